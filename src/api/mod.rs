@@ -1,0 +1,16 @@
+//! SAYS: the types a person may write and the types we answer with.
+//! Not here: I/O, the clock, the kernel, the store.
+
+pub mod condition;
+pub mod event;
+pub mod host_group;
+pub mod lease;
+pub mod manifest;
+pub mod meta;
+pub mod network;
+pub mod policy;
+pub mod pool;
+pub mod rung;
+pub mod validate;
+pub mod view;
+pub mod vm;

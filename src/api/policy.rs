@@ -1,0 +1,375 @@
+//! Where a VM may send: the lists people write, and the one ordered list of verdicts they stand for.
+//! The firewall's rules, `explain` and the cutting of flows are all made from that one list.
+//!
+//! # Truth table
+//! neither list: everything passes; `drop` alone: the rest passes; `allow` alone: the rest is denied; both: `allow` is
+//! asked first, then `drop`, and what matches neither passes. Reserved destinations are closed before any list is asked.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+
+/// Cloud metadata services: closed unless `allow_metadata: true`.
+pub const METADATA: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(169, 254, 169, 254),
+    Ipv4Addr::new(168, 63, 129, 16),
+    Ipv4Addr::new(100, 100, 100, 200),
+];
+
+/// Destinations that no list opens: RFC 3927, RFC 1122 section 3.2.1.3, RFC 5771, RFC 1112 section 4, Azure, Alibaba.
+pub const RESERVED: [(Ipv4Addr, u8); 7] = [
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::new(224, 0, 0, 0), 4),
+    (Ipv4Addr::new(240, 0, 0, 0), 4),
+    (Ipv4Addr::new(168, 63, 129, 16), 32),
+    (Ipv4Addr::new(100, 100, 100, 200), 32),
+];
+
+/// [`RESERVED`] as networks, in the order the rules ask them.
+pub fn reserved() -> impl Iterator<Item = Ipv4Network> {
+    RESERVED
+        .iter()
+        .map(|&(address, prefix)| Ipv4Network::new(address, prefix).expect("a prefix length"))
+}
+
+/// Transport protocols that an entry may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// Destination ports, both ends included, never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ports {
+    /// First port.
+    pub first: u16,
+    /// Last port, at least `first`.
+    pub last: u16,
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.first == self.last {
+            true => write!(f, "{}", self.first),
+            false => write!(f, "{}-{}", self.first, self.last),
+        }
+    }
+}
+
+/// `IP` or `CIDR`, then `:port` or `:from-to`, then `/tcp` or `/udp` (after a bare CIDR's own `/len`).
+/// Ports without a protocol mean TCP and UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Entry {
+    /// Destination; an IP is a /32.
+    pub network: Ipv4Network,
+    /// Destination ports; none: all, and what has no ports.
+    pub ports: Option<Ports>,
+    /// Protocol; none: any.
+    pub protocol: Option<Protocol>,
+}
+
+/// Why a text is no [`Entry`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{found}` is no firewall entry: {why}; expected IP or CIDR, then optionally :PORT or :FROM-TO, then optionally /tcp or /udp"
+)]
+pub struct InvalidEntry {
+    found: String,
+    why: String,
+}
+
+impl FromStr for Entry {
+    type Err = InvalidEntry;
+
+    fn from_str(text: &str) -> Result<Self, InvalidEntry> {
+        parse_entry(text).map_err(|why| InvalidEntry {
+            found: text.to_owned(),
+            why,
+        })
+    }
+}
+
+fn parse_entry(text: &str) -> Result<Entry, String> {
+    if text.matches(':').count() > 1 {
+        return Err("IPv6 destinations are not supported yet".into());
+    }
+    let (rest, protocol) = match text.rsplit_once('/') {
+        Some((rest, "tcp")) => (rest, Some(Protocol::Tcp)),
+        Some((rest, "udp")) => (rest, Some(Protocol::Udp)),
+        Some((_, word)) if word.chars().any(|c| c.is_ascii_alphabetic()) => {
+            return Err(format!("`{word}` is neither tcp nor udp"));
+        }
+        _ => (text, None),
+    };
+    let (destination, ports) = match rest.split_once(':') {
+        Some((destination, ports)) => (destination, Some(parse_ports(ports)?)),
+        None => (rest, None),
+    };
+    let network = parse_network(destination)?;
+    Ok(Entry {
+        network,
+        ports,
+        protocol,
+    })
+}
+
+fn parse_network(text: &str) -> Result<Ipv4Network, String> {
+    let (address, prefix) = match text.split_once('/') {
+        None => (text, 32),
+        Some((address, len)) => match len.parse::<u8>() {
+            Ok(prefix @ 0..=32) if len.len() <= 2 => (address, prefix),
+            _ => return Err(format!("`/{len}` is no prefix length from 0 to 32")),
+        },
+    };
+    let address: Ipv4Addr = address
+        .parse()
+        .map_err(|_| format!("`{address}` is no IPv4 address"))?;
+    let network = Ipv4Network::new(address, prefix).map_err(|e| e.to_string())?;
+    match network.network() == address {
+        true => Ok(network),
+        false => Err(format!(
+            "`{text}` has host bits set, `{}/{prefix}` has none",
+            network.network()
+        )),
+    }
+}
+
+fn parse_ports(text: &str) -> Result<Ports, String> {
+    let port = |text: &str| match text.parse::<u16>() {
+        Ok(port) if port != 0 && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
+        _ => Err(format!("`{text}` is no port from 1 to 65535")),
+    };
+    let (first, last) = match text.split_once('-') {
+        Some((first, last)) => (port(first)?, port(last)?),
+        None => (port(text)?, port(text)?),
+    };
+    match first <= last {
+        true => Ok(Ports { first, last }),
+        false => Err(format!("the ports `{text}` run backwards")),
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.network.prefix() {
+            32 => write!(f, "{}", self.network.ip())?,
+            _ => write!(f, "{}", self.network)?,
+        }
+        if let Some(ports) = self.ports {
+            write!(f, ":{ports}")?;
+        }
+        if let Some(protocol) = self.protocol {
+            write!(f, "/{protocol}")?;
+        }
+        Ok(())
+    }
+}
+
+impl TryFrom<String> for Entry {
+    type Error = InvalidEntry;
+    fn try_from(text: String) -> Result<Self, InvalidEntry> {
+        text.parse()
+    }
+}
+
+impl From<Entry> for String {
+    fn from(entry: Entry) -> Self {
+        entry.to_string()
+    }
+}
+
+impl Entry {
+    /// Whether every packet that `other` matches is matched by `self`.
+    pub fn covers(&self, other: &Self) -> bool {
+        let network = other.network.is_subnet_of(self.network);
+        let ports = match (self.ports, other.ports) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(ours), Some(theirs)) => ours.first <= theirs.first && theirs.last <= ours.last,
+        };
+        // Ports alone already mean "TCP or UDP".
+        let protocol = match (self.protocol, other.protocol) {
+            (None, _) => true,
+            (Some(ours), theirs) => theirs == Some(ours),
+        };
+        network && ports && protocol
+    }
+
+    /// Whether a packet is matched.
+    pub fn matches(&self, packet: &Packet) -> bool {
+        let transport = packet.transport.map(|(protocol, _)| protocol);
+        let port = packet.transport.and_then(|(_, port)| port);
+        self.network.contains(packet.destination)
+            && (self.protocol.is_none() || transport == self.protocol)
+            && self.ports.is_none_or(|ports| {
+                port.is_some_and(|port| (ports.first..=ports.last).contains(&port))
+            })
+    }
+}
+
+/// What a packet from a VM is judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Where it goes.
+    pub destination: Ipv4Addr,
+    /// TCP or UDP and its destination port; none: another protocol. A port of none: a later fragment.
+    pub transport: Option<(Protocol, Option<u16>)>,
+}
+
+/// What a denied packet gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDeny {
+    /// Silence.
+    #[default]
+    Drop,
+    /// A TCP reset, or ICMP "administratively prohibited".
+    Reject,
+}
+
+impl fmt::Display for OnDeny {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Drop => "drop",
+            Self::Reject => "reject",
+        })
+    }
+}
+
+/// The lists as written.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Policy {
+    /// Asked first.
+    #[serde(default)]
+    pub allow: Vec<Entry>,
+    /// Asked second.
+    #[serde(default)]
+    pub drop: Vec<Entry>,
+    /// What a denied packet gets.
+    #[serde(default)]
+    pub on_deny: OnDeny,
+    /// Opens [`METADATA`] to the lists.
+    #[serde(default)]
+    pub allow_metadata: bool,
+}
+
+/// What happens to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It passes.
+    Allow,
+    /// It gets what `on_deny` says.
+    Deny,
+}
+
+/// Which line of the policy decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A destination that no list opens.
+    Reserved(Ipv4Network),
+    /// `allow[index]`.
+    Allow(usize, Entry),
+    /// `drop[index]`.
+    Drop(usize, Entry),
+    /// What matches neither list.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reserved(network) => write!(f, "reserved destination {network}"),
+            Self::Allow(index, entry) => write!(f, "allow[{index}] \"{entry}\""),
+            Self::Drop(index, entry) => write!(f, "drop[{index}] \"{entry}\""),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+impl Policy {
+    /// What matches neither list: denied when only `allow` is written.
+    pub fn default_verdict(&self) -> Verdict {
+        match self.drop.is_empty() && !self.allow.is_empty() {
+            true => Verdict::Deny,
+            false => Verdict::Allow,
+        }
+    }
+
+    /// Whether `destination` is closed before any list is asked, and by which range.
+    pub fn reserved(&self, destination: Ipv4Addr) -> Option<Ipv4Network> {
+        let opened = self.allow_metadata && METADATA.contains(&destination);
+        reserved()
+            .find(|network| network.contains(destination))
+            .filter(|_| !opened)
+    }
+
+    /// Judges one packet that leaves the VM's TAP with the VM's own source address and MAC.
+    pub fn judge(&self, packet: &Packet) -> (Verdict, Origin) {
+        if let Some(network) = self.reserved(packet.destination) {
+            return (Verdict::Deny, Origin::Reserved(network));
+        }
+        let first = |list: &[Entry]| {
+            list.iter()
+                .copied()
+                .enumerate()
+                .find(|(_, entry)| entry.matches(packet))
+        };
+        if let Some((index, entry)) = first(&self.allow) {
+            return (Verdict::Allow, Origin::Allow(index, entry));
+        }
+        if let Some((index, entry)) = first(&self.drop) {
+            return (Verdict::Deny, Origin::Drop(index, entry));
+        }
+        (self.default_verdict(), Origin::Default)
+    }
+
+    /// Entries that can never decide anything, in words: a `drop` wholly under an `allow`, a duplicate.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (index, drop) in self.drop.iter().enumerate() {
+            if let Some(allow) = self.allow.iter().find(|allow| allow.covers(drop)) {
+                warnings.push(format!(
+                    "drop[{index}] \"{drop}\" never matches: allow \"{allow}\" is asked first and covers it"
+                ));
+            }
+        }
+        for (list, entries) in [("allow", &self.allow), ("drop", &self.drop)] {
+            for (index, entry) in entries.iter().enumerate() {
+                if let Some(earlier) = entries[..index].iter().find(|e| e.covers(entry)) {
+                    warnings.push(format!(
+                        "{list}[{index}] \"{entry}\" never matches: \"{earlier}\" stands before it and covers it"
+                    ));
+                }
+            }
+        }
+        warnings
+    }
+
+    /// `allow` entries of one address and a port: the only way to open something on the host itself.
+    pub fn host_openings(&self) -> impl Iterator<Item = Entry> + '_ {
+        self.allow
+            .iter()
+            .copied()
+            .filter(|entry| entry.network.prefix() == 32 && entry.ports.is_some())
+    }
+}

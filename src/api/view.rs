@@ -1,0 +1,295 @@
+//! What we answer: the objects with their status folded in. The keys are a contract, scripts rely on them.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+
+use super::condition::{Reason, Status};
+use super::host_group::{HostGroupSpec, Origin};
+use super::meta::{Name, Timestamp, Uid};
+use super::network::{Block, Mac, Mode};
+use super::policy::{Entry, OnDeny, Verdict};
+use super::vm::{Hypervisor, VmSpec};
+
+/// One object of any kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+pub enum Object {
+    /// A group.
+    HostGroup(GroupView),
+    /// A VM.
+    Vm(Box<VmView>),
+    /// A lease.
+    Lease(LeaseView),
+}
+
+/// Several of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct List {
+    /// Ordered by name (VMs by group, then index).
+    pub items: Vec<Object>,
+}
+
+/// `metadata` of every kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetaView {
+    /// Name.
+    pub name: Name,
+    /// Uid; a lease has its VM's name for identity and no uid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<Uid>,
+    /// Edition of the spec.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// The group it belongs to; none for a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Name>,
+    /// When it was stored.
+    pub created_at: Timestamp,
+    /// Being removed.
+    #[serde(default)]
+    pub deleting: bool,
+    /// What still holds it: a fold of the held rungs.
+    #[serde(default)]
+    pub finalizers: Vec<String>,
+}
+
+/// One condition with its type: `Lease`, `Net`, `Firewall`, `Vmm` or `Ready`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConditionView {
+    /// The type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whether it holds.
+    pub status: Status,
+    /// One word.
+    pub reason: Reason,
+    /// A sentence.
+    pub message: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// Of which generation.
+    pub observed_generation: u64,
+}
+
+/// A VM as answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmView {
+    /// Who it is.
+    pub metadata: MetaView,
+    /// What is wanted.
+    pub spec: VmSpec,
+    /// What is.
+    pub status: VmStatus,
+}
+
+/// What is known of a VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmStatus {
+    /// Every rung is Ready at this generation.
+    pub ready: bool,
+    /// One a rung, then `Ready`.
+    pub conditions: Vec<ConditionView>,
+    /// Its network; none before it has a lease.
+    pub network: Option<NetworkStatus>,
+    /// Its policy.
+    pub firewall: FirewallStatus,
+    /// Its process.
+    pub vmm: VmmStatus,
+    /// Entries that never match and the like.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// `status.network`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// Data path.
+    pub mode: Mode,
+    /// The guest's address.
+    pub ip: Ipv4Addr,
+    /// Its prefix length.
+    pub prefix_len: u8,
+    /// Its gateway.
+    pub gateway: Ipv4Addr,
+    /// The guest's MAC.
+    pub mac: Mac,
+    /// Its name servers.
+    pub dns: Vec<Ipv4Addr>,
+    /// `nsenter --net=` and `ip netns exec $(basename …)` take it.
+    pub netns: Option<PathBuf>,
+    /// The TAP in that namespace.
+    pub tap: String,
+    /// The veth end in the host namespace.
+    pub host_link: Option<String>,
+    /// Bytes.
+    pub mtu: u32,
+}
+
+/// `status.firewall`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FirewallStatus {
+    /// What matches neither list.
+    pub default: DefaultVerdict,
+    /// As written.
+    pub allow: Vec<Entry>,
+    /// As written.
+    pub drop: Vec<Entry>,
+    /// What a denied packet gets.
+    pub on_deny: OnDeny,
+    /// Names the rule set that was last read back from the kernel; none before that.
+    pub digest: Option<String>,
+}
+
+/// `allow` or `drop`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DefaultVerdict {
+    /// The rest passes.
+    Allow,
+    /// The rest is denied.
+    Drop,
+}
+
+impl From<Verdict> for DefaultVerdict {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Allow => Self::Allow,
+            Verdict::Deny => Self::Drop,
+        }
+    }
+}
+
+/// `status.vmm`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmmStatus {
+    /// Who runs it.
+    pub hypervisor: Hypervisor,
+    /// The process.
+    pub pid: Option<u32>,
+    /// What it is doing.
+    pub state: VmmState,
+    /// When the process was started.
+    pub started_at: Option<Timestamp>,
+    /// Its control socket (QEMU: QMP).
+    pub api_socket: Option<PathBuf>,
+    /// The guest's serial output and the VMM's own.
+    pub log: Option<PathBuf>,
+}
+
+/// What a VMM process is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmmState {
+    /// Not Ready yet.
+    Starting,
+    /// Alive.
+    Running,
+    /// Gone, or never started.
+    Stopped,
+    /// `hypervisor: none`.
+    None,
+}
+
+/// A group as answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupView {
+    /// Who it is.
+    pub metadata: MetaView,
+    /// Who may change it.
+    pub origin: Origin,
+    /// What is wanted.
+    pub spec: HostGroupSpec,
+    /// What is.
+    pub status: GroupStatus,
+}
+
+/// What is known of a group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// All VMs are there and Ready at their newest generation.
+    pub ready: bool,
+    /// `Ready`.
+    pub conditions: Vec<ConditionView>,
+    /// VMs wanted.
+    pub desired: u32,
+    /// VMs there, those being removed included.
+    pub current: u32,
+    /// VMs with the newest spec.
+    pub updated: u32,
+    /// VMs Ready.
+    pub ready_count: u32,
+    /// Where its addresses come from; none before one was chosen.
+    pub range: Option<Ipv4Network>,
+    /// Entries that never match and the like.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// A lease as answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LeaseView {
+    /// Its name is the VM's.
+    pub metadata: MetaView,
+    /// The /30.
+    pub block: Block,
+    /// The guest's address.
+    pub ip: Ipv4Addr,
+    /// Where it was taken from.
+    pub range: Ipv4Network,
+}
+
+/// What `apply` did, or would do, to one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Applied {
+    /// New.
+    Created,
+    /// Changed.
+    Configured,
+    /// As it was.
+    Unchanged,
+    /// Removed.
+    Deleted,
+}
+
+/// `apply`'s answer for one group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ApplyResult {
+    /// The group.
+    pub name: Name,
+    /// What was done.
+    pub applied: Applied,
+    /// Entries that never match and the like.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// Actions that a change would take, by object (`vm/sandbox-1`, `ground`), in order.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct DiffResult {
+    /// The groups and what would become of them.
+    pub groups: Vec<ApplyResult>,
+    /// Object to actions; an object without actions is left out.
+    pub actions: BTreeMap<String, Vec<String>>,
+}
+
+/// `explain`'s answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The VM.
+    pub vm: Name,
+    /// What was asked, in canonical form.
+    pub packet: String,
+    /// What happens.
+    pub verdict: Verdict,
+    /// The deciding rule, as iptables would print it.
+    pub rule: String,
+    /// Where that rule stands: `namespace SLICE-POLICY`, `host raw SLICE-…`.
+    pub place: String,
+    /// The YAML entry it came from: `allow[0] "192.168.222.1:3128"`, or `default`, or why no entry can decide.
+    pub entry: String,
+}

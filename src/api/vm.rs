@@ -1,0 +1,74 @@
+//! `Vm`: one microVM slot of a group. Written by the group's reconciler.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::meta::{Meta, Name};
+use super::network::NetworkSpec;
+
+/// One VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vm {
+    /// Name (`<group>-<index>`), uid, generation.
+    pub meta: Meta,
+    /// The group it belongs to.
+    pub group: Name,
+    /// Its place in the group, from 1.
+    pub index: u32,
+    /// What is wanted.
+    pub spec: VmSpec,
+}
+
+/// What a VM is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// Who runs it.
+    pub hypervisor: Hypervisor,
+    /// Virtual processors, 1 to 255.
+    pub vcpu: u32,
+    /// Memory, in bytes, a whole number of MiB.
+    pub ram_bytes: u64,
+    /// The kernel to boot: bzImage or an ELF with a PVH note.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_file: Option<PathBuf>,
+    /// Its initial RAM file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_file: Option<PathBuf>,
+    /// Handed to the guest, at most what `ip=` carries: two.
+    #[serde(default)]
+    pub dns_servers: Vec<Ipv4Addr>,
+    /// Its data path.
+    pub network: NetworkSpec,
+}
+
+impl VmSpec {
+    /// Whether a VM that runs `self` becomes `other` without being replaced:
+    /// only the egress policy differs.
+    pub fn changes_live_to(&self, other: &Self) -> bool {
+        let mut probe = self.clone();
+        probe.network.set_policy(other.network.policy().clone());
+        probe == *other
+    }
+}
+
+/// Which VMM runs a VM. The ones that do not exist yet are refused by [`super::manifest`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hypervisor {
+    /// The slot is prepared and nothing is started: bring your own VMM.
+    None,
+    /// `qemu-system-x86_64 -M microvm`.
+    Qemu,
+}
+
+impl fmt::Display for Hypervisor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::None => "none",
+            Self::Qemu => "qemu",
+        })
+    }
+}

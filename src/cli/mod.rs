@@ -1,0 +1,2 @@
+//! SPEAKS: words and tables for people.
+//! Not here: anything the daemon decides.

@@ -1,0 +1,2 @@
+//! JOINS: the only file that knows every room.
+//! Not here: decisions.

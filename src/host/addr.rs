@@ -1,0 +1,2 @@
+//! Addresses of links.
+//! Not here: what ought to be.

@@ -1,0 +1,2 @@
+//! Tracked flows: list them, delete one.
+//! Not here: what ought to be.

@@ -1,0 +1,97 @@
+//! What the kernel answered, with its errno normalised once.
+//! Not here: what to do about it.
+
+use std::io;
+
+/// The five answers that a caller may act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// ENOENT, ENODEV, ENXIO, ESRCH, EADDRNOTAVAIL: the thing is not there.
+    Absent,
+    /// EEXIST: it is there already.
+    Exists,
+    /// EBUSY, EAGAIN: not now.
+    Busy,
+    /// EPERM, EACCES.
+    Denied,
+    /// Anything else.
+    Other,
+}
+
+/// What we were doing, to which thing, and what the kernel said.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} {thing}")]
+pub struct Error {
+    /// A verb: `create`, `read`, `list the addresses of`.
+    pub doing: &'static str,
+    /// The thing's name or path.
+    pub thing: String,
+    /// The answer, normalised.
+    pub kind: Kind,
+    /// The answer itself.
+    #[source]
+    pub source: io::Error,
+}
+
+impl Error {
+    /// Wraps an I/O error.
+    pub fn io(doing: &'static str, thing: impl Into<String>, source: io::Error) -> Self {
+        Self {
+            doing,
+            thing: thing.into(),
+            kind: Kind::of(&source),
+            source,
+        }
+    }
+
+    /// Wraps an error that has no errno.
+    pub fn other(
+        doing: &'static str,
+        thing: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            doing,
+            thing: thing.into(),
+            kind: Kind::Other,
+            source: io::Error::other(source),
+        }
+    }
+}
+
+impl Kind {
+    /// Normalises an errno.
+    pub fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::ESRCH | libc::EADDRNOTAVAIL) => {
+                Self::Absent
+            }
+            Some(libc::EEXIST) => Self::Exists,
+            Some(libc::EBUSY | libc::EAGAIN) => Self::Busy,
+            Some(libc::EPERM | libc::EACCES) => Self::Denied,
+            Some(_) => Self::Other,
+            None => match error.kind() {
+                io::ErrorKind::NotFound => Self::Absent,
+                io::ErrorKind::AlreadyExists => Self::Exists,
+                io::ErrorKind::PermissionDenied => Self::Denied,
+                _ => Self::Other,
+            },
+        }
+    }
+}
+
+/// Absent on delete is success: somebody was faster.
+pub fn absent_is_done(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(error) if error.kind == Kind::Absent => Ok(()),
+        other => other,
+    }
+}
+
+/// Present on create is success: the next look decides whether it is the right one.
+pub fn exists_is_done(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(error) if error.kind == Kind::Exists => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,2 @@
+//! Links: list, create a veth, label, move up.
+//! Not here: what ought to be.

@@ -1,0 +1,2 @@
+//! Neighbour entries.
+//! Not here: what ought to be.

@@ -1,0 +1,2 @@
+//! Network namespaces: create, enter, open, delete.
+//! Not here: what ought to be.

@@ -1,0 +1,2 @@
+//! Processes: start, find again, signal, wait.
+//! Not here: what ought to be.

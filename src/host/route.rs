@@ -1,0 +1,2 @@
+//! Routes.
+//! Not here: what ought to be.

@@ -1,0 +1,2 @@
+//! Values under /proc/sys.
+//! Not here: what ought to be.

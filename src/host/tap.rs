@@ -1,0 +1,2 @@
+//! TAP devices.
+//! Not here: what ought to be.

@@ -1,0 +1,32 @@
+//! `slicectl`: keeps the networking of one host's microVMs as its YAML says.
+//!
+//! # The map of the house
+//! | room | what it does | imports |
+//! |---|---|---|
+//! | [`api`] | SAYS: types a person may write and what we answer | nothing |
+//! | [`owner`] | OWNS: identity to names and labels, and back | `api` |
+//! | [`clock`] | TELLS: the only `now()` | `api` (the type of a time) |
+//! | [`store`] | REMEMBERS: the only door to the database | `api` |
+//! | [`runtime`] | WAITS: queue, backoff, controller | `api`, `clock` |
+//! | [`reconcile`] | DECIDES: the rungs of the ladder and the ground under it | `api owner store host` |
+//! | [`host`] | TOUCHES: thin functions over the kernel | nothing |
+//! | [`intake`] | READS: the manifests folder | `api store` |
+//! | [`wire`] | CARRIES: HTTP and JSON on a Unix socket | `api` |
+//! | [`doctor`] | EXAMINES: whether this host can do what is asked of it, and the remedy | `api host owner` |
+//! | [`daemon`] | JOINS: the only file that knows every room | all |
+//! | [`cli`] | SPEAKS: words and tables for people | `api wire clock` |
+//!
+//! The import rule is enforced by `tests/layers.rs`.
+
+pub mod api;
+pub mod cli;
+pub mod clock;
+pub mod daemon;
+pub mod doctor;
+pub mod host;
+pub mod intake;
+pub mod owner;
+pub mod reconcile;
+pub mod runtime;
+pub mod store;
+pub mod wire;

@@ -1,0 +1,297 @@
+//! OWNS: whose a kernel thing is. Identity to link, chain, namespace and directory names and labels; and back.
+//! Not here: the kernel, the store; everything is a pure function.
+//!
+//! # Why
+//! The design's label is `slice/<kind>/<name>@<uid>`. Ours names the daemon too, `slice/<instance>/<kind>/…`, and the same
+//! five characters stand in every link and chain name: so two daemons on one host tell their things apart, and the host's
+//! wildcard rules (`sl<instance>+`) match neither another daemon's links nor a stranger's `slave0`.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::meta::{Name, Uid};
+use crate::api::network::Mac;
+
+const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+
+/// The links inside a VM's namespace have fixed names: nothing else lives there.
+pub const TAP: &str = "tap0";
+/// The veth end inside a VM's namespace.
+pub const UPLINK: &str = "up0";
+
+/// Which daemon: five characters made from the state directory's path.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Instance(String);
+
+impl Instance {
+    /// The daemon that keeps its state in `state_dir` (canonical). Pure, so that it survives the loss of the state.
+    pub fn of(state_dir: &Path) -> Self {
+        Self(hash(
+            "instance",
+            state_dir.as_os_str().as_encoded_bytes(),
+            5,
+        ))
+    }
+
+    /// The five characters.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What every link of ours in the host namespace starts with.
+    pub fn link_prefix(&self) -> String {
+        format!("sl{}", self.0)
+    }
+
+    /// `iptables -i` wildcard for every link of ours.
+    pub fn link_wildcard(&self) -> String {
+        format!("{}+", self.link_prefix())
+    }
+
+    /// A chain of ours in the host's tables: `SLICE-<instance>-<role>`, at most 28 characters.
+    pub fn chain(&self, role: &str) -> String {
+        format!("SLICE-{}-{role}", self.0)
+    }
+
+    /// The label for what belongs to no VM.
+    pub fn ground_label(&self) -> Label {
+        Label {
+            instance: self.clone(),
+            owner: Owner::Ground,
+        }
+    }
+
+    /// The label for what belongs to a VM.
+    pub fn vm_label(&self, name: &Name, uid: Uid) -> Label {
+        Label {
+            instance: self.clone(),
+            owner: Owner::Vm {
+                name: name.clone(),
+                uid,
+            },
+        }
+    }
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Who a thing belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Owner {
+    /// The host itself.
+    Ground,
+    /// One VM.
+    Vm {
+        /// Its name.
+        name: Name,
+        /// Its uid.
+        uid: Uid,
+    },
+}
+
+/// Ownership as written on a thing: `slice/<instance>/ground` or `slice/<instance>/vm/<name>@<uid>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Label {
+    /// Which daemon.
+    pub instance: Instance,
+    /// Which of its objects.
+    pub owner: Owner,
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.owner {
+            Owner::Ground => write!(f, "slice/{}/ground", self.instance),
+            Owner::Vm { name, uid } => write!(f, "slice/{}/vm/{name}@{uid}", self.instance),
+        }
+    }
+}
+
+/// A text that is not a label of ours.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a slice label")]
+pub struct NotALabel(String);
+
+impl FromStr for Label {
+    type Err = NotALabel;
+    fn from_str(text: &str) -> Result<Self, NotALabel> {
+        parse_label(text).ok_or_else(|| NotALabel(text.to_owned()))
+    }
+}
+
+fn parse_label(text: &str) -> Option<Label> {
+    let (instance, owner) = text.strip_prefix("slice/")?.split_once('/')?;
+    let sound = instance.len() == 5 && instance.bytes().all(|b| ALPHABET.contains(&b));
+    let owner = match owner {
+        "ground" => Owner::Ground,
+        vm => {
+            let (name, uid) = vm.strip_prefix("vm/")?.split_once('@')?;
+            Owner::Vm {
+                name: name.parse().ok()?,
+                uid: uid.parse().ok()?,
+            }
+        }
+    };
+    sound.then(|| Label {
+        instance: Instance(instance.to_owned()),
+        owner,
+    })
+}
+
+impl TryFrom<String> for Label {
+    type Error = NotALabel;
+    fn try_from(text: String) -> Result<Self, NotALabel> {
+        text.parse()
+    }
+}
+
+impl From<Label> for String {
+    fn from(label: Label) -> Self {
+        label.to_string()
+    }
+}
+
+/// Something in the kernel that was seen to carry our label. A delete action takes nothing else,
+/// so deleting something foreign does not type-check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owned<T> {
+    thing: T,
+    label: Label,
+}
+
+impl<T> Owned<T> {
+    /// The thing.
+    pub fn thing(&self) -> &T {
+        &self.thing
+    }
+
+    /// Whose it is.
+    pub fn label(&self) -> &Label {
+        &self.label
+    }
+}
+
+impl Label {
+    /// `thing` is ours if `found`, the label read off it, is exactly `self`.
+    pub fn claim<T>(&self, thing: T, found: Option<&str>) -> Option<Owned<T>> {
+        (found == Some(self.to_string().as_str())).then(|| Owned {
+            thing,
+            label: self.clone(),
+        })
+    }
+
+    /// Claims a link by its label or, while it has none, by its birthmark: the kernel sets a link's MAC in the same step
+    /// as its name, but takes its alias only afterwards, and a crash may fall between the two.
+    pub fn claim_link(&self, name: &str, alias: Option<&str>, mac: Mac) -> Option<Owned<String>> {
+        match alias {
+            Some(_) => self.claim(name.to_owned(), alias),
+            None => (mac == birthmark(name)).then(|| Owned {
+                thing: name.to_owned(),
+                label: self.clone(),
+            }),
+        }
+    }
+}
+
+/// The MAC that a veth end of ours in the host namespace is born with: a function of its name.
+pub fn birthmark(host_link: &str) -> Mac {
+    mac("birthmark", host_link.as_bytes())
+}
+
+/// One VM's names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmNames {
+    /// `sl<instance><hash>`, 15 characters: the veth end in the host namespace.
+    pub host_link: String,
+    /// The MAC of that end.
+    pub host_mac: Mac,
+    /// The MAC of `up0`.
+    pub uplink_mac: Mac,
+    /// The MAC of `tap0`, the guest's gateway.
+    pub tap_mac: Mac,
+    /// The MAC the guest must use.
+    pub guest_mac: Mac,
+    /// `slice-<hash>`: the namespace, in our directory and in `ip netns`.
+    pub netns: String,
+}
+
+/// The names of the VM with this uid.
+pub fn vm_names(instance: &Instance, uid: Uid) -> VmNames {
+    let id = uid.0.as_bytes();
+    let host_link = format!("{}{}", instance.link_prefix(), hash("host-link", id, 8));
+    VmNames {
+        host_mac: birthmark(&host_link),
+        host_link,
+        uplink_mac: mac("uplink", id),
+        tap_mac: mac("tap", id),
+        guest_mac: mac("guest", id),
+        netns: format!("slice-{}", hash(instance.as_str(), id, 12)),
+    }
+}
+
+/// Where a daemon keeps what lives as long as the host is up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir(pub PathBuf);
+
+impl RunDir {
+    /// The mount points of the VMs' namespaces.
+    pub fn netns_dir(&self) -> PathBuf {
+        self.0.join("netns")
+    }
+
+    /// One namespace.
+    pub fn netns(&self, names: &VmNames) -> PathBuf {
+        self.netns_dir().join(&names.netns)
+    }
+
+    /// All VMs' own directories.
+    pub fn vm_dirs(&self) -> PathBuf {
+        self.0.join("vm")
+    }
+
+    /// A VM's own directory: its record, its VMM's sockets and logs.
+    pub fn vm_dir(&self, uid: Uid) -> PathBuf {
+        self.vm_dirs().join(uid.to_string())
+    }
+
+    /// The daemon's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.0.join("sliced.sock")
+    }
+}
+
+/// Where `ip netns` looks.
+pub fn ip_netns_path(netns: &str) -> PathBuf {
+    Path::new("/run/netns").join(netns)
+}
+
+/// `length` characters of base 32 (RFC 4648, lower case) out of a hash; `role` keeps different uses apart.
+fn hash(role: &str, bytes: &[u8], length: usize) -> String {
+    digest(role, bytes)
+        .iter()
+        .take(length)
+        .map(|byte| char::from(ALPHABET[usize::from(byte & 31)]))
+        .collect()
+}
+
+/// A locally administered unicast MAC (IEEE 802 section 8.4) out of a hash.
+fn mac(role: &str, bytes: &[u8]) -> Mac {
+    let d = digest(role, bytes);
+    Mac([(d[0] & 0xfc) | 0x02, d[1], d[2], d[3], d[4], d[5]])
+}
+
+fn digest(role: &str, bytes: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key(role);
+    hasher.update(bytes);
+    *hasher.finalize().as_bytes()
+}

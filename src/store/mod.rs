@@ -1,0 +1,2 @@
+//! REMEMBERS: the only door to the database.
+//! Not here: the kernel, decisions.

@@ -1,0 +1,2 @@
+//! CARRIES: HTTP and JSON on a Unix socket.
+//! Not here: decisions, words for people.
