@@ -1,2 +1,6 @@
 //! WAITS: which key is looked at next, and when.
-//! Not here: what a key means.
+//! Not here: what a key means, what is done for it.
+
+pub mod backoff;
+pub mod controller;
+pub mod queue;

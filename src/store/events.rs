@@ -1,0 +1,76 @@
+//! What happened, newest last: a ring in memory, the same thing in a row counted instead of repeated.
+//! Not here: what is worth telling. Events end with the daemon; conditions are what lasts.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::broadcast;
+
+use crate::api::event::{Event, EventType};
+use crate::api::meta::Timestamp;
+
+/// As many are kept.
+const KEPT: usize = 2000;
+
+/// The ring. Cheap to clone.
+#[derive(Clone)]
+pub struct Events {
+    ring: Arc<Mutex<VecDeque<Event>>>,
+    told: broadcast::Sender<Event>,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        let (told, _) = broadcast::channel(KEPT);
+        Self {
+            ring: Arc::default(),
+            told,
+        }
+    }
+}
+
+impl Events {
+    /// Notes that something happened.
+    pub fn note(&self, now: Timestamp, kind: EventType, object: &str, reason: &str, message: &str) {
+        let event = {
+            let mut ring = self.ring.lock().unwrap_or_else(|p| p.into_inner());
+            let same = |e: &Event| {
+                e.object == object && e.reason == reason && e.message == message && e.kind == kind
+            };
+            // Not only the last one: several objects that fail in turn would never be counted.
+            let count = match ring.iter().rev().take(64).position(same) {
+                None => 1,
+                Some(back) => {
+                    let at = ring.len() - 1 - back;
+                    ring.remove(at).map_or(1, |e| e.count + 1)
+                }
+            };
+            let event = Event {
+                time: now,
+                object: object.to_owned(),
+                reason: reason.to_owned(),
+                message: message.to_owned(),
+                count,
+                kind,
+            };
+            if ring.len() == KEPT {
+                ring.pop_front();
+            }
+            ring.push_back(event.clone());
+            event
+        };
+        // No listener is no error.
+        let _ = self.told.send(event);
+    }
+
+    /// All that are kept, oldest first.
+    pub fn all(&self) -> Vec<Event> {
+        let ring = self.ring.lock().unwrap_or_else(|p| p.into_inner());
+        ring.iter().cloned().collect()
+    }
+
+    /// From now on.
+    pub fn watch(&self) -> broadcast::Receiver<Event> {
+        self.told.subscribe()
+    }
+}

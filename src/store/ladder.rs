@@ -1,0 +1,248 @@
+//! Taking and leaving a rung: each ONE transaction that checks the gate and writes the rung together.
+//! Not here: what a rung does.
+//!
+//! # Why
+//! Check-then-write is a race: the deletion of an object slips in between. Here the gate is asked inside the transaction,
+//! so a VM that is being deleted can take no rung, and one that is held cannot be removed.
+
+use ipnetwork::Ipv4Network;
+
+use super::Error;
+use super::txn::Txn;
+use super::world::World;
+use crate::api::condition::{Condition, Reason, Status};
+use crate::api::lease::Lease;
+use crate::api::meta::{Timestamp, Uid};
+use crate::api::network::{Block, NetworkSpec};
+use crate::api::rung::{LADDER, Rung, RungPage};
+use crate::api::vm::Vm;
+
+/// What stands before a rung.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// The rung is taken, durably: go on.
+    Open(Box<Vm>),
+    /// The rung below, or the ground, is not Ready at this generation. Somebody will nudge.
+    Closed(String),
+    /// The VM is gone or being deleted.
+    Gone,
+}
+
+/// Why a name has no block.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// All are taken.
+    #[error("no free /30 is left in {0}")]
+    Exhausted(Ipv4Network),
+    /// The group has chosen no range yet.
+    #[error("the group has no range yet")]
+    NoPool,
+    /// It could not be written.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+impl World {
+    fn below_is_ready(&self, vm: &Vm, rung: Rung) -> Result<(), String> {
+        let below = LADDER.iter().take_while(|r| **r != rung).last();
+        if let Some(below) = below {
+            let ready = self
+                .page(vm.meta.uid, *below)
+                .is_some_and(|page| page.condition.is_true_at(vm.meta.generation));
+            if !ready {
+                return Err(format!("waits for {below}"));
+            }
+        }
+        // The namespace is where the host's rules begin to matter.
+        match rung {
+            Rung::Net if !self.ground_carries(vm) => Err("waits for the host's rules".into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn ground_carries(&self, vm: &Vm) -> bool {
+        let Some(ground) = &self.ground else {
+            return false;
+        };
+        ground.condition.status == Status::True
+            && self
+                .lease(&vm.meta.name)
+                .is_some_and(|lease| ground.carries.pools.contains(&lease.pool))
+    }
+}
+
+impl Txn<'_> {
+    /// Takes a rung of a VM, if its gate is open.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn take_rung(&mut self, uid: Uid, rung: Rung, now: Timestamp) -> Result<Gate, Error> {
+        let Some(vm) = self.world().vm(uid).filter(|vm| !vm.meta.deleting).cloned() else {
+            return Ok(Gate::Gone);
+        };
+        let page = self.world().page(uid, rung).cloned();
+        let mut page = page.unwrap_or_else(|| RungPage::blank(now));
+        if let Err(why) = self.world().below_is_ready(&vm, rung) {
+            // A rung that was Ready keeps its word; one that never was says what it waits for.
+            if page.condition.status != Status::True {
+                self.set_condition(
+                    uid,
+                    rung,
+                    Status::Unknown,
+                    Reason::Waiting,
+                    &why,
+                    vm.meta.generation,
+                    now,
+                )?;
+            }
+            return Ok(Gate::Closed(why));
+        }
+        if !page.held {
+            page.held = true;
+            self.put_page(uid, rung, page)?;
+        }
+        Ok(Gate::Open(Box::new(vm)))
+    }
+
+    /// Writes what a rung found of a VM. `since` moves only when the status does.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    #[allow(clippy::too_many_arguments)] // a condition has that many fields
+    pub fn set_condition(
+        &mut self,
+        uid: Uid,
+        rung: Rung,
+        status: Status,
+        reason: Reason,
+        message: &str,
+        generation: u64,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        if self.world().vm(uid).is_none() {
+            return Ok(());
+        }
+        let page = self.world().page(uid, rung).cloned();
+        let mut page = page.unwrap_or_else(|| RungPage::blank(now));
+        let since = match page.condition.status == status {
+            true => page.condition.since,
+            false => now,
+        };
+        page.condition = Condition {
+            status,
+            reason,
+            message: message.to_owned(),
+            since,
+            observed_generation: generation,
+        };
+        self.put_page(uid, rung, page)
+    }
+
+    /// Writes what a rung wants to remember of the state it converged to.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn set_mark(&mut self, uid: Uid, rung: Rung, mark: Option<String>) -> Result<(), Error> {
+        match self.world().page(uid, rung).cloned() {
+            None => Ok(()),
+            Some(page) => self.put_page(uid, rung, RungPage { mark, ..page }),
+        }
+    }
+
+    /// Leaves a rung of a VM that is being deleted; the VM goes with its last rung.
+    /// Refused (false) while a rung above is held.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn leave_rung(&mut self, uid: Uid, rung: Rung, now: Timestamp) -> Result<bool, Error> {
+        let held_above = LADDER
+            .iter()
+            .filter(|above| **above > rung)
+            .any(|above| self.world().page(uid, *above).is_some_and(|page| page.held));
+        if held_above {
+            return Ok(false);
+        }
+        if let Some(page) = self
+            .world()
+            .page(uid, rung)
+            .cloned()
+            .filter(|page| page.held)
+        {
+            let left = RungPage {
+                held: false,
+                mark: None,
+                condition: Condition {
+                    status: Status::False,
+                    reason: Reason::Terminating,
+                    message: String::new(),
+                    since: now,
+                    ..page.condition
+                },
+            };
+            self.put_page(uid, rung, left)?;
+        }
+        self.remove_if_free(uid)?;
+        Ok(true)
+    }
+
+    /// Removes a VM that is being deleted and that nothing holds.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn remove_if_free(&mut self, uid: Uid) -> Result<(), Error> {
+        let free = self.world().vm(uid).is_some_and(|vm| vm.meta.deleting);
+        if free && !self.world().is_held(uid) {
+            self.remove_vm(uid)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a VM's name its block: the one it has if that is still in the group's range, else the next free one.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub fn lease_block(&mut self, vm: &Vm, now: Timestamp) -> Result<Lease, LeaseError> {
+        let NetworkSpec::Isolated(_) = &vm.spec.network;
+        let pool = self
+            .world()
+            .pool(&vm.group)
+            .cloned()
+            .ok_or(LeaseError::NoPool)?;
+        if let Some(lease) = self.world().lease(&vm.meta.name)
+            && lease.pool == pool.range
+        {
+            return Ok(lease.clone());
+        }
+        let block = self
+            .world()
+            .free_block(pool.range, |block| pool.in_use.contains(&block))
+            .ok_or(LeaseError::Exhausted(pool.range))?;
+        let lease = Lease {
+            name: vm.meta.name.clone(),
+            group: vm.group.clone(),
+            pool: pool.range,
+            block,
+            since: now,
+        };
+        self.put_lease(lease.clone())?;
+        Ok(lease)
+    }
+}
+
+impl World {
+    /// The next free block of a range after the last one leased, round the range once. A block that was just given back
+    /// is the last to be leased again, so that late packets to its old VM reach no new one.
+    fn free_block(&self, range: Ipv4Network, in_use: impl Fn(Block) -> bool) -> Option<Block> {
+        let first = u32::from(range.network());
+        let last = u32::from(range.broadcast());
+        let start = self
+            .cursors
+            .get(&range)
+            .map_or(first, |block| u32::from(block.network().network()));
+        (start..=last)
+            .step_by(4)
+            .chain((first..start).step_by(4))
+            .map(|address| Block::around(address.into()))
+            .find(|block| !self.blocks.contains(block) && !in_use(*block))
+    }
+}

@@ -1,0 +1,237 @@
+//! One transaction over the world: every step is written down twice, for the disk and for taking it back.
+//! Not here: what the steps mean.
+
+use super::world::{Ground, Pool, World};
+use super::{Change, Error};
+use crate::api::host_group::HostGroup;
+use crate::api::lease::Lease;
+use crate::api::meta::{Name, Uid};
+use crate::api::rung::{Rung, RungPage};
+use crate::api::vm::Vm;
+
+/// A database key and its new value; none removes it.
+pub(super) type Write = (String, Option<Vec<u8>>);
+
+/// Takes one step back.
+pub(super) type Undo = Box<dyn FnOnce(&mut World) + Send>;
+
+/// A change in the making. Reads go through [`Txn::world`] and see the steps already made.
+pub struct Txn<'w> {
+    world: &'w mut World,
+    writes: Vec<Write>,
+    undo: Vec<Undo>,
+    changes: Vec<Change>,
+}
+
+impl<'w> Txn<'w> {
+    pub(super) fn new(world: &'w mut World) -> Self {
+        Self {
+            world,
+            writes: Vec::new(),
+            undo: Vec::new(),
+            changes: Vec::new(),
+        }
+    }
+
+    /// The world as this transaction has made it.
+    pub fn world(&self) -> &World {
+        self.world
+    }
+
+    /// Writes a group.
+    pub fn put_group(&mut self, group: HostGroup) -> Result<(), Error> {
+        let name = group.meta.name.clone();
+        self.write(format!("group/{name}"), Some(&group))?;
+        let before = self.world.groups.insert(name.clone(), group);
+        self.note(
+            [Change::Group(name.clone()), Change::Ground],
+            move |world| restore(&mut world.groups, name, before),
+        );
+        Ok(())
+    }
+
+    /// Removes a group and its pool.
+    pub fn remove_group(&mut self, name: &Name) -> Result<(), Error> {
+        self.write::<()>(format!("group/{name}"), None)?;
+        self.write::<()>(format!("pool/{name}"), None)?;
+        let group = self.world.groups.remove(name);
+        let pool = self.world.pools.remove(name);
+        let name = name.clone();
+        self.note(
+            [Change::Group(name.clone()), Change::Ground],
+            move |world| {
+                restore(&mut world.groups, name.clone(), group);
+                restore(&mut world.pools, name, pool);
+            },
+        );
+        Ok(())
+    }
+
+    /// Writes where a group's addresses come from.
+    pub fn put_pool(&mut self, group: &Name, pool: Pool) -> Result<(), Error> {
+        self.write(format!("pool/{group}"), Some(&pool))?;
+        let before = self.world.pools.insert(group.clone(), pool);
+        let group = group.clone();
+        self.note(
+            [Change::Group(group.clone()), Change::Ground],
+            move |world| restore(&mut world.pools, group, before),
+        );
+        Ok(())
+    }
+
+    /// Writes a VM.
+    pub fn put_vm(&mut self, vm: Vm) -> Result<(), Error> {
+        let uid = vm.meta.uid;
+        self.write(format!("vm/{uid}"), Some(&vm))?;
+        let (group, index) = (vm.group.clone(), vm.index);
+        let before = self.world.vms.insert(uid, vm);
+        let place = self.world.by_group.entry(group.clone()).or_default();
+        let placed = place.insert(index, uid);
+        self.note([Change::Vm(uid), Change::Group(group.clone())], move |w| {
+            restore_hash(&mut w.vms, uid, before);
+            restore(w.by_group.entry(group).or_default(), index, placed);
+        });
+        Ok(())
+    }
+
+    /// Removes a VM and its pages.
+    pub fn remove_vm(&mut self, uid: Uid) -> Result<(), Error> {
+        let Some(vm) = self.world.vms.remove(&uid) else {
+            return Ok(());
+        };
+        self.write::<()>(format!("vm/{uid}"), None)?;
+        let pages = self.world.pages.remove(&uid);
+        for rung in pages.iter().flatten().map(|(rung, _)| *rung) {
+            self.write::<()>(format!("page/{uid}/{rung}"), None)?;
+        }
+        let (group, index) = (vm.group.clone(), vm.index);
+        let mut placed = None;
+        if let Some(place) = self.world.by_group.get_mut(&group)
+            && place.get(&index) == Some(&uid)
+        {
+            placed = place.remove(&index);
+            if place.is_empty() {
+                self.world.by_group.remove(&group);
+            }
+        }
+        self.note([Change::Vm(uid), Change::Group(group.clone())], move |w| {
+            w.vms.insert(uid, vm);
+            restore_hash(&mut w.pages, uid, pages);
+            if placed.is_some() {
+                restore(w.by_group.entry(group).or_default(), index, placed);
+            }
+        });
+        Ok(())
+    }
+
+    /// Writes a lease.
+    pub fn put_lease(&mut self, lease: Lease) -> Result<(), Error> {
+        let (name, block) = (lease.name.clone(), lease.block);
+        self.world.cursors.insert(lease.pool, block);
+        self.write(format!("lease/{name}"), Some(&lease))?;
+        let before = self.world.leases.insert(name.clone(), lease);
+        if let Some(before) = &before {
+            self.world.blocks.remove(&before.block);
+        }
+        self.world.blocks.insert(block);
+        self.note([Change::Lease(name.clone())], move |world| {
+            world.blocks.remove(&block);
+            world
+                .blocks
+                .extend(before.as_ref().map(|lease| lease.block));
+            restore(&mut world.leases, name, before);
+        });
+        Ok(())
+    }
+
+    /// Gives a lease back.
+    pub fn remove_lease(&mut self, name: &Name) -> Result<(), Error> {
+        let Some(lease) = self.world.leases.remove(name) else {
+            return Ok(());
+        };
+        self.write::<()>(format!("lease/{name}"), None)?;
+        self.world.blocks.remove(&lease.block);
+        // The last lease of a pool that no group has any more takes the pool off the ground.
+        let changes = [Change::Lease(name.clone()), Change::Ground];
+        self.note(changes, move |world| {
+            world.blocks.insert(lease.block);
+            world.leases.insert(lease.name.clone(), lease);
+        });
+        Ok(())
+    }
+
+    /// Writes a rung's page about a VM.
+    pub fn put_page(&mut self, uid: Uid, rung: Rung, page: RungPage) -> Result<(), Error> {
+        if self.world.page(uid, rung) == Some(&page) {
+            return Ok(());
+        }
+        self.write(format!("page/{uid}/{rung}"), Some(&page))?;
+        let pages = self.world.pages.entry(uid).or_default();
+        let before = pages.insert(rung, page);
+        self.note([Change::Page(uid)], move |world| {
+            restore(world.pages.entry(uid).or_default(), rung, before);
+        });
+        Ok(())
+    }
+
+    /// Writes the ground's page.
+    pub fn put_ground(&mut self, ground: Ground) -> Result<(), Error> {
+        if self.world.ground.as_ref() == Some(&ground) {
+            return Ok(());
+        }
+        self.write("ground".to_owned(), Some(&ground))?;
+        let before = self.world.ground.replace(ground);
+        self.note([], move |world| world.ground = before);
+        Ok(())
+    }
+
+    pub(super) fn roll_back(self) {
+        for undo in self.undo.into_iter().rev() {
+            undo(self.world);
+        }
+    }
+
+    pub(super) fn finish(self) -> (Vec<Write>, Vec<Undo>, Vec<Change>) {
+        (self.writes, self.undo, self.changes)
+    }
+
+    fn write<T: serde::Serialize>(&mut self, key: String, value: Option<&T>) -> Result<(), Error> {
+        let value = value
+            .map(serde_json::to_vec)
+            .transpose()
+            .map_err(|e| Error::Write(e.to_string()))?;
+        self.writes.push((key, value));
+        Ok(())
+    }
+
+    fn note(
+        &mut self,
+        changes: impl IntoIterator<Item = Change>,
+        undo: impl FnOnce(&mut World) + Send + 'static,
+    ) {
+        for change in changes {
+            if !self.changes.contains(&change) {
+                self.changes.push(change);
+            }
+        }
+        self.undo.push(Box::new(undo));
+    }
+}
+
+fn restore<K: Ord, V>(map: &mut std::collections::BTreeMap<K, V>, key: K, before: Option<V>) {
+    match before {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+fn restore_hash<K: std::hash::Hash + Eq, V>(
+    map: &mut std::collections::HashMap<K, V>,
+    key: K,
+    before: Option<V>,
+) {
+    match before {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
