@@ -84,7 +84,7 @@ impl fmt::Display for Instance {
 }
 
 /// Who a thing belongs to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Owner {
     /// The host itself.
@@ -99,7 +99,7 @@ pub enum Owner {
 }
 
 /// Ownership as written on a thing: `slice/<instance>/ground` or `slice/<instance>/vm/<name>@<uid>`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Label {
     /// Which daemon.
@@ -236,6 +236,19 @@ pub fn vm_names(instance: &Instance, uid: Uid) -> VmNames {
         tap_mac: mac("tap", id),
         guest_mac: mac("guest", id),
         netns: format!("slice-{}", hash(instance.as_str(), id, 12)),
+    }
+}
+
+/// The names of the VM that a label speaks of; the ground's label gives names that no VM has.
+pub fn names_of(label: &Label) -> VmNames {
+    vm_names(&label.instance, uid_of(label))
+}
+
+/// The uid that a label speaks of; the ground's is the nil uid, which no VM has (RFC 9562, section 5.9).
+pub fn uid_of(label: &Label) -> Uid {
+    match &label.owner {
+        Owner::Ground => Uid(uuid::Uuid::nil()),
+        Owner::Vm { uid, .. } => *uid,
     }
 }
 

@@ -1,2 +1,180 @@
-//! DECIDES: desired, observe, plan, act, until the plan is empty.
+//! DECIDES: desired, observe, plan, act, observe again, until the plan is empty.
 //! Not here: waiting, words for people.
+//!
+//! From the one loop fall out: `diff` (print the plan), verification (the next, empty, plan), events (each action taken),
+//! drift (a plan that is not empty on a converged generation), garbage collection (desired is nothing), adoption after a
+//! restart (the first look sees what is there), crash tests (stop before any action).
+
+pub mod adopt;
+pub mod contest;
+pub mod engine;
+pub mod explain;
+pub mod firewall;
+pub mod fold;
+pub mod ground;
+pub mod group;
+pub mod net;
+pub mod record;
+pub mod vmm;
+
+use std::fmt::Display;
+use std::future::Future;
+use std::sync::Arc;
+
+use crate::host;
+
+/// Rounds of looking and acting before we own up to not converging.
+const ROUNDS: usize = 3;
+
+/// One rung, or the ground: how it is looked at, what is to be done, how it is done.
+pub trait Reconcile: Sync {
+    /// What ought to be; nothing, too, is a thing to want.
+    type Desired: Sync;
+    /// What is.
+    type Observed: Send + Sync;
+    /// One step, in words a person reads.
+    type Action: Display + Clone + Send + Sync;
+
+    /// Pure: no I/O, no clock. Empty means converged, and nothing else does.
+    ///
+    /// # Errors
+    /// Something foreign stands in the way.
+    fn plan(
+        desired: &Self::Desired,
+        observed: &Self::Observed,
+    ) -> Result<Vec<Self::Action>, Conflict>;
+
+    /// Looks. What cannot be seen is an error, never "absent".
+    fn observe(
+        &self,
+        desired: &Self::Desired,
+    ) -> impl Future<Output = Result<Self::Observed, host::Error>> + Send;
+
+    /// Takes one step. Absent on delete and present on create are success: the next look decides.
+    fn act(
+        &self,
+        desired: &Self::Desired,
+        action: &Self::Action,
+    ) -> impl Future<Output = Result<(), host::Error>> + Send;
+}
+
+/// A foreign thing in our way. It is never touched.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{thing} is not ours: {remedy}")]
+pub struct Conflict {
+    /// What stands there.
+    pub thing: String,
+    /// What a person can do about it.
+    pub remedy: String,
+}
+
+/// Why a loop ended before its plan was empty.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something foreign stands in the way.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// Looking failed.
+    #[error("{}", chain(.0))]
+    Observe(host::Error),
+    /// A step failed.
+    #[error("{action}: {}", chain(source))]
+    Act {
+        /// The step.
+        action: String,
+        /// How.
+        source: host::Error,
+    },
+    /// Steps were taken, and the plan did not become empty.
+    #[error("still to do after {ROUNDS} rounds: {}", .0.join("; "))]
+    NotConverging(Vec<String>),
+}
+
+/// An error and its causes in one line.
+fn chain(error: &host::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Asked before every step. A test answers with an error to stand for a crash or a failure at exactly that step.
+pub type Probe = Arc<dyn Fn(&str) -> Result<(), host::Error> + Send + Sync>;
+
+/// A probe that never objects.
+pub fn unprobed() -> Probe {
+    Arc::new(|_| Ok(()))
+}
+
+/// How a loop ended, and what it did on the way.
+pub struct Convergence<O> {
+    /// The steps taken, in words.
+    pub taken: Vec<String>,
+    /// The last look, whose plan was empty; or why there is none.
+    pub result: Result<O, Error>,
+}
+
+/// The loop.
+pub async fn converge<R: Reconcile>(
+    reconciler: &R,
+    desired: &R::Desired,
+    probe: &Probe,
+) -> Convergence<R::Observed> {
+    let mut taken = Vec::new();
+    let result = rounds(reconciler, desired, probe, &mut taken).await;
+    Convergence { taken, result }
+}
+
+async fn rounds<R: Reconcile>(
+    reconciler: &R,
+    desired: &R::Desired,
+    probe: &Probe,
+    taken: &mut Vec<String>,
+) -> Result<R::Observed, Error> {
+    let mut left = Vec::new();
+    for round in 0..=ROUNDS {
+        let observed = reconciler.observe(desired).await.map_err(Error::Observe)?;
+        let plan = R::plan(desired, &observed)?;
+        if plan.is_empty() {
+            return Ok(observed);
+        }
+        if round == ROUNDS {
+            left = plan.iter().map(ToString::to_string).collect();
+            break;
+        }
+        for action in &plan {
+            let text = action.to_string();
+            let done = match probe(&text) {
+                Ok(()) => reconciler.act(desired, action).await,
+                Err(error) => Err(error),
+            };
+            match done {
+                Ok(()) => taken.push(text),
+                Err(source) => {
+                    return Err(Error::Act {
+                        action: text,
+                        source,
+                    });
+                }
+            }
+        }
+    }
+    Err(Error::NotConverging(left))
+}
+
+/// The plan alone: what the loop would do first.
+///
+/// # Errors
+/// As the loop's, without having touched anything.
+pub async fn diff<R: Reconcile>(
+    reconciler: &R,
+    desired: &R::Desired,
+) -> Result<Vec<String>, Error> {
+    let observed = reconciler.observe(desired).await.map_err(Error::Observe)?;
+    let plan = R::plan(desired, &observed)?;
+    Ok(plan.iter().map(ToString::to_string).collect())
+}

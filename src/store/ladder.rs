@@ -85,15 +85,8 @@ impl Txn<'_> {
         if let Err(why) = self.world().below_is_ready(&vm, rung) {
             // A rung that was Ready keeps its word; one that never was says what it waits for.
             if page.condition.status != Status::True {
-                self.set_condition(
-                    uid,
-                    rung,
-                    Status::Unknown,
-                    Reason::Waiting,
-                    &why,
-                    vm.meta.generation,
-                    now,
-                )?;
+                let found = (Status::Unknown, Reason::Waiting, why.clone());
+                self.set_condition(uid, rung, found, vm.meta.generation, now)?;
             }
             return Ok(Gate::Closed(why));
         }
@@ -108,14 +101,11 @@ impl Txn<'_> {
     ///
     /// # Errors
     /// [`Error::Write`].
-    #[allow(clippy::too_many_arguments)] // a condition has that many fields
     pub fn set_condition(
         &mut self,
         uid: Uid,
         rung: Rung,
-        status: Status,
-        reason: Reason,
-        message: &str,
+        (status, reason, message): (Status, Reason, String),
         generation: u64,
         now: Timestamp,
     ) -> Result<(), Error> {
@@ -131,7 +121,7 @@ impl Txn<'_> {
         page.condition = Condition {
             status,
             reason,
-            message: message.to_owned(),
+            message,
             since,
             observed_generation: generation,
         };
@@ -208,8 +198,11 @@ impl Txn<'_> {
             .pool(&vm.group)
             .cloned()
             .ok_or(LeaseError::NoPool)?;
+        // Under a VM that stands, a lease never moves, whatever the group says now.
+        let standing = self.world().page(vm.meta.uid, Rung::Net);
+        let standing = standing.is_some_and(|page| page.held);
         if let Some(lease) = self.world().lease(&vm.meta.name)
-            && lease.pool == pool.range
+            && (standing || lease.pool == pool.range)
         {
             return Ok(lease.clone());
         }

@@ -46,6 +46,8 @@ pub struct Ground {
     pub condition: Condition,
     /// What the host's rules were last read back to carry.
     pub carries: Footing,
+    /// In which boot.
+    pub boot_id: String,
 }
 
 /// What the ground must carry: a function of the groups and the leases.
@@ -111,6 +113,17 @@ impl World {
     /// All leases by name.
     pub fn leases(&self) -> impl Iterator<Item = &Lease> {
         self.leases.values()
+    }
+
+    /// A group's leases. Names of a group's VMs stand together, but `a-1` and `a-b-1` both begin with `a-`.
+    pub fn leases_of<'w>(&'w self, group: &'w Name) -> impl Iterator<Item = &'w Lease> + 'w {
+        let first = Name::new(format!("{group}-0")).unwrap_or_else(|_| group.clone());
+        let prefix = format!("{group}-");
+        self.leases
+            .range(first..)
+            .take_while(move |(name, _)| name.as_str().starts_with(&prefix))
+            .map(|(_, lease)| lease)
+            .filter(move |lease| lease.group == *group)
     }
 
     /// A VM name's lease.

@@ -1,0 +1,37 @@
+//! Who keeps wanting the opposite: the same rung repaired again and again on a converged spec.
+//! Not here: what is done about it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::api::meta::Uid;
+use crate::api::rung::Rung;
+
+/// Repairs within [`WINDOW`] that make a contest.
+const MANY: usize = 6;
+/// How long a repair is remembered.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// Repairs of late. An object that is not repaired costs nothing.
+#[derive(Default)]
+pub struct Contests {
+    repairs: Mutex<HashMap<Uid, HashMap<Rung, VecDeque<Instant>>>>,
+}
+
+impl Contests {
+    /// Counts a repair; the number within the window, once it is a contest.
+    pub fn count(&self, uid: Uid, rung: Rung, now: Instant) -> Option<usize> {
+        let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_rung = repairs.entry(uid).or_default().entry(rung).or_default();
+        of_rung.retain(|at| now.saturating_duration_since(*at) < WINDOW);
+        of_rung.push_back(now);
+        (of_rung.len() >= MANY).then_some(of_rung.len())
+    }
+
+    /// The object is gone.
+    pub fn forget(&self, uid: Uid) {
+        let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
+        repairs.remove(&uid);
+    }
+}

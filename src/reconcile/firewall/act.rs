@@ -1,0 +1,38 @@
+//! One step of a namespace's rules and gate.
+//! Not here: which steps, and in which order.
+
+use super::observe::{GATE, forbidden};
+use super::plan::{Action, Desired};
+use super::Firewall;
+use crate::host::error::absent_is_done;
+use crate::host::netns::Netns;
+use crate::host::{Error, Kind, conntrack, iptables, sysctl};
+
+pub(super) async fn act(
+    firewall: &Firewall,
+    desired: &Desired,
+    action: &Action,
+) -> Result<(), Error> {
+    let netns = match Netns::open(&desired.netns) {
+        Ok(netns) => netns,
+        Err(error) if error.kind == Kind::Absent && *action == Action::ShutGate => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let backend = firewall.backend;
+    let rules = desired.rules.clone();
+    let action = action.clone();
+    netns
+        .run(move || match (action, rules) {
+            (Action::ShutGate, _) => sysctl::write(GATE, "0"),
+            (Action::OpenGate, _) => sysctl::write(GATE, "1"),
+            (Action::SealIpv6, _) => iptables::seal_ipv6(),
+            (Action::CommitRules { .. }, Some(rules)) => {
+                iptables::commit_whole(backend, &rules.ruleset)
+            }
+            (Action::CutFlows(_), Some(rules)) => forbidden(&rules)?
+                .iter()
+                .try_for_each(|flow| absent_is_done(conntrack::delete(flow))),
+            (Action::CommitRules { .. } | Action::CutFlows(_), None) => Ok(()),
+        })
+        .await
+}

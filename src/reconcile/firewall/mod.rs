@@ -1,0 +1,37 @@
+//! The Firewall rung: a namespace's rules, read back, and then its gate (`ip_forward`).
+//! Not here: the host's own rules (the ground).
+
+mod act;
+mod observe;
+mod plan;
+pub mod rules;
+
+use super::{Conflict, Reconcile};
+use crate::host;
+use crate::host::iptables::Backend;
+
+pub use plan::{Action, Desired, Observed, Rules};
+
+/// The rung's hands.
+pub struct Firewall {
+    /// Which kernel interface the host's iptables speaks.
+    pub backend: Backend,
+}
+
+impl Reconcile for Firewall {
+    type Desired = Desired;
+    type Observed = Observed;
+    type Action = Action;
+
+    fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+        Ok(plan::plan(desired, observed))
+    }
+
+    async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
+        observe::observe(self, desired).await
+    }
+
+    async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
+        act::act(self, desired, action).await
+    }
+}

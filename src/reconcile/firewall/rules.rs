@@ -1,0 +1,176 @@
+//! The rules of a VM's namespace, made from its policy. Pure.
+//! Not here: committing them.
+//!
+//! # Why
+//! What leaves the VM is judged on EVERY packet, with no short-cut for established flows, so a destination that is taken off
+//! the list is cut at once. Only what comes back is let in by the flow it belongs to.
+
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+
+use crate::api::network::{Block, Mac};
+use crate::api::policy::{self, Entry, METADATA, OnDeny, Origin, Policy, Verdict};
+use crate::host::rule::{
+    Chain, CtState, Policy as ChainPolicy, Protocol, Reject, Rule, Ruleset, Table, TableName,
+    Target,
+};
+use crate::owner::{TAP, UPLINK};
+
+/// The chain that the lists stand in.
+pub const POLICY: &str = "SLICE-POLICY";
+/// What a denied packet goes through.
+pub const DENY: &str = "SLICE-DENY";
+
+/// Every rule of a VM's namespace.
+pub fn compile(policy: &Policy, block: Block, guest_mac: Mac) -> Ruleset {
+    Ruleset::new([Table {
+        name: TableName::Filter,
+        chains: vec![
+            Chain::builtin("INPUT", ChainPolicy::Drop, input(block, guest_mac)),
+            Chain::builtin("FORWARD", ChainPolicy::Drop, forward(block, guest_mac)),
+            Chain::builtin("OUTPUT", ChainPolicy::Accept, vec![]),
+            Chain::user(POLICY, lists(policy)),
+            Chain::user(DENY, deny(policy.on_deny)),
+        ],
+    }])
+}
+
+/// The VM may ping its gateway, and nothing else of its namespace.
+fn input(block: Block, guest_mac: Mac) -> Vec<Rule> {
+    vec![
+        Rule::when()
+            .in_if(TAP)
+            .src(host(block.guest()))
+            .dst(host(block.gateway()))
+            .mac_source(guest_mac.0)
+            .echo_request()
+            .then(Target::Accept),
+    ]
+}
+
+fn forward(block: Block, guest_mac: Mac) -> Vec<Rule> {
+    vec![
+        Rule::when()
+            .in_if(UPLINK)
+            .out_if(TAP)
+            .ctstate([CtState::Established, CtState::Related])
+            .then(Target::Accept),
+        Rule::when()
+            .in_if(TAP)
+            .not_src(host(block.guest()))
+            .then(Target::Drop),
+        Rule::when()
+            .in_if(TAP)
+            .not_mac_source(guest_mac.0)
+            .then(Target::Drop),
+        Rule::when().in_if(TAP).out_if(UPLINK).jump(POLICY),
+    ]
+}
+
+/// The one ordered list of verdicts; each rule's comment is the YAML entry it came from.
+fn lists(policy: &Policy) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    let opened: Vec<Ipv4Addr> = match policy.allow_metadata {
+        true => METADATA.to_vec(),
+        false => Vec::new(),
+    };
+    // The opened ones skip the reserved ranges but not the lists: those are asked for them first.
+    for address in &opened {
+        rules.extend(entries(policy, Some(*address)));
+        rules.push(by_default(policy, Some(*address)));
+    }
+    for network in policy::reserved() {
+        let comment = Origin::Reserved(network).to_string();
+        rules.push(Rule::when().dst(network).comment(comment).jump(DENY));
+    }
+    rules.extend(entries(policy, None));
+    rules.push(by_default(policy, None));
+    rules
+}
+
+/// The rules of both lists; `only`: as far as they concern that address.
+fn entries(policy: &Policy, only: Option<Ipv4Addr>) -> Vec<Rule> {
+    let allow = policy.allow.iter().enumerate().map(|(index, entry)| {
+        (*entry, Origin::Allow(index, *entry), Target::Accept)
+    });
+    let drop = policy.drop.iter().enumerate().map(|(index, entry)| {
+        (*entry, Origin::Drop(index, *entry), Target::Jump(DENY.into()))
+    });
+    allow
+        .chain(drop)
+        .filter_map(|(entry, origin, target)| Some((narrow(entry, only)?, origin, target)))
+        .flat_map(|(entry, origin, target)| matching(entry, &origin, &target))
+        .collect()
+}
+
+/// The entry as far as it concerns one address; none: not at all.
+fn narrow(entry: Entry, only: Option<Ipv4Addr>) -> Option<Entry> {
+    match only {
+        None => Some(entry),
+        Some(address) => entry.network.contains(address).then(|| Entry {
+            network: host(address),
+            ..entry
+        }),
+    }
+}
+
+/// One entry's rules: two when it names ports and no protocol.
+fn matching(entry: Entry, origin: &Origin, target: &Target) -> Vec<Rule> {
+    let protocols: &[Option<Protocol>] = match (entry.protocol, entry.ports) {
+        (Some(policy::Protocol::Tcp), _) => &[Some(Protocol::Tcp)],
+        (Some(policy::Protocol::Udp), _) => &[Some(Protocol::Udp)],
+        (None, Some(_)) => &[Some(Protocol::Tcp), Some(Protocol::Udp)],
+        (None, None) => &[None],
+    };
+    protocols
+        .iter()
+        .map(|protocol| {
+            let mut rule = Rule::when();
+            if entry.network.prefix() > 0 {
+                rule = rule.dst(entry.network);
+            }
+            rule = match (*protocol, entry.ports) {
+                (Some(protocol), Some(ports)) => rule.dport(protocol, ports.first..=ports.last),
+                (Some(protocol), None) => rule.protocol(protocol),
+                (None, _) => rule,
+            };
+            rule.comment(origin.to_string()).then(target.clone())
+        })
+        .collect()
+}
+
+fn by_default(policy: &Policy, only: Option<Ipv4Addr>) -> Rule {
+    let rule = match only {
+        None => Rule::when(),
+        Some(address) => Rule::when().dst(host(address)),
+    };
+    let rule = rule.comment(Origin::Default.to_string());
+    match policy.default_verdict() {
+        Verdict::Allow => rule.then(Target::Accept),
+        Verdict::Deny => rule.jump(DENY),
+    }
+}
+
+fn deny(on_deny: OnDeny) -> Vec<Rule> {
+    match on_deny {
+        OnDeny::Drop => vec![Rule::when().then(Target::Drop)],
+        OnDeny::Reject => vec![
+            Rule::when()
+                .protocol(Protocol::Tcp)
+                .then(Target::Reject(Reject::TcpReset)),
+            Rule::when().then(Target::Reject(Reject::IcmpAdminProhibited)),
+        ],
+    }
+}
+
+/// One address as a network.
+pub fn host(address: Ipv4Addr) -> Ipv4Network {
+    Ipv4Network::from(address)
+}
+
+/// A name for a set of rules: 12 hexadecimal digits of a hash over their text.
+pub fn digest(ruleset: &Ruleset) -> String {
+    let hash = blake3::hash(ruleset.to_string().as_bytes());
+    hash.to_hex()[..12].to_owned()
+}

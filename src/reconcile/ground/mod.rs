@@ -1,0 +1,40 @@
+//! The ground: what belongs to the host and to no VM. Our chains, the jumps into them, `ip_forward`.
+//! Not here: anything that is one VM's. The number of rules does not depend on the number of VMs.
+
+mod act;
+mod observe;
+mod plan;
+pub mod rules;
+
+use super::{Conflict, Reconcile};
+use crate::host;
+use crate::host::iptables::Backend;
+use crate::host::netns::Netns;
+
+pub use plan::{Action, Desired, Jump, Observed};
+
+/// The ground's hands.
+pub struct Ground {
+    /// The namespace that the daemon was started in.
+    pub home: Netns,
+    /// Which kernel interface the host's iptables speaks.
+    pub backend: Backend,
+}
+
+impl Reconcile for Ground {
+    type Desired = Desired;
+    type Observed = Observed;
+    type Action = Action;
+
+    fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+        plan::plan(desired, observed)
+    }
+
+    async fn observe(&self, _: &Desired) -> Result<Observed, host::Error> {
+        observe::observe(self).await
+    }
+
+    async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
+        act::act(self, desired, action).await
+    }
+}

@@ -1,0 +1,150 @@
+//! A group's reconciler. Its world is the store: it writes VMs and leases, and touches nothing on the host.
+//! Not here: building a VM (the ladder).
+
+mod plan;
+mod range;
+
+use tracing::debug;
+
+use crate::api::host_group::HostGroup;
+use crate::api::meta::{Meta, Name, Timestamp, Uid};
+use crate::api::vm::Vm;
+use crate::host;
+use crate::store::{Store, Txn, World};
+
+pub use plan::{Action, Desired, Member, Observed, plan};
+pub use range::{Claims, HostUse, RangeError};
+
+/// How far a group has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing is left to do.
+    Done,
+    /// Waits for one of its VMs: look again when one becomes Ready or goes.
+    Waiting,
+}
+
+/// Why a group cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its addresses.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// Looking at the host's addresses failed.
+    #[error(transparent)]
+    Observe(#[from] host::Error),
+    /// It could not be written.
+    #[error(transparent)]
+    Store(#[from] crate::store::Error),
+}
+
+/// Brings a group's VMs and leases in line with it, in one transaction.
+///
+/// # Errors
+/// [`Error`]; then nothing has changed.
+pub async fn reconcile(
+    store: &Store,
+    claims: &Claims,
+    host_use: &HostUse<'_>,
+    name: &Name,
+    now: Timestamp,
+) -> Result<Progress, Error> {
+    let living = store.read(|world| world.group(name).filter(|g| !g.meta.deleting).cloned());
+    let pool = match &living {
+        Some(group) => range::choose(store, claims, host_use, group).await?,
+        None => None,
+    };
+    store
+        .write(|txn| {
+            if let Some(pool) = pool {
+                txn.put_pool(name, pool)?;
+            }
+            let desired = desired(txn.world(), name);
+            let observed = observed(txn.world(), name);
+            let plan = plan(&desired, &observed);
+            for action in &plan {
+                debug!(group = %name, %action, "group");
+                carry_out(txn, name, action, now)?;
+            }
+            Ok(plan::progress(&desired, &observed, &plan))
+        })
+        .await
+        .inspect(|_| {
+            // A range that nobody leases from any more may be claimed by another daemon.
+            claims.release_unused(&store.read(World::footing).pools);
+        })
+}
+
+fn desired(world: &World, name: &Name) -> Desired {
+    match world.group(name) {
+        Some(group) if !group.meta.deleting => Desired {
+            count: group.spec.count,
+            update: group.spec.update,
+            template: Some(group.spec.template.clone()),
+        },
+        _ => Desired::default(),
+    }
+}
+
+fn observed(world: &World, name: &Name) -> Observed {
+    let members = world.vms_of(name).map(|vm| {
+        let member = Member {
+            uid: vm.meta.uid,
+            spec: vm.spec.clone(),
+            deleting: vm.meta.deleting,
+            ready: world.is_ready(vm),
+        };
+        (vm.index, member)
+    });
+    let leases = world.leases_of(name);
+    Observed {
+        group: world.group(name).is_some(),
+        members: members.collect(),
+        leases: leases.map(|lease| lease.name.clone()).collect(),
+        name: name.clone(),
+    }
+}
+
+fn carry_out(
+    txn: &mut Txn<'_>,
+    group: &Name,
+    action: &Action,
+    now: Timestamp,
+) -> Result<(), crate::store::Error> {
+    match action {
+        Action::Create { index, spec } => match HostGroup::vm_name(group, *index) {
+            // The manifest's check leaves no such name; a group of another making waits for a better one.
+            None => Ok(()),
+            Some(name) => txn.put_vm(Vm {
+                meta: Meta::new(name, now),
+                group: group.clone(),
+                index: *index,
+                spec: (**spec).clone(),
+            }),
+        },
+        Action::Update { uid, spec } => edit(txn, *uid, |vm| {
+            vm.spec = (**spec).clone();
+            vm.meta.generation += 1;
+        }),
+        Action::Delete { uid } => {
+            edit(txn, *uid, |vm| vm.meta.deleting = true)?;
+            txn.remove_if_free(*uid)
+        }
+        Action::Release { lease } => txn.remove_lease(lease),
+        Action::RemoveGroup => txn.remove_group(group),
+    }
+}
+
+fn edit(
+    txn: &mut Txn<'_>,
+    uid: Uid,
+    change: impl FnOnce(&mut Vm),
+) -> Result<(), crate::store::Error> {
+    match txn.world().vm(uid).cloned() {
+        None => Ok(()),
+        Some(mut vm) => {
+            change(&mut vm);
+            txn.put_vm(vm)
+        }
+    }
+}

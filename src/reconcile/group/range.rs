@@ -1,0 +1,197 @@
+//! Where a group's addresses come from: as written, or derived from its name and kept.
+//! Not here: the arithmetic of the address plan (`api::pool`), blocks of single VMs (the Lease rung).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use ipnetwork::Ipv4Network;
+
+use crate::api::host_group::HostGroup;
+use crate::api::network::{Block, NetworkSpec};
+use crate::api::pool;
+use crate::host::netlink::Handle;
+use crate::host::{self, addr, fs, link, route};
+use crate::owner::Instance;
+use crate::store::{Pool, Store};
+
+/// Why a group has no range.
+#[derive(Debug, thiserror::Error)]
+pub enum RangeError {
+    /// Another daemon on this host has it.
+    #[error("range {range} is claimed by another sliced on this host ({path}); choose another `range`")]
+    Claimed {
+        /// As wanted.
+        range: Ipv4Network,
+        /// Where the claim stands.
+        path: String,
+    },
+    /// Every range that could be derived is in use.
+    #[error("every range that could be derived from the group's name is in use; write a `range`")]
+    NoneLeft,
+}
+
+/// What this host uses of 169.254.0.0/16 itself.
+pub struct HostUse<'a> {
+    /// A socket in the host namespace.
+    pub netlink: &'a Handle,
+    /// Our own links do not count.
+    pub instance: &'a Instance,
+}
+
+impl HostUse<'_> {
+    /// Addresses and routes of links that are not ours, longer than /16. One look for a whole group.
+    async fn look(&self) -> Result<Vec<Ipv4Network>, host::Error> {
+        let prefix = self.instance.link_prefix();
+        let links = link::list(self.netlink).await?;
+        let ours: BTreeSet<u32> = links
+            .into_iter()
+            .filter(|link| link.name.starts_with(&prefix))
+            .map(|link| link.index)
+            .collect();
+        let addresses = addr::list(self.netlink, addr::Of::All).await?;
+        let routes = route::list(self.netlink).await?;
+        let addresses = addresses
+            .into_iter()
+            .filter(|addr| !ours.contains(&addr.index))
+            .map(|addr| Ipv4Network::from(addr.net.ip()));
+        let routes = routes
+            .into_iter()
+            .filter(|route| route.link.is_none_or(|link| !ours.contains(&link)))
+            .map(|route| route.dst);
+        let plan = pool::SPACE;
+        Ok(addresses
+            .chain(routes)
+            .filter(|used| used.prefix() > plan.prefix() && used.is_subnet_of(plan))
+            .collect())
+    }
+}
+
+/// Chooses a group's range if it has none, or if its spec now says another.
+/// `None`: what is stored stands.
+pub(super) async fn choose(
+    store: &Store,
+    claims: &Claims,
+    host_use: &HostUse<'_>,
+    group: &HostGroup,
+) -> Result<Option<Pool>, super::Error> {
+    let name = &group.meta.name;
+    let NetworkSpec::Isolated(isolated) = &group.spec.template.network;
+    let stored = store.read(|world| world.pool(name).map(|pool| pool.range));
+    if let Some(range) = stored
+        && isolated.range.is_none_or(|wanted| wanted == range)
+    {
+        claims.hold(range)?;
+        return Ok(None);
+    }
+    let used = host_use.look().await?;
+    let range = match isolated.range {
+        Some(range) => range,
+        None => {
+            let others: Vec<Ipv4Network> = store.read(|world| {
+                let pools = world.pools().filter(|(other, _)| *other != name);
+                let leases = world.leases().filter(|lease| lease.group != *name);
+                pools
+                    .map(|(_, pool)| pool.range)
+                    .chain(leases.map(|lease| lease.pool))
+                    .collect()
+            });
+            let written: Vec<Ipv4Network> = store.read(|world| {
+                world
+                    .groups()
+                    .filter_map(|group| match &group.spec.template.network {
+                        NetworkSpec::Isolated(isolated) => isolated.range,
+                    })
+                    .collect()
+            });
+            let taken = |range: Ipv4Network| {
+                let overlap = |other: &Ipv4Network| pool::overlaps(range, *other);
+                others.iter().chain(&written).chain(&used).any(overlap) || claims.is_foreign(range)
+            };
+            pool::derive(name, taken).ok_or(RangeError::NoneLeft)?
+        }
+    };
+    claims.hold(range)?;
+    let in_use = used
+        .iter()
+        .filter(|used| pool::overlaps(range, **used))
+        .flat_map(|used| blocks_of(range, *used))
+        .collect();
+    Ok(Some(Pool { range, in_use }))
+}
+
+/// The blocks of `range` that `used` touches.
+fn blocks_of(range: Ipv4Network, used: Ipv4Network) -> Vec<Block> {
+    let first = u32::from(range.network()).max(u32::from(used.network()) & !3);
+    let last = u32::from(range.broadcast()).min(u32::from(used.broadcast()));
+    (first..=last)
+        .step_by(4)
+        .map(|address| Block::around(address.into()))
+        .collect()
+}
+
+/// Ranges claimed on this host, by locks on files that every daemon sees: one a /22. A lock ends with its process.
+pub struct Claims {
+    dir: PathBuf,
+    held: Mutex<BTreeMap<Ipv4Network, File>>,
+}
+
+impl Claims {
+    /// Claims in `dir`, which all daemons of the host share.
+    pub fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            held: Mutex::default(),
+        }
+    }
+
+    /// Claims every /22 that `range` touches; those held already stay held.
+    ///
+    /// # Errors
+    /// [`RangeError::Claimed`], or the folder cannot be used.
+    pub fn hold(&self, range: Ipv4Network) -> Result<(), super::Error> {
+        for part in pool::slash_22s(range) {
+            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            if held.contains_key(&part) {
+                continue;
+            }
+            fs::make_dir(&self.dir, 0o755)?;
+            let path = self.path(part);
+            match fs::try_lock(&path)? {
+                Some(file) => held.insert(part, file),
+                None => {
+                    let path = path.display().to_string();
+                    return Err(RangeError::Claimed { range, path }.into());
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// Whether another daemon has claimed a part of it. What cannot be looked at is not free.
+    fn is_foreign(&self, range: Ipv4Network) -> bool {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        pool::slash_22s(range)
+            .filter(|part| !held.contains_key(part))
+            .any(|part| {
+                let path = self.path(part);
+                match fs::try_lock(&path) {
+                    Ok(lock) => lock.is_none(),
+                    // No daemon has ever claimed anything here.
+                    Err(error) if error.kind == host::Kind::Absent => false,
+                    Err(_) => true,
+                }
+            })
+    }
+
+    /// Lets go of what no pool needs.
+    pub fn release_unused(&self, pools: &BTreeSet<Ipv4Network>) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|part, _| pools.iter().any(|pool| pool::overlaps(*part, *pool)));
+    }
+
+    fn path(&self, part: Ipv4Network) -> PathBuf {
+        self.dir.join(part.network().to_string())
+    }
+}

@@ -1,0 +1,232 @@
+//! One step of a VM's data path.
+//! Not here: which steps, and in which order.
+
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+
+use super::plan::{Action, Desired, Side};
+use super::{MTU, NEXT_HOP, Net, RECORD, settings};
+use crate::api::network::{Mac, TapOwner};
+use crate::host::error::{absent_is_done, exists_is_done};
+use crate::host::link::{Change, State, VethEnd};
+use crate::host::netlink::Handle;
+use crate::host::{self, Error, Kind, addr, fs, link, neigh, netns, route, sysctl, tap};
+use crate::owner::{TAP, UPLINK};
+
+pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result<(), Error> {
+    match action {
+        Action::WriteRecord => write_record(desired),
+        Action::CreateNetns => create_netns(net, desired).await,
+        Action::LinkHandle => link_handle(desired),
+        Action::Settle(keys) => settle(net, keys.clone()).await,
+        Action::DeleteInside(side) => delete_inside(net, *side).await,
+        Action::DeleteHostLink(owned) => delete_link(&net.netlink, owned.thing()).await,
+        Action::CreateTap(owner) => create_tap(net, desired, *owner).await,
+        Action::CreateVeth => create_veth(net, desired).await,
+        Action::LabelHostLink => {
+            let label = Change {
+                alias: Some(desired.label.to_string()),
+                ..Change::default()
+            };
+            change(net, desired, Side::Host, label).await
+        }
+        Action::DisableIpv6 => disable_ipv6(net, desired).await,
+        Action::Configure(side) => configure(net, desired, *side).await,
+        Action::AddAddress(side, address) => add_address(net, desired, *side, *address).await,
+        Action::AddNeighbour(side, ip, mac) => add_neighbour(net, desired, *side, *ip, *mac).await,
+        Action::AddDefaultRoute => add_default_route(net, desired).await,
+        Action::UnlinkHandle => absent_is_done(fs::remove(&desired.handle())),
+        Action::DeleteNetns(owned) => {
+            net.leave();
+            absent_is_done(netns::delete(owned.thing()).await)
+        }
+        Action::RemoveRunDir => remove_run_dir(desired),
+    }
+}
+
+fn write_record(desired: &Desired) -> Result<(), Error> {
+    let Some(slot) = &desired.slot else {
+        return Ok(());
+    };
+    let dir = desired.vm_dir();
+    fs::create_dir(&dir)?;
+    fs::write(&dir.join(RECORD), slot.record.as_bytes())
+}
+
+/// The record goes last: while it is there, the directory says whose it is.
+fn remove_run_dir(desired: &Desired) -> Result<(), Error> {
+    let dir = desired.vm_dir();
+    absent_is_done(fs::remove(&dir.join(RECORD)))?;
+    absent_is_done(fs::remove_empty_dir(&dir))
+}
+
+async fn create_netns(net: &Net, desired: &Desired) -> Result<(), Error> {
+    let label = desired.label.to_string();
+    let made = netns::create(&desired.netns(), move || {
+        settings::write_all()?;
+        let labelled = Change {
+            alias: Some(label),
+            state: Some(State::Up),
+            ..Change::default()
+        };
+        link::set_here("lo", &labelled)
+    })
+    .await;
+    match made {
+        Ok(netns) => net.enter(netns).await.map(drop),
+        Err(error) if error.kind == Kind::Exists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn link_handle(desired: &Desired) -> Result<(), Error> {
+    let handle = desired.handle();
+    if let Some(dir) = handle.parent() {
+        fs::create_dir(dir)?;
+    }
+    let made = std::os::unix::fs::symlink(desired.netns(), &handle)
+        .map_err(|e| Error::io("create", handle.display().to_string(), e));
+    exists_is_done(made)
+}
+
+async fn settle(
+    net: &Net,
+    keys: std::collections::BTreeMap<String, String>,
+) -> Result<(), Error> {
+    let write = move || {
+        let keys: Vec<(&str, &str)> = keys.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        sysctl::write_many(&keys)
+    };
+    net.inside()?.netns.run(write).await
+}
+
+async fn delete_inside(net: &Net, side: Side) -> Result<(), Error> {
+    let name = match side {
+        Side::Tap => TAP,
+        Side::Uplink => UPLINK,
+        Side::Host => return Ok(()),
+    };
+    delete_link(&net.inside()?.netlink, name).await
+}
+
+async fn delete_link(netlink: &Handle, name: &str) -> Result<(), Error> {
+    match link::get(netlink, name).await? {
+        None => Ok(()),
+        Some(found) => absent_is_done(link::delete(netlink, found.index).await),
+    }
+}
+
+async fn create_tap(net: &Net, desired: &Desired, owner: TapOwner) -> Result<(), Error> {
+    let owner = tap::Owner {
+        uid: owner.uid,
+        gid: owner.gid,
+    };
+    let born = Change {
+        mac: Some(desired.names().tap_mac.0),
+        mtu: Some(MTU),
+        ..Change::default()
+    };
+    let create = move || tap::create(TAP, owner, &born);
+    exists_is_done(net.inside()?.netns.run(create).await)
+}
+
+async fn create_veth(net: &Net, desired: &Desired) -> Result<(), Error> {
+    let names = desired.names();
+    let host_end = VethEnd {
+        name: names.host_link,
+        mac: names.host_mac.0,
+        mtu: MTU,
+        state: State::Down,
+    };
+    let uplink = VethEnd {
+        name: UPLINK.to_owned(),
+        mac: names.uplink_mac.0,
+        mtu: MTU,
+        state: State::Down,
+    };
+    let inside = net.inside()?;
+    exists_is_done(link::create_veth(&net.netlink, &host_end, &uplink, &inside.netns).await)
+}
+
+async fn disable_ipv6(net: &Net, desired: &Desired) -> Result<(), Error> {
+    let key = settings::ipv6_off(&desired.names().host_link);
+    let write = move || absent_is_done(sysctl::write(&key, "1"));
+    net.home.run(write).await
+}
+
+async fn configure(net: &Net, desired: &Desired, side: Side) -> Result<(), Error> {
+    let names = desired.names();
+    let mac = match side {
+        Side::Host => names.host_mac,
+        Side::Uplink => names.uplink_mac,
+        Side::Tap => names.tap_mac,
+    };
+    let right = Change {
+        mac: Some(mac.0),
+        mtu: Some(MTU),
+        state: Some(State::Up),
+        ..Change::default()
+    };
+    change(net, desired, side, right).await
+}
+
+async fn change(net: &Net, desired: &Desired, side: Side, change: Change) -> Result<(), Error> {
+    let (netlink, index) = find(net, desired, side).await?;
+    link::set(&netlink, index, &change).await
+}
+
+async fn add_address(
+    net: &Net,
+    desired: &Desired,
+    side: Side,
+    address: Ipv4Network,
+) -> Result<(), Error> {
+    let (netlink, index) = find(net, desired, side).await?;
+    let added = addr::add(
+        &netlink,
+        addr::Addr {
+            index,
+            net: address,
+        },
+    );
+    exists_is_done(added.await)
+}
+
+async fn add_neighbour(
+    net: &Net,
+    desired: &Desired,
+    side: Side,
+    ip: Ipv4Addr,
+    mac: Mac,
+) -> Result<(), Error> {
+    let (netlink, index) = find(net, desired, side).await?;
+    let pinned = neigh::Neigh {
+        index,
+        ip,
+        mac: mac.0,
+    };
+    neigh::replace(&netlink, pinned).await
+}
+
+async fn add_default_route(net: &Net, desired: &Desired) -> Result<(), Error> {
+    let (netlink, index) = find(net, desired, Side::Uplink).await?;
+    exists_is_done(route::add(&netlink, &route::Route::default_via(NEXT_HOP, index)).await)
+}
+
+/// The link on that side, and the socket to talk of it.
+async fn find(net: &Net, desired: &Desired, side: Side) -> Result<(Handle, u32), host::Error> {
+    let (netlink, name) = match side {
+        Side::Host => (net.netlink.clone(), desired.names().host_link),
+        Side::Uplink => (net.inside()?.netlink, UPLINK.to_owned()),
+        Side::Tap => (net.inside()?.netlink, TAP.to_owned()),
+    };
+    match link::get(&netlink, &name).await? {
+        Some(found) => Ok((netlink, found.index)),
+        None => Err(Error::io(
+            "find link",
+            name,
+            std::io::Error::from_raw_os_error(libc::ENODEV),
+        )),
+    }
+}

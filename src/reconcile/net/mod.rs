@@ -1,0 +1,100 @@
+//! The Net rung: a VM's record, namespace, TAP, veth, addresses, neighbours and routes.
+//! Not here: rules and the gate (the Firewall rung); which block a VM has (the Lease rung).
+
+mod act;
+mod observe;
+mod plan;
+mod settings;
+
+use std::sync::{Mutex, PoisonError};
+
+use super::{Conflict, Reconcile};
+use crate::host::netlink::Handle;
+use crate::host::netns::Netns;
+use crate::host::{self, Error};
+
+pub use plan::{Action, Desired, HostLink, Inside, NetnsSeen, Observed, Side, Slot, TapSeen, Uplink};
+
+/// What the VM's namespace routes through: an address that no pool can hold, so that it is on-link everywhere.
+/// Nobody has it: a permanent neighbour entry stands for it.
+pub const NEXT_HOP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 0, 1);
+
+/// Bytes, on every link of the path.
+pub const MTU: u32 = 1500;
+
+/// The file in a VM's run directory that says whose everything is.
+pub const RECORD: &str = "record.json";
+
+/// The rung's hands for one run about one VM.
+pub struct Net {
+    /// The namespace that the daemon was started in.
+    pub home: Netns,
+    /// A socket in it.
+    pub netlink: Handle,
+    inside: Mutex<Option<Room>>,
+}
+
+/// The VM's namespace, entered once a run.
+#[derive(Clone)]
+pub(super) struct Room {
+    pub(super) netns: Netns,
+    pub(super) netlink: Handle,
+}
+
+impl Net {
+    /// Hands for one run.
+    pub fn new(home: Netns, netlink: Handle) -> Self {
+        Self {
+            home,
+            netlink,
+            inside: Mutex::new(None),
+        }
+    }
+
+    /// Keeps a socket inside the namespace for the rest of the run; the one it has, if it is the same namespace.
+    async fn enter(&self, netns: Netns) -> Result<Room, Error> {
+        let known = self.room().take();
+        let room = match known {
+            Some(room) if room.netns.inode()? == netns.inode()? => room,
+            _ => Room {
+                netlink: netns.netlink().await?,
+                netns,
+            },
+        };
+        *self.room() = Some(room.clone());
+        Ok(room)
+    }
+
+    fn inside(&self) -> Result<Room, Error> {
+        let gone = std::io::Error::from_raw_os_error(libc::ENOENT);
+        let room = self.room().clone();
+        room.ok_or_else(|| Error::io("enter", "the VM's namespace", gone))
+    }
+
+    /// Lets go of the namespace: a socket inside would keep it alive.
+    fn leave(&self) {
+        self.room().take();
+    }
+
+    fn room(&self) -> std::sync::MutexGuard<'_, Option<Room>> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reconcile for Net {
+    type Desired = Desired;
+    type Observed = Observed;
+    type Action = Action;
+
+    fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+        plan::plan(desired, observed)
+    }
+
+    async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
+        observe::observe(self, desired).await
+    }
+
+    async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
+        act::act(self, desired, action).await
+    }
+}

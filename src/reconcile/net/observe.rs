@@ -1,0 +1,163 @@
+//! What is there of a VM's data path.
+//! Not here: what ought to be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use ipnetwork::Ipv4Network;
+
+use super::plan::{Desired, HostLink, Inside, NetnsSeen, Observed, TapSeen, Uplink};
+use super::{NEXT_HOP, Net, settings};
+use crate::api::network::{Mac, TapOwner};
+use crate::host::link::Link;
+use crate::host::netlink::Handle;
+use crate::host::netns::Netns;
+use crate::host::tap::Layer;
+use crate::host::{self, Kind, addr, fs, link, neigh, route, sysctl};
+use crate::owner::{TAP, UPLINK};
+
+pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, host::Error> {
+    let dir = desired.vm_dir();
+    let record = absent_is_none(fs::read(&dir.join(super::RECORD)))?;
+    let handle = read_handle(&desired.handle())?;
+    let host_link = observe_host_link(net, desired).await?;
+    let (netns, inside) = match absent_is_none(Netns::open(&desired.netns()))? {
+        None => (NetnsSeen::Absent, None),
+        Some(netns) => {
+            let inside = net.enter(netns).await?;
+            let lo = link::get(&inside.netlink, "lo").await?;
+            let alias = lo.and_then(|lo| lo.alias);
+            let ours = desired.label.claim((), alias.as_deref()).is_some();
+            let seen = match ours {
+                true => Some(observe_inside(&inside.netns, &inside.netlink).await?),
+                false => None,
+            };
+            (NetnsSeen::Present(alias), seen)
+        }
+    };
+    Ok(Observed {
+        record: record.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+        dir: fs::is_dir(&dir)?,
+        netns,
+        handle,
+        host_link,
+        inside,
+    })
+}
+
+fn read_handle(path: &std::path::Path) -> Result<Option<PathBuf>, host::Error> {
+    let fail = |e| host::Error::io("read", path.display().to_string(), e);
+    match std::fs::read_link(path) {
+        Ok(target) => Ok(Some(target)),
+        Err(e) if Kind::of(&e) == Kind::Absent => Ok(None),
+        // No symlink: a mount point, a file. It points to itself.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(Some(path.to_owned())),
+        Err(e) => Err(fail(e)),
+    }
+}
+
+async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLink>, host::Error> {
+    let name = desired.names().host_link;
+    let Some(seen) = link::get(&net.netlink, &name).await? else {
+        return Ok(None);
+    };
+    let mut neighbours = BTreeMap::new();
+    if let Some(slot) = &desired.slot {
+        let guest = slot.block.guest();
+        if let Some(found) = neigh::get(&net.netlink, seen.index, guest).await? {
+            neighbours.insert(found.ip, Mac(found.mac));
+        }
+    }
+    let key = settings::ipv6_off(&name);
+    let ipv6 = net
+        .home
+        .run(move || sysctl::read_many(&[&key]))
+        .await?
+        .pop()
+        .flatten();
+    Ok(Some(HostLink {
+        addresses: addresses(&net.netlink, seen.index).await?,
+        alias: seen.alias,
+        mac: mac(seen.mac),
+        index: seen.index,
+        peer: seen.peer_index,
+        up: seen.up,
+        mtu: seen.mtu,
+        neighbours,
+        ipv6_off: ipv6.is_none_or(|value| value == "1"),
+    }))
+}
+
+async fn observe_inside(netns: &Netns, netlink: &Handle) -> Result<Inside, host::Error> {
+    let tap = link::get(netlink, TAP).await?;
+    let uplink = link::get(netlink, UPLINK).await?;
+    let neighbours = neigh::list(netlink).await?;
+    let pinned = |index: u32| -> BTreeMap<Ipv4Addr, Mac> {
+        let on_link = neighbours.iter().filter(|n| n.index == index);
+        on_link.map(|n| (n.ip, Mac(n.mac))).collect()
+    };
+    let default_via = match &uplink {
+        None => None,
+        Some(uplink) => {
+            let routes = route::list(netlink).await?;
+            routes
+                .into_iter()
+                .filter(|r| r.dst.prefix() == 0 && r.link == Some(uplink.index))
+                .filter_map(|r| r.gateway)
+                .find(|via| *via == NEXT_HOP)
+        }
+    };
+    let tap = match tap {
+        None => None,
+        Some(tap) => Some(TapSeen {
+            owner: tap_owner(&tap),
+            mac: mac(tap.mac),
+            up: tap.up,
+            mtu: tap.mtu,
+            addresses: addresses(netlink, tap.index).await?,
+            neighbours: pinned(tap.index),
+        }),
+    };
+    Ok(Inside {
+        tap,
+        uplink: uplink.map(|up| Uplink {
+            index: up.index,
+            peer: up.peer_index,
+            mac: mac(up.mac),
+            up: up.up,
+            mtu: up.mtu,
+            neighbours: pinned(up.index),
+        }),
+        default_via,
+        strayed: netns.run(settings::strayed).await?,
+    })
+}
+
+/// Who may open the TAP, if it is the kind of TAP we make.
+fn tap_owner(link: &Link) -> Option<TapOwner> {
+    let tun = link.tun.as_ref()?;
+    let sound = tun.layer == Layer::Tap && tun.persist && !tun.packet_info && !tun.multi_queue;
+    sound.then(|| TapOwner {
+        uid: tun.owner.unwrap_or(0),
+        gid: tun.group,
+    })
+}
+
+async fn addresses(netlink: &Handle, index: u32) -> Result<BTreeSet<Ipv4Network>, host::Error> {
+    let found = addr::list(netlink, addr::Of::Link(index)).await?;
+    Ok(found.into_iter().map(|addr| addr.net).collect())
+}
+
+/// A link without a MAC is none that we made.
+fn mac(found: Option<[u8; 6]>) -> Mac {
+    Mac(found.unwrap_or_default())
+}
+
+fn absent_is_none<T>(result: Result<T, host::Error>) -> Result<Option<T>, host::Error> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind == Kind::Absent => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,435 @@
+//! What is to be done for a VM's data path. Pure.
+//! Not here: rules.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+
+use super::super::Conflict;
+use super::{MTU, NEXT_HOP};
+use crate::api::network::{Block, Mac, TapOwner};
+use crate::owner::{self, Label, Owned, RunDir, TAP, UPLINK, VmNames};
+
+/// What ought to be for one VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Desired {
+    /// Whose it is: names are made from it.
+    pub label: Label,
+    /// Where the namespace and the record stand.
+    pub run_dir: PathBuf,
+    /// The data path; none: nothing of it.
+    pub slot: Option<Slot>,
+}
+
+/// A data path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Its /30.
+    pub block: Block,
+    /// Who may open the TAP.
+    pub tap_owner: TapOwner,
+    /// What a daemon that has lost its state reads to adopt the VM.
+    pub record: String,
+}
+
+/// What is.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Observed {
+    /// The record's text; none: no such file.
+    pub record: Option<String>,
+    /// The VM's run directory is there.
+    pub dir: bool,
+    /// The namespace.
+    pub netns: NetnsSeen,
+    /// Where `/run/netns/<name>` points to; none: nothing there. A file that is no symlink points to itself.
+    pub handle: Option<PathBuf>,
+    /// What bears the veth's name in the host namespace.
+    pub host_link: Option<HostLink>,
+    /// What is in the namespace, if it is ours.
+    pub inside: Option<Inside>,
+}
+
+/// What stands at the namespace's path.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub enum NetnsSeen {
+    /// No namespace; perhaps an empty file that a crash left.
+    #[default]
+    Absent,
+    /// A namespace, and the alias of its `lo`.
+    Present(Option<String>),
+}
+
+/// A link in the host namespace that bears our name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostLink {
+    /// Its label.
+    pub alias: Option<String>,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its index, as its peer names it.
+    pub index: u32,
+    /// Its peer's index, in the peer's namespace.
+    pub peer: Option<u32>,
+    /// Administratively up.
+    pub up: bool,
+    /// Bytes.
+    pub mtu: u32,
+    /// IPv4 addresses.
+    pub addresses: BTreeSet<Ipv4Network>,
+    /// Permanent neighbours.
+    pub neighbours: BTreeMap<Ipv4Addr, Mac>,
+    /// IPv6 is off on it (or the kernel has none).
+    pub ipv6_off: bool,
+}
+
+/// The namespace's inside.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Inside {
+    /// What bears the name `tap0`.
+    pub tap: Option<TapSeen>,
+    /// What bears the name `up0`.
+    pub uplink: Option<Uplink>,
+    /// Next hop of the default route over `up0`.
+    pub default_via: Option<Ipv4Addr>,
+    /// Settings that stand otherwise than ours: key to value.
+    pub strayed: BTreeMap<String, String>,
+}
+
+/// A link called `tap0`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TapSeen {
+    /// It is a TAP, persistent, with one queue, and this is who may open it; none: another kind of link.
+    pub owner: Option<TapOwner>,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Administratively up.
+    pub up: bool,
+    /// Bytes.
+    pub mtu: u32,
+    /// IPv4 addresses.
+    pub addresses: BTreeSet<Ipv4Network>,
+    /// Permanent neighbours.
+    pub neighbours: BTreeMap<Ipv4Addr, Mac>,
+}
+
+/// A link called `up0`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Uplink {
+    /// Its index, as its peer names it.
+    pub index: u32,
+    /// Its peer's index, in the host namespace.
+    pub peer: Option<u32>,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Administratively up.
+    pub up: bool,
+    /// Bytes.
+    pub mtu: u32,
+    /// Permanent neighbours.
+    pub neighbours: BTreeMap<Ipv4Addr, Mac>,
+}
+
+/// Where a neighbour entry goes, and where a link is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The veth end in the host namespace.
+    Host,
+    /// `up0`.
+    Uplink,
+    /// `tap0`.
+    Tap,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Action {
+    /// Write the record.
+    WriteRecord,
+    /// Make the namespace: settings, label, `lo`, and only then its name.
+    CreateNetns,
+    /// Make it visible to `ip netns`.
+    LinkHandle,
+    /// Put the namespace's settings right.
+    Settle(BTreeMap<String, String>),
+    /// Remove a link inside that is not as it must be; everything inside is ours.
+    DeleteInside(Side),
+    /// Remove the veth.
+    DeleteHostLink(Owned<String>),
+    /// Make the TAP.
+    CreateTap(TapOwner),
+    /// Make the veth, both ends in place.
+    CreateVeth,
+    /// Label the host's end.
+    LabelHostLink,
+    /// Switch IPv6 off on the host's end.
+    DisableIpv6,
+    /// Set MAC and MTU, bring up.
+    Configure(Side),
+    /// Give a link an address.
+    AddAddress(Side, Ipv4Network),
+    /// Pin a neighbour.
+    AddNeighbour(Side, Ipv4Addr, Mac),
+    /// Route everything over `up0`.
+    AddDefaultRoute,
+    /// Remove the namespace's name.
+    UnlinkHandle,
+    /// Remove the namespace.
+    DeleteNetns(Owned<PathBuf>),
+    /// Remove the VM's run directory.
+    RemoveRunDir,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "the host's veth end",
+            Self::Uplink => UPLINK,
+            Self::Tap => TAP,
+        })
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WriteRecord => f.write_str("write the VM's record"),
+            Self::CreateNetns => f.write_str("create the namespace"),
+            Self::LinkHandle => f.write_str("show the namespace to ip netns"),
+            Self::Settle(keys) => {
+                let keys: Vec<&str> = keys.keys().map(String::as_str).collect();
+                write!(f, "set {}", keys.join(", "))
+            }
+            Self::DeleteInside(side) => write!(f, "delete the wrong {side}"),
+            Self::DeleteHostLink(link) => write!(f, "delete link {}", link.thing()),
+            Self::CreateTap(owner) => write!(f, "create {TAP} for uid {owner}"),
+            Self::CreateVeth => f.write_str("create the veth"),
+            Self::LabelHostLink => write!(f, "label {}", Side::Host),
+            Self::DisableIpv6 => write!(f, "disable IPv6 on {}", Side::Host),
+            Self::Configure(side) => write!(f, "configure {side} and bring it up"),
+            Self::AddAddress(side, address) => write!(f, "add address {address} to {side}"),
+            Self::AddNeighbour(side, ip, mac) => write!(f, "pin neighbour {ip} {mac} on {side}"),
+            Self::AddDefaultRoute => write!(f, "add the default route over {UPLINK}"),
+            Self::UnlinkHandle => f.write_str("hide the namespace from ip netns"),
+            Self::DeleteNetns(path) => write!(f, "delete namespace {}", path.thing().display()),
+            Self::RemoveRunDir => f.write_str("remove the VM's run directory"),
+        }
+    }
+}
+
+impl Desired {
+    /// The VM's names.
+    pub fn names(&self) -> VmNames {
+        owner::names_of(&self.label)
+    }
+
+    /// Where its namespace is mounted.
+    pub fn netns(&self) -> PathBuf {
+        RunDir(self.run_dir.clone()).netns(&self.names())
+    }
+
+    /// Where `ip netns` finds it.
+    pub fn handle(&self) -> PathBuf {
+        owner::ip_netns_path(&self.names().netns)
+    }
+
+    /// Its own directory.
+    pub fn vm_dir(&self) -> PathBuf {
+        RunDir(self.run_dir.clone()).vm_dir(owner::uid_of(&self.label))
+    }
+}
+
+pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+    match &desired.slot {
+        None => Ok(teardown(desired, observed)),
+        Some(slot) => build(desired, slot, observed),
+    }
+}
+
+fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
+    let mut plan = Vec::new();
+    if let Some(link) = owned_host_link(desired, observed.host_link.as_ref()) {
+        plan.push(Action::DeleteHostLink(link));
+    }
+    if observed.handle.as_ref() == Some(&desired.netns()) {
+        plan.push(Action::UnlinkHandle);
+    }
+    if let NetnsSeen::Present(alias) = &observed.netns
+        && let Some(netns) = desired.label.claim(desired.netns(), alias.as_deref())
+    {
+        plan.push(Action::DeleteNetns(netns));
+    }
+    if observed.dir {
+        plan.push(Action::RemoveRunDir);
+    }
+    plan
+}
+
+fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+    let mut plan = Vec::new();
+    if observed.record.as_ref() != Some(&slot.record) {
+        plan.push(Action::WriteRecord);
+    }
+    plan_netns(desired, observed, &mut plan)?;
+    let blank = Inside::default();
+    let inside = observed.inside.as_ref().unwrap_or(&blank);
+    if !inside.strayed.is_empty() {
+        plan.push(Action::Settle(inside.strayed.clone()));
+    }
+    plan_tap(desired, slot, inside.tap.as_ref(), &mut plan);
+    plan_veth(desired, slot, observed.host_link.as_ref(), inside, &mut plan)?;
+    Ok(plan)
+}
+
+fn plan_netns(
+    desired: &Desired,
+    observed: &Observed,
+    plan: &mut Vec<Action>,
+) -> Result<(), Conflict> {
+    match &observed.netns {
+        NetnsSeen::Absent => plan.push(Action::CreateNetns),
+        NetnsSeen::Present(alias) => {
+            let path = desired.netns();
+            if desired.label.claim((), alias.as_deref()).is_none() {
+                return Err(Conflict {
+                    thing: format!("namespace {}", path.display()),
+                    remedy: format!("move it away, or unmount it: umount {}", path.display()),
+                });
+            }
+        }
+    }
+    match &observed.handle {
+        None => plan.push(Action::LinkHandle),
+        Some(target) if *target == desired.netns() => {}
+        Some(_) => {
+            let handle = desired.handle();
+            return Err(Conflict {
+                thing: format!("{}", handle.display()),
+                remedy: format!("remove it: ip netns del {}", desired.names().netns),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn plan_tap(desired: &Desired, slot: &Slot, seen: Option<&TapSeen>, plan: &mut Vec<Action>) {
+    let names = desired.names();
+    let right = |tap: &&TapSeen| tap.owner == Some(slot.tap_owner);
+    let kept = seen.filter(right);
+    if kept.is_none() {
+        if seen.is_some() {
+            plan.push(Action::DeleteInside(Side::Tap));
+        }
+        plan.push(Action::CreateTap(slot.tap_owner));
+    }
+    if !kept.is_some_and(|tap| tap.up && tap.mtu == MTU && tap.mac == names.tap_mac) {
+        plan.push(Action::Configure(Side::Tap));
+    }
+    let gateway = on_link(slot.block);
+    if !kept.is_some_and(|tap| tap.addresses.contains(&gateway)) {
+        plan.push(Action::AddAddress(Side::Tap, gateway));
+    }
+    let (guest, mac) = (slot.block.guest(), names.guest_mac);
+    if kept.and_then(|tap| tap.neighbours.get(&guest)) != Some(&mac) {
+        plan.push(Action::AddNeighbour(Side::Tap, guest, mac));
+    }
+}
+
+fn plan_veth(
+    desired: &Desired,
+    slot: &Slot,
+    host_link: Option<&HostLink>,
+    inside: &Inside,
+    plan: &mut Vec<Action>,
+) -> Result<(), Conflict> {
+    let names = desired.names();
+    let owned = owned_host_link(desired, host_link);
+    if host_link.is_some() && owned.is_none() {
+        return Err(Conflict {
+            thing: format!("link {}", names.host_link),
+            remedy: format!(
+                "rename or remove it: ip link set {} name OTHER",
+                names.host_link
+            ),
+        });
+    }
+    let uplink = inside.uplink.as_ref();
+    let pair = host_link.zip(uplink).filter(|(host, uplink)| {
+        host.peer == Some(uplink.index) && uplink.peer == Some(host.index)
+    });
+    if pair.is_none() {
+        plan.extend(owned.map(Action::DeleteHostLink));
+        if uplink.is_some() {
+            plan.push(Action::DeleteInside(Side::Uplink));
+        }
+        plan.push(Action::CreateVeth);
+    }
+    let host = pair.map(|(host, _)| host);
+    let uplink = pair.map(|(_, uplink)| uplink);
+    plan_host_end(desired, slot, host, &names, plan);
+    plan_uplink(uplink, inside.default_via, &names, plan);
+    Ok(())
+}
+
+fn plan_host_end(
+    desired: &Desired,
+    slot: &Slot,
+    host: Option<&HostLink>,
+    names: &VmNames,
+    plan: &mut Vec<Action>,
+) {
+    let label = desired.label.to_string();
+    if host.is_none_or(|host| host.alias.as_ref() != Some(&label)) {
+        plan.push(Action::LabelHostLink);
+    }
+    if !host.is_some_and(|host| host.ipv6_off) {
+        plan.push(Action::DisableIpv6);
+    }
+    if !host.is_some_and(|host| host.up && host.mtu == MTU && host.mac == names.host_mac) {
+        plan.push(Action::Configure(Side::Host));
+    }
+    let gateway = on_link(slot.block);
+    if !host.is_some_and(|host| host.addresses.contains(&gateway)) {
+        plan.push(Action::AddAddress(Side::Host, gateway));
+    }
+    let guest = slot.block.guest();
+    if host.and_then(|host| host.neighbours.get(&guest)) != Some(&names.uplink_mac) {
+        plan.push(Action::AddNeighbour(Side::Host, guest, names.uplink_mac));
+    }
+}
+
+fn plan_uplink(
+    uplink: Option<&Uplink>,
+    default_via: Option<Ipv4Addr>,
+    names: &VmNames,
+    plan: &mut Vec<Action>,
+) {
+    if !uplink.is_some_and(|up| up.up && up.mtu == MTU && up.mac == names.uplink_mac) {
+        plan.push(Action::Configure(Side::Uplink));
+    }
+    if uplink.and_then(|up| up.neighbours.get(&NEXT_HOP)) != Some(&names.host_mac) {
+        plan.push(Action::AddNeighbour(Side::Uplink, NEXT_HOP, names.host_mac));
+    }
+    if uplink.is_none() || default_via != Some(NEXT_HOP) {
+        plan.push(Action::AddDefaultRoute);
+    }
+}
+
+fn owned_host_link(desired: &Desired, link: Option<&HostLink>) -> Option<Owned<String>> {
+    let link = link?;
+    let name = desired.names().host_link;
+    desired
+        .label
+        .claim_link(&name, link.alias.as_deref(), link.mac)
+}
+
+/// The gateway's address with the block's prefix.
+fn on_link(block: Block) -> Ipv4Network {
+    Ipv4Network::new(block.gateway(), Block::PREFIX_LEN).expect("30 is a prefix length")
+}

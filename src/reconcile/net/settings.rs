@@ -1,0 +1,51 @@
+//! The settings of a VM's namespace, written before any link in it is up.
+//! Not here: `ip_forward`, which is the gate and the Firewall rung's.
+
+use std::collections::BTreeMap;
+
+use crate::host::{Error, sysctl};
+
+/// Key and value. `default` is what a new link starts with, `all` is joined with each link's own
+/// (Documentation/networking/ip-sysctl.rst).
+const SETTINGS: [(&str, &str); 11] = [
+    // No IPv6 at all: nothing to filter, nothing to forget.
+    ("net.ipv6.conf.all.disable_ipv6", "1"),
+    ("net.ipv6.conf.default.disable_ipv6", "1"),
+    // A guest must not re-route its own gateway, nor be told to.
+    ("net.ipv4.conf.all.accept_redirects", "0"),
+    ("net.ipv4.conf.default.accept_redirects", "0"),
+    ("net.ipv4.conf.all.send_redirects", "0"),
+    ("net.ipv4.conf.default.send_redirects", "0"),
+    ("net.ipv4.conf.all.accept_source_route", "0"),
+    ("net.ipv4.conf.default.accept_source_route", "0"),
+    ("net.ipv4.conf.all.route_localnet", "0"),
+    ("net.ipv4.conf.default.route_localnet", "0"),
+    // The guest is asked for by its one address only, on the link that has it.
+    ("net.ipv4.conf.all.arp_ignore", "1"),
+];
+
+/// Switches IPv6 off on one link of the host.
+pub(super) fn ipv6_off(link: &str) -> String {
+    format!("net.ipv6.conf.{link}.disable_ipv6")
+}
+
+/// Writes them all in the calling thread's namespace. A kernel without IPv6 has no IPv6 to switch off.
+pub(super) fn write_all() -> Result<(), Error> {
+    for (key, value) in SETTINGS {
+        crate::host::error::absent_is_done(sysctl::write(key, value))?;
+    }
+    Ok(())
+}
+
+/// Those that stand otherwise in the calling thread's namespace, with the value they ought to have.
+pub(super) fn strayed() -> Result<BTreeMap<String, String>, Error> {
+    let keys = SETTINGS.map(|(key, _)| key);
+    let found = sysctl::read_many(&keys)?;
+    let strayed = SETTINGS
+        .iter()
+        .zip(found)
+        .filter(|((_, value), found)| found.as_ref().is_some_and(|found| found != value));
+    Ok(strayed
+        .map(|((key, value), _)| ((*key).to_owned(), (*value).to_owned()))
+        .collect())
+}

@@ -1,0 +1,23 @@
+//! What stands in a VM's run directory so that a daemon which has lost its state can adopt the VM.
+//! Not here: writing it (the Net rung), reading it back into the store ([`super::adopt`]).
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::host_group::{Origin, UpdatePolicy};
+use crate::api::lease::Lease;
+use crate::api::vm::Vm;
+
+/// One VM, whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The boot it was written in (`/proc/sys/kernel/random/boot_id`); another one means that nothing of it is left.
+    pub boot_id: String,
+    /// Where its group came from.
+    pub origin: Origin,
+    /// How its group is updated.
+    pub update: UpdatePolicy,
+    /// The VM.
+    pub vm: Vm,
+    /// Its lease.
+    pub lease: Lease,
+}
