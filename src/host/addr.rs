@@ -1,2 +1,102 @@
 //! Addresses of links.
 //! Not here: what ought to be.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnetwork::Ipv4Network;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::Error;
+use super::netlink::{self, Handle};
+
+/// An IPv4 address of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addr {
+    /// The link.
+    pub index: u32,
+    /// The address and the prefix length of its subnet.
+    pub net: Ipv4Network,
+}
+
+/// Which addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// Those of every link.
+    All,
+    /// Those of the link with this index.
+    Link(u32),
+}
+
+/// The IPv4 addresses of a link or of all.
+pub async fn list(handle: &Handle, of: Of) -> Result<Vec<Addr>, Error> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    if let Of::Link(index) = of {
+        message.header.index = index;
+    }
+    let answer = handle
+        .dump(RouteNetlinkMessage::GetAddress(message))
+        .await
+        .map_err(|e| Error::io("list", "addresses", e))?;
+    answer.into_iter().map(read).collect()
+}
+
+/// Adds an address, without a broadcast address. `Exists` when the link has it.
+pub async fn add(handle: &Handle, addr: Addr) -> Result<(), Error> {
+    handle
+        .change(
+            RouteNetlinkMessage::NewAddress(to_message(addr)),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+        .await
+        .map_err(|e| Error::io("add address", addr.net.to_string(), e))
+}
+
+/// Takes an address away. `Absent` when the link has it not.
+pub async fn delete(handle: &Handle, addr: Addr) -> Result<(), Error> {
+    handle
+        .change(RouteNetlinkMessage::DelAddress(to_message(addr)), 0)
+        .await
+        .map_err(|e| Error::io("delete address", addr.net.to_string(), e))
+}
+
+fn to_message(addr: Addr) -> AddressMessage {
+    let ip = addr.net.ip();
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.prefix_len = addr.net.prefix();
+    message.header.index = addr.index;
+    message.header.scope = scope(ip);
+    message.attributes = vec![
+        AddressAttribute::Local(IpAddr::V4(ip)),
+        AddressAttribute::Address(IpAddr::V4(ip)),
+    ];
+    message
+}
+
+/// Loopback addresses belong to the host alone, as `ip address` has it.
+fn scope(ip: Ipv4Addr) -> AddressScope {
+    match ip.is_loopback() {
+        true => AddressScope::Host,
+        false => AddressScope::Universe,
+    }
+}
+
+fn read(answer: RouteNetlinkMessage) -> Result<Addr, Error> {
+    let fail = || netlink::unexpected("list", "addresses");
+    let RouteNetlinkMessage::NewAddress(message) = answer else {
+        return Err(fail());
+    };
+    // LOCAL is ours; ADDRESS is the other side's on a point-to-point link.
+    let local = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
+        _ => None,
+    });
+    let net = Ipv4Network::new(local.ok_or_else(fail)?, message.header.prefix_len);
+    Ok(Addr {
+        index: message.header.index,
+        net: net.map_err(|_| fail())?,
+    })
+}

@@ -1,2 +1,248 @@
 //! Links: list, create a veth, label, move up.
 //! Not here: what ought to be.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Nla};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoTun, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+    LinkMessage,
+};
+
+use super::netlink::{self, Handle};
+use super::netns::Netns;
+use super::{Error, tap};
+
+/// A link as the kernel has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// The number that the kernel knows it by, in its namespace.
+    pub index: u32,
+    /// At most 15 bytes.
+    pub name: String,
+    /// `veth`, `tun`, `bridge`…; `None` for hardware and `lo`.
+    pub kind: Option<String>,
+    /// The Ethernet address.
+    pub mac: Option<[u8; 6]>,
+    /// `IFLA_IFALIAS`, where our label is.
+    pub alias: Option<String>,
+    /// Whether it is set up; says nothing of the carrier.
+    pub up: bool,
+    /// In bytes.
+    pub mtu: u32,
+    /// The bridge or bond that it is a port of.
+    pub master: Option<u32>,
+    /// The index of its other end or parent, in the namespace `peer_nsid` or else in this one.
+    pub peer_index: Option<u32>,
+    /// What this namespace calls the namespace of its other end (`IFLA_LINK_NETNSID`).
+    pub peer_nsid: Option<i32>,
+    /// What only TUN and TAP devices have.
+    pub tun: Option<tap::TunInfo>,
+}
+
+/// Up or down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    /// Carries nothing.
+    #[default]
+    Down,
+    /// May carry packets.
+    Up,
+}
+
+/// What a veth end is born with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VethEnd {
+    /// At most 15 bytes.
+    pub name: String,
+    /// The Ethernet address.
+    pub mac: [u8; 6],
+    /// In bytes.
+    pub mtu: u32,
+    /// Set up in the same step.
+    pub state: State,
+}
+
+/// Changes to a link, all in one message. What is `None` stays as it is. The kernel labels before it sets up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// `IFLA_IFALIAS`, at most 255 bytes; empty takes it away.
+    pub alias: Option<String>,
+    /// The Ethernet address.
+    pub mac: Option<[u8; 6]>,
+    /// In bytes.
+    pub mtu: Option<u32>,
+    /// Up or down.
+    pub state: Option<State>,
+    /// The bridge to be a port of, by index; 0 takes it out.
+    pub master: Option<u32>,
+}
+
+/// All links of the namespace.
+pub async fn list(handle: &Handle) -> Result<Vec<Link>, Error> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(without_statistics());
+    let answer = handle
+        .dump(RouteNetlinkMessage::GetLink(message))
+        .await
+        .map_err(|e| Error::io("list", "links", e))?;
+    answer
+        .into_iter()
+        .map(|part| match part {
+            RouteNetlinkMessage::NewLink(message) => Ok(read(message)),
+            _ => Err(netlink::unexpected("list", "links")),
+        })
+        .collect()
+}
+
+/// One link by its name; `None` when the kernel says that there is none.
+pub async fn get(handle: &Handle, name: &str) -> Result<Option<Link>, Error> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(without_statistics());
+    message
+        .attributes
+        .push(LinkAttribute::IfName(name.to_owned()));
+    let answer = handle
+        .get(RouteNetlinkMessage::GetLink(message))
+        .await
+        .map_err(|e| Error::io("look at link", name, e));
+    match netlink::absent_is_none(answer)? {
+        None => Ok(None),
+        Some(Some(RouteNetlinkMessage::NewLink(message))) => Ok(Some(read(message))),
+        Some(_) => Err(netlink::unexpected("look at link", name)),
+    }
+}
+
+/// Makes a veth in the handle's namespace with its other end directly in `peer_netns`; names, MACs, MTUs and states are
+/// set in the same step, so nothing half-made is ever seen. Neither end has an alias yet. `Exists` when either name is taken.
+pub async fn create_veth(
+    handle: &Handle,
+    end: &VethEnd,
+    peer: &VethEnd,
+    peer_netns: &Netns,
+) -> Result<(), Error> {
+    let mut there = born(peer);
+    let descriptor = peer_netns.as_fd().as_raw_fd();
+    there.attributes.push(LinkAttribute::NetNsFd(descriptor));
+    let mut here = born(end);
+    here.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(there))),
+    ]));
+    handle
+        .change(
+            RouteNetlinkMessage::NewLink(here),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+        .await
+        .map_err(|e| Error::io("create veth", &end.name, e))
+}
+
+/// Changes a link by its index.
+pub async fn set(handle: &Handle, index: u32, change: &Change) -> Result<(), Error> {
+    let mut message = to_message(change);
+    message.header.index = index;
+    handle
+        .change(RouteNetlinkMessage::SetLink(message), 0)
+        .await
+        .map_err(|e| Error::io("change link", format!("number {index}"), e))
+}
+
+/// Changes a link of the calling thread's namespace by its name, without a runtime. Blocks. Meant for `prepare` of
+/// [`super::netns::create`], to label `lo` and set it up, and for whoever is inside [`Netns::run`] anyway.
+pub fn set_here(name: &str, change: &Change) -> Result<(), Error> {
+    let mut message = to_message(change);
+    message
+        .attributes
+        .push(LinkAttribute::IfName(name.to_owned()));
+    netlink::change_here(RouteNetlinkMessage::SetLink(message), 0)
+        .map_err(|e| Error::io("change link", name, e))
+}
+
+/// Deletes a link by its index, and a veth's other end with it.
+pub async fn delete(handle: &Handle, index: u32) -> Result<(), Error> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    handle
+        .change(RouteNetlinkMessage::DelLink(message), 0)
+        .await
+        .map_err(|e| Error::io("delete link", format!("number {index}"), e))
+}
+
+/// Counters are half of a link's message and nobody here reads them.
+fn without_statistics() -> LinkAttribute {
+    LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
+}
+
+fn born(end: &VethEnd) -> LinkMessage {
+    let mut message = to_message(&Change {
+        mac: Some(end.mac),
+        mtu: Some(end.mtu),
+        state: Some(end.state),
+        ..Change::default()
+    });
+    message
+        .attributes
+        .push(LinkAttribute::IfName(end.name.clone()));
+    message
+}
+
+fn to_message(change: &Change) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    if let Some(state) = change.state {
+        message.header.change_mask = LinkFlags::Up;
+        message.header.flags = match state {
+            State::Up => LinkFlags::Up,
+            State::Down => LinkFlags::empty(),
+        };
+    }
+    let alias = change.alias.clone().map(LinkAttribute::IfAlias);
+    let mac = change.mac.map(|mac| LinkAttribute::Address(mac.to_vec()));
+    let mtu = change.mtu.map(LinkAttribute::Mtu);
+    let master = change.master.map(LinkAttribute::Controller);
+    message.attributes = [alias, mac, mtu, master].into_iter().flatten().collect();
+    message
+}
+
+/// Reads what we want of a link's message, which may also be an event.
+pub(super) fn read(message: LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        up: message.header.flags.contains(LinkFlags::Up),
+        ..Link::default()
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Controller(master) => link.master = Some(master),
+            LinkAttribute::Link(index) => link.peer_index = Some(index),
+            LinkAttribute::LinkNetNsId(nsid) => link.peer_nsid = Some(nsid),
+            LinkAttribute::LinkInfo(infos) => read_infos(&mut link, infos),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn read_infos(link: &mut Link, infos: Vec<LinkInfo>) {
+    for info in infos {
+        match info {
+            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+            LinkInfo::Data(InfoData::Tun(attributes)) => {
+                let values = attributes.iter().map(to_pair);
+                link.tun = Some(tap::TunInfo::read(values));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn to_pair(nla: &InfoTun) -> (u16, Vec<u8>) {
+    let mut value = vec![0; nla.value_len()];
+    nla.emit_value(&mut value);
+    (nla.kind(), value)
+}

@@ -9,6 +9,7 @@ pub mod fs;
 pub mod iptables;
 pub mod link;
 pub mod neigh;
+pub mod netlink;
 pub mod netns;
 pub mod process;
 pub mod route;
@@ -17,3 +18,4 @@ pub mod sysctl;
 pub mod tap;
 
 pub use error::{Error, Kind};
+pub use netlink::Handle;

@@ -1,2 +1,92 @@
 //! Neighbour entries.
 //! Not here: what ought to be.
+
+use std::net::Ipv4Addr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::Error;
+use super::netlink::{self, Handle};
+
+/// A permanent IPv4 neighbour: never asked for with ARP, never forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neigh {
+    /// The link.
+    pub index: u32,
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// Where it is.
+    pub mac: [u8; 6],
+}
+
+/// The permanent IPv4 neighbours of all links.
+pub async fn list(handle: &Handle) -> Result<Vec<Neigh>, Error> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    let answer = handle
+        .dump(RouteNetlinkMessage::GetNeighbour(message))
+        .await
+        .map_err(|e| Error::io("list", "neighbours", e))?;
+    let mut neighbours = Vec::new();
+    for part in answer {
+        let RouteNetlinkMessage::NewNeighbour(message) = part else {
+            return Err(netlink::unexpected("list", "neighbours"));
+        };
+        neighbours.extend(read(&message));
+    }
+    Ok(neighbours)
+}
+
+/// Adds a permanent neighbour, in place of whatever was known of that address.
+pub async fn replace(handle: &Handle, neigh: Neigh) -> Result<(), Error> {
+    handle
+        .change(
+            RouteNetlinkMessage::NewNeighbour(to_message(neigh)),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+        .await
+        .map_err(|e| Error::io("add neighbour", neigh.ip.to_string(), e))
+}
+
+/// Forgets a neighbour. `Absent` when it is not known.
+pub async fn delete(handle: &Handle, neigh: Neigh) -> Result<(), Error> {
+    handle
+        .change(RouteNetlinkMessage::DelNeighbour(to_message(neigh)), 0)
+        .await
+        .map_err(|e| Error::io("delete neighbour", neigh.ip.to_string(), e))
+}
+
+fn to_message(neigh: Neigh) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = neigh.index;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(neigh.ip)),
+        NeighbourAttribute::LinkLayerAddress(neigh.mac.to_vec()),
+    ];
+    message
+}
+
+fn read(message: &NeighbourMessage) -> Option<Neigh> {
+    let ip = message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(*ip),
+        _ => None,
+    });
+    let mac = message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok(),
+        _ => None,
+    });
+    match message.header.state {
+        NeighbourState::Permanent => Some(Neigh {
+            index: message.header.ifindex,
+            ip: ip?,
+            mac: mac?,
+        }),
+        _ => None,
+    }
+}

@@ -1,2 +1,255 @@
 //! Network namespaces: create, enter, open, delete.
 //! Not here: what ought to be.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
+use rustix::mount::UnmountFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+
+use super::netlink::Handle;
+use super::{Error, Kind};
+
+/// The calling thread's namespace; `/proc/self` would be the main thread's.
+const MINE: &str = "/proc/thread-self/ns/net";
+
+/// `NSFS_MAGIC` of `include/uapi/linux/magic.h`.
+const NSFS: i64 = 0x6e73_6673;
+
+/// `_IO(0xb7, 0x3)` of `include/uapi/linux/nsfs.h`: answers the `CLONE_NEW*` flag of a namespace.
+const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+
+/// A network namespace, held open: it lives as long as this does. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Netns {
+    file: Arc<File>,
+    name: Arc<str>,
+}
+
+impl Netns {
+    /// The calling THREAD's namespace.
+    pub fn current() -> Result<Self, Error> {
+        let file = File::open(MINE).map_err(|e| Error::io("open", MINE, e))?;
+        Ok(Self::of(file, MINE))
+    }
+
+    /// The namespace mounted at `path`. `Absent` when there is no such file, or no namespace is mounted on it.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let name = path.display().to_string();
+        let fail = |error| Error::io("open", &name, error);
+        // NONBLOCK: whatever lies there, opening it never waits.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(fail)?;
+        if !is_nsfs(&file).map_err(fail)? {
+            return Err(Error {
+                doing: "open",
+                thing: name,
+                kind: Kind::Absent,
+                source: io::Error::other("no namespace is mounted there"),
+            });
+        }
+        // SAFETY: the request takes no argument and only reads from the descriptor, which is open.
+        match unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) } {
+            libc::CLONE_NEWNET => Ok(Self::of(file, &name)),
+            -1 => Err(fail(io::Error::last_os_error())),
+            _ => Err(Error::other("open", name, "it is no network namespace")),
+        }
+    }
+
+    /// The namespace's number: equal for two handles of the same namespace, and for no others that live.
+    pub fn inode(&self) -> Result<u64, Error> {
+        let meta = self.file.metadata();
+        meta.map(|m| m.ino())
+            .map_err(|e| Error::io("look at", &*self.name, e))
+    }
+
+    /// Runs `act` inside, on the calling thread, which must not be one that async code runs on. Blocks.
+    pub fn run_here<T>(&self, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        let way_back = WayBack::remember()?;
+        enter(self.as_fd()).map_err(|e| Error::io("enter", &*self.name, e))?;
+        let result = act();
+        drop(way_back);
+        result
+    }
+
+    /// Runs `act` inside, on a thread that may block.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        act: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let this = self.clone();
+        blocking("enter", self.name.to_string(), move || this.run_here(act)).await
+    }
+
+    /// A conversation with the namespace's rtnetlink. It holds a socket, and by that the namespace: don't hoard.
+    pub async fn netlink(&self) -> Result<Handle, Error> {
+        let name = self.name.clone();
+        self.run(move || {
+            Handle::open().map_err(|e| Error::io("open a netlink socket in", &*name, e))
+        })
+        .await
+    }
+
+    fn of(file: File, name: &str) -> Self {
+        Self {
+            file: Arc::new(file),
+            name: name.into(),
+        }
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Makes a namespace and mounts it at `path` (its directory is made, too). `prepare` runs inside before anyone can
+/// see it, so a namespace that is visible is prepared. `Exists` when a namespace is mounted there already, `Busy` when one
+/// is being made there; a plain file that a crash left is used.
+pub async fn create(
+    path: &Path,
+    prepare: impl FnOnce() -> Result<(), Error> + Send + 'static,
+) -> Result<Netns, Error> {
+    let path = path.to_owned();
+    blocking("create", path.display().to_string(), move || {
+        create_here(&path, prepare)
+    })
+    .await
+}
+
+/// Takes the namespace off `path`; it ends when nobody uses it any more. `Absent` when there is no such file.
+pub async fn delete(path: &Path) -> Result<(), Error> {
+    let path = path.to_owned();
+    blocking("delete", path.display().to_string(), move || {
+        delete_here(&path).map_err(|e| Error::io("delete", path.display().to_string(), e))
+    })
+    .await
+}
+
+/// The files in a directory of namespaces, mounted on or not, sorted. No directory: none.
+pub fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let fail = |e| Error::io("list", dir.display().to_string(), e);
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(fail)?,
+    };
+    let mut paths = entries
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(fail)?;
+    paths.sort();
+    Ok(paths)
+}
+
+fn create_here(path: &Path, prepare: impl FnOnce() -> Result<(), Error>) -> Result<Netns, Error> {
+    let name = path.display().to_string();
+    let fail = |e| Error::io("create", &name, e);
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(fail)?;
+    }
+    // The lock on the plain file below the mount keeps two makers apart; a crash frees it.
+    let place = open_place(path).map_err(fail)?;
+    rustix::fs::flock(&place, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|e| fail(e.into()))?;
+    open_place(path).map_err(fail)?;
+
+    let way_back = WayBack::remember()?;
+    // SAFETY: CLONE_NEWNET changes this thread's network namespace and nothing that other threads share.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.map_err(|e| fail(e.into()))?;
+    let made = prepare().and_then(|()| {
+        let file = File::open(MINE).map_err(fail)?;
+        rustix::mount::mount_bind(MINE, path).map_err(|e| fail(e.into()))?;
+        Ok(Netns::of(file, &name))
+    });
+    drop(way_back);
+    if made.is_err() {
+        // Best effort: a plain file without a mount is no namespace to anybody.
+        let _ = fs::remove_file(path);
+    }
+    made
+}
+
+/// The plain file to mount on; `AlreadyExists` when a namespace is mounted on it.
+fn open_place(path: &Path) -> io::Result<File> {
+    let place = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o444)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    match place {
+        // A mounted namespace can't be opened for writing.
+        Err(e) if Netns::open(path).is_ok() => Err(io::Error::new(io::ErrorKind::AlreadyExists, e)),
+        Ok(place) if is_nsfs(&place)? => Err(io::ErrorKind::AlreadyExists.into()),
+        other => other,
+    }
+}
+
+fn delete_here(path: &Path) -> io::Result<()> {
+    // More than one mount may lie there; EINVAL: none (any more).
+    loop {
+        match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    fs::remove_file(path)
+}
+
+fn is_nsfs(file: &File) -> io::Result<bool> {
+    Ok(rustix::fs::fstatfs(file)?.f_type == NSFS)
+}
+
+/// Takes the thread back to the namespace that it came from, even when it panics.
+struct WayBack(File);
+
+impl WayBack {
+    fn remember() -> Result<Self, Error> {
+        File::open(MINE)
+            .map(Self)
+            .map_err(|e| Error::io("open", MINE, e))
+    }
+}
+
+impl Drop for WayBack {
+    fn drop(&mut self) {
+        if let Err(error) = enter(self.0.as_fd()) {
+            // A pool thread in a VM's namespace would do the next VM's, or the host's, work there.
+            eprintln!("sliced: cannot leave a network namespace, so must end: {error}");
+            std::process::abort();
+        }
+    }
+}
+
+fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::thread::move_into_link_name_space(
+        namespace,
+        Some(LinkNameSpaceType::Network),
+    )?)
+}
+
+async fn blocking<T: Send + 'static>(
+    doing: &'static str,
+    thing: String,
+    act: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(act).await {
+        Ok(result) => result,
+        Err(failed) => match failed.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(cancelled) => Err(Error::other(doing, thing, cancelled)),
+        },
+    }
+}

@@ -1,2 +1,196 @@
 //! Routes.
 //! Not here: what ought to be.
+
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+    RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::Error;
+use super::netlink::{self, Handle};
+
+/// The route protocol number that routes of ours carry: unassigned in `/etc/iproute2/rt_protos`, and above the kernel's
+/// and the routing daemons'.
+pub const PROTOCOL: u8 = 171;
+
+/// An IPv4 unicast route of the main table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where to; `0.0.0.0/0` is the default route.
+    pub dst: Ipv4Network,
+    /// The next hop; `None` when the destination is on the link.
+    pub gateway: Option<Ipv4Addr>,
+    /// The link it leaves by; `None` for a route over several.
+    pub link: Option<u32>,
+    /// How far it goes.
+    pub scope: Scope,
+    /// Whether the next hop is taken to be on the link whatever the link's addresses say (`RTNH_F_ONLINK`).
+    pub next_hop: NextHop,
+    /// Who made it; ours is [`PROTOCOL`], the kernel's own 2.
+    pub protocol: u8,
+    /// The smaller the better.
+    pub metric: u32,
+}
+
+/// How far a route goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Anywhere, through a next hop.
+    Global,
+    /// To hosts on the link.
+    Link,
+    /// Any other, by its number.
+    Other(u8),
+}
+
+/// How a next hop is looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextHop {
+    /// A route must lead to it.
+    Routed,
+    /// It is on the link, no questions asked.
+    OnLink,
+}
+
+impl Route {
+    /// The default route of ours through a next hop that is on `link` whatever the link's addresses say.
+    pub fn default_via(gateway: Ipv4Addr, link: u32) -> Self {
+        Self {
+            dst: EVERYWHERE,
+            gateway: Some(gateway),
+            link: Some(link),
+            scope: Scope::Global,
+            next_hop: NextHop::OnLink,
+            protocol: PROTOCOL,
+            metric: 0,
+        }
+    }
+
+    /// A route of ours to hosts that are on `link`.
+    pub fn on_link(dst: Ipv4Network, link: u32) -> Self {
+        Self {
+            dst,
+            gateway: None,
+            link: Some(link),
+            scope: Scope::Link,
+            next_hop: NextHop::Routed,
+            protocol: PROTOCOL,
+            metric: 0,
+        }
+    }
+}
+
+const EVERYWHERE: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap();
+
+/// The unicast routes of the main table.
+pub async fn list(handle: &Handle) -> Result<Vec<Route>, Error> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    let answer = handle
+        .dump(RouteNetlinkMessage::GetRoute(message))
+        .await
+        .map_err(|e| Error::io("list", "routes", e))?;
+    let mut routes = Vec::new();
+    for part in answer {
+        let RouteNetlinkMessage::NewRoute(message) = part else {
+            return Err(netlink::unexpected("list", "routes"));
+        };
+        // The kernel may ignore the filter, and a blackhole leads nowhere.
+        if message.header.table == RouteHeader::RT_TABLE_MAIN
+            && message.header.kind == RouteType::Unicast
+        {
+            routes.push(read(&message)?);
+        }
+    }
+    Ok(routes)
+}
+
+/// Adds a route. `Exists` when there is one to the same destination with the same metric.
+pub async fn add(handle: &Handle, route: &Route) -> Result<(), Error> {
+    handle
+        .change(
+            RouteNetlinkMessage::NewRoute(to_message(route)),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+        .await
+        .map_err(|e| Error::io("add route to", route.dst.to_string(), e))
+}
+
+/// Deletes the route that is like `route` in everything. `Absent` when there is none.
+pub async fn delete(handle: &Handle, route: &Route) -> Result<(), Error> {
+    handle
+        .change(RouteNetlinkMessage::DelRoute(to_message(route)), 0)
+        .await
+        .map_err(|e| Error::io("delete route to", route.dst.to_string(), e))
+}
+
+fn to_message(route: &Route) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: AddressFamily::Inet,
+        destination_prefix_length: route.dst.prefix(),
+        table: RouteHeader::RT_TABLE_MAIN,
+        protocol: route.protocol.into(),
+        scope: match route.scope {
+            Scope::Global => RouteScope::Universe,
+            Scope::Link => RouteScope::Link,
+            Scope::Other(number) => number.into(),
+        },
+        kind: RouteType::Unicast,
+        flags: match route.next_hop {
+            NextHop::OnLink => RouteFlags::Onlink,
+            NextHop::Routed => RouteFlags::empty(),
+        },
+        ..RouteHeader::default()
+    };
+    let dst = RouteAddress::Inet(route.dst.network());
+    let dst = (route.dst.prefix() > 0).then_some(RouteAttribute::Destination(dst));
+    let gateway = route
+        .gateway
+        .map(|ip| RouteAttribute::Gateway(RouteAddress::Inet(ip)));
+    let link = route.link.map(RouteAttribute::Oif);
+    let metric = (route.metric > 0).then_some(RouteAttribute::Priority(route.metric));
+    message.attributes = [dst, gateway, link, metric].into_iter().flatten().collect();
+    message
+}
+
+fn read(message: &RouteMessage) -> Result<Route, Error> {
+    let mut dst = Ipv4Addr::UNSPECIFIED;
+    let (mut gateway, mut link, mut metric) = (None, None, 0);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => dst = *ip,
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some(*ip),
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Priority(number) => metric = *number,
+            _ => {}
+        }
+    }
+    Ok(Route {
+        dst: Ipv4Network::new(dst, message.header.destination_prefix_length)
+            .map_err(|_| netlink::unexpected("list", "routes"))?,
+        gateway,
+        link,
+        scope: match message.header.scope {
+            RouteScope::Universe => Scope::Global,
+            RouteScope::Link => Scope::Link,
+            other => Scope::Other(other.into()),
+        },
+        next_hop: match message.header.flags.contains(RouteFlags::Onlink) {
+            true => NextHop::OnLink,
+            false => NextHop::Routed,
+        },
+        protocol: protocol_number(message.header.protocol),
+        metric,
+    })
+}
+
+fn protocol_number(protocol: RouteProtocol) -> u8 {
+    protocol.into()
+}

@@ -1,2 +1,100 @@
 //! Values under /proc/sys.
 //! Not here: what ought to be.
+//!
+//! `net.*` keys are those of the calling thread's namespace: call from inside [`super::netns::Netns::run`].
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use super::{Error, Kind};
+
+/// Reads a key such as `net.ipv4.ip_forward`, without the newline. `Absent` when this kernel has it not.
+pub fn read(key: &str) -> Result<String, Error> {
+    path(key)
+        .and_then(fs::read_to_string)
+        .map(|value| value.trim_end().to_owned())
+        .map_err(|e| Error::io("read sysctl", key, e))
+}
+
+/// Writes a key. `Absent` when this kernel has it not.
+pub fn write(key: &str, value: &str) -> Result<(), Error> {
+    path(key)
+        .and_then(|path| fs::OpenOptions::new().write(true).open(path))
+        .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
+        .map_err(|e| Error::io("write sysctl", key, e))
+}
+
+/// Reads several keys, in their order; `None` where this kernel has one not.
+pub fn read_many(keys: &[&str]) -> Result<Vec<Option<String>>, Error> {
+    keys.iter()
+        .map(|key| match read(key) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.kind == Kind::Absent => Ok(None),
+            Err(error) => Err(error),
+        })
+        .collect()
+}
+
+/// Writes several keys, in their order, up to the first that fails.
+pub fn write_many(values: &[(&str, &str)]) -> Result<(), Error> {
+    values.iter().try_for_each(|(key, value)| write(key, value))
+}
+
+/// As `sysctl.d(5)` has it: dots part the key, unless a slash comes first; then slashes do, and dots are part of names
+/// (`net/ipv4/conf/eth0.7/rp_filter`).
+fn path(key: &str) -> io::Result<PathBuf> {
+    let separator = match key.find(['.', '/']) {
+        Some(at) if key[at..].starts_with('/') => '/',
+        _ => '.',
+    };
+    let mut path = PathBuf::from("/proc/sys");
+    for part in key.split(separator) {
+        if matches!(part, "" | "." | "..") || part.contains('/') {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        path.push(part);
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_never_leads_out_of_proc_sys() {
+        for key in [
+            "",
+            "..",
+            "net/../../etc/passwd",
+            "net..ipv4",
+            "/etc/passwd",
+            "net.a/../../b",
+        ] {
+            assert!(path(key).is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn dots_part_a_key_unless_a_slash_comes_first() {
+        let read = |key| path(key).map(|p| p.display().to_string()).ok();
+        assert_eq!(
+            read("net.ipv4.ip_forward").as_deref(),
+            Some("/proc/sys/net/ipv4/ip_forward")
+        );
+        assert_eq!(
+            read("net/ipv4/conf/eth0.7/rp_filter").as_deref(),
+            Some("/proc/sys/net/ipv4/conf/eth0.7/rp_filter")
+        );
+    }
+
+    #[test]
+    fn a_key_that_the_kernel_has_not_is_absent() {
+        assert_eq!(read("net.ipv4.no_such_key").unwrap_err().kind, Kind::Absent);
+        assert_eq!(
+            read_many(&["kernel.ostype", "kernel.no_such_key"]).unwrap(),
+            [Some("Linux".into()), None]
+        );
+    }
+}

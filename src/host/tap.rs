@@ -1,2 +1,175 @@
 //! TAP devices.
 //! Not here: what ought to be.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::{Error, Kind, link};
+
+const DEVICE: &str = "/dev/net/tun";
+
+/// `IFF_TUN_EXCL` of `include/uapi/linux/if_tun.h`: refuse to attach to a device that exists.
+const IFF_TUN_EXCL: libc::c_int = 0x8000;
+
+/// Attributes of `IFLA_INFO_DATA` of kind `tun`, `include/uapi/linux/if_link.h`.
+mod attribute {
+    pub const OWNER: u16 = 1;
+    pub const GROUP: u16 = 2;
+    pub const TYPE: u16 = 3;
+    pub const PI: u16 = 4;
+    pub const VNET_HDR: u16 = 5;
+    pub const PERSIST: u16 = 6;
+    pub const MULTI_QUEUE: u16 = 7;
+}
+
+/// Who may attach to a TAP device without being root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// This user…
+    pub uid: u32,
+    /// …who must also be in this group, if one is given.
+    pub gid: Option<u32>,
+}
+
+/// Which of the two sorts of device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layer {
+    /// Carries IP packets.
+    Tun,
+    /// Carries Ethernet frames.
+    #[default]
+    Tap,
+}
+
+/// What the kernel says of a TUN or TAP device beside what every link has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunInfo {
+    /// TUN or TAP.
+    pub layer: Layer,
+    /// The uid that may attach; `None`: root only.
+    pub owner: Option<u32>,
+    /// The gid that may attach.
+    pub group: Option<u32>,
+    /// Outlives whoever is attached.
+    pub persist: bool,
+    /// Each frame has a four byte header of its own (`IFF_NO_PI` not set).
+    pub packet_info: bool,
+    /// Each frame has a `virtio_net_hdr`; whoever attaches decides.
+    pub vnet_hdr: bool,
+    /// More than one may attach.
+    pub multi_queue: bool,
+}
+
+/// Whether frames have a `virtio_net_hdr` before them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Bare Ethernet frames.
+    Bare,
+    /// Ten bytes of `virtio_net_hdr` first, as VMMs want.
+    VnetHdr,
+}
+
+impl TunInfo {
+    pub(super) fn read(attributes: impl Iterator<Item = (u16, Vec<u8>)>) -> Self {
+        let mut info = Self::default();
+        for (kind, value) in attributes {
+            let set = value.first().is_some_and(|byte| *byte != 0);
+            let number = || value.as_slice().try_into().ok().map(u32::from_ne_bytes);
+            match kind {
+                attribute::OWNER => info.owner = number(),
+                attribute::GROUP => info.group = number(),
+                attribute::TYPE if value.first() == Some(&1) => info.layer = Layer::Tun,
+                attribute::TYPE => info.layer = Layer::Tap,
+                attribute::PI => info.packet_info = set,
+                attribute::VNET_HDR => info.vnet_hdr = set,
+                attribute::PERSIST => info.persist = set,
+                attribute::MULTI_QUEUE => info.multi_queue = set,
+                _ => {}
+            }
+        }
+        info
+    }
+}
+
+/// Makes a TAP device in the calling thread's namespace that outlives us, with one queue and a `virtio_net_hdr`. It is
+/// owned and changed (labelled, given its MAC…) before it is made to last: a crash leaves none that is nobody's. Blocks.
+/// `Exists` when the name is taken.
+pub fn create(name: &str, owner: Owner, change: &link::Change) -> Result<(), Error> {
+    let fail = |e| Error::io("create tap", name, e);
+    let device = open().map_err(fail)?;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | IFF_TUN_EXCL;
+    attach_to(&device, name, flags).map_err(|e| match Kind::of(&e) {
+        // The answer to TUN_EXCL.
+        Kind::Busy => fail(io::Error::from_raw_os_error(libc::EEXIST)),
+        _ => fail(e),
+    })?;
+    control(&device, libc::TUNSETOWNER, owner.uid).map_err(fail)?;
+    if let Some(gid) = owner.gid {
+        control(&device, libc::TUNSETGROUP, gid).map_err(fail)?;
+    }
+    link::set_here(name, change)?;
+    control(&device, libc::TUNSETPERSIST, 1).map_err(fail)
+}
+
+/// Attaches to a TAP device of the calling thread's namespace: what is read from the file is what the kernel sends to
+/// the guest, what is written is what the guest sends. Does not block. `Absent` when there is none, `Busy` when somebody is
+/// attached.
+pub fn attach(name: &str, framing: Framing) -> Result<File, Error> {
+    let fail = |e| Error::io("attach to tap", name, e);
+    // TUNSETIFF would make a device that is not there.
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").map_err(fail)?;
+    rustix::net::netdevice::name_to_index(&socket, name).map_err(|e| fail(e.into()))?;
+    let device = open().map_err(fail)?;
+    let flags = match framing {
+        Framing::Bare => libc::IFF_TAP | libc::IFF_NO_PI,
+        Framing::VnetHdr => libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR,
+    };
+    attach_to(&device, name, flags).map_err(fail)?;
+    Ok(device)
+}
+
+fn open() -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(DEVICE)
+}
+
+fn attach_to(device: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
+    let bytes = name.as_bytes();
+    if bytes.is_empty() || bytes.len() >= libc::IFNAMSIZ || bytes.contains(&0) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: an ifreq of zeroes is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    // The flags are 16 bits; the highest, TUN_EXCL, is the sign.
+    request.ifr_ifru.ifru_flags = (flags as u16).cast_signed();
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call is over.
+    let answer = unsafe {
+        libc::ioctl(
+            device.as_raw_fd(),
+            libc::TUNSETIFF as libc::Ioctl,
+            &mut request,
+        )
+    };
+    to_result(answer)
+}
+
+/// The TUN controls whose argument is a number by value.
+fn control(device: &File, request: libc::Ioctl, value: u32) -> io::Result<()> {
+    // SAFETY: these requests take their argument by value and touch no memory of ours.
+    to_result(unsafe { libc::ioctl(device.as_raw_fd(), request, libc::c_ulong::from(value)) })
+}
+
+fn to_result(answer: libc::c_int) -> io::Result<()> {
+    match answer {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,142 @@
+//! Talking to the kernel over rtnetlink: ask, and know that the answer was whole.
+//! Not here: what is asked (see `link`, `addr`, `route`, `neigh`).
+//!
+//! # Why
+//! `rtnetlink`'s own verbs take the end of the stream for the end of the answer, so a connection that breaks half way
+//! looks like a short list. To us unseen is not absent: this [`Handle`] has the kernel's own DONE and ACK forwarded, and
+//! an answer without them is an error.
+
+use std::io;
+
+use futures::StreamExt;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use super::{Error, Kind};
+
+/// How often a dump that the world changed under is begun again before we say `Busy`.
+const DUMP_ROUNDS: usize = 20;
+
+/// A socket's answers fit: the kernel never packs more than 32 KiB into one datagram (`netlink(7)`, `NLMSG_GOODSIZE`).
+const ANSWER: usize = 64 * 1024;
+
+/// A conversation with one namespace's rtnetlink. Cheap to clone; the socket closes with the last clone.
+#[derive(Clone, Debug)]
+pub struct Handle(rtnetlink::Handle);
+
+impl Handle {
+    /// Opens a socket in the calling thread's namespace. Must be called within a tokio runtime.
+    pub(super) fn open() -> io::Result<Self> {
+        let (mut connection, handle, _unsolicited) = rtnetlink::new_connection_with_strict_check()?;
+        connection.set_forward_done(true);
+        connection.set_forward_ack(true);
+        tokio::spawn(connection);
+        Ok(Self(handle))
+    }
+
+    /// Asks for a change and waits until the kernel has made it. `flags` beside REQUEST and ACK.
+    pub(super) async fn change(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.ask(message, NLM_F_ACK | flags).await.map(drop)
+    }
+
+    /// Asks for one thing.
+    pub(super) async fn get(
+        &self,
+        message: RouteNetlinkMessage,
+    ) -> io::Result<Option<RouteNetlinkMessage>> {
+        Ok(self.ask(message, NLM_F_ACK).await?.pop())
+    }
+
+    /// Asks for all things of a sort, again if they changed while we listened.
+    pub(super) async fn dump(
+        &self,
+        message: RouteNetlinkMessage,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        for _ in 0..DUMP_ROUNDS {
+            match self.ask(message.clone(), NLM_F_DUMP).await {
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                answer => return answer,
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    }
+
+    async fn ask(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        let mut answers = self
+            .0
+            .clone()
+            .request(request)
+            .map_err(|_| broken("the netlink connection is gone"))?;
+        let mut answer = Vec::new();
+        let mut whole = Ok(());
+        while let Some(part) = answers.next().await {
+            if part.header.flags & NLM_F_DUMP_INTR != 0 {
+                whole = Err(io::Error::from_raw_os_error(libc::EINTR));
+            }
+            match part.payload {
+                NetlinkPayload::InnerMessage(inner) => answer.push(inner),
+                NetlinkPayload::Done(done) if done.code == 0 => return whole.map(|()| answer),
+                NetlinkPayload::Done(done) => {
+                    return Err(io::Error::from_raw_os_error(done.code.abs()));
+                }
+                NetlinkPayload::Error(ack) if ack.code.is_none() => {
+                    return whole.map(|()| answer);
+                }
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => return Err(broken("the kernel lost a part of its answer")),
+            }
+        }
+        Err(broken(
+            "the netlink connection broke before the answer was whole",
+        ))
+    }
+}
+
+/// Asks for a change over a socket opened for it in the calling thread's namespace, without a runtime. Blocks.
+pub(super) fn change_here(message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+    let mut buffer = bytes::BytesMut::with_capacity(ANSWER);
+    socket.recv(&mut buffer, 0)?;
+    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&buffer)
+        .map_err(io::Error::other)?
+        .payload
+    {
+        NetlinkPayload::Error(answer) if answer.code.is_none() => Ok(()),
+        NetlinkPayload::Error(answer) => Err(answer.to_io()),
+        _ => Err(broken("the kernel answered a change with something else")),
+    }
+}
+
+/// An answer of a sort that was not asked for.
+pub(super) fn unexpected(doing: &'static str, thing: impl Into<String>) -> Error {
+    Error::other(doing, thing, "the kernel answered with something else")
+}
+
+/// `ENODEV` and its like as `None`; every other failure stays one.
+pub(super) fn absent_is_none<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind == Kind::Absent => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn broken(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, why)
+}

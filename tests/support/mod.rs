@@ -1,0 +1,10 @@
+//! What several integration tests need. Every test file says `mod support;`.
+//! Not here: tests.
+//!
+//! - [`kernel`]: a private kernel per test, hosts in it to talk to, canaries.
+#![allow(
+    dead_code,
+    reason = "every integration test file compiles this anew and uses a part of it"
+)]
+
+pub mod kernel;
