@@ -1,2 +1,223 @@
 //! Files and directories, written whole or not at all.
 //! Not here: what ought to be.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use super::error::absent_is_done;
+use super::{Error, Kind};
+
+/// Whether a file must outlive a power cut, or only a crash of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Outlives the writer: enough for what lives below `/run`.
+    Process,
+    /// Outlives the machine: `fsync` of the file and of its directory.
+    Disk,
+}
+
+/// What stands at a path where a directory is wanted. Symbolic links are not followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dir {
+    /// Nothing.
+    Absent,
+    /// A directory, with the names in it, sorted.
+    Present(Vec<String>),
+    /// Something else.
+    NotADirectory,
+}
+
+/// Writes `path` whole: a temporary file beside it, then a rename, so that no reader ever sees half of it.
+/// `mode` is the file's permissions, e.g. `0o600`.
+pub fn write(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> Result<(), Error> {
+    let draft = draft_of(path);
+    let written = write_draft(&draft, bytes, mode, durability)
+        .and_then(|()| fs::rename(&draft, path))
+        .and_then(|()| match durability {
+            Durability::Process => Ok(()),
+            Durability::Disk => File::open(parent(path))?.sync_all(),
+        });
+    written.map_err(|error| {
+        // The draft is of no use to anybody; the error that counts is the first one.
+        let _ = fs::remove_file(&draft);
+        Error::io("write", shown(path), error)
+    })
+}
+
+fn write_draft(draft: &Path, bytes: &[u8], mode: u32, durability: Durability) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(draft)?;
+    file.write_all(bytes)?;
+    match durability {
+        Durability::Process => Ok(()),
+        Durability::Disk => file.sync_all(),
+    }
+}
+
+/// `.<name>.new` in the same directory, so that the rename stays within one file system.
+fn draft_of(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.new"))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// The whole file, or `None` when there is none.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) => absent_is_none(Error::io("read", shown(path), error)),
+    }
+}
+
+/// The whole file as text (what is not UTF-8 is replaced), or `None` when there is none.
+pub fn read_text(path: &Path) -> Result<Option<String>, Error> {
+    Ok(read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// At most the last `limit` bytes, as text; `None` when there is no such file.
+pub fn tail(path: &Path, limit: u64) -> Result<Option<String>, Error> {
+    let read_end = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
+        let mut bytes = Vec::new();
+        file.take(limit).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match read_end() {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) => absent_is_none(Error::io("read the end of", shown(path), error)),
+    }
+}
+
+/// What is at `path`, without following a symbolic link.
+pub fn look_at_dir(path: &Path) -> Result<Dir, Error> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Ok(Dir::NotADirectory),
+        Err(error) => {
+            let absent = absent_is_none::<()>(Error::io("look at", shown(path), error))?;
+            debug_assert!(absent.is_none());
+            return Ok(Dir::Absent);
+        }
+    }
+    let list = || -> io::Result<Vec<String>> {
+        let mut names = fs::read_dir(path)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    };
+    match list() {
+        Ok(names) => Ok(Dir::Present(names)),
+        Err(error) => {
+            Ok(absent_is_none(Error::io("list", shown(path), error))?.unwrap_or(Dir::Absent))
+        }
+    }
+}
+
+/// Makes a directory and those above it; those that are there stay as they are.
+pub fn make_dir(path: &Path, mode: u32) -> Result<(), Error> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(|error| Error::io("create directory", shown(path), error))
+}
+
+/// Removes a file. One that is not there is no error.
+pub fn remove(path: &Path) -> Result<(), Error> {
+    absent_is_done(fs::remove_file(path).map_err(|error| Error::io("remove", shown(path), error)))
+}
+
+/// Removes a directory if it is empty. One that is not empty, or not there, is left alone without error.
+pub fn remove_empty_dir(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        other => {
+            absent_is_done(other.map_err(|error| Error::io("remove directory", shown(path), error)))
+        }
+    }
+}
+
+/// The kernel's name for the time since it was booted (`/proc/sys/kernel/random/boot_id`, a UUID).
+/// It cannot change while we live, so it is read once.
+pub fn boot_id() -> Result<&'static str, Error> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    if let Some(known) = BOOT_ID.get() {
+        return Ok(known);
+    }
+    let text = fs::read_to_string(PATH).map_err(|error| Error::io("read", PATH, error))?;
+    Ok(BOOT_ID.get_or_init(|| text.trim().to_owned()))
+}
+
+fn absent_is_none<T>(error: Error) -> Result<Option<T>, Error> {
+    match error.kind {
+        Kind::Absent => Ok(None),
+        Kind::Exists | Kind::Busy | Kind::Denied | Kind::Other => Err(error),
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_whole_and_leaves_no_draft() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        write(&path, b"one", 0o600, Durability::Process).unwrap();
+        write(&path, b"two", 0o600, Durability::Disk).unwrap();
+        assert_eq!(read_text(&path).unwrap().as_deref(), Some("two"));
+        assert_eq!(
+            look_at_dir(dir.path()).unwrap(),
+            Dir::Present(vec!["a".into()])
+        );
+        assert_eq!(tail(&path, 2).unwrap().as_deref(), Some("wo"));
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        fs::create_dir(&path).unwrap();
+        let error = write(&path, b"one", 0o600, Durability::Process).unwrap_err();
+        assert_eq!(error.kind, Kind::Other, "a directory stands there");
+        assert_eq!(
+            look_at_dir(dir.path()).unwrap(),
+            Dir::Present(vec!["a".into()])
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_from_what_cannot_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        assert_eq!(read(&path).unwrap(), None);
+        assert_eq!(look_at_dir(&path).unwrap(), Dir::Absent);
+        remove(&path).unwrap();
+        remove_empty_dir(&path).unwrap();
+        assert!(read(dir.path()).is_err(), "a directory cannot be read");
+        std::os::unix::fs::symlink(dir.path(), &path).unwrap();
+        assert_eq!(look_at_dir(&path).unwrap(), Dir::NotADirectory);
+    }
+}

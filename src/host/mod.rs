@@ -3,6 +3,7 @@
 
 pub mod addr;
 pub mod conntrack;
+pub mod cpu;
 pub mod error;
 pub mod events;
 pub mod fs;

@@ -1,2 +1,0 @@
-//! Processes: start, find again, signal, wait.
-//! Not here: what ought to be.

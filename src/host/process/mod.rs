@@ -1,0 +1,171 @@
+//! Processes: start, find again, signal, wait.
+//! Not here: what ought to be.
+//!
+//! # Why a pid is never enough
+//! Pids are reused. A process is named by pid, start time (`/proc/<pid>/stat`, field 22, in clock ticks since boot) and boot id.
+//! It is held by a pidfd: opened first, checked second, so what was checked is what a signal later goes to.
+
+mod census;
+mod identity;
+mod run;
+mod spawn;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot};
+pub use identity::{Identity, Record, read_record, write_record};
+pub use run::{Outcome, run_until};
+pub use spawn::{Spawn, spawn};
+
+use super::Error;
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exit {
+    /// By itself, with this status.
+    Code(i32),
+    /// Killed by this signal.
+    Signal(i32),
+    /// Only a parent is told how, and we are not (or no longer) the parent.
+    Unknown,
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exited with status {code}"),
+            Self::Signal(signal) => write!(f, "was killed by signal {signal}"),
+            Self::Unknown => f.write_str("ended, how is not known"),
+        }
+    }
+}
+
+/// What became of a process.
+#[derive(Debug)]
+pub enum Life {
+    /// It runs.
+    Alive(Process),
+    /// It does not; its pid may belong to another by now.
+    Ended(Exit),
+}
+
+/// Asking nicely, and not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// SIGTERM.
+    Terminate,
+    /// SIGKILL.
+    Kill,
+}
+
+/// A process that was alive when we looked, held so that its pid cannot come to mean another.
+#[derive(Debug)]
+pub struct Process {
+    identity: Identity,
+    pidfd: OwnedFd,
+}
+
+/// Looks whether `identity` still runs. A zombie does not; if it is our child, its exit status is read but it is not reaped.
+pub fn look(identity: &Identity) -> Result<Life, Error> {
+    let wrap =
+        |error: rustix::io::Errno| Error::io("open process", identity.to_string(), error.into());
+    if identity.boot != super::fs::boot_id()? {
+        return Ok(Life::Ended(Exit::Unknown));
+    }
+    let Some(pid) = identity.as_pid() else {
+        return Ok(Life::Ended(Exit::Unknown));
+    };
+    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        Ok(pidfd) => pidfd,
+        // EINVAL: a thread of some process has that number now.
+        Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => {
+            return Ok(Life::Ended(Exit::Unknown));
+        }
+        Err(error) => return Err(wrap(error)),
+    };
+    match identity::stat_of(identity.pid)? {
+        Some(stat) if stat.start == identity.start && !stat.is_dead() => Ok(Life::Alive(Process {
+            identity: identity.clone(),
+            pidfd,
+        })),
+        Some(stat) if stat.start == identity.start => {
+            Ok(Life::Ended(exit_of(&pidfd, WaitIdOptions::NOWAIT)))
+        }
+        Some(_) | None => Ok(Life::Ended(Exit::Unknown)),
+    }
+}
+
+/// Lets the kernel forget a child of ours that has ended. No error if it still runs, or is no child of ours.
+pub fn reap(identity: &Identity) -> Result<(), Error> {
+    let (Life::Ended(_), Some(pid)) = (look(identity)?, identity.as_pid()) else {
+        return Ok(());
+    };
+    // As long as the zombie is not reaped its pid stays its own, so the start time decides whether this is the one.
+    if identity::stat_of(identity.pid)?.is_some_and(|stat| stat.start == identity.start)
+        && let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)
+    {
+        exit_of(&pidfd, WaitIdOptions::empty());
+    }
+    Ok(())
+}
+
+fn exit_of(pidfd: &OwnedFd, how: WaitIdOptions) -> Exit {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | how;
+    let told: Result<Option<WaitIdStatus>, _> =
+        rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options);
+    // ECHILD: not our child; nobody can tell us.
+    let Ok(Some(status)) = told else {
+        return Exit::Unknown;
+    };
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Exit::Code(code),
+        (None, Some(signal)) => Exit::Signal(signal),
+        (None, None) => Exit::Unknown,
+    }
+}
+
+impl Process {
+    /// Which one it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Sends a signal to this very process. One that has ended is no error.
+    pub fn stop(&self, how: Stop) -> Result<(), Error> {
+        let signal = match how {
+            Stop::Terminate => Signal::TERM,
+            Stop::Kill => Signal::KILL,
+        };
+        match rustix::process::pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(Error::io(
+                "signal process",
+                self.identity.to_string(),
+                error.into(),
+            )),
+        }
+    }
+
+    /// Comes back when the process has ended. Does not reap it: whoever looks next still learns how it ended.
+    /// One waiter at a time: another takes its own hold with [`look`].
+    pub async fn ended(&self) -> Result<(), Error> {
+        let wait = async || -> io::Result<()> {
+            // SAFETY: the borrowed descriptor stays open, and the same, as long as `self` does.
+            let watched =
+                unsafe { AsyncFd::register_with_interest(self.pidfd.as_fd(), Interest::READABLE) }?;
+            // A pidfd becomes readable once, for ever (pidfd_open(2)).
+            watched.readable().await?.retain_ready();
+            Ok(())
+        };
+        wait()
+            .await
+            .map_err(|error| Error::io("wait for process", self.identity.to_string(), error))
+    }
+}

@@ -1,0 +1,191 @@
+//! Starting a process that outlives us and cannot be lost.
+//! Not here: which one, and what it is told.
+//!
+//! # Why the newborn writes its own record
+//! Between the fork and the moment a parent has noted the pid, the parent may be killed. So the child notes itself, before it
+//! becomes the program, in a file that was opened (and locked, see [`super::read_record`]) before the fork.
+//!
+//! # Why the log is bounded by the kernel
+//! A guest can write to its serial line for ever, also while no daemon is alive to look, and the run directory is memory. A pump
+//! process would be one more thing to lose. So the child gets `RLIMIT_FSIZE` with SIGXFSZ ignored: a write beyond the limit
+//! fails with EFBIG, a VMM drops those bytes and runs on. All writers append (O_APPEND), so whoever truncates
+//! the file lets them write again. The limit holds for every file the process makes grow: a disk image is to be made
+//! at its full size beforehand and to be counted in `file_limit`.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::fs::FlockOperation;
+
+use super::identity::{self, Record};
+use super::{Identity, read_record};
+use crate::host::{Error, fs};
+
+/// What to start, and where.
+#[derive(Clone, Copy, Debug)]
+pub struct Spawn<'a> {
+    /// The program and its arguments.
+    pub argv: &'a [String],
+    /// Its whole environment, beside `PATH`.
+    pub env: &'a [(&'a str, &'a str)],
+    /// Its working directory.
+    pub cwd: &'a Path,
+    /// The network namespace it lives in, as a path.
+    pub netns: &'a Path,
+    /// A link that must be in that namespace, or nothing is started ([`crate::host::Kind::Absent`]).
+    pub needs_link: &'a str,
+    /// Where its standard output and error are appended.
+    pub log: &'a Path,
+    /// No file may grow beyond this many bytes by its hand.
+    pub file_limit: u64,
+    /// Where it is noted which process it became.
+    pub record: &'a Path,
+}
+
+/// Starts a process: a session of its own, no terminal, nothing inherited, not bound to our life.
+/// [`crate::host::Kind::Busy`] if another birth with the same record is under way. Blocks until the program runs.
+pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
+    let program = what.argv.first().cloned().unwrap_or_default();
+    let start = || -> io::Result<()> {
+        let netns = File::open(what.netns)?;
+        let record = open_record(what.record)?;
+        let log = open_log(what.log)?;
+        let birth = Birth {
+            netns: netns.as_raw_fd(),
+            record: record.as_raw_fd(),
+            link: CString::new(what.needs_link)?,
+            file_limit: what.file_limit,
+        };
+        let mut command = Command::new(&program);
+        command
+            .args(what.argv.get(1..).unwrap_or_default())
+            .env_clear()
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
+            .envs(what.env.iter().copied())
+            .current_dir(what.cwd)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        // SAFETY: between fork and exec only system calls are made, on descriptors and memory made before the fork:
+        // no allocation, no lock, no panic.
+        unsafe { command.pre_exec(move || birth.in_the_child()) };
+        command.spawn().map(drop)
+    };
+    start().map_err(|error| Error::io("start", &program, error))?;
+    match read_record(what.record)? {
+        Record::Of(identity) => Ok(identity),
+        Record::None | Record::Unborn => Err(Error::other(
+            "start",
+            program,
+            "its record was removed meanwhile",
+        )),
+    }
+}
+
+/// What the child needs between fork and exec.
+struct Birth {
+    netns: RawFd,
+    record: RawFd,
+    link: CString,
+    file_limit: u64,
+}
+
+impl Birth {
+    fn in_the_child(&self) -> io::Result<()> {
+        // SAFETY: plain system calls; every pointer is to memory of this function or of `self`.
+        unsafe {
+            check(libc::setsid())?;
+            check(libc::setns(self.netns, libc::CLONE_NEWNET))?;
+            // A VMM that runs as root would make the TAP itself, without address, rules or label.
+            if libc::if_nametoindex(self.link.as_ptr()) == 0 {
+                return Err(io::Error::from_raw_os_error(libc::ENODEV));
+            }
+            let limit = libc::rlimit {
+                rlim_cur: self.file_limit,
+                rlim_max: self.file_limit,
+            };
+            check(libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit))?;
+            let no_core = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            check(libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core))?;
+            if libc::signal(libc::SIGXFSZ, libc::SIG_IGN) == libc::SIG_ERR {
+                return Err(io::Error::last_os_error());
+            }
+            libc::umask(0o077);
+            self.note_ourselves()?;
+            // Everything but the standard three closes itself at exec, whoever opened it.
+            check(libc::close_range(
+                3,
+                u32::MAX,
+                libc::CLOSE_RANGE_CLOEXEC as i32,
+            ))
+        }
+    }
+
+    /// # Safety
+    /// Only system calls; to be called between fork and exec.
+    unsafe fn note_ourselves(&self) -> io::Result<()> {
+        let mut stat = [0_u8; 1024];
+        // SAFETY: the path is a C string, the buffer is ours and its length is passed.
+        unsafe {
+            let fd = libc::open(
+                c"/proc/self/stat".as_ptr(),
+                libc::O_RDONLY | libc::O_CLOEXEC,
+            );
+            check(fd)?;
+            let length = libc::read(fd, stat.as_mut_ptr().cast(), stat.len());
+            libc::close(fd);
+            let Ok(length @ 1..) = usize::try_from(length) else {
+                return Err(io::Error::last_os_error());
+            };
+            match libc::write(self.record, stat.as_ptr().cast(), length) {
+                written if usize::try_from(written) == Ok(length) => Ok(()),
+                _ => Err(io::Error::from_raw_os_error(libc::EIO)),
+            }
+        }
+    }
+}
+
+fn check(answer: libc::c_int) -> io::Result<()> {
+    if answer < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// The record, locked, holding only which boot this is. The lock goes when we and the child have let go of it.
+fn open_record(path: &Path) -> io::Result<File> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    file.set_len(0)?;
+    let boot = fs::boot_id().map_err(io::Error::other)?;
+    file.write_all(identity::header(boot).as_bytes())?;
+    Ok(file)
+}
+
+fn open_log(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+}

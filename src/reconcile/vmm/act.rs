@@ -1,0 +1,144 @@
+//! Takes one step of a plan.
+//! Not here: which, and whether.
+
+use std::time::Duration;
+
+use super::{
+    Action, CONSOLE, Desired, LABEL_VAR, LOG_LIMIT, Launch, QMP, RECORD, RUN_DIR_VAR, qmp, watch,
+};
+use crate::host::process::{self, Identity, Life, Process, Record, Spawn, Stop};
+use crate::host::{Error, fs};
+
+/// For the guest to power down.
+const POLITE_DEADLINE: Duration = Duration::from_secs(3);
+/// For the VMM to obey SIGTERM.
+const TERM_DEADLINE: Duration = Duration::from_secs(2);
+/// For the kernel to clear away what SIGKILL killed.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// For a new VMM to answer on its control socket, or to give up.
+const START_DEADLINE: Duration = Duration::from_secs(5);
+
+pub(super) async fn act(desired: &Desired, action: &Action) -> Result<(), Error> {
+    match action {
+        Action::CreateRunDir => fs::make_dir(&desired.dir, 0o750),
+        Action::Record(process) => {
+            process::write_record(&desired.dir.join(RECORD), process.thing())
+        }
+        Action::AskToPowerDown(process) => ask(desired, process.thing()).await,
+        Action::Terminate(process) => signal(process.thing(), Stop::Terminate, TERM_DEADLINE).await,
+        Action::Kill(process) => kill(process.thing()).await,
+        Action::Launch { .. } => match &desired.want {
+            Some(launch) => start(desired, launch).await,
+            None => Ok(()),
+        },
+        Action::RemoveFiles(names) => remove(desired, names),
+        Action::RemoveRunDir => fs::remove_empty_dir(&desired.dir),
+    }
+}
+
+/// A guest that does not listen, or a VMM whose socket does not answer, is the next step's business: no error.
+async fn ask(desired: &Desired, identity: &Identity) -> Result<(), Error> {
+    let Life::Alive(process) = process::look(identity)? else {
+        return Ok(());
+    };
+    if let Err(error) = qmp::power_down(&desired.dir.join(QMP)).await {
+        tracing::debug!(pid = identity.pid, %error, "a VMM does not take orders");
+        return Ok(());
+    }
+    wait(&process, POLITE_DEADLINE).await.map(drop)
+}
+
+async fn signal(identity: &Identity, how: Stop, deadline: Duration) -> Result<(), Error> {
+    let Life::Alive(process) = process::look(identity)? else {
+        return Ok(());
+    };
+    process.stop(how)?;
+    wait(&process, deadline).await.map(drop)
+}
+
+async fn kill(identity: &Identity) -> Result<(), Error> {
+    signal(identity, Stop::Kill, KILL_DEADLINE).await?;
+    process::reap(identity)
+}
+
+/// Whether it ended in time.
+async fn wait(process: &Process, deadline: Duration) -> Result<bool, Error> {
+    match tokio::time::timeout(deadline, process.ended()).await {
+        Ok(ended) => ended.map(|()| true),
+        Err(_) => Ok(false),
+    }
+}
+
+async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
+    forget_the_last(desired)?;
+    watch::rotate(&desired.dir)?;
+    let identity = spawn(desired.clone(), launch.clone()).await?;
+    tracing::debug!(pid = identity.pid, "started a VMM");
+    let Life::Alive(process) = process::look(&identity)? else {
+        return Err(stillborn(desired, &identity)?);
+    };
+    let socket = desired.dir.join(QMP);
+    let up = tokio::time::timeout(START_DEADLINE, qmp::wait_until_up(&socket));
+    tokio::select! {
+        ended = process.ended() => {
+            ended?;
+            Err(stillborn(desired, &identity)?)
+        }
+        // Past the deadline it is slow, not dead: whether it runs is for the next look.
+        _ = up => Ok(()),
+    }
+}
+
+async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
+    let start = move || {
+        let (label, dir) = (desired.label.to_string(), desired.dir.display().to_string());
+        process::spawn(&Spawn {
+            argv: &launch.argv,
+            env: &[(LABEL_VAR, &label), (RUN_DIR_VAR, &dir)],
+            cwd: &desired.dir,
+            netns: &launch.netns,
+            needs_link: &launch.tap,
+            log: &desired.dir.join(CONSOLE),
+            file_limit: LOG_LIMIT,
+            record: &desired.dir.join(RECORD),
+        })
+    };
+    tokio::task::spawn_blocking(start)
+        .await
+        .map_err(|error| Error::other("start", "the VMM", error))?
+}
+
+/// It ended before it was up: its own words are the reason.
+fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
+    let how = match process::look(identity)? {
+        Life::Ended(exit) => exit.to_string(),
+        Life::Alive(_) => "does not run properly".to_owned(),
+    };
+    let said = fs::tail(&desired.dir.join(CONSOLE), 1024)?.unwrap_or_default();
+    let said = said
+        .lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty())
+        .unwrap_or("nothing")
+        .to_owned();
+    Ok(Error::other(
+        "start",
+        "the VMM",
+        format!("it {how} and said: {said}"),
+    ))
+}
+
+fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
+    forget_the_last(desired)?;
+    names
+        .iter()
+        .try_for_each(|name| fs::remove(&desired.dir.join(name)))
+}
+
+/// Reaps the process on record, if it was our child and has ended, and takes away the socket that it left.
+fn forget_the_last(desired: &Desired) -> Result<(), Error> {
+    if let Record::Of(identity) = process::read_record(&desired.dir.join(RECORD))? {
+        process::reap(&identity)?;
+    }
+    fs::remove(&desired.dir.join(QMP))
+}

@@ -1,0 +1,222 @@
+//! The Vmm rung: the process that runs a VM.
+//! Not here: what the VM is connected to; how often a dead one is started again.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `recipe`, `qemu` | pure: a VM's spec to a command line |
+//! | `machine` | what this host can do: KVM or not, TSC rate |
+//! | `plan` | pure |
+//! | `observe` | looks at the run directory and at `/proc` |
+//! | `act`, `qmp` | starts and stops |
+//! | `watch` | comes back when a VMM has ended; keeps its log short meanwhile |
+//!
+//! # The run directory, `<run>/vm/<uid>/`
+//! | name | what |
+//! |---|---|
+//! | `process` | which process was started: see [`crate::host::process::read_record`] |
+//! | `console.log` | the guest's serial output and the VMM's own; at most [`LOG_LIMIT`] |
+//! | `console.log.1` | what was there before; at most [`LOG_LIMIT`] |
+//! | `qmp.sock` | QEMU's control socket |
+//!
+//! Anything else in it is not ours.
+
+mod act;
+mod machine;
+mod observe;
+mod plan;
+mod qemu;
+mod qmp;
+mod recipe;
+mod watch;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Conflict, Reconcile};
+use crate::api::meta::Uid;
+use crate::host;
+use crate::host::process::{Exit, Identity};
+use crate::owner::{Label, Owned};
+
+pub use machine::{Accel, Machine};
+pub use recipe::{Launch, Slot, Unfit, recipe};
+pub use watch::{rotate, watch};
+
+/// Where the newborn notes itself.
+pub const RECORD: &str = "process";
+/// Serial output of the guest and messages of the VMM.
+pub const CONSOLE: &str = "console.log";
+/// The console before the last rotation.
+pub const CONSOLE_OLD: &str = "console.log.1";
+/// QEMU's control socket.
+pub const QMP: &str = "qmp.sock";
+/// Every name in a run directory that is ours to remove.
+pub const OURS: [&str; 4] = [CONSOLE, CONSOLE_OLD, RECORD, QMP];
+
+/// Bytes. The kernel lets no file of a VMM grow beyond this; with the rotated one a VM has at most twice as much, 4 MiB.
+pub const LOG_LIMIT: u64 = 2 << 20;
+
+/// The variable in a VMM's environment that holds its label.
+pub const LABEL_VAR: &str = "SLICE_LABEL";
+/// The variable in a VMM's environment that holds its run directory.
+pub const RUN_DIR_VAR: &str = "SLICE_RUN_DIR";
+
+/// The rung.
+#[derive(Debug, Default)]
+pub struct Vmm {
+    /// VMs of which the last census saw a process: should its record be lost, it is worth a look through `/proc`.
+    seen: Mutex<HashSet<Uid>>,
+}
+
+/// What is to run for one VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    /// Whose it is.
+    pub label: Label,
+    /// The same, shorter.
+    pub uid: Uid,
+    /// The run directory.
+    pub dir: PathBuf,
+    /// None: nothing may run.
+    pub want: Option<Launch>,
+}
+
+/// What there is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// The run directory.
+    pub dir: RunDir,
+    /// What runs under our label; more than one is one too many.
+    #[serde(default)]
+    pub running: Vec<Running>,
+    /// The VMM that the record names has ended, like this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Exit>,
+    /// The last line in the console, for people. Empty while a VMM runs.
+    #[serde(default)]
+    pub last_words: String,
+}
+
+/// The run directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunDir {
+    /// Nothing there.
+    Absent,
+    /// There it is.
+    Present {
+        /// Names out of [`OURS`], sorted.
+        ours: Vec<String>,
+        /// Names that are not ours.
+        others: Vec<String>,
+    },
+    /// Something that is no directory.
+    Foreign,
+}
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// Which, and that its environment bears our label.
+    pub process: Owned<Identity>,
+    /// What it was started with.
+    pub argv: Vec<String>,
+    /// Whether its record names it.
+    pub recorded: bool,
+    /// Its hold on the VM's network.
+    pub plug: Plug,
+    /// Whether it has a control socket to ask through.
+    pub polite: bool,
+}
+
+/// A process' hold on the VM's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Plug {
+    /// In the namespace, and on the TAP (or not yet: it is just starting).
+    In,
+    /// The TAP it held is gone; a new one of the same name is another.
+    TapGone,
+    /// Its namespace is not the VM's any more.
+    Elsewhere,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Makes the run directory.
+    CreateRunDir,
+    /// Notes a running process whose record is lost.
+    Record(Owned<Identity>),
+    /// Asks the guest to power down, and waits 3 s at most.
+    AskToPowerDown(Owned<Identity>),
+    /// SIGTERM, and waits 2 s at most.
+    Terminate(Owned<Identity>),
+    /// SIGKILL, and waits.
+    Kill(Owned<Identity>),
+    /// Starts the VMM.
+    Launch {
+        /// How the one before ended, if there was one.
+        after: Option<Exit>,
+    },
+    /// Removes these files of ours from the run directory.
+    RemoveFiles(Vec<String>),
+    /// Removes the run directory, unless something foreign is in it.
+    RemoveRunDir,
+}
+
+impl std::fmt::Display for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::CreateRunDir => f.write_str("create the run directory"),
+            Self::Record(process) => write!(f, "note the running VMM, pid {}", process.thing().pid),
+            Self::AskToPowerDown(process) => write!(
+                f,
+                "ask the guest to power down, pid {}",
+                process.thing().pid
+            ),
+            Self::Terminate(process) => write!(f, "terminate the VMM, pid {}", process.thing().pid),
+            Self::Kill(process) => write!(
+                f,
+                "kill the VMM if it still runs, pid {}",
+                process.thing().pid
+            ),
+            Self::Launch { after: None } => f.write_str("start the VMM"),
+            Self::Launch { after: Some(exit) } => write!(f, "start the VMM again: it {exit}"),
+            Self::RemoveFiles(names) => write!(f, "remove {}", names.join(", ")),
+            Self::RemoveRunDir => f.write_str("remove the run directory"),
+        }
+    }
+}
+
+impl Observed {
+    /// The process, if exactly one runs.
+    pub fn process(&self) -> Option<&Identity> {
+        match self.running.as_slice() {
+            [one] => Some(one.process.thing()),
+            _ => None,
+        }
+    }
+}
+
+impl Reconcile for Vmm {
+    type Desired = Desired;
+    type Observed = Observed;
+    type Action = Action;
+
+    fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+        plan::plan(desired, observed)
+    }
+
+    async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
+        observe::observe(self, desired).await
+    }
+
+    async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
+        act::act(desired, action).await
+    }
+}
