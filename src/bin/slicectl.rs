@@ -1,1 +1,6 @@
-fn main() {}
+//! `slicectl`: see [`slicectl::cli`].
+//! Not here: anything else.
+
+fn main() -> std::process::ExitCode {
+    slicectl::cli::main()
+}

@@ -1,2 +1,31 @@
-//! CARRIES: HTTP and JSON on a Unix socket.
-//! Not here: decisions, words for people.
+//! CARRIES: HTTP and JSON on a Unix socket: what may be asked ([`backend`]), the door ([`door`]), the server, the client.
+//! Not here: deciding, remembering, words and tables for people.
+//!
+//! # What is asked where
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/version` | [`Server`](crate::api::view::Server) |
+//! | `POST /v1/apply?dry_run=false`, body `{"sources":[{"name","text"}]}` | array of [`ApplyResult`](crate::api::view::ApplyResult) |
+//! | `POST /v1/diff`, same body | [`DiffResult`](crate::api::view::DiffResult) |
+//! | `POST /v1/names`, same body | array of the groups' names |
+//! | `GET /v1/objects/{kind}[/{name}]` | [`List`](crate::api::view::List) |
+//! | `GET /v1/objects/{kind}[/{name}]?follow=true` | lines of [`Change`](crate::api::view::Change) |
+//! | `DELETE /v1/objects/{kind}/{name}` | 204; it goes when nothing holds it any more |
+//! | `GET /v1/events?object=vm/x&follow=false` | lines of [`Event`](crate::api::event::Event) |
+//! | `GET /v1/logs/{vm}?follow=false` | bytes |
+//! | `POST /v1/gc?dry_run=false` | array of [`Leftover`](crate::api::view::Leftover) |
+//! | `GET /v1/doctor` | array of [`Check`](crate::api::view::Check) |
+//! | `GET /v1/explain/{vm}?packet=1.2.3.4:443/tcp` | [`Explanation`](crate::api::view::Explanation) |
+//!
+//! "Lines" are `application/x-ndjson`: one JSON value a line, flushed as it comes. What fails answers 400 (the request
+//! makes no sense), 403 (the peer may not ask), 404, 409, 413, 422 or 500 with a [`Problem`](crate::api::view::Problem).
+
+pub mod backend;
+pub mod client;
+pub mod door;
+pub mod packet;
+pub mod server;
+
+pub use backend::{Backend, Effect, Refusal, Span};
+pub use client::Client;
+pub use door::Door;

@@ -1,0 +1,84 @@
+//! `apply` and `diff`: manifests to the daemon, and what became of them to the person.
+//! Not here: reading YAML.
+
+use super::args::{ApplyArgs, DiffArgs, Goal};
+use super::failure::{Failure, warn};
+use super::target::Target;
+use super::{manifests, print, wait};
+use crate::api::view::{Applied, ApplyResult, DiffResult, Kind};
+use crate::wire::{Client, Effect};
+
+/// `apply -f`.
+pub async fn apply(client: &Client, args: ApplyArgs) -> Result<(), Failure> {
+    let sources = manifests::read_all(&args.files)?;
+    let effect = match args.dry_run {
+        true => Effect::DryRun,
+        false => Effect::Commit,
+    };
+    let results = client.apply(sources, effect).await?;
+    for result in &results {
+        result.warnings.iter().for_each(|text| warn(text));
+    }
+    let mark = match effect {
+        Effect::Commit => "",
+        Effect::DryRun => " (dry run)",
+    };
+    let lines: String = results
+        .iter()
+        .map(|result| format!("{}{mark}\n", line(result)))
+        .collect();
+    print::out(&lines)?;
+    match args.wait {
+        None => Ok(()),
+        Some(limit) => {
+            let (gone, there): (Vec<_>, Vec<_>) = results
+                .iter()
+                .partition(|result| result.applied == Applied::Deleted);
+            wait::until(client, &groups(&there), Goal::Ready, limit).await?;
+            wait::until(client, &groups(&gone), Goal::Deleted, limit).await
+        }
+    }
+}
+
+/// `diff -f`.
+pub async fn diff(client: &Client, args: DiffArgs) -> Result<(), Failure> {
+    let sources = manifests::read_all(&args.files)?;
+    let result = client.diff(sources).await?;
+    for group in &result.groups {
+        group.warnings.iter().for_each(|text| warn(text));
+    }
+    print::answer(args.output, &result, differences)
+}
+
+fn differences(result: &DiffResult) -> String {
+    let groups = result
+        .groups
+        .iter()
+        .filter(|group| group.applied != Applied::Unchanged)
+        .map(|group| format!("{}\n", line(group)));
+    let actions = result.actions.iter().map(|(object, actions)| {
+        let actions: String = actions.iter().map(|a| format!("  {a}\n")).collect();
+        format!("{object}\n{actions}")
+    });
+    groups.chain(actions).collect()
+}
+
+fn line(result: &ApplyResult) -> String {
+    let word = match result.applied {
+        Applied::Created => "created",
+        Applied::Configured => "configured",
+        Applied::Unchanged => "unchanged",
+        Applied::Deleted => "deleted",
+    };
+    format!("{}/{} {word}", Kind::HostGroup, result.name)
+}
+
+fn groups(results: &[&ApplyResult]) -> Vec<Target> {
+    results
+        .iter()
+        .map(|result| Target {
+            kind: Kind::HostGroup,
+            name: result.name.clone(),
+        })
+        .collect()
+}

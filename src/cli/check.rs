@@ -1,0 +1,113 @@
+//! `doctor`, `gc` and `version`: the host, what is left on it, and who looks after it.
+//! Not here: looking.
+
+use serde::Serialize;
+
+use super::args::{FormatArgs, GcArgs};
+use super::failure::Failure;
+use super::paint::{Colours, one_line};
+use super::print;
+use super::table::{Field, Table};
+use crate::api::view::{Check, CheckVerdict, Leftover, Server};
+use crate::wire::{Client, Effect};
+
+/// `doctor`: fails when a check does.
+pub async fn doctor(client: &Client, args: FormatArgs) -> Result<(), Failure> {
+    let checks = client.doctor().await?;
+    print::answer(args.output, &checks, |checks| findings(checks))?;
+    let failed = checks
+        .iter()
+        .filter(|check| check.verdict == CheckVerdict::Fail)
+        .count();
+    match failed {
+        0 => Ok(()),
+        1 => Err(Failure::one("one check failed")),
+        many => Err(Failure::one(format!("{many} checks failed"))),
+    }
+}
+
+fn findings(checks: &[Check]) -> String {
+    let rows = checks
+        .iter()
+        .map(|check| {
+            vec![
+                Field::toned(check.verdict.to_string(), check.verdict),
+                Field::from(&check.name),
+                Field::from(&check.found),
+            ]
+        })
+        .collect();
+    let header = vec!["VERDICT", "CHECK", "FOUND"];
+    let mut text = Table::new(header, Colours::of_stdout()).draw(rows);
+    let remedies: String = checks
+        .iter()
+        .filter(|check| !check.remedy.is_empty())
+        .map(|check| format!("  {}: {}\n", check.name, one_line(&check.remedy)))
+        .collect();
+    if !remedies.is_empty() {
+        text.push_str("\nTo do:\n");
+        text.push_str(&remedies);
+    }
+    text
+}
+
+/// `gc`.
+pub async fn gc(client: &Client, args: GcArgs) -> Result<(), Failure> {
+    let effect = match args.dry_run {
+        true => Effect::DryRun,
+        false => Effect::Commit,
+    };
+    let leftovers = client.gc(effect).await?;
+    print::answer(args.output, &leftovers, |leftovers| {
+        removals(leftovers, effect)
+    })
+}
+
+fn removals(leftovers: &[Leftover], effect: Effect) -> String {
+    if leftovers.is_empty() {
+        return "nothing is left over\n".to_owned();
+    }
+    let rows = leftovers
+        .iter()
+        .map(|leftover| vec![Field::from(&leftover.thing), Field::from(&leftover.owner)])
+        .collect();
+    let header = match effect {
+        Effect::Commit => vec!["REMOVED", "LEFT BY"],
+        Effect::DryRun => vec!["WOULD REMOVE", "LEFT BY"],
+    };
+    Table::new(header, Colours::of_stdout()).draw(rows)
+}
+
+#[derive(Serialize)]
+struct Versions {
+    client: &'static str,
+    server: Option<Server>,
+}
+
+/// `version`: tells the client's even when no daemon answers, and then fails.
+pub async fn version(client: &Client, args: FormatArgs) -> Result<(), Failure> {
+    let (server, failure) = match client.version().await {
+        Ok(server) => (Some(server), None),
+        Err(error) => (None, Some(Failure::from(error))),
+    };
+    let versions = Versions {
+        client: env!("CARGO_PKG_VERSION"),
+        server,
+    };
+    print::answer(args.output, &versions, |versions| {
+        let server = versions.server.as_ref().map(|server| {
+            format!(
+                "sliced    {} (pid {}, state in {})\n",
+                one_line(&server.version),
+                server.pid,
+                server.state_dir.display()
+            )
+        });
+        format!(
+            "slicectl  {}\n{}",
+            versions.client,
+            server.unwrap_or_default()
+        )
+    })?;
+    failure.map_or(Ok(()), Err)
+}

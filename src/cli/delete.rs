@@ -1,0 +1,45 @@
+//! `delete`: by name, or what a manifest names.
+//! Not here: taking anything down.
+
+use super::args::{DeleteArgs, Goal};
+use super::failure::Failure;
+use super::target::{self, Target};
+use super::{manifests, print, wait};
+use crate::api::view::Kind;
+use crate::wire::Client;
+
+/// `delete KIND/NAME | -f FILE`. Goes on after a failure, and fails at the end.
+pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
+    let targets = match args.files.is_empty() {
+        true => target::targets(&args.targets)?,
+        false => named(client, &args).await?,
+    };
+    let mut problems = Vec::new();
+    let mut going = Vec::new();
+    for target in targets {
+        match client.delete(target.kind, &target.name).await {
+            Ok(()) => {
+                print::out(&format!("{target} deleted\n"))?;
+                going.push(target);
+            }
+            Err(error) if error.is_not_found() && args.ignore_not_found => {}
+            Err(error) => problems.extend(error.causes()),
+        }
+    }
+    if let Some(limit) = args.wait {
+        wait::until(client, &going, Goal::Deleted, limit).await?;
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Failed(problems)),
+    }
+}
+
+async fn named(client: &Client, args: &DeleteArgs) -> Result<Vec<Target>, Failure> {
+    let names = client.names(manifests::read_all(&args.files)?).await?;
+    let group = |name| Target {
+        kind: Kind::HostGroup,
+        name,
+    };
+    Ok(names.into_iter().map(group).collect())
+}

@@ -1,0 +1,260 @@
+//! `describe`: everything about an object, for people.
+//! Not here: formats for scripts (`get -o json`).
+
+use std::fmt::Display;
+
+use super::age::age;
+use super::args::DescribeArgs;
+use super::failure::Failure;
+use super::get::fetch;
+use super::paint::{Colours, Tone, one_line};
+use super::table::{Field, Table};
+use super::target::{self, Target};
+use super::{events, print, rows};
+use crate::api::event::Event;
+use crate::api::network::NetworkSpec;
+use crate::api::policy::Policy;
+use crate::api::view::{
+    ConditionView, FirewallStatus, GroupView, LeaseView, MetaView, NetworkStatus, Object, VmView,
+    VmmStatus,
+};
+use crate::api::vm::VmSpec;
+use crate::clock;
+use crate::wire::Client;
+
+/// `describe KIND/NAME…`.
+pub async fn describe(client: &Client, args: DescribeArgs) -> Result<(), Failure> {
+    let targets = target::targets(&args.targets)?;
+    let (objects, problems) = fetch(client, &targets).await?;
+    for (index, object) in objects.iter().enumerate() {
+        let target = Target {
+            kind: object.kind(),
+            name: object.metadata().name.clone(),
+        };
+        let happened = events::of(client, &target).await?;
+        let gap = if index == 0 { "" } else { "\n\n" };
+        print::out(&format!("{gap}{}", page(object, &happened)))?;
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Failed(problems)),
+    }
+}
+
+fn page(object: &Object, happened: &[Event]) -> String {
+    let mut page = Page::default();
+    match object {
+        Object::HostGroup(group) => page.group(group),
+        Object::Vm(vm) => page.vm(vm),
+        Object::Lease(lease) => page.lease(lease),
+    }
+    page.events(happened);
+    page.text
+}
+
+/// Lines of `key: value` under headings.
+#[derive(Default)]
+struct Page {
+    text: String,
+    indent: usize,
+}
+
+impl Page {
+    fn line(&mut self, key: &str, value: impl Display) {
+        let value = one_line(&value.to_string());
+        let line = format!("{:indent$}{key}:", "", indent = self.indent);
+        self.text.push_str(format!("{line:<20} {value}").trim_end());
+        self.text.push('\n');
+    }
+
+    fn maybe(&mut self, key: &str, value: Option<impl Display>) {
+        match value {
+            Some(value) => self.line(key, value),
+            None => self.line(key, "<none>"),
+        }
+    }
+
+    fn section(&mut self, title: &str, body: impl FnOnce(&mut Self)) {
+        self.text.push_str(&format!("{title}:\n"));
+        self.indent += 2;
+        body(self);
+        self.indent -= 2;
+    }
+
+    /// A table under a heading, or `<none>` beside it.
+    fn table(&mut self, title: &str, drawn: Option<String>) {
+        match drawn {
+            None => self.line(title, "<none>"),
+            Some(drawn) => {
+                self.text.push_str(&format!("{title}:\n"));
+                for line in drawn.lines() {
+                    self.text.push_str(&format!("  {line}\n"));
+                }
+            }
+        }
+    }
+
+    fn metadata(&mut self, kind: &str, metadata: &MetaView) {
+        self.line("Name", &metadata.name);
+        self.line("Kind", kind);
+        if let Some(group) = &metadata.group {
+            self.line("Group", group);
+        }
+        if let Some(uid) = metadata.uid {
+            self.line("Uid", uid);
+        }
+        if let Some(generation) = metadata.generation {
+            self.line("Generation", generation);
+        }
+        let old = age(metadata.created_at, clock::now());
+        self.line("Created", format!("{} ({old} ago)", metadata.created_at));
+        if metadata.deleting {
+            self.line("Deleting", "yes");
+        }
+        if !metadata.finalizers.is_empty() {
+            self.line("Held by", metadata.finalizers.join(", "));
+        }
+    }
+
+    fn group(&mut self, group: &GroupView) {
+        let status = &group.status;
+        self.metadata("HostGroup", &group.metadata);
+        self.line("Origin", &group.origin);
+        self.section("Spec", |page| {
+            page.line("Count", group.spec.count);
+            page.spec(&group.spec.template);
+        });
+        self.section("Status", |page| {
+            page.maybe("Range", status.range);
+            page.line(
+                "VMs",
+                format!(
+                    "{} wanted, {} there, {} updated, {} ready",
+                    status.desired, status.current, status.updated, status.ready_count
+                ),
+            );
+        });
+        self.conditions(&status.conditions);
+        self.warnings(&status.warnings);
+    }
+
+    fn vm(&mut self, vm: &VmView) {
+        self.metadata("Vm", &vm.metadata);
+        self.section("Spec", |page| page.spec(&vm.spec));
+        match &vm.status.network {
+            None => self.line("Network", "<none>"),
+            Some(network) => self.section("Network", |page| page.network(network)),
+        }
+        self.section("Firewall", |page| page.firewall(&vm.status.firewall));
+        self.section("Vmm", |page| page.vmm(&vm.status.vmm));
+        self.conditions(&vm.status.conditions);
+        self.warnings(&vm.status.warnings);
+    }
+
+    fn lease(&mut self, lease: &LeaseView) {
+        self.metadata("Lease", &lease.metadata);
+        self.line("IP", lease.ip);
+        self.line("Block", lease.block);
+        self.line("Range", lease.range);
+    }
+
+    fn spec(&mut self, spec: &VmSpec) {
+        self.line("Hypervisor", spec.hypervisor);
+        self.line("Vcpu", spec.vcpu);
+        self.line("Memory", rows::memory(spec.ram_bytes));
+        if let Some(kernel) = &spec.kernel_file {
+            self.line("Kernel", kernel.display());
+        }
+        if let Some(initrd) = &spec.initrd_file {
+            self.line("Initrd", initrd.display());
+        }
+        self.line("Network", spec.network.mode());
+        match &spec.network {
+            NetworkSpec::Isolated(isolated) => {
+                self.line("TAP owner", isolated.tap_owner);
+                self.policy(&isolated.policy);
+            }
+        }
+    }
+
+    fn policy(&mut self, policy: &Policy) {
+        self.line("Allow", list(&policy.allow));
+        self.line("Drop", list(&policy.drop));
+        self.line("On deny", policy.on_deny);
+        if policy.allow_metadata {
+            self.line("Metadata", "open to the lists");
+        }
+    }
+
+    fn network(&mut self, network: &NetworkStatus) {
+        self.line("Mode", network.mode);
+        self.line("IP", format!("{}/{}", network.ip, network.prefix_len));
+        self.line("Gateway", network.gateway);
+        self.line("MAC", network.mac);
+        self.line("DNS", list(&network.dns));
+        self.maybe("Netns", network.netns.as_ref().map(|path| path.display()));
+        self.line("TAP", &network.tap);
+        self.maybe("Host link", network.host_link.as_ref());
+        self.line("MTU", network.mtu);
+    }
+
+    fn firewall(&mut self, firewall: &FirewallStatus) {
+        let default = format!("{:?}", firewall.default).to_lowercase();
+        self.line("Default", default);
+        self.line("Allow", list(&firewall.allow));
+        self.line("Drop", list(&firewall.drop));
+        self.line("On deny", firewall.on_deny);
+        self.maybe("Digest", firewall.digest.as_ref());
+    }
+
+    fn vmm(&mut self, vmm: &VmmStatus) {
+        self.line("Hypervisor", vmm.hypervisor);
+        self.line("State", format!("{:?}", vmm.state).to_lowercase());
+        self.maybe("Pid", vmm.pid);
+        self.maybe("Started", vmm.started_at);
+        self.maybe("API socket", vmm.api_socket.as_ref().map(|p| p.display()));
+        self.maybe("Log", vmm.log.as_ref().map(|path| path.display()));
+    }
+
+    fn conditions(&mut self, conditions: &[ConditionView]) {
+        let now = clock::now();
+        let rows: Vec<Vec<Field>> = conditions
+            .iter()
+            .map(|found| {
+                vec![
+                    (&found.kind).into(),
+                    Field::toned(format!("{:?}", found.status), found.status),
+                    found.reason.into(),
+                    age(found.since, now).into(),
+                    (&found.message).into(),
+                ]
+            })
+            .collect();
+        let header = vec!["TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"];
+        let drawn = (!rows.is_empty()).then(|| Table::new(header, Colours::of_stdout()).draw(rows));
+        self.table("Conditions", drawn);
+    }
+
+    fn warnings(&mut self, warnings: &[String]) {
+        for warning in warnings {
+            let warning = Colours::of_stdout().paint(Tone::Fair, &one_line(warning));
+            self.text.push_str(&format!("Warning: {warning}\n"));
+        }
+    }
+
+    fn events(&mut self, happened: &[Event]) {
+        let recent = &happened[happened.len().saturating_sub(20)..];
+        let drawn = (!recent.is_empty()).then(|| events::listing(recent));
+        self.table("Events", drawn);
+    }
+}
+
+fn list(items: &[impl ToString]) -> String {
+    match items {
+        [] => "<none>".to_owned(),
+        items => {
+            let words: Vec<String> = items.iter().map(ToString::to_string).collect();
+            words.join(", ")
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! `events` and `logs`: what has happened, and what guests say.
+//! Not here: objects.
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+
+use super::age::age;
+use super::args::{EventsArgs, LogsArgs};
+use super::failure::Failure;
+use super::paint::Colours;
+use super::print::{self, Format};
+use super::table::{Field, Table};
+use super::target::{self, Target};
+use super::yaml;
+use crate::api::event::Event;
+use crate::clock;
+use crate::wire::client::ClientError;
+use crate::wire::{Client, Span};
+
+/// `events [-w] [OBJECT]`.
+pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
+    let object = object(&args.object)?;
+    let span = span(args.watch);
+    let stream = client.events(object.as_deref(), span).await?;
+    match (args.output, span) {
+        (Format::Table, Span::Once) => table(stream).await,
+        (Format::Table, Span::Follow) => rows(stream).await,
+        (Format::Json, _) => each(stream, |event| print::json_line(&event)).await,
+        (Format::Yaml, _) => {
+            each(stream, |event| {
+                print::out(&format!("---\n{}", yaml::document(&event)?))
+            })
+            .await
+        }
+    }
+}
+
+/// What events call an object: `vm/x` for all that people write for it.
+fn object(words: &[String]) -> Result<Option<String>, Failure> {
+    match words {
+        [] => Ok(None),
+        [word] if word == "ground" || word.starts_with("manifest/") => Ok(Some(word.clone())),
+        words => match target::targets(words)?.as_slice() {
+            [target] => Ok(Some(target.to_string())),
+            _ => Err(Failure::Usage("name one object, or none for all".into())),
+        },
+    }
+}
+
+async fn table(mut stream: BoxStream<'static, Result<Event, ClientError>>) -> Result<(), Failure> {
+    let mut events = Vec::new();
+    while let Some(event) = stream.next().await {
+        events.push(event?);
+    }
+    match events.is_empty() {
+        true => print::out("nothing has happened\n"),
+        false => print::out(&listing(&events)),
+    }
+}
+
+/// Columns for people.
+pub fn listing(events: &[Event]) -> String {
+    header().draw(events.iter().map(row).collect())
+}
+
+async fn rows(stream: BoxStream<'static, Result<Event, ClientError>>) -> Result<(), Failure> {
+    let mut table = header();
+    each(stream, |event| print::out(&table.draw(vec![row(&event)]))).await
+}
+
+async fn each(
+    mut stream: BoxStream<'static, Result<Event, ClientError>>,
+    mut tell: impl FnMut(Event) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    while let Some(event) = stream.next().await {
+        tell(event?)?;
+    }
+    Ok(())
+}
+
+fn header() -> Table {
+    let titles = vec!["LAST SEEN", "TYPE", "REASON", "OBJECT", "COUNT", "MESSAGE"];
+    Table::new(titles, Colours::of_stdout())
+}
+
+fn row(event: &Event) -> Vec<Field> {
+    vec![
+        age(event.time, clock::now()).into(),
+        Field::toned(event.kind.to_string(), event.kind),
+        (&event.reason).into(),
+        (&event.object).into(),
+        event.count.into(),
+        (&event.message).into(),
+    ]
+}
+
+/// `logs VM [-f]`: bytes as they are.
+pub async fn logs(client: &Client, args: LogsArgs) -> Result<(), Failure> {
+    let mut stream = Box::pin(client.logs(&args.vm, span(args.follow)).await?);
+    while let Some(bytes) = stream.next().await {
+        print::bytes(&bytes?)?;
+    }
+    Ok(())
+}
+
+fn span(follow: bool) -> Span {
+    match follow {
+        true => Span::Follow,
+        false => Span::Once,
+    }
+}
+
+/// The events of one object, oldest first.
+pub async fn of(client: &Client, target: &Target) -> Result<Vec<Event>, Failure> {
+    let object = target.to_string();
+    let mut stream = client.events(Some(&object), Span::Once).await?;
+    let mut events = Vec::new();
+    while let Some(event) = stream.next().await {
+        events.push(event?);
+    }
+    Ok(events)
+}

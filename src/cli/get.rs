@@ -1,0 +1,180 @@
+//! `get`: objects in every format, once or as they change.
+//! Not here: the columns (see [`super::rows`]).
+
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+
+use super::args::{GetArgs, Output};
+use super::failure::{self, Failure};
+use super::paint::{Colours, Tone};
+use super::rows::{self, Breadth, STATUS};
+use super::table::{Field, Table};
+use super::target::{self, Selection, Target};
+use super::{print, yaml};
+use crate::api::view::{Change, Kind, List, Object};
+use crate::clock;
+use crate::wire::Client;
+use crate::wire::client::ClientError;
+
+/// `get KIND [NAME…] [-o …] [-w]`.
+pub async fn get(client: &Client, args: GetArgs) -> Result<(), Failure> {
+    let selection = target::selection(&args.targets)?;
+    match args.watch {
+        true => watch(client, &selection, args.output).await,
+        false => once(client, &selection, args.output).await,
+    }
+}
+
+async fn once(client: &Client, selection: &Selection, output: Output) -> Result<(), Failure> {
+    match selection {
+        Selection::All(kind) => {
+            let items = client.get(*kind, None).await?.items;
+            if items.is_empty() && matches!(output, Output::Table | Output::Wide) {
+                failure::note(&format!("no {kind}s found"));
+                return Ok(());
+            }
+            show(items, output)
+        }
+        Selection::Some(targets) => {
+            let (items, problems) = fetch(client, targets).await?;
+            match (items.as_slice(), output) {
+                ([], _) => {}
+                ([one], Output::Json) if targets.len() == 1 => print::json(one)?,
+                ([one], Output::Yaml) if targets.len() == 1 => print::out(&yaml::document(one)?)?,
+                _ => show(items, output)?,
+            }
+            match problems.is_empty() {
+                true => Ok(()),
+                false => Err(Failure::Failed(problems)),
+            }
+        }
+    }
+}
+
+/// What is there, and a sentence for each that is not.
+pub async fn fetch(
+    client: &Client,
+    targets: &[Target],
+) -> Result<(Vec<Object>, Vec<String>), Failure> {
+    let (mut items, mut problems) = (Vec::new(), Vec::new());
+    for target in targets {
+        match client.get(target.kind, Some(&target.name)).await {
+            Ok(list) => items.extend(list.items),
+            Err(error) if error.is_not_found() => problems.extend(error.causes()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok((items, problems))
+}
+
+fn show(items: Vec<Object>, output: Output) -> Result<(), Failure> {
+    match output {
+        Output::Json => print::json(&List { items }),
+        Output::Yaml => print::out(&yaml::document(&List { items })?),
+        Output::Name => {
+            let names: String = items
+                .iter()
+                .map(|object| object.reference() + "\n")
+                .collect();
+            print::out(&names)
+        }
+        Output::Table => print::out(&tables(&items, Breadth::Narrow)),
+        Output::Wide => print::out(&tables(&items, Breadth::Wide)),
+    }
+}
+
+/// One table a run of objects of the same kind.
+fn tables(items: &[Object], breadth: Breadth) -> String {
+    let now = clock::now();
+    let drawn: Vec<String> = items
+        .chunk_by(|one, next| one.kind() == next.kind())
+        .map(|same| {
+            let header = rows::header(same[0].kind(), breadth);
+            let rows = same.iter().map(|o| rows::row(o, breadth, now)).collect();
+            Table::new(header, Colours::of_stdout()).draw(rows)
+        })
+        .collect();
+    drawn.join("\n")
+}
+
+type Changes = BoxStream<'static, Result<Change, ClientError>>;
+
+async fn watch(client: &Client, selection: &Selection, output: Output) -> Result<(), Failure> {
+    let (kind, changes, watched) = open(client, selection).await?;
+    match output {
+        Output::Table => stream_rows(kind, changes, watched, Breadth::Narrow).await?,
+        Output::Wide => stream_rows(kind, changes, watched, Breadth::Wide).await?,
+        Output::Json | Output::Yaml | Output::Name => stream_values(changes, output).await?,
+    }
+    Err(Failure::one("sliced has ended the watch"))
+}
+
+/// All changes in one stream, and how many `SYNCED` will come.
+async fn open(client: &Client, selection: &Selection) -> Result<(Kind, Changes, usize), Failure> {
+    match selection {
+        Selection::All(kind) => Ok((*kind, client.watch(*kind, None).await?, 1)),
+        Selection::Some(targets) => {
+            let kind = targets[0].kind;
+            if targets.iter().any(|target| target.kind != kind) {
+                let usage = "a watch shows one kind; start one for each".to_owned();
+                return Err(Failure::Usage(usage));
+            }
+            let mut streams = Vec::new();
+            for target in targets {
+                streams.push(client.watch(kind, Some(&target.name)).await?);
+            }
+            Ok((kind, stream::select_all(streams).boxed(), targets.len()))
+        }
+    }
+}
+
+/// What is there at the start is held back and drawn at once, so that its columns fit.
+async fn stream_rows(
+    kind: Kind,
+    mut changes: Changes,
+    mut unsynced: usize,
+    breadth: Breadth,
+) -> Result<(), Failure> {
+    let titles = rows::header(kind, breadth);
+    let status = titles.iter().position(|title| *title == STATUS);
+    let mut table = Table::new(titles, Colours::of_stdout());
+    let mut held = Vec::new();
+    while let Some(change) = changes.next().await {
+        match change? {
+            Change::Synced => unsynced = unsynced.saturating_sub(1),
+            Change::Added { object } | Change::Modified { object } => {
+                held.push(rows::row(&object, breadth, clock::now()));
+            }
+            Change::Deleted { object } => {
+                let mut row = rows::row(&object, breadth, clock::now());
+                if let Some(status) = status {
+                    row[status] = Field::toned("Deleted", Tone::Bad);
+                }
+                held.push(row);
+            }
+        }
+        if unsynced == 0 && !held.is_empty() {
+            print::out(&table.draw(std::mem::take(&mut held)))?;
+        }
+    }
+    Ok(())
+}
+
+async fn stream_values(mut changes: Changes, output: Output) -> Result<(), Failure> {
+    while let Some(change) = changes.next().await {
+        let change = change?;
+        let (object, suffix) = match &change {
+            Change::Synced => continue,
+            Change::Added { object } | Change::Modified { object } => (object, ""),
+            Change::Deleted { object } => (object, " deleted"),
+        };
+        match output {
+            Output::Json => print::json_line(&change)?,
+            Output::Yaml => print::out(&format!("---\n{}", yaml::document(&change)?))?,
+            Output::Name | Output::Table | Output::Wide => {
+                print::out(&format!("{}{suffix}\n", object.reference()))?;
+            }
+        }
+    }
+    Ok(())
+}

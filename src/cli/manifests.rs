@@ -1,0 +1,64 @@
+//! `-f FILE|DIR|-`: manifests on their way to the daemon, which alone understands them.
+//! Not here: YAML.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::failure::Failure;
+use crate::api::view::Source;
+use crate::wire::server::MANIFEST_LIMIT;
+
+/// Reads all of them, in the order given, a folder's in the order of their names.
+pub fn read_all(files: &[PathBuf]) -> Result<Vec<Source>, Failure> {
+    let mut sources = Vec::new();
+    for file in files {
+        let cannot = |error| Failure::one(format!("cannot read {}: {error}", file.display()));
+        if file.as_os_str() == "-" {
+            sources.push(source("stdin", io::stdin().lock()).map_err(cannot)?);
+        } else if file.is_dir() {
+            sources.extend(folder(file).map_err(cannot)?);
+        } else {
+            sources.push(manifest(file).map_err(cannot)?);
+        }
+    }
+    match sources.is_empty() {
+        false => Ok(sources),
+        true => Err(Failure::one("no *.yaml or *.yml file is there")),
+    }
+}
+
+fn folder(folder: &Path) -> io::Result<Vec<Source>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let yaml = path
+            .extension()
+            .is_some_and(|end| end == "yaml" || end == "yml");
+        if yaml && path.is_file() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    paths.iter().map(|path| manifest(path)).collect()
+}
+
+fn manifest(path: &Path) -> io::Result<Source> {
+    source(&path.display().to_string(), File::open(path)?)
+}
+
+/// One byte more than is allowed is enough to know.
+fn source(name: &str, from: impl Read) -> io::Result<Source> {
+    let mut text = String::new();
+    let most = MANIFEST_LIMIT as u64 + 1;
+    from.take(most).read_to_string(&mut text)?;
+    match text.len() > MANIFEST_LIMIT {
+        false => Ok(Source {
+            name: name.to_owned(),
+            text,
+        }),
+        true => Err(io::Error::other(format!(
+            "it has more than {MANIFEST_LIMIT} bytes"
+        ))),
+    }
+}

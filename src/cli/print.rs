@@ -1,0 +1,60 @@
+//! The way out: standard output, in the format that was asked for.
+//! Not here: what is said.
+
+use std::io::{self, Write};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::failure::Failure;
+use super::yaml;
+
+/// How verbs that do not answer with objects answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For scripts.
+    Json,
+    /// For both.
+    Yaml,
+}
+
+/// Writes text and flushes it, so that what reads a stream sees each piece at once.
+pub fn out(text: &str) -> Result<(), Failure> {
+    bytes(text.as_bytes())
+}
+
+/// Writes bytes as they are and flushes them.
+pub fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes)?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// Writes a value as JSON over several lines.
+pub fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::one(e.to_string()))?;
+    out(&format!("{text}\n"))
+}
+
+/// Writes a value as one line of JSON.
+pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(|e| Failure::one(e.to_string()))?;
+    out(&format!("{text}\n"))
+}
+
+/// Writes a value in `format`; `table` makes the words for people.
+pub fn answer<T: Serialize>(
+    format: Format,
+    value: &T,
+    table: impl FnOnce(&T) -> String,
+) -> Result<(), Failure> {
+    match format {
+        Format::Table => out(&table(value)),
+        Format::Json => json(value),
+        Format::Yaml => out(&yaml::document(value)?),
+    }
+}

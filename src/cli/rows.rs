@@ -1,0 +1,191 @@
+//! Which columns each kind has.
+//! Not here: drawing them.
+
+use super::age::age;
+use super::paint::Tone;
+use super::table::Field;
+use crate::api::condition::{Reason, Status};
+use crate::api::meta::Timestamp;
+use crate::api::view::{
+    ConditionView, GroupView, Kind, LeaseView, MetaView, Object, VmView, VmmState,
+};
+
+/// How many columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Breadth {
+    /// What fits a terminal.
+    Narrow,
+    /// More.
+    Wide,
+}
+
+/// The title of the column that says how an object is.
+pub const STATUS: &str = "STATUS";
+
+/// The columns' titles.
+pub fn header(kind: Kind, breadth: Breadth) -> Vec<&'static str> {
+    let (narrow, wide): (&[&str], &[&str]) = match kind {
+        Kind::HostGroup => (
+            &["NAME", "READY", STATUS, "UPDATED", "DESIRED", "AGE"],
+            &["RANGE", "HYPERVISOR", "VCPU", "RAM", "ORIGIN"],
+        ),
+        Kind::Vm => (
+            &[
+                "NAME",
+                "GROUP",
+                "READY",
+                STATUS,
+                "IP",
+                "HYPERVISOR",
+                "PID",
+                "AGE",
+            ],
+            &["GATEWAY", "MAC", "NETNS", "HOST-LINK", "UID"],
+        ),
+        Kind::Lease => (&["NAME", "GROUP", STATUS, "IP", "BLOCK", "AGE"], &["RANGE"]),
+    };
+    match breadth {
+        Breadth::Narrow => narrow.to_vec(),
+        Breadth::Wide => [narrow, wide].concat(),
+    }
+}
+
+/// One object's row under [`header`].
+pub fn row(object: &Object, breadth: Breadth, now: Timestamp) -> Vec<Field> {
+    let (mut narrow, wide) = match object {
+        Object::HostGroup(group) => group_row(group, now),
+        Object::Vm(vm) => vm_row(vm, now),
+        Object::Lease(lease) => lease_row(lease, now),
+    };
+    if breadth == Breadth::Wide {
+        narrow.extend(wide);
+    }
+    narrow
+}
+
+fn group_row(group: &GroupView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
+    let status = &group.status;
+    let template = &group.spec.template;
+    let tone = match status.ready {
+        true => Tone::Good,
+        false => Tone::Fair,
+    };
+    let narrow = vec![
+        (&group.metadata.name).into(),
+        Field::toned(format!("{}/{}", status.ready_count, status.desired), tone),
+        standing(&group.metadata, &status.conditions, "Ready"),
+        status.updated.into(),
+        status.desired.into(),
+        age(group.metadata.created_at, now).into(),
+    ];
+    let wide = vec![
+        Field::maybe(status.range),
+        template.hypervisor.into(),
+        template.vcpu.into(),
+        memory(template.ram_bytes).into(),
+        (&group.origin).into(),
+    ];
+    (narrow, wide)
+}
+
+fn vm_row(vm: &VmView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
+    let network = vm.status.network.as_ref();
+    let ready = ready(&vm.status.conditions);
+    let up = match vm.status.vmm.state {
+        VmmState::None => "Prepared",
+        VmmState::Starting | VmmState::Running | VmmState::Stopped => "Running",
+    };
+    let narrow = vec![
+        (&vm.metadata.name).into(),
+        Field::maybe(vm.metadata.group.as_ref()),
+        Field::toned(format!("{ready:?}"), ready),
+        standing(&vm.metadata, &vm.status.conditions, up),
+        Field::maybe(network.map(|network| network.ip)),
+        vm.spec.hypervisor.into(),
+        Field::maybe(vm.status.vmm.pid),
+        age(vm.metadata.created_at, now).into(),
+    ];
+    let netns = network.and_then(|network| network.netns.as_ref());
+    let wide = vec![
+        Field::maybe(network.map(|network| network.gateway)),
+        Field::maybe(network.map(|network| network.mac)),
+        Field::maybe(netns.map(|path| path.display())),
+        Field::maybe(network.and_then(|network| network.host_link.as_ref())),
+        Field::maybe(vm.metadata.uid),
+    ];
+    (narrow, wide)
+}
+
+fn lease_row(lease: &LeaseView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
+    let status = match lease.metadata.deleting {
+        true => Field::toned("Terminating", Tone::Fair),
+        false => Field::toned("Bound", Tone::Good),
+    };
+    let narrow = vec![
+        (&lease.metadata.name).into(),
+        Field::maybe(lease.metadata.group.as_ref()),
+        status,
+        lease.ip.into(),
+        lease.block.into(),
+        age(lease.metadata.created_at, now).into(),
+    ];
+    (narrow, vec![lease.range.into()])
+}
+
+/// One word for how an object is: the first condition that does not hold, or `up`.
+fn standing(metadata: &MetaView, conditions: &[ConditionView], up: &str) -> Field {
+    if metadata.deleting {
+        return Field::toned("Terminating", Tone::Fair);
+    }
+    match missing(conditions) {
+        None => Field::toned(up, Tone::Good),
+        Some(found) if found.kind == "Ready" => {
+            Field::toned(found.reason.to_string(), tone(found.reason))
+        }
+        Some(found) => Field::toned(
+            format!("{}:{}", found.kind, found.reason),
+            tone(found.reason),
+        ),
+    }
+}
+
+/// The first condition that does not hold: the ladder is climbed in order, so it holds up the rest.
+pub fn missing(conditions: &[ConditionView]) -> Option<&ConditionView> {
+    conditions
+        .iter()
+        .find(|condition| condition.status != Status::True)
+}
+
+fn ready(conditions: &[ConditionView]) -> Status {
+    conditions
+        .iter()
+        .find(|condition| condition.kind == "Ready")
+        .map_or(Status::Unknown, |condition| condition.status)
+}
+
+fn tone(reason: Reason) -> Tone {
+    match reason {
+        Reason::Converged => Tone::Good,
+        Reason::Waiting | Reason::Converging | Reason::Terminating => Tone::Fair,
+        Reason::Conflict
+        | Reason::Contested
+        | Reason::NotConverging
+        | Reason::ActionFailed
+        | Reason::ObserveFailed
+        | Reason::Invalid
+        | Reason::RangeExhausted
+        | Reason::CrashLoop
+        | Reason::ManifestInvalid => Tone::Bad,
+    }
+}
+
+/// Bytes in the largest unit that divides them.
+pub fn memory(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    units
+        .into_iter()
+        .find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit))
+        .map_or(format!("{bytes}B"), |(unit, name)| {
+            format!("{}{name}", bytes / unit)
+        })
+}

@@ -1,0 +1,96 @@
+//! The arguments of `sliced`.
+//! Not here: what the daemon does with them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `sliced`: keeps this host's microVM networking as its host groups say.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "sliced", version, after_help = EXAMPLES)]
+pub struct Args {
+    /// The folder whose *.yaml and *.yml files are read, not below it
+    #[arg(
+        long,
+        env = "SLICE_CONFIG_DIR",
+        value_name = "DIR",
+        default_value = "/etc/slice/groups.d"
+    )]
+    pub config_dir: PathBuf,
+    /// Where the state database is kept; names this daemon among others on the host
+    #[arg(
+        long,
+        env = "SLICE_STATE_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/slice"
+    )]
+    pub state_dir: PathBuf,
+    /// Where the socket, the namespaces and the VMs' own directories are
+    #[arg(
+        long,
+        env = "SLICE_RUN_DIR",
+        value_name = "DIR",
+        default_value = "/run/slice"
+    )]
+    pub run_dir: PathBuf,
+    /// Converge and exit: 0 converged, 1 not
+    #[arg(long)]
+    pub once: bool,
+    /// How log lines look, on standard error
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+    /// Which log lines are written, as tracing's EnvFilter reads it
+    #[arg(long, env = "SLICE_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// How often everything is looked at although nothing has happened
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = resync)]
+    pub resync: Duration,
+    /// The group, by name or number, whose members may talk to the socket
+    #[arg(long, value_name = "GROUP", default_value = "slice")]
+    pub socket_group: String,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  # As a service would
+  sliced
+  # A second daemon beside the first: its things never mix with the other's
+  sliced --config-dir ./groups.d --state-dir ./state --run-dir /run/slice-test
+  # In a script: converge once, exit 0 when everything is as written
+  sliced --once";
+
+fn resync(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    match time >= Duration::from_secs(1) {
+        true => Ok(time),
+        false => Err("it must be at least 1s".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_sound_and_have_the_documented_defaults() {
+        Args::command().debug_assert();
+        let args = Args::try_parse_from(["sliced"]).unwrap();
+        assert_eq!(args.resync, Duration::from_secs(600));
+        assert_eq!(args.socket_group, "slice");
+        assert!(!args.once);
+        assert!(Args::try_parse_from(["sliced", "--resync", "0s"]).is_err());
+    }
+}

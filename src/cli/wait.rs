@@ -1,0 +1,273 @@
+//! `wait`, and `--wait` of other verbs: watches until objects are as wished, and says what is missing when time is over.
+//! Not here: looking again and again; a watch tells.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::try_join_all;
+use futures::stream::BoxStream;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::args::{Goal, WaitArgs};
+use super::failure::Failure;
+use super::target::{self, Target};
+use super::{print, rows};
+use crate::api::meta::Uid;
+use crate::api::view::{Change, ConditionView, Kind, Object, VmView};
+use crate::wire::Client;
+use crate::wire::client::ClientError;
+
+/// How long a daemon that has gone in the middle of a watch is given before it is asked again.
+const REOPEN: Duration = Duration::from_millis(250);
+
+/// `wait KIND/NAME… --for ready|deleted`.
+pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
+    let targets = target::targets(&args.targets)?;
+    until(client, &targets, args.goal, args.timeout).await?;
+    let word = match args.goal {
+        Goal::Ready => "ready",
+        Goal::Deleted => "deleted",
+    };
+    let lines: String = targets.iter().map(|t| format!("{t} {word}\n")).collect();
+    print::out(&lines)
+}
+
+/// Returns when all of `targets` are as wished; fails after `limit` with what is missing. A spinner a target shows how
+/// it goes, on a terminal.
+pub async fn until(
+    client: &Client,
+    targets: &[Target],
+    goal: Goal,
+    limit: Duration,
+) -> Result<(), Failure> {
+    let bars = MultiProgress::new();
+    let watches: Vec<Watch> = targets
+        .iter()
+        .map(|target| Watch::new(target, goal, &bars))
+        .collect();
+    let all = try_join_all(watches.iter().map(|watch| watch.run(client)));
+    let outcome = tokio::time::timeout(limit, all).await;
+    watches
+        .iter()
+        .for_each(|watch| watch.bar.finish_and_clear());
+    match outcome {
+        Ok(done) => done.map(drop),
+        Err(_) => {
+            let mut causes = Vec::new();
+            for watch in &watches {
+                causes.extend(watch.missing(client, limit).await);
+            }
+            Err(Failure::Failed(causes))
+        }
+    }
+}
+
+struct Watch<'a> {
+    target: &'a Target,
+    goal: Goal,
+    seen: RefCell<Seen>,
+    bar: ProgressBar,
+}
+
+/// What a watch has told so far.
+#[derive(Default)]
+struct Seen {
+    synced: bool,
+    object: Option<Object>,
+    /// The uid at the start: another one under the same name means that the first is gone.
+    first: Option<Uid>,
+}
+
+impl Seen {
+    fn take_in(&mut self, change: Change) {
+        match change {
+            Change::Synced => self.synced = true,
+            Change::Deleted { .. } => self.object = None,
+            Change::Added { object } | Change::Modified { object } => {
+                self.first = self.first.or(object.metadata().uid);
+                self.object = Some(object);
+            }
+        }
+    }
+
+    fn reaches(&self, goal: Goal) -> bool {
+        match (goal, &self.object) {
+            (Goal::Ready, None) => false,
+            (Goal::Ready, Some(object)) => !object.metadata().deleting && is_ready(object),
+            (Goal::Deleted, None) => self.synced || self.first.is_some(),
+            (Goal::Deleted, Some(object)) => object.metadata().uid != self.first,
+        }
+    }
+}
+
+impl<'a> Watch<'a> {
+    fn new(target: &'a Target, goal: Goal, bars: &MultiProgress) -> Self {
+        let bar = bars.add(ProgressBar::new_spinner());
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix}  {wide_msg}") {
+            bar.set_style(style);
+        }
+        bar.set_prefix(target.to_string());
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self {
+            target,
+            goal,
+            seen: RefCell::default(),
+            bar,
+        }
+    }
+
+    async fn run(&self, client: &Client) -> Result<(), Failure> {
+        let mut changes = self.open(client).await?;
+        loop {
+            while let Some(Ok(change)) = changes.next().await {
+                self.seen.borrow_mut().take_in(change);
+                if self.seen.borrow().reaches(self.goal) {
+                    self.bar.finish_and_clear();
+                    return Ok(());
+                }
+                self.bar.set_message(self.progress());
+            }
+            changes = self.reopen(client).await?;
+        }
+    }
+
+    async fn open(
+        &self,
+        client: &Client,
+    ) -> Result<BoxStream<'static, Result<Change, ClientError>>, ClientError> {
+        client
+            .watch(self.target.kind, Some(&self.target.name))
+            .await
+    }
+
+    /// The daemon may restart under a wait: it is asked again until the time is over.
+    async fn reopen(
+        &self,
+        client: &Client,
+    ) -> Result<BoxStream<'static, Result<Change, ClientError>>, ClientError> {
+        let first = self.seen.borrow().first;
+        loop {
+            self.bar.set_message("waiting for sliced to come back");
+            tokio::time::sleep(REOPEN).await;
+            self.seen.replace(Seen {
+                first,
+                ..Seen::default()
+            });
+            match self.open(client).await {
+                Err(ClientError::Unreachable { .. } | ClientError::Broken { .. }) => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn progress(&self) -> String {
+        match &self.seen.borrow().object {
+            None => "not there yet".to_owned(),
+            Some(object) if self.goal == Goal::Deleted => held(object),
+            Some(Object::HostGroup(group)) => format!(
+                "{}/{} VMs ready",
+                group.status.ready_count, group.status.desired
+            ),
+            Some(Object::Vm(vm)) => rows::missing(&vm.status.conditions)
+                .map(condition)
+                .unwrap_or_default(),
+            Some(Object::Lease(_)) => String::new(),
+        }
+    }
+
+    /// What is still missing, one cause each; nothing when this target is as wished.
+    async fn missing(&self, client: &Client, limit: Duration) -> Vec<String> {
+        let (target, limit) = (self.target, humantime::format_duration(limit));
+        let (object, reached) = {
+            let seen = self.seen.borrow();
+            (seen.object.clone(), seen.reaches(self.goal))
+        };
+        let Some(object) = object else {
+            return match (reached, self.goal) {
+                (true, _) => Vec::new(),
+                (false, Goal::Ready) => {
+                    vec![format!("timed out after {limit}: {target} does not exist")]
+                }
+                (false, Goal::Deleted) => {
+                    vec![format!("timed out after {limit}: sliced does not answer")]
+                }
+            };
+        };
+        match (reached, self.goal) {
+            (true, _) => Vec::new(),
+            (false, Goal::Deleted) => vec![format!(
+                "timed out after {limit}: {target} is still there, {}",
+                held(&object)
+            )],
+            (false, Goal::Ready) => {
+                let mut causes = vec![format!("timed out after {limit}: {target} is not ready")];
+                causes.extend(shortcomings(client, &object).await);
+                causes
+            }
+        }
+    }
+}
+
+fn is_ready(object: &Object) -> bool {
+    match object {
+        Object::HostGroup(group) => group.status.ready,
+        Object::Vm(vm) => vm.status.ready,
+        Object::Lease(_) => true,
+    }
+}
+
+fn held(object: &Object) -> String {
+    let metadata = object.metadata();
+    match (metadata.deleting, metadata.finalizers.as_slice()) {
+        (false, _) => "and nobody has deleted it".to_owned(),
+        (true, []) => "though nothing holds it any more".to_owned(),
+        (true, finalizers) => format!("held by {}", finalizers.join(", ")),
+    }
+}
+
+/// The condition of each VM that is missing; of a group without such a VM, its own.
+async fn shortcomings(client: &Client, object: &Object) -> Vec<String> {
+    match object {
+        Object::Vm(vm) => vec![shortcoming(vm)],
+        Object::Lease(_) => Vec::new(),
+        Object::HostGroup(group) => {
+            let name = &group.metadata.name;
+            let vms = match client.get(Kind::Vm, None).await {
+                Ok(list) => list.items,
+                Err(error) => return error.causes(),
+            };
+            let mut causes: Vec<String> = vms
+                .iter()
+                .filter_map(|object| match object {
+                    Object::Vm(vm) => Some(vm),
+                    Object::HostGroup(_) | Object::Lease(_) => None,
+                })
+                .filter(|vm| vm.metadata.group.as_ref() == Some(name) && !vm.status.ready)
+                .map(|vm| shortcoming(vm))
+                .collect();
+            if causes.is_empty() {
+                let own = rows::missing(&group.status.conditions);
+                causes.extend(own.map(|found| format!("hostgroup/{name}: {}", condition(found))));
+            }
+            causes
+        }
+    }
+}
+
+fn shortcoming(vm: &VmView) -> String {
+    let what = rows::missing(&vm.status.conditions).map_or_else(
+        || "its newest generation has not been looked at yet".to_owned(),
+        condition,
+    );
+    format!("vm/{}: {what}", vm.metadata.name)
+}
+
+/// `Firewall is False (Conflict): chain … is not ours`.
+fn condition(found: &ConditionView) -> String {
+    let head = format!("{} is {:?} ({})", found.kind, found.status, found.reason);
+    match found.message.is_empty() {
+        true => head,
+        false => format!("{head}: {}", found.message),
+    }
+}

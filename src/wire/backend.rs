@@ -1,0 +1,123 @@
+//! All that the server needs of the daemon.
+//! Not here: HTTP, JSON.
+
+use std::future::Future;
+use std::io;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+use crate::api::event::Event;
+use crate::api::meta::Name;
+use crate::api::policy::Packet;
+use crate::api::view::{
+    ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, Server, Source,
+};
+
+/// Whether something is done or only thought through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Done.
+    Commit,
+    /// Checked, and nothing changed.
+    DryRun,
+}
+
+/// How long a stream runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// Ends after what there is.
+    Once,
+    /// Goes on with what comes.
+    Follow,
+}
+
+/// Why the daemon did not do as asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// 404: what was named is not there, `vm/sandbox-9`.
+    #[error("{0} not found")]
+    NotFound(String),
+    /// 422: what was asked for makes no sense; one cause each, with file and line where there is one.
+    #[error("the request is invalid")]
+    Invalid(Vec<String>),
+    /// 409: it belongs to somebody else, or it is not the time for it; one cause each.
+    #[error("the request conflicts with what is")]
+    Conflict(Vec<String>),
+    /// 500: it should have worked; the error and its causes.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What the daemon does when asked. Every method may run many times at once.
+///
+/// A method is written `async fn` in an implementation.
+pub trait Backend: Send + Sync + 'static {
+    /// Stores the groups of these manifests, all or none; with [`Effect::DryRun`] only checks them.
+    fn apply(
+        &self,
+        sources: Vec<Source>,
+        effect: Effect,
+    ) -> impl Future<Output = Result<Vec<ApplyResult>, Refusal>> + Send;
+
+    /// The actions that applying these manifests would take.
+    fn diff(
+        &self,
+        sources: Vec<Source>,
+    ) -> impl Future<Output = Result<DiffResult, Refusal>> + Send;
+
+    /// The groups that these manifests name, in their order, whether they exist or not.
+    fn names(
+        &self,
+        sources: Vec<Source>,
+    ) -> impl Future<Output = Result<Vec<Name>, Refusal>> + Send;
+
+    /// All objects of a kind, or the one with this name, or [`Refusal::NotFound`].
+    fn get(
+        &self,
+        kind: Kind,
+        name: Option<Name>,
+    ) -> impl Future<Output = Result<List, Refusal>> + Send;
+
+    /// What is there as [`Change::Added`], one [`Change::Synced`], then every change. A name that is not there is no
+    /// error: it may come.
+    fn watch(
+        &self,
+        kind: Kind,
+        name: Option<Name>,
+    ) -> impl Future<Output = Result<BoxStream<'static, Change>, Refusal>> + Send;
+
+    /// Marks an object as to be removed. Returns when that is stored, not when it is done.
+    fn delete(&self, kind: Kind, name: Name) -> impl Future<Output = Result<(), Refusal>> + Send;
+
+    /// Events, oldest first, of one object (`vm/sandbox-1`) or of all; an event that happens again comes again with a
+    /// higher count.
+    fn events(
+        &self,
+        object: Option<String>,
+        span: Span,
+    ) -> impl Future<Output = Result<BoxStream<'static, Event>, Refusal>> + Send;
+
+    /// What the VM's guest and VMM have written.
+    fn logs(
+        &self,
+        vm: Name,
+        span: Span,
+    ) -> impl Future<Output = Result<BoxStream<'static, io::Result<Bytes>>, Refusal>> + Send;
+
+    /// Removes what is ours and unwanted, or with [`Effect::DryRun`] tells it.
+    fn gc(&self, effect: Effect) -> impl Future<Output = Result<Vec<Leftover>, Refusal>> + Send;
+
+    /// Whether this host can do what is asked of it.
+    fn doctor(&self) -> impl Future<Output = Result<Vec<Check>, Refusal>> + Send;
+
+    /// What happens to a packet that the VM sends.
+    fn explain(
+        &self,
+        vm: Name,
+        packet: Packet,
+    ) -> impl Future<Output = Result<Explanation, Refusal>> + Send;
+
+    /// Who answers.
+    fn version(&self) -> impl Future<Output = Server> + Send;
+}

@@ -1,0 +1,351 @@
+//! The client: one connection a request, answers as our own types.
+//! Not here: words for people beyond one sentence a failure.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
+use http_body_util::{BodyExt, BodyStream, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, Response, header};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::backend::{Effect, Span};
+use super::packet;
+use super::server::Sources;
+use crate::api::event::Event;
+use crate::api::meta::Name;
+use crate::api::policy::Packet;
+use crate::api::view::{
+    ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, Problem, Server,
+    Source,
+};
+
+/// How long an answer may take to begin. `gc` and `doctor` look at the whole host.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Talks to the daemon behind one socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody is there.
+    #[error("sliced does not answer on {}: {source}; is it running, and is this its socket (--socket or SLICE_SOCKET)?", socket.display())]
+    Unreachable {
+        /// Which socket.
+        socket: PathBuf,
+        /// What `connect(2)` said. Not a `source()`: the sentence above has it already.
+        source: io::Error,
+    },
+    /// The socket is there and not for us.
+    #[error("no permission to open {}: be root or a member of the socket's group", .0.display())]
+    Denied(PathBuf),
+    /// The connection broke, or what came was no answer.
+    #[error("the answer of sliced on {} broke off: {why}", socket.display())]
+    Broken {
+        /// Which socket.
+        socket: PathBuf,
+        /// What happened.
+        why: String,
+    },
+    /// The daemon said no.
+    #[error("{}", .problem.error)]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// What it said.
+        problem: Problem,
+    },
+}
+
+impl ClientError {
+    /// Whether the daemon said that what was named is not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, .. })
+    }
+
+    /// One cause each, for people.
+    pub fn causes(&self) -> Vec<String> {
+        match self {
+            Self::Refused { problem, .. } if !problem.problems.is_empty() => {
+                problem.problems.clone()
+            }
+            other => vec![other.to_string()],
+        }
+    }
+}
+
+type Result<T> = std::result::Result<T, ClientError>;
+
+impl Client {
+    /// A client for the daemon that listens on `socket`. Connects with each request, not before.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+        }
+    }
+
+    /// Which socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// See [`super::Backend::apply`].
+    pub async fn apply(&self, sources: Vec<Source>, effect: Effect) -> Result<Vec<ApplyResult>> {
+        let path = format!("/v1/apply?dry_run={}", effect == Effect::DryRun);
+        self.json(Method::POST, &path, Some(&Sources { sources }))
+            .await
+    }
+
+    /// See [`super::Backend::diff`].
+    pub async fn diff(&self, sources: Vec<Source>) -> Result<DiffResult> {
+        self.json(Method::POST, "/v1/diff", Some(&Sources { sources }))
+            .await
+    }
+
+    /// See [`super::Backend::names`].
+    pub async fn names(&self, sources: Vec<Source>) -> Result<Vec<Name>> {
+        self.json(Method::POST, "/v1/names", Some(&Sources { sources }))
+            .await
+    }
+
+    /// See [`super::Backend::get`].
+    pub async fn get(&self, kind: Kind, name: Option<&Name>) -> Result<List> {
+        self.json(Method::GET, &object_path(kind, name), NOTHING)
+            .await
+    }
+
+    /// See [`super::Backend::watch`]. The stream ends when the daemon does.
+    pub async fn watch(
+        &self,
+        kind: Kind,
+        name: Option<&Name>,
+    ) -> Result<BoxStream<'static, Result<Change>>> {
+        let path = format!("{}?follow=true", object_path(kind, name));
+        self.lines(&path).await
+    }
+
+    /// See [`super::Backend::delete`].
+    pub async fn delete(&self, kind: Kind, name: &Name) -> Result<()> {
+        let path = object_path(kind, Some(name));
+        self.ask(Method::DELETE, &path, NOTHING).await.map(drop)
+    }
+
+    /// See [`super::Backend::events`].
+    pub async fn events(
+        &self,
+        object: Option<&str>,
+        span: Span,
+    ) -> Result<BoxStream<'static, Result<Event>>> {
+        let mut path = format!("/v1/events?follow={}", span == Span::Follow);
+        if let Some(object) = object {
+            path.push_str("&object=");
+            path.push_str(&escaped(object));
+        }
+        self.lines(&path).await
+    }
+
+    /// See [`super::Backend::logs`].
+    pub async fn logs(
+        &self,
+        vm: &Name,
+        span: Span,
+    ) -> Result<impl Stream<Item = Result<Bytes>> + Send + use<>> {
+        let path = format!("/v1/logs/{vm}?follow={}", span == Span::Follow);
+        let answer = self.ask(Method::GET, &path, NOTHING).await?;
+        Ok(chunks(self.socket.clone(), answer.into_body()))
+    }
+
+    /// See [`super::Backend::gc`].
+    pub async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>> {
+        let path = format!("/v1/gc?dry_run={}", effect == Effect::DryRun);
+        self.json(Method::POST, &path, NOTHING).await
+    }
+
+    /// See [`super::Backend::doctor`].
+    pub async fn doctor(&self) -> Result<Vec<Check>> {
+        self.json(Method::GET, "/v1/doctor", NOTHING).await
+    }
+
+    /// See [`super::Backend::explain`].
+    pub async fn explain(&self, vm: &Name, packet: &Packet) -> Result<Explanation> {
+        let packet = escaped(&packet::text(packet));
+        let path = format!("/v1/explain/{vm}?packet={packet}");
+        self.json(Method::GET, &path, NOTHING).await
+    }
+
+    /// See [`super::Backend::version`].
+    pub async fn version(&self) -> Result<Server> {
+        self.json(Method::GET, "/v1/version", NOTHING).await
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T> {
+        let answer = self.ask(method, path, body).await?;
+        let body = answer.into_body().collect().await;
+        let body = body.map_err(|error| self.broken(error))?.to_bytes();
+        serde_json::from_slice(&body).map_err(|error| self.broken(error))
+    }
+
+    async fn lines<T: DeserializeOwned + Send + 'static>(
+        &self,
+        path: &str,
+    ) -> Result<BoxStream<'static, Result<T>>> {
+        let answer = self.ask(Method::GET, path, NOTHING).await?;
+        let socket = self.socket.clone();
+        let lines = split_lines(chunks(socket.clone(), answer.into_body()).boxed());
+        Ok(lines
+            .map(move |line| {
+                serde_json::from_slice(&line?).map_err(|error| ClientError::Broken {
+                    socket: socket.clone(),
+                    why: error.to_string(),
+                })
+            })
+            .boxed())
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<Response<Incoming>> {
+        let asked = tokio::time::timeout(PATIENCE, self.send(method, path, body)).await;
+        let answer = asked
+            .map_err(|_| self.broken(format!("nothing came within {} s", PATIENCE.as_secs())))??;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status();
+        let body = answer.into_body().collect().await;
+        let body = body.map_err(|error| self.broken(error))?.to_bytes();
+        let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
+            error: format!("sliced answered {status}"),
+            problems: Vec::new(),
+        });
+        Err(ClientError::Refused {
+            status: status.as_u16(),
+            problem,
+        })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<Response<Incoming>> {
+        let body = match body {
+            None => Vec::new(),
+            Some(body) => serde_json::to_vec(body).map_err(|error| self.broken(error))?,
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "sliced")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| self.broken(error))?;
+        let stream = self.connect().await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.broken(error))?;
+        // Ends with the answer's body: there is one request a connection.
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended");
+            }
+        });
+        let answer = sender.send_request(request).await;
+        answer.map_err(|error| self.broken(error))
+    }
+
+    async fn connect(&self) -> Result<UnixStream> {
+        UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::Denied(self.socket.clone()),
+                _ => ClientError::Unreachable {
+                    socket: self.socket.clone(),
+                    source,
+                },
+            })
+    }
+
+    fn broken(&self, why: impl ToString) -> ClientError {
+        ClientError::Broken {
+            socket: self.socket.clone(),
+            why: why.to_string(),
+        }
+    }
+}
+
+/// No body.
+const NOTHING: Option<&()> = None;
+
+fn object_path(kind: Kind, name: Option<&Name>) -> String {
+    match name {
+        None => format!("/v1/objects/{kind}"),
+        Some(name) => format!("/v1/objects/{kind}/{name}"),
+    }
+}
+
+/// RFC 3986, section 2.1: all but the unreserved characters as `%XX`.
+fn escaped(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
+            other => format!("%{other:02X}"),
+        })
+        .collect()
+}
+
+fn chunks(socket: PathBuf, body: Incoming) -> impl Stream<Item = Result<Bytes>> + Send {
+    BodyStream::new(body).filter_map(move |frame| {
+        let chunk = match frame {
+            Ok(frame) => frame.into_data().ok().map(Ok),
+            Err(error) => Some(Err(ClientError::Broken {
+                socket: socket.clone(),
+                why: error.to_string(),
+            })),
+        };
+        async move { chunk }
+    })
+}
+
+/// Chunks to lines without their line feeds; a last line without one counts.
+fn split_lines(
+    chunks: BoxStream<'static, Result<Bytes>>,
+) -> impl Stream<Item = Result<BytesMut>> + Send {
+    stream::unfold((chunks, BytesMut::new()), |(mut chunks, mut rest)| async {
+        loop {
+            if let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+                let mut line = rest.split_to(end + 1);
+                line.truncate(end);
+                return Some((Ok(line), (chunks, rest)));
+            }
+            match chunks.next().await {
+                Some(Ok(chunk)) => rest.extend_from_slice(&chunk),
+                Some(Err(error)) => return Some((Err(error), (chunks, rest))),
+                None if rest.is_empty() => return None,
+                None => return Some((Ok(rest.split()), (chunks, rest))),
+            }
+        }
+    })
+}

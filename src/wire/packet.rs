@@ -1,0 +1,67 @@
+//! `DST[:PORT[/PROTO]]`: a packet as a person asks about it, and back.
+//! Not here: judging it.
+
+use crate::api::policy::{Entry, Packet, Protocol};
+
+/// Reads `DST`, `DST:PORT` (TCP) or `DST:PORT/PROTO`. `DST` alone is a packet without ports, as a ping.
+pub fn parse(text: &str) -> Result<Packet, String> {
+    let why = |why: &str| format!("`{text}` is no destination: {why}; expected IP[:PORT[/PROTO]]");
+    let entry: Entry = text.parse().map_err(|_| {
+        why("an IPv4 address, a port from 1 to 65535 and tcp or udp may stand in it")
+    })?;
+    if entry.network.prefix() != 32 {
+        return Err(why("it is a network, not one address"));
+    }
+    let transport = match (entry.ports, entry.protocol) {
+        (None, None) => None,
+        (None, Some(_)) => return Err(why("a protocol needs a port")),
+        (Some(ports), protocol) if ports.first == ports.last => {
+            Some((protocol.unwrap_or(Protocol::Tcp), Some(ports.first)))
+        }
+        (Some(_), _) => return Err(why("it has a range of ports, not one")),
+    };
+    Ok(Packet {
+        destination: entry.network.ip(),
+        transport,
+    })
+}
+
+/// The canonical form: what [`parse`] reads, with the protocol always written.
+pub fn text(packet: &Packet) -> String {
+    match packet.transport {
+        None => packet.destination.to_string(),
+        Some((protocol, Some(port))) => format!("{}:{port}/{protocol}", packet.destination),
+        Some((protocol, None)) => format!("{}/{protocol}", packet.destination),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_is_read_and_written_back_in_full() {
+        for (written, canonical) in [
+            ("1.1.1.1", "1.1.1.1"),
+            ("1.1.1.1:443", "1.1.1.1:443/tcp"),
+            ("1.1.1.1:53/udp", "1.1.1.1:53/udp"),
+        ] {
+            assert_eq!(text(&parse(written).unwrap()), canonical);
+        }
+    }
+
+    #[test]
+    fn what_is_no_single_packet_is_refused_with_the_reason() {
+        for (written, reason) in [
+            ("10.0.0.0/8", "a network"),
+            ("1.1.1.1/udp", "needs a port"),
+            ("1.1.1.1:1-9", "a range of ports"),
+            ("example.org", "an IPv4 address"),
+            ("1.1.1.1:0", "a port from 1"),
+            ("", "an IPv4 address"),
+        ] {
+            let error = parse(written).unwrap_err();
+            assert!(error.contains(reason), "{written}: {error}");
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! The server: HTTP requests to [`Backend`] calls, and answers to JSON.
+//! Not here: who may connect (see [`super::door`]), what the answers mean.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::connect_info::Connected;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{
+    ConnectInfo, DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State,
+};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::IncomingStream;
+use axum::{Json, Router};
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::backend::{Backend, Effect, Refusal, Span};
+use super::door::{Door, Peer};
+use super::packet;
+use crate::api::meta::Name;
+use crate::api::view::{Kind, Problem, Source};
+
+/// One manifest's text at most, in bytes.
+pub const MANIFEST_LIMIT: usize = 1 << 20;
+/// One request's body at most, in bytes.
+pub const BODY_LIMIT: usize = 16 << 20;
+/// How long requests may run on after the stop, so that the daemon's own 2 s hold.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// The body of `apply`, `diff` and `names`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Sources {
+    /// Manifests, in the order given.
+    pub sources: Vec<Source>,
+}
+
+struct Shared<B> {
+    backend: B,
+    stop: CancellationToken,
+}
+
+type Hall<B> = State<Arc<Shared<B>>>;
+
+/// Serves until `stop` is cancelled; streams end then, other requests get half a second.
+pub async fn serve<B: Backend>(door: Door, backend: B, stop: CancellationToken) -> io::Result<()> {
+    let app = router(Arc::new(Shared {
+        backend,
+        stop: stop.clone(),
+    }));
+    let serving = axum::serve(door, app.into_make_service_with_connect_info::<Caller>())
+        .with_graceful_shutdown(stop.clone().cancelled_owned());
+    let deadline = async {
+        stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = serving.into_future() => served,
+        () = deadline => Ok(()),
+    }
+}
+
+fn router<B: Backend>(shared: Arc<Shared<B>>) -> Router {
+    Router::new()
+        .route("/v1/version", get(version::<B>))
+        .route("/v1/apply", post(apply::<B>))
+        .route("/v1/diff", post(diff::<B>))
+        .route("/v1/names", post(names::<B>))
+        .route("/v1/objects/{kind}", get(objects::<B>))
+        .route(
+            "/v1/objects/{kind}/{name}",
+            get(object::<B>).delete(delete::<B>),
+        )
+        .route("/v1/events", get(events::<B>))
+        .route("/v1/logs/{vm}", get(logs::<B>))
+        .route("/v1/gc", post(gc::<B>))
+        .route("/v1/doctor", get(doctor::<B>))
+        .route("/v1/explain/{vm}", get(explain::<B>))
+        .fallback(nowhere)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn(admit))
+        .with_state(shared)
+}
+
+/// The peer of a connection, as axum hands it on.
+#[derive(Clone, Debug)]
+struct Caller(Peer);
+
+impl Connected<IncomingStream<'_, Door>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
+        Self(stream.remote_addr().clone())
+    }
+}
+
+async fn admit(
+    ConnectInfo(Caller(peer)): ConnectInfo<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if peer.admitted {
+        return next.run(request).await;
+    }
+    tracing::warn!(uid = peer.uid, pid = peer.pid, "refused a peer");
+    let error = format!(
+        "user {} may not talk to sliced: only root, its own user and the socket's group may",
+        peer.uid
+    );
+    problem(StatusCode::FORBIDDEN, error, Vec::new())
+}
+
+async fn version<B: Backend>(State(hall): Hall<B>) -> Response {
+    Json(hall.backend.version().await).into_response()
+}
+
+async fn apply<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Query(rehearsal)): Asked<Query<Rehearsal>>,
+    Asked(Json(body)): Asked<Json<Sources>>,
+) -> Result<Response, Refused> {
+    let results = hall
+        .backend
+        .apply(bounded(body)?, rehearsal.effect())
+        .await?;
+    Ok(Json(results).into_response())
+}
+
+async fn diff<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Json(body)): Asked<Json<Sources>>,
+) -> Result<Response, Refused> {
+    Ok(Json(hall.backend.diff(bounded(body)?).await?).into_response())
+}
+
+async fn names<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Json(body)): Asked<Json<Sources>>,
+) -> Result<Response, Refused> {
+    Ok(Json(hall.backend.names(bounded(body)?).await?).into_response())
+}
+
+async fn objects<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Path(kind)): Asked<Path<String>>,
+    Asked(Query(length)): Asked<Query<Length>>,
+) -> Result<Response, Refused> {
+    look(&hall, &kind, None, length).await
+}
+
+async fn object<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Path((kind, name))): Asked<Path<(String, String)>>,
+    Asked(Query(length)): Asked<Query<Length>>,
+) -> Result<Response, Refused> {
+    look(&hall, &kind, Some(&name), length).await
+}
+
+async fn look<B: Backend>(
+    hall: &Shared<B>,
+    kind: &str,
+    name: Option<&str>,
+    length: Length,
+) -> Result<Response, Refused> {
+    let kind = read::<Kind>(kind)?;
+    let name = name.map(read::<Name>).transpose()?;
+    match length.span() {
+        Span::Once => Ok(Json(hall.backend.get(kind, name).await?).into_response()),
+        Span::Follow => Ok(lines(hall, hall.backend.watch(kind, name).await?)),
+    }
+}
+
+async fn delete<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Path((kind, name))): Asked<Path<(String, String)>>,
+) -> Result<StatusCode, Refused> {
+    hall.backend.delete(read(&kind)?, read(&name)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn events<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Query(wanted)): Asked<Query<Wanted>>,
+    Asked(Query(length)): Asked<Query<Length>>,
+) -> Result<Response, Refused> {
+    let events = hall.backend.events(wanted.object, length.span()).await?;
+    Ok(lines(&hall, events))
+}
+
+async fn logs<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Path(vm)): Asked<Path<String>>,
+    Asked(Query(length)): Asked<Query<Length>>,
+) -> Result<Response, Refused> {
+    let bytes = hall.backend.logs(read(&vm)?, length.span()).await?;
+    let bytes = bytes.take_until(hall.stop.clone().cancelled_owned());
+    let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
+    Ok((kind, Body::from_stream(bytes)).into_response())
+}
+
+async fn gc<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Query(rehearsal)): Asked<Query<Rehearsal>>,
+) -> Result<Response, Refused> {
+    Ok(Json(hall.backend.gc(rehearsal.effect()).await?).into_response())
+}
+
+async fn doctor<B: Backend>(State(hall): Hall<B>) -> Result<Response, Refused> {
+    Ok(Json(hall.backend.doctor().await?).into_response())
+}
+
+async fn explain<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Path(vm)): Asked<Path<String>>,
+    Asked(Query(question)): Asked<Query<Question>>,
+) -> Result<Response, Refused> {
+    let packet = packet::parse(&question.packet).map_err(|why| Refusal::Invalid(vec![why]))?;
+    Ok(Json(hall.backend.explain(read(&vm)?, packet).await?).into_response())
+}
+
+async fn nowhere(request: Request) -> Response {
+    let error = format!("there is nothing at {}", request.uri().path());
+    problem(StatusCode::NOT_FOUND, error, Vec::new())
+}
+
+async fn wrong_method(request: Request) -> Response {
+    let error = format!(
+        "{} may not be asked with {}",
+        request.uri().path(),
+        request.method()
+    );
+    problem(StatusCode::METHOD_NOT_ALLOWED, error, Vec::new())
+}
+
+#[derive(Debug, Deserialize)]
+struct Rehearsal {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+impl Rehearsal {
+    fn effect(&self) -> Effect {
+        match self.dry_run {
+            true => Effect::DryRun,
+            false => Effect::Commit,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct Length {
+    #[serde(default)]
+    follow: bool,
+}
+
+impl Length {
+    fn span(self) -> Span {
+        match self.follow {
+            true => Span::Follow,
+            false => Span::Once,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Wanted {
+    #[serde(default)]
+    object: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Question {
+    packet: String,
+}
+
+fn read<T>(text: &str) -> Result<T, Refusal>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    text.parse()
+        .map_err(|error: T::Err| Refusal::Invalid(vec![error.to_string()]))
+}
+
+fn bounded(body: Sources) -> Result<Vec<Source>, Refusal> {
+    let too_long = |source: &Source| source.text.len() > MANIFEST_LIMIT;
+    match body.sources.iter().find(|source| too_long(source)) {
+        None => Ok(body.sources),
+        Some(source) => Err(Refusal::Invalid(vec![format!(
+            "{}: {} bytes are more than a manifest may have ({MANIFEST_LIMIT})",
+            source.name,
+            source.text.len()
+        )])),
+    }
+}
+
+/// A stream as lines of JSON. Ends with the daemon, so that a watch does not hold up its end.
+fn lines<B, T: Serialize + Send + 'static>(
+    hall: &Shared<B>,
+    items: impl Stream<Item = T> + Send + 'static,
+) -> Response {
+    let lines = items
+        .take_until(hall.stop.clone().cancelled_owned())
+        .filter_map(|item| async move { line(&item) })
+        .map(Ok::<_, Infallible>);
+    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    (kind, Body::from_stream(lines)).into_response()
+}
+
+fn line(item: &impl Serialize) -> Option<Bytes> {
+    let mut text = serde_json::to_vec(item)
+        .inspect_err(|error| tracing::error!(%error, "cannot write an answer as JSON"))
+        .ok()?;
+    text.push(b'\n');
+    Some(text.into())
+}
+
+/// An extractor whose rejections are [`Problem`]s, too.
+struct Asked<T>(T);
+
+macro_rules! asked {
+    ($extractor:ident, $rejection:ty) => {
+        impl<S: Send + Sync, T> FromRequestParts<S> for Asked<$extractor<T>>
+        where
+            $extractor<T>: FromRequestParts<S, Rejection = $rejection>,
+        {
+            type Rejection = Response;
+            async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+                $extractor::<T>::from_request_parts(parts, state)
+                    .await
+                    .map(Self)
+                    .map_err(|why| problem(why.status(), why.body_text(), Vec::new()))
+            }
+        }
+    };
+}
+
+asked!(Query, QueryRejection);
+asked!(Path, PathRejection);
+
+impl<S: Send + Sync, T> FromRequest<S> for Asked<Json<T>>
+where
+    Json<T>: FromRequest<S, Rejection = JsonRejection>,
+{
+    type Rejection = Response;
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        Json::<T>::from_request(request, state)
+            .await
+            .map(Self)
+            .map_err(|why| problem(why.status(), why.body_text(), Vec::new()))
+    }
+}
+
+struct Refused(Refusal);
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self(refusal)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let error = self.0.to_string();
+        match self.0 {
+            Refusal::NotFound(_) => problem(StatusCode::NOT_FOUND, error, Vec::new()),
+            Refusal::Invalid(problems) => {
+                problem(StatusCode::UNPROCESSABLE_ENTITY, error, problems)
+            }
+            Refusal::Conflict(problems) => problem(StatusCode::CONFLICT, error, problems),
+            Refusal::Failed(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, error, Vec::new()),
+        }
+    }
+}
+
+fn problem(status: StatusCode, error: String, problems: Vec<String>) -> Response {
+    (status, Json(Problem { error, problems })).into_response()
+}
