@@ -50,6 +50,13 @@ impl Name {
     }
 }
 
+impl InvalidName {
+    /// The reason alone.
+    pub fn why(&self) -> &'static str {
+        self.why
+    }
+}
+
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)

@@ -90,11 +90,19 @@ pub struct Entry {
 /// Why a text is no [`Entry`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{found}` is no firewall entry: {why}; expected IP or CIDR, then optionally :PORT or :FROM-TO, then optionally /tcp or /udp"
+    "found \"{}\", expected IP or CIDR, then optionally :PORT or :FROM-TO, then optionally /tcp or /udp ({why})",
+    .found.escape_debug()
 )]
 pub struct InvalidEntry {
     found: String,
     why: String,
+}
+
+impl InvalidEntry {
+    /// The reason alone, to be said after what was expected.
+    pub fn why(&self) -> &str {
+        &self.why
+    }
 }
 
 impl FromStr for Entry {
@@ -109,6 +117,10 @@ impl FromStr for Entry {
 }
 
 fn parse_entry(text: &str) -> Result<Entry, String> {
+    // Reasons quote the text, and a message is one line.
+    if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
+        return Err("it has white space in it".into());
+    }
     if text.matches(':').count() > 1 {
         return Err("IPv6 destinations are not supported yet".into());
     }
@@ -136,7 +148,9 @@ fn parse_network(text: &str) -> Result<Ipv4Network, String> {
     let (address, prefix) = match text.split_once('/') {
         None => (text, 32),
         Some((address, len)) => match len.parse::<u8>() {
-            Ok(prefix @ 0..=32) if len.len() <= 2 => (address, prefix),
+            Ok(prefix @ 0..=32) if len.len() <= 2 && len.bytes().all(|b| b.is_ascii_digit()) => {
+                (address, prefix)
+            }
             _ => return Err(format!("`/{len}` is no prefix length from 0 to 32")),
         },
     };

@@ -1,0 +1,310 @@
+//! `config:` and its host groups.
+//! Not here: the `network:` section, comparing groups with each other.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use super::super::host_group::{HostGroup, HostGroupSpec, UpdatePolicy};
+use super::super::meta::Name;
+use super::super::network::NetworkSpec;
+use super::super::vm::{Hypervisor, VmSpec};
+use super::section::{Field, Reader, Section};
+use super::{Draft, network};
+
+const CONFIG_KEYS: [&str; 6] = [
+    "image",
+    "kernel_file",
+    "initrd_file",
+    "hypervisor",
+    "network_name",
+    "host_groups",
+];
+
+const GROUP_KEYS: [&str; 14] = [
+    "name",
+    "count",
+    "vcpu",
+    "ram_mb",
+    "ram_gb",
+    "ram_bytes",
+    "dns_servers",
+    "hypervisor",
+    "kernel_file",
+    "initrd_file",
+    "image",
+    "network_name",
+    "update",
+    "network",
+];
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+/// 16 TiB: more than any host this runs on, and far from overflowing anything.
+const MAX_RAM: u64 = 16 << 40;
+const DEFAULT_VCPU: u32 = 2;
+const DEFAULT_RAM: u64 = 4 * GIB;
+/// `ip=` of the Linux command line carries two name servers
+/// (kernel, Documentation/admin-guide/nfs/nfsroot.rst: `<dns0-ip>:<dns1-ip>`).
+const MAX_DNS_SERVERS: usize = 2;
+
+/// What a group may take from `config:` or say itself.
+#[derive(Clone, Default)]
+struct Boot {
+    hypervisor: Option<Hypervisor>,
+    kernel_file: Option<PathBuf>,
+    initrd_file: Option<PathBuf>,
+}
+
+/// The groups of one document. What is wrong goes to the reader.
+pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
+    let Some(document) = reader.section(root, &["config"]) else {
+        return Vec::new();
+    };
+    let Some(config) = document.get("config") else {
+        reader.refuse_at(root.node.at, "config", "is missing");
+        return Vec::new();
+    };
+    let Some(config) = reader.section(config, &CONFIG_KEYS) else {
+        return Vec::new();
+    };
+    let boot = read_boot(reader, &config, Boot::default());
+    let Some(groups) = config.get("host_groups") else {
+        reader.refuse_at(config.at, "config.host_groups", "is missing");
+        return Vec::new();
+    };
+    reader
+        .list(groups, "a list of groups ([] for none)")
+        .iter()
+        .filter_map(|group| read_group(reader, group, &boot))
+        .collect()
+}
+
+fn read_boot(reader: &mut Reader, section: &Section, default: Boot) -> Boot {
+    if let Some(image) = section.get("image") {
+        let message =
+            "disk images are not supported yet; remove it, boot from kernel_file and initrd_file";
+        reader.refuse(image, message);
+    }
+    if let Some(network) = section.get("network_name") {
+        let message =
+            "CNI is not supported yet; remove it, and give each group network: {mode: isolated}";
+        reader.refuse(network, message);
+    }
+    let hypervisor = section
+        .get("hypervisor")
+        .and_then(|field| read_hypervisor(reader, field));
+    let mut path = |key| section.get(key).and_then(|field| reader.path(field));
+    Boot {
+        hypervisor: hypervisor.or(default.hypervisor),
+        kernel_file: path("kernel_file").or(default.kernel_file),
+        initrd_file: path("initrd_file").or(default.initrd_file),
+    }
+}
+
+fn read_hypervisor(reader: &mut Reader, field: &Field) -> Option<Hypervisor> {
+    const WORDS: [(&str, Option<Hypervisor>); 4] = [
+        ("qemu", Some(Hypervisor::Qemu)),
+        ("none", Some(Hypervisor::None)),
+        ("firecracker", None),
+        ("cloud-hypervisor", None),
+    ];
+    let known = reader.word(field, &WORDS)?;
+    if known.is_none() {
+        let message = format!(
+            "{} is not supported yet; use \"qemu\", or \"none\" to start it yourself in the slot",
+            field.node.value
+        );
+        reader.refuse(field, message);
+    }
+    known
+}
+
+fn read_group(reader: &mut Reader, field: &Field, defaults: &Boot) -> Option<Draft> {
+    let before = reader.problem_count();
+    let group = reader.section(field, &GROUP_KEYS)?;
+    let name = read_name(reader, &group);
+    let count = group
+        .get("count")
+        .and_then(|field| reader.whole(field, 0..=65_536))
+        .map_or(1, |count| count as u32);
+    let vcpu = group
+        .get("vcpu")
+        .and_then(|field| reader.whole(field, 1..=255))
+        .map_or(DEFAULT_VCPU, |vcpu| vcpu as u32);
+    let ram_bytes = read_ram(reader, &group);
+    let dns_servers = read_dns_servers(reader, &group);
+    let boot = read_boot(reader, &group, defaults.clone());
+    let update = group.get("update").and_then(|field| {
+        let words = [
+            ("rolling", UpdatePolicy::Rolling),
+            ("on-delete", UpdatePolicy::OnDelete),
+        ];
+        reader.word(field, &words)
+    });
+    let network = match group.get("network") {
+        Some(field) => network::read(reader, field),
+        None => {
+            let path = format!("{}.network", group.path);
+            // With `network_name` the group has been refused for CNI already.
+            if !group.has("network_name") {
+                reader.refuse_at(
+                    group.at,
+                    &path,
+                    "is missing; write network: {mode: isolated}",
+                );
+            }
+            None
+        }
+    };
+    let hypervisor = choose_hypervisor(reader, &group, &boot);
+    let (name, network) = (name?, network?);
+    check_count(reader, &group, &name, count, &network);
+    if reader.problem_count() > before {
+        return None;
+    }
+    let NetworkSpec::Isolated(isolated) = &network.spec;
+    let policy_warnings = isolated.policy.warnings();
+    let warnings = network
+        .warnings
+        .into_iter()
+        .chain(policy_warnings.iter().map(|warning| {
+            let at = reader.location(network.at);
+            format!("{at}: {}.network: {warning}", group.path)
+        }));
+    Some(Draft {
+        at: reader.location(group.get("name")?.node.at),
+        field: group.path.clone(),
+        range_at: network.range_at.map(|at| reader.location(at)),
+        warnings: warnings.collect(),
+        name,
+        spec: HostGroupSpec {
+            count,
+            update: update.unwrap_or_default(),
+            template: VmSpec {
+                hypervisor,
+                vcpu,
+                ram_bytes,
+                kernel_file: boot.kernel_file,
+                initrd_file: boot.initrd_file,
+                dns_servers,
+                network: network.spec,
+            },
+        },
+    })
+}
+
+fn read_name(reader: &mut Reader, group: &Section) -> Option<Name> {
+    let Some(field) = group.get("name") else {
+        reader.refuse_at(group.at, &format!("{}.name", group.path), "is missing");
+        return None;
+    };
+    let text = reader.text(field, "a name")?;
+    match Name::new(text) {
+        Ok(name) => Some(name),
+        Err(error) => {
+            let why = error.why();
+            let expected = format!("an RFC 1123 label (a-z, 0-9 and -, at most 63): {why}");
+            reader.unexpected(field, &expected);
+            None
+        }
+    }
+}
+
+fn read_ram(reader: &mut Reader, group: &Section) -> u64 {
+    let said: Vec<(&Field, u64)> = [("ram_mb", MIB), ("ram_gb", GIB), ("ram_bytes", 1)]
+        .into_iter()
+        .filter_map(|(key, unit)| Some((group.get(key)?, unit)))
+        .collect();
+    let (field, unit) = match said[..] {
+        [] => return DEFAULT_RAM,
+        [one] => one,
+        [_, (second, _), ..] => {
+            reader.refuse(
+                second,
+                "only one of ram_mb, ram_gb and ram_bytes may be given",
+            );
+            return DEFAULT_RAM;
+        }
+    };
+    let least = MIB.div_ceil(unit).max(1);
+    let Some(amount) = reader.whole(field, least..=MAX_RAM / unit) else {
+        return DEFAULT_RAM;
+    };
+    let bytes = amount * unit;
+    if !bytes.is_multiple_of(MIB) {
+        let below = bytes / MIB * MIB;
+        let expected = format!("a whole number of MiB, such as {below}");
+        reader.unexpected(field, &expected);
+    }
+    bytes
+}
+
+fn read_dns_servers(reader: &mut Reader, group: &Section) -> Vec<Ipv4Addr> {
+    const EXPECTED: &str = "a list of IPv4 addresses";
+    let Some(field) = group.get("dns_servers") else {
+        return Vec::new();
+    };
+    let items = reader.list(field, EXPECTED);
+    if let Some(third) = items.get(MAX_DNS_SERVERS) {
+        let message = format!(
+            "found {} servers, expected at most {MAX_DNS_SERVERS}: the kernel's ip= carries no more",
+            items.len()
+        );
+        reader.refuse(third, message);
+    }
+    items
+        .iter()
+        .filter_map(|item| {
+            let address = reader.text(item, "an IPv4 address")?.parse().ok();
+            if address.is_none() {
+                reader.unexpected(item, "an IPv4 address");
+            }
+            address
+        })
+        .collect()
+}
+
+/// QEMU when there is something to boot; else the slot is for a VMM that the user starts.
+fn choose_hypervisor(reader: &mut Reader, group: &Section, boot: &Boot) -> Hypervisor {
+    let chosen = boot.hypervisor.unwrap_or(match boot.kernel_file {
+        Some(_) => Hypervisor::Qemu,
+        None => Hypervisor::None,
+    });
+    // A kernel_file that is written but bad has been refused already.
+    if chosen == Hypervisor::Qemu && boot.kernel_file.is_none() && !group.has("kernel_file") {
+        let at = group
+            .get("hypervisor")
+            .map_or(group.at, |field| field.node.at);
+        let path = format!("{}.kernel_file", group.path);
+        let message = "is missing, hypervisor \"qemu\" boots from it; set it here or under config, or use hypervisor: none";
+        reader.refuse_at(at, &path, message);
+    }
+    chosen
+}
+
+fn check_count(
+    reader: &mut Reader,
+    group: &Section,
+    name: &Name,
+    count: u32,
+    network: &network::Network,
+) {
+    let (at, path) = match group.get("count") {
+        Some(field) => (field.node.at, field.path.clone()),
+        None => (group.at, format!("{}.count", group.path)),
+    };
+    let NetworkSpec::Isolated(isolated) = &network.spec;
+    let (capacity, range) = network::capacity(isolated.range);
+    if count > capacity {
+        let message = format!("{count} VMs do not fit: {range} has {capacity} blocks of a /30");
+        reader.refuse_at(at, &path, message);
+    }
+    if HostGroup::vm_name(name, count).is_none() {
+        let field = group.get("name").map_or(at, |field| field.node.at);
+        let message = format!(
+            "the VM \"{name}-{count}\" would have a name of {} characters, a label has at most 63",
+            name.as_str().len() + 1 + count.to_string().len()
+        );
+        reader.refuse_at(field, &format!("{}.name", group.path), message);
+    }
+}

@@ -1,0 +1,273 @@
+//! A group's `network:` section.
+//! Not here: the rest of the group, ranges of other groups.
+
+use ipnetwork::Ipv4Network;
+
+use super::super::network::{IsolatedSpec, NetworkSpec, TapOwner};
+use super::super::policy::{self, Entry, METADATA, OnDeny, Policy};
+use super::super::pool;
+use super::problem::Place;
+use super::section::{Field, Reader, Section};
+use super::yaml::Value;
+
+const KEYS: [&str; 13] = [
+    "mode",
+    "range",
+    "allow",
+    "drop",
+    "on_deny",
+    "allow_metadata",
+    "tap_owner",
+    "bridge",
+    "tap_prefix",
+    "gateway",
+    "addresses",
+    "antispoof",
+    "isolate_ports",
+];
+/// Words of bridge mode, known so that they are not called misspelt.
+const BRIDGE_KEYS: [&str; 6] = [
+    "bridge",
+    "tap_prefix",
+    "gateway",
+    "addresses",
+    "antispoof",
+    "isolate_ports",
+];
+/// Prefix lengths that leave room for more than one /30 and stay inside link-local space.
+const RANGE_PREFIXES: std::ops::RangeInclusive<u8> = 16..=29;
+
+/// The section, and places that later messages name.
+pub struct Network {
+    pub spec: NetworkSpec,
+    pub at: Place,
+    pub range_at: Option<Place>,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Copy)]
+enum Mode {
+    Isolated,
+    Bridge,
+    Cni,
+}
+
+pub fn read(reader: &mut Reader, field: &Field) -> Option<Network> {
+    let network = reader.section(field, &KEYS)?;
+    match read_mode(reader, field, &network)? {
+        Mode::Isolated => Some(read_isolated(reader, &network)),
+        Mode::Bridge => {
+            let (at, path) = mode_place(field, &network);
+            let message =
+                "bridge mode (the default) is not supported yet; write mode: isolated for now";
+            reader.refuse_at(at, &path, message);
+            None
+        }
+        Mode::Cni => {
+            let (at, path) = mode_place(field, &network);
+            reader.refuse_at(
+                at,
+                &path,
+                "cni mode is not supported yet; write mode: isolated for now",
+            );
+            None
+        }
+    }
+}
+
+fn mode_place(field: &Field, network: &Section) -> (Place, String) {
+    match network.get("mode") {
+        Some(mode) => (mode.node.at, mode.path.clone()),
+        None => (field.node.at, format!("{}.mode", field.path)),
+    }
+}
+
+fn read_mode(reader: &mut Reader, field: &Field, network: &Section) -> Option<Mode> {
+    const WORDS: [(&str, Mode); 3] = [
+        ("isolated", Mode::Isolated),
+        ("bridge", Mode::Bridge),
+        ("cni", Mode::Cni),
+    ];
+    let Some(mode) = network.get("mode") else {
+        // With misspelt keys only, `mode` is likely one of them and has been named.
+        return match &field.node.value {
+            Value::Map(members) if members.iter().any(|m| !KEYS.contains(&m.key.as_str())) => None,
+            _ => Some(Mode::Bridge),
+        };
+    };
+    reader.word(mode, &WORDS)
+}
+
+fn read_isolated(reader: &mut Reader, network: &Section) -> Network {
+    for key in BRIDGE_KEYS {
+        if let Some(field) = network.get(key) {
+            reader.refuse(
+                field,
+                format!("{key} belongs to bridge mode, mode isolated has none"),
+            );
+        }
+    }
+    let mut warnings = Vec::new();
+    let allow_metadata = network
+        .get("allow_metadata")
+        .and_then(|field| reader.flag(field))
+        .unwrap_or_default();
+    let on_deny = network.get("on_deny").and_then(|field| {
+        let words = [("drop", OnDeny::Drop), ("reject", OnDeny::Reject)];
+        reader.word(field, &words)
+    });
+    let allow = read_entries(reader, network, "allow", &mut warnings);
+    for (field, entry) in &allow {
+        if shut(entry.network, allow_metadata) {
+            let message = match METADATA
+                .iter()
+                .any(|&address| entry.network.contains(address))
+            {
+                true => "is a metadata service, which is closed; allow_metadata: true opens it",
+                false => "is a reserved destination, which no list can open",
+            };
+            reader.refuse(field, format!("\"{entry}\" {message}"));
+        }
+    }
+    let drop = read_entries(reader, network, "drop", &mut warnings);
+    let range = network.get("range");
+    let entries = |list: Vec<(Field, Entry)>| list.into_iter().map(|(_, entry)| entry).collect();
+    Network {
+        at: network.at,
+        range_at: range.map(|field| field.node.at),
+        warnings,
+        spec: NetworkSpec::Isolated(IsolatedSpec {
+            range: range.and_then(|field| read_range(reader, field)),
+            policy: Policy {
+                allow: entries(allow),
+                drop: entries(drop),
+                on_deny: on_deny.unwrap_or_default(),
+                allow_metadata,
+            },
+            tap_owner: network
+                .get("tap_owner")
+                .and_then(|field| read_tap_owner(reader, field))
+                .unwrap_or_default(),
+        }),
+    }
+}
+
+fn read_entries<'n>(
+    reader: &mut Reader,
+    network: &Section<'n>,
+    key: &str,
+    warnings: &mut Vec<String>,
+) -> Vec<(Field<'n>, Entry)> {
+    const EXPECTED: &str = "a list of IP or CIDR";
+    let Some(field) = network.get(key) else {
+        return Vec::new();
+    };
+    let items = reader.list(field, EXPECTED);
+    if items.is_empty() {
+        let at = reader.location(field.node.at);
+        warnings.push(format!(
+            "{at}: {}: an empty list is the same as none, it closes nothing",
+            field.path
+        ));
+    }
+    items
+        .into_iter()
+        .filter_map(|item| {
+            let text = reader.text(&item, "IP or CIDR, in quotes")?;
+            match text.parse::<Entry>() {
+                Ok(entry) => Some((item, entry)),
+                Err(error) => {
+                    reader.refuse(&item, error.to_string());
+                    None
+                }
+            }
+        })
+        .collect()
+}
+
+/// Whether every address of `network` is closed before any list is asked.
+fn shut(network: Ipv4Network, allow_metadata: bool) -> bool {
+    if allow_metadata && METADATA.iter().any(|&address| network.contains(address)) {
+        return false;
+    }
+    if policy::reserved().any(|reserved| network.is_subnet_of(reserved)) {
+        return true;
+    }
+    // Two reserved ranges may lie side by side (224.0.0.0/4 and 240.0.0.0/4): look at the halves.
+    policy::reserved().any(|reserved| reserved.is_subnet_of(network))
+        && halves(network)
+            .is_some_and(|halves| halves.into_iter().all(|half| shut(half, allow_metadata)))
+}
+
+fn halves(network: Ipv4Network) -> Option<[Ipv4Network; 2]> {
+    let prefix = network.prefix() + 1;
+    let low = Ipv4Network::new(network.network(), prefix).ok()?;
+    let high = Ipv4Network::new(network.broadcast(), prefix).ok()?;
+    Some([low, Ipv4Network::new(high.network(), prefix).ok()?])
+}
+
+fn read_range(reader: &mut Reader, field: &Field) -> Option<Ipv4Network> {
+    const EXPECTED: &str = "a CIDR in 169.254.0.0/16, from /16 to /29, such as 169.254.100.0/22";
+    let text = reader.text(field, EXPECTED)?;
+    // Entries and ranges are one grammar, and host bits are refused by both.
+    let entry = match text.parse::<Entry>() {
+        Ok(entry) if entry.ports.is_none() && entry.protocol.is_none() && text.contains('/') => {
+            entry
+        }
+        Ok(_) => {
+            reader.unexpected(field, EXPECTED);
+            return None;
+        }
+        Err(error) => {
+            reader.unexpected(field, &format!("{EXPECTED} ({})", error.why()));
+            return None;
+        }
+    };
+    let range = entry.network;
+    let why = if !RANGE_PREFIXES.contains(&range.prefix()) {
+        format!("(/{} is outside of that)", range.prefix())
+    } else if !range.is_subnet_of(pool::link_local()) {
+        "(it is not link-local)".to_owned()
+    } else if let Some(reserved) = pool::reserved_within(range) {
+        format!("that is free of {reserved}, which clouds and RFC 3927 reserve")
+    } else {
+        return Some(range);
+    };
+    reader.unexpected(field, &format!("{EXPECTED} {why}"));
+    None
+}
+
+/// How many VMs fit, and what to call the room they have.
+pub fn capacity(range: Option<Ipv4Network>) -> (u32, String) {
+    match range {
+        Some(range) => (pool::capacity(range), range.to_string()),
+        None => {
+            let derived = pool::pool(0);
+            let words = format!("the derived range, a /{},", pool::PREFIX_LEN);
+            (pool::capacity(derived), words)
+        }
+    }
+}
+
+fn read_tap_owner(reader: &mut Reader, field: &Field) -> Option<TapOwner> {
+    // -1 means "leave as it is" to the kernel, so it is nobody's id.
+    let id = |text: &str| match text.parse::<u32>() {
+        Ok(id) if id != u32::MAX && text.bytes().all(|b| b.is_ascii_digit()) => Some(id),
+        _ => None,
+    };
+    let owner = match &field.node.value {
+        Value::Int(uid) => id(&uid.to_string()).map(|uid| TapOwner { uid, gid: None }),
+        Value::Text(text) => match text.split_once(':') {
+            None => id(text).map(|uid| TapOwner { uid, gid: None }),
+            Some((uid, gid)) => id(uid).zip(id(gid)).map(|(uid, gid)| TapOwner {
+                uid,
+                gid: Some(gid),
+            }),
+        },
+        _ => None,
+    };
+    if owner.is_none() {
+        reader.unexpected(field, "UID or \"UID:GID\" in numbers");
+    }
+    owner
+}

@@ -1,0 +1,230 @@
+//! Reading typed values out of the tree, each with a message that says found and expected.
+//! Not here: which keys there are.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use super::problem::{Location, Place, Problem};
+use super::yaml::{Node, Value};
+
+/// A value and what to call it: `config.host_groups[0].name`.
+#[derive(Clone)]
+pub struct Field<'a> {
+    pub path: String,
+    pub node: &'a Node,
+}
+
+/// A mapping whose keys are all known and single.
+pub struct Section<'a> {
+    pub path: String,
+    pub at: Place,
+    fields: Vec<(&'a str, Field<'a>)>,
+}
+
+impl<'a> Section<'a> {
+    pub fn get(&self, key: &str) -> Option<&Field<'a>> {
+        self.fields
+            .iter()
+            .find(|(name, _)| *name == key)
+            .map(|(_, field)| field)
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+}
+
+/// Reads, and collects what is wrong.
+pub struct Reader<'a> {
+    file: &'a str,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(file: &'a str) -> Self {
+        Self {
+            file,
+            problems: Vec::new(),
+        }
+    }
+
+    /// What is wrong, in the order of the file.
+    pub fn into_problems(mut self) -> Vec<Problem> {
+        self.problems.sort_by_key(|p| (p.at.line, p.at.column));
+        // An alias brings the same place back under another path; a section read twice must not.
+        self.problems.dedup();
+        self.problems
+    }
+
+    pub fn problem_count(&self) -> usize {
+        self.problems.len()
+    }
+
+    pub fn location(&self, at: Place) -> Location {
+        Location::new(self.file, at)
+    }
+
+    pub fn refuse_at(&mut self, at: Place, path: &str, message: impl Into<String>) {
+        self.problems.push(Problem {
+            at: Location::new(self.file, at),
+            field: path.to_owned(),
+            message: message.into(),
+        });
+    }
+
+    pub fn refuse(&mut self, field: &Field, message: impl Into<String>) {
+        self.refuse_at(field.node.at, &field.path, message);
+    }
+
+    pub fn unexpected(&mut self, field: &Field, expected: &str) {
+        self.refuse(
+            field,
+            format!("found {}, expected {expected}", field.node.value),
+        );
+    }
+
+    /// Opens a mapping, refusing keys that are unknown or there twice.
+    pub fn section<'n>(&mut self, field: &Field<'n>, known: &[&str]) -> Option<Section<'n>> {
+        let Value::Map(members) = &field.node.value else {
+            self.unexpected(field, &format!("a mapping with {}", known.join(", ")));
+            return None;
+        };
+        let mut fields: Vec<(&str, Field)> = Vec::new();
+        let mut lines: Vec<(&str, usize)> = Vec::new();
+        for member in members {
+            let path = match field.path.is_empty() {
+                true => member.key.clone(),
+                false => format!("{}.{}", field.path, member.key),
+            };
+            if !known.contains(&member.key.as_str()) {
+                let message = unknown_key(&member.key, known);
+                self.refuse_at(member.key_at, &field.path, message);
+                continue;
+            }
+            if let Some((_, line)) = lines.iter().find(|(key, _)| *key == member.key) {
+                let message = format!("the key is here twice, first on line {line}");
+                self.refuse_at(member.key_at, &path, message);
+                continue;
+            }
+            lines.push((&member.key, member.key_at.line));
+            let node = &member.value;
+            fields.push((&member.key, Field { path, node }));
+        }
+        Some(Section {
+            path: field.path.clone(),
+            at: field.node.at,
+            fields,
+        })
+    }
+
+    pub fn list<'n>(&mut self, field: &Field<'n>, expected: &str) -> Vec<Field<'n>> {
+        let Value::List(items) = &field.node.value else {
+            self.unexpected(field, expected);
+            return Vec::new();
+        };
+        let item = |(index, node)| Field {
+            path: format!("{}[{index}]", field.path),
+            node,
+        };
+        items.iter().enumerate().map(item).collect()
+    }
+
+    pub fn text<'n>(&mut self, field: &Field<'n>, expected: &str) -> Option<&'n str> {
+        match &field.node.value {
+            Value::Text(text) => Some(text),
+            _ => {
+                self.unexpected(field, expected);
+                None
+            }
+        }
+    }
+
+    pub fn flag(&mut self, field: &Field) -> Option<bool> {
+        match field.node.value {
+            Value::Bool(flag) => Some(flag),
+            _ => {
+                self.unexpected(field, "true or false");
+                None
+            }
+        }
+    }
+
+    pub fn whole(&mut self, field: &Field, range: RangeInclusive<u64>) -> Option<u64> {
+        let number = match field.node.value {
+            Value::Int(number) => u64::try_from(number).ok().filter(|n| range.contains(n)),
+            _ => None,
+        };
+        if number.is_none() {
+            let (least, most) = (range.start(), range.end());
+            self.unexpected(field, &format!("a whole number from {least} to {most}"));
+        }
+        number
+    }
+
+    /// One of some words; `None` when refused.
+    pub fn word<T: Copy>(&mut self, field: &Field, words: &[(&str, T)]) -> Option<T> {
+        let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        // YAML reads a bare `null` or `~` as nothing, never as a word of ours.
+        let found = match &field.node.value {
+            Value::Text(text) => words.iter().find(|(word, _)| word == text),
+            _ => None,
+        };
+        if found.is_none() {
+            let near = match &field.node.value {
+                Value::Text(text) => near_miss(text, &all),
+                _ => None,
+            };
+            let hint = near.map_or(String::new(), |word| format!("; did you mean \"{word}\"?"));
+            self.unexpected(field, &format!("{}{hint}", all.join(" or ")));
+        }
+        found.map(|(_, value)| *value)
+    }
+
+    /// An absolute path. Whether there is such a file is for the host to say.
+    pub fn path(&mut self, field: &Field) -> Option<PathBuf> {
+        const EXPECTED: &str = "the absolute path of a file";
+        let text = self.text(field, EXPECTED)?;
+        // A NUL or line end cannot be handed to a VMM's command line, nor shown on one line.
+        match text.starts_with('/') && !text.ends_with('/') && !text.contains(char::is_control) {
+            true => Some(PathBuf::from(text)),
+            false => {
+                self.unexpected(field, EXPECTED);
+                None
+            }
+        }
+    }
+}
+
+fn unknown_key(key: &str, known: &[&str]) -> String {
+    let shown = Value::Text(key.to_owned());
+    match near_miss(key, known) {
+        Some(near) => format!("unknown key {shown}; did you mean \"{near}\"?"),
+        None => format!("unknown key {shown}, expected one of {}", known.join(", ")),
+    }
+}
+
+/// The known word nearest to `found`, if it is near: a typing error in three characters.
+fn near_miss<'k>(found: &str, known: &[&'k str]) -> Option<&'k str> {
+    let found: String = found
+        .chars()
+        .take(40)
+        .map(|c| {
+            if c == '-' {
+                '_'
+            } else {
+                c.to_ascii_lowercase()
+            }
+        })
+        .collect();
+    known
+        .iter()
+        .map(|word| {
+            (
+                strsim::damerau_levenshtein(&found, &word.replace('-', "_")),
+                *word,
+            )
+        })
+        .filter(|(distance, word)| *distance <= word.len().max(found.len()).div_ceil(3))
+        .min()
+        .map(|(_, word)| word)
+}

@@ -1,0 +1,497 @@
+//! YAML text to a tree whose every node knows its line and column. The only file of the manifests that knows `serde_yaml`.
+//! Not here: what the keys mean.
+//!
+//! # Why
+//! `serde_yaml` decides what a text means, but its `Value` forgets where things stood, and a second parser for the
+//! positions would sooner or later disagree with the first. Its errors do know the place: so every scalar is handed over
+//! by *failing* at it. [`Taker`] keeps the scalar aside and returns an error; `serde_yaml` has consumed the scalar by then and
+//! stamps the error with its place, we read the place off and go on. Lists and mappings succeed as usual and
+//! stand where their key or first item stands. `serde_yaml` 0.9.34 is its last release, so what this leans on stays put;
+//! the tests in this file hold it down.
+//!
+//! Four limits keep a hostile text cheap: bytes, brackets, depth, and values (aliases count each time they are used).
+
+use std::fmt;
+
+use serde::de::{self, Deserialize, DeserializeSeed, EnumAccess, MapAccess, SeqAccess, Visitor};
+
+use super::problem::Place;
+
+/// The largest manifest, in bytes.
+pub const MAX_BYTES: usize = 1 << 20;
+/// How deep lists and mappings may nest.
+pub const MAX_DEPTH: usize = 32;
+/// How many values a manifest may have, an aliased one counted each time it is used.
+pub const MAX_VALUES: usize = 200_000;
+/// The scanner behind `serde_yaml` takes time in the square of the brackets open at once, before any visitor can object.
+const MAX_BRACKETS: usize = 256;
+
+/// A value and where it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    pub at: Place,
+    pub value: Value,
+}
+
+/// YAML's core schema.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Null,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Text(String),
+    List(Vec<Node>),
+    Map(Vec<Member>),
+}
+
+/// One `key: value`; a mapping keeps its duplicates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    pub key: String,
+    pub key_at: Place,
+    pub value: Node,
+}
+
+/// Why a text is no YAML, or not YAML that we take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub at: Place,
+    pub message: String,
+}
+
+/// The documents of `text`; an empty text is one document without a value.
+pub fn read(text: &str) -> Result<Vec<Node>, Fault> {
+    if text.len() > MAX_BYTES {
+        let found = text.len();
+        return Err(Fault {
+            at: Place::START,
+            message: format!("the file has {found} bytes, a manifest has at most {MAX_BYTES}"),
+        });
+    }
+    check_brackets(text)?;
+    let mut left = MAX_VALUES;
+    serde_yaml::Deserializer::from_str(text)
+        .map(|document| {
+            let mut root = None;
+            let taker = Taker {
+                into: &mut root,
+                left: &mut left,
+                depth: 0,
+                near: Place::START,
+            };
+            let result = taker.deserialize(document);
+            taken(result, root).map_err(|error| fault(&error))
+        })
+        .collect()
+}
+
+fn check_brackets(text: &str) -> Result<(), Fault> {
+    let mut open = 0_usize;
+    for (index, byte) in text.bytes().enumerate() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        if open > MAX_BRACKETS {
+            let before = &text.as_bytes()[..index];
+            let line_start = before
+                .iter()
+                .rposition(|&b| b == b'\n')
+                .map_or(0, |at| at + 1);
+            return Err(Fault {
+                at: Place {
+                    line: before.iter().filter(|&&b| b == b'\n').count() + 1,
+                    column: String::from_utf8_lossy(&before[line_start..])
+                        .chars()
+                        .count()
+                        + 1,
+                },
+                message: format!("more than {MAX_BRACKETS} brackets are open here"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// `serde_yaml` says the place at the end of its message, too; once is enough.
+fn fault(error: &serde_yaml::Error) -> Fault {
+    let place = error.location().map_or(Place::START, |location| Place {
+        line: location.line(),
+        column: location.column(),
+    });
+    let text = error.to_string();
+    let spoken = format!(" at line {} column {}", place.line, place.column);
+    let text = text.replacen(&spoken, "", 1);
+    // Its path before our own words would be a second way to name a field.
+    let message = match text.find(TOO_MUCH) {
+        Some(start) => text[start + TOO_MUCH.len()..].to_owned(),
+        // Its own guard against aliases that multiply; it says no place.
+        None if text == "repetition limit exceeded" => {
+            "the file uses its aliases far more often than it has values".to_owned()
+        }
+        None => format!("this is no YAML: {text}"),
+    };
+    Fault { at: place, message }
+}
+
+/// Starts the errors that are ours and final.
+const TOO_MUCH: &str = "refused: ";
+
+/// Puts one value into `into`. Succeeds for a list or mapping, fails *with `into` filled* for a scalar,
+/// fails with `into` empty when something is wrong.
+struct Taker<'a> {
+    into: &'a mut Option<Node>,
+    left: &'a mut usize,
+    depth: usize,
+    /// The place to name when there is no better one.
+    near: Place,
+}
+
+/// Tells a scalar from a failure, and reads the scalar's place off its error.
+fn taken<E: fmt::Display>(result: Result<(), E>, into: Option<Node>) -> Result<Node, E> {
+    match (result, into) {
+        (Err(error), Some(node)) => Ok(Node {
+            at: place_in(&error.to_string()).unwrap_or(Place::START),
+            ..node
+        }),
+        (Err(error), None) => Err(error),
+        // A value that says nothing (an empty document) is null.
+        (Ok(()), node) => Ok(node.unwrap_or(Node {
+            at: Place::START,
+            value: Value::Null,
+        })),
+    }
+}
+
+/// The visitor sees the error as any `de::Error`, so the place must be read from its text: `… at line 3 column 7`.
+/// At the first character of a text it reads `… at position 0` instead.
+fn place_in(error: &str) -> Option<Place> {
+    let (_, tail) = error.rsplit_once(" at line ")?;
+    let (line, column) = tail.split_once(" column ")?;
+    Some(Place {
+        line: line.parse().ok()?,
+        column: column.parse().ok()?,
+    })
+}
+
+impl Taker<'_> {
+    fn scalar<E: de::Error>(self, value: Value) -> Result<(), E> {
+        self.count()?;
+        *self.into = Some(Node {
+            at: self.near,
+            value,
+        });
+        Err(E::custom("here"))
+    }
+
+    fn count<E: de::Error>(&self) -> Result<(), E> {
+        match *self.left {
+            0 => Err(E::custom(format_args!(
+                "{TOO_MUCH}the file has more than {MAX_VALUES} values, each use of an alias counted"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn inner<'b>(&'b mut self, into: &'b mut Option<Node>, near: Place) -> Taker<'b> {
+        *self.left = self.left.saturating_sub(1);
+        Taker {
+            into,
+            left: self.left,
+            depth: self.depth + 1,
+            near,
+        }
+    }
+
+    fn enter<E: de::Error>(&self) -> Result<(), E> {
+        self.count()?;
+        match self.depth < MAX_DEPTH {
+            true => Ok(()),
+            false => Err(E::custom(format_args!(
+                "{TOO_MUCH}lists and mappings nest more than {MAX_DEPTH} deep"
+            ))),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Taker<'_> {
+    type Value = ();
+    fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Taker<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
+        self.scalar(Value::Null)
+    }
+    fn visit_none<E: de::Error>(self) -> Result<(), E> {
+        self.scalar(Value::Null)
+    }
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<(), E> {
+        self.scalar(Value::Bool(value))
+    }
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<(), E> {
+        self.scalar(Value::Int(value.into()))
+    }
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<(), E> {
+        self.scalar(Value::Int(value.into()))
+    }
+    fn visit_i128<E: de::Error>(self, value: i128) -> Result<(), E> {
+        self.scalar(Value::Int(value))
+    }
+    fn visit_u128<E: de::Error>(self, value: u128) -> Result<(), E> {
+        self.scalar(i128::try_from(value).map_or(Value::Float(value as f64), Value::Int))
+    }
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<(), E> {
+        self.scalar(Value::Float(value))
+    }
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<(), E> {
+        self.scalar(Value::Text(value.to_owned()))
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, access: A) -> Result<(), A::Error> {
+        let (tag, _) = access.variant_seed(std::marker::PhantomData::<Tag>)?;
+        Err(de::Error::custom(format_args!(
+            "{TOO_MUCH}found the tag !{}, expected a plain value",
+            tag.0.escape_debug()
+        )))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut access: A) -> Result<(), A::Error> {
+        self.enter()?;
+        let mut items = Vec::new();
+        loop {
+            let (mut slot, near) = (None, self.near);
+            let result = match access.next_element_seed(self.inner(&mut slot, near)) {
+                Ok(None) => break,
+                Ok(Some(())) => Ok(()),
+                Err(error) => Err(error),
+            };
+            items.push(taken(result, slot)?);
+        }
+        let at = items.first().map_or(self.near, |item| item.at);
+        *self.into = Some(Node {
+            at,
+            value: Value::List(items),
+        });
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut access: A) -> Result<(), A::Error> {
+        self.enter()?;
+        let mut members: Vec<Member> = Vec::new();
+        loop {
+            let (mut slot, near) = (None, self.near);
+            let result = match access.next_key_seed(self.inner(&mut slot, near)) {
+                Ok(None) => break,
+                Ok(Some(())) => Ok(()),
+                Err(error) => Err(error),
+            };
+            let key = taken(result, slot)?;
+            let mut slot = None;
+            let result = access.next_value_seed(self.inner(&mut slot, key.at));
+            let mut value = taken(result, slot)?;
+            if matches!(value.value, Value::List(_) | Value::Map(_)) {
+                value.at = key.at;
+            }
+            members.push(Member {
+                key_at: key.at,
+                key: key.value.as_key(),
+                value,
+            });
+        }
+        let at = members.first().map_or(self.near, |member| member.key_at);
+        *self.into = Some(Node {
+            at,
+            value: Value::Map(members),
+        });
+        Ok(())
+    }
+}
+
+/// The name after a `!`.
+struct Tag(String);
+
+impl<'de> Deserialize<'de> for Tag {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self)
+    }
+}
+
+impl Value {
+    fn as_key(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            other => other.to_string(),
+        }
+    }
+}
+
+/// As a message names what it found: one line, and not a long one.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LONGEST: usize = 60;
+        match self {
+            Self::Null => f.write_str("nothing"),
+            Self::Bool(value) => write!(f, "{value}"),
+            Self::Int(value) => write!(f, "{value}"),
+            Self::Float(value) => write!(f, "{value}"),
+            Self::Text(text) if text.chars().count() > LONGEST => {
+                let start: String = text.chars().take(LONGEST).collect();
+                write!(f, "\"{}…\"", start.escape_debug())
+            }
+            Self::Text(text) => write!(f, "\"{}\"", text.escape_debug()),
+            Self::List(_) => f.write_str("a list"),
+            Self::Map(_) => f.write_str("a mapping"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn place(line: usize, column: usize) -> Place {
+        Place { line, column }
+    }
+
+    fn member<'a>(node: &'a Node, key: &str) -> &'a Member {
+        let Value::Map(members) = &node.value else {
+            panic!("{node:?} is no mapping");
+        };
+        members.iter().find(|m| m.key == key).expect("the key")
+    }
+
+    fn items(node: &Node) -> &[Node] {
+        match &node.value {
+            Value::List(items) => items,
+            _ => panic!("{node:?} is no list"),
+        }
+    }
+
+    #[test]
+    fn every_kind_of_value_knows_its_place() {
+        let text = "a: 1\nb:\n  - x\n  - {c: true, d: }\n  - [[], 'q']\ne: |\n  z\nf: {}\n";
+        let root = &read(text).unwrap()[0];
+        assert_eq!(root.at, place(1, 1));
+        assert_eq!(member(root, "a").value.at, place(1, 4));
+        let b = &member(root, "b").value;
+        assert_eq!(b.at, place(2, 1));
+        let b = items(b);
+        assert_eq!(b[0].at, place(3, 5));
+        assert_eq!(b[1].at, place(4, 6));
+        assert_eq!(member(&b[1], "c").value.value, Value::Bool(true));
+        assert_eq!(member(&b[1], "c").value.at, place(4, 9));
+        assert_eq!(member(&b[1], "d").value.value, Value::Null);
+        assert_eq!(items(&b[2])[1].at, place(5, 10));
+        assert_eq!(member(root, "e").value.value, Value::Text("z\n".into()));
+        assert_eq!(member(root, "f").value.at, place(8, 1));
+    }
+
+    #[test]
+    fn an_alias_stands_where_its_text_stands_and_columns_are_characters() {
+        let root = &read("é: &x 5\nb: *x\nc: [*x, 6]\n").unwrap()[0];
+        assert_eq!(member(root, "é").value.at, place(1, 4));
+        assert_eq!(member(root, "b").value.at, place(1, 4));
+        let c = items(&member(root, "c").value);
+        assert_eq!((&c[0].value, &c[1].value), (&Value::Int(5), &Value::Int(6)));
+        assert_eq!(c[1].at, place(3, 9));
+    }
+
+    #[test]
+    fn duplicate_keys_and_documents_are_kept() {
+        let all = read("a: 1\na: 2\n---\n---\nb: 3\n").unwrap();
+        assert_eq!(all.len(), 3);
+        assert!(matches!(&all[0].value, Value::Map(members) if members.len() == 2));
+        assert_eq!(all[1].value, Value::Null);
+        assert_eq!(member(&all[2], "b").key_at, place(5, 1));
+        assert_eq!(read("").unwrap()[0].value, Value::Null);
+        assert_eq!(read("# only words\n").unwrap()[0].value, Value::Null);
+    }
+
+    #[test]
+    fn bombs_are_refused_quickly_and_in_our_own_words() {
+        let mut laughs = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for (this, last) in ('b'..='i').zip('a'..) {
+            laughs += &format!(
+                "{this}: &{this} [*{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}]\n"
+            );
+        }
+        let cases = [
+            ("x".repeat(MAX_BYTES + 1), "bytes"),
+            ("[".repeat(MAX_BYTES), "brackets"),
+            ("- ".repeat(MAX_BYTES / 2), "deep"),
+            ("? ".repeat(MAX_BYTES / 2), "deep"),
+            (format!("{}{}", "[".repeat(40), "]".repeat(40)), "deep"),
+            (laughs, "aliases"),
+            (format!("a: &a [{}]\nb: [{}]\n", "x, ".repeat(2000), "*a, ".repeat(2000)), "values"),
+            ("- \n".repeat(MAX_VALUES + 1), "values"),
+            ("a: &a [*a]\n".to_owned(), "deep"),
+            ("a: !secret b\n".to_owned(), "tag !secret"),
+        ];
+        for (text, word) in cases {
+            let fault = read(&text).unwrap_err();
+            assert!(fault.message.contains(word), "{}", fault.message);
+            assert!(!fault.message.contains("refused:"), "{}", fault.message);
+        }
+    }
+
+    #[test]
+    fn a_syntax_error_says_its_place_once() {
+        let fault = read("a: [1, 2\nb: 3\n").unwrap_err();
+        assert_eq!(fault.at, place(2, 2));
+        assert!(
+            !fault.message.contains("line 2 column 2"),
+            "{}",
+            fault.message
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic_and_what_it_reads_serde_yaml_reads_alike(
+            text in "([\\[\\]{}:,&*!|>'\"%@`?~#a-c0-2 \n\t.-]|- |: |\n  ){0,60}"
+        ) {
+            let Ok(all) = read(&text) else { return Ok(()) };
+            for (ours, document) in all.iter().zip(serde_yaml::Deserializer::from_str(&text)) {
+                // serde_yaml's own value refuses duplicate keys, which we keep.
+                if let Ok(theirs) = serde_yaml::Value::deserialize(document) {
+                    prop_assert!(same(&ours.value, &theirs), "{ours:?} {theirs:?}");
+                }
+            }
+        }
+    }
+
+    fn same(ours: &Value, theirs: &serde_yaml::Value) -> bool {
+        use serde_yaml::Value as Theirs;
+        match (ours, theirs) {
+            (Value::Null, Theirs::Null) => true,
+            (Value::Bool(a), Theirs::Bool(b)) => a == b,
+            (Value::Int(a), Theirs::Number(b)) => b.to_string() == a.to_string(),
+            (Value::Float(a), Theirs::Number(b)) => b
+                .as_f64()
+                .is_some_and(|b| *a == b || a.is_nan() && b.is_nan()),
+            (Value::Text(a), Theirs::String(b)) => a == b,
+            (Value::List(a), Theirs::Sequence(b)) => {
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(&a.value, b))
+            }
+            (Value::Map(a), Theirs::Mapping(b)) => {
+                a.len() == b.len()
+                    && a.iter()
+                        .zip(b.values())
+                        .all(|(a, b)| same(&a.value.value, b))
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! What people write: every refusal word for word, the samples of `manifests/`, and no panic on anything.
+//! Not here: the folder's watcher (`src/intake`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use slicectl::api::manifest::{Draft, Problem, Source, parse};
+use slicectl::api::network::NetworkSpec;
+use slicectl::api::validate;
+use slicectl::api::vm::Hypervisor;
+
+fn yaml_files(dir: &str) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(dir))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ext| ext == "yaml"))
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "{dir} has no manifests");
+    files
+}
+
+fn read(path: &Path) -> Source {
+    Source {
+        name: path.file_name().unwrap().to_str().unwrap().to_owned(),
+        text: fs::read_to_string(path).unwrap(),
+    }
+}
+
+/// As `slicectl apply --dry-run` sees a file on an empty host.
+fn check(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
+    let drafts = parse(source)?;
+    validate::check_apply(&[], &drafts)?;
+    Ok(drafts)
+}
+
+#[test]
+fn every_refusal_says_where_and_why_word_for_word() {
+    let bless = std::env::var_os("BLESS").is_some();
+    let mut wrong = Vec::new();
+    for path in yaml_files("tests/manifests") {
+        let source = read(&path);
+        let problems = check(&source).expect_err(&source.name);
+        let mut said = String::new();
+        for problem in &problems {
+            said += &format!("{problem}\n");
+            assert_eq!(problem.to_string().lines().count(), 1, "{problem}");
+            assert!(problem.excerpt(&source.text).is_some(), "{problem}");
+        }
+        let golden = path.with_extension("err");
+        if bless {
+            fs::write(&golden, &said).unwrap();
+        }
+        let expected = fs::read_to_string(&golden).unwrap_or_default();
+        if said != expected {
+            wrong.push(format!("--- {}\n{expected}+++\n{said}", golden.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_samples_are_sound_and_warn_of_nothing() {
+    for path in yaml_files("manifests") {
+        let drafts = check(&read(&path)).unwrap_or_else(|p| panic!("{p:?}"));
+        assert!(!drafts.is_empty(), "{}", path.display());
+        for draft in drafts {
+            assert_eq!(draft.warnings, Vec::<String>::new());
+        }
+    }
+}
+
+fn one(text: &str) -> Draft {
+    let source = Source {
+        name: "t.yaml".into(),
+        text: text.into(),
+    };
+    let mut drafts = check(&source).unwrap_or_else(|p| panic!("{p:?}"));
+    assert_eq!(drafts.len(), 1);
+    drafts.remove(0)
+}
+
+#[test]
+fn the_documented_minimal_form_has_the_documented_defaults() {
+    let draft = one(
+        "config:\n  host_groups:\n    - name: sandbox\n      network: {mode: isolated, drop: [192.168.1.0/24]}\n",
+    );
+    assert_eq!(draft.name.as_str(), "sandbox");
+    assert_eq!(draft.at.to_string(), "t.yaml:3:13");
+    let vm = &draft.spec.template;
+    assert_eq!((draft.spec.count, vm.vcpu, vm.ram_bytes), (1, 2, 4 << 30));
+    assert_eq!(vm.hypervisor, Hypervisor::None);
+    assert_eq!(vm.network.policy().drop.len(), 1);
+}
+
+#[test]
+fn a_group_overrides_what_config_says_and_qemu_is_the_default_with_a_kernel() {
+    let text = "config:\n  kernel_file: /a\n  initrd_file: /i\n  host_groups:\n";
+    let group = |rest: &str| {
+        one(&format!(
+            "{text}    - {{name: g, network: {{mode: isolated}}{rest}}}\n"
+        ))
+    };
+    let vm = group("").spec.template;
+    assert_eq!(vm.hypervisor, Hypervisor::Qemu);
+    assert_eq!(vm.kernel_file.as_deref(), Some(Path::new("/a")));
+    let vm = group(", kernel_file: /b, hypervisor: none").spec.template;
+    assert_eq!(vm.hypervisor, Hypervisor::None);
+    assert_eq!(vm.kernel_file.as_deref(), Some(Path::new("/b")));
+    assert_eq!(vm.initrd_file.as_deref(), Some(Path::new("/i")));
+}
+
+#[test]
+fn metadata_opens_only_when_asked_for_and_a_tap_owner_may_be_a_pair() {
+    let NetworkSpec::Isolated(network) = one(
+        "config: {host_groups: [{name: g, network: {mode: isolated, allow_metadata: true, allow: [169.254.169.254:80/tcp], tap_owner: '1000:36', range: 169.254.64.0/18, on_deny: reject}}]}",
+    )
+    .spec
+    .template
+    .network;
+    assert_eq!(network.tap_owner.to_string(), "1000:36");
+    assert!(network.policy.allow_metadata);
+    assert_eq!(network.range.unwrap().to_string(), "169.254.64.0/18");
+}
+
+#[test]
+fn what_can_never_match_is_a_warning_with_its_place() {
+    let draft = one(
+        "config:\n  host_groups:\n    - name: g\n      network:\n        mode: isolated\n        allow: [10.0.0.0/8]\n        drop: [10.1.0.0/16]\n",
+    );
+    assert_eq!(draft.warnings.len(), 1);
+    assert!(
+        draft.warnings[0].starts_with("t.yaml:"),
+        "{}",
+        draft.warnings[0]
+    );
+    let draft = one("config: {host_groups: [{name: g, network: {mode: isolated, allow: []}}]}");
+    assert!(
+        draft.warnings[0].contains("empty list"),
+        "{}",
+        draft.warnings[0]
+    );
+}
+
+#[test]
+fn an_empty_file_comments_and_several_documents_add_up() {
+    for text in [
+        "",
+        "\n",
+        "# nothing\n",
+        "---\n",
+        "config: {host_groups: []}",
+    ] {
+        let source = Source {
+            name: "e".into(),
+            text: text.into(),
+        };
+        assert_eq!(parse(&source), Ok(Vec::new()), "{text:?}");
+    }
+    let text = "config: {host_groups: [{name: a, network: {mode: isolated}}]}\n---\nconfig: {host_groups: [{name: b, network: {mode: isolated}}]}\n";
+    let source = Source {
+        name: "e".into(),
+        text: text.into(),
+    };
+    assert_eq!(parse(&source).unwrap().len(), 2);
+}
+
+/// A sound manifest with most of the words in it, to be broken.
+const WHOLE: &str = include_str!("../manifests/isolated.yaml");
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn a_mutated_manifest_never_makes_it_panic(
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), 0_usize..6, "[-\\[\\]{}:,&*!?|>'\"%@`~#0-9a-z/. \n\t]{0,6}"), 1..6),
+    ) {
+        let mut text: Vec<char> = WHOLE.chars().collect();
+        for (at, gone, new) in edits {
+            let at = at.index(text.len());
+            let end = (at + gone).min(text.len());
+            text.splice(at..end, new.chars());
+        }
+        judge(text.into_iter().collect())?;
+    }
+
+    #[test]
+    fn lines_cut_out_and_doubled_never_make_it_panic(picks in proptest::collection::vec(any::<prop::sample::Index>(), 0..40)) {
+        let lines: Vec<&str> = WHOLE.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+        let text: String = picks.iter().map(|pick| format!("{}\n", pick.get(&lines))).collect();
+        judge(text)?;
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        judge(String::from_utf8_lossy(&bytes).into_owned())?;
+    }
+}
+
+/// What must hold of any text: groups or problems, and every problem a line that names a place in the text.
+fn judge(text: String) -> Result<(), TestCaseError> {
+    let lines = text.lines().count().max(1);
+    let source = Source {
+        name: "m.yaml".into(),
+        text,
+    };
+    if let Err(problems) = check(&source) {
+        prop_assert!(!problems.is_empty());
+        for problem in problems {
+            let said = problem.to_string();
+            prop_assert!(said.starts_with("m.yaml:"), "{}", said);
+            prop_assert_eq!(said.chars().filter(|c| *c == '\n').count(), 0, "{}", said);
+            // A YAML line may also end in a lone carriage return, NEL, LS or PS.
+            let more = source
+                .text
+                .matches(['\r', '\u{85}', '\u{2028}', '\u{2029}'])
+                .count();
+            prop_assert!(
+                (1..=lines + more + 1).contains(&problem.at.line),
+                "{}",
+                said
+            );
+        }
+    }
+    Ok(())
+}
