@@ -1,2 +1,99 @@
-//! Tracked flows: list them, delete one.
+//! Tracked flows of the calling thread's network namespace: count them, list them, delete one.
 //! Not here: what ought to be.
+//!
+//! Over ctnetlink (linux/netfilter/nfnetlink_conntrack.h), IPv4 only.
+
+use std::net::Ipv4Addr;
+
+use super::Error;
+use super::error::absent_is_done;
+use super::iptables::netlink::{CONNTRACK, Message, NESTED, Netfilter, attr};
+
+const GET: u16 = CONNTRACK | 1;
+const DELETE: u16 = CONNTRACK | 2;
+
+const TUPLE_ORIG: u16 = 1;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+
+/// A flow, as its first packet had it: before any address was rewritten.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Who started it.
+    pub src: Ipv4Addr,
+    /// With whom.
+    pub dst: Ipv4Addr,
+    /// Source port; 0 for a protocol without ports.
+    pub sport: u16,
+    /// Destination port; 0 for a protocol without ports.
+    pub dport: u16,
+    /// The kernel's number for it: tells a flow from a later one between the same ends.
+    pub id: u32,
+    tuple: Vec<u8>,
+    zone: Option<Vec<u8>>,
+}
+
+/// How many flows this namespace has. Cheap, where [`list`] walks a hash table that all namespaces share.
+pub fn count() -> Result<u32, Error> {
+    const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
+    let text = std::fs::read_to_string(COUNT).map_err(|e| Error::io("read", COUNT, e))?;
+    text.trim()
+        .parse()
+        .map_err(|e| Error::other("read", COUNT, e))
+}
+
+/// This namespace's IPv4 flows. Flows that come and go meanwhile may or may not be among them.
+pub fn list() -> Result<Vec<Flow>, Error> {
+    let mut flows = Vec::new();
+    let query = Message::new(GET, 0, libc::AF_INET as u8);
+    Netfilter::open()?.dump("tracked flows", query, |entry| flows.extend(flow(entry)))?;
+    Ok(flows)
+}
+
+/// Deletes a flow; one that is gone, or was replaced by another between the same ends, is done.
+pub fn delete(flow: &Flow) -> Result<(), Error> {
+    let mut message = Message::new(DELETE, 0, libc::AF_INET as u8)
+        .attr(TUPLE_ORIG | NESTED, &flow.tuple)
+        .attr(ID, &flow.id.to_be_bytes());
+    if let Some(zone) = &flow.zone {
+        message = message.attr(ZONE, zone);
+    }
+    let outcome = Netfilter::open()?.request(message).map_err(|e| {
+        let Flow {
+            protocol,
+            src,
+            dst,
+            sport,
+            dport,
+            ..
+        } = flow;
+        Error::io(
+            "delete",
+            format!("the flow {src}:{sport} to {dst}:{dport} of protocol {protocol}"),
+            e,
+        )
+    });
+    absent_is_done(outcome)
+}
+
+fn flow(entry: &[u8]) -> Option<Flow> {
+    let tuple = attr(entry, TUPLE_ORIG)?;
+    let (ip, protocol) = (attr(tuple, 1)?, attr(tuple, 2)?);
+    let address = |kind| Some(Ipv4Addr::from(<[u8; 4]>::try_from(attr(ip, kind)?).ok()?));
+    let port = |kind| {
+        let bytes = attr(protocol, kind)?.try_into().ok()?;
+        Some(u16::from_be_bytes(bytes))
+    };
+    Some(Flow {
+        protocol: *attr(protocol, 1)?.first()?,
+        src: address(1)?,
+        dst: address(2)?,
+        sport: port(2).unwrap_or(0),
+        dport: port(3).unwrap_or(0),
+        id: u32::from_be_bytes(attr(entry, ID)?.try_into().ok()?),
+        tuple: tuple.to_vec(),
+        zone: attr(entry, ZONE).map(<[u8]>::to_vec),
+    })
+}

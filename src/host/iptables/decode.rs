@@ -1,0 +1,310 @@
+//! What both back ends share: a rule under decoding, and the extensions of x_tables as the kernel holds them.
+//! Not here: how a back end strings them together.
+//!
+//! Formats: linux/netfilter/xt_*.h, linux/netfilter_ipv4/ipt_*.h; native byte order unless said otherwise.
+
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+
+use super::netlink::text;
+use crate::host::rule::{AddrType, CtState, Match, Protocol, Reject, Rule, Target, TcpFlags, Test};
+
+/// Something that no rule of ours holds.
+#[derive(Debug)]
+pub struct Unknown;
+
+/// The outcome of decoding a piece.
+pub type Decoded = Result<(), Unknown>;
+
+/// A rule under decoding.
+#[derive(Default)]
+pub struct Draft {
+    /// Conditions so far.
+    pub when: Match,
+    /// The verdict.
+    pub then: Option<Target>,
+    /// Words for what a person is shown if it turns out foreign.
+    seen: Vec<String>,
+    digest: blake3::Hasher,
+    unknown: bool,
+}
+
+impl Draft {
+    /// Notes a piece of the rule and what decoding it gave. `bytes` tell two foreign rules apart.
+    pub fn piece(&mut self, words: String, bytes: &[u8], decoded: Decoded) {
+        self.unknown |= decoded.is_err();
+        self.digest.update(bytes);
+        self.seen.push(words);
+    }
+
+    /// The rule. Whatever does not make exactly one rule of ours is foreign.
+    pub fn finish(self) -> Rule {
+        match self.then {
+            Some(then) if !self.unknown && fits(&self.when, &then) => self.when.then(then),
+            _ => {
+                let digest = self.digest.finalize().to_hex();
+                Rule::Foreign(format!("[{}] #{}", self.seen.join("] ["), &digest[..8]))
+            }
+        }
+    }
+}
+
+/// Options that need a protocol have it: a kernel rule may look at bytes of any protocol, ours never do.
+fn fits(when: &Match, then: &Target) -> bool {
+    let protocol = when.protocol;
+    let ports = when.dport.is_none() || matches!(protocol, Some(Protocol::Tcp | Protocol::Udp));
+    let icmp = when.icmp_type.is_none() || protocol == Some(Protocol::Icmp);
+    let needs_tcp = when.tcp_flags.is_some()
+        || matches!(then, Target::Reject(Reject::TcpReset) | Target::ClampMss);
+    ports && icmp && (!needs_tcp || protocol == Some(Protocol::Tcp))
+}
+
+/// Sets a condition that was not set before: a rule that asks the same thing twice is not ours.
+pub fn once<T>(slot: &mut Option<T>, value: T) -> Decoded {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(Unknown),
+    }
+}
+
+/// A test out of the kernel's "inverted" flag.
+pub fn test<T>(value: T, inverted: Inverted) -> Test<T> {
+    match inverted {
+        Inverted::No => Test::Is(value),
+        Inverted::Yes => Test::Not(value),
+    }
+}
+
+/// Whether a condition is turned round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inverted {
+    /// As it stands.
+    No,
+    /// The opposite.
+    Yes,
+}
+
+impl From<bool> for Inverted {
+    fn from(inverted: bool) -> Self {
+        match inverted {
+            true => Self::Yes,
+            false => Self::No,
+        }
+    }
+}
+
+/// An IP protocol number.
+pub fn protocol(number: u8) -> Result<Protocol, Unknown> {
+    match number {
+        1 => Ok(Protocol::Icmp),
+        6 => Ok(Protocol::Tcp),
+        17 => Ok(Protocol::Udp),
+        _ => Err(Unknown),
+    }
+}
+
+/// An address under a mask, both as on the wire. A mask with holes is not ours.
+pub fn network(address: [u8; 4], mask: [u8; 4]) -> Result<Ipv4Network, Unknown> {
+    Ipv4Network::with_netmask(Ipv4Addr::from(address), Ipv4Addr::from(mask))
+        .ok()
+        .filter(|network| network.network() == network.ip())
+        .ok_or(Unknown)
+}
+
+/// A link name that was compared whole (`exact`) or as a beginning. A whole name that ends in `+` has no text.
+pub fn link(name: &[u8], exact: Exact) -> Result<String, Unknown> {
+    let name = std::str::from_utf8(name).map_err(|_| Unknown)?;
+    match exact {
+        Exact::Whole if !name.ends_with('+') => Ok(name.to_owned()),
+        Exact::Beginning => Ok(format!("{name}+")),
+        Exact::Whole => Err(Unknown),
+    }
+}
+
+/// How much of a name is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exact {
+    /// All of it.
+    Whole,
+    /// Its beginning.
+    Beginning,
+}
+
+/// An x_tables match.
+pub fn xt_match(draft: &mut Match, name: &str, revision: u32, info: &[u8]) -> Decoded {
+    match (name, revision) {
+        ("comment", 0) => comment(draft, &text(info)),
+        ("mac", 0) => mac(draft, info),
+        ("conntrack", 3) => conntrack(draft, info),
+        ("addrtype", 1) => addrtype(draft, info),
+        ("tcp", 0) => tcp(draft, info),
+        ("udp", 0) => udp(draft, info),
+        ("icmp", 0) => icmp(draft, info),
+        _ => Err(Unknown),
+    }
+}
+
+/// A comment, wherever the back end keeps it.
+pub fn comment(draft: &mut Match, text: &str) -> Decoded {
+    once(&mut draft.comment, text.to_owned())
+}
+
+/// `struct xt_mac_info { u8 srcaddr[6]; int invert; }`.
+fn mac(draft: &mut Match, info: &[u8]) -> Decoded {
+    let address = array(info, 0)?;
+    let inverted = i32::from_ne_bytes(array(info, 8)?) != 0;
+    once(&mut draft.mac_source, test(address, inverted.into()))
+}
+
+/// `struct xt_conntrack_mtinfo3`: ten `nf_inet_addr` of 16 bytes, expiry (2 x u32), l4proto and four ports (5 x u16),
+/// then match_flags, invert_flags, state_mask and status_mask (4 x u16).
+fn conntrack(draft: &mut Match, info: &[u8]) -> Decoded {
+    const FLAGS: usize = 8 * 16 + 2 * 4 + 5 * 2;
+    const STATE: u16 = 1;
+    // Written as `-m state`: says nothing about the packet.
+    const STATE_ALIAS: u16 = 1 << 13;
+    let field = |index: usize| array(info, FLAGS + 2 * index).map(u16::from_ne_bytes);
+    let (asked, inverted, mask) = (field(0)?, field(1)?, field(2)?);
+    match asked & !STATE_ALIAS == STATE && inverted == 0 {
+        true => ct_state(draft, u32::from(mask)),
+        false => Err(Unknown),
+    }
+}
+
+/// `XT_CONNTRACK_STATE_*`; nf_tables' `ct state` has the same lower four bits.
+pub fn ct_state(draft: &mut Match, mask: u32) -> Decoded {
+    const BITS: [(u32, CtState); 5] = [
+        (1, CtState::Invalid),
+        (2, CtState::Established),
+        (4, CtState::Related),
+        (8, CtState::New),
+        (128, CtState::Dnat),
+    ];
+    bits(&mut draft.ctstate, mask, &BITS)
+}
+
+/// `struct xt_addrtype_info_v1 { u16 source; u16 dest; u32 flags; }`, masks of `1 << RTN_*`.
+fn addrtype(draft: &mut Match, info: &[u8]) -> Decoded {
+    const BITS: [(u32, AddrType); 5] = [
+        (1 << 1, AddrType::Unicast),
+        (1 << 2, AddrType::Local),
+        (1 << 3, AddrType::Broadcast),
+        (1 << 4, AddrType::Anycast),
+        (1 << 5, AddrType::Multicast),
+    ];
+    let source = u16::from_ne_bytes(array(info, 0)?);
+    let dest = u16::from_ne_bytes(array(info, 2)?);
+    let flags = u32::from_ne_bytes(array(info, 4)?);
+    match (source, flags) {
+        (0, 0) => bits(&mut draft.dst_type, u32::from(dest), &BITS),
+        _ => Err(Unknown),
+    }
+}
+
+fn bits<T: Copy + Ord>(
+    set: &mut std::collections::BTreeSet<T>,
+    mask: u32,
+    known: &[(u32, T)],
+) -> Decoded {
+    let all = known.iter().fold(0, |all, (bit, _)| all | bit);
+    if mask == 0 || mask & !all != 0 || !set.is_empty() {
+        return Err(Unknown);
+    }
+    set.extend(
+        known
+            .iter()
+            .filter(|(bit, _)| mask & bit != 0)
+            .map(|(_, value)| *value),
+    );
+    Ok(())
+}
+
+/// `struct xt_tcp { u16 spts[2], dpts[2]; u8 option, flg_mask, flg_cmp, invflags; }`.
+fn tcp(draft: &mut Match, info: &[u8]) -> Decoded {
+    let [option, mask, compare, inverted] = array(info, 8)?;
+    if option != 0 || inverted != 0 {
+        return Err(Unknown);
+    }
+    if (mask, compare) != (0, 0) {
+        tcp_flags(draft, mask, compare)?;
+    }
+    match (all_ports(info)?, draft.tcp_flags) {
+        (true, Some(_)) => Ok(()),
+        _ => ports(draft, info),
+    }
+}
+
+/// `SYN,RST SYN`, as bits of the TCP header's byte 13.
+pub fn tcp_flags(draft: &mut Match, mask: u8, compare: u8) -> Decoded {
+    match (mask, compare) {
+        (0x06, 0x02) => once(&mut draft.tcp_flags, TcpFlags::Syn),
+        _ => Err(Unknown),
+    }
+}
+
+/// `struct xt_udp { u16 spts[2], dpts[2]; u8 invflags; }`.
+fn udp(draft: &mut Match, info: &[u8]) -> Decoded {
+    match array(info, 8)? {
+        [0] => ports(draft, info),
+        _ => Err(Unknown),
+    }
+}
+
+/// Source ports of any value, destination ports of some. `-m tcp` that asks nothing still passes over fragments, so it is
+/// not the same as no `-m tcp`, and not ours.
+fn ports(draft: &mut Match, info: &[u8]) -> Decoded {
+    let port = |at| array(info, at).map(u16::from_ne_bytes);
+    let (source, dest) = (port(0)?..=port(2)?, port(4)?..=port(6)?);
+    match source == (0..=u16::MAX) && !all_ports(info)? {
+        true => once(&mut draft.dport, dest),
+        false => Err(Unknown),
+    }
+}
+
+fn all_ports(info: &[u8]) -> Result<bool, Unknown> {
+    Ok(array(info, 0)? == [0, 0, 255, 255, 0, 0, 255, 255])
+}
+
+/// `struct ipt_icmp { u8 type; u8 code[2]; u8 invflags; }`.
+fn icmp(draft: &mut Match, info: &[u8]) -> Decoded {
+    match array(info, 0)? {
+        // Type 255 with all codes stands for any type.
+        [kind, 0, 255, 0] if kind != 255 => once(&mut draft.icmp_type, kind),
+        _ => Err(Unknown),
+    }
+}
+
+/// An x_tables target.
+pub fn xt_target(name: &str, revision: u32, info: &[u8]) -> Result<Target, Unknown> {
+    match (name, revision) {
+        // `enum ipt_reject_with`.
+        ("REJECT", 0) => match u32::from_ne_bytes(array(info, 0)?) {
+            7 => Ok(Target::Reject(Reject::TcpReset)),
+            8 => Ok(Target::Reject(Reject::IcmpAdminProhibited)),
+            _ => Err(Unknown),
+        },
+        // `struct xt_tcpmss_info { u16 mss; }`, `XT_TCPMSS_CLAMP_PMTU`.
+        ("TCPMSS", 0) => match u16::from_ne_bytes(array(info, 0)?) {
+            0xffff => Ok(Target::ClampMss),
+            _ => Err(Unknown),
+        },
+        // `struct nf_nat_ipv4_multi_range_compat`: one range, without flags.
+        ("MASQUERADE", 0) => match (
+            u32::from_ne_bytes(array(info, 0)?),
+            u32::from_ne_bytes(array(info, 4)?),
+        ) {
+            (1, 0) => Ok(Target::Masquerade),
+            _ => Err(Unknown),
+        },
+        _ => Err(Unknown),
+    }
+}
+
+/// `N` bytes at an offset.
+pub fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], Unknown> {
+    bytes
+        .get(at..at + N)
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or(Unknown)
+}

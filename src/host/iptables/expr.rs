@@ -1,0 +1,347 @@
+//! A rule of nf_tables, expression by expression: a little machine whose registers say where a value came from.
+//! Not here: asking the kernel.
+//!
+//! Formats: linux/netfilter/nf_tables.h; numbers are big-endian, what is compared with packets is as in the packet.
+
+use super::decode::{self, Decoded, Draft, Exact, Inverted, Unknown, array, once, test};
+use super::netlink::{attr, attrs, be32, text};
+use crate::host::rule::{Match, Protocol, Reject, Rule, Target};
+
+const RULE_EXPRESSIONS: u16 = 4;
+const RULE_USERDATA: u16 = 7;
+const EXPR_NAME: u16 = 1;
+const EXPR_DATA: u16 = 2;
+
+/// Where a register's value came from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    InIf,
+    OutIf,
+    L4Protocol,
+    CtState,
+    Payload { base: u32, offset: u32, length: u32 },
+}
+
+struct Register {
+    number: u32,
+    source: Source,
+    mask: Option<Vec<u8>>,
+    compared: bool,
+}
+
+#[derive(Default)]
+struct Machine {
+    when: Match,
+    then: Option<Target>,
+    registers: Vec<Register>,
+}
+
+/// Decodes the attributes of an `NFT_MSG_NEWRULE`.
+pub fn rule(attributes: &[u8]) -> Rule {
+    let mut machine = Machine::default();
+    let mut draft = Draft::default();
+    for (_, expression) in attrs(attr(attributes, RULE_EXPRESSIONS).unwrap_or(&[])) {
+        let name = attr(expression, EXPR_NAME).map(text).unwrap_or_default();
+        let data = attr(expression, EXPR_DATA).unwrap_or(&[]);
+        if name == "counter" {
+            continue;
+        }
+        let decoded = machine.step(&name, data);
+        draft.piece(words(&name, data), data, decoded);
+    }
+    if let Some(comment) = attr(attributes, RULE_USERDATA).and_then(userdata_comment) {
+        let decoded = decode::comment(&mut machine.when, &comment);
+        draft.piece("comment".into(), comment.as_bytes(), decoded);
+    }
+    if machine.registers.iter().any(|register| !register.compared) {
+        draft.piece("unused".into(), &[], Err(Unknown));
+    }
+    draft.when = machine.when;
+    draft.then = machine.then;
+    draft.finish()
+}
+
+fn words(name: &str, data: &[u8]) -> String {
+    match name {
+        "match" | "target" => format!("{name} {}", attr(data, 1).map(text).unwrap_or_default()),
+        _ => name.to_owned(),
+    }
+}
+
+/// Newer iptables keeps the comment beside the rule: type (0: comment), length, text (`libnftnl/udata.h`).
+fn userdata_comment(mut data: &[u8]) -> Option<String> {
+    while let [kind, length, rest @ ..] = data {
+        let value = rest.get(..usize::from(*length))?;
+        if *kind == 0 {
+            return Some(text(value));
+        }
+        data = &rest[usize::from(*length)..];
+    }
+    None
+}
+
+impl Machine {
+    fn step(&mut self, name: &str, data: &[u8]) -> Decoded {
+        if self.then.is_some() {
+            return Err(Unknown);
+        }
+        let number = |kind| attr(data, kind).and_then(be32).ok_or(Unknown);
+        match name {
+            "meta" => self.load(number(1)?, meta(number(2)?)?),
+            "payload" => self.load(
+                number(1)?,
+                Source::Payload {
+                    base: number(2)?,
+                    offset: number(3)?,
+                    length: number(4)?,
+                },
+            ),
+            // `NFT_CT_STATE`.
+            "ct" if number(2)? == 0 && attr(data, 3).is_none() => {
+                self.load(number(1)?, Source::CtState)
+            }
+            "bitwise" => self.mask(data),
+            "cmp" => {
+                let value = attr(data, 3)
+                    .and_then(|data| attr(data, 1))
+                    .ok_or(Unknown)?;
+                self.compare(number(1)?, inverted(number(2)?)?, value)
+            }
+            "range" => self.range(data),
+            "match" => {
+                let name = attr(data, 1).map(text).ok_or(Unknown)?;
+                decode::xt_match(
+                    &mut self.when,
+                    &name,
+                    number(2)?,
+                    attr(data, 3).ok_or(Unknown)?,
+                )
+            }
+            _ => {
+                let then = verdict(name, data)?;
+                once(&mut self.then, then)
+            }
+        }
+    }
+
+    fn load(&mut self, number: u32, source: Source) -> Decoded {
+        if self
+            .registers
+            .iter()
+            .any(|r| r.number == number && !r.compared)
+        {
+            return Err(Unknown);
+        }
+        self.registers.retain(|register| register.number != number);
+        self.registers.push(Register {
+            number,
+            source,
+            mask: None,
+            compared: false,
+        });
+        Ok(())
+    }
+
+    fn register(&mut self, number: u32) -> Result<&mut Register, Unknown> {
+        self.registers
+            .iter_mut()
+            .find(|register| register.number == number)
+            .ok_or(Unknown)
+    }
+
+    /// `register = register & mask`, in place.
+    fn mask(&mut self, data: &[u8]) -> Decoded {
+        let number = |kind| attr(data, kind).and_then(be32);
+        let value = |kind| {
+            attr(data, kind)
+                .and_then(|data| attr(data, 1))
+                .ok_or(Unknown)
+        };
+        let in_place = number(1) == number(2);
+        let and_only = number(6).unwrap_or(0) == 0 && value(5)?.iter().all(|byte| *byte == 0);
+        let register = self.register(number(1).ok_or(Unknown)?)?;
+        match in_place && and_only && !register.compared {
+            true => once(&mut register.mask, value(4)?.to_vec()),
+            false => Err(Unknown),
+        }
+    }
+
+    fn compare(&mut self, number: u32, inverted: Inverted, value: &[u8]) -> Decoded {
+        let register = self.register(number)?;
+        register.compared = true;
+        let (source, mask) = (register.source, register.mask.clone());
+        let when = &mut self.when;
+        match (source, mask.as_deref(), inverted) {
+            (Source::InIf, None, _) => once(&mut when.in_if, test(link(value)?, inverted)),
+            (Source::OutIf, None, _) => once(&mut when.out_if, test(link(value)?, inverted)),
+            (Source::L4Protocol, None, Inverted::No) => {
+                once(&mut when.protocol, decode::protocol(first(value)?)?)
+            }
+            (Source::CtState, Some(mask), Inverted::Yes) => ct_state(when, mask, value),
+            (
+                Source::Payload {
+                    base,
+                    offset,
+                    length,
+                },
+                mask,
+                _,
+            ) => payload(when, (base, offset, length), mask, inverted, value),
+            _ => Err(Unknown),
+        }
+    }
+
+    fn range(&mut self, data: &[u8]) -> Decoded {
+        let number = |kind| attr(data, kind).and_then(be32).ok_or(Unknown);
+        let port = |kind| {
+            let value = attr(data, kind)
+                .and_then(|data| attr(data, 1))
+                .ok_or(Unknown)?;
+            array(value, 0).map(u16::from_be_bytes)
+        };
+        let register = self.register(number(1)?)?;
+        register.compared = true;
+        match (register.source, &register.mask, inverted(number(2)?)?) {
+            (DEST_PORT, None, Inverted::No) => once(&mut self.when.dport, port(3)?..=port(4)?),
+            _ => Err(Unknown),
+        }
+    }
+}
+
+const DEST_PORT: Source = Source::Payload {
+    base: TRANSPORT,
+    offset: 2,
+    length: 2,
+};
+
+/// `NFT_PAYLOAD_LL_HEADER`.
+const LINK_LAYER: u32 = 0;
+/// `NFT_PAYLOAD_NETWORK_HEADER`.
+const NETWORK: u32 = 1;
+/// `NFT_PAYLOAD_TRANSPORT_HEADER`.
+const TRANSPORT: u32 = 2;
+
+fn meta(key: u32) -> Result<Source, Unknown> {
+    match key {
+        6 => Ok(Source::InIf),
+        7 => Ok(Source::OutIf),
+        16 => Ok(Source::L4Protocol),
+        _ => Err(Unknown),
+    }
+}
+
+fn inverted(op: u32) -> Result<Inverted, Unknown> {
+    match op {
+        0 => Ok(Inverted::No),
+        1 => Ok(Inverted::Yes),
+        _ => Err(Unknown),
+    }
+}
+
+fn first(value: &[u8]) -> Result<u8, Unknown> {
+    array::<1>(value, 0).map(|[byte]| byte)
+}
+
+/// A name that is compared with its NUL is compared whole.
+fn link(value: &[u8]) -> Result<String, Unknown> {
+    match value.iter().position(|byte| *byte == 0) {
+        Some(end) => decode::link(&value[..end], Exact::Whole),
+        None => decode::link(value, Exact::Beginning),
+    }
+}
+
+/// `ct state & mask != 0`. From bit 4 on nf_tables counts other states than x_tables.
+fn ct_state(when: &mut Match, mask: &[u8], value: &[u8]) -> Decoded {
+    let mask = u32::from_ne_bytes(array(mask, 0)?);
+    match mask <= 0xf && value.iter().all(|byte| *byte == 0) {
+        true => decode::ct_state(when, mask),
+        false => Err(Unknown),
+    }
+}
+
+fn payload(
+    when: &mut Match,
+    field: (u32, u32, u32),
+    mask: Option<&[u8]>,
+    inverted: Inverted,
+    value: &[u8],
+) -> Decoded {
+    match (field, mask, inverted) {
+        ((NETWORK, 12, length @ 1..=4), mask, _) => {
+            once(&mut when.src, test(network(length, mask, value)?, inverted))
+        }
+        ((NETWORK, 16, length @ 1..=4), mask, _) => {
+            once(&mut when.dst, test(network(length, mask, value)?, inverted))
+        }
+        ((NETWORK, 9, 1), None, Inverted::No) => {
+            once(&mut when.protocol, decode::protocol(first(value)?)?)
+        }
+        ((TRANSPORT, 2, 2), None, Inverted::No) => {
+            let port = u16::from_be_bytes(array(value, 0)?);
+            once(&mut when.dport, port..=port)
+        }
+        ((TRANSPORT, 0, 1), None, Inverted::No) if when.protocol == Some(Protocol::Icmp) => {
+            once(&mut when.icmp_type, first(value)?)
+        }
+        ((TRANSPORT, 13, 1), Some(mask), Inverted::No) => {
+            decode::tcp_flags(when, first(mask)?, first(value)?)
+        }
+        ((LINK_LAYER, 6, 6), None, _) => {
+            once(&mut when.mac_source, test(array(value, 0)?, inverted))
+        }
+        _ => Err(Unknown),
+    }
+}
+
+/// The first `length` bytes of an address: a prefix of whole bytes is compared short, any other is masked.
+fn network(
+    length: u32,
+    mask: Option<&[u8]>,
+    value: &[u8],
+) -> Result<ipnetwork::Ipv4Network, Unknown> {
+    let length = length as usize;
+    let widen = |bytes: &[u8]| {
+        let mut wide = [0; 4];
+        wide[..length].copy_from_slice(bytes.get(..length).ok_or(Unknown)?);
+        Ok(wide)
+    };
+    let whole = [0xff; 4];
+    decode::network(widen(value)?, widen(mask.unwrap_or(&whole))?)
+}
+
+fn verdict(name: &str, data: &[u8]) -> Result<Target, Unknown> {
+    let number = |kind| attr(data, kind).and_then(be32);
+    match name {
+        "immediate" => {
+            let verdict = attr(data, 2)
+                .and_then(|data| attr(data, 2))
+                .ok_or(Unknown)?;
+            let code = attr(verdict, 1).and_then(be32).ok_or(Unknown)? as i32;
+            match (code, attr(verdict, 2).map(text)) {
+                (0, None) => Ok(Target::Drop),
+                (1, None) => Ok(Target::Accept),
+                (-5, None) => Ok(Target::Return),
+                (-3, Some(chain)) => Ok(Target::Jump(chain)),
+                _ => Err(Unknown),
+            }
+        }
+        "target" => {
+            let name = attr(data, 1).map(text).ok_or(Unknown)?;
+            decode::xt_target(
+                &name,
+                number(2).ok_or(Unknown)?,
+                attr(data, 3).ok_or(Unknown)?,
+            )
+        }
+        // Type 0 is ICMP unreachable, whose code 13 is "administratively prohibited"; type 1 is a TCP reset.
+        "reject" => match (number(1), attr(data, 2)) {
+            (Some(0), Some([13])) => Ok(Target::Reject(Reject::IcmpAdminProhibited)),
+            (Some(1), _) => Ok(Target::Reject(Reject::TcpReset)),
+            _ => Err(Unknown),
+        },
+        "masq" if attrs(data).all(|(kind, value)| kind == 1 && be32(value) == Some(0)) => {
+            Ok(Target::Masquerade)
+        }
+        _ => Err(Unknown),
+    }
+}

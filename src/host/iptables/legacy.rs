@@ -1,0 +1,308 @@
+//! Reads the tables of iptables out of `ip_tables`, the older half of the kernel's packet filter.
+//! Not here: what matches and targets mean.
+//!
+//! A table is one blob of `struct ipt_entry` (linux/netfilter_ipv4/ip_tables.h) in native byte order: the builtin chains
+//! at the offsets of `ipt_getinfo`, each ended by its policy; then user chains, each begun by an `ERROR` target that
+//! holds its name and ended by a RETURN; then one `ERROR` more.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use ipnetwork::Ipv4Network;
+
+use super::decode::{self, Decoded, Draft, Exact, Inverted, Unknown, array, test};
+use super::netlink::text;
+use crate::host::Error;
+use crate::host::rule::{Chain, Policy, Rule, Ruleset, Table, TableName, Target, Test};
+
+const GET_INFO: libc::c_int = 64;
+const GET_ENTRIES: libc::c_int = 65;
+/// `struct ipt_getinfo`: name, valid_hooks, hook_entry[5], underflow[5], num_entries, size.
+const INFO: usize = 32 + 4 * (1 + 5 + 5 + 1 + 1);
+/// `struct ipt_get_entries` before its entries, which are aligned to 8.
+const ENTRIES: usize = 40;
+/// `struct ipt_entry` before its matches.
+const ENTRY: usize = 112;
+/// `struct xt_entry_match` and `xt_entry_target` before their data.
+const EXTENSION: usize = 32;
+const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+/// A table that changes between asking for its size and for itself is asked again, this often.
+const ATTEMPTS: usize = 16;
+
+/// Reads tables. One that this namespace has never used is not made by looking.
+pub fn read(names: &[TableName]) -> Result<Ruleset, Error> {
+    const NAMES: &str = "/proc/thread-self/net/ip_tables_names";
+    let used = std::fs::read_to_string(NAMES).map_err(|e| Error::io("read", NAMES, e))?;
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::RAW,
+        rustix::net::SocketFlags::CLOEXEC,
+        Some(rustix::net::ipproto::RAW),
+    )
+    .map_err(|e| Error::io("open", "a raw socket", e.into()))?;
+    let tables = names
+        .iter()
+        .filter(|name| used.lines().any(|line| line == name.to_string()))
+        .map(|&name| table(&socket, name))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Ruleset::new(tables))
+}
+
+fn table(socket: &OwnedFd, name: TableName) -> Result<Table, Error> {
+    let (info, blob) =
+        fetch(socket, name).map_err(|e| Error::io("read the table", name.to_string(), e))?;
+    let chains = chains(&info, &blob).map_err(|Unknown| {
+        Error::other(
+            "read the table",
+            name.to_string(),
+            "its entries make no sense",
+        )
+    })?;
+    Ok(Table { name, chains })
+}
+
+fn fetch(socket: &OwnedFd, name: TableName) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let mut named = [0; 32];
+    let text = name.to_string();
+    named[..text.len()].copy_from_slice(text.as_bytes());
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let mut info = vec![0; INFO];
+        info[..32].copy_from_slice(&named);
+        ask(socket, GET_INFO, &mut info)?;
+        let size: [u8; 4] = array(&info, INFO - 4).map_err(|Unknown| io::ErrorKind::InvalidData)?;
+        let mut blob = vec![0; ENTRIES + u32::from_ne_bytes(size) as usize];
+        blob[..32].copy_from_slice(&named);
+        blob[32..36].copy_from_slice(&size);
+        match ask(socket, GET_ENTRIES, &mut blob) {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && attempt < ATTEMPTS => {}
+            outcome => return outcome.map(|()| (info, blob.split_off(ENTRIES))),
+        }
+    }
+}
+
+fn ask(socket: &OwnedFd, option: libc::c_int, buffer: &mut [u8]) -> io::Result<()> {
+    let mut length = buffer.len() as libc::socklen_t;
+    // SAFETY: the pointer and the length describe `buffer`, which outlives the call.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IP,
+            option,
+            buffer.as_mut_ptr().cast(),
+            &mut length,
+        )
+    };
+    match outcome {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// An entry and where it stands.
+struct Entry<'a> {
+    offset: u32,
+    bytes: &'a [u8],
+}
+
+fn chains(info: &[u8], blob: &[u8]) -> Result<Vec<Chain>, Unknown> {
+    let entries = entries(blob)?;
+    let names = user_chains(&entries)?;
+    let number = |index: usize| array(info, 32 + 4 * index).map(u32::from_ne_bytes);
+    let hooks = number(0)?;
+    let mut chains: Vec<Chain> = Vec::new();
+    let mut underflow = None;
+    for entry in &entries {
+        for (hook, name) in HOOKS.iter().enumerate() {
+            if hooks & (1 << hook) != 0 && number(1 + hook)? == entry.offset {
+                chains.push(Chain::builtin(*name, Policy::Accept, Vec::new()));
+                underflow = Some(number(6 + hook)?);
+            }
+        }
+        if let Some(name) = entry.error_name()? {
+            chains.push(Chain::user(name, Vec::new()));
+            continue;
+        }
+        let chain = chains.last_mut().ok_or(Unknown)?;
+        match underflow == Some(entry.offset) {
+            true => chain.policy = Some(entry.policy()?),
+            false => chain.rules.push(entry.rule(&names)),
+        }
+    }
+    // The `ERROR` that ends the blob looked like a chain; every user chain's last entry is its implied RETURN.
+    chains.pop();
+    for chain in chains.iter_mut().filter(|chain| chain.policy.is_none()) {
+        chain.rules.pop();
+    }
+    Ok(chains)
+}
+
+fn entries(blob: &[u8]) -> Result<Vec<Entry<'_>>, Unknown> {
+    let mut entries = Vec::new();
+    let mut offset = 0;
+    while offset < blob.len() {
+        let next = usize::from(u16::from_ne_bytes(array(blob, offset + 90)?));
+        let bytes = blob
+            .get(offset..offset + next)
+            .filter(|bytes| bytes.len() >= ENTRY);
+        entries.push(Entry {
+            offset: offset as u32,
+            bytes: bytes.ok_or(Unknown)?,
+        });
+        offset += next;
+    }
+    Ok(entries)
+}
+
+/// User chains by the offset that a jump to them names: their first entry after the name.
+fn user_chains(entries: &[Entry]) -> Result<Vec<(u32, String)>, Unknown> {
+    let named = entries.iter().filter_map(|entry| {
+        let start = entry.offset + entry.bytes.len() as u32;
+        entry
+            .error_name()
+            .map(|name| Some((start, name?)))
+            .transpose()
+    });
+    named.collect()
+}
+
+impl Entry<'_> {
+    fn target(&self) -> Result<(String, u32, &[u8]), Unknown> {
+        let at = usize::from(u16::from_ne_bytes(array(self.bytes, 88)?));
+        extension(self.bytes.get(at..).ok_or(Unknown)?)
+            .map(|(name, revision, data, _)| (name, revision, data))
+    }
+
+    fn error_name(&self) -> Result<Option<String>, Unknown> {
+        let (name, _, data) = self.target()?;
+        Ok((name == "ERROR").then(|| text(data)))
+    }
+
+    /// A standard target's verdict: `-NF_x - 1`, `XT_RETURN`, or where to go on.
+    fn verdict(&self) -> Result<i32, Unknown> {
+        match self.target()? {
+            (name, _, data) if name.is_empty() => array(data, 0).map(i32::from_ne_bytes),
+            _ => Err(Unknown),
+        }
+    }
+
+    fn policy(&self) -> Result<Policy, Unknown> {
+        match self.verdict()? {
+            -1 => Ok(Policy::Drop),
+            -2 => Ok(Policy::Accept),
+            _ => Err(Unknown),
+        }
+    }
+
+    fn rule(&self, chains: &[(u32, String)]) -> Rule {
+        let mut draft = Draft::default();
+        let decoded = self.header(&mut draft);
+        draft.piece("ip".into(), self.bytes.get(..84).unwrap_or(&[]), decoded);
+        let decoded = self.matches(&mut draft);
+        draft.piece("end".into(), &[], decoded);
+        let (name, data) = self
+            .target()
+            .map_or((String::new(), &[][..]), |(name, _, data)| (name, data));
+        // A jump's offset moves with other rules; the chain's name does not.
+        let bytes = if name.is_empty() { &[] } else { data };
+        let decoded = self.then(chains).map(|then| draft.then = Some(then));
+        draft.piece(format!("target {name}"), bytes, decoded);
+        draft.finish()
+    }
+
+    /// `struct ipt_ip`: src, dst, smsk, dmsk, iniface[16], outiface[16], their masks, u16 proto, u8 flags, u8 invflags.
+    fn header(&self, draft: &mut Draft) -> Decoded {
+        const VIA_IN: u8 = 1;
+        const VIA_OUT: u8 = 2;
+        const SRC: u8 = 8;
+        const DST: u8 = 16;
+        let ip = self.bytes;
+        let [flags, inverted] = array(ip, 82)?;
+        if flags != 0 || inverted & !(VIA_IN | VIA_OUT | SRC | DST) != 0 {
+            return Err(Unknown);
+        }
+        let invert = |bit: u8| Inverted::from(inverted & bit != 0);
+        let when = &mut draft.when;
+        when.src = network(array(ip, 0)?, array(ip, 8)?, invert(SRC))?;
+        when.dst = network(array(ip, 4)?, array(ip, 12)?, invert(DST))?;
+        when.in_if = link(array(ip, 16)?, array(ip, 48)?, invert(VIA_IN))?;
+        when.out_if = link(array(ip, 32)?, array(ip, 64)?, invert(VIA_OUT))?;
+        when.protocol = match u16::from_ne_bytes(array(ip, 80)?) {
+            0 => None,
+            number => Some(decode::protocol(number.try_into().map_err(|_| Unknown)?)?),
+        };
+        Ok(())
+    }
+
+    fn matches(&self, draft: &mut Draft) -> Decoded {
+        let end = usize::from(u16::from_ne_bytes(array(self.bytes, 88)?));
+        let mut rest = self.bytes.get(ENTRY..end).ok_or(Unknown)?;
+        while !rest.is_empty() {
+            let (name, revision, data, size) = extension(rest)?;
+            let decoded = decode::xt_match(&mut draft.when, &name, revision, data);
+            draft.piece(format!("match {name}"), data, decoded);
+            rest = &rest[size..];
+        }
+        Ok(())
+    }
+
+    fn then(&self, chains: &[(u32, String)]) -> Result<Target, Unknown> {
+        let (name, revision, data) = self.target()?;
+        if !name.is_empty() {
+            return decode::xt_target(&name, revision, data);
+        }
+        match self.verdict()? {
+            -1 => Ok(Target::Drop),
+            -2 => Ok(Target::Accept),
+            -5 => Ok(Target::Return),
+            // A rule without a target goes on to the next entry, which is no chain's start.
+            offset => chains
+                .iter()
+                .find(|(start, _)| i64::from(*start) == i64::from(offset))
+                .map(|(_, name)| Target::Jump(name.clone()))
+                .ok_or(Unknown),
+        }
+    }
+}
+
+/// `u16 size; char name[29]; u8 revision; data`.
+fn extension(bytes: &[u8]) -> Result<(String, u32, &[u8], usize), Unknown> {
+    let size = usize::from(u16::from_ne_bytes(array(bytes, 0)?));
+    let data = bytes.get(EXTENSION..size).ok_or(Unknown)?;
+    Ok((text(&bytes[2..31]), u32::from(bytes[31]), data, size))
+}
+
+fn network(
+    address: [u8; 4],
+    mask: [u8; 4],
+    inverted: Inverted,
+) -> Result<Option<Test<Ipv4Network>>, Unknown> {
+    match (address, mask, inverted) {
+        ([0, 0, 0, 0], [0, 0, 0, 0], Inverted::No) => Ok(None),
+        _ => decode::network(address, mask).map(|network| Some(test(network, inverted))),
+    }
+}
+
+/// The mask covers the name and, if the name is compared whole, its NUL.
+fn link(
+    name: [u8; 16],
+    mask: [u8; 16],
+    inverted: Inverted,
+) -> Result<Option<Test<String>>, Unknown> {
+    let covered = mask.iter().take_while(|byte| **byte == 0xff).count();
+    let length = name
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(name.len());
+    if mask[covered..].iter().any(|byte| *byte != 0) {
+        return Err(Unknown);
+    }
+    let exact = match covered {
+        0 if length == 0 && inverted == Inverted::No => return Ok(None),
+        covered if covered == length => Exact::Beginning,
+        covered if covered == length + 1 => Exact::Whole,
+        _ => return Err(Unknown),
+    };
+    decode::link(&name[..length], exact).map(|name| Some(test(name, inverted)))
+}

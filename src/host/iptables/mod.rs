@@ -1,0 +1,149 @@
+//! The host's packet filter: restore rules in one transaction, read them back, shut IPv6.
+//! Not here: what ought to be.
+//!
+//! # Why
+//! A VM's first packet waits for its rules to be read back, so reading must cost little: rules are written by one
+//! `iptables-restore` (a process, the only one) and read by ourselves from the kernel, in tens of microseconds. What
+//! comes back is decoded to the [`Rule`](super::rule::Rule) that was written, and compared with `==`.
+//!
+//! Everything here is synchronous and works in the network namespace of the calling thread.
+
+mod decode;
+mod expr;
+mod legacy;
+pub(in crate::host) mod netlink;
+mod nft;
+mod restore;
+mod seal;
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::Error;
+use super::rule::{Policy, Ruleset, TableName};
+
+pub use restore::{Edit, Input, Lock, restore};
+pub use seal::{ipv6_sealed, seal_ipv6};
+
+/// Which half of the kernel's packet filter `iptables` writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// nf_tables.
+    Nft,
+    /// ip_tables.
+    Legacy,
+}
+
+/// The `iptables-restore` of this host. Ask once and keep it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Where it writes to.
+    pub flavour: Flavour,
+    /// The program, by its whole path.
+    pub restore_program: PathBuf,
+    /// What it calls itself: `iptables-restore v1.8.9 (nf_tables)`.
+    pub version: String,
+}
+
+impl Backend {
+    /// The one in `PATH`.
+    pub fn detect() -> Result<Self, Error> {
+        Self::detect_in(&std::env::var_os("PATH").unwrap_or_default())
+    }
+
+    /// The one in `path`, a list of directories like `PATH`. [`Absent`](super::Kind::Absent): there is none.
+    pub fn detect_in(path: &OsStr) -> Result<Self, Error> {
+        const PROGRAM: &str = "iptables-restore";
+        let restore_program = std::env::split_paths(path)
+            .map(|directory| directory.join(PROGRAM))
+            .find(|program| program.is_file())
+            .ok_or_else(|| Error::io("find", PROGRAM, std::io::ErrorKind::NotFound.into()))?;
+        let output = Command::new(&restore_program)
+            .arg("--version")
+            .output()
+            .map_err(|e| Error::io("run", restore_program.display().to_string(), e))?;
+        let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        // Before 1.8 there was one back end and no word for it.
+        let flavour = match version.contains("nf_tables") {
+            true => Flavour::Nft,
+            false => Flavour::Legacy,
+        };
+        Ok(Self {
+            flavour,
+            restore_program,
+            version,
+        })
+    }
+
+    /// Reads tables back from the kernel, whole, foreign rules at their places.
+    pub fn read(&self, tables: &[TableName]) -> Result<Ruleset, Error> {
+        match self.flavour {
+            Flavour::Nft => nft::read(tables),
+            Flavour::Legacy => legacy::read(tables),
+        }
+    }
+}
+
+/// A table's builtin chains.
+pub fn builtin_chains(table: TableName) -> &'static [&'static str] {
+    match table {
+        TableName::Raw => &["PREROUTING", "OUTPUT"],
+        TableName::Mangle => &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
+        TableName::Nat => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
+        TableName::Filter => &["INPUT", "FORWARD", "OUTPUT"],
+    }
+}
+
+/// The `iptables` command itself, for questions that may take their time: one process each.
+pub struct Tool(::iptables::IPTables);
+
+impl Tool {
+    /// Finds `iptables` in `PATH` and asks what it can do.
+    pub fn find() -> Result<Self, Error> {
+        ::iptables::new(false)
+            .map(Self)
+            .map_err(|e| failed("run", "iptables", &*e))
+    }
+
+    /// A builtin chain's policy.
+    pub fn policy(&self, table: TableName, chain: &str) -> Result<Policy, Error> {
+        let word = self
+            .0
+            .get_policy(&table.to_string(), chain)
+            .map_err(|e| failed("read the policy of", chain, &*e))?;
+        Policy::of_word(&word).ok_or_else(|| {
+            Error::other(
+                "read the policy of",
+                chain,
+                format!("`{word}` is no policy"),
+            )
+        })
+    }
+
+    /// Whether a chain is there.
+    pub fn chain_exists(&self, table: TableName, chain: &str) -> Result<bool, Error> {
+        self.0
+            .chain_exists(&table.to_string(), chain)
+            .map_err(|e| failed("look for", chain, &*e))
+    }
+
+    /// A table's chains.
+    pub fn chains(&self, table: TableName) -> Result<Vec<String>, Error> {
+        self.0
+            .list_chains(&table.to_string())
+            .map_err(|e| failed("list the chains of", &table.to_string(), &*e))
+    }
+
+    /// A chain's rules as `iptables -S` writes them.
+    pub fn rules(&self, table: TableName, chain: &str) -> Result<Vec<String>, Error> {
+        self.0
+            .list(&table.to_string(), chain)
+            .map_err(|e| failed("list the rules of", chain, &*e))
+    }
+}
+
+/// The crate's errors cannot cross threads; their words can.
+fn failed(doing: &'static str, thing: &str, error: &dyn std::error::Error) -> Error {
+    Error::other(doing, thing, error.to_string())
+}

@@ -1,0 +1,260 @@
+//! Messages of nfnetlink: nf_tables and conntrack speak it, in the calling thread's network namespace.
+//! Not here: what the messages mean.
+//!
+//! # Why
+//! `netlink-packet-*` has no nf_tables and a tool is a process; headers and attributes are thirty lines.
+//! Format: linux/netlink.h, linux/netfilter/nfnetlink.h.
+
+use std::io;
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+
+use crate::host::Error;
+
+/// `NFNL_SUBSYS_NFTABLES << 8`.
+pub const NFTABLES: u16 = 10 << 8;
+/// `NFNL_SUBSYS_CTNETLINK << 8`.
+pub const CONNTRACK: u16 = 1 << 8;
+
+/// `NLM_F_CREATE`.
+pub const CREATE: u16 = 0x400;
+
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+const DUMP: u16 = 0x300;
+const DUMP_INTERRUPTED: u16 = 0x10;
+
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+
+const HEADER: usize = 16;
+const GENERIC_HEADER: usize = 4;
+/// The kernel fills a reply of a dump up to the reader's buffer, at most 32 KiB (`netlink_dump`).
+const BUFFER: usize = 32 * 1024;
+
+/// A message under construction.
+pub struct Message(Vec<u8>);
+
+impl Message {
+    /// `kind` is subsystem and message type; `family` AF_INET or AF_INET6.
+    pub fn new(kind: u16, flags: u16, family: u8) -> Self {
+        let mut bytes = vec![0; HEADER];
+        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&(flags | REQUEST).to_ne_bytes());
+        bytes.extend([family, 0, 0, 0]);
+        Self(bytes)
+    }
+
+    /// Adds an attribute.
+    pub fn attr(mut self, kind: u16, value: &[u8]) -> Self {
+        push_attr(&mut self.0, kind, value);
+        self
+    }
+
+    /// Adds a text, with its NUL.
+    pub fn text(self, kind: u16, value: &str) -> Self {
+        self.attr(kind, &[value.as_bytes(), &[0]].concat())
+    }
+
+    fn seal(&mut self, flags: u16, sequence: u32) -> &[u8] {
+        let length = self.0.len() as u32;
+        let flags = u16_ne(&self.0[6..8]) | flags;
+        self.0[0..4].copy_from_slice(&length.to_ne_bytes());
+        self.0[6..8].copy_from_slice(&flags.to_ne_bytes());
+        self.0[8..12].copy_from_slice(&sequence.to_ne_bytes());
+        &self.0
+    }
+}
+
+/// An attribute's bytes, to nest one in another.
+pub fn push_attr(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    bytes.extend((value.len() as u16 + 4).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+}
+
+/// `NLA_F_NESTED`.
+pub const NESTED: u16 = 0x8000;
+
+/// Walks attributes: type without its flags, and value. Stops where the bytes make no sense.
+pub fn attrs(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_ne(bytes.get(0..2)?));
+        let kind = u16_ne(bytes.get(2..4)?) & 0x3fff;
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+        Some((kind, value))
+    })
+}
+
+/// The first attribute of a type.
+pub fn attr(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attrs(bytes)
+        .find(|(found, _)| *found == kind)
+        .map(|(_, value)| value)
+}
+
+/// A big-endian number, as nf_tables and conntrack write theirs.
+pub fn be32(bytes: &[u8]) -> Option<u32> {
+    bytes.try_into().ok().map(u32::from_be_bytes)
+}
+
+/// A text up to its NUL. Bytes that are no UTF-8 are replaced.
+pub fn text(bytes: &[u8]) -> String {
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+fn u16_ne(bytes: &[u8]) -> u16 {
+    u16::from_ne_bytes([bytes[0], bytes[1]])
+}
+
+fn u32_ne(bytes: &[u8]) -> u32 {
+    u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+/// A socket of the network namespace that the calling thread was in when it was opened.
+pub struct Netfilter {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Netfilter {
+    /// Opens one.
+    pub fn open() -> Result<Self, Error> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            Ok(socket)
+        };
+        Ok(Self {
+            socket: open().map_err(|e| Error::io("open", "a netfilter socket", e))?,
+            sequence: 0,
+            buffer: Vec::with_capacity(BUFFER),
+        })
+    }
+
+    /// Asks for a list and gives each answer's attributes to `each`. [`Busy`](crate::host::Kind::Busy): the list changed
+    /// while it was read and is not to be trusted.
+    pub fn dump(
+        &mut self,
+        thing: &'static str,
+        mut message: Message,
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<(), Error> {
+        let error = |e| Error::io("list", thing, e);
+        self.sequence += 1;
+        self.send(message.seal(DUMP, self.sequence))
+            .map_err(error)?;
+        let mut interrupted = false;
+        loop {
+            for (header, body) in self.receive().map_err(error)? {
+                interrupted |= header.flags & DUMP_INTERRUPTED != 0;
+                match header.kind {
+                    DONE | ERROR => {
+                        verdict(body).map_err(error)?;
+                        return match interrupted {
+                            false => Ok(()),
+                            true => Err(error(io::Error::from_raw_os_error(libc::EAGAIN))),
+                        };
+                    }
+                    _ => each(body.get(GENERIC_HEADER..).unwrap_or(&[])),
+                }
+            }
+        }
+    }
+
+    /// Asks for one change and waits for the answer.
+    pub fn request(&mut self, mut message: Message) -> io::Result<()> {
+        self.sequence += 1;
+        self.send(message.seal(ACK, self.sequence))?;
+        self.verdict_on(self.sequence)
+    }
+
+    /// Asks for several changes, all or nothing (nf_tables only), and waits for the answer.
+    pub fn batch(&mut self, messages: Vec<Message>) -> io::Result<()> {
+        let fence = |kind| {
+            let mut message = Message::new(kind, 0, libc::AF_UNSPEC as u8);
+            // The subsystem the batch is for, big-endian, in nfgenmsg's res_id.
+            message.0[HEADER + 2..].copy_from_slice(&(NFTABLES >> 8).to_be_bytes());
+            message
+        };
+        self.sequence += 1;
+        let mut bytes = fence(BATCH_BEGIN).seal(0, self.sequence).to_vec();
+        let last = self.sequence + messages.len() as u32;
+        for mut message in messages {
+            self.sequence += 1;
+            let flags = if self.sequence == last { ACK } else { 0 };
+            bytes.extend(message.seal(flags, self.sequence));
+        }
+        self.sequence += 1;
+        bytes.extend(fence(BATCH_END).seal(0, self.sequence));
+        self.send(&bytes)?;
+        self.verdict_on(last)
+    }
+
+    /// The first error answered, or the answer to message `sequence`.
+    fn verdict_on(&mut self, sequence: u32) -> io::Result<()> {
+        loop {
+            for (header, body) in self.receive()? {
+                if header.kind == ERROR {
+                    verdict(body)?;
+                    if header.sequence == sequence {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.socket.send(bytes, 0).map(drop)
+    }
+
+    fn receive(&mut self) -> io::Result<impl Iterator<Item = (Header, &[u8])>> {
+        self.buffer.clear();
+        while let Err(error) = self.socket.recv(&mut self.buffer, 0) {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        Ok(messages(&self.buffer))
+    }
+}
+
+struct Header {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+}
+
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
+    std::iter::from_fn(move || {
+        let head = bytes.get(..HEADER)?;
+        let length = u32_ne(head) as usize;
+        let header = Header {
+            kind: u16_ne(&head[4..]),
+            flags: u16_ne(&head[6..]),
+            sequence: u32_ne(&head[8..]),
+        };
+        let body = bytes.get(HEADER..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+        Some((header, body))
+    })
+}
+
+/// `NLMSG_ERROR` and `NLMSG_DONE` carry a negative errno, or 0.
+fn verdict(body: &[u8]) -> io::Result<()> {
+    match body.get(..4).map_or(0, |code| u32_ne(code) as i32) {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(-errno)),
+    }
+}

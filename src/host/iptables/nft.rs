@@ -1,0 +1,150 @@
+//! Reads the tables of iptables out of nf_tables, over netlink.
+//! Not here: what one rule's expressions mean.
+
+use super::expr;
+use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
+use crate::host::rule::{Chain, Policy, Rule, Ruleset, Table, TableName};
+use crate::host::{Error, Kind};
+
+const GETTABLE: u16 = NFTABLES | 1;
+const GETCHAIN: u16 = NFTABLES | 4;
+const GETRULE: u16 = NFTABLES | 7;
+
+/// A dump that meets a change is asked again, this often.
+const ATTEMPTS: usize = 16;
+
+/// Reads tables of family `ip`.
+pub fn read(tables: &[TableName]) -> Result<Ruleset, Error> {
+    let mut netfilter = Netfilter::open()?;
+    let tables = consistent(|| read_once(&mut netfilter, libc::AF_INET as u8, tables))?;
+    Ok(Ruleset::new(tables))
+}
+
+/// [`read`], in family `ip6`.
+pub fn read_ipv6(tables: &[TableName]) -> Result<Ruleset, Error> {
+    let mut netfilter = Netfilter::open()?;
+    let tables = consistent(|| read_once(&mut netfilter, libc::AF_INET6 as u8, tables))?;
+    Ok(Ruleset::new(tables))
+}
+
+fn consistent<T>(mut read: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    let mut outcome = read();
+    for _ in 1..ATTEMPTS {
+        match &outcome {
+            Err(error) if error.kind == Kind::Busy => outcome = read(),
+            _ => break,
+        }
+    }
+    outcome
+}
+
+fn read_once(
+    netfilter: &mut Netfilter,
+    family: u8,
+    names: &[TableName],
+) -> Result<Vec<Table>, Error> {
+    let dormant = dormant_tables(netfilter, family)?;
+    let mut tables = chains(netfilter, family, names)?;
+    for table in &mut tables {
+        let name = table.name.to_string();
+        let query = Message::new(GETRULE, 0, family).text(1, &name);
+        netfilter.dump("packet filter rules", query, |rule| {
+            let of = |kind| attr(rule, kind).map(text);
+            let chain =
+                of(2).and_then(|chain| table.chains.iter_mut().find(|found| found.name == chain));
+            // A chain that appeared between the two dumps: the next look sees it.
+            if let Some(chain) = chain.filter(|_| of(1).as_ref() == Some(&name)) {
+                chain.rules.push(expr::rule(rule));
+            }
+        })?;
+        if dormant.contains(&name) {
+            for chain in &mut table.chains {
+                chain
+                    .rules
+                    .insert(0, Rule::Foreign("the table is dormant".into()));
+            }
+        }
+    }
+    Ok(tables)
+}
+
+/// Tables that are switched off as a whole (`NFT_TABLE_F_DORMANT`).
+fn dormant_tables(netfilter: &mut Netfilter, family: u8) -> Result<Vec<String>, Error> {
+    let mut dormant = Vec::new();
+    let query = Message::new(GETTABLE, 0, family);
+    netfilter.dump("packet filter tables", query, |table| {
+        let flags = attr(table, 2).and_then(be32).unwrap_or(0);
+        if flags & 1 != 0 {
+            dormant.extend(attr(table, 1).map(text));
+        }
+    })?;
+    Ok(dormant)
+}
+
+fn chains(netfilter: &mut Netfilter, family: u8, names: &[TableName]) -> Result<Vec<Table>, Error> {
+    let mut tables: Vec<Table> = names
+        .iter()
+        .map(|&name| Table {
+            name,
+            chains: Vec::new(),
+        })
+        .collect();
+    let query = Message::new(GETCHAIN, 0, family);
+    netfilter.dump("packet filter chains", query, |chain| {
+        let table = attr(chain, 1).map(text);
+        let table = tables
+            .iter_mut()
+            .find(|found| table == Some(found.name.to_string()));
+        if let Some(table) = table {
+            let chain = one_chain(table.name, chain);
+            table.chains.push(chain);
+        }
+    })?;
+    Ok(tables)
+}
+
+fn one_chain(table: TableName, attributes: &[u8]) -> Chain {
+    let name = attr(attributes, 3).map(text).unwrap_or_default();
+    let Some(hook) = attr(attributes, 4) else {
+        return Chain::user(name, Vec::new());
+    };
+    let number = |bytes, kind| attr(bytes, kind).and_then(be32);
+    let policy = match number(attributes, 5) {
+        Some(0) => Policy::Drop,
+        _ => Policy::Accept,
+    };
+    let found = (
+        number(hook, 1).unwrap_or(u32::MAX),
+        number(hook, 2).unwrap_or(0) as i32,
+        attr(attributes, 7).map(text).unwrap_or_default(),
+    );
+    let rules = match builtin(table, &name) {
+        Some((hook, priority, kind)) if found == (hook, priority, kind.to_owned()) => Vec::new(),
+        _ => vec![Rule::Foreign(format!(
+            "hook {} priority {} type {}",
+            found.0, found.1, found.2
+        ))],
+    };
+    Chain::builtin(name, policy, rules)
+}
+
+/// Where iptables hooks a builtin chain: hook, priority, chain type (`nft_ipv4` tables of iptables-nft;
+/// linux/netfilter.h, linux/netfilter_ipv4.h). A chain of that name that hooks elsewhere guards nothing.
+fn builtin(table: TableName, chain: &str) -> Option<(u32, i32, &'static str)> {
+    let hook = match chain {
+        "PREROUTING" => 0,
+        "INPUT" => 1,
+        "FORWARD" => 2,
+        "OUTPUT" => 3,
+        "POSTROUTING" => 4,
+        _ => return None,
+    };
+    Some(match (table, chain) {
+        (TableName::Raw, _) => (hook, -300, "filter"),
+        (TableName::Mangle, "OUTPUT") => (hook, -150, "route"),
+        (TableName::Mangle, _) => (hook, -150, "filter"),
+        (TableName::Filter, _) => (hook, 0, "filter"),
+        (TableName::Nat, "PREROUTING" | "OUTPUT") => (hook, -100, "nat"),
+        (TableName::Nat, _) => (hook, 100, "nat"),
+    })
+}

@@ -1,0 +1,259 @@
+//! A rule out of its text.
+//! Not here: the whole language of iptables; only the shapes of [`Rule`].
+
+use std::str::FromStr;
+
+use ipnetwork::Ipv4Network;
+
+use super::{FOREIGN, Match, Protocol, Reject, Rule, Target, TcpFlags};
+
+/// A text that is no rule of the known shapes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is no rule that is known here: {why}")]
+pub struct NotARule {
+    text: String,
+    why: String,
+}
+
+impl FromStr for Rule {
+    type Err = NotARule;
+
+    fn from_str(text: &str) -> Result<Self, NotARule> {
+        if let Some(foreign) = text.strip_prefix(FOREIGN) {
+            return Ok(Self::Foreign(foreign.to_owned()));
+        }
+        words(text)
+            .and_then(|words| rule(words.into_iter()))
+            .map_err(|why| NotARule {
+                text: text.to_owned(),
+                why,
+            })
+    }
+}
+
+impl TryFrom<String> for Rule {
+    type Error = NotARule;
+    fn try_from(text: String) -> Result<Self, NotARule> {
+        text.parse()
+    }
+}
+
+impl From<Rule> for String {
+    fn from(rule: Rule) -> Self {
+        rule.to_string()
+    }
+}
+
+type Words = std::vec::IntoIter<String>;
+
+fn rule(mut words: Words) -> Result<Rule, String> {
+    let mut when = Match::default();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "-j" => return Ok(when.then(target(words)?)),
+            "!" => {
+                let flag = next(&mut words, "!")?;
+                when = negated(when, &flag, next(&mut words, &flag)?)?;
+            }
+            flag => when = plain(when, flag, &mut words)?,
+        }
+    }
+    Err("it has no target".into())
+}
+
+fn plain(mut when: Match, flag: &str, words: &mut Words) -> Result<Match, String> {
+    let value = next(words, flag)?;
+    Ok(match flag {
+        "-i" => when.in_if(value),
+        "-o" => when.out_if(value),
+        "-s" => when.src(network(&value)?),
+        "-d" => when.dst(network(&value)?),
+        "-p" => when.protocol(known(Protocol::of_word(&value), &value)?),
+        // Names the extension that the next option belongs to.
+        "-m" => when,
+        "--dport" => {
+            let (first, last) = value.split_once(':').unwrap_or((&value, &value));
+            let protocol = when.protocol.ok_or("--dport needs -p")?;
+            when.dport(protocol, number(first)?..=number(last)?)
+        }
+        "--icmp-type" => {
+            when.icmp_type = Some(match value.as_str() {
+                "echo-request" => 8,
+                digits => number(digits)?,
+            });
+            when
+        }
+        "--tcp-flags" => {
+            let compare = next(words, flag)?;
+            when.tcp_flags = match (value.as_str(), compare.as_str()) {
+                ("SYN,RST", "SYN") => Some(TcpFlags::Syn),
+                _ => return Err(format!("unknown flags `{value} {compare}`")),
+            };
+            when
+        }
+        "--mac-source" => when.mac_source(mac(&value)?),
+        "--ctstate" => when.ctstate(set(&value, super::CtState::of_word)?),
+        "--dst-type" => when.dst_type(set(&value, super::AddrType::of_word)?),
+        "--comment" => when.comment(value),
+        other => return Err(format!("unknown option `{other}`")),
+    })
+}
+
+fn negated(when: Match, flag: &str, value: String) -> Result<Match, String> {
+    Ok(match flag {
+        "-i" => when.not_in_if(value),
+        "-o" => when.not_out_if(value),
+        "-s" => when.not_src(network(&value)?),
+        "-d" => when.not_dst(network(&value)?),
+        "--mac-source" => when.not_mac_source(mac(&value)?),
+        other => return Err(format!("`! {other}` is unknown")),
+    })
+}
+
+fn target(words: Words) -> Result<Target, String> {
+    let words: Vec<String> = words.collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    Ok(match words.as_slice() {
+        ["ACCEPT"] => Target::Accept,
+        ["DROP"] => Target::Drop,
+        ["RETURN"] => Target::Return,
+        ["MASQUERADE"] => Target::Masquerade,
+        ["TCPMSS", "--clamp-mss-to-pmtu"] => Target::ClampMss,
+        ["REJECT", "--reject-with", "tcp-reset"] => Target::Reject(Reject::TcpReset),
+        ["REJECT", "--reject-with", "icmp-admin-prohibited"] => {
+            Target::Reject(Reject::IcmpAdminProhibited)
+        }
+        [chain] if !chain.is_empty() => Target::Jump((*chain).to_owned()),
+        other => return Err(format!("unknown target `{}`", other.join(" "))),
+    })
+}
+
+fn next(words: &mut Words, flag: &str) -> Result<String, String> {
+    words
+        .next()
+        .ok_or_else(|| format!("`{flag}` ends the line"))
+}
+
+fn known<T>(value: Option<T>, word: &str) -> Result<T, String> {
+    value.ok_or_else(|| format!("unknown word `{word}`"))
+}
+
+fn set<T>(words: &str, of_word: fn(&str) -> Option<T>) -> Result<Vec<T>, String> {
+    words
+        .split(',')
+        .map(|word| known(of_word(word), word))
+        .collect()
+}
+
+fn network(text: &str) -> Result<Ipv4Network, String> {
+    text.parse()
+        .map_err(|_| format!("`{text}` is no IPv4 network"))
+}
+
+fn number<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse()
+        .map_err(|_| format!("`{text}` is no number in range"))
+}
+
+fn mac(text: &str) -> Result<[u8; 6], String> {
+    let mut mac = [0; 6];
+    let parts: Vec<&str> = text.split(':').collect();
+    let complete = parts.len() == mac.len()
+        && parts.iter().zip(&mut mac).all(|(part, byte)| {
+            u8::from_str_radix(part, 16)
+                .map(|value| *byte = value)
+                .is_ok()
+        });
+    match complete {
+        true => Ok(mac),
+        false => Err(format!("`{text}` is no MAC address")),
+    }
+}
+
+/// Splits at white space outside double quotes; a backslash in quotes makes the next character plain.
+fn words(text: &str) -> Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    let mut chars = text.chars().peekable();
+    while let Some(&c) = chars.peek() {
+        match c {
+            ' ' => drop(chars.next()),
+            '"' => {
+                chars.next();
+                words.push(quoted(&mut chars)?);
+            }
+            _ => {
+                let mut word = String::new();
+                while let Some(c) = chars.next_if(|c| *c != ' ') {
+                    word.push(c);
+                }
+                words.push(word);
+            }
+        }
+    }
+    Ok(words)
+}
+
+fn quoted(chars: &mut impl Iterator<Item = char>) -> Result<String, String> {
+    let mut word = String::new();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => return Ok(word),
+            '\\' => word.extend(chars.next()),
+            c => word.push(c),
+        }
+    }
+    Err("a quote is not closed".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for text in [
+            "-i tap0 ! -s 169.254.100.2/32 -j DROP",
+            "-i slabcde+ -m addrtype --dst-type LOCAL,BROADCAST -j DROP",
+            r#"-d 1.2.3.4/32 -p tcp -m tcp --dport 80:90 -m comment --comment "allow[0] \"1.2.3.4:80-90\" \\" -j ACCEPT"#,
+            "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
+            "-i tap0 -p icmp -m icmp --icmp-type 8 -m mac ! --mac-source 02:00:00:00:00:0a -j SLICE-X",
+            "! -o slabcde+ -s 10.0.0.0/8 -m conntrack --ctstate RELATED,ESTABLISHED -j MASQUERADE",
+            "-j REJECT --reject-with icmp-admin-prohibited",
+            "foreign: [limit] #12345678",
+        ] {
+            assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_asks_nothing_is_not_written() {
+        let any = "0.0.0.0/0".parse().unwrap();
+        let rule = Rule::when()
+            .in_if("+")
+            .src(any)
+            .dst(any)
+            .comment("--\n")
+            .then(Target::Return);
+        assert_eq!(rule.to_string(), r#"-m comment --comment " " -j RETURN"#);
+    }
+
+    #[test]
+    fn what_is_no_rule_is_refused() {
+        for text in [
+            "",
+            "-j",
+            "-i",
+            "-j A B",
+            "-s 1.2.3.4/33 -j DROP",
+            "--dport 1 -j DROP",
+            "-m limit --limit 1/s -j DROP",
+            r#"--comment "a -j DROP"#,
+            "! -p tcp -j DROP",
+            "-p gre -j DROP",
+            "-m mac --mac-source 02:00 -j DROP",
+            "-p tcp --dport 70000 -j DROP",
+        ] {
+            assert!(text.parse::<Rule>().is_err(), "{text}");
+        }
+    }
+}
