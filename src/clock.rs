@@ -11,6 +11,11 @@ pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
+/// The moment that lies so long back.
+pub fn ago(age: std::time::Duration) -> Timestamp {
+    now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
 /// Time that only grows, for the queue.
 #[allow(clippy::disallowed_methods)]
 pub fn monotonic() -> Instant {

@@ -82,6 +82,15 @@ fn network(address: Ipv4Addr, prefix: u8) -> Ipv4Network {
     Ipv4Network::new(address, prefix).expect("a prefix length up to 32")
 }
 
+/// The /22s that a range touches.
+pub fn slash_22s(range: Ipv4Network) -> impl Iterator<Item = Ipv4Network> {
+    let size = 1u32 << (32 - PREFIX_LEN);
+    let first = u32::from(range.network()) & !(size - 1);
+    (first..=u32::from(range.broadcast()))
+        .step_by(size as usize)
+        .filter_map(|address| Ipv4Network::new(address.into(), PREFIX_LEN).ok())
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;

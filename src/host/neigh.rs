@@ -41,6 +41,25 @@ pub async fn list(handle: &Handle) -> Result<Vec<Neigh>, Error> {
     Ok(neighbours)
 }
 
+/// The permanent IPv4 neighbour of that address on a link. One question, however many neighbours there are.
+pub async fn get(handle: &Handle, index: u32, ip: Ipv4Addr) -> Result<Option<Neigh>, Error> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = index;
+    message
+        .attributes
+        .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)));
+    let answer = handle
+        .get(RouteNetlinkMessage::GetNeighbour(message))
+        .await
+        .map_err(|e| Error::io("look at neighbour", ip.to_string(), e));
+    match netlink::absent_is_none(answer)? {
+        None => Ok(None),
+        Some(Some(RouteNetlinkMessage::NewNeighbour(message))) => Ok(read(&message)),
+        Some(_) => Err(netlink::unexpected("look at neighbour", ip.to_string())),
+    }
+}
+
 /// Adds a permanent neighbour, in place of whatever was known of that address.
 pub async fn replace(handle: &Handle, neigh: Neigh) -> Result<(), Error> {
     handle

@@ -6,7 +6,6 @@
 //! a run that climbs the whole ladder enters the VM's namespace once. Each rung still has its own plan, its own page, and
 //! is taken in its own transaction.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +13,13 @@ use tracing::{debug, info, warn};
 
 use super::contest::Contests;
 use super::firewall::Firewall;
+use super::fold::ProcessMark;
 use super::ground::Ground;
 use super::group::{self, Claims, HostUse, Progress};
 use super::net::Net;
+use super::processes::Processes;
 use super::record::Record;
-use super::vmm::Vmm;
-use super::{Conflict, Convergence, Error, Probe, Reconcile, converge, firewall, ground, net, vmm};
+use super::{Conflict, Convergence, Error, Probe, Reconcile, converge, firewall, ground, net};
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::event::EventType;
 use crate::api::meta::{Name, Timestamp, Uid};
@@ -30,6 +30,7 @@ use crate::clock;
 use crate::host::iptables::Backend;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
+use crate::host::process::Identity;
 use crate::owner::{self, Instance, Label, RunDir};
 use crate::runtime::controller::Waker;
 use crate::runtime::queue::Outcome;
@@ -71,8 +72,8 @@ pub struct Engine {
     pub store: Store,
     /// The host.
     pub hands: HostHands,
-    /// The VMM rung.
-    pub vmm: Vmm,
+    /// The VMMs.
+    pub processes: Processes,
     /// Ranges claimed on this host.
     pub claims: Claims,
     /// Wakes keys.
@@ -189,7 +190,12 @@ impl Engine {
             Err(group::Error::Store(error)) => Err(error),
             Err(error) => {
                 let object = format!("hostgroup/{name}");
-                self.note(EventType::Warning, &object, "RangeUnavailable", &error.to_string());
+                self.note(
+                    EventType::Warning,
+                    &object,
+                    "RangeUnavailable",
+                    &error.to_string(),
+                );
                 Ok(Outcome::Failed)
             }
         }
@@ -254,13 +260,20 @@ impl Engine {
         let digest = rules.digest.clone();
         let desired = firewall::Desired {
             netns: desired.netns(),
+            lock: self.run_dir.vm_dir(uid).join(net::LOCK),
             rules: Some(rules),
         };
-        match self.step(&vm, Rung::Firewall, &self.firewall(), &desired).await? {
+        match self
+            .step(&vm, Rung::Firewall, &self.firewall(), &desired)
+            .await?
+        {
             Step::Ready(_) => {}
             Step::Not => return Ok(Outcome::Failed),
         }
-        if !self.ready_and_take(&vm, Rung::Firewall, Some(digest)).await? {
+        if !self
+            .ready_and_take(&vm, Rung::Firewall, Some(digest))
+            .await?
+        {
             return Ok(Outcome::Converged);
         }
         self.run_process(&vm, &lease, failures).await
@@ -334,7 +347,13 @@ impl Engine {
         lease: &crate::api::lease::Lease,
         failures: u32,
     ) -> Result<Outcome, store::Error> {
-        let desired = match self.vmm_desired(vm, lease) {
+        let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
+        let (spec, name) = (&vm.spec, &vm.meta.name);
+        let desired = match self
+            .processes
+            .desired(spec, name, &label, lease.block)
+            .await
+        {
             Ok(desired) => desired,
             Err(unfit) => {
                 let found = (Status::False, Reason::Invalid, unfit);
@@ -343,16 +362,35 @@ impl Engine {
                 return Ok(Outcome::After(SLOW));
             }
         };
-        let observed = match self.step(vm, Rung::Vmm, &self.vmm, &desired).await? {
+        let observed = match self
+            .step(vm, Rung::Vmm, &self.processes.rung, &desired)
+            .await?
+        {
             Step::Ready(observed) => observed,
             Step::Not => return Ok(Outcome::Failed),
         };
         debug!(vm = %vm.meta.name, failures, "process is as wanted");
-        let mark = observed.process().map(|identity| serde_json::to_string(identity));
-        let mark = mark.and_then(Result::ok).unwrap_or_default();
-        self.ready_and_take(vm, Rung::Vmm, Some(mark)).await?;
-        self.vmm.keep_watch(vm.meta.uid, observed.process(), &desired);
+        let mark = observed
+            .process()
+            .map(|identity| self.process_mark(vm.meta.uid, identity));
+        self.ready_and_take(vm, Rung::Vmm, mark).await?;
+        self.processes.watch(vm.meta.uid, observed.process());
         Ok(Outcome::Converged)
+    }
+
+    /// What the page is to remember; the moment of the start is kept while the process is the same.
+    fn process_mark(&self, uid: Uid, identity: &Identity) -> String {
+        let known = self.store.read(|world| {
+            let mark = world.page(uid, Rung::Vmm)?.mark.clone()?;
+            serde_json::from_str::<ProcessMark>(&mark).ok()
+        });
+        let mark = known
+            .filter(|mark| mark.identity == *identity)
+            .unwrap_or_else(|| ProcessMark {
+                started_at: clock::ago(identity.age().unwrap_or_default()),
+                identity: identity.clone(),
+            });
+        serde_json::to_string(&mark).unwrap_or_default()
     }
 
     /// Down: from the top, each rung's desired is nothing.
@@ -375,11 +413,7 @@ impl Engine {
         Ok(Outcome::Converged)
     }
 
-    async fn take_down(
-        &self,
-        rung: Rung,
-        label: &Label,
-    ) -> Result<(), (Status, Reason, String)> {
+    async fn take_down(&self, rung: Rung, label: &Label) -> Result<(), (Status, Reason, String)> {
         let uid = owner::uid_of(label);
         let taken = match rung {
             Rung::Lease => return Ok(()),
@@ -394,14 +428,15 @@ impl Engine {
             Rung::Firewall => {
                 let desired = firewall::Desired {
                     netns: self.run_dir.netns(&owner::names_of(label)),
+                    lock: self.run_dir.vm_dir(uid).join(net::LOCK),
                     rules: None,
                 };
                 emptied(converge(&self.firewall(), &desired, &self.probe).await)
             }
             Rung::Vmm => {
-                self.vmm.end_watch(uid);
-                let desired = self.vmm.nothing(label, &self.run_dir);
-                emptied(converge(&self.vmm, &desired, &self.probe).await)
+                self.processes.watch(uid, None);
+                let desired = self.processes.nothing(label);
+                emptied(converge(&self.processes.rung, &desired, &self.probe).await)
             }
         };
         taken.map(|taken| debug!(%label, %rung, ?taken, "taken down"))
@@ -415,7 +450,12 @@ impl Engine {
         }
         for rung in LADDER.into_iter().rev() {
             if let Err((_, reason, message)) = self.take_down(rung, label).await {
-                self.note(EventType::Warning, &label.to_string(), &reason.to_string(), &message);
+                self.note(
+                    EventType::Warning,
+                    &label.to_string(),
+                    &reason.to_string(),
+                    &message,
+                );
                 return Ok(Outcome::Failed);
             }
         }
@@ -499,7 +539,7 @@ impl Engine {
     pub fn ground(&self) -> Ground {
         Ground {
             home: self.hands.home.clone(),
-            backend: self.hands.backend,
+            backend: self.hands.backend.clone(),
         }
     }
 
@@ -511,7 +551,7 @@ impl Engine {
     /// Hands for the Firewall rung.
     pub fn firewall(&self) -> Firewall {
         Firewall {
-            backend: self.hands.backend,
+            backend: self.hands.backend.clone(),
         }
     }
 
@@ -548,25 +588,6 @@ impl Engine {
             policy,
             guest: block.guest(),
         }
-    }
-
-    /// The process that a VM wants.
-    ///
-    /// # Errors
-    /// Why this host cannot run it, in words.
-    pub fn vmm_desired(
-        &self,
-        vm: &Vm,
-        lease: &crate::api::lease::Lease,
-    ) -> Result<vmm::Desired, String> {
-        let names = owner::vm_names(&self.instance, vm.meta.uid);
-        let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
-        self.vmm.desired(&vm.spec, label, &names, lease.block, &self.run_dir)
-    }
-
-    /// A VM's run directory.
-    pub fn vm_dir(&self, uid: Uid) -> PathBuf {
-        self.run_dir.vm_dir(uid)
     }
 }
 

@@ -14,6 +14,7 @@ pub mod fold;
 pub mod ground;
 pub mod group;
 pub mod net;
+pub mod processes;
 pub mod record;
 pub mod vmm;
 

@@ -129,7 +129,8 @@ impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
 
     fn tell_idle(&self, no_runs: bool) {
         let idle = no_runs && self.queue.is_idle();
-        self.idle.send_if_modified(|told| std::mem::replace(told, idle) != idle);
+        self.idle
+            .send_if_modified(|told| std::mem::replace(told, idle) != idle);
     }
 }
 

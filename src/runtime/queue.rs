@@ -26,11 +26,17 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Ready,
-    Running { again: Again },
+    Running {
+        again: Again,
+    },
     /// `After`: a nudge ends it.
-    Resting { until: (Instant, u64) },
+    Resting {
+        until: (Instant, u64),
+    },
     /// `Failed`: only time or a renewal ends it.
-    BackingOff { until: (Instant, u64) },
+    BackingOff {
+        until: (Instant, u64),
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -152,9 +158,12 @@ impl<K: Clone + Eq + Hash> Queue<K> {
 
     /// Nothing is due, nothing runs.
     pub fn is_idle(&self) -> bool {
-        self.entries
-            .values()
-            .all(|entry| matches!(entry.state, State::Resting { .. } | State::BackingOff { .. }))
+        self.entries.values().all(|entry| {
+            matches!(
+                entry.state,
+                State::Resting { .. } | State::BackingOff { .. }
+            )
+        })
     }
 
     /// Keys that are known at all: not idle.

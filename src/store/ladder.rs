@@ -97,6 +97,16 @@ impl Txn<'_> {
         Ok(Gate::Open(Box::new(vm)))
     }
 
+    /// Holds a rung whatever stands before it: for a VM that was found standing on the host.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn hold_rung(&mut self, uid: Uid, rung: Rung, now: Timestamp) -> Result<(), Error> {
+        let page = self.world().page(uid, rung).cloned();
+        let page = page.unwrap_or_else(|| RungPage::blank(now));
+        self.put_page(uid, rung, RungPage { held: true, ..page })
+    }
+
     /// Writes what a rung found of a VM. `since` moves only when the status does.
     ///
     /// # Errors

@@ -434,7 +434,14 @@ mod tests {
             ("? ".repeat(MAX_BYTES / 2), "deep"),
             (format!("{}{}", "[".repeat(40), "]".repeat(40)), "deep"),
             (laughs, "aliases"),
-            (format!("a: &a [{}]\nb: [{}]\n", "x, ".repeat(2000), "*a, ".repeat(2000)), "values"),
+            (
+                format!(
+                    "a: &a [{}]\nb: [{}]\n",
+                    "x, ".repeat(2000),
+                    "*a, ".repeat(2000)
+                ),
+                "values",
+            ),
             ("- \n".repeat(MAX_VALUES + 1), "values"),
             ("a: &a [*a]\n".to_owned(), "deep"),
             ("a: !secret b\n".to_owned(), "tag !secret"),

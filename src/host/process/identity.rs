@@ -56,6 +56,19 @@ impl Identity {
             }))
     }
 
+    /// How long ago it was started, to a hundredth of a second.
+    pub fn age(&self) -> Result<std::time::Duration, Error> {
+        const UPTIME: &str = "/proc/uptime";
+        let text = fs::read_text(Path::new(UPTIME))?.unwrap_or_default();
+        let first = text.split_ascii_whitespace().next().unwrap_or_default();
+        let uptime: f64 = first
+            .parse()
+            .map_err(|error| Error::other("read", UPTIME, error))?;
+        // USER_HZ is 100 on every architecture of ours (proc_pid_stat(5)).
+        let age = uptime - self.start as f64 / 100.0;
+        Ok(std::time::Duration::from_secs_f64(age.max(0.0)))
+    }
+
     pub(super) fn as_pid(&self) -> Option<Pid> {
         i32::try_from(self.pid).ok().and_then(Pid::from_raw)
     }

@@ -1,10 +1,11 @@
 //! One step of a namespace's rules and gate.
 //! Not here: which steps, and in which order.
 
+use super::Firewall;
 use super::observe::{GATE, forbidden};
 use super::plan::{Action, Desired};
-use super::Firewall;
 use crate::host::error::absent_is_done;
+use crate::host::iptables::{Input, Lock};
 use crate::host::netns::Netns;
 use crate::host::{Error, Kind, conntrack, iptables, sysctl};
 
@@ -18,7 +19,8 @@ pub(super) async fn act(
         Err(error) if error.kind == Kind::Absent && *action == Action::ShutGate => return Ok(()),
         Err(error) => return Err(error),
     };
-    let backend = firewall.backend;
+    let backend = firewall.backend.clone();
+    let lock = desired.lock.clone();
     let rules = desired.rules.clone();
     let action = action.clone();
     netns
@@ -27,7 +29,8 @@ pub(super) async fn act(
             (Action::OpenGate, _) => sysctl::write(GATE, "1"),
             (Action::SealIpv6, _) => iptables::seal_ipv6(),
             (Action::CommitRules { .. }, Some(rules)) => {
-                iptables::commit_whole(backend, &rules.ruleset)
+                let input = Input::whole_tables(&rules.ruleset);
+                iptables::restore(&backend, &input, Lock::Private(&lock))
             }
             (Action::CutFlows(_), Some(rules)) => forbidden(&rules)?
                 .iter()

@@ -1,8 +1,8 @@
 //! What stands in a VM's namespace.
 //! Not here: what ought to.
 
-use super::plan::{Desired, Observed, Rules};
 use super::Firewall;
+use super::plan::{Desired, Observed, Rules};
 use crate::api::policy::{Packet, Protocol, Verdict};
 use crate::host::conntrack::{self, Flow};
 use crate::host::netns::Netns;
@@ -24,7 +24,7 @@ pub(super) async fn observe(
         }
         Err(error) => return Err(error),
     };
-    let backend = firewall.backend;
+    let backend = firewall.backend.clone();
     let rules = desired.rules.clone();
     netns
         .run(move || {
@@ -36,7 +36,7 @@ pub(super) async fn observe(
                     ..Observed::default()
                 });
             };
-            let ruleset = iptables::read(backend, &[TableName::Filter])?;
+            let ruleset = backend.read(&[TableName::Filter])?;
             let forbidden_flows = match ruleset == rules.ruleset {
                 true => forbidden(&rules)?.len(),
                 false => 0,

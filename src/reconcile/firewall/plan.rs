@@ -13,6 +13,8 @@ use crate::host::rule::{Policy, Ruleset, TableName};
 pub struct Desired {
     /// The namespace.
     pub netns: PathBuf,
+    /// What the older back end locks while it writes them.
+    pub lock: PathBuf,
     /// The rules; none: the gate is shut, and that is all.
     pub rules: Option<Rules>,
 }

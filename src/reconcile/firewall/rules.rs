@@ -91,11 +91,17 @@ fn lists(policy: &Policy) -> Vec<Rule> {
 
 /// The rules of both lists; `only`: as far as they concern that address.
 fn entries(policy: &Policy, only: Option<Ipv4Addr>) -> Vec<Rule> {
-    let allow = policy.allow.iter().enumerate().map(|(index, entry)| {
-        (*entry, Origin::Allow(index, *entry), Target::Accept)
-    });
+    let allow = policy
+        .allow
+        .iter()
+        .enumerate()
+        .map(|(index, entry)| (*entry, Origin::Allow(index, *entry), Target::Accept));
     let drop = policy.drop.iter().enumerate().map(|(index, entry)| {
-        (*entry, Origin::Drop(index, *entry), Target::Jump(DENY.into()))
+        (
+            *entry,
+            Origin::Drop(index, *entry),
+            Target::Jump(DENY.into()),
+        )
     });
     allow
         .chain(drop)

@@ -4,13 +4,13 @@
 use super::Ground;
 use super::plan::Observed;
 use crate::host::rule::TableName;
-use crate::host::{self, iptables, sysctl};
+use crate::host::{self, sysctl};
 
 /// The host's switch. Ours to turn on; other people may need it, so never ours to turn off.
 pub(super) const FORWARDING: &str = "net.ipv4.ip_forward";
 
 pub(super) async fn observe(ground: &Ground) -> Result<Observed, host::Error> {
-    let backend = ground.backend;
+    let backend = ground.backend.clone();
     ground
         .home
         .run(move || {
@@ -21,7 +21,7 @@ pub(super) async fn observe(ground: &Ground) -> Result<Observed, host::Error> {
                 TableName::Filter,
             ];
             Ok(Observed {
-                ruleset: iptables::read(backend, &tables)?,
+                ruleset: backend.read(&tables)?,
                 forwarding: sysctl::read(FORWARDING)? == "1",
             })
         })

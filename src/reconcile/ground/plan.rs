@@ -77,7 +77,10 @@ impl fmt::Display for Action {
                     parts.push(format!("write host chains {}", names(chains)));
                 }
                 if !commit.jump.is_empty() {
-                    let chains = &mut commit.jump.iter().map(|j| format!("{} {}", j.table, j.chain));
+                    let chains = &mut commit
+                        .jump
+                        .iter()
+                        .map(|j| format!("{} {}", j.table, j.chain));
                     parts.push(format!("put our jumps first in {}", names(chains)));
                 } else if !commit.unjump.is_empty() {
                     let chains = &mut commit.unjump.iter().map(|(t, c, _)| format!("{t} {c}"));

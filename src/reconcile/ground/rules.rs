@@ -37,8 +37,8 @@ pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
     chains
         .drain(..)
         .map(|(table, role, mut rules)| {
-            if let Some(first) = rules.first_mut() {
-                first.set_comment(&label);
+            if let Some(Rule::Known { when, .. }) = rules.first_mut() {
+                when.comment = Some(label.clone());
             }
             (table, Chain::user(carried.instance.chain(role), rules))
         })
@@ -122,9 +122,7 @@ fn out(instance: &Instance) -> Vec<Rule> {
         Rule::when()
             .out_if(instance.link_wildcard())
             .then(Target::Drop),
-        Rule::when()
-            .ctstate([CtState::Invalid])
-            .then(Target::Drop),
+        Rule::when().ctstate([CtState::Invalid]).then(Target::Drop),
         Rule::when().then(Target::Accept),
     ]
 }

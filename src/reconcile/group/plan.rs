@@ -113,12 +113,7 @@ fn wanted(desired: &Desired, index: u32) -> bool {
     desired.template.is_some() && (1..=desired.count).contains(&index)
 }
 
-fn plan_members(
-    desired: &Desired,
-    template: &VmSpec,
-    observed: &Observed,
-    plan: &mut Vec<Action>,
-) {
+fn plan_members(desired: &Desired, template: &VmSpec, observed: &Observed, plan: &mut Vec<Action>) {
     let spec = || Box::new(template.clone());
     for index in 1..=desired.count {
         match observed.members.get(&index) {

@@ -20,7 +20,9 @@ use crate::store::{Pool, Store};
 #[derive(Debug, thiserror::Error)]
 pub enum RangeError {
     /// Another daemon on this host has it.
-    #[error("range {range} is claimed by another sliced on this host ({path}); choose another `range`")]
+    #[error(
+        "range {range} is claimed by another sliced on this host ({path}); choose another `range`"
+    )]
     Claimed {
         /// As wanted.
         range: Ipv4Network,
@@ -60,7 +62,7 @@ impl HostUse<'_> {
             .into_iter()
             .filter(|route| route.link.is_none_or(|link| !ours.contains(&link)))
             .map(|route| route.dst);
-        let plan = pool::SPACE;
+        let plan = pool::link_local();
         Ok(addresses
             .chain(routes)
             .filter(|used| used.prefix() > plan.prefix() && used.is_subnet_of(plan))

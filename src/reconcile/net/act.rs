@@ -6,9 +6,10 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 
 use super::plan::{Action, Desired, Side};
-use super::{MTU, NEXT_HOP, Net, RECORD, settings};
+use super::{LOCK, MTU, NEXT_HOP, Net, RECORD, settings};
 use crate::api::network::{Mac, TapOwner};
 use crate::host::error::{absent_is_done, exists_is_done};
+use crate::host::fs::Durability;
 use crate::host::link::{Change, State, VethEnd};
 use crate::host::netlink::Handle;
 use crate::host::{self, Error, Kind, addr, fs, link, neigh, netns, route, sysctl, tap};
@@ -36,7 +37,7 @@ pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result
         Action::AddAddress(side, address) => add_address(net, desired, *side, *address).await,
         Action::AddNeighbour(side, ip, mac) => add_neighbour(net, desired, *side, *ip, *mac).await,
         Action::AddDefaultRoute => add_default_route(net, desired).await,
-        Action::UnlinkHandle => absent_is_done(fs::remove(&desired.handle())),
+        Action::UnlinkHandle => fs::remove(&desired.handle()),
         Action::DeleteNetns(owned) => {
             net.leave();
             absent_is_done(netns::delete(owned.thing()).await)
@@ -50,15 +51,17 @@ fn write_record(desired: &Desired) -> Result<(), Error> {
         return Ok(());
     };
     let dir = desired.vm_dir();
-    fs::create_dir(&dir)?;
-    fs::write(&dir.join(RECORD), slot.record.as_bytes())
+    fs::make_dir(&dir, 0o755)?;
+    let record = slot.record.as_bytes();
+    fs::write(&dir.join(RECORD), record, 0o600, Durability::Process)
 }
 
 /// The record goes last: while it is there, the directory says whose it is.
 fn remove_run_dir(desired: &Desired) -> Result<(), Error> {
     let dir = desired.vm_dir();
-    absent_is_done(fs::remove(&dir.join(RECORD)))?;
-    absent_is_done(fs::remove_empty_dir(&dir))
+    fs::remove(&dir.join(LOCK))?;
+    fs::remove(&dir.join(RECORD))?;
+    fs::remove_empty_dir(&dir)
 }
 
 async fn create_netns(net: &Net, desired: &Desired) -> Result<(), Error> {
@@ -83,17 +86,14 @@ async fn create_netns(net: &Net, desired: &Desired) -> Result<(), Error> {
 fn link_handle(desired: &Desired) -> Result<(), Error> {
     let handle = desired.handle();
     if let Some(dir) = handle.parent() {
-        fs::create_dir(dir)?;
+        fs::make_dir(dir, 0o755)?;
     }
     let made = std::os::unix::fs::symlink(desired.netns(), &handle)
         .map_err(|e| Error::io("create", handle.display().to_string(), e));
     exists_is_done(made)
 }
 
-async fn settle(
-    net: &Net,
-    keys: std::collections::BTreeMap<String, String>,
-) -> Result<(), Error> {
+async fn settle(net: &Net, keys: std::collections::BTreeMap<String, String>) -> Result<(), Error> {
     let write = move || {
         let keys: Vec<(&str, &str)> = keys.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         sysctl::write_many(&keys)

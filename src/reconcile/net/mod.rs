@@ -13,7 +13,9 @@ use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 use crate::host::{self, Error};
 
-pub use plan::{Action, Desired, HostLink, Inside, NetnsSeen, Observed, Side, Slot, TapSeen, Uplink};
+pub use plan::{
+    Action, Desired, HostLink, Inside, NetnsSeen, Observed, Side, Slot, TapSeen, Uplink,
+};
 
 /// What the VM's namespace routes through: an address that no pool can hold, so that it is on-link everywhere.
 /// Nobody has it: a permanent neighbour entry stands for it.
@@ -24,6 +26,9 @@ pub const MTU: u32 = 1500;
 
 /// The file in a VM's run directory that says whose everything is.
 pub const RECORD: &str = "record.json";
+
+/// The file in a VM's run directory that the older iptables back end locks while it writes the namespace's rules.
+pub const LOCK: &str = "xtables.lock";
 
 /// The rung's hands for one run about one VM.
 pub struct Net {

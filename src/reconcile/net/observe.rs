@@ -19,7 +19,7 @@ use crate::owner::{TAP, UPLINK};
 
 pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, host::Error> {
     let dir = desired.vm_dir();
-    let record = absent_is_none(fs::read(&dir.join(super::RECORD)))?;
+    let record = fs::read_text(&dir.join(super::RECORD))?;
     let handle = read_handle(&desired.handle())?;
     let host_link = observe_host_link(net, desired).await?;
     let (netns, inside) = match absent_is_none(Netns::open(&desired.netns()))? {
@@ -37,8 +37,11 @@ pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, ho
         }
     };
     Ok(Observed {
-        record: record.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
-        dir: fs::is_dir(&dir)?,
+        record,
+        dir: match fs::look_at_dir(&dir)? {
+            fs::Dir::Present(_) => true,
+            fs::Dir::Absent | fs::Dir::NotADirectory => false,
+        },
         netns,
         handle,
         host_link,

@@ -283,7 +283,13 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
         plan.push(Action::Settle(inside.strayed.clone()));
     }
     plan_tap(desired, slot, inside.tap.as_ref(), &mut plan);
-    plan_veth(desired, slot, observed.host_link.as_ref(), inside, &mut plan)?;
+    plan_veth(
+        desired,
+        slot,
+        observed.host_link.as_ref(),
+        inside,
+        &mut plan,
+    )?;
     Ok(plan)
 }
 

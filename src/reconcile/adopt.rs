@@ -1,0 +1,194 @@
+//! What stands on the host without the store knowing: records to adopt, labels to collect.
+//! Not here: removing anything (a stray's run), reading kernel things (`host`).
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use tracing::{info, warn};
+
+use super::engine::Engine;
+use super::net::RECORD;
+use super::record::Record;
+use crate::api::condition::{Reason, Status};
+use crate::api::host_group::{HostGroup, HostGroupSpec};
+use crate::api::meta::{Meta, Timestamp};
+use crate::api::rung::LADDER;
+use crate::host::netns::Netns;
+use crate::host::{self, Kind, fs, link, netns};
+use crate::owner::{Label, Owner};
+use crate::store::{self, Pool};
+
+impl Engine {
+    /// For a daemon whose state is lost: takes the VMs that run back into the store, with their uids and leases.
+    /// Their groups come back as far as their VMs tell.
+    ///
+    /// # Errors
+    /// The run directory cannot be listed, or the store cannot be written.
+    pub async fn adopt(&self, now: Timestamp) -> Result<usize, AdoptError> {
+        let mut records = Vec::new();
+        for dir in subdirectories(&self.run_dir.vm_dirs())? {
+            let path = dir.join(RECORD);
+            let text = fs::read_text(&path)?;
+            match text.as_deref().map(serde_json::from_str::<Record>) {
+                None => {}
+                Some(Ok(record)) if record.boot_id == self.hands.boot_id => records.push(record),
+                Some(Ok(_)) => info!(path = %path.display(), "a record of an earlier boot"),
+                Some(Err(error)) => warn!(path = %path.display(), %error, "not a record of ours"),
+            }
+        }
+        let adopted = records.len();
+        self.store
+            .write(|txn| {
+                for record in records {
+                    adopt_one(txn, record, now)?;
+                }
+                Ok::<_, store::Error>(())
+            })
+            .await?;
+        Ok(adopted)
+    }
+
+    /// After a reboot nothing of what the rungs have built is there; leases and objects stay.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn forget_an_earlier_boot(&self, now: Timestamp) -> Result<bool, store::Error> {
+        let stale = self.store.read(|world| {
+            let ground = world.ground();
+            ground.is_some_and(|ground| ground.boot_id != self.hands.boot_id)
+        });
+        if !stale {
+            return Ok(false);
+        }
+        self.store
+            .write(|txn| {
+                let vms: Vec<_> = txn
+                    .world()
+                    .vms()
+                    .map(|vm| (vm.meta.uid, vm.meta.generation))
+                    .collect();
+                for (uid, generation) in vms {
+                    for rung in LADDER {
+                        if txn.world().page(uid, rung).is_none() {
+                            continue;
+                        }
+                        let found = (
+                            Status::Unknown,
+                            Reason::Waiting,
+                            "the host was restarted".to_owned(),
+                        );
+                        txn.set_condition(uid, rung, found, generation, now)?;
+                        txn.set_mark(uid, rung, None)?;
+                    }
+                }
+                Ok::<_, store::Error>(())
+            })
+            .await?;
+        Ok(true)
+    }
+
+    /// Every VM's label that something on the host carries: links, namespaces, run directories, processes.
+    ///
+    /// # Errors
+    /// What cannot be looked at is not taken for empty.
+    pub async fn claimed(&self) -> Result<BTreeSet<Label>, host::Error> {
+        let mut labels = BTreeSet::new();
+        let prefix = self.instance.link_prefix();
+        for link in link::list(&self.hands.netlink).await? {
+            if link.name.starts_with(&prefix) {
+                labels.extend(self.label(link.alias.as_deref()));
+            }
+        }
+        for path in netns::list(&self.run_dir.netns_dir())? {
+            let inside = match Netns::open(&path) {
+                Ok(netns) => netns.netlink().await?,
+                // An empty file that a crash left; whoever builds there next uses it.
+                Err(error) if error.kind == Kind::Absent => continue,
+                Err(error) => return Err(error),
+            };
+            let lo = link::get(&inside, "lo").await?;
+            labels.extend(self.label(lo.and_then(|lo| lo.alias).as_deref()));
+        }
+        for dir in subdirectories(&self.run_dir.vm_dirs())? {
+            let record = fs::read_text(&dir.join(RECORD))?;
+            let record = record.and_then(|text| serde_json::from_str::<Record>(&text).ok());
+            let meta = record.map(|record| record.vm.meta);
+            labels.extend(meta.map(|meta| self.instance.vm_label(&meta.name, meta.uid)));
+        }
+        labels.extend(self.processes.rung.claimed(&self.instance).await?);
+        Ok(labels)
+    }
+
+    /// What is claimed and wanted by no object.
+    ///
+    /// # Errors
+    /// As [`Engine::claimed`].
+    pub async fn strays(&self) -> Result<Vec<Label>, host::Error> {
+        let claimed = self.claimed().await?;
+        Ok(self.store.read(|world| {
+            let unwanted = |label: &Label| match &label.owner {
+                Owner::Vm { uid, .. } => world.vm(*uid).is_none(),
+                Owner::Ground => false,
+            };
+            claimed.into_iter().filter(unwanted).collect()
+        }))
+    }
+
+    fn label(&self, text: Option<&str>) -> Option<Label> {
+        let label: Label = text?.parse().ok()?;
+        (label.instance == self.instance).then_some(label)
+    }
+}
+
+/// Why running VMs could not be adopted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// Their records cannot be read.
+    #[error(transparent)]
+    Host(#[from] host::Error),
+    /// They cannot be written down.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+fn subdirectories(dir: &Path) -> Result<Vec<std::path::PathBuf>, host::Error> {
+    match fs::look_at_dir(dir)? {
+        fs::Dir::Absent | fs::Dir::NotADirectory => Ok(Vec::new()),
+        fs::Dir::Present(names) => Ok(names.into_iter().map(|name| dir.join(name)).collect()),
+    }
+}
+
+/// The VM as it was, every rung held: what stands will be looked at before anything is believed of it.
+fn adopt_one(txn: &mut store::Txn<'_>, record: Record, now: Timestamp) -> Result<(), store::Error> {
+    let Record {
+        origin,
+        update,
+        vm,
+        lease,
+        ..
+    } = record;
+    let known = txn.world().group(&vm.group).cloned();
+    let mut group = known.unwrap_or_else(|| HostGroup {
+        meta: Meta::new(vm.group.clone(), now),
+        origin,
+        spec: HostGroupSpec {
+            count: 0,
+            update,
+            template: vm.spec.clone(),
+        },
+    });
+    group.spec.count = group.spec.count.max(vm.index);
+    txn.put_group(group)?;
+    let pool = txn.world().pool(&vm.group).cloned().unwrap_or(Pool {
+        range: lease.pool,
+        in_use: BTreeSet::new(),
+    });
+    txn.put_pool(&vm.group, pool)?;
+    let uid = vm.meta.uid;
+    txn.put_vm(vm)?;
+    txn.put_lease(lease)?;
+    for rung in LADDER {
+        txn.hold_rung(uid, rung, now)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,304 @@
+//! Objects as they are answered: a pure fold of the world. Nothing of it is stored.
+//! Not here: words for people, the host.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::condition::{Condition, Reason, Status};
+use crate::api::host_group::HostGroup;
+use crate::api::lease::Lease;
+use crate::api::meta::{Meta, Name, Timestamp};
+use crate::api::network::Block;
+use crate::api::rung::{LADDER, Rung, RungPage};
+use crate::api::view::{
+    ConditionView, FirewallStatus, GroupStatus, GroupView, LeaseView, MetaView, NetworkStatus,
+    VmStatus, VmView, VmmState, VmmStatus,
+};
+use crate::api::vm::{Hypervisor, Vm};
+use crate::host::process::Identity;
+use crate::owner::{self, Instance, RunDir, TAP};
+use crate::store::World;
+
+use super::net::MTU;
+use super::vmm;
+
+/// What the Vmm rung's page remembers: the process and when it was started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessMark {
+    /// Which.
+    pub identity: Identity,
+    /// When.
+    pub started_at: Timestamp,
+}
+
+/// The daemon whose world it is.
+#[derive(Clone, Debug)]
+pub struct House {
+    /// Names are made from it.
+    pub instance: Instance,
+    /// Paths are made from it.
+    pub run_dir: RunDir,
+}
+
+impl House {
+    /// A VM as answered.
+    pub fn vm(&self, world: &World, vm: &Vm) -> VmView {
+        let uid = vm.meta.uid;
+        let lease = world.lease(&vm.meta.name);
+        let pages = LADDER.map(|rung| (rung, world.page(uid, rung)));
+        let mut conditions: Vec<ConditionView> = pages
+            .iter()
+            .filter_map(|(rung, page)| Some(shown(rung.to_string(), &page.as_ref()?.condition)))
+            .collect();
+        let ready = world.is_ready(vm);
+        conditions.push(shown("Ready".into(), &fold(&vm.meta, ready, &pages)));
+        VmView {
+            metadata: MetaView {
+                group: Some(vm.group.clone()),
+                finalizers: pages
+                    .iter()
+                    .filter(|(_, page)| page.is_some_and(|page| page.held))
+                    .map(|(rung, _)| rung.finalizer())
+                    .collect(),
+                ..meta(&vm.meta)
+            },
+            spec: vm.spec.clone(),
+            status: VmStatus {
+                ready,
+                conditions,
+                network: lease.map(|lease| self.network(vm, lease, &pages)),
+                firewall: firewall(vm, page(&pages, Rung::Firewall)),
+                vmm: self.vmm(vm, ready, page(&pages, Rung::Vmm)),
+                warnings: vm.spec.network.policy().warnings(),
+            },
+        }
+    }
+
+    fn network(&self, vm: &Vm, lease: &Lease, pages: &Pages<'_>) -> NetworkStatus {
+        let names = owner::vm_names(&self.instance, vm.meta.uid);
+        let stands = page(pages, Rung::Net).is_some_and(|page| page.held);
+        NetworkStatus {
+            mode: vm.spec.network.mode(),
+            ip: lease.block.guest(),
+            prefix_len: Block::PREFIX_LEN,
+            gateway: lease.block.gateway(),
+            mac: names.guest_mac,
+            dns: vm.spec.dns_servers.clone(),
+            netns: stands.then(|| self.run_dir.netns(&names)),
+            tap: TAP.to_owned(),
+            host_link: stands.then_some(names.host_link),
+            mtu: MTU,
+        }
+    }
+
+    fn vmm(&self, vm: &Vm, ready: bool, page: Option<&RungPage>) -> VmmStatus {
+        let mark: Option<ProcessMark> = page
+            .filter(|page| page.condition.status == Status::True)
+            .and_then(|page| serde_json::from_str(page.mark.as_ref()?).ok());
+        let dir = self.run_dir.vm_dir(vm.meta.uid);
+        let state = match (vm.spec.hypervisor, &mark) {
+            (Hypervisor::None, _) => VmmState::None,
+            (Hypervisor::Qemu, Some(_)) => VmmState::Running,
+            (Hypervisor::Qemu, None) if ready || vm.meta.deleting => VmmState::Stopped,
+            (Hypervisor::Qemu, None) => match page.map(|page| page.condition.status) {
+                Some(Status::False) => VmmState::Stopped,
+                _ => VmmState::Starting,
+            },
+        };
+        let has_process = vm.spec.hypervisor != Hypervisor::None;
+        VmmStatus {
+            hypervisor: vm.spec.hypervisor,
+            pid: mark.as_ref().map(|mark| mark.identity.pid),
+            state,
+            started_at: mark.as_ref().map(|mark| mark.started_at),
+            api_socket: has_process.then(|| dir.join(vmm::QMP)),
+            log: has_process.then(|| dir.join(vmm::CONSOLE)),
+        }
+    }
+
+    /// A group as answered. `problems` is what is wrong with the manifest it came from.
+    pub fn group(&self, world: &World, group: &HostGroup, problems: &[String]) -> GroupView {
+        let vms: Vec<&Vm> = world.vms_of(&group.meta.name).collect();
+        let updated = vms.iter().filter(|vm| vm.spec == group.spec.template);
+        let updated = u32::try_from(updated.count()).unwrap_or(u32::MAX);
+        let ready_count = vms.iter().filter(|vm| world.is_ready(vm));
+        let ready_count = u32::try_from(ready_count.count()).unwrap_or(u32::MAX);
+        let current = u32::try_from(vms.len()).unwrap_or(u32::MAX);
+        let desired = group.spec.count;
+        let ready = !group.meta.deleting
+            && current == desired
+            && updated == desired
+            && ready_count == desired;
+        let not_ready = vms.iter().find(|vm| !world.is_ready(vm));
+        let message = match (ready, not_ready) {
+            (true, _) => String::new(),
+            (false, None) => format!("{current} of {desired} VMs are there"),
+            (false, Some(vm)) => format!(
+                "{ready_count} of {desired} VMs are Ready; {}: {}",
+                vm.meta.name,
+                why_not(world, vm)
+            ),
+        };
+        let since = vms
+            .iter()
+            .flat_map(|vm| LADDER.iter().filter_map(|r| world.page(vm.meta.uid, *r)))
+            .map(|page| page.condition.since)
+            .max()
+            .unwrap_or(group.meta.created_at);
+        let mut conditions = vec![shown(
+            "Ready".into(),
+            &Condition {
+                status: truth(ready),
+                reason: match (ready, group.meta.deleting) {
+                    (true, _) => Reason::Converged,
+                    (false, true) => Reason::Terminating,
+                    (false, false) => Reason::Converging,
+                },
+                message,
+                since,
+                observed_generation: group.meta.generation,
+            },
+        )];
+        if !problems.is_empty() {
+            conditions.push(shown(
+                "Manifest".into(),
+                &Condition {
+                    status: Status::False,
+                    reason: Reason::ManifestInvalid,
+                    message: format!("its last good edition stands: {}", problems.join("; ")),
+                    since,
+                    observed_generation: group.meta.generation,
+                },
+            ));
+        }
+        GroupView {
+            metadata: meta(&group.meta),
+            origin: group.origin.clone(),
+            spec: group.spec.clone(),
+            status: GroupStatus {
+                ready,
+                conditions,
+                desired,
+                current,
+                updated,
+                ready_count,
+                range: world.pool(&group.meta.name).map(|pool| pool.range),
+                warnings: group.spec.template.network.policy().warnings(),
+            },
+        }
+    }
+
+    /// A lease as answered.
+    pub fn lease(&self, lease: &Lease) -> LeaseView {
+        let ip: Ipv4Addr = lease.block.guest();
+        LeaseView {
+            metadata: MetaView {
+                name: lease.name.clone(),
+                uid: None,
+                generation: None,
+                group: Some(lease.group.clone()),
+                created_at: lease.since,
+                deleting: false,
+                finalizers: Vec::new(),
+            },
+            block: lease.block,
+            ip,
+            range: lease.pool,
+        }
+    }
+}
+
+type Pages<'w> = [(Rung, Option<&'w RungPage>); 4];
+
+fn page<'w>(pages: &Pages<'w>, wanted: Rung) -> Option<&'w RungPage> {
+    pages
+        .iter()
+        .find(|(rung, _)| *rung == wanted)
+        .and_then(|(_, page)| *page)
+}
+
+/// `Ready`: the lowest rung that is not decides what is said.
+fn fold(meta: &Meta, ready: bool, pages: &Pages<'_>) -> Condition {
+    let since = pages
+        .iter()
+        .filter_map(|(_, page)| page.map(|page| page.condition.since))
+        .max()
+        .unwrap_or(meta.created_at);
+    let (reason, message) = match (ready, meta.deleting) {
+        (true, _) => (Reason::Converged, String::new()),
+        (false, true) => (Reason::Terminating, String::new()),
+        (false, false) => blocking(meta, pages),
+    };
+    Condition {
+        status: truth(ready),
+        reason,
+        message,
+        since,
+        observed_generation: meta.generation,
+    }
+}
+
+fn blocking(meta: &Meta, pages: &Pages<'_>) -> (Reason, String) {
+    let not_ready = pages
+        .iter()
+        .find(|(_, page)| !page.is_some_and(|page| page.condition.is_true_at(meta.generation)));
+    match not_ready {
+        None => (Reason::Converged, String::new()),
+        Some((rung, None)) => (Reason::Waiting, format!("{rung} has not begun")),
+        Some((rung, Some(page))) => {
+            let reason = match page.condition.status {
+                Status::True => Reason::Converging,
+                Status::False | Status::Unknown => page.condition.reason,
+            };
+            (reason, format!("{rung}: {}", page.condition.message))
+        }
+    }
+}
+
+fn why_not(world: &World, vm: &Vm) -> String {
+    let pages = LADDER.map(|rung| (rung, world.page(vm.meta.uid, rung)));
+    let condition = fold(&vm.meta, false, &pages);
+    format!("{} {}", condition.reason, condition.message)
+}
+
+fn firewall(vm: &Vm, page: Option<&RungPage>) -> FirewallStatus {
+    let policy = vm.spec.network.policy();
+    FirewallStatus {
+        default: policy.default_verdict().into(),
+        allow: policy.allow.clone(),
+        drop: policy.drop.clone(),
+        on_deny: policy.on_deny,
+        digest: page.and_then(|page| page.mark.clone()),
+    }
+}
+
+fn meta(meta: &Meta) -> MetaView {
+    MetaView {
+        name: meta.name.clone(),
+        uid: Some(meta.uid),
+        generation: Some(meta.generation),
+        group: None::<Name>,
+        created_at: meta.created_at,
+        deleting: meta.deleting,
+        finalizers: Vec::new(),
+    }
+}
+
+fn shown(kind: String, condition: &Condition) -> ConditionView {
+    ConditionView {
+        kind,
+        status: condition.status,
+        reason: condition.reason,
+        message: condition.message.clone(),
+        since: condition.since,
+        observed_generation: condition.observed_generation,
+    }
+}
+
+fn truth(holds: bool) -> Status {
+    match holds {
+        true => Status::True,
+        false => Status::False,
+    }
+}
