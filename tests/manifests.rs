@@ -166,6 +166,27 @@ fn an_empty_file_comments_and_several_documents_add_up() {
     assert_eq!(parse(&source).unwrap().len(), 2);
 }
 
+#[test]
+fn a_list_that_no_packet_could_pass_in_good_time_is_refused() {
+    let list = |entries: usize| {
+        let entries: String = (0..entries)
+            .map(|n| format!("10.0.{}.{}, ", n / 256, n % 256))
+            .collect();
+        let text = format!(
+            "config: {{host_groups: [{{name: g, network: {{mode: isolated, drop: [{entries}]}}}}]}}"
+        );
+        check(&Source {
+            name: "t.yaml".into(),
+            text,
+        })
+    };
+    assert!(list(1024).is_ok());
+    assert_eq!(
+        list(1025).unwrap_err()[0].to_string(),
+        "t.yaml:1:60: config.host_groups[0].network.drop: found 1025 entries, expected at most 1024"
+    );
+}
+
 /// A sound manifest with most of the words in it, to be broken.
 const WHOLE: &str = include_str!("../manifests/isolated.yaml");
 

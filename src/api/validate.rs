@@ -121,9 +121,11 @@ impl<'a> Ground<'a> {
         let Some(range) = range(&draft.spec) else {
             return Vec::new();
         };
+        // One is enough: a wide range may overlap thousands.
         self.ranges
             .iter()
-            .filter(|(taken, ..)| pool::overlaps(*taken, range))
+            .find(|(taken, ..)| pool::overlaps(*taken, range))
+            .into_iter()
             .map(|(taken, name, place)| Problem {
                 at: draft.range_at.clone().unwrap_or_else(|| draft.at.clone()),
                 field: format!("{}.network.range", draft.field),

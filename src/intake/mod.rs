@@ -10,7 +10,7 @@
 mod folder;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -94,10 +94,10 @@ pub fn plan(
             intake.upserts.push(((*draft).clone(), origin));
         }
     }
+    let claimed: HashSet<&Name> = claims.iter().map(|(draft, _)| &draft.name).collect();
     for group in &stored {
         let name = &group.meta.name;
-        let claimed = claims.iter().any(|(draft, _)| draft.name == *name);
-        if claimed || files.holds(group) {
+        if claimed.contains(name) || files.holds(group) {
             continue;
         }
         match missing_before.contains(name) {

@@ -233,3 +233,6 @@ fn parts(path: &Path) -> Vec<PathBuf> {
         .map(|part| PathBuf::from(OsStr::from_bytes(part.as_os_str().as_bytes())))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

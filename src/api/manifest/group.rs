@@ -57,11 +57,15 @@ struct Boot {
 
 /// The groups of one document. What is wrong goes to the reader.
 pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
+    let before = reader.problem_count();
     let Some(document) = reader.section(root, &["config"]) else {
         return Vec::new();
     };
     let Some(config) = document.get("config") else {
-        reader.refuse_at(root.node.at, "config", "is missing");
+        // When something else stands there it has been named, and is likely what should be `config`.
+        if reader.problem_count() == before {
+            reader.refuse_at(root.node.at, "config", "is missing");
+        }
         return Vec::new();
     };
     let Some(config) = reader.section(config, &CONFIG_KEYS) else {

@@ -37,6 +37,9 @@ const BRIDGE_KEYS: [&str; 6] = [
 /// Prefix lengths that leave room for more than one /30 and stay inside link-local space.
 const RANGE_PREFIXES: std::ops::RangeInclusive<u8> = 16..=29;
 
+/// Entries a list may have: each is a rule that packets pass one by one.
+const MAX_ENTRIES: usize = 1024;
+
 /// The section, and places that later messages name.
 pub struct Network {
     pub spec: NetworkSpec,
@@ -163,7 +166,14 @@ fn read_entries<'n>(
         return Vec::new();
     };
     let items = reader.list(field, EXPECTED);
-    if items.is_empty() {
+    if items.len() > MAX_ENTRIES {
+        let found = items.len();
+        let message = format!("found {found} entries, expected at most {MAX_ENTRIES}");
+        reader.refuse(field, message);
+        return Vec::new();
+    }
+    // A list of the wrong kind is no empty list; it has been refused.
+    if items.is_empty() && matches!(field.node.value, Value::List(_)) {
         let at = reader.location(field.node.at);
         warnings.push(format!(
             "{at}: {}: an empty list is the same as none, it closes nothing",
@@ -224,17 +234,18 @@ fn read_range(reader: &mut Reader, field: &Field) -> Option<Ipv4Network> {
         }
     };
     let range = entry.network;
-    let why = if !RANGE_PREFIXES.contains(&range.prefix()) {
-        format!("(/{} is outside of that)", range.prefix())
-    } else if !range.is_subnet_of(pool::link_local()) {
-        "(it is not link-local)".to_owned()
-    } else if let Some(reserved) = pool::reserved_within(range) {
-        format!("that is free of {reserved}, which clouds and RFC 3927 reserve")
-    } else {
-        return Some(range);
-    };
-    reader.unexpected(field, &format!("{EXPECTED} {why}"));
-    None
+    if !RANGE_PREFIXES.contains(&range.prefix()) || !range.is_subnet_of(pool::link_local()) {
+        reader.unexpected(field, EXPECTED);
+        return None;
+    }
+    if let Some(reserved) = pool::reserved_within(range) {
+        let message = format!(
+            "{range} touches {reserved}, which is kept for clouds' own services or by RFC 3927; take another, such as 169.254.100.0/22"
+        );
+        reader.refuse(field, message);
+        return None;
+    }
+    Some(range)
 }
 
 /// How many VMs fit, and what to call the room they have.

@@ -78,18 +78,59 @@ impl Problem {
         }
     }
 
-    /// The line of `text` that is meant, with a caret under the column, for a terminal:
-    /// two lines, the first numbered. `None` when `text` has no such line.
+    /// The line of `text` that is meant, with a caret under the column, for a terminal: two lines, the first numbered.
+    /// Past the end of `text` (something is missing there) the last line is shown. `None` when `text` has no line.
     pub fn excerpt(&self, text: &str) -> Option<String> {
-        let line = text.lines().nth(self.at.line.checked_sub(1)?)?;
-        let number = self.at.line.to_string();
+        let line = text.lines().nth(self.at.line.saturating_sub(1));
+        let (line, number, column) = match line {
+            Some(line) => (line, self.at.line, self.at.column),
+            None => {
+                let last = text.lines().last()?;
+                (last, text.lines().count(), last.chars().count() + 1)
+            }
+        };
+        let number = number.to_string();
         // Tabs stay tabs, so that the caret stands under its character at any tab width.
         let lead: String = line
             .chars()
-            .take(self.at.column.saturating_sub(1))
+            .take(column.saturating_sub(1))
             .map(|c| if c == '\t' { '\t' } else { ' ' })
             .collect();
         let gutter = " ".repeat(number.len());
         Some(format!(" {number} | {line}\n {gutter} | {lead}^"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(line: usize, column: usize) -> Problem {
+        Problem {
+            at: Location::new("a.yaml", Place { line, column }),
+            field: "config".into(),
+            message: "is odd".into(),
+        }
+    }
+
+    #[test]
+    fn the_caret_stands_under_the_column_whatever_stands_before_it() {
+        let text = "config:\n\té: x\n";
+        assert_eq!(
+            problem(2, 5).excerpt(text).unwrap(),
+            " 2 | \té: x\n   | \t   ^"
+        );
+        assert_eq!(
+            problem(3, 1).excerpt(text).unwrap(),
+            " 2 | \té: x\n   | \t    ^"
+        );
+        assert_eq!(problem(1, 1).excerpt(""), None);
+    }
+
+    #[test]
+    fn a_problem_is_one_line_and_a_whole_file_has_no_field() {
+        assert_eq!(problem(3, 4).to_string(), "a.yaml:3:4: config: is odd");
+        let whole = Problem::of_file("a.yaml", "cannot be read");
+        assert_eq!(whole.to_string(), "a.yaml:1:1: cannot be read");
     }
 }

@@ -203,27 +203,19 @@ fn unknown_key(key: &str, known: &[&str]) -> String {
     }
 }
 
-/// The known word nearest to `found`, if it is near: a typing error in three characters.
+/// The known word nearest to `found`, if it is near: one that starts with it, or a typing error in three characters.
 fn near_miss<'k>(found: &str, known: &[&'k str]) -> Option<&'k str> {
-    let found: String = found
-        .chars()
-        .take(40)
-        .map(|c| {
-            if c == '-' {
-                '_'
-            } else {
-                c.to_ascii_lowercase()
-            }
-        })
-        .collect();
+    // No word of ours is half as long, and the distance costs the product of the lengths.
+    const LONGEST: usize = 40;
+    let plain = |text: &str| text.replace('-', "_").to_ascii_lowercase();
+    let found = plain(&found.chars().take(LONGEST).collect::<String>());
+    let distance = |word: &str| match found.len() >= 3 && word.starts_with(&found) {
+        true => 0,
+        false => strsim::damerau_levenshtein(&found, word),
+    };
     known
         .iter()
-        .map(|word| {
-            (
-                strsim::damerau_levenshtein(&found, &word.replace('-', "_")),
-                *word,
-            )
-        })
+        .map(|word| (distance(&plain(word)), *word))
         .filter(|(distance, word)| *distance <= word.len().max(found.len()).div_ceil(3))
         .min()
         .map(|(_, word)| word)

@@ -356,113 +356,13 @@ impl fmt::Display for Value {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod agreement {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn place(line: usize, column: usize) -> Place {
-        Place { line, column }
-    }
-
-    fn member<'a>(node: &'a Node, key: &str) -> &'a Member {
-        let Value::Map(members) = &node.value else {
-            panic!("{node:?} is no mapping");
-        };
-        members.iter().find(|m| m.key == key).expect("the key")
-    }
-
-    fn items(node: &Node) -> &[Node] {
-        match &node.value {
-            Value::List(items) => items,
-            _ => panic!("{node:?} is no list"),
-        }
-    }
-
-    #[test]
-    fn every_kind_of_value_knows_its_place() {
-        let text = "a: 1\nb:\n  - x\n  - {c: true, d: }\n  - [[], 'q']\ne: |\n  z\nf: {}\n";
-        let root = &read(text).unwrap()[0];
-        assert_eq!(root.at, place(1, 1));
-        assert_eq!(member(root, "a").value.at, place(1, 4));
-        let b = &member(root, "b").value;
-        assert_eq!(b.at, place(2, 1));
-        let b = items(b);
-        assert_eq!(b[0].at, place(3, 5));
-        assert_eq!(b[1].at, place(4, 6));
-        assert_eq!(member(&b[1], "c").value.value, Value::Bool(true));
-        assert_eq!(member(&b[1], "c").value.at, place(4, 9));
-        assert_eq!(member(&b[1], "d").value.value, Value::Null);
-        assert_eq!(items(&b[2])[1].at, place(5, 10));
-        assert_eq!(member(root, "e").value.value, Value::Text("z\n".into()));
-        assert_eq!(member(root, "f").value.at, place(8, 1));
-    }
-
-    #[test]
-    fn an_alias_stands_where_its_text_stands_and_columns_are_characters() {
-        let root = &read("é: &x 5\nb: *x\nc: [*x, 6]\n").unwrap()[0];
-        assert_eq!(member(root, "é").value.at, place(1, 4));
-        assert_eq!(member(root, "b").value.at, place(1, 4));
-        let c = items(&member(root, "c").value);
-        assert_eq!((&c[0].value, &c[1].value), (&Value::Int(5), &Value::Int(6)));
-        assert_eq!(c[1].at, place(3, 9));
-    }
-
-    #[test]
-    fn duplicate_keys_and_documents_are_kept() {
-        let all = read("a: 1\na: 2\n---\n---\nb: 3\n").unwrap();
-        assert_eq!(all.len(), 3);
-        assert!(matches!(&all[0].value, Value::Map(members) if members.len() == 2));
-        assert_eq!(all[1].value, Value::Null);
-        assert_eq!(member(&all[2], "b").key_at, place(5, 1));
-        assert_eq!(read("").unwrap()[0].value, Value::Null);
-        assert_eq!(read("# only words\n").unwrap()[0].value, Value::Null);
-    }
-
-    #[test]
-    fn bombs_are_refused_quickly_and_in_our_own_words() {
-        let mut laughs = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
-        for (this, last) in ('b'..='i').zip('a'..) {
-            laughs += &format!(
-                "{this}: &{this} [*{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}]\n"
-            );
-        }
-        let cases = [
-            ("x".repeat(MAX_BYTES + 1), "bytes"),
-            ("[".repeat(MAX_BYTES), "brackets"),
-            ("- ".repeat(MAX_BYTES / 2), "deep"),
-            ("? ".repeat(MAX_BYTES / 2), "deep"),
-            (format!("{}{}", "[".repeat(40), "]".repeat(40)), "deep"),
-            (laughs, "aliases"),
-            (
-                format!(
-                    "a: &a [{}]\nb: [{}]\n",
-                    "x, ".repeat(2000),
-                    "*a, ".repeat(2000)
-                ),
-                "values",
-            ),
-            ("- \n".repeat(MAX_VALUES + 1), "values"),
-            ("a: &a [*a]\n".to_owned(), "deep"),
-            ("a: !secret b\n".to_owned(), "tag !secret"),
-        ];
-        for (text, word) in cases {
-            let fault = read(&text).unwrap_err();
-            assert!(fault.message.contains(word), "{}", fault.message);
-            assert!(!fault.message.contains("refused:"), "{}", fault.message);
-        }
-    }
-
-    #[test]
-    fn a_syntax_error_says_its_place_once() {
-        let fault = read("a: [1, 2\nb: 3\n").unwrap_err();
-        assert_eq!(fault.at, place(2, 2));
-        assert!(
-            !fault.message.contains("line 2 column 2"),
-            "{}",
-            fault.message
-        );
-    }
 
     proptest! {
         #[test]

@@ -1,0 +1,234 @@
+//! Every way of saving, with the tools that people save with.
+//! Not here: what follows from what is read.
+
+use std::fs;
+use std::process::Command;
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::intake::{FileReading, read_folder};
+
+/// A config folder, `sh` in its parent, and a watch on it.
+struct Desk {
+    dir: TempDir,
+    watch: Watch,
+}
+
+impl Desk {
+    fn new(prepare: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        sh(dir.path(), "mkdir conf");
+        sh(dir.path(), prepare);
+        let watch = Watch::new(&dir.path().join("conf")).unwrap();
+        Self { dir, watch }
+    }
+
+    /// Runs a save and returns what the folder says once woken, well within a second.
+    async fn save(&mut self, script: &str) -> Vec<(String, String)> {
+        sh(self.dir.path(), script);
+        let start = Instant::now();
+        tokio::time::timeout(Duration::from_millis(900), self.watch.changed())
+            .await
+            .unwrap_or_else(|_| panic!("not woken by: {script}"))
+            .unwrap();
+        assert!(start.elapsed() < Duration::from_millis(900));
+        self.now()
+    }
+
+    fn now(&self) -> Vec<(String, String)> {
+        let Ok(read) = read_folder(&self.dir.path().join("conf")) else {
+            return vec![("folder".into(), "gone".into())];
+        };
+        let say = |reading: FileReading| match reading {
+            FileReading::Readable { path, source } => (file_name(&path), source.text),
+            FileReading::Unreadable { path, error } => (file_name(&path), error),
+        };
+        read.into_iter().map(say).collect()
+    }
+
+    async fn stays_asleep(&mut self, script: &str) {
+        sh(self.dir.path(), script);
+        let woken = tokio::time::timeout(Duration::from_millis(400), self.watch.changed()).await;
+        assert!(woken.is_err(), "woken by: {script}");
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+fn sh(dir: &Path, script: &str) {
+    let output = Command::new("bash")
+        .args(["-euc", script])
+        .current_dir(dir)
+        .env("HOME", dir)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{script}: {output:?}");
+}
+
+fn one(name: &str, text: &str) -> Vec<(String, String)> {
+    vec![(name.into(), text.into())]
+}
+
+#[tokio::test]
+async fn every_way_of_saving_wakes_within_a_second() {
+    let mut desk = Desk::new("echo 1 > conf/a.yaml");
+    assert_eq!(
+        desk.save("echo 2 > conf/a.yaml").await,
+        one("a.yaml", "2\n")
+    );
+    assert_eq!(
+        desk.save("sed -i s/2/3/ conf/a.yaml").await,
+        one("a.yaml", "3\n")
+    );
+    assert_eq!(
+        desk.save("echo 4 > new; mv new conf/a.yaml").await,
+        one("a.yaml", "4\n")
+    );
+    assert_eq!(
+        desk.save("echo 5 > new; cp new conf/a.yaml").await,
+        one("a.yaml", "5\n")
+    );
+    assert_eq!(
+        desk.save("ln conf/a.yaml conf/b.yml; rm conf/a.yaml").await,
+        one("b.yml", "5\n")
+    );
+    assert_eq!(desk.save("mv conf/b.yml .").await, []);
+}
+
+#[tokio::test]
+async fn vim_saving_in_place_and_by_renaming_wakes() {
+    let mut desk = Desk::new("echo 1 > conf/a.yaml");
+    for (copy, text) in [("no", "2"), ("yes", "3")] {
+        let script = format!(
+            "vim -u NONE -N -es -c 'set backupcopy={copy} writebackup swapfile' -c '%s/./{text}/' -c wq conf/a.yaml </dev/null"
+        );
+        assert_eq!(
+            desk.save(&script).await,
+            one("a.yaml", &format!("{text}\n"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn git_checkout_of_another_branch_wakes_and_is_read_whole() {
+    let mut desk = Desk::new(
+        "cd conf; git init -q -b one; git config user.email a@b; git config user.name n
+         echo 1 > a.yaml; git add .; git commit -qm 1; git checkout -qb two; git mv a.yaml b.yaml; git commit -qm 2; git checkout -q one",
+    );
+    assert_eq!(
+        desk.save("cd conf; git checkout -q two").await,
+        one("b.yaml", "1\n")
+    );
+}
+
+#[tokio::test]
+async fn a_swapped_link_wakes_be_it_the_folder_its_data_or_a_file() {
+    // As the kubelet lays out a ConfigMap.
+    let mut desk = Desk::new(
+        "cd conf; mkdir ..v1 ..v2; echo 1 > ..v1/a.yaml; echo 2 > ..v2/a.yaml; ln -s ..v1 ..data; ln -s ..data/a.yaml a.yaml",
+    );
+    assert_eq!(
+        desk.save("cd conf; ln -s ..v2 ..tmp; mv -T ..tmp ..data")
+            .await,
+        one("a.yaml", "2\n")
+    );
+    assert_eq!(
+        desk.save("echo 3 > conf/..v2/a.yaml").await,
+        one("a.yaml", "3\n")
+    );
+
+    let mut desk =
+        Desk::new("rmdir conf; mkdir v1 v2; echo 1 > v1/a.yaml; echo 2 > v2/a.yaml; ln -s v1 conf");
+    assert_eq!(
+        desk.save("ln -s v2 tmp; mv -T tmp conf").await,
+        one("a.yaml", "2\n")
+    );
+    assert_eq!(desk.save("echo 3 > v2/a.yaml").await, one("a.yaml", "3\n"));
+    desk.stays_asleep("echo 3 > v1/a.yaml").await;
+
+    let mut desk = Desk::new("mkdir repo; echo 1 > repo/x; ln -s ../repo/x conf/a.yaml");
+    assert_eq!(
+        desk.save("sed -i s/1/2/ repo/x").await,
+        one("a.yaml", "2\n")
+    );
+    desk.stays_asleep("echo 1 > repo/y").await;
+}
+
+#[tokio::test]
+async fn a_folder_that_is_deleted_and_comes_back_is_watched_on() {
+    let mut desk = Desk::new("echo 1 > conf/a.yaml");
+    assert_eq!(desk.save("rm -r conf").await, one("folder", "gone"));
+    assert_eq!(
+        desk.save("mkdir conf; echo 2 > conf/a.yaml").await,
+        one("a.yaml", "2\n")
+    );
+    assert_eq!(
+        desk.save("echo 3 > conf/a.yaml").await,
+        one("a.yaml", "3\n")
+    );
+    assert_eq!(
+        desk.save("mv conf old; mkdir conf; echo 4 > conf/a.yaml")
+            .await,
+        one("a.yaml", "4\n")
+    );
+    assert_eq!(
+        desk.save("echo 5 > conf/a.yaml").await,
+        one("a.yaml", "5\n")
+    );
+    // Not even its parents need be there.
+    let mut watch = Watch::new(&desk.dir.path().join("x/y/conf")).unwrap();
+    for step in [
+        "mkdir x",
+        "mkdir x/y",
+        "mkdir x/y/conf",
+        "echo 1 > x/y/conf/a.yaml",
+    ] {
+        sh(desk.dir.path(), step);
+        let woken = tokio::time::timeout(Duration::from_millis(900), watch.changed()).await;
+        woken
+            .unwrap_or_else(|_| panic!("not woken by: {step}"))
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn neighbours_editors_and_our_own_reading_do_not_wake() {
+    let mut desk = Desk::new("echo 1 > conf/a.yaml");
+    desk.stays_asleep("cat conf/a.yaml; ls conf; echo 1 > conf/.a.yaml.swp; echo 1 > conf/4913; rm conf/4913; echo 1 > neighbour.yaml; mkdir conf/sub")
+        .await;
+    assert_eq!(desk.now().len(), 1);
+    desk.stays_asleep("true").await;
+}
+
+#[tokio::test]
+async fn a_wait_that_is_given_up_half_way_loses_no_wake_up() {
+    let mut desk = Desk::new("echo 1 > conf/a.yaml");
+    sh(desk.dir.path(), "echo 2 > conf/a.yaml");
+    let woken = tokio::time::timeout(Duration::from_millis(30), desk.watch.changed()).await;
+    assert!(woken.is_err(), "it waits for quiet first");
+    tokio::time::timeout(Duration::from_millis(900), desk.watch.changed())
+        .await
+        .expect("still woken")
+        .unwrap();
+}
+
+#[tokio::test]
+async fn someone_who_never_stops_saving_is_not_waited_for() {
+    let mut desk = Desk::new("echo 1 > conf/a.yaml");
+    let path = desk.dir.path().join("conf/a.yaml");
+    let busy = tokio::spawn(async move {
+        for round in 0.. {
+            fs::write(&path, format!("{round}\n")).unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    tokio::time::timeout(Duration::from_millis(900), desk.watch.changed())
+        .await
+        .expect("patience ends")
+        .unwrap();
+    busy.abort();
+}
