@@ -40,7 +40,6 @@ fn end(name: &str, mac: [u8; 6]) -> VethEnd {
         name: name.into(),
         mac,
         mtu: 1400,
-        state: State::Up,
     }
 }
 
@@ -191,9 +190,9 @@ fn a_veth_is_born_whole_with_its_far_end_in_the_namespace() {
         let far = link::get(&inside, "up0").await.unwrap().unwrap();
         assert_eq!(
             (near.mac, near.mtu, near.up, near.kind.as_deref()),
-            (Some(HERE), 1400, true, Some("veth"))
+            (Some(HERE), 1400, false, Some("veth"))
         );
-        assert_eq!((far.mac, far.mtu, far.up), (Some(THERE), 1400, true));
+        assert_eq!((far.mac, far.mtu, far.up), (Some(THERE), 1400, false));
         assert_eq!(near.peer_index, Some(far.index));
         assert!(near.peer_nsid.is_some());
         assert!(link::get(&host, "up0").await.unwrap().is_none());
@@ -244,6 +243,14 @@ fn addresses_routes_and_neighbours_are_read_back_as_they_were_added() {
             .await
             .unwrap();
         let index = link::get(&inside, "up0").await.unwrap().unwrap().index;
+
+        let near = link::get(&host, "sl0").await.unwrap().unwrap().index;
+        let up = Change {
+            state: Some(State::Up),
+            ..Change::default()
+        };
+        link::set(&host, near, &up).await.unwrap();
+        link::set(&inside, index, &up).await.unwrap();
 
         let own = Addr {
             index,
@@ -373,7 +380,7 @@ fn a_neighbour_is_reached_and_a_dead_canary_is_noticed() {
     kernel::private(async {
         let canaries = Canaries::release();
         let lan = Neighbour::join("lan0", "192.168.7.1/24", "192.168.7.10/24");
-        kernel::run("ping -c1 -W2 192.168.7.10");
+        kernel::run("busybox ping -c1 -W2 192.168.7.10");
         assert_eq!(lan.ip("route show default")[0]["gateway"], "192.168.7.1");
         assert!(kernel::rules("filter").contains(&"-A FORWARD -i canary0 -j CANARY".to_owned()));
         canaries.assert_alive();

@@ -60,8 +60,6 @@ pub struct VethEnd {
     pub mac: [u8; 6],
     /// In bytes.
     pub mtu: u32,
-    /// Set up in the same step.
-    pub state: State,
 }
 
 /// Changes to a link, all in one message. What is `None` stays as it is. The kernel labels before it sets up.
@@ -114,8 +112,9 @@ pub async fn get(handle: &Handle, name: &str) -> Result<Option<Link>, Error> {
     }
 }
 
-/// Makes a veth in the handle's namespace with its other end directly in `peer_netns`; names, MACs, MTUs and states are
-/// set in the same step, so nothing half-made is ever seen. Neither end has an alias yet. `Exists` when either name is taken.
+/// Makes a veth in the handle's namespace with its other end directly in `peer_netns`; names, MACs and MTUs are
+/// set in the same step, so nothing half-made is ever seen. Both ends are down (the kernel refuses to set the far one up
+/// before it has the near one) and neither has an alias yet. `Exists` when either name is taken.
 pub async fn create_veth(
     handle: &Handle,
     end: &VethEnd,
@@ -179,7 +178,6 @@ fn born(end: &VethEnd) -> LinkMessage {
     let mut message = to_message(&Change {
         mac: Some(end.mac),
         mtu: Some(end.mtu),
-        state: Some(end.state),
         ..Change::default()
     });
     message

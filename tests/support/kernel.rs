@@ -7,7 +7,7 @@
 //!     kernel::private(async {
 //!         let canaries = Canaries::release();
 //!         let lan = Neighbour::join("lan0", "192.168.7.1/24", "192.168.7.10/24");
-//!         kernel::run("ping -c1 -W1 192.168.7.10");
+//!         kernel::run("busybox ping -c1 -W1 192.168.7.10");
 //!         assert_eq!(kernel::ip("addr show dev lan0")[0]["ifname"], "lan0");
 //!         lan.run("ip route add default via 192.168.7.1");
 //!         canaries.assert_alive();
@@ -91,7 +91,7 @@ fn mount(kind: &str, at: &str, flags: MountFlags) {
         .unwrap_or_else(|error| panic!("cannot mount {kind} at {at}: {error}"));
 }
 
-/// Runs a shell command inside and answers its standard output; fails the test, with all that it said, when it fails.
+/// Runs a shell command (or several, up to the first that fails) inside and answers its standard output; fails the test, with all that it said, when it fails.
 pub fn run(command: &str) -> String {
     let output = attempt(command);
     assert!(
@@ -107,7 +107,7 @@ pub fn run(command: &str) -> String {
 /// Runs a shell command inside that may fail.
 pub fn attempt(command: &str) -> Output {
     Command::new("sh")
-        .args(["-c", command])
+        .args(["-ec", command])
         .stdin(Stdio::null())
         .output()
         .expect("sh")
@@ -202,7 +202,7 @@ pub struct Canaries {
 impl Canaries {
     /// Puts them into the private kernel.
     pub fn release() -> Self {
-        run("ip link add canary0 type dummy
+        run("ip link add canary0 type bridge
              ip link set canary0 alias slice/canary up
              ip addr add 192.0.2.1/24 dev canary0
              ip route add 198.51.100.0/24 via 192.0.2.2
@@ -212,7 +212,7 @@ impl Canaries {
              iptables -A FORWARD -i canary0 -j CANARY
              iptables -t nat -A POSTROUTING -s 192.0.2.0/24 -o canary1 -j MASQUERADE
              ip netns add canary
-             ip -n canary link add canary0 type dummy");
+             ip -n canary link add canary0 type bridge");
         Self { before: look() }
     }
 
