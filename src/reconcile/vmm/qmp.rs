@@ -15,10 +15,14 @@ use crate::host::Error;
 const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Presses the guest's power button. Returns when QEMU has taken the order, not when the guest is down.
-pub(super) async fn power_down(socket: &Path) -> Result<(), Error> {
+/// Presses the power button of the guest that process `pid` runs: a socket that another one listens on by now is not asked.
+/// Returns when QEMU has taken the order, not when the guest is down.
+pub(super) async fn power_down(socket: &Path, pid: u32) -> Result<(), Error> {
     let talk = async {
         let mut monitor = Monitor::open(socket).await?;
+        if monitor.peer()? != Some(pid) {
+            return Err(io::Error::other("another process listens there"));
+        }
         monitor.order("qmp_capabilities").await?;
         monitor.order("system_powerdown").await
     };
@@ -53,6 +57,12 @@ impl Monitor {
         };
         monitor.hear().await?;
         Ok(monitor)
+    }
+
+    /// Who listens (unix(7), SO_PEERCRED).
+    fn peer(&self) -> io::Result<Option<u32>> {
+        let peer = self.stream.get_ref().peer_cred()?;
+        Ok(peer.pid().and_then(|pid| u32::try_from(pid).ok()))
     }
 
     /// Says one command and waits for its answer; events in between are passed over.
