@@ -32,9 +32,11 @@ pub(super) async fn power_down(socket: &Path, pid: u32) -> Result<(), Error> {
         .map_err(|error| Error::io("ask through", socket.display().to_string(), error))
 }
 
-/// Comes back when QEMU greets, which it does once the machine is made. Never, if it does not: bound it.
+/// Comes back when QEMU obeys, which it does once the machine is made and its kernel loaded (it greets before that, from a
+/// thread of its own). Never, if it does not: bound it.
 pub(super) async fn wait_until_up(socket: &Path) {
-    while Monitor::open(socket).await.is_err() {
+    let obeys = async || Monitor::open(socket).await?.order("qmp_capabilities").await;
+    while obeys().await.is_err() {
         tokio::time::sleep(RETRY).await;
     }
 }
