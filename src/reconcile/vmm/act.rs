@@ -16,7 +16,7 @@ const TERM_DEADLINE: Duration = Duration::from_secs(2);
 /// For the kernel to clear away what SIGKILL killed.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// For a new VMM to answer on its control socket, or to give up.
-const START_DEADLINE: Duration = Duration::from_secs(5);
+const START_DEADLINE: Duration = Duration::from_secs(3);
 
 pub(super) async fn act(desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
@@ -41,7 +41,7 @@ async fn ask(desired: &Desired, identity: &Identity) -> Result<(), Error> {
     let Life::Alive(process) = process::look(identity)? else {
         return Ok(());
     };
-    if let Err(error) = qmp::power_down(&desired.dir.join(QMP)).await {
+    if let Err(error) = qmp::power_down(&desired.dir.join(QMP), identity.pid).await {
         tracing::debug!(pid = identity.pid, %error, "a VMM does not take orders");
         return Ok(());
     }

@@ -15,10 +15,14 @@ use crate::host::Error;
 const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Presses the guest's power button. Returns when QEMU has taken the order, not when the guest is down.
-pub(super) async fn power_down(socket: &Path) -> Result<(), Error> {
+/// Presses the power button of the guest that process `pid` runs: a socket that another one listens on by now is not asked.
+/// Returns when QEMU has taken the order, not when the guest is down.
+pub(super) async fn power_down(socket: &Path, pid: u32) -> Result<(), Error> {
     let talk = async {
         let mut monitor = Monitor::open(socket).await?;
+        if monitor.peer()? != Some(pid) {
+            return Err(io::Error::other("another process listens there"));
+        }
         monitor.order("qmp_capabilities").await?;
         monitor.order("system_powerdown").await
     };
@@ -28,9 +32,11 @@ pub(super) async fn power_down(socket: &Path) -> Result<(), Error> {
         .map_err(|error| Error::io("ask through", socket.display().to_string(), error))
 }
 
-/// Comes back when QEMU greets, which it does once the machine is made. Never, if it does not: bound it.
+/// Comes back when QEMU obeys, which it does once the machine is made and its kernel loaded (it greets before that, from a
+/// thread of its own). Never, if it does not: bound it.
 pub(super) async fn wait_until_up(socket: &Path) {
-    while Monitor::open(socket).await.is_err() {
+    let obeys = async || Monitor::open(socket).await?.order("qmp_capabilities").await;
+    while obeys().await.is_err() {
         tokio::time::sleep(RETRY).await;
     }
 }
@@ -53,6 +59,12 @@ impl Monitor {
         };
         monitor.hear().await?;
         Ok(monitor)
+    }
+
+    /// Who listens (unix(7), SO_PEERCRED).
+    fn peer(&self) -> io::Result<Option<u32>> {
+        let peer = self.stream.get_ref().peer_cred()?;
+        Ok(peer.pid().and_then(|pid| u32::try_from(pid).ok()))
     }
 
     /// Says one command and waits for its answer; events in between are passed over.

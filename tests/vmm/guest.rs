@@ -1,0 +1,238 @@
+//! A real guest: boots, pings its gateway, powers down when asked. `examples/guest/build.sh` makes it.
+//! Not here: what it may not reach.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use slicectl::api::network::{IsolatedSpec, Mac, NetworkSpec};
+use slicectl::api::vm::{Hypervisor, VmSpec};
+use slicectl::host::Kind;
+use slicectl::host::process::{self, Life, TapSlot};
+use slicectl::reconcile::Reconcile;
+use slicectl::reconcile::vmm::{
+    Accel, Action, CONSOLE, Desired, Machine, Plug, Slot, Unfit, Vmm, recipe,
+};
+
+use crate::support::{PrivateNet, converge, eventually, some_vm};
+
+/// Generous: on a busy machine a guest without KVM takes its time.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn guest_dir() -> PathBuf {
+    let dir = std::env::var_os("SLICE_GUEST_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest"),
+        PathBuf::from,
+    );
+    assert!(
+        dir.join("vmlinuz").exists() && dir.join("initrd").exists(),
+        "there is no guest in {0}: make it with `examples/guest/build.sh {0}`, or name another place in SLICE_GUEST_DIR",
+        dir.display()
+    );
+    dir
+}
+
+fn initrd_with_probes(dir: &Path, probes: &str) -> PathBuf {
+    let (words, out) = (dir.join("probes"), dir.join("initrd"));
+    std::fs::write(&words, probes).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/guest/with-probes.sh");
+    let made = Command::new(script)
+        .arg(guest_dir().join("initrd"))
+        .arg(&words)
+        .arg(&out)
+        .status()
+        .unwrap();
+    assert!(made.success());
+    out
+}
+
+fn spec(initrd: Option<PathBuf>) -> VmSpec {
+    VmSpec {
+        hypervisor: Hypervisor::Qemu,
+        vcpu: 1,
+        ram_bytes: 128 << 20,
+        kernel_file: Some(guest_dir().join("vmlinuz")),
+        initrd_file: initrd,
+        dns_servers: vec!["1.1.1.1".parse().unwrap()],
+        network: NetworkSpec::Isolated(IsolatedSpec {
+            range: None,
+            policy: slicectl::api::policy::Policy::default(),
+            tap_owner: slicectl::api::network::TapOwner::default(),
+        }),
+    }
+}
+
+fn slot(dir: &Path, net: &PrivateNet) -> Slot {
+    Slot {
+        name: "web-1".parse().unwrap(),
+        dir: dir.to_owned(),
+        netns: net.path.clone(),
+        tap: "tap0".into(),
+        ip: "169.254.100.2".parse().unwrap(),
+        prefix_len: 30,
+        gateway: "169.254.100.1".parse().unwrap(),
+        mac: Mac([2, 0, 0, 0, 0, 2]),
+    }
+}
+
+#[tokio::test]
+async fn a_guest_boots_reaches_its_gateway_and_powers_down_when_asked() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    net.add_tap("169.254.100.1/30");
+    let initrd = initrd_with_probes(
+        dir.path(),
+        "ping gateway 169.254.100.1\nspoof liar 10.9.8.7 169.254.100.1\n",
+    );
+    let machine = Machine::probe(dir.path(), &guest_dir().join("vmlinuz"))
+        .await
+        .unwrap();
+    let mut desired = some_vm(dir.path(), None);
+    desired.want = recipe(&spec(Some(initrd)), &slot(&desired.dir, &net), &machine).unwrap();
+    let rung = Vmm::default();
+    let (running, steps) = converge(&rung, &desired).await;
+    assert_eq!(steps, ["create the run directory", "start the VMM"]);
+    let identity = running.process().unwrap().clone();
+
+    let console = desired.dir.join(CONSOLE);
+    let says =
+        |words: &str| std::fs::read_to_string(&console).is_ok_and(|text| text.contains(words));
+    for words in [
+        "GUEST web-1 ready",
+        "GUEST web-1 gateway ok",
+        "GUEST web-1 liar blocked",
+    ] {
+        assert!(
+            eventually(PATIENCE, || says(words)),
+            "no `{words}` in: {}",
+            std::fs::read_to_string(&console).unwrap()
+        );
+    }
+    assert_eq!(
+        process::tap_slot(identity.pid).unwrap(),
+        TapSlot::Attached("tap0".into())
+    );
+    assert_eq!(
+        converge(&rung, &desired).await.1,
+        Vec::<String>::new(),
+        "rest"
+    );
+
+    net.run("ip link del tap0");
+    let observed = rung.observe(&desired).await.unwrap();
+    assert_eq!(observed.running[0].plug, Plug::TapGone);
+    assert!(
+        !Vmm::plan(&desired, &observed).unwrap().is_empty(),
+        "a guest without its wire is drift"
+    );
+
+    let ask = Action::AskToPowerDown(observed.running[0].process.clone());
+    for _ in 0..10 {
+        rung.act(&desired, &ask).await.unwrap();
+    }
+    assert!(matches!(
+        process::look(&identity).unwrap(),
+        Life::Ended(process::Exit::Code(0))
+    ));
+    assert!(says("GUEST web-1 powers down"), "politely");
+    converge(
+        &rung,
+        &Desired {
+            want: None,
+            ..desired.clone()
+        },
+    )
+    .await;
+    assert!(!desired.dir.exists());
+}
+
+#[tokio::test]
+async fn no_vmm_is_started_without_its_tap_and_no_tap_is_made_for_it() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let machine = Machine {
+        accel: Accel::Tcg,
+        tsc_khz: None,
+    };
+    let mut desired = some_vm(dir.path(), None);
+    desired.want = recipe(&spec(None), &slot(&desired.dir, &net), &machine).unwrap();
+    let rung = Vmm::default();
+    rung.act(&desired, &Action::CreateRunDir).await.unwrap();
+    let error = rung
+        .act(&desired, &Action::Launch { after: None })
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, Kind::Absent, "{error}");
+    assert!(rung.observe(&desired).await.unwrap().running.is_empty());
+    assert!(!net.succeeds("ip link show dev tap0"));
+}
+
+#[tokio::test]
+async fn a_kernel_that_is_none_is_the_reason_given() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    net.add_tap("169.254.100.1/30");
+    let machine = Machine {
+        accel: Accel::Tcg,
+        tsc_khz: None,
+    };
+    let mut desired = some_vm(dir.path(), None);
+    let spec = VmSpec {
+        kernel_file: Some("/nowhere/vmlinuz".into()),
+        ..spec(None)
+    };
+    desired.want = recipe(&spec, &slot(&desired.dir, &net), &machine).unwrap();
+    let rung = Vmm::default();
+    rung.act(&desired, &Action::CreateRunDir).await.unwrap();
+    let error = rung
+        .act(&desired, &Action::Launch { after: None })
+        .await
+        .unwrap_err();
+    assert!(
+        error.source.to_string().contains("/nowhere/vmlinuz"),
+        "{}",
+        error.source
+    );
+}
+
+#[tokio::test]
+async fn what_a_machine_can_do_is_found_out_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = guest_dir().join("vmlinuz");
+    let first = Machine::probe(dir.path(), &kernel).await.unwrap();
+    // A second probe would find no kernel here, and could not say `kvm`.
+    let second = Machine::probe(dir.path(), Path::new("/nowhere"))
+        .await
+        .unwrap();
+    assert_eq!(first, second);
+    assert!(dir.path().join("machine.json").exists());
+}
+
+#[test]
+fn a_slot_without_hypervisor_runs_nothing_and_a_vmm_without_kernel_is_refused() {
+    let net_path = PathBuf::from("/run/netns/x");
+    let slot = Slot {
+        name: "web-1".parse().unwrap(),
+        dir: "/run/slice/vm/x".into(),
+        netns: net_path,
+        tap: "tap0".into(),
+        ip: "169.254.100.2".parse().unwrap(),
+        prefix_len: 30,
+        gateway: "169.254.100.1".parse().unwrap(),
+        mac: Mac([2, 0, 0, 0, 0, 2]),
+    };
+    let machine = Machine {
+        accel: Accel::Kvm,
+        tsc_khz: Some(1),
+    };
+    let bare = VmSpec {
+        kernel_file: None,
+        ..spec(None)
+    };
+    assert_eq!(
+        recipe(&bare, &slot, &machine),
+        Err(Unfit::NoKernel(Hypervisor::Qemu))
+    );
+    let none = VmSpec {
+        hypervisor: Hypervisor::None,
+        ..bare
+    };
+    assert_eq!(recipe(&none, &slot, &machine), Ok(None));
+}

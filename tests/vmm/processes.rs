@@ -1,0 +1,508 @@
+//! Real processes: started, lost, found again, stopped.
+//! Not here: guests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use slicectl::host::process::{self, Exit, Identity, Life, Record, Spawn, Stop};
+use slicectl::host::{Kind, cpu};
+use slicectl::reconcile::Reconcile;
+use slicectl::reconcile::vmm::{
+    Action, CONSOLE, CONSOLE_OLD, Desired, LABEL_VAR, LOG_LIMIT, Launch, OURS, RECORD, RunDir, Vmm,
+    rotate, watch,
+};
+
+use crate::support::{PrivateNet, converge, eventually, some_vm};
+
+/// The variable that turns the test of a killed launcher into the launcher.
+const LAUNCH_INTO: &str = "TEST_LAUNCH_INTO";
+
+fn words(line: &str) -> Vec<String> {
+    line.split(' ').map(str::to_owned).collect()
+}
+
+fn spawn(
+    dir: &Path,
+    netns: &Path,
+    argv: &[String],
+    mark: &str,
+) -> Result<Identity, slicectl::host::Error> {
+    process::spawn(&Spawn {
+        argv,
+        env: &[("TEST_MARK", mark)],
+        cwd: dir,
+        netns,
+        needs_link: "lo",
+        log: &dir.join(CONSOLE),
+        file_limit: LOG_LIMIT,
+        record: &dir.join(RECORD),
+    })
+}
+
+fn kill(identity: &Identity) {
+    if let Life::Alive(process) = process::look(identity).unwrap() {
+        process.stop(Stop::Kill).unwrap();
+    }
+    assert!(eventually(Duration::from_secs(5), || matches!(
+        process::look(identity).unwrap(),
+        Life::Ended(_)
+    )));
+    process::reap(identity).unwrap();
+}
+
+#[test]
+fn a_process_is_alone_in_its_session_and_inherits_nothing() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let identity = spawn(dir.path(), &net.path, &words("sleep 600"), "alone").unwrap();
+    let proc = PathBuf::from(format!("/proc/{}", identity.pid));
+    let mut open: Vec<String> = std::fs::read_dir(proc.join("fd"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    open.sort();
+    assert_eq!(open, ["0", "1", "2"]);
+    assert_eq!(
+        std::fs::read_link(proc.join("fd/0")).unwrap(),
+        Path::new("/dev/null")
+    );
+    let stat = std::fs::read_to_string(proc.join("stat")).unwrap();
+    let session = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .nth(3)
+        .unwrap()
+        .to_owned();
+    assert_eq!(session, identity.pid.to_string());
+    assert!(process::shares_netns(identity.pid, &net.path).unwrap());
+    assert!(!process::shares_netns(identity.pid, Path::new("/proc/self/ns/net")).unwrap());
+    assert_eq!(process::argv(identity.pid).unwrap(), words("sleep 600"));
+    assert_eq!(
+        process::env_var(identity.pid, "CARGO").unwrap(),
+        None,
+        "our environment stays ours"
+    );
+    kill(&identity);
+}
+
+#[test]
+fn a_process_is_found_by_its_mark_and_not_by_anothers() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let mark = dir.path().display().to_string();
+    let identity = spawn(dir.path(), &net.path, &words("sleep 600"), &mark).unwrap();
+    let found: Vec<Identity> = process::find("TEST_MARK")
+        .unwrap()
+        .into_iter()
+        .filter(|found| found.value == mark)
+        .map(|found| found.identity)
+        .collect();
+    assert_eq!(found, std::slice::from_ref(&identity));
+    assert_eq!(
+        process::read_record(&dir.path().join(RECORD)).unwrap(),
+        Record::Of(identity.clone())
+    );
+    kill(&identity);
+}
+
+#[test]
+fn a_reused_pid_is_another_process() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let identity = spawn(dir.path(), &net.path, &words("sleep 600"), "reuse").unwrap();
+    let earlier = Identity {
+        start: identity.start - 1,
+        ..identity.clone()
+    };
+    let before_the_reboot = Identity {
+        boot: "another".into(),
+        ..identity.clone()
+    };
+    for other in [&earlier, &before_the_reboot] {
+        assert!(matches!(
+            process::look(other).unwrap(),
+            Life::Ended(Exit::Unknown)
+        ));
+    }
+    assert!(matches!(process::look(&identity).unwrap(), Life::Alive(_)));
+    kill(&identity);
+}
+
+#[tokio::test]
+async fn the_end_of_a_process_is_told_and_how_it_ended() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    for (program, exit) in [
+        ("sleep 0.2", Exit::Code(0)),
+        ("false", Exit::Code(1)),
+        ("sleep 600", Exit::Signal(15)),
+    ] {
+        let identity = spawn(dir.path(), &net.path, &words(program), "end").unwrap();
+        if let (Exit::Signal(_), Life::Alive(process)) = (exit, process::look(&identity).unwrap()) {
+            process.stop(Stop::Terminate).unwrap();
+        }
+        tokio::time::timeout(Duration::from_secs(5), watch(&identity, dir.path()))
+            .await
+            .unwrap()
+            .unwrap();
+        for look in 0..2 {
+            let Life::Ended(told) = process::look(&identity).unwrap() else {
+                panic!("look {look}")
+            };
+            assert_eq!(told, exit, "looking does not reap");
+        }
+        process::reap(&identity).unwrap();
+        assert!(
+            !Path::new(&format!("/proc/{}", identity.pid)).exists(),
+            "reaped"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_started_where_the_link_is_missing_or_the_program() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let (record, log) = (dir.path().join(RECORD), dir.path().join(CONSOLE));
+    let argv = words("sleep 600");
+    let spawn = Spawn {
+        argv: &argv,
+        env: &[],
+        cwd: dir.path(),
+        netns: &net.path,
+        needs_link: "tap0",
+        log: &log,
+        file_limit: LOG_LIMIT,
+        record: &record,
+    };
+    assert_eq!(process::spawn(&spawn).unwrap_err().kind, Kind::Absent);
+    assert_eq!(process::read_record(&record).unwrap(), Record::Unborn);
+    let argv = words("no-such-program-here");
+    let error = process::spawn(&Spawn {
+        needs_link: "lo",
+        argv: &argv,
+        ..spawn
+    })
+    .unwrap_err();
+    assert_eq!(error.kind, Kind::Absent, "{error}");
+    // The child noted itself and then could not become the program: the record names one that is gone.
+    if let Record::Of(identity) = process::read_record(&record).unwrap() {
+        assert!(matches!(process::look(&identity).unwrap(), Life::Ended(_)));
+    }
+    let error = process::spawn(&Spawn {
+        netns: Path::new("/nowhere"),
+        needs_link: "lo",
+        ..spawn
+    })
+    .unwrap_err();
+    assert_eq!(error.kind, Kind::Absent);
+}
+
+#[test]
+fn a_log_is_bounded_by_the_kernel_and_goes_on_after_rotation() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let line = "x".repeat(4096);
+    let argv = [
+        "sh".into(),
+        "-c".into(),
+        format!("while :; do echo {line} 2>/dev/null || sleep 0.01; done"),
+    ];
+    let identity = spawn(dir.path(), &net.path, &argv, "log").unwrap();
+    let length =
+        |name: &str| std::fs::metadata(dir.path().join(name)).map_or(0, |found| found.len());
+    assert!(
+        eventually(Duration::from_secs(20), || length(CONSOLE) == LOG_LIMIT),
+        "{} bytes",
+        length(CONSOLE)
+    );
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(length(CONSOLE), LOG_LIMIT);
+    assert!(
+        matches!(process::look(&identity).unwrap(), Life::Alive(_)),
+        "a full log kills nobody"
+    );
+    rotate(dir.path()).unwrap();
+    assert_eq!(length(CONSOLE_OLD), LOG_LIMIT);
+    assert!(
+        eventually(Duration::from_secs(5), || length(CONSOLE) > 0),
+        "it writes again"
+    );
+    kill(&identity);
+    let start = std::fs::read(dir.path().join(CONSOLE)).unwrap();
+    assert_eq!(start.first(), Some(&b'x'), "no hole where the old log was");
+}
+
+/// The launcher starts processes as fast as it can and is killed somewhere in between; whatever was born is on record.
+#[test]
+fn killing_the_launcher_loses_no_process_and_kills_none() {
+    if let Some(dir) = std::env::var_os(LAUNCH_INTO) {
+        return launch_until_killed(Path::new(&dir));
+    }
+    let mut born = 0;
+    for round in 0..12_u64 {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "processes::killing_the_launcher_loses_no_process_and_kills_none";
+        let mut launcher = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(LAUNCH_INTO, dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        assert!(eventually(Duration::from_secs(20), || dir
+            .path()
+            .join("1")
+            .join(RECORD)
+            .exists()));
+        std::thread::sleep(Duration::from_micros(700 * round));
+        launcher.kill().unwrap();
+        launcher.wait().unwrap();
+        born += count_and_stop(dir.path());
+    }
+    assert!(born > 12, "only {born} processes were started");
+}
+
+fn launch_until_killed(dir: &Path) {
+    for number in 0.. {
+        let own = dir.join(number.to_string());
+        std::fs::create_dir(&own).unwrap();
+        spawn(
+            &own,
+            Path::new("/proc/self/ns/net"),
+            &words("sleep 600"),
+            &own.display().to_string(),
+        )
+        .unwrap();
+    }
+}
+
+fn count_and_stop(dir: &Path) -> usize {
+    let mut recorded = Vec::new();
+    for own in std::fs::read_dir(dir).unwrap() {
+        let record = own.unwrap().path().join(RECORD);
+        let settled =
+            || !matches!(process::read_record(&record), Err(error) if error.kind == Kind::Busy);
+        assert!(
+            eventually(Duration::from_secs(5), settled),
+            "a birth that never ends"
+        );
+        if let Record::Of(identity) = process::read_record(&record).unwrap() {
+            recorded.push(identity);
+        }
+    }
+    let under = dir.display().to_string();
+    let mut found: Vec<Identity> = process::find("TEST_MARK")
+        .unwrap()
+        .into_iter()
+        .filter(|found| found.value.starts_with(&under))
+        .map(|found| found.identity)
+        .collect();
+    let by_pid = |identity: &Identity| identity.pid;
+    (recorded.sort_by_key(by_pid), found.sort_by_key(by_pid));
+    for identity in &found {
+        assert!(
+            matches!(process::look(identity).unwrap(), Life::Alive(_)),
+            "it outlives its launcher"
+        );
+        kill(identity);
+    }
+    assert_eq!(recorded, found, "on record is what runs");
+    found.len()
+}
+
+/// What stands in for a VMM: it holds no TAP and has no control socket.
+fn sleeper(net: &PrivateNet, seconds: u32) -> Launch {
+    Launch {
+        argv: words(&format!("sleep {seconds}")),
+        netns: net.path.clone(),
+        tap: "lo".into(),
+    }
+}
+
+#[tokio::test]
+async fn a_vmm_is_started_once_adopted_replaced_and_removed() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let desired = some_vm(dir.path(), Some(sleeper(&net, 600)));
+    let (first, steps) = converge(&Vmm::default(), &desired).await;
+    assert_eq!(steps, ["create the run directory", "start the VMM"]);
+
+    let (adopted, steps) = converge(&Vmm::default(), &desired).await;
+    assert_eq!(
+        (adopted.process(), steps.len()),
+        (first.process(), 0),
+        "a new daemon takes no step"
+    );
+
+    std::fs::remove_dir_all(&desired.dir).unwrap();
+    let (found, steps) = converge(&Vmm::default(), &desired).await;
+    assert_eq!(
+        found.process(),
+        first.process(),
+        "found without its directory"
+    );
+    assert_eq!(steps.len(), 2, "directory and record: {steps:?}");
+
+    let other = Desired {
+        want: Some(sleeper(&net, 700)),
+        ..desired.clone()
+    };
+    let (replaced, _) = converge(&Vmm::default(), &other).await;
+    assert_ne!(replaced.process(), first.process());
+    assert_eq!(
+        process::argv(replaced.process().unwrap().pid).unwrap(),
+        words("sleep 700")
+    );
+
+    std::fs::write(desired.dir.join("notes.txt"), "mine").unwrap();
+    let (gone, _) = converge(
+        &Vmm::default(),
+        &Desired {
+            want: None,
+            ..desired
+        },
+    )
+    .await;
+    assert!(gone.running.is_empty());
+    assert_eq!(
+        gone.dir,
+        RunDir::Present {
+            ours: vec![],
+            others: vec!["notes.txt".into()]
+        }
+    );
+    for identity in [first.process().unwrap(), replaced.process().unwrap()] {
+        assert!(
+            !Path::new(&format!("/proc/{}", identity.pid)).exists(),
+            "no zombie is left"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_killed_vmm_is_started_again_and_its_end_is_named() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let desired = some_vm(dir.path(), Some(sleeper(&net, 600)));
+    let rung = Vmm::default();
+    let (first, _) = converge(&rung, &desired).await;
+    let identity = first.process().unwrap();
+    let Life::Alive(process) = process::look(identity).unwrap() else {
+        panic!("it runs")
+    };
+    process.stop(Stop::Kill).unwrap();
+    watch(identity, &desired.dir).await.unwrap();
+    let (second, steps) = converge(&rung, &desired).await;
+    assert_eq!(steps, ["start the VMM again: it was killed by signal 9"]);
+    assert_ne!(second.process(), first.process());
+    converge(
+        &rung,
+        &Desired {
+            want: None,
+            ..desired.clone()
+        },
+    )
+    .await;
+    assert!(!desired.dir.exists());
+}
+
+#[tokio::test]
+async fn a_vmm_that_cannot_run_says_why() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let argv = vec![
+        "sh".into(),
+        "-c".into(),
+        "echo no such kernel; exit 3".into(),
+    ];
+    let desired = some_vm(
+        dir.path(),
+        Some(Launch {
+            argv,
+            ..sleeper(&net, 1)
+        }),
+    );
+    let rung = Vmm::default();
+    rung.act(&desired, &Action::CreateRunDir).await.unwrap();
+    let error = rung
+        .act(&desired, &Action::Launch { after: None })
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.source.to_string(),
+        "it exited with status 3 and said: no such kernel"
+    );
+    let observed = rung.observe(&desired).await.unwrap();
+    assert_eq!(
+        (observed.ended, observed.last_words.as_str()),
+        (Some(Exit::Code(3)), "no such kernel")
+    );
+    converge(
+        &rung,
+        &Desired {
+            want: None,
+            ..desired.clone()
+        },
+    )
+    .await;
+    assert!(!desired.dir.exists());
+}
+
+#[tokio::test]
+async fn a_vmm_with_another_label_is_not_ours_to_stop() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let desired = some_vm(dir.path(), None);
+    std::fs::create_dir(&desired.dir).unwrap();
+    let stranger = spawn(&desired.dir, &net.path, &words("sleep 600"), "stranger").unwrap();
+    let other = some_vm(&dir.path().join("another"), None);
+    std::fs::create_dir_all(&other.dir).unwrap();
+    let label = other.label.to_string();
+    let neighbour = process::spawn(&Spawn {
+        argv: &words("sleep 600"),
+        env: &[(LABEL_VAR, &label)],
+        cwd: &other.dir,
+        netns: &net.path,
+        needs_link: "lo",
+        log: &other.dir.join(CONSOLE),
+        file_limit: LOG_LIMIT,
+        record: &other.dir.join(RECORD),
+    })
+    .unwrap();
+    converge(&Vmm::default(), &desired).await;
+    assert!(!desired.dir.exists(), "the files were ours");
+    for alive in [&stranger, &neighbour] {
+        assert!(matches!(process::look(alive).unwrap(), Life::Alive(_)));
+    }
+    let claimed = Vmm::default().claimed(&other.label.instance).await.unwrap();
+    assert_eq!(claimed, [other.label.clone()], "only this daemon's");
+    kill(&stranger);
+    kill(&neighbour);
+}
+
+#[tokio::test]
+async fn a_vmm_whose_directory_is_gone_is_found_by_the_census_and_removed() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let desired = some_vm(dir.path(), Some(sleeper(&net, 600)));
+    let (started, _) = converge(&Vmm::default(), &desired).await;
+    std::fs::remove_dir_all(&desired.dir).unwrap();
+    let rung = Vmm::default();
+    assert_eq!(
+        rung.claimed(&desired.label.instance).await.unwrap(),
+        [desired.label.clone()]
+    );
+    converge(
+        &rung,
+        &Desired {
+            want: None,
+            ..desired
+        },
+    )
+    .await;
+    assert!(matches!(
+        process::look(started.process().unwrap()).unwrap(),
+        Life::Ended(_)
+    ));
+}
+
+#[test]
+fn every_name_we_remove_is_one_we_write() {
+    let mut ours = OURS.to_vec();
+    ours.sort_unstable();
+    ours.dedup();
+    assert_eq!(ours, OURS, "sorted, each once");
+    assert!(cpu::tsc_khz().is_none_or(|khz| (100_000..20_000_000).contains(&khz)));
+}

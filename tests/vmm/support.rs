@@ -1,0 +1,114 @@
+//! A namespace of one's own, a label of one's own, patience.
+//! Not here: assertions.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use slicectl::api::meta::{Name, Uid};
+use slicectl::owner::{Instance, Label};
+use slicectl::reconcile::Reconcile;
+use slicectl::reconcile::vmm::{Desired, Launch, Observed, Vmm};
+
+/// A network namespace that lives in a thread of ours, and dies with this value and the processes in it.
+pub struct PrivateNet {
+    commands: Sender<Vec<String>>,
+    results: Receiver<bool>,
+    pub path: PathBuf,
+}
+
+impl PrivateNet {
+    pub fn new() -> Self {
+        let (commands, inbox) = channel::<Vec<String>>();
+        let (outbox, results) = channel();
+        let (ready, path) = channel();
+        std::thread::spawn(move || {
+            // SAFETY of the machine: everything below happens in a namespace of this thread.
+            #[allow(deprecated)]
+            rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET)
+                .expect("these tests need root, or a user namespace in which they are root");
+            let tid = rustix::thread::gettid().as_raw_nonzero();
+            let path = format!("/proc/{}/task/{tid}/ns/net", std::process::id());
+            ready.send(PathBuf::from(path)).unwrap();
+            for words in inbox {
+                let done = Command::new(&words[0]).args(&words[1..]).status();
+                outbox
+                    .send(done.is_ok_and(|status| status.success()))
+                    .unwrap();
+            }
+        });
+        let path = path.recv().expect("a network namespace");
+        let net = Self {
+            commands,
+            results,
+            path,
+        };
+        net.run("ip link set lo up");
+        net
+    }
+
+    /// Runs a command in the namespace; panics if it fails.
+    pub fn run(&self, line: &str) {
+        assert!(self.succeeds(line), "`{line}` failed");
+    }
+
+    /// Runs a command in the namespace.
+    pub fn succeeds(&self, line: &str) -> bool {
+        self.commands
+            .send(line.split(' ').map(str::to_owned).collect())
+            .unwrap();
+        self.results.recv().unwrap()
+    }
+
+    /// `tap0` with the gateway's address.
+    pub fn add_tap(&self, address: &str) {
+        self.run("ip tuntap add dev tap0 mode tap");
+        self.run(&format!("ip addr add {address} dev tap0"));
+        self.run("ip link set tap0 up");
+    }
+}
+
+/// A VM that nobody else has.
+pub fn some_vm(dir: &Path, want: Option<Launch>) -> Desired {
+    let uid = Uid::random();
+    let name: Name = "web-1".parse().unwrap();
+    let label: Label = Instance::of(dir).vm_label(&name, uid);
+    Desired {
+        label,
+        uid,
+        dir: dir.join("vm"),
+        want,
+    }
+}
+
+/// Observe, plan, act, until the plan is empty; returns what was seen last, and the steps taken.
+pub async fn converge(rung: &Vmm, desired: &Desired) -> (Observed, Vec<String>) {
+    let mut steps = Vec::new();
+    for _ in 0..4 {
+        let observed = rung.observe(desired).await.unwrap();
+        let plan = Vmm::plan(desired, &observed).unwrap();
+        if plan.is_empty() {
+            return (observed, steps);
+        }
+        for action in plan {
+            steps.push(action.to_string());
+            rung.act(desired, &action)
+                .await
+                .unwrap_or_else(|error| panic!("{action}: {error}: {}", error.source));
+        }
+    }
+    panic!("not converging: {steps:?}");
+}
+
+/// Waits until `done`, at most `limit`; whether it came.
+pub fn eventually(limit: Duration, done: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < limit {
+        if done() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    done()
+}
