@@ -76,19 +76,19 @@ fn every_verb_answers_as_its_golden_says() {
         ("wait-gone", "wait vm never-was --for deleted --timeout 5s"),
         (
             "wait-timeout-hostgroup",
-            "wait hg/sandbox --for ready --timeout 200ms",
+            "wait hg/sandbox --for ready --timeout 1s",
         ),
         (
             "wait-timeout-vm",
-            "wait vm/sandbox-2 vm/lab-1 --for ready --timeout 200ms",
+            "wait vm/sandbox-2 vm/lab-1 --for ready --timeout 1s",
         ),
         (
             "wait-timeout-deleted",
-            "wait vm/sandbox-3 vm/sandbox-1 --for deleted --timeout 200ms",
+            "wait vm/sandbox-3 vm/sandbox-1 --for deleted --timeout 1s",
         ),
         (
             "wait-timeout-absent",
-            "wait vm/none-such --for ready --timeout 200ms",
+            "wait vm/none-such --for ready --timeout 1s",
         ),
         ("delete-lease", "delete lease/sandbox-1"),
         ("delete-missing", "delete vm/none-such"),
@@ -149,7 +149,7 @@ fn standard_input_is_a_manifest_too() {
     golden::compare("apply-warning", &apply(&one("odd"), ""));
     golden::compare("apply-owned-by-file", &apply(&one("lab"), ""));
     golden::compare("apply-broken", &apply("config: [", ""));
-    golden::compare("apply-wait-timeout", &apply(&one("stuck"), "--wait=200ms"));
+    golden::compare("apply-wait-timeout", &apply(&one("stuck"), "--wait=1s"));
     let big = format!("# {}", "x".repeat(1 << 20));
     golden::compare("apply-too-big", &apply(&big, ""));
     assert_eq!(apply(&one("unread"), "").code, 0);

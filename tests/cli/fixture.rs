@@ -364,7 +364,7 @@ impl Backend for World {
             vm,
             packet: packet::text(&packet),
             verdict,
-            rule: "-A SLICE-POLICY -d 192.168.1.0/24 -j DROP".into(),
+            rule: format!("-A SLICE-POLICY -m comment --comment \"{verdict:?}\""),
             place: "namespace SLICE-POLICY".into(),
             entry: origin.to_string(),
         })

@@ -64,7 +64,14 @@ impl Run {
                 .unwrap()
                 .replace(&world::created().to_string(), "<CREATED>")
                 .replace(self.dir.to_str().unwrap(), "<DIR>")
-                .replace(env!("CARGO_PKG_VERSION"), "<VERSION>")
+                .replace(
+                    concat!("slicectl  ", env!("CARGO_PKG_VERSION")),
+                    "slicectl  <VERSION>",
+                )
+                .replace(
+                    concat!("\"client\": \"", env!("CARGO_PKG_VERSION")),
+                    "\"client\": \"<VERSION>",
+                )
         };
         Transcript {
             words: text(self.words.into_bytes()),

@@ -253,7 +253,7 @@ fn colours_are_for_terminals_that_want_them() {
 #[test]
 fn progress_is_for_terminals_alone() {
     let fixture = Fixture::start();
-    let words = "wait hg/sandbox --for ready --timeout 400ms";
+    let words = "wait hg/sandbox --for ready --timeout 1500ms";
     let seen = on_a_terminal(&fixture, words, "");
     assert!(seen.contains("1/3 VMs ready"), "{seen:?}");
     let piped = slicectl(&fixture).args(words).run();
