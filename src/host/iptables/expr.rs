@@ -3,6 +3,8 @@
 //!
 //! Formats: linux/netfilter/nf_tables.h; numbers are big-endian, what is compared with packets is as in the packet.
 
+use std::ops::RangeInclusive;
+
 use super::decode::{self, Decoded, Draft, Exact, Inverted, Unknown, array, once, test};
 use super::netlink::{attr, attrs, be32, text};
 use crate::host::rule::{Match, Protocol, Reject, Rule, Target};
@@ -105,7 +107,7 @@ impl Machine {
                 let value = attr(data, 3)
                     .and_then(|data| attr(data, 1))
                     .ok_or(Unknown)?;
-                self.compare(number(1)?, inverted(number(2)?)?, value)
+                self.compare(number(1)?, number(2)?, value)
             }
             "range" => self.range(data),
             "match" => {
@@ -166,27 +168,29 @@ impl Machine {
         }
     }
 
-    fn compare(&mut self, number: u32, inverted: Inverted, value: &[u8]) -> Decoded {
+    fn compare(&mut self, number: u32, op: u32, value: &[u8]) -> Decoded {
         let register = self.register(number)?;
         register.compared = true;
         let (source, mask) = (register.source, register.mask.clone());
         let when = &mut self.when;
-        match (source, mask.as_deref(), inverted) {
-            (Source::InIf, None, _) => once(&mut when.in_if, test(link(value)?, inverted)),
-            (Source::OutIf, None, _) => once(&mut when.out_if, test(link(value)?, inverted)),
-            (Source::L4Protocol, None, Inverted::No) => {
-                once(&mut when.protocol, decode::protocol(first(value)?)?)
+        match (op, source, mask) {
+            (EQUAL, source, mask) => equal(when, source, mask.as_deref(), Inverted::No, value),
+            (NOT_EQUAL, source, mask) => equal(when, source, mask.as_deref(), Inverted::Yes, value),
+            (AT_MOST, DEST_PORT, None) => {
+                let first = match when.dport.take().map(RangeInclusive::into_inner) {
+                    None => 0,
+                    Some((first, u16::MAX)) => first,
+                    Some(_) => return Err(Unknown),
+                };
+                once(
+                    &mut when.dport,
+                    first..=u16::from_be_bytes(array(value, 0)?),
+                )
             }
-            (Source::CtState, Some(mask), Inverted::Yes) => ct_state(when, mask, value),
-            (
-                Source::Payload {
-                    base,
-                    offset,
-                    length,
-                },
-                mask,
-                _,
-            ) => payload(when, (base, offset, length), mask, inverted, value),
+            (AT_LEAST, DEST_PORT, None) => once(
+                &mut when.dport,
+                u16::from_be_bytes(array(value, 0)?)..=u16::MAX,
+            ),
             _ => Err(Unknown),
         }
     }
@@ -201,8 +205,8 @@ impl Machine {
         };
         let register = self.register(number(1)?)?;
         register.compared = true;
-        match (register.source, &register.mask, inverted(number(2)?)?) {
-            (DEST_PORT, None, Inverted::No) => once(&mut self.when.dport, port(3)?..=port(4)?),
+        match (register.source, &register.mask, number(2)?) {
+            (DEST_PORT, None, EQUAL) => once(&mut self.when.dport, port(3)?..=port(4)?),
             _ => Err(Unknown),
         }
     }
@@ -213,6 +217,15 @@ const DEST_PORT: Source = Source::Payload {
     offset: 2,
     length: 2,
 };
+
+/// `NFT_CMP_EQ`, `NFT_RANGE_EQ`.
+const EQUAL: u32 = 0;
+/// `NFT_CMP_NEQ`.
+const NOT_EQUAL: u32 = 1;
+/// `NFT_CMP_LTE`.
+const AT_MOST: u32 = 3;
+/// `NFT_CMP_GTE`.
+const AT_LEAST: u32 = 5;
 
 /// `NFT_PAYLOAD_LL_HEADER`.
 const LINK_LAYER: u32 = 0;
@@ -230,10 +243,29 @@ fn meta(key: u32) -> Result<Source, Unknown> {
     }
 }
 
-fn inverted(op: u32) -> Result<Inverted, Unknown> {
-    match op {
-        0 => Ok(Inverted::No),
-        1 => Ok(Inverted::Yes),
+fn equal(
+    when: &mut Match,
+    source: Source,
+    mask: Option<&[u8]>,
+    inverted: Inverted,
+    value: &[u8],
+) -> Decoded {
+    match (source, mask, inverted) {
+        (Source::InIf, None, _) => once(&mut when.in_if, test(link(value)?, inverted)),
+        (Source::OutIf, None, _) => once(&mut when.out_if, test(link(value)?, inverted)),
+        (Source::L4Protocol, None, Inverted::No) => {
+            once(&mut when.protocol, decode::protocol(first(value)?)?)
+        }
+        (Source::CtState, Some(mask), Inverted::Yes) => ct_state(when, mask, value),
+        (
+            Source::Payload {
+                base,
+                offset,
+                length,
+            },
+            mask,
+            _,
+        ) => payload(when, (base, offset, length), mask, inverted, value),
         _ => Err(Unknown),
     }
 }

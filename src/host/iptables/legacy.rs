@@ -284,25 +284,23 @@ fn network(
     }
 }
 
-/// The mask covers the name and, if the name is compared whole, its NUL.
+/// The mask covers the name and, if the name is compared whole, its NUL. iptables leaves the `+` in the name, beyond the
+/// mask.
 fn link(
     name: [u8; 16],
     mask: [u8; 16],
     inverted: Inverted,
 ) -> Result<Option<Test<String>>, Unknown> {
     let covered = mask.iter().take_while(|byte| **byte == 0xff).count();
-    let length = name
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(name.len());
     if mask[covered..].iter().any(|byte| *byte != 0) {
         return Err(Unknown);
     }
-    let exact = match covered {
-        0 if length == 0 && inverted == Inverted::No => return Ok(None),
-        covered if covered == length => Exact::Beginning,
-        covered if covered == length + 1 => Exact::Whole,
-        _ => return Err(Unknown),
+    let compared = &name[..covered];
+    let name = match compared.iter().position(|byte| *byte == 0) {
+        None if covered == 0 && inverted == Inverted::No => return Ok(None),
+        None => decode::link(compared, Exact::Beginning)?,
+        Some(end) if end + 1 == covered => decode::link(&compared[..end], Exact::Whole)?,
+        Some(_) => return Err(Unknown),
     };
-    decode::link(&name[..length], exact).map(|name| Some(test(name, inverted)))
+    Ok(Some(test(name, inverted)))
 }
