@@ -5,7 +5,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::decode::{self, Decoded, Draft, Exact, Inverted, Unknown, array, once, test};
+use super::decode::{self, Decoded, Exact, Inverted, Sketch, Unknown, array, once, test};
 use super::netlink::{attr, attrs, be32, text};
 use crate::host::rule::{Match, Protocol, Reject, Rule, Target};
 
@@ -41,33 +41,34 @@ struct Machine {
 /// Decodes the attributes of an `NFT_MSG_NEWRULE`.
 pub fn rule(attributes: &[u8]) -> Rule {
     let mut machine = Machine::default();
-    let mut draft = Draft::default();
-    for (_, expression) in attrs(attr(attributes, RULE_EXPRESSIONS).unwrap_or(&[])) {
-        let name = attr(expression, EXPR_NAME).map(text).unwrap_or_default();
-        let data = attr(expression, EXPR_DATA).unwrap_or(&[]);
-        if name == "counter" {
-            continue;
-        }
-        let decoded = machine.step(&name, data);
-        draft.piece(words(&name, data), data, decoded);
-    }
-    if let Some(comment) = attr(attributes, RULE_USERDATA).and_then(userdata_comment) {
-        let decoded = decode::comment(&mut machine.when, &comment);
-        draft.piece("comment".into(), comment.as_bytes(), decoded);
-    }
-    if machine.registers.iter().any(|register| !register.compared) {
-        draft.piece("unused".into(), &[], Err(Unknown));
-    }
-    draft.when = machine.when;
-    draft.then = machine.then;
-    draft.finish()
+    machine
+        .run(attributes)
+        .and_then(|()| decode::complete(machine.when, machine.then))
+        .unwrap_or_else(|Unknown| foreign(attributes))
 }
 
-fn words(name: &str, data: &[u8]) -> String {
-    match name {
-        "match" | "target" => format!("{name} {}", attr(data, 1).map(text).unwrap_or_default()),
-        _ => name.to_owned(),
+fn foreign(attributes: &[u8]) -> Rule {
+    let mut sketch = Sketch::default();
+    for (name, data) in expressions(attributes).filter(|(name, _)| name != "counter") {
+        match name.as_str() {
+            "match" | "target" => {
+                let extension = attr(data, 1).map(text).unwrap_or_default();
+                sketch.piece(format!("{name} {extension}"), data);
+            }
+            _ => sketch.piece(name, data),
+        }
     }
+    if let Some(comment) = attr(attributes, RULE_USERDATA).and_then(userdata_comment) {
+        sketch.piece("comment", comment.as_bytes());
+    }
+    sketch.foreign()
+}
+
+fn expressions(attributes: &[u8]) -> impl Iterator<Item = (String, &[u8])> {
+    attrs(attr(attributes, RULE_EXPRESSIONS).unwrap_or(&[])).map(|(_, expression)| {
+        let name = attr(expression, EXPR_NAME).map(text).unwrap_or_default();
+        (name, attr(expression, EXPR_DATA).unwrap_or(&[]))
+    })
 }
 
 /// Newer iptables keeps the comment beside the rule: type (0: comment), length, text (`libnftnl/udata.h`).
@@ -83,12 +84,26 @@ fn userdata_comment(mut data: &[u8]) -> Option<String> {
 }
 
 impl Machine {
+    fn run(&mut self, attributes: &[u8]) -> Decoded {
+        for (name, data) in expressions(attributes) {
+            self.step(&name, data)?;
+        }
+        if let Some(comment) = attr(attributes, RULE_USERDATA).and_then(userdata_comment) {
+            decode::comment(&mut self.when, &comment)?;
+        }
+        match self.registers.iter().all(|register| register.compared) {
+            true => Ok(()),
+            false => Err(Unknown),
+        }
+    }
+
     fn step(&mut self, name: &str, data: &[u8]) -> Decoded {
         if self.then.is_some() {
             return Err(Unknown);
         }
         let number = |kind| attr(data, kind).and_then(be32).ok_or(Unknown);
         match name {
+            "counter" => Ok(()),
             "meta" => self.load(number(1)?, meta(number(2)?)?),
             "payload" => self.load(
                 number(1)?,
