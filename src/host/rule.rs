@@ -237,29 +237,33 @@ impl Match {
         self
     }
 
-    /// `-p protocol`.
+    /// `-p protocol`. What was asked of another protocol's packets is asked no longer.
     pub fn protocol(mut self, protocol: Protocol) -> Self {
-        self.protocol = Some(protocol);
+        if self.protocol.replace(protocol) != Some(protocol) {
+            self.dport = None;
+            self.icmp_type = None;
+            self.tcp_flags = None;
+        }
         self
     }
 
     /// `-p protocol --dport from:to`, protocol being TCP or UDP; 0 to 65535 asks nothing about ports.
     pub fn dport(mut self, protocol: Protocol, ports: RangeInclusive<u16>) -> Self {
-        self.protocol = Some(protocol);
+        self = self.protocol(protocol);
         self.dport = Some(ports).filter(|ports| *ports != (0..=u16::MAX));
         self
     }
 
     /// `-p icmp --icmp-type 8`.
     pub fn echo_request(mut self) -> Self {
-        self.protocol = Some(Protocol::Icmp);
+        self = self.protocol(Protocol::Icmp);
         self.icmp_type = Some(8);
         self
     }
 
     /// `-p tcp --tcp-flags SYN,RST SYN`.
     pub fn tcp_syn(mut self) -> Self {
-        self.protocol = Some(Protocol::Tcp);
+        self = self.protocol(Protocol::Tcp);
         self.tcp_flags = Some(TcpFlags::Syn);
         self
     }
