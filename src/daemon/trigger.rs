@@ -136,7 +136,6 @@ impl Trigger {
             },
         }
     }
-}
 
     fn on_link(&self, index: Option<u32>) -> Option<Key> {
         let uid = self.by_index.get(&index?)?;
