@@ -12,7 +12,8 @@ use proptest::sample::subsequence;
 use proptest::test_runner::TestRunner;
 use slicectl::host::conntrack;
 use slicectl::host::iptables::{
-    Backend, Edit, Flavour, Input, Lock, Tool, builtin_chains, ipv6_sealed, restore, seal_ipv6,
+    Backend, Edit, Flavour, Input, Lock, Tool, builtin_chains, ipv6_sealed, restore, restore_whole,
+    seal_ipv6,
 };
 use slicectl::host::rule::{
     AddrType, Chain, CtState, Match, Policy, Protocol, Reject, Rule, Ruleset, Table, TableName,
@@ -204,6 +205,30 @@ fn what_a_vms_namespace_is_given_is_read_back_equal() {
             world.commit(&a_vms_rules());
             assert_equal(&world.read(), &a_vms_rules());
         }
+    });
+}
+
+#[test]
+fn whole_tables_are_written_into_nothing_over_something_and_after_a_failure() {
+    on_both(|world| {
+        let write = |ruleset: &Ruleset| {
+            let lock = world.lock();
+            restore_whole(&world.backend, ruleset, Lock::Private(&lock))
+        };
+        let nonsense = vec![Rule::Foreign("whatever".into())];
+        let bad = filter(vec![Chain::builtin("FORWARD", Policy::Drop, nonsense)]);
+        assert!(write(&bad).is_err());
+        for _ in 0..2 {
+            write(&a_vms_rules()).unwrap();
+            assert_equal(&world.read(), &a_vms_rules());
+        }
+    });
+    on_both(|world| {
+        restore_whole(&world.backend, &a_vms_rules(), Lock::Private(&world.lock())).unwrap();
+        assert_equal(&world.read(), &a_vms_rules());
+        let tools = world.tools.path().display();
+        let saved = output(&format!("{tools}/iptables-save"));
+        assert!(saved.contains(":FORWARD DROP"), "{saved}");
     });
 }
 
