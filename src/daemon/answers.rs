@@ -287,9 +287,8 @@ impl Backend for Answers {
     async fn doctor(&self) -> Result<Vec<Check>, Refusal> {
         Ok(doctor::examine(&doctor::Host {
             home: self.engine.hands.home.clone(),
-            netlink: self.engine.hands.netlink.clone(),
             instance: self.engine.instance.clone(),
-            run_dir: self.engine.run_dir.clone(),
+            run_dir: self.engine.run_dir.0.clone(),
             config_dir: self.config_dir.clone(),
         })
         .await)

@@ -251,7 +251,8 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
     let engine = daemon.engine.clone();
     let stop = CancellationToken::new();
     let intake = Arc::new(intake);
-    if let Err(error) = crate::doctor::write_unmanaged(&engine.instance.link_prefix()) {
+    let prefix = engine.instance.link_prefix();
+    if let Err(error) = crate::doctor::write_unmanaged(&engine.hands.home, &prefix).await {
         warn!(%error, "cannot ask the host's network managers to leave our links alone");
     }
     let door = Door::open(&engine.run_dir.socket(), &args.socket_group)
