@@ -608,7 +608,8 @@ fn anyones() -> impl Strategy<Value = Observed> {
     (ours(), any::<[bool; 3]>(), alias).prop_map(|(mut world, [link, netns, handle], alias)| {
         if let Some(seen) = world.host_link.as_mut().filter(|_| link) {
             seen.alias.clone_from(&alias);
-            seen.mac = OTHER_MAC;
+            // A link whose other end is in our namespace is no stranger's, whatever it is labelled.
+            (seen.mac, seen.peer) = (OTHER_MAC, None);
         }
         if netns && world.inside.take().is_some() {
             world.netns = NetnsSeen::Present(alias);
