@@ -2,9 +2,11 @@
 //! Not here: tests.
 //!
 //! - [`kernel`]: a private kernel per test, hosts in it to talk to, canaries.
+//! - [`objects`]: groups and VMs.
 #![allow(
     dead_code,
     reason = "every integration test file compiles this anew and uses a part of it"
 )]
 
 pub mod kernel;
+pub mod objects;
