@@ -8,20 +8,26 @@ use std::time::{Duration, Instant};
 use slicectl::api::view::{Check, CheckVerdict};
 use slicectl::doctor::{self, Host};
 use slicectl::host::netns::Netns;
-use slicectl::owner::Instance;
+use slicectl::owner::{Instance, RunDir};
 use support::kernel;
 
-fn host() -> Host {
+fn instance() -> Instance {
+    Instance::of("/var/lib/slice".as_ref())
+}
+
+async fn host() -> Host {
+    let home = Netns::current().unwrap();
     Host {
-        home: Netns::current().unwrap(),
-        instance: Instance::of("/var/lib/slice".as_ref()),
-        run_dir: "/run/slice".into(),
+        netlink: home.netlink().await.unwrap(),
+        home,
+        instance: instance(),
+        run_dir: RunDir("/run/slice".into()),
         config_dir: "/run/groups.d".into(),
     }
 }
 
 async fn examine() -> Vec<Check> {
-    doctor::examine(&host()).await
+    doctor::examine(&host().await).await
 }
 
 fn find<'a>(checks: &'a [Check], name: &str) -> &'a Check {
@@ -114,7 +120,7 @@ fn docker_is_named_and_a_rule_above_our_jump_is_told() {
             "{check:#?}"
         );
 
-        let chain = host().instance.chain("FWD");
+        let chain = instance().chain("FWD");
         kernel::run(&format!(
             "iptables -N {chain}; iptables -A FORWARD -j {chain}"
         ));
@@ -217,7 +223,7 @@ fn a_foreign_chain_that_drops_what_is_forwarded_is_told_until_its_remedy_is_take
 fn network_managers_are_seen_only_where_they_run_and_are_told_to_leave_our_links_alone() {
     kernel::private(async {
         let home = Netns::current().unwrap();
-        let prefix = host().instance.link_prefix();
+        let prefix = instance().link_prefix();
         assert_eq!(
             doctor::write_unmanaged(&home, &prefix).await.unwrap(),
             [] as [std::path::PathBuf; 0]

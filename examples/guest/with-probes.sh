@@ -6,7 +6,6 @@
 # One probe a line; `#` starts a comment; NAME is a word of your choice:
 #   ping  NAME ADDRESS            an echo is answered
 #   tcp   NAME ADDRESS PORT       a connection is accepted
-#   udp   NAME ADDRESS PORT       a datagram is answered by anything
 #   spoof NAME SOURCE ADDRESS     an echo from a source that is not the guest's is answered
 # The guest tries each about once a second and says so on its serial console whenever the answer changes:
 #   GUEST <hostname> <NAME> ok|blocked

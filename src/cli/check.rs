@@ -4,9 +4,9 @@
 use serde::Serialize;
 
 use super::args::{FormatArgs, GcArgs};
-use super::failure::Failure;
+use super::failure::{Failure, note};
 use super::paint::{Colours, one_line};
-use super::print;
+use super::print::{self, Format};
 use super::table::{Field, Table};
 use crate::api::view::{Check, CheckVerdict, Leftover, Server};
 use crate::wire::{Client, Effect};
@@ -58,15 +58,16 @@ pub async fn gc(client: &Client, args: GcArgs) -> Result<(), Failure> {
         false => Effect::Commit,
     };
     let leftovers = client.gc(effect).await?;
+    if leftovers.is_empty() && args.output == Format::Table {
+        note("nothing is left over");
+        return Ok(());
+    }
     print::answer(args.output, &leftovers, |leftovers| {
         removals(leftovers, effect)
     })
 }
 
 fn removals(leftovers: &[Leftover], effect: Effect) -> String {
-    if leftovers.is_empty() {
-        return "nothing is left over\n".to_owned();
-    }
     let rows = leftovers
         .iter()
         .map(|leftover| vec![Field::from(&leftover.thing), Field::from(&leftover.owner)])

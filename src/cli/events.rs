@@ -1,12 +1,12 @@
 //! `events` and `logs`: what has happened, and what guests say.
 //! Not here: objects.
 
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 
 use super::age::age;
 use super::args::{EventsArgs, LogsArgs};
-use super::failure::Failure;
+use super::failure::{Failure, note};
 use super::paint::Colours;
 use super::print::{self, Format};
 use super::table::{Field, Table};
@@ -16,6 +16,8 @@ use crate::api::event::Event;
 use crate::clock;
 use crate::wire::client::ClientError;
 use crate::wire::{Client, Span};
+
+type Stream = BoxStream<'static, Result<Event, ClientError>>;
 
 /// `events [-w] [OBJECT]`.
 pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
@@ -47,15 +49,13 @@ fn object(words: &[String]) -> Result<Option<String>, Failure> {
     }
 }
 
-async fn table(mut stream: BoxStream<'static, Result<Event, ClientError>>) -> Result<(), Failure> {
-    let mut events = Vec::new();
-    while let Some(event) = stream.next().await {
-        events.push(event?);
+async fn table(stream: Stream) -> Result<(), Failure> {
+    let events = collect(stream).await?;
+    if events.is_empty() {
+        note("nothing has happened");
+        return Ok(());
     }
-    match events.is_empty() {
-        true => print::out("nothing has happened\n"),
-        false => print::out(&listing(&events)),
-    }
+    print::out(&listing(&events))
 }
 
 /// Columns for people.
@@ -63,13 +63,17 @@ pub fn listing(events: &[Event]) -> String {
     header().draw(events.iter().map(row).collect())
 }
 
-async fn rows(stream: BoxStream<'static, Result<Event, ClientError>>) -> Result<(), Failure> {
+async fn rows(stream: Stream) -> Result<(), Failure> {
     let mut table = header();
     each(stream, |event| print::out(&table.draw(vec![row(&event)]))).await
 }
 
+async fn collect(stream: Stream) -> Result<Vec<Event>, Failure> {
+    Ok(stream.try_collect().await?)
+}
+
 async fn each(
-    mut stream: BoxStream<'static, Result<Event, ClientError>>,
+    mut stream: Stream,
     mut tell: impl FnMut(Event) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     while let Some(event) = stream.next().await {
@@ -113,10 +117,5 @@ fn span(follow: bool) -> Span {
 /// The events of one object, oldest first.
 pub async fn of(client: &Client, target: &Target) -> Result<Vec<Event>, Failure> {
     let object = target.to_string();
-    let mut stream = client.events(Some(&object), Span::Once).await?;
-    let mut events = Vec::new();
-    while let Some(event) = stream.next().await {
-        events.push(event?);
-    }
-    Ok(events)
+    collect(client.events(Some(&object), Span::Once).await?).await
 }

@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use super::paint::one_line;
 use crate::wire::client::ClientError;
 
 /// Why a verb did not end well.
@@ -55,7 +56,7 @@ pub fn note(text: &str) {
 
 /// Nobody is left to be told when standard error itself is closed.
 fn say(weight: &str, text: &str) {
-    let _ = writeln!(io::stderr(), "{weight}: {}", text.trim_end());
+    let _ = writeln!(io::stderr(), "{weight}: {}", one_line(text.trim_end()));
 }
 
 impl From<ClientError> for Failure {

@@ -179,18 +179,18 @@ impl<'a> Watch<'a> {
     /// What is still missing, one cause each; nothing when this target is as wished.
     async fn missing(&self, client: &Client, limit: Duration) -> Vec<String> {
         let (target, limit) = (self.target, humantime::format_duration(limit));
-        let (object, reached) = {
+        let (object, reached, synced) = {
             let seen = self.seen.borrow();
-            (seen.object.clone(), seen.reaches(self.goal))
+            (seen.object.clone(), seen.reaches(self.goal), seen.synced)
         };
         let Some(object) = object else {
-            return match (reached, self.goal) {
+            return match (reached, synced) {
                 (true, _) => Vec::new(),
-                (false, Goal::Ready) => {
-                    vec![format!("timed out after {limit}: {target} does not exist")]
-                }
-                (false, Goal::Deleted) => {
-                    vec![format!("timed out after {limit}: sliced does not answer")]
+                (false, true) => vec![format!("timed out after {limit}: {target} does not exist")],
+                (false, false) => {
+                    vec![format!(
+                        "timed out after {limit}: sliced has not told of {target}"
+                    )]
                 }
             };
         };

@@ -29,7 +29,8 @@ pub struct Flow {
     pub sport: u16,
     /// Destination port; 0 for a protocol without ports.
     pub dport: u16,
-    /// The kernel's number for it: tells a flow from a later one between the same ends.
+    /// The kernel's number for it, made of its place in memory and its ends: another flow between the same ends nearly
+    /// always has another.
     pub id: u32,
     tuple: Vec<u8>,
     zone: Option<Vec<u8>>,
@@ -52,7 +53,7 @@ pub fn list() -> Result<Vec<Flow>, Error> {
     Ok(flows)
 }
 
-/// Deletes a flow; one that is gone, or was replaced by another between the same ends, is done.
+/// Deletes a flow. One that is gone, or whose ends and number no longer agree, is done.
 pub fn delete(flow: &Flow) -> Result<(), Error> {
     let mut message = Message::new(DELETE, 0, libc::AF_INET as u8)
         .attr(TUPLE_ORIG | NESTED, &flow.tuple)

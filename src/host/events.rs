@@ -14,6 +14,7 @@ use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::route::RouteAttribute;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -77,11 +78,20 @@ pub enum What {
         peer_nsid: Option<i32>,
     },
     /// An address.
-    Addr,
+    Addr {
+        /// The link it is on.
+        index: u32,
+    },
     /// An IPv4 route of any table.
-    Route,
+    Route {
+        /// The link it leads over, if it leads over one.
+        index: Option<u32>,
+    },
     /// A permanent neighbour. What ARP learns and forgets is left out.
-    Neigh,
+    Neigh {
+        /// The link it is on.
+        index: u32,
+    },
     /// A setting of a link or of all, `ip_forward` among them.
     Netconf,
     /// nftables rules, those of iptables-nft among them; one event for a transaction.
@@ -338,12 +348,41 @@ fn read(message: &[u8]) -> Option<What> {
     let kind = u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?);
     match kind {
         rtm::NEWLINK | rtm::DELLINK => Some(read_link(message)),
-        rtm::NEWADDR | rtm::DELADDR => Some(What::Addr),
-        rtm::NEWROUTE | rtm::DELROUTE => Some(What::Route),
-        rtm::NEWNEIGH | rtm::DELNEIGH => is_told(message)?.then_some(What::Neigh),
+        rtm::NEWADDR | rtm::DELADDR => Some(What::Addr {
+            index: index(message)?,
+        }),
+        rtm::NEWROUTE | rtm::DELROUTE => Some(What::Route {
+            index: out_link(message),
+        }),
+        rtm::NEWNEIGH | rtm::DELNEIGH => is_told(message)?.then_some(What::Neigh {
+            index: index(message)?,
+        }),
         rtm::NEWNETCONF | rtm::DELNETCONF => Some(What::Netconf),
         _ => None,
     }
+}
+
+/// `ifa_index` of `struct ifaddrmsg` and `ndm_ifindex` of `struct ndmsg` stand at the same place.
+fn index(message: &[u8]) -> Option<u32> {
+    let bytes = message.get(HEADER + 4..HEADER + 8)?;
+    bytes.try_into().ok().map(u32::from_ne_bytes)
+}
+
+fn out_link(message: &[u8]) -> Option<u32> {
+    let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
+    let NetlinkPayload::InnerMessage(
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+    ) = parsed.payload
+    else {
+        return None;
+    };
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        })
 }
 
 /// A link's message that we can't read may mean anything.

@@ -87,6 +87,38 @@ impl Route {
 
 const EVERYWHERE: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap();
 
+/// Which way the kernel sends packets to `ip`: the link, and the next hop if there is one. `None`: nowhere.
+/// One question, however many routes there are.
+pub async fn lookup(
+    handle: &Handle,
+    ip: Ipv4Addr,
+) -> Result<Option<(u32, Option<Ipv4Addr>)>, Error> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = 32;
+    message
+        .attributes
+        .push(RouteAttribute::Destination(RouteAddress::Inet(ip)));
+    match handle.get(RouteNetlinkMessage::GetRoute(message)).await {
+        Ok(Some(RouteNetlinkMessage::NewRoute(found))) => {
+            let mut way = (0, None);
+            for attribute in found.attributes {
+                match attribute {
+                    RouteAttribute::Oif(index) => way.0 = index,
+                    RouteAttribute::Gateway(RouteAddress::Inet(via)) => way.1 = Some(via),
+                    _ => {}
+                }
+            }
+            Ok(Some(way))
+        }
+        Ok(_) => Err(netlink::unexpected("look up the route to", ip.to_string())),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
+            Ok(None)
+        }
+        Err(e) => Err(Error::io("look up the route to", ip.to_string(), e)),
+    }
+}
+
 /// The unicast routes of the main table.
 pub async fn list(handle: &Handle) -> Result<Vec<Route>, Error> {
     let mut message = RouteMessage::default();

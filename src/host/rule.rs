@@ -8,6 +8,7 @@
 
 mod parse;
 mod ruleset;
+mod write;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -237,29 +238,33 @@ impl Match {
         self
     }
 
-    /// `-p protocol`.
+    /// `-p protocol`. What was asked of another protocol's packets is asked no longer.
     pub fn protocol(mut self, protocol: Protocol) -> Self {
-        self.protocol = Some(protocol);
+        if self.protocol.replace(protocol) != Some(protocol) {
+            self.dport = None;
+            self.icmp_type = None;
+            self.tcp_flags = None;
+        }
         self
     }
 
     /// `-p protocol --dport from:to`, protocol being TCP or UDP; 0 to 65535 asks nothing about ports.
     pub fn dport(mut self, protocol: Protocol, ports: RangeInclusive<u16>) -> Self {
-        self.protocol = Some(protocol);
+        self = self.protocol(protocol);
         self.dport = Some(ports).filter(|ports| *ports != (0..=u16::MAX));
         self
     }
 
     /// `-p icmp --icmp-type 8`.
     pub fn echo_request(mut self) -> Self {
-        self.protocol = Some(Protocol::Icmp);
+        self = self.protocol(Protocol::Icmp);
         self.icmp_type = Some(8);
         self
     }
 
     /// `-p tcp --tcp-flags SYN,RST SYN`.
     pub fn tcp_syn(mut self) -> Self {
-        self.protocol = Some(Protocol::Tcp);
+        self = self.protocol(Protocol::Tcp);
         self.tcp_flags = Some(TcpFlags::Syn);
         self
     }
@@ -328,81 +333,6 @@ fn is_any_network(test: &Test<Ipv4Network>) -> bool {
     matches!(test, Test::Is(network) if network.prefix() == 0)
 }
 
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Known { when, then } => write!(f, "{when}-j {then}"),
-            Self::Foreign(text) => write!(f, "{FOREIGN}{text}"),
-        }
-    }
-}
-
-/// Each condition with a space after it.
-impl fmt::Display for Match {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        option(f, "-i", &self.in_if)?;
-        option(f, "-o", &self.out_if)?;
-        option(f, "-s", &self.src)?;
-        option(f, "-d", &self.dst)?;
-        if let Some(protocol) = self.protocol {
-            write!(f, "-p {protocol} ")?;
-            if self.dport.is_some() || self.icmp_type.is_some() || self.tcp_flags.is_some() {
-                write!(f, "-m {protocol} ")?;
-            }
-        }
-        match self
-            .dport
-            .as_ref()
-            .map(|ports| (ports.start(), ports.end()))
-        {
-            None => {}
-            Some((first, last)) if first == last => write!(f, "--dport {first} ")?,
-            Some((first, last)) => write!(f, "--dport {first}:{last} ")?,
-        }
-        if let Some(kind) = self.icmp_type {
-            write!(f, "--icmp-type {kind} ")?;
-        }
-        if let Some(TcpFlags::Syn) = self.tcp_flags {
-            f.write_str("--tcp-flags SYN,RST SYN ")?;
-        }
-        if let Some(test) = self.mac_source {
-            f.write_str("-m mac ")?;
-            option(f, "--mac-source", &Some(test.map(MacText)))?;
-        }
-        list(f, "-m conntrack --ctstate", &self.ctstate)?;
-        list(f, "-m addrtype --dst-type", &self.dst_type)?;
-        match &self.comment {
-            None => Ok(()),
-            Some(text) => write!(f, "-m comment --comment {} ", Quoted(text)),
-        }
-    }
-}
-
-fn option<T: fmt::Display>(
-    f: &mut fmt::Formatter<'_>,
-    flag: &str,
-    test: &Option<Test<T>>,
-) -> fmt::Result {
-    match test {
-        None => Ok(()),
-        Some(Test::Is(value)) => write!(f, "{flag} {value} "),
-        Some(Test::Not(value)) => write!(f, "! {flag} {value} "),
-    }
-}
-
-fn list<T: fmt::Display>(f: &mut fmt::Formatter<'_>, flag: &str, set: &BTreeSet<T>) -> fmt::Result {
-    for (index, value) in set.iter().enumerate() {
-        match index {
-            0 => write!(f, "{flag} {value}")?,
-            _ => write!(f, ",{value}")?,
-        }
-    }
-    match set.is_empty() {
-        true => Ok(()),
-        false => f.write_str(" "),
-    }
-}
-
 impl<T> Test<T> {
     /// The same test of another value.
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Test<U> {
@@ -410,48 +340,6 @@ impl<T> Test<T> {
             Self::Is(value) => Test::Is(f(value)),
             Self::Not(value) => Test::Not(f(value)),
         }
-    }
-}
-
-struct MacText([u8; 6]);
-
-impl fmt::Display for MacText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-/// `iptables-restore` takes `\` in quotes as an escape (`libxtables`, `xtables_save_string`).
-struct Quoted<'a>(&'a str);
-
-impl fmt::Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("\"")?;
-        for c in self.0.chars() {
-            match c {
-                '"' | '\\' => write!(f, "\\{c}")?,
-                c => write!(f, "{c}")?,
-            }
-        }
-        f.write_str("\"")
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Accept => "ACCEPT",
-            Self::Drop => "DROP",
-            Self::Return => "RETURN",
-            Self::Jump(chain) => chain,
-            Self::Reject(Reject::TcpReset) => "REJECT --reject-with tcp-reset",
-            Self::Reject(Reject::IcmpAdminProhibited) => {
-                "REJECT --reject-with icmp-admin-prohibited"
-            }
-            Self::Masquerade => "MASQUERADE",
-            Self::ClampMss => "TCPMSS --clamp-mss-to-pmtu",
-        })
     }
 }
 

@@ -112,6 +112,32 @@ impl Engine {
         })
     }
 
+    /// Every key that an object stands for: something may have happened anywhere.
+    pub fn nudge_everything(&self) {
+        let keys: Vec<Key> = self.store.read(|world| {
+            let groups = world.groups().map(|group| Key::Group(group.meta.name.clone()));
+            let vms = world.vms().map(|vm| Key::Vm(vm.meta.uid));
+            [Key::Ground].into_iter().chain(groups).chain(vms).collect()
+        });
+        for key in keys {
+            self.waker.nudge(key);
+        }
+    }
+
+    /// Every VM is Ready, every group has the VMs it wants, and the ground is firm.
+    pub fn all_ready(&self) -> bool {
+        self.store.read(|world| {
+            let firm = world.ground().is_some_and(|ground| {
+                ground.condition.status == Status::True && ground.carries == world.footing()
+            });
+            firm && world.vms().all(|vm| world.is_ready(vm))
+                && world.groups().all(|group| {
+                    let vms = world.vms_of(&group.meta.name).count();
+                    !group.meta.deleting && vms == group.spec.count as usize
+                })
+        })
+    }
+
     async fn run_ground(&self) -> Result<Outcome, store::Error> {
         let footing = self.store.read(store::World::footing);
         let desired = ground::Desired {

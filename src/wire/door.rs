@@ -172,10 +172,15 @@ fn cradle(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Group before mode: the group must not gain rights that were meant for another.
+/// Group before mode: the group must not gain rights that were meant for another. A group that cannot be given (we are
+/// not root and not in it, or it has no number in our user namespace) lets fewer people in, so it does not stop us.
 fn dress(path: &Path, group: &str) -> io::Result<fs::Metadata> {
     match group_id(group) {
-        Some(gid) => chown(path, None, Some(gid))?,
+        Some(gid) => {
+            if let Err(error) = chown(path, None, Some(gid)) {
+                tracing::warn!(group, %error, "cannot give the socket to its group");
+            }
+        }
         None => tracing::debug!(group, "no such group: the socket is for our own alone"),
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;

@@ -79,15 +79,15 @@ fn move_in() -> bool {
     }
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).expect("mounts made private");
-    mount("tmpfs", "/run", MountFlags::empty());
-    mount("sysfs", "/sys", MountFlags::empty());
+    mount("tmpfs", "/run");
+    mount("sysfs", "/sys");
     fs::create_dir("/run/netns").expect("/run/netns");
     run("ip link set lo up");
     true
 }
 
-fn mount(kind: &str, at: &str, flags: MountFlags) {
-    rustix::mount::mount(kind, at, kind, flags, None)
+fn mount(kind: &str, at: &str) {
+    rustix::mount::mount(kind, at, kind, MountFlags::empty(), None)
         .unwrap_or_else(|error| panic!("cannot mount {kind} at {at}: {error}"));
 }
 

@@ -17,36 +17,32 @@ pub struct Unknown;
 /// The outcome of decoding a piece.
 pub type Decoded = Result<(), Unknown>;
 
-/// A rule under decoding.
-#[derive(Default)]
-pub struct Draft {
-    /// Conditions so far.
-    pub when: Match,
-    /// The verdict.
-    pub then: Option<Target>,
-    /// Words for what a person is shown if it turns out foreign.
-    seen: Vec<String>,
-    digest: blake3::Hasher,
-    unknown: bool,
+/// The rule, if what was decoded makes exactly one of ours.
+pub fn complete(when: Match, then: Option<Target>) -> Result<Rule, Unknown> {
+    match then {
+        Some(then) if fits(&when, &then) => Ok(when.then(then)),
+        _ => Err(Unknown),
+    }
 }
 
-impl Draft {
-    /// Notes a piece of the rule and what decoding it gave. `bytes` tell two foreign rules apart.
-    pub fn piece(&mut self, words: String, bytes: &[u8], decoded: Decoded) {
-        self.unknown |= decoded.is_err();
+/// What a person is shown of a foreign rule. Put together only when one is met: most rules read are ours.
+#[derive(Default)]
+pub struct Sketch {
+    words: Vec<String>,
+    digest: blake3::Hasher,
+}
+
+impl Sketch {
+    /// A piece of the rule; `bytes` tell two foreign rules apart.
+    pub fn piece(&mut self, words: impl Into<String>, bytes: &[u8]) {
+        self.words.push(words.into());
         self.digest.update(bytes);
-        self.seen.push(words);
     }
 
-    /// The rule. Whatever does not make exactly one rule of ours is foreign.
-    pub fn finish(self) -> Rule {
-        match self.then {
-            Some(then) if !self.unknown && fits(&self.when, &then) => self.when.then(then),
-            _ => {
-                let digest = self.digest.finalize().to_hex();
-                Rule::Foreign(format!("[{}] #{}", self.seen.join("] ["), &digest[..8]))
-            }
-        }
+    /// The rule.
+    pub fn foreign(self) -> Rule {
+        let digest = self.digest.finalize().to_hex();
+        Rule::Foreign(format!("[{}] #{}", self.words.join("] ["), &digest[..8]))
     }
 }
 

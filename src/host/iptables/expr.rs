@@ -3,7 +3,9 @@
 //!
 //! Formats: linux/netfilter/nf_tables.h; numbers are big-endian, what is compared with packets is as in the packet.
 
-use super::decode::{self, Decoded, Draft, Exact, Inverted, Unknown, array, once, test};
+use std::ops::RangeInclusive;
+
+use super::decode::{self, Decoded, Exact, Inverted, Sketch, Unknown, array, once, test};
 use super::netlink::{attr, attrs, be32, text};
 use crate::host::rule::{Match, Protocol, Reject, Rule, Target};
 
@@ -39,33 +41,34 @@ struct Machine {
 /// Decodes the attributes of an `NFT_MSG_NEWRULE`.
 pub fn rule(attributes: &[u8]) -> Rule {
     let mut machine = Machine::default();
-    let mut draft = Draft::default();
-    for (_, expression) in attrs(attr(attributes, RULE_EXPRESSIONS).unwrap_or(&[])) {
-        let name = attr(expression, EXPR_NAME).map(text).unwrap_or_default();
-        let data = attr(expression, EXPR_DATA).unwrap_or(&[]);
-        if name == "counter" {
-            continue;
-        }
-        let decoded = machine.step(&name, data);
-        draft.piece(words(&name, data), data, decoded);
-    }
-    if let Some(comment) = attr(attributes, RULE_USERDATA).and_then(userdata_comment) {
-        let decoded = decode::comment(&mut machine.when, &comment);
-        draft.piece("comment".into(), comment.as_bytes(), decoded);
-    }
-    if machine.registers.iter().any(|register| !register.compared) {
-        draft.piece("unused".into(), &[], Err(Unknown));
-    }
-    draft.when = machine.when;
-    draft.then = machine.then;
-    draft.finish()
+    machine
+        .run(attributes)
+        .and_then(|()| decode::complete(machine.when, machine.then))
+        .unwrap_or_else(|Unknown| foreign(attributes))
 }
 
-fn words(name: &str, data: &[u8]) -> String {
-    match name {
-        "match" | "target" => format!("{name} {}", attr(data, 1).map(text).unwrap_or_default()),
-        _ => name.to_owned(),
+fn foreign(attributes: &[u8]) -> Rule {
+    let mut sketch = Sketch::default();
+    for (name, data) in expressions(attributes).filter(|(name, _)| name != "counter") {
+        match name.as_str() {
+            "match" | "target" => {
+                let extension = attr(data, 1).map(text).unwrap_or_default();
+                sketch.piece(format!("{name} {extension}"), data);
+            }
+            _ => sketch.piece(name, data),
+        }
     }
+    if let Some(comment) = attr(attributes, RULE_USERDATA).and_then(userdata_comment) {
+        sketch.piece("comment", comment.as_bytes());
+    }
+    sketch.foreign()
+}
+
+fn expressions(attributes: &[u8]) -> impl Iterator<Item = (String, &[u8])> {
+    attrs(attr(attributes, RULE_EXPRESSIONS).unwrap_or(&[])).map(|(_, expression)| {
+        let name = attr(expression, EXPR_NAME).map(text).unwrap_or_default();
+        (name, attr(expression, EXPR_DATA).unwrap_or(&[]))
+    })
 }
 
 /// Newer iptables keeps the comment beside the rule: type (0: comment), length, text (`libnftnl/udata.h`).
@@ -81,12 +84,26 @@ fn userdata_comment(mut data: &[u8]) -> Option<String> {
 }
 
 impl Machine {
+    fn run(&mut self, attributes: &[u8]) -> Decoded {
+        for (name, data) in expressions(attributes) {
+            self.step(&name, data)?;
+        }
+        if let Some(comment) = attr(attributes, RULE_USERDATA).and_then(userdata_comment) {
+            decode::comment(&mut self.when, &comment)?;
+        }
+        match self.registers.iter().all(|register| register.compared) {
+            true => Ok(()),
+            false => Err(Unknown),
+        }
+    }
+
     fn step(&mut self, name: &str, data: &[u8]) -> Decoded {
         if self.then.is_some() {
             return Err(Unknown);
         }
         let number = |kind| attr(data, kind).and_then(be32).ok_or(Unknown);
         match name {
+            "counter" => Ok(()),
             "meta" => self.load(number(1)?, meta(number(2)?)?),
             "payload" => self.load(
                 number(1)?,
@@ -105,7 +122,7 @@ impl Machine {
                 let value = attr(data, 3)
                     .and_then(|data| attr(data, 1))
                     .ok_or(Unknown)?;
-                self.compare(number(1)?, inverted(number(2)?)?, value)
+                self.compare(number(1)?, number(2)?, value)
             }
             "range" => self.range(data),
             "match" => {
@@ -166,27 +183,29 @@ impl Machine {
         }
     }
 
-    fn compare(&mut self, number: u32, inverted: Inverted, value: &[u8]) -> Decoded {
+    fn compare(&mut self, number: u32, op: u32, value: &[u8]) -> Decoded {
         let register = self.register(number)?;
         register.compared = true;
         let (source, mask) = (register.source, register.mask.clone());
         let when = &mut self.when;
-        match (source, mask.as_deref(), inverted) {
-            (Source::InIf, None, _) => once(&mut when.in_if, test(link(value)?, inverted)),
-            (Source::OutIf, None, _) => once(&mut when.out_if, test(link(value)?, inverted)),
-            (Source::L4Protocol, None, Inverted::No) => {
-                once(&mut when.protocol, decode::protocol(first(value)?)?)
+        match (op, source, mask) {
+            (EQUAL, source, mask) => equal(when, source, mask.as_deref(), Inverted::No, value),
+            (NOT_EQUAL, source, mask) => equal(when, source, mask.as_deref(), Inverted::Yes, value),
+            (AT_MOST, DEST_PORT, None) => {
+                let first = match when.dport.take().map(RangeInclusive::into_inner) {
+                    None => 0,
+                    Some((first, u16::MAX)) => first,
+                    Some(_) => return Err(Unknown),
+                };
+                once(
+                    &mut when.dport,
+                    first..=u16::from_be_bytes(array(value, 0)?),
+                )
             }
-            (Source::CtState, Some(mask), Inverted::Yes) => ct_state(when, mask, value),
-            (
-                Source::Payload {
-                    base,
-                    offset,
-                    length,
-                },
-                mask,
-                _,
-            ) => payload(when, (base, offset, length), mask, inverted, value),
+            (AT_LEAST, DEST_PORT, None) => once(
+                &mut when.dport,
+                u16::from_be_bytes(array(value, 0)?)..=u16::MAX,
+            ),
             _ => Err(Unknown),
         }
     }
@@ -201,8 +220,8 @@ impl Machine {
         };
         let register = self.register(number(1)?)?;
         register.compared = true;
-        match (register.source, &register.mask, inverted(number(2)?)?) {
-            (DEST_PORT, None, Inverted::No) => once(&mut self.when.dport, port(3)?..=port(4)?),
+        match (register.source, &register.mask, number(2)?) {
+            (DEST_PORT, None, EQUAL) => once(&mut self.when.dport, port(3)?..=port(4)?),
             _ => Err(Unknown),
         }
     }
@@ -213,6 +232,15 @@ const DEST_PORT: Source = Source::Payload {
     offset: 2,
     length: 2,
 };
+
+/// `NFT_CMP_EQ`, `NFT_RANGE_EQ`.
+const EQUAL: u32 = 0;
+/// `NFT_CMP_NEQ`.
+const NOT_EQUAL: u32 = 1;
+/// `NFT_CMP_LTE`.
+const AT_MOST: u32 = 3;
+/// `NFT_CMP_GTE`.
+const AT_LEAST: u32 = 5;
 
 /// `NFT_PAYLOAD_LL_HEADER`.
 const LINK_LAYER: u32 = 0;
@@ -230,10 +258,29 @@ fn meta(key: u32) -> Result<Source, Unknown> {
     }
 }
 
-fn inverted(op: u32) -> Result<Inverted, Unknown> {
-    match op {
-        0 => Ok(Inverted::No),
-        1 => Ok(Inverted::Yes),
+fn equal(
+    when: &mut Match,
+    source: Source,
+    mask: Option<&[u8]>,
+    inverted: Inverted,
+    value: &[u8],
+) -> Decoded {
+    match (source, mask, inverted) {
+        (Source::InIf, None, _) => once(&mut when.in_if, test(link(value)?, inverted)),
+        (Source::OutIf, None, _) => once(&mut when.out_if, test(link(value)?, inverted)),
+        (Source::L4Protocol, None, Inverted::No) => {
+            once(&mut when.protocol, decode::protocol(first(value)?)?)
+        }
+        (Source::CtState, Some(mask), Inverted::Yes) => ct_state(when, mask, value),
+        (
+            Source::Payload {
+                base,
+                offset,
+                length,
+            },
+            mask,
+            _,
+        ) => payload(when, (base, offset, length), mask, inverted, value),
         _ => Err(Unknown),
     }
 }

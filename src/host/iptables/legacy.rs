@@ -10,10 +10,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use ipnetwork::Ipv4Network;
 
-use super::decode::{self, Decoded, Draft, Exact, Inverted, Unknown, array, test};
+use super::decode::{self, Decoded, Exact, Inverted, Sketch, Unknown, array, test};
 use super::netlink::text;
 use crate::host::Error;
-use crate::host::rule::{Chain, Policy, Rule, Ruleset, Table, TableName, Target, Test};
+use crate::host::rule::{Chain, Match, Policy, Rule, Ruleset, Table, TableName, Target, Test};
 
 const GET_INFO: libc::c_int = 64;
 const GET_ENTRIES: libc::c_int = 65;
@@ -196,23 +196,30 @@ impl Entry<'_> {
     }
 
     fn rule(&self, chains: &[(u32, String)]) -> Rule {
-        let mut draft = Draft::default();
-        let decoded = self.header(&mut draft);
-        draft.piece("ip".into(), self.bytes.get(..84).unwrap_or(&[]), decoded);
-        let decoded = self.matches(&mut draft);
-        draft.piece("end".into(), &[], decoded);
-        let (name, data) = self
-            .target()
-            .map_or((String::new(), &[][..]), |(name, _, data)| (name, data));
-        // A jump's offset moves with other rules; the chain's name does not.
-        let bytes = if name.is_empty() { &[] } else { data };
-        let decoded = self.then(chains).map(|then| draft.then = Some(then));
-        draft.piece(format!("target {name}"), bytes, decoded);
-        draft.finish()
+        let mut when = Match::default();
+        self.header(&mut when)
+            .and_then(|()| self.matches(&mut when))
+            .and_then(|()| decode::complete(when, Some(self.then(chains)?)))
+            .unwrap_or_else(|Unknown| self.foreign())
+    }
+
+    fn foreign(&self) -> Rule {
+        let mut sketch = Sketch::default();
+        sketch.piece("ip", self.bytes.get(..84).unwrap_or(&[]));
+        for (name, _, data) in self.extensions().map_while(Result::ok) {
+            sketch.piece(format!("match {name}"), data);
+        }
+        match self.target() {
+            // Where a jump goes on moves with other rules.
+            Ok((name, ..)) if name.is_empty() => sketch.piece("verdict", &[]),
+            Ok((name, _, data)) => sketch.piece(format!("target {name}"), data),
+            Err(Unknown) => sketch.piece("no target", &[]),
+        }
+        sketch.foreign()
     }
 
     /// `struct ipt_ip`: src, dst, smsk, dmsk, iniface[16], outiface[16], their masks, u16 proto, u8 flags, u8 invflags.
-    fn header(&self, draft: &mut Draft) -> Decoded {
+    fn header(&self, when: &mut Match) -> Decoded {
         const VIA_IN: u8 = 1;
         const VIA_OUT: u8 = 2;
         const SRC: u8 = 8;
@@ -223,7 +230,6 @@ impl Entry<'_> {
             return Err(Unknown);
         }
         let invert = |bit: u8| Inverted::from(inverted & bit != 0);
-        let when = &mut draft.when;
         when.src = network(array(ip, 0)?, array(ip, 8)?, invert(SRC))?;
         when.dst = network(array(ip, 4)?, array(ip, 12)?, invert(DST))?;
         when.in_if = link(array(ip, 16)?, array(ip, 48)?, invert(VIA_IN))?;
@@ -235,16 +241,25 @@ impl Entry<'_> {
         Ok(())
     }
 
-    fn matches(&self, draft: &mut Draft) -> Decoded {
-        let end = usize::from(u16::from_ne_bytes(array(self.bytes, 88)?));
-        let mut rest = self.bytes.get(ENTRY..end).ok_or(Unknown)?;
-        while !rest.is_empty() {
-            let (name, revision, data, size) = extension(rest)?;
-            let decoded = decode::xt_match(&mut draft.when, &name, revision, data);
-            draft.piece(format!("match {name}"), data, decoded);
-            rest = &rest[size..];
-        }
-        Ok(())
+    fn matches(&self, when: &mut Match) -> Decoded {
+        self.extensions().try_for_each(|extension| {
+            let (name, revision, data) = extension?;
+            decode::xt_match(when, &name, revision, data)
+        })
+    }
+
+    /// The matches, each as name, revision and data.
+    fn extensions(&self) -> impl Iterator<Item = Result<(String, u32, &[u8]), Unknown>> {
+        let end = array(self.bytes, 88).map(|at| usize::from(u16::from_ne_bytes(at)));
+        let mut rest = end.and_then(|end| self.bytes.get(ENTRY..end).ok_or(Unknown));
+        std::iter::from_fn(move || match std::mem::replace(&mut rest, Ok(&[])) {
+            Ok([]) => None,
+            Ok(bytes) => Some(extension(bytes).map(|(name, revision, data, size)| {
+                rest = Ok(&bytes[size..]);
+                (name, revision, data)
+            })),
+            Err(Unknown) => Some(Err(Unknown)),
+        })
     }
 
     fn then(&self, chains: &[(u32, String)]) -> Result<Target, Unknown> {
@@ -284,25 +299,23 @@ fn network(
     }
 }
 
-/// The mask covers the name and, if the name is compared whole, its NUL.
+/// The mask covers the name and, if the name is compared whole, its NUL. iptables leaves the `+` in the name, beyond the
+/// mask.
 fn link(
     name: [u8; 16],
     mask: [u8; 16],
     inverted: Inverted,
 ) -> Result<Option<Test<String>>, Unknown> {
     let covered = mask.iter().take_while(|byte| **byte == 0xff).count();
-    let length = name
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(name.len());
     if mask[covered..].iter().any(|byte| *byte != 0) {
         return Err(Unknown);
     }
-    let exact = match covered {
-        0 if length == 0 && inverted == Inverted::No => return Ok(None),
-        covered if covered == length => Exact::Beginning,
-        covered if covered == length + 1 => Exact::Whole,
-        _ => return Err(Unknown),
+    let compared = &name[..covered];
+    let name = match compared.iter().position(|byte| *byte == 0) {
+        None if covered == 0 && inverted == Inverted::No => return Ok(None),
+        None => decode::link(compared, Exact::Beginning)?,
+        Some(end) if end + 1 == covered => decode::link(&compared[..end], Exact::Whole)?,
+        Some(_) => return Err(Unknown),
     };
-    decode::link(&name[..length], exact).map(|name| Some(test(name, inverted)))
+    Ok(Some(test(name, inverted)))
 }

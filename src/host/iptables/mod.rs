@@ -23,7 +23,7 @@ use std::process::Command;
 use super::Error;
 use super::rule::{Policy, Ruleset, TableName};
 
-pub use restore::{Edit, Input, Lock, restore};
+pub use restore::{Edit, Input, Lock, restore, restore_whole};
 pub use seal::{ipv6_sealed, seal_ipv6};
 
 /// Which half of the kernel's packet filter `iptables` writes to.

@@ -18,6 +18,8 @@ pub const CONNTRACK: u16 = 1 << 8;
 
 /// `NLM_F_CREATE`.
 pub const CREATE: u16 = 0x400;
+/// `NLM_F_EXCL`.
+pub const EXCLUSIVE: u16 = 0x200;
 
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;

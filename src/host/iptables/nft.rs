@@ -130,7 +130,7 @@ fn one_chain(table: TableName, attributes: &[u8]) -> Chain {
 
 /// Where iptables hooks a builtin chain: hook, priority, chain type (`nft_ipv4` tables of iptables-nft;
 /// linux/netfilter.h, linux/netfilter_ipv4.h). A chain of that name that hooks elsewhere guards nothing.
-fn builtin(table: TableName, chain: &str) -> Option<(u32, i32, &'static str)> {
+pub fn builtin(table: TableName, chain: &str) -> Option<(u32, i32, &'static str)> {
     let hook = match chain {
         "PREROUTING" => 0,
         "INPUT" => 1,

@@ -7,6 +7,7 @@ use std::io::{self, Seek as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use super::seal::{Begun, begin};
 use super::{Backend, Flavour};
 use crate::host::rule::{Chain, Rule, Ruleset, TableName};
 use crate::host::{Error, Kind};
@@ -82,6 +83,23 @@ impl Input {
         }
     }
 
+    /// Fills tables that hold their builtin chains with the right policies and nothing else.
+    fn into_begun(ruleset: &Ruleset) -> Self {
+        let mut text = String::new();
+        for table in ruleset.tables() {
+            line(&mut text, format_args!("*{}", table.name));
+            for chain in table.chains.iter().filter(|chain| chain.policy.is_none()) {
+                line(&mut text, format_args!(":{} - [0:0]", chain.name));
+            }
+            append(&mut text, &table.chains);
+            line(&mut text, format_args!("COMMIT"));
+        }
+        Self {
+            text,
+            scope: Scope::OnlyNamedChains,
+        }
+    }
+
     /// Changes what the edits name and nothing else: for the host.
     pub fn edits(edits: &[Edit]) -> Self {
         let mut text = String::new();
@@ -136,6 +154,25 @@ pub enum Lock<'a> {
     /// A file of the caller's: for a namespace of our own, whose tables nobody else writes, so that hundreds of them do
     /// not wait for each other. Made if it is not there.
     Private(&'a Path),
+}
+
+/// Makes the tables named in `ruleset` hold just that, in a namespace of our own: like [`Input::whole_tables`], and 14 ms
+/// faster the first time. If the first time fails half way, the tables stand with their policies and without rules.
+///
+/// # Why
+/// `iptables-nft-restore` sets a policy by changing a chain, and what was changed is freed after an RCU grace period, which
+/// the kernel waits for when the tool's socket closes (`nft_rcv_nl_event`). A chain that is born with its policy costs
+/// nothing of that. So where nothing stands, the builtin chains are made over netlink, and shut before there is a rule.
+pub fn restore_whole(backend: &Backend, ruleset: &Ruleset, lock: Lock) -> Result<(), Error> {
+    let begun = match backend.flavour {
+        Flavour::Nft => begin(ruleset)?,
+        Flavour::Legacy => Begun::Before,
+    };
+    let input = match begun {
+        Begun::Now => Input::into_begun(ruleset),
+        Begun::Before => Input::whole_tables(ruleset),
+    };
+    restore(backend, &input, lock)
 }
 
 /// Commits `input` in the calling thread's network namespace. Blocks for one child process.

@@ -1,58 +1,108 @@
-//! IPv6 shut in the calling thread's network namespace: `ip6 filter` with policy DROP everywhere and not one rule.
-//! Not here: IPv4.
+//! Base chains, made over netlink in the calling thread's network namespace: IPv6 shut, IPv4 tables begun.
+//! Not here: rules.
 //!
 //! # Why
-//! One batch over netlink instead of `ip6tables-restore`, which would be a second process for every VM. It is nf_tables
-//! whichever back end `iptables` has, and seen as `ip6tables-nft -S`.
+//! IPv6 is shut by one batch over netlink instead of `ip6tables-restore`, which would be a second process for every VM. It
+//! is nf_tables whichever back end `iptables` has, and seen as `ip6tables-nft -S`: `ip6 filter` with policy DROP everywhere
+//! and not one rule.
 
-use super::netlink::{CREATE, Message, NESTED, NFTABLES, Netfilter, push_attr};
+use std::io;
+
+use super::netlink::{CREATE, EXCLUSIVE, Message, NESTED, NFTABLES, Netfilter, push_attr};
 use super::{builtin_chains, nft};
-use crate::host::Error;
-use crate::host::rule::{Policy, TableName};
+use crate::host::rule::{Policy, Ruleset, TableName};
+use crate::host::{Error, Kind};
 
 const NEWTABLE: u16 = NFTABLES;
 const NEWCHAIN: u16 = NFTABLES | 3;
 const DELRULE: u16 = NFTABLES | 8;
 
-const TABLE: &str = "filter";
-/// Builtin chains and their hooks (`enum nf_inet_hooks`).
-const CHAINS: [(&str, u32); 3] = [("INPUT", 1), ("FORWARD", 2), ("OUTPUT", 3)];
-
 /// Shuts IPv6, in one transaction. Also mends a seal that was broken: policies become DROP, rules go. A chain of one of
 /// our three names that hooks elsewhere is an error.
 pub fn seal_ipv6() -> Result<(), Error> {
     let family = libc::AF_INET6 as u8;
-    let mut batch = vec![
-        Message::new(NEWTABLE, CREATE, family)
-            .text(1, TABLE)
-            // Flags 0: awake.
-            .attr(2, &0u32.to_be_bytes()),
-    ];
-    batch.extend(CHAINS.map(|(chain, hook)| {
-        Message::new(NEWCHAIN, CREATE, family)
-            .text(1, TABLE)
-            .text(3, chain)
-            .attr(4 | NESTED, &hook_attributes(hook))
-            // NF_DROP.
-            .attr(5, &0u32.to_be_bytes())
-            .text(7, "filter")
-    }));
-    batch.extend(CHAINS.map(|(chain, _)| {
+    let table = TableName::Filter;
+    let chains = builtin_chains(table);
+    let mut batch = vec![new_table(family, table, CREATE)];
+    batch.extend(
+        chains
+            .iter()
+            .map(|chain| new_chain(family, table, chain, Policy::Drop)),
+    );
+    batch.extend(chains.iter().map(|chain| {
         Message::new(DELRULE, 0, family)
-            .text(1, TABLE)
+            .text(1, &table.to_string())
             .text(2, chain)
     }));
-    Netfilter::open()?
-        .batch(batch)
-        .map_err(|e| Error::io("shut", "IPv6", e))
+    commit(batch).map_err(|e| Error::io("shut", "IPv6", e))
 }
 
-/// `NFTA_HOOK_HOOKNUM`, `NFTA_HOOK_PRIORITY` 0 (`NF_IP6_PRI_FILTER`).
-fn hook_attributes(hook: u32) -> Vec<u8> {
-    let mut attributes = Vec::with_capacity(16);
-    push_attr(&mut attributes, 1, &hook.to_be_bytes());
-    push_attr(&mut attributes, 2, &0i32.to_be_bytes());
-    attributes
+/// What [`begin`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// No such tables: they are there now, with their builtin chains and policies, empty.
+    Now,
+    /// One of them was there before: nothing was done.
+    Before,
+}
+
+/// Makes the tables of `ruleset` in nf_tables, without rules, unless there is one already.
+pub fn begin(ruleset: &Ruleset) -> Result<Begun, Error> {
+    let family = libc::AF_INET as u8;
+    let mut batch = Vec::new();
+    for table in ruleset.tables() {
+        batch.push(new_table(family, table.name, CREATE | EXCLUSIVE));
+        batch.extend(
+            builtin_chains(table.name).iter().map(|chain| {
+                new_chain(family, table.name, chain, ruleset.policy(table.name, chain))
+            }),
+        );
+    }
+    let outcome = commit(batch).map_err(|e| Error::io("begin", "packet filter tables", e));
+    match outcome {
+        Ok(()) => Ok(Begun::Now),
+        Err(error) if error.kind == Kind::Exists => Ok(Begun::Before),
+        Err(error) => Err(error),
+    }
+}
+
+fn commit(batch: Vec<Message>) -> io::Result<()> {
+    match batch.is_empty() {
+        true => Ok(()),
+        false => Netfilter::open()
+            .map_err(|error| error.source)?
+            .batch(batch),
+    }
+}
+
+fn new_table(family: u8, table: TableName, flags: u16) -> Message {
+    Message::new(NEWTABLE, flags, family)
+        .text(1, &table.to_string())
+        // Flags 0: awake.
+        .attr(2, &0u32.to_be_bytes())
+}
+
+fn new_chain(family: u8, table: TableName, chain: &str, policy: Policy) -> Message {
+    // NF_DROP, NF_ACCEPT.
+    let policy = match policy {
+        Policy::Drop => 0u32,
+        Policy::Accept => 1,
+    };
+    let message = Message::new(NEWCHAIN, CREATE, family)
+        .text(1, &table.to_string())
+        .text(3, chain);
+    match nft::builtin(table, chain) {
+        None => message,
+        Some((hook, priority, kind)) => {
+            let mut attributes = Vec::with_capacity(16);
+            push_attr(&mut attributes, 1, &hook.to_be_bytes());
+            push_attr(&mut attributes, 2, &priority.to_be_bytes());
+            message
+                .attr(4 | NESTED, &attributes)
+                .attr(5, &policy.to_be_bytes())
+                .text(7, kind)
+        }
+    }
 }
 
 /// Whether IPv6 is shut: every builtin chain is hooked where it should be, drops, and holds no rule.

@@ -86,7 +86,8 @@ fn desired(world: &World, name: &Name) -> Desired {
     }
 }
 
-fn observed(world: &World, name: &Name) -> Observed {
+/// What is stored of a group.
+pub fn observed(world: &World, name: &Name) -> Observed {
     let members = world.vms_of(name).map(|vm| {
         let member = Member {
             uid: vm.meta.uid,

@@ -7,7 +7,7 @@ use ipnetwork::Ipv4Network;
 
 use super::plan::{Action, Desired, Side};
 use super::{LOCK, MTU, NEXT_HOP, Net, RECORD, settings};
-use crate::api::network::{Mac, TapOwner};
+use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::fs::Durability;
 use crate::host::link::{Change, State, VethEnd};
@@ -36,6 +36,7 @@ pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result
         Action::Configure(side) => configure(net, desired, *side).await,
         Action::AddAddress(side, address) => add_address(net, desired, *side, *address).await,
         Action::AddNeighbour(side, ip, mac) => add_neighbour(net, desired, *side, *ip, *mac).await,
+        Action::AddBlockRoute(side, block) => add_block_route(net, desired, *side, *block).await,
         Action::AddDefaultRoute => add_default_route(net, desired).await,
         Action::UnlinkHandle => fs::remove(&desired.handle()),
         Action::DeleteNetns(owned) => {
@@ -137,13 +138,11 @@ async fn create_veth(net: &Net, desired: &Desired) -> Result<(), Error> {
         name: names.host_link,
         mac: names.host_mac.0,
         mtu: MTU,
-        state: State::Down,
     };
     let uplink = VethEnd {
         name: UPLINK.to_owned(),
         mac: names.uplink_mac.0,
         mtu: MTU,
-        state: State::Down,
     };
     let inside = net.inside()?;
     exists_is_done(link::create_veth(&net.netlink, &host_end, &uplink, &inside.netns).await)
@@ -207,6 +206,17 @@ async fn add_neighbour(
         mac: mac.0,
     };
     neigh::replace(&netlink, pinned).await
+}
+
+async fn add_block_route(
+    net: &Net,
+    desired: &Desired,
+    side: Side,
+    block: Block,
+) -> Result<(), Error> {
+    let (netlink, index) = find(net, desired, side).await?;
+    let route = route::Route::on_link(block.network(), index);
+    exists_is_done(route::add(&netlink, &route).await)
 }
 
 async fn add_default_route(net: &Net, desired: &Desired) -> Result<(), Error> {

@@ -66,11 +66,14 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
         return Ok(None);
     };
     let mut neighbours = BTreeMap::new();
+    let mut routed = false;
     if let Some(slot) = &desired.slot {
         let guest = slot.block.guest();
         if let Some(found) = neigh::get(&net.netlink, seen.index, guest).await? {
             neighbours.insert(found.ip, Mac(found.mac));
         }
+        let way = route::lookup(&net.netlink, guest).await?;
+        routed = way == Some((seen.index, None));
     }
     let key = settings::ipv6_off(&name);
     let ipv6 = net
@@ -88,6 +91,7 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
         up: seen.up,
         mtu: seen.mtu,
         neighbours,
+        routed,
         ipv6_off: ipv6.is_none_or(|value| value == "1"),
     }))
 }
@@ -100,17 +104,12 @@ async fn observe_inside(netns: &Netns, netlink: &Handle) -> Result<Inside, host:
         let on_link = neighbours.iter().filter(|n| n.index == index);
         on_link.map(|n| (n.ip, Mac(n.mac))).collect()
     };
-    let default_via = match &uplink {
-        None => None,
-        Some(uplink) => {
-            let routes = route::list(netlink).await?;
-            routes
-                .into_iter()
-                .filter(|r| r.dst.prefix() == 0 && r.link == Some(uplink.index))
-                .filter_map(|r| r.gateway)
-                .find(|via| *via == NEXT_HOP)
-        }
-    };
+    let routes = route::list(netlink).await?;
+    let default_via = routes
+        .iter()
+        .filter(|r| r.dst.prefix() == 0 && r.link == uplink.as_ref().map(|up| up.index))
+        .filter_map(|r| r.gateway)
+        .find(|via| *via == NEXT_HOP);
     let tap = match tap {
         None => None,
         Some(tap) => Some(TapSeen {
@@ -120,6 +119,11 @@ async fn observe_inside(netns: &Netns, netlink: &Handle) -> Result<Inside, host:
             mtu: tap.mtu,
             addresses: addresses(netlink, tap.index).await?,
             neighbours: pinned(tap.index),
+            routes: routes
+                .iter()
+                .filter(|r| r.link == Some(tap.index) && r.gateway.is_none())
+                .map(|r| r.dst)
+                .collect(),
         }),
     };
     Ok(Inside {

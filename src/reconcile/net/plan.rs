@@ -83,6 +83,8 @@ pub struct HostLink {
     pub addresses: BTreeSet<Ipv4Network>,
     /// Permanent neighbours.
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
+    /// The host sends the guest's packets straight over it.
+    pub routed: bool,
     /// IPv6 is off on it (or the kernel has none).
     pub ipv6_off: bool,
 }
@@ -116,6 +118,8 @@ pub struct TapSeen {
     pub addresses: BTreeSet<Ipv4Network>,
     /// Permanent neighbours.
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
+    /// On-link routes over it.
+    pub routes: BTreeSet<Ipv4Network>,
 }
 
 /// A link called `up0`.
@@ -176,6 +180,8 @@ pub enum Action {
     AddAddress(Side, Ipv4Network),
     /// Pin a neighbour.
     AddNeighbour(Side, Ipv4Addr, Mac),
+    /// Route the block over a link; its address does that by itself, unless somebody took the route away.
+    AddBlockRoute(Side, Block),
     /// Route everything over `up0`.
     AddDefaultRoute,
     /// Remove the namespace's name.
@@ -215,6 +221,7 @@ impl fmt::Display for Action {
             Self::Configure(side) => write!(f, "configure {side} and bring it up"),
             Self::AddAddress(side, address) => write!(f, "add address {address} to {side}"),
             Self::AddNeighbour(side, ip, mac) => write!(f, "pin neighbour {ip} {mac} on {side}"),
+            Self::AddBlockRoute(side, block) => write!(f, "add the route to {block} over {side}"),
             Self::AddDefaultRoute => write!(f, "add the default route over {UPLINK}"),
             Self::UnlinkHandle => f.write_str("hide the namespace from ip netns"),
             Self::DeleteNetns(path) => write!(f, "delete namespace {}", path.thing().display()),
@@ -341,6 +348,9 @@ fn plan_tap(desired: &Desired, slot: &Slot, seen: Option<&TapSeen>, plan: &mut V
     if !kept.is_some_and(|tap| tap.addresses.contains(&gateway)) {
         plan.push(Action::AddAddress(Side::Tap, gateway));
     }
+    if kept.is_some_and(|tap| tap.up && tap.addresses.contains(&gateway) && !tap.routes.contains(&slot.block.network())) {
+        plan.push(Action::AddBlockRoute(Side::Tap, slot.block));
+    }
     let (guest, mac) = (slot.block.guest(), names.guest_mac);
     if kept.and_then(|tap| tap.neighbours.get(&guest)) != Some(&mac) {
         plan.push(Action::AddNeighbour(Side::Tap, guest, mac));
@@ -403,6 +413,9 @@ fn plan_host_end(
     let gateway = on_link(slot.block);
     if !host.is_some_and(|host| host.addresses.contains(&gateway)) {
         plan.push(Action::AddAddress(Side::Host, gateway));
+    }
+    if host.is_some_and(|host| host.up && host.addresses.contains(&gateway) && !host.routed) {
+        plan.push(Action::AddBlockRoute(Side::Host, slot.block));
     }
     let guest = slot.block.guest();
     if host.and_then(|host| host.neighbours.get(&guest)) != Some(&names.uplink_mac) {

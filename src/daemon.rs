@@ -1,2 +1,0 @@
-//! JOINS: the only file that knows every room.
-//! Not here: decisions.

@@ -1,0 +1,379 @@
+//! What the daemon answers on its socket.
+//! Not here: HTTP (`wire`), words (`cli`), what is done about it (`reconcile`).
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+use super::intake_loop::{IntakeLoop, delete_group, store_draft};
+use super::streams;
+use crate::api::event::Event;
+use crate::api::host_group::{HostGroup, Origin};
+use crate::api::manifest::{self, Draft};
+use crate::api::meta::{Name, Timestamp};
+use crate::api::policy::Packet;
+use crate::api::validate;
+use crate::api::view::{
+    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, Object,
+    Server, Source,
+};
+use crate::cli::sliced::Args;
+use crate::clock;
+use crate::doctor;
+use crate::host::addr;
+use crate::owner::{Label, Owner};
+use crate::reconcile::engine::{Engine, Key};
+use crate::reconcile::explain::{self, Way};
+use crate::reconcile::fold::House;
+use crate::store::{self, World};
+use crate::wire::{Backend, Effect, Refusal, Span, packet};
+
+/// One for all connections.
+pub struct Answers {
+    pub(super) engine: Arc<Engine>,
+    pub(super) intake: Arc<IntakeLoop>,
+    house: House,
+    config_dir: PathBuf,
+    state_dir: PathBuf,
+    started_at: Timestamp,
+}
+
+impl Answers {
+    /// For a daemon that was started with these arguments.
+    pub fn new(engine: Arc<Engine>, intake: Arc<IntakeLoop>, args: &Args) -> Self {
+        Self {
+            house: House {
+                instance: engine.instance.clone(),
+                run_dir: engine.run_dir.clone(),
+            },
+            config_dir: args.config_dir.clone(),
+            state_dir: args.state_dir.clone(),
+            started_at: clock::now(),
+            engine,
+            intake,
+        }
+    }
+
+    /// All objects of a kind, or one.
+    pub(super) fn objects(&self, kind: Kind, name: Option<&Name>) -> Vec<Object> {
+        self.engine
+            .store
+            .read(|world| objects(&self.house, &self.intake, world, kind, name))
+    }
+
+    pub(super) fn house(&self) -> House {
+        self.house.clone()
+    }
+
+    fn stored(&self) -> Vec<HostGroup> {
+        self.engine
+            .store
+            .read(|world| world.groups().cloned().collect())
+    }
+
+    /// Manifests as drafts that could be stored now.
+    fn checked(&self, sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
+        let drafts = parse_all(sources)?;
+        match validate::check_apply(&self.stored(), &drafts) {
+            Ok(()) => Ok(drafts),
+            Err(problems) => {
+                let lines = problems.iter().map(ToString::to_string).collect();
+                Err(Refusal::Conflict(lines))
+            }
+        }
+    }
+}
+
+fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
+    let mut drafts = Vec::new();
+    let mut problems = Vec::new();
+    for Source { name, text } in sources {
+        match manifest::parse(&manifest::Source { name, text }) {
+            Ok(parsed) => drafts.extend(parsed),
+            Err(found) => problems.extend(found.iter().map(ToString::to_string)),
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(drafts),
+        false => Err(Refusal::Invalid(problems)),
+    }
+}
+
+/// Folds what was asked for.
+pub(super) fn objects(
+    house: &House,
+    intake: &IntakeLoop,
+    world: &World,
+    kind: Kind,
+    name: Option<&Name>,
+) -> Vec<Object> {
+    let wanted = |found: &Name| name.is_none_or(|name| name == found);
+    match kind {
+        Kind::HostGroup => world
+            .groups()
+            .filter(|group| wanted(&group.meta.name))
+            .map(|group| {
+                let problems = match &group.origin {
+                    Origin::File(path) => intake.problems_of(path),
+                    Origin::Apply => Vec::new(),
+                };
+                Object::HostGroup(house.group(world, group, &problems))
+            })
+            .collect(),
+        Kind::Vm => match name {
+            Some(name) => world.vm_named(name).into_iter().collect::<Vec<_>>(),
+            None => world.vms().collect(),
+        }
+        .into_iter()
+        .map(|vm| Object::Vm(Box::new(house.vm(world, vm))))
+        .collect(),
+        Kind::Lease => world
+            .leases()
+            .filter(|lease| wanted(&lease.name))
+            .map(|lease| Object::Lease(house.lease(lease)))
+            .collect(),
+    }
+}
+
+impl Backend for Answers {
+    async fn apply(
+        &self,
+        sources: Vec<Source>,
+        effect: Effect,
+    ) -> Result<Vec<ApplyResult>, Refusal> {
+        let drafts = self.checked(sources)?;
+        if effect == Effect::DryRun {
+            return Ok(self.thought_through(&drafts));
+        }
+        let stored = self.engine.store.write(|txn| {
+            // Again, now that nobody can come between.
+            let standing: Vec<HostGroup> = txn.world().groups().cloned().collect();
+            if let Err(problems) = validate::check_apply(&standing, &drafts) {
+                let lines = problems.iter().map(ToString::to_string).collect();
+                return Err(Failure::Refused(Refusal::Conflict(lines)));
+            }
+            let mut results = Vec::new();
+            for draft in &drafts {
+                let applied = store_draft(txn, draft, &Origin::Apply)?;
+                results.push(result(draft, applied));
+            }
+            Ok(results)
+        });
+        Ok(stored.await?)
+    }
+
+    async fn diff(&self, sources: Vec<Source>) -> Result<DiffResult, Refusal> {
+        let drafts = self.checked(sources)?;
+        let groups = self.thought_through(&drafts);
+        let actions = super::difference::of(&self.engine, &drafts)
+            .await
+            .map_err(|error| Refusal::Failed(error.to_string()))?;
+        Ok(DiffResult { groups, actions })
+    }
+
+    async fn names(&self, sources: Vec<Source>) -> Result<Vec<Name>, Refusal> {
+        let drafts = parse_all(sources)?;
+        Ok(drafts.into_iter().map(|draft| draft.name).collect())
+    }
+
+    async fn get(&self, kind: Kind, name: Option<Name>) -> Result<List, Refusal> {
+        let items = self.objects(kind, name.as_ref());
+        match (&name, items.is_empty()) {
+            (Some(name), true) => Err(Refusal::NotFound(format!("{kind}/{name}"))),
+            _ => Ok(List { items }),
+        }
+    }
+
+    async fn watch(
+        &self,
+        kind: Kind,
+        name: Option<Name>,
+    ) -> Result<BoxStream<'static, Change>, Refusal> {
+        let changes = self.engine.store.watch();
+        Ok(streams::watch(self, changes, kind, name))
+    }
+
+    async fn delete(&self, kind: Kind, name: Name) -> Result<(), Refusal> {
+        let reference = format!("{kind}/{name}");
+        let deleted = self.engine.store.write(|txn| match kind {
+            Kind::HostGroup => {
+                if let Some(group) = txn.world().group(&name)
+                    && let Origin::File(path) = &group.origin
+                {
+                    let why = format!(
+                        "{reference} belongs to {}: remove it there",
+                        path.display()
+                    );
+                    return Err(Failure::Refused(Refusal::Conflict(vec![why])));
+                }
+                Ok(delete_group(txn, &name)?)
+            }
+            Kind::Vm => match txn.world().vm_named(&name).cloned() {
+                None => Ok(false),
+                Some(mut vm) => {
+                    vm.meta.deleting = true;
+                    let uid = vm.meta.uid;
+                    txn.put_vm(vm)?;
+                    txn.remove_if_free(uid)?;
+                    Ok(true)
+                }
+            },
+            Kind::Lease => {
+                let why = format!("{reference} goes with its VM: delete vm/{name}");
+                Err(Failure::Refused(Refusal::Conflict(vec![why])))
+            }
+        });
+        match deleted.await? {
+            true => Ok(()),
+            false => Err(Refusal::NotFound(reference)),
+        }
+    }
+
+    async fn events(
+        &self,
+        object: Option<String>,
+        span: Span,
+    ) -> Result<BoxStream<'static, Event>, Refusal> {
+        Ok(streams::events(self.engine.store.events(), object, span))
+    }
+
+    async fn logs(
+        &self,
+        vm: Name,
+        span: Span,
+    ) -> Result<BoxStream<'static, io::Result<Bytes>>, Refusal> {
+        let found = self.objects(Kind::Vm, Some(&vm));
+        let Some(Object::Vm(view)) = found.into_iter().next() else {
+            return Err(Refusal::NotFound(format!("vm/{vm}")));
+        };
+        match view.status.vmm.log {
+            Some(log) => Ok(streams::log(log, span)),
+            None => Err(Refusal::Conflict(vec![format!(
+                "vm/{vm} has no log: its hypervisor is none"
+            )])),
+        }
+    }
+
+    async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>, Refusal> {
+        let strays = self
+            .engine
+            .strays()
+            .await
+            .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
+        if effect == Effect::Commit {
+            for label in &strays {
+                self.engine.waker.renew(Key::Stray(label.clone()));
+            }
+        }
+        Ok(strays.iter().map(leftover).collect())
+    }
+
+    async fn doctor(&self) -> Result<Vec<Check>, Refusal> {
+        Ok(doctor::examine(&doctor::Host {
+            home: self.engine.hands.home.clone(),
+            netlink: self.engine.hands.netlink.clone(),
+            instance: self.engine.instance.clone(),
+            run_dir: self.engine.run_dir.clone(),
+            config_dir: self.config_dir.clone(),
+        })
+        .await)
+    }
+
+    async fn explain(&self, vm: Name, asked: Packet) -> Result<Explanation, Refusal> {
+        let known = self.engine.store.read(|world| {
+            let vm = world.vm_named(&vm)?;
+            Some((vm.clone(), world.lease(&vm.meta.name).cloned()))
+        });
+        let Some((found, lease)) = known else {
+            return Err(Refusal::NotFound(format!("vm/{vm}")));
+        };
+        let Some(lease) = lease else {
+            return Err(Refusal::Conflict(vec![format!("vm/{vm} has no lease yet")]));
+        };
+        let addresses = addr::list(&self.engine.hands.netlink, addr::Of::All)
+            .await
+            .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
+        let host_addresses: Vec<_> = addresses.iter().map(|addr| addr.net.ip()).collect();
+        let rules = self.engine.rules(&found, lease.block, None);
+        let way = Way {
+            vm: &found,
+            block: lease.block,
+            ruleset: &rules.ruleset,
+            instance: &self.engine.instance,
+            host_addresses: &host_addresses,
+        };
+        Ok(explain::explain(&way, &asked, packet::text(&asked)))
+    }
+
+    async fn version(&self) -> Server {
+        Server {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_at: self.started_at,
+            config_dir: self.config_dir.clone(),
+            state_dir: self.state_dir.clone(),
+            run_dir: self.engine.run_dir.0.clone(),
+        }
+    }
+}
+
+impl Answers {
+    fn thought_through(&self, drafts: &[Draft]) -> Vec<ApplyResult> {
+        self.engine.store.read(|world| {
+            drafts
+                .iter()
+                .map(|draft| {
+                    let standing = world.group(&draft.name).filter(|g| !g.meta.deleting);
+                    let applied = match standing {
+                        None => Applied::Created,
+                        Some(group) if group.spec == draft.spec => Applied::Unchanged,
+                        Some(_) => Applied::Configured,
+                    };
+                    result(draft, applied)
+                })
+                .collect()
+        })
+    }
+}
+
+fn result(draft: &Draft, applied: Applied) -> ApplyResult {
+    ApplyResult {
+        name: draft.name.clone(),
+        applied,
+        warnings: draft.warnings.clone(),
+    }
+}
+
+fn leftover(label: &Label) -> Leftover {
+    Leftover {
+        thing: "links, namespace, run directory and process".to_owned(),
+        owner: match &label.owner {
+            Owner::Ground => "ground".to_owned(),
+            Owner::Vm { name, uid } => format!("vm/{name}@{uid}"),
+        },
+    }
+}
+
+/// Why a transaction ended without effect.
+enum Failure {
+    Refused(Refusal),
+    Store(store::Error),
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(refusal) => refusal,
+            Failure::Store(error) => Self::Failed(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! JOINS: the only room that knows every room. Starts them, wires them together, stops them.
+//! Not here: decisions.
+
+mod answers;
+mod difference;
+mod intake_loop;
+mod streams;
+mod trigger;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::sliced::{Args, LogFormat};
+use crate::clock;
+use crate::host::iptables::Backend;
+use crate::host::netns::Netns;
+use crate::host::{self, fs};
+use crate::owner::{Instance, RunDir};
+use crate::reconcile::contest::Contests;
+use crate::reconcile::engine::{Engine, HostHands, Key};
+use crate::reconcile::group::Claims;
+use crate::reconcile::processes::Processes;
+use crate::reconcile::{Probe, unprobed};
+use crate::runtime::controller::{Controller, controller};
+use crate::store::{self, Change, Opened, Store};
+use crate::wire::{self, Door};
+
+use answers::Answers;
+use intake_loop::IntakeLoop;
+use trigger::Trigger;
+
+/// Keys that are run at once. More than the cores: a run waits for the kernel's locks and the disk.
+const WIDTH: usize = 8;
+
+/// Where all daemons of a host see each other's claims.
+const CLAIMS_DIR: &str = "/run/slice-ranges";
+
+/// What ends the daemon with exit status 1.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A folder cannot be used.
+    #[error("cannot use {path}: {source}")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The kernel refuses.
+    #[error("{0}")]
+    Host(String),
+    /// The database refuses.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The socket refuses.
+    #[error("{0}")]
+    Door(String),
+}
+
+impl From<host::Error> for Error {
+    fn from(error: host::Error) -> Self {
+        Self::Host(format!("{error}: {}", error.source))
+    }
+}
+
+/// `sliced`, from its arguments to its exit status.
+pub fn main(args: Args) -> ExitCode {
+    log_to_stderr(&args);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "cannot start");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(run(args));
+    // Whoever still waits for a guest to power down is not waited for.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            error!(%error, "sliced ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr(args: &Args) {
+    let filter = EnvFilter::try_new(&args.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => lines.with_target(false).init(),
+        LogFormat::Json => lines.json().init(),
+    }
+}
+
+/// A daemon that has looked around and has not begun.
+pub struct Daemon {
+    /// What is done for a key.
+    pub engine: Arc<Engine>,
+    controller: Controller<Key>,
+    idle: watch::Receiver<bool>,
+}
+
+impl Daemon {
+    /// Opens the store in `state_dir`, adopts what stands, and looks for strays. Touches nothing on the host yet.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn prepare(state_dir: &Path, run_dir: &Path, probe: Probe) -> Result<Self, Error> {
+        let state_dir = usable(state_dir)?;
+        let run_dir = RunDir(usable(run_dir)?);
+        let home = Netns::current()?;
+        let (controller, waker, idle) = controller(WIDTH);
+        let (store, opened) = Store::open(&state_dir)?;
+        let engine = Arc::new(Engine {
+            instance: Instance::of(&state_dir),
+            store,
+            hands: HostHands {
+                netlink: home.netlink().await?,
+                home,
+                backend: Backend::detect()?,
+                boot_id: fs::boot_id()?.to_owned(),
+            },
+            processes: Processes::new(run_dir.clone(), waker.clone()),
+            run_dir,
+            claims: Claims::new(Path::new(CLAIMS_DIR)),
+            waker,
+            probe,
+            contests: Contests::default(),
+            waiting: Default::default(),
+        });
+        info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
+        take_over(&engine, opened).await?;
+        engine.nudge_everything();
+        for label in engine.strays().await? {
+            engine.waker.nudge(Key::Stray(label));
+        }
+        Ok(Self {
+            engine,
+            controller,
+            idle,
+        })
+    }
+
+    /// Runs what is due until nothing is, for `patience` at most. True: nothing is left to do.
+    pub async fn settle(self, patience: Duration) -> bool {
+        let stop = CancellationToken::new();
+        let changes = tokio::spawn(wake_by_changes(self.engine.clone()));
+        let engine = self.engine.clone();
+        let run = move |key, failures| engine.clone().run(key, failures);
+        let stopped = stop.clone();
+        let running = tokio::spawn(self.controller.run(run, async move { stopped.cancelled().await }));
+        let settled = tokio::time::timeout(patience, quiet(self.idle)).await.is_ok();
+        stop.cancel();
+        if let Err(error) = running.await {
+            error!(%error, "the controller panicked");
+        }
+        changes.abort();
+        settled && self.engine.all_ready()
+    }
+}
+
+/// Idle, and still so a moment later: a change may be on its way from the store to the queue.
+async fn quiet(mut idle: watch::Receiver<bool>) {
+    loop {
+        if idle.wait_for(|idle| *idle).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if *idle.borrow_and_update() {
+            return;
+        }
+    }
+}
+
+/// A folder of ours: made if need be, and by one and the same name from here on.
+fn usable(dir: &Path) -> Result<PathBuf, Error> {
+    std::fs::create_dir_all(dir)
+        .and_then(|()| dir.canonicalize())
+        .map_err(|source| Error::Folder {
+            path: dir.to_owned(),
+            source,
+        })
+}
+
+/// What an earlier run, or an earlier boot, has left to this one.
+async fn take_over(engine: &Engine, opened: Opened) -> Result<(), Error> {
+    let now = clock::now();
+    match opened {
+        Opened::Existing => {
+            if engine.forget_an_earlier_boot(now).await? {
+                info!("the host was restarted: everything is built anew, with the same leases");
+            }
+            return Ok(());
+        }
+        Opened::Fresh => {}
+        Opened::SetAside { path, why } => {
+            let message = format!("it was unreadable ({why}) and is now {}", path.display());
+            error!(path = %path.display(), %why, "the state database was unreadable and is set aside");
+            let events = engine.store.events();
+            events.note(
+                now,
+                crate::api::event::EventType::Warning,
+                "ground",
+                "StateSetAside",
+                &message,
+            );
+        }
+    }
+    let adopted = engine
+        .adopt(now)
+        .await
+        .map_err(|error| Error::Host(error.to_string()))?;
+    if adopted > 0 {
+        info!(adopted, "VMs that run were adopted from their records");
+    }
+    Ok(())
+}
+
+async fn run(args: Args) -> Result<bool, Error> {
+    let daemon = Daemon::prepare(&args.state_dir, &args.run_dir, unprobed()).await?;
+    let engine = daemon.engine.clone();
+    let intake = IntakeLoop::new(&args.config_dir, engine.clone());
+    if args.once {
+        intake.read_to_the_end().await;
+        let converged = daemon.settle(Duration::from_secs(300)).await;
+        engine.store.close();
+        return Ok(converged && intake.is_sound());
+    }
+    serve(args, daemon, intake).await?;
+    engine.store.close();
+    Ok(true)
+}
+
+async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Error> {
+    let engine = daemon.engine.clone();
+    let stop = CancellationToken::new();
+    let intake = Arc::new(intake);
+    let prefix = engine.instance.link_prefix();
+    if let Err(error) = crate::doctor::write_unmanaged(&engine.hands.home, &prefix).await {
+        warn!(%error, "cannot ask the host's network managers to leave our links alone");
+    }
+    let door = Door::open(&engine.run_dir.socket(), &args.socket_group)
+        .map_err(|error| Error::Door(error.to_string()))?;
+    let answers = Answers::new(engine.clone(), intake.clone(), &args);
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(wake_by_changes(engine.clone()));
+    tasks.spawn(resync(engine.clone(), args.resync));
+    tasks.spawn({
+        let engine = engine.clone();
+        async move { Trigger::new(engine.instance.clone()).run(&engine).await }
+    });
+    tasks.spawn(async move { intake.run().await });
+    let wire = tokio::spawn(wire::server::serve(door, answers, stop.clone()));
+    let run = {
+        let engine = engine.clone();
+        move |key, failures| engine.clone().run(key, failures)
+    };
+    let stopped = stop.clone();
+    let controller = tokio::spawn(
+        daemon
+            .controller
+            .run(run, async move { stopped.cancelled().await }),
+    );
+    // Not under systemd is no error.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    info!(socket = %engine.run_dir.socket().display(), "ready");
+    terminated().await?;
+    info!("ending; VMs run on");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    stop.cancel();
+    tasks.abort_all();
+    // Runs under way are finished, but a guest may take its time to power down: the next start goes on with it.
+    let ended = async { tokio::join!(wire, controller) };
+    if tokio::time::timeout(Duration::from_millis(1500), ended).await.is_err() {
+        warn!("some runs were still under way; the next start finishes them");
+    }
+    Ok(())
+}
+
+async fn terminated() -> Result<(), Error> {
+    let fail = |error: std::io::Error| Error::Host(format!("cannot hear signals: {error}"));
+    let mut term = signal(SignalKind::terminate()).map_err(fail)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(fail)?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
+
+/// The intent moved: whoever is concerned is woken.
+async fn wake_by_changes(engine: Arc<Engine>) {
+    let mut changes = engine.store.watch();
+    loop {
+        match changes.recv().await {
+            Ok(Change::Group(name)) => engine.waker.renew(Key::Group(name)),
+            Ok(Change::Vm(uid)) => engine.waker.renew(Key::Vm(uid)),
+            Ok(Change::Ground) => engine.waker.renew(Key::Ground),
+            Ok(Change::Page(_) | Change::Lease(_)) => {}
+            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => engine.nudge_everything(),
+            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+/// The safety net under the events.
+async fn resync(engine: Arc<Engine>, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        engine.nudge_everything();
+        match engine.strays().await {
+            Ok(strays) => {
+                for label in strays {
+                    engine.waker.nudge(Key::Stray(label));
+                }
+            }
+            Err(error) => warn!(%error, "cannot look for what nothing wants"),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Answers that go on: changes of objects, events, a VM's log.
+//! Not here: what is in them.
+
+use std::collections::BTreeMap;
+use std::io::{self, SeekFrom};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::answers::{Answers, objects};
+use crate::api::event::Event;
+use crate::api::meta::Name;
+use crate::api::view::{Change, Kind, Object};
+use crate::store::{self, Events};
+use crate::wire::Span;
+
+/// Changes are gathered for so long: 256 VMs that climb make some thousand.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// How often a log that is followed is looked at: the guest writes it through the kernel, nobody tells us.
+const LOG_STEP: Duration = Duration::from_millis(250);
+
+/// What is there, then every change of it.
+pub(super) fn watch(
+    answers: &Answers,
+    changes: Receiver<store::Change>,
+    kind: Kind,
+    name: Option<Name>,
+) -> BoxStream<'static, Change> {
+    let (house, intake, store) = (
+        answers.house(),
+        answers.intake.clone(),
+        answers.engine.store.clone(),
+    );
+    let look = move || -> BTreeMap<Name, Object> {
+        let found = store.read(|world| objects(&house, &intake, world, kind, name.as_ref()));
+        found
+            .into_iter()
+            .map(|object| (object.metadata().name.clone(), object))
+            .collect()
+    };
+    let known = look();
+    let first: Vec<Change> = known
+        .values()
+        .cloned()
+        .map(|object| Change::Added { object })
+        .chain([Change::Synced])
+        .collect();
+    let later = stream::unfold((changes, known), move |(mut changes, known)| {
+        let look = look.clone();
+        async move {
+            loop {
+                wait(&mut changes).await?;
+                let now = look();
+                let told = differences(&known, &now);
+                if !told.is_empty() {
+                    return Some((stream::iter(told), (changes, now)));
+                }
+            }
+        }
+    });
+    stream::iter(first).chain(later.flatten()).boxed()
+}
+
+/// Until something changed, and a moment more. `None`: the daemon ends.
+async fn wait(changes: &mut Receiver<store::Change>) -> Option<()> {
+    match changes.recv().await {
+        Err(RecvError::Closed) => return None,
+        Ok(_) | Err(RecvError::Lagged(_)) => {}
+    }
+    tokio::time::sleep(GATHER).await;
+    loop {
+        match changes.try_recv() {
+            Ok(_) | Err(tokio::sync::broadcast::error::TryRecvError::Lagged(_)) => {}
+            Err(_) => return Some(()),
+        }
+    }
+}
+
+fn differences(before: &BTreeMap<Name, Object>, now: &BTreeMap<Name, Object>) -> Vec<Change> {
+    let gone = before
+        .iter()
+        .filter(|(name, _)| !now.contains_key(*name))
+        .map(|(_, object)| Change::Deleted {
+            object: object.clone(),
+        });
+    let there = now.iter().filter_map(|(name, object)| match before.get(name) {
+        None => Some(Change::Added {
+            object: object.clone(),
+        }),
+        Some(old) if old != object => Some(Change::Modified {
+            object: object.clone(),
+        }),
+        Some(_) => None,
+    });
+    gone.chain(there).collect()
+}
+
+/// Events of one object or of all.
+pub(super) fn events(
+    events: &Events,
+    object: Option<String>,
+    span: Span,
+) -> BoxStream<'static, Event> {
+    // First listened, then read: one that happens in between comes twice and not never.
+    let later = events.watch();
+    let known = stream::iter(events.all());
+    let all = match span {
+        Span::Once => known.boxed(),
+        Span::Follow => known.chain(stream::unfold(later, next_event)).boxed(),
+    };
+    let wanted = move |event: &Event| object.as_ref().is_none_or(|o| *o == event.object);
+    all.filter(move |event| futures::future::ready(wanted(event)))
+        .boxed()
+}
+
+async fn next_event(mut events: Receiver<Event>) -> Option<(Event, Receiver<Event>)> {
+    loop {
+        match events.recv().await {
+            Ok(event) => return Some((event, events)),
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return None,
+        }
+    }
+}
+
+/// A log from its beginning; followed through truncation, until the reader goes.
+pub(super) fn log(path: PathBuf, span: Span) -> BoxStream<'static, io::Result<Bytes>> {
+    stream::try_unfold((path, 0), move |(path, at)| async move {
+        let mut at = at;
+        loop {
+            let (bytes, end) = read_on(&path, at).await?;
+            match (bytes.is_empty(), span) {
+                (false, _) => return Ok(Some((bytes, (path, end)))),
+                (true, Span::Once) => return Ok(None),
+                (true, Span::Follow) => {
+                    at = end;
+                    tokio::time::sleep(LOG_STEP).await;
+                }
+            }
+        }
+    })
+    .boxed()
+}
+
+async fn read_on(path: &PathBuf, at: u64) -> io::Result<(Bytes, u64)> {
+    let mut file = match tokio::fs::File::open(path).await {
+        Ok(file) => file,
+        // Not started yet, or just started anew.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Bytes::new(), 0)),
+        Err(error) => return Err(error),
+    };
+    let length = file.metadata().await?.len();
+    // Shorter than where we were: it was emptied.
+    let at = if length < at { 0 } else { at };
+    file.seek(SeekFrom::Start(at)).await?;
+    let mut bytes = Vec::new();
+    file.take(64 * 1024).read_to_end(&mut bytes).await?;
+    let end = at + bytes.len() as u64;
+    Ok((bytes.into(), end))
+}

@@ -1,0 +1,206 @@
+//! What the kernel tells, as keys to look at.
+//! Not here: what is found there.
+//!
+//! # Why
+//! An event says *look*, never *what*. Our own actions make events, too: they are gathered for a moment and each key is
+//! nudged once, so that a namespace in the making is looked at once more and not thirty times.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use crate::api::meta::Uid;
+use crate::host::events::{Event, Events, What};
+use crate::host::{Error, link};
+use crate::owner::{self, Instance};
+use crate::reconcile::engine::{Engine, Key};
+use crate::store::Change;
+
+/// How long events are gathered. Drift is repaired within 2 s; this is the part of it that we choose to wait.
+const GATHER: Duration = Duration::from_millis(250);
+
+/// After a failure of the stream, before it is opened anew.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Which key an event is about.
+pub struct Trigger {
+    instance: Instance,
+    by_link: HashMap<String, Uid>,
+    by_nsid: HashMap<i32, Uid>,
+    by_index: HashMap<u32, Uid>,
+    places: HashMap<Uid, (u32, Option<i32>)>,
+}
+
+/// Whom to nudge.
+#[derive(Default)]
+struct Gathered {
+    keys: HashSet<Key>,
+    everything: bool,
+}
+
+impl Trigger {
+    /// Knows no VM yet.
+    pub fn new(instance: Instance) -> Self {
+        Self {
+            instance,
+            by_link: HashMap::new(),
+            by_nsid: HashMap::new(),
+            by_index: HashMap::new(),
+            places: HashMap::new(),
+        }
+    }
+
+    /// For as long as the daemon runs.
+    pub async fn run(mut self, engine: &Engine) {
+        let mut changes = engine.store.watch();
+        // At the start everything is looked at anyway.
+        let mut missed = Gathered::default();
+        while let Err(error) = self.listen(engine, &mut changes, missed).await {
+            warn!(%error, "the kernel's events cannot be heard; listening anew");
+            tokio::time::sleep(PAUSE).await;
+            missed = Gathered {
+                everything: true,
+                ..Gathered::default()
+            };
+        }
+    }
+
+    async fn listen(
+        &mut self,
+        engine: &Engine,
+        changes: &mut tokio::sync::broadcast::Receiver<Change>,
+        mut gathered: Gathered,
+    ) -> Result<(), Error> {
+        let mut events = engine.hands.home.run(Events::listen).await?;
+        self.learn(engine).await?;
+        let timer = tokio::time::sleep(GATHER);
+        tokio::pin!(timer);
+        let mut armed = gathered.is_something();
+        loop {
+            tokio::select! {
+                event = events.next() => {
+                    self.take_in(event?, &mut gathered);
+                    if !armed && gathered.is_something() {
+                        timer.as_mut().reset(tokio::time::Instant::from_std(crate::clock::monotonic()) + GATHER);
+                        armed = true;
+                    }
+                }
+                change = changes.recv() => match change {
+                    Ok(Change::Vm(uid)) => self.learn_one(engine, uid),
+                    Ok(_) => {}
+                    Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
+                        self.learn(engine).await?;
+                    }
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(()),
+                },
+                () = &mut timer, if armed => {
+                    armed = false;
+                    self.tell(engine, std::mem::take(&mut gathered));
+                }
+            }
+        }
+    }
+
+    fn take_in(&mut self, event: Event, gathered: &mut Gathered) {
+        if event.what == What::Overrun {
+            gathered.everything = true;
+            return;
+        }
+        match event.nsid {
+            Some(nsid) => {
+                let key = self.by_nsid.get(&nsid).map(|uid| Key::Vm(*uid));
+                gathered.keys.extend(key);
+            }
+            None => match event.what {
+                What::Link {
+                    name,
+                    index,
+                    deleted,
+                    peer_nsid,
+                } => {
+                    let Some(uid) = self.by_link.get(&name).copied() else {
+                        return;
+                    };
+                    self.place(uid, index, peer_nsid.filter(|_| !deleted));
+                    gathered.keys.insert(Key::Vm(uid));
+                }
+                What::Rules | What::Netconf => {
+                    gathered.keys.insert(Key::Ground);
+                }
+                What::Addr { index } | What::Neigh { index } => {
+                    gathered.keys.extend(self.on_link(Some(index)));
+                }
+                What::Route { index } => gathered.keys.extend(self.on_link(index)),
+                What::Overrun => {}
+            },
+        }
+    }
+
+    fn on_link(&self, index: Option<u32>) -> Option<Key> {
+        let uid = self.by_index.get(&index?)?;
+        Some(Key::Vm(*uid))
+    }
+
+    /// Where a VM's host link stands, and by which number we know the namespace of its other end.
+    fn place(&mut self, uid: Uid, index: u32, nsid: Option<i32>) {
+        self.places.insert(uid, (index, nsid));
+        self.by_index.insert(index, uid);
+        if let Some(nsid) = nsid {
+            self.by_nsid.insert(nsid, uid);
+        }
+    }
+
+    /// Learns all VMs and where they stand now.
+    async fn learn(&mut self, engine: &Engine) -> Result<(), Error> {
+        let uids: Vec<Uid> = engine
+            .store
+            .read(|world| world.vms().map(|vm| vm.meta.uid).collect());
+        self.by_link.clear();
+        self.by_index.clear();
+        self.by_nsid.clear();
+        self.places.clear();
+        for uid in uids {
+            self.learn_one(engine, uid);
+        }
+        for link in link::list(&engine.hands.netlink).await? {
+            if let Some(uid) = self.by_link.get(&link.name).copied() {
+                self.place(uid, link.index, link.peer_nsid);
+            }
+        }
+        Ok(())
+    }
+
+    fn learn_one(&mut self, engine: &Engine, uid: Uid) {
+        let name = owner::vm_names(&self.instance, uid).host_link;
+        match engine.store.read(|world| world.vm(uid).is_some()) {
+            true => {
+                self.by_link.insert(name, uid);
+            }
+            false => {
+                self.by_link.remove(&name);
+                if let Some((index, nsid)) = self.places.remove(&uid) {
+                    self.by_index.remove(&index);
+                    nsid.map(|nsid| self.by_nsid.remove(&nsid));
+                }
+            }
+        }
+    }
+
+    fn tell(&self, engine: &Engine, gathered: Gathered) {
+        if gathered.everything {
+            debug!("events were lost: look at everything");
+            engine.nudge_everything();
+            return;
+        }
+        for key in gathered.keys {
+            engine.waker.nudge(key);
+        }
+    }
+}
+
+impl Gathered {
+    fn is_something(&self) -> bool {
+        self.everything || !self.keys.is_empty()
+    }
+}

@@ -1,0 +1,359 @@
+//! The real `slicectl` against the real server on a real socket, over a world in memory: every verb, every format, every
+//! exit status. Golden transcripts stand in `tests/cli/goldens`; `BLESS=1` writes them anew.
+//! Not here: the daemon.
+
+#[path = "cli/door.rs"]
+mod door;
+#[path = "cli/fixture.rs"]
+mod fixture;
+#[path = "cli/golden.rs"]
+mod golden;
+#[path = "cli/streams.rs"]
+mod streams;
+#[path = "cli/world.rs"]
+mod world;
+
+use fixture::Fixture;
+use golden::{Run, slicectl};
+
+const TWO_GROUPS: &str = "\
+config:
+  host_groups:
+    - {name: fresh, count: 2}
+    - {name: sandbox, count: 3}
+";
+
+#[test]
+fn every_verb_answers_as_its_golden_says() {
+    let fixture = Fixture::start();
+    let cases: &[(&str, &str)] = &[
+        ("get-hostgroups", "get hostgroups"),
+        ("get-hostgroups-wide", "get hg -o wide"),
+        ("get-vms", "get vms"),
+        ("get-vms-wide", "get vms -o wide"),
+        ("get-vms-name", "get vms -o name"),
+        ("get-leases", "get leases"),
+        ("get-leases-wide", "get lease -o wide"),
+        ("get-vm-json", "get vm sandbox-1 -o json"),
+        ("get-vm-yaml", "get vm/sandbox-1 -o yaml"),
+        ("get-hostgroup-json", "get hostgroup/sandbox -o json"),
+        ("get-lease-json", "get lease/sandbox-1 -o json"),
+        ("get-two-json", "get lease lab-1 sandbox-1 -o json"),
+        ("get-leases-yaml", "get leases -o yaml"),
+        ("get-kinds-mixed", "get vm/lab-1 lease/lab-1 hg/lab"),
+        ("get-one-missing", "get vm sandbox-1 sandbox-9"),
+        ("describe-vm", "describe vm/sandbox-2"),
+        ("describe-vm-up", "describe vm sandbox-1"),
+        ("describe-hostgroup", "describe hg sandbox"),
+        ("describe-lease", "describe lease/lab-1"),
+        ("describe-missing", "describe vm/none-such"),
+        ("events", "events"),
+        ("events-vm", "events vms sandbox-2"),
+        ("events-manifest", "events manifest/bad.yaml"),
+        ("events-none", "events vm/lab-1"),
+        ("events-json", "events ground -o json"),
+        ("events-yaml", "events ground -o yaml"),
+        ("logs", "logs sandbox-1"),
+        ("logs-missing", "logs vm/none-such"),
+        ("gc-dry-run", "gc --dry-run"),
+        ("gc-dry-run-json", "gc --dry-run -o json"),
+        ("gc", "gc"),
+        ("doctor", "doctor"),
+        ("doctor-yaml", "doctor -o yaml"),
+        ("explain-dropped", "explain sandbox-1 192.168.1.9:443"),
+        (
+            "explain-allowed",
+            "explain vm/sandbox-1 192.168.1.7:443/tcp",
+        ),
+        ("explain-ping", "explain sandbox-1 8.8.8.8 -o json"),
+        ("explain-reserved", "explain sandbox-1 169.254.169.254:80"),
+        ("version", "version"),
+        ("version-json", "version -o json"),
+        (
+            "wait-ready",
+            "wait hg/lab vm/lab-1 lease/lab-1 --for ready --timeout 5s",
+        ),
+        ("wait-gone", "wait vm never-was --for deleted --timeout 5s"),
+        (
+            "wait-timeout-hostgroup",
+            "wait hg/sandbox --for ready --timeout 1s",
+        ),
+        (
+            "wait-timeout-vm",
+            "wait vm/sandbox-2 vm/lab-1 --for ready --timeout 1s",
+        ),
+        (
+            "wait-timeout-deleted",
+            "wait vm/sandbox-3 vm/sandbox-1 --for deleted --timeout 1s",
+        ),
+        (
+            "wait-timeout-absent",
+            "wait vm/none-such --for ready --timeout 1s",
+        ),
+        ("delete-lease", "delete lease/sandbox-1"),
+        ("delete-missing", "delete vm/none-such"),
+        (
+            "delete-missing-ignored",
+            "delete vm/none-such --ignore-not-found",
+        ),
+    ];
+    golden::check(&fixture, cases);
+}
+
+#[test]
+fn manifests_are_applied_compared_and_deleted() {
+    let fixture = Fixture::start();
+    let file = fixture.dir.path().join("two.yaml");
+    std::fs::write(&file, TWO_GROUPS).unwrap();
+    let folder = fixture.dir.path().join("folder");
+    std::fs::create_dir_all(folder.join("below")).unwrap();
+    for (name, group) in [
+        ("b.yml", "fromb"),
+        ("a.yaml", "froma"),
+        ("below/c.yaml", "below"),
+    ] {
+        let text = format!("config: {{host_groups: [{{name: {group}}}]}}");
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+    std::fs::write(folder.join("README.txt"), "no YAML: [").unwrap();
+    let folder = folder.display();
+    let file = file.display();
+    let cases = [
+        ("diff", format!("diff -f {file}")),
+        ("diff-json", format!("diff -f {file} -o json")),
+        ("apply-dry-run", format!("apply -f {file} --dry-run")),
+        ("apply-wait", format!("apply -f {file} --wait=5s")),
+        ("apply-again", format!("apply -f {file}")),
+        ("diff-nothing", format!("diff -f {file}")),
+        ("apply-folder", format!("apply -f {folder} -f {file}")),
+        ("delete-file-wait", format!("delete -f {folder} --wait")),
+        ("delete-wait", "delete hg fresh --wait=5s".to_owned()),
+        ("apply-absent-file", "apply -f /no/such/file".to_owned()),
+    ];
+    for (name, command) in &cases {
+        golden::check(&fixture, &[(name, command)]);
+    }
+}
+
+#[test]
+fn standard_input_is_a_manifest_too() {
+    let fixture = Fixture::start();
+    let apply = |text: &str, more: &str| {
+        slicectl(&fixture)
+            .args(&format!("apply -f - {more}"))
+            .stdin(text)
+            .run()
+    };
+    let one = |name: &str| format!("config: {{host_groups: [{{name: {name}}}]}}");
+    golden::compare("apply-stdin", &apply(&one("piped"), "--wait"));
+    golden::compare("apply-warning", &apply(&one("odd"), ""));
+    golden::compare("apply-owned-by-file", &apply(&one("lab"), ""));
+    golden::compare("apply-broken", &apply("config: [", ""));
+    golden::compare("apply-wait-timeout", &apply(&one("stuck"), "--wait=1s"));
+    let big = format!("# {}", "x".repeat(1 << 20));
+    golden::compare("apply-too-big", &apply(&big, ""));
+    assert_eq!(apply(&one("unread"), "").code, 0);
+}
+
+#[test]
+fn a_manifest_in_no_utf8_is_an_error_and_no_panic() {
+    let fixture = Fixture::start();
+    let file = fixture.dir.path().join("latin.yaml");
+    std::fs::write(&file, b"config: \xff\xfe").unwrap();
+    let run = slicectl(&fixture)
+        .args(&format!("apply -f {}", file.display()))
+        .run();
+    assert_eq!(run.code, 1, "{run:?}");
+    assert!(run.stderr.contains("UTF-8"), "{run:?}");
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_says_what_is_meant() {
+    let fixture = Fixture::start();
+    let cases: &[(&str, &str)] = &[
+        ("", "Usage: slicectl"),
+        ("get", "TARGET"),
+        ("get pods", "`pods` is no kind"),
+        ("get vm/Bad_Name", "RFC 1123"),
+        ("get vm/a hg/b -w", "one kind"),
+        ("get vms -o xml", "invalid value"),
+        ("describe vm", "name the vm"),
+        ("delete", "required"),
+        ("delete vm", "name the vm"),
+        ("delete vm/x -f y", "cannot be used"),
+        ("wait vm/x", "--for"),
+        ("wait vm/x --for ready --timeout soon", "invalid value"),
+        ("events pod/x", "`pod` is no kind"),
+        ("events vm/a vm/b", "one object"),
+        ("logs hg/x", "is no VM"),
+        ("explain sandbox-1 example.org", "no destination"),
+        ("explain sandbox-1 10.0.0.0/8", "not one address"),
+        ("apply", "--filename"),
+        ("apply -f x --dry-run --wait", "cannot be used"),
+        ("new Bad --net=isolated", "RFC 1123"),
+        (
+            "new a --net=isolated --gateway 10.0.0.1/24",
+            "belongs to --net=bridge",
+        ),
+        ("new a --net=isolated --drop 10.0.0.1/8", "host bits"),
+        (
+            "new a --net=isolated --allow 169.254.169.254:80",
+            "always closed",
+        ),
+        ("new a --net=isolated --range 10.0.0.0/22", "169.254.0.0/16"),
+        ("new a --net=isolated --range 169.254.100.1/22", "host bits"),
+        (
+            "new a --net=isolated --range 169.254.100.0/30",
+            "/16 to /29",
+        ),
+        ("new a --net=isolated --hypervisor qemu", "--kernel-file"),
+        (
+            "new a --net=isolated --ram-mb 1 --ram-gb 1",
+            "cannot be used",
+        ),
+        ("completion tcsh", "invalid value"),
+        ("frobnicate", "unrecognized subcommand"),
+    ];
+    for (command, said) in cases {
+        let run = slicectl(&fixture).args(command).run();
+        assert_eq!(run.code, 2, "slicectl {command}: {run:?}");
+        assert!(run.stderr.contains(said), "slicectl {command}: {run:?}");
+        assert_eq!(run.stdout, "", "slicectl {command}");
+    }
+}
+
+#[test]
+fn new_prints_the_documented_yaml() {
+    let fixture = Fixture::start();
+    golden::check(
+        &fixture,
+        &[
+            ("new-minimal", "new sandbox --net=isolated"),
+            (
+                "new-full",
+                "new sandbox --net=isolated --count 2 --vcpu 1 --ram-mb 128 --range 169.254.100.0/22 \
+                 --allow 192.168.222.1:3128 --allow 1.1.1.1:53/udp,1.1.1.1:53/tcp --drop 192.168.1.0/24 --on-deny reject \
+                 --dns 1.1.1.1,8.8.8.8 --kernel-file /boot/vmlinuz --initrd-file /boot/initrd.img --tap-owner 1000:1000",
+            ),
+            (
+                "new-odd-names",
+                "new 123 --net=isolated --kernel-file /a:#b --allow 10.0.0.0/8",
+            ),
+            (
+                "new-never-matches",
+                "new a --net=isolated --allow 10.0.0.0/8 --drop 10.1.0.0/16",
+            ),
+            ("new-bridge", "new a --net=bridge --gateway 10.0.0.1/24"),
+            ("new-cni", "new a --net=cni"),
+        ],
+    );
+}
+
+#[test]
+fn what_new_prints_is_read_back_as_it_was_asked_for() {
+    let fixture = Fixture::start();
+    let read = |command: &str| -> serde_yaml::Value {
+        let run = slicectl(&fixture).args(command).run();
+        assert_eq!(run.code, 0, "{run:?}");
+        serde_yaml::from_str(&run.stdout).unwrap()
+    };
+    let minimal = read("new true --net=isolated");
+    let group = &minimal["config"]["host_groups"][0];
+    assert_eq!(group["name"].as_str(), Some("true"));
+    assert_eq!(group["network"]["mode"].as_str(), Some("isolated"));
+    assert_eq!(group["ram_gb"].as_u64(), Some(4));
+    assert_eq!(minimal["config"]["hypervisor"].as_str(), Some("none"));
+    let full = read(
+        "new a --net=isolated --kernel-file /a:#b --drop 10.0.0.0/8,1.1.1.1:1-9/udp --ram-mb 64",
+    );
+    let group = &full["config"]["host_groups"][0];
+    assert_eq!(full["config"]["kernel_file"].as_str(), Some("/a:#b"));
+    assert_eq!(full["config"]["hypervisor"].as_str(), Some("qemu"));
+    assert_eq!(group["ram_mb"].as_u64(), Some(64));
+    assert!(group.get("ram_gb").is_none());
+    assert_eq!(
+        group["network"]["drop"][1].as_str(),
+        Some("1.1.1.1:1-9/udp")
+    );
+    let known = ["name", "count", "vcpu", "ram_mb", "dns_servers", "network"];
+    for key in group.as_mapping().unwrap().keys() {
+        assert!(known.contains(&key.as_str().unwrap()), "{key:?}");
+    }
+}
+
+#[test]
+fn without_a_daemon_the_socket_is_named_and_the_status_is_1() {
+    let fixture = Fixture::start();
+    for command in [
+        "get vms",
+        "doctor",
+        "wait vm/x --for ready",
+        "events -w",
+        "delete vm/x",
+        "gc",
+    ] {
+        let run = Run::new(fixture.dir.path(), "/nowhere/sliced.sock")
+            .args(command)
+            .run();
+        assert_eq!(run.code, 1, "slicectl {command}: {run:?}");
+        for word in [
+            "/nowhere/sliced.sock",
+            "--socket",
+            "SLICE_SOCKET",
+            "running",
+        ] {
+            assert!(run.stderr.contains(word), "slicectl {command}: {run:?}");
+        }
+        assert_eq!(run.stderr.lines().count(), 1, "{run:?}");
+    }
+    let version = Run::new(fixture.dir.path(), "/nowhere/sliced.sock")
+        .args("version")
+        .run();
+    assert_eq!(version.code, 1);
+    assert!(version.stdout.starts_with("slicectl  "), "{version:?}");
+}
+
+#[test]
+fn every_verb_has_help_and_those_with_arguments_show_examples() {
+    let fixture = Fixture::start();
+    let verbs = [
+        "apply",
+        "diff",
+        "get",
+        "describe",
+        "delete",
+        "wait",
+        "events",
+        "logs",
+        "gc",
+        "explain",
+        "new",
+        "completion",
+    ];
+    for verb in verbs {
+        let run = slicectl(&fixture).args(&format!("{verb} --help")).run();
+        assert_eq!(run.code, 0, "{run:?}");
+        assert!(run.stdout.contains(&format!("slicectl {verb}")), "{run:?}");
+        assert!(run.stdout.contains("Examples:"), "{run:?}");
+    }
+    let top = slicectl(&fixture).args("--help").run();
+    assert!(
+        top.stdout.contains("SLICE_SOCKET") && top.stdout.contains("first walk"),
+        "{top:?}"
+    );
+}
+
+#[test]
+fn completion_scripts_name_the_verbs() {
+    let fixture = Fixture::start();
+    for shell in ["bash", "zsh", "fish"] {
+        let run = slicectl(&fixture)
+            .args(&format!("completion {shell}"))
+            .run();
+        assert_eq!(run.code, 0);
+        assert!(
+            run.stdout.contains("hostgroup") || run.stdout.contains("describe"),
+            "{shell}"
+        );
+    }
+}

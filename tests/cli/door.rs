@@ -1,0 +1,228 @@
+//! The socket: who gets in, what is replaced, what never is; and what the server says to requests that make no sense.
+//! Not here: `slicectl`'s words.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use slicectl::wire::Door;
+
+use super::fixture::Fixture;
+
+/// Opens the door inside a runtime, as a daemon does.
+fn open(path: &Path) -> Result<Door, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let _inside = runtime.enter();
+    Door::open(path, "no-such-group").map_err(|error| {
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        format!("{error}: {}", cause.unwrap_or_default())
+    })
+}
+
+#[test]
+fn a_dead_daemons_socket_is_replaced_and_ours_goes_with_us() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    drop(UnixListener::bind(&path).unwrap());
+    let door = open(&path).unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        1,
+        "nothing beside it"
+    );
+    drop(door);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_living_daemons_socket_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let _living = UnixListener::bind(&path).unwrap();
+    let error = open(&path).unwrap_err();
+    assert!(error.contains("another sliced answers"), "{error}");
+    assert!(UnixStream::connect(&path).is_ok());
+}
+
+#[test]
+fn what_is_no_socket_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    fs::write(&path, "precious").unwrap();
+    let error = open(&path).unwrap_err();
+    assert!(error.contains("no socket"), "{error}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+}
+
+#[test]
+fn a_door_does_not_remove_its_successors_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let first = open(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let _successor = UnixListener::bind(&path).unwrap();
+    drop(first);
+    assert!(path.exists());
+}
+
+/// `slicectl version` as another user. Only root can become one.
+fn as_user(fixture: &Fixture, uid: u32, gid: u32) -> Output {
+    // What a stranger can reach: a copy of the command, in a folder that lets everybody pass.
+    let copy = fixture.dir.path().join("slicectl");
+    if !copy.exists() {
+        fs::copy(assert_cmd::cargo::cargo_bin("slicectl"), &copy).unwrap();
+    }
+    fs::set_permissions(fixture.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    Command::new(copy)
+        .arg("version")
+        .env("SLICE_SOCKET", fixture.socket())
+        .uid(uid)
+        .gid(gid)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn strangers_are_turned_away_and_the_sockets_group_is_let_in() {
+    if !rustix::process::geteuid().is_root() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "this test needs root, and CI has to give it"
+        );
+        eprintln!("NOT RUN: only root can ask as another user");
+        return;
+    }
+    let fixture = Fixture::start();
+    let closed = as_user(&fixture, 65534, 65534);
+    assert_eq!(closed.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&closed.stderr).into_owned();
+    assert!(said.contains("no permission"), "{said}");
+    // Even when the file's mode has been loosened, the peer's credentials count.
+    fs::set_permissions(fixture.socket(), fs::Permissions::from_mode(0o666)).unwrap();
+    let refused = as_user(&fixture, 65534, 65534);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("user 65534 may not talk to sliced"), "{said}");
+    let member = as_user(&fixture, 65534, 0);
+    assert_eq!(member.status.code(), Some(0), "{member:?}");
+}
+
+#[test]
+fn a_supplementary_member_of_the_sockets_group_is_let_in() {
+    if !rustix::process::geteuid().is_root() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "this test needs root, and CI has to give it"
+        );
+        eprintln!("NOT RUN: only root can ask as another user");
+        return;
+    }
+    let fixture = Fixture::start();
+    let _ = as_user(&fixture, 65534, 65534);
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--groups=0"])
+        .arg(fixture.dir.path().join("slicectl"))
+        .arg("version")
+        .env("SLICE_SOCKET", fixture.socket())
+        .output()
+        .expect("setpriv(1) of util-linux is there");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+/// The status and body of a request as it stands.
+fn ask(fixture: &Fixture, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(fixture.socket()).unwrap();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    // A server that refuses early may close before it has read everything.
+    let _ = stream.write_all(body.as_bytes());
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let status = answer[9..12].parse().unwrap();
+    let body = answer.split_once("\r\n\r\n").unwrap().1.to_owned();
+    (status, body)
+}
+
+#[test]
+fn requests_that_make_no_sense_get_a_status_and_a_problem() {
+    let fixture = Fixture::start();
+    let cases = [
+        ("GET", "/v1/objects/pod", "", 422),
+        ("GET", "/v1/objects/vm/Bad_Name", "", 422),
+        ("GET", "/v1/objects/vm/none-such", "", 404),
+        ("GET", "/v1/objects/vm?follow=perhaps", "", 400),
+        ("GET", "/v1/nothing", "", 404),
+        ("PUT", "/v1/apply", "", 405),
+        ("POST", "/v1/apply", "{", 400),
+        ("POST", "/v1/apply", "{\"sources\":[{\"name\":1}]}", 422),
+        (
+            "POST",
+            "/v1/apply",
+            "{\"sources\":[{\"name\":\"f\",\"text\":\"config: [\"}]}",
+            422,
+        ),
+        ("DELETE", "/v1/objects/lease/lab-1", "", 409),
+        ("GET", "/v1/explain/sandbox-1?packet=nowhere", "", 422),
+        ("GET", "/v1/explain/sandbox-1", "", 400),
+    ];
+    for (method, path, body, status) in cases {
+        let (found, answer) = ask(&fixture, method, path, body);
+        assert_eq!(found, status, "{method} {path}: {answer}");
+        let problem: serde_json::Value = serde_json::from_str(&answer).expect(&answer);
+        assert!(
+            problem["error"]
+                .as_str()
+                .is_some_and(|error| !error.is_empty())
+        );
+        assert!(problem["problems"].is_array());
+    }
+}
+
+#[test]
+fn bodies_are_bounded_by_manifest_and_in_all() {
+    let fixture = Fixture::start();
+    let source = |size: usize| {
+        serde_json::json!({"sources": [{"name": "big.yaml", "text": "#".repeat(size)}]}).to_string()
+    };
+    let (status, answer) = ask(
+        &fixture,
+        "POST",
+        "/v1/apply?dry_run=true",
+        &source((1 << 20) + 1),
+    );
+    assert_eq!(status, 422, "{answer}");
+    assert!(answer.contains("big.yaml"), "{answer}");
+    let (status, answer) = ask(
+        &fixture,
+        "POST",
+        "/v1/apply?dry_run=true",
+        &source(17 << 20),
+    );
+    assert_eq!(status, 413, "{answer}");
+}
+
+#[test]
+fn the_server_ends_at_once_though_watches_are_open() {
+    let mut fixture = Fixture::start();
+    let mut watch = UnixStream::connect(fixture.socket()).unwrap();
+    watch
+        .write_all(b"GET /v1/events?follow=true HTTP/1.1\r\nhost: x\r\n\r\n")
+        .unwrap();
+    super::fixture::wait_for("the watch", || fixture.world.watchers() == 1);
+    let start = std::time::Instant::now();
+    fixture.stop();
+    assert!(start.elapsed() < std::time::Duration::from_secs(1));
+}

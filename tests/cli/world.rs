@@ -1,0 +1,393 @@
+//! What is in the test's world at the start.
+//! Not here: how it changes.
+
+use std::sync::OnceLock;
+
+use slicectl::api::condition::{Reason, Status};
+use slicectl::api::event::{Event, EventType};
+use slicectl::api::host_group::{HostGroupSpec, Origin, UpdatePolicy};
+use slicectl::api::meta::{Name, Timestamp, Uid};
+use slicectl::api::network::{Block, IsolatedSpec, Mac, Mode, NetworkSpec};
+use slicectl::api::policy::{OnDeny, Policy};
+use slicectl::api::view::*;
+use slicectl::api::vm::{Hypervisor, VmSpec};
+use slicectl::wire::Refusal;
+
+/// One moment, so that its age is always `5d1h`.
+pub fn created() -> Timestamp {
+    static CREATED: OnceLock<Timestamp> = OnceLock::new();
+    *CREATED.get_or_init(|| {
+        let age = std::time::Duration::from_secs(5 * 86_400 + 3600 + 1800);
+        let then = Timestamp::now().checked_sub(age).unwrap();
+        Timestamp::from_second(then.as_second()).unwrap()
+    })
+}
+
+/// What a manifest says, as far as this world cares.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub name: Name,
+    pub count: u32,
+    pub warnings: Vec<String>,
+}
+
+/// Reads `config.host_groups[].{name,count}`; a group called `odd` gives a warning.
+pub fn groups(sources: &[Source]) -> Result<Vec<Group>, Refusal> {
+    let mut groups = Vec::new();
+    let mut problems = Vec::new();
+    for source in sources {
+        match read(&source.text) {
+            Ok(found) => groups.extend(found),
+            Err(why) => problems.push(format!("{}: {why}", source.name)),
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(groups),
+        false => Err(Refusal::Invalid(problems)),
+    }
+}
+
+fn read(text: &str) -> Result<Vec<Group>, String> {
+    let value: serde_yaml::Value = serde_yaml::from_str(text).map_err(|e| e.to_string())?;
+    let groups = value["config"]["host_groups"].as_sequence();
+    let groups = groups.ok_or("config.host_groups is missing")?;
+    let group = |group: &serde_yaml::Value| {
+        let name = group["name"].as_str().ok_or("name is missing")?;
+        Ok(Group {
+            name: name.parse().map_err(|e| format!("{e}"))?,
+            count: group["count"].as_u64().unwrap_or(1) as u32,
+            warnings: (name == "odd")
+                .then(|| "drop[0] never matches".to_owned())
+                .into_iter()
+                .collect(),
+        })
+    };
+    groups.iter().map(group).collect()
+}
+
+/// Two groups, four VMs in different states, four leases.
+pub fn objects() -> Vec<Object> {
+    let sandbox = Group {
+        name: name("sandbox"),
+        count: 3,
+        warnings: vec![],
+    };
+    let lab = Group {
+        name: name("lab"),
+        count: 1,
+        warnings: vec![],
+    };
+    let mut objects = vec![group_object(&sandbox, 1), group_object(&lab, 1)];
+    let states = [
+        ("sandbox-1", State::Up),
+        ("sandbox-2", State::Conflict),
+        ("sandbox-3", State::Going),
+        ("lab-1", State::Slot),
+    ];
+    for (index, (vm, state)) in (1..).zip(states) {
+        objects.push(vm_object(vm, index, state));
+        objects.push(lease_object(vm, index));
+    }
+    objects
+}
+
+pub fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn uid(number: u8) -> Uid {
+    format!("00000000-0000-4000-8000-0000000000{number:02}")
+        .parse()
+        .unwrap()
+}
+
+fn metadata(named: &str, number: u8) -> MetaView {
+    MetaView {
+        name: name(named),
+        uid: Some(uid(number)),
+        generation: Some(2),
+        group: None,
+        created_at: created(),
+        deleting: false,
+        finalizers: vec![],
+    }
+}
+
+fn condition(kind: &str, status: Status, reason: Reason, message: &str) -> ConditionView {
+    ConditionView {
+        kind: kind.into(),
+        status,
+        reason,
+        message: message.into(),
+        since: created(),
+        observed_generation: 2,
+    }
+}
+
+fn spec(hypervisor: Hypervisor) -> VmSpec {
+    VmSpec {
+        hypervisor,
+        vcpu: 1,
+        ram_bytes: 128 << 20,
+        kernel_file: Some("/var/lib/slice/images/vmlinuz".into()),
+        initrd_file: None,
+        dns_servers: vec!["1.1.1.1".parse().unwrap()],
+        network: NetworkSpec::Isolated(IsolatedSpec {
+            range: Some("169.254.100.0/22".parse().unwrap()),
+            policy: policy(),
+            tap_owner: Default::default(),
+        }),
+    }
+}
+
+fn policy() -> Policy {
+    Policy {
+        allow: vec!["192.168.1.7:443/tcp".parse().unwrap()],
+        drop: vec!["192.168.1.0/24".parse().unwrap()],
+        ..Policy::default()
+    }
+}
+
+/// A group with so many of its VMs ready.
+pub fn group_object(group: &Group, ready_count: u32) -> Object {
+    let ready = ready_count == group.count;
+    let condition = match ready {
+        true => condition("Ready", Status::True, Reason::Converged, ""),
+        false => condition(
+            "Ready",
+            Status::False,
+            Reason::Converging,
+            "not all VMs are ready",
+        ),
+    };
+    let lab = group.name.as_str() == "lab";
+    let (origin, hypervisor) = match lab {
+        true => (
+            Origin::File("/etc/slice/groups.d/lab.yaml".into()),
+            Hypervisor::None,
+        ),
+        false => (Origin::Apply, Hypervisor::Qemu),
+    };
+    Object::HostGroup(GroupView {
+        metadata: metadata(group.name.as_str(), 90),
+        origin,
+        spec: HostGroupSpec {
+            count: group.count,
+            update: UpdatePolicy::Rolling,
+            template: spec(hypervisor),
+        },
+        status: GroupStatus {
+            ready,
+            conditions: vec![condition],
+            desired: group.count,
+            current: group.count,
+            updated: group.count,
+            ready_count,
+            range: Some("169.254.100.0/22".parse().unwrap()),
+            warnings: vec![],
+        },
+    })
+}
+
+/// How a VM of this world is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Up,
+    Slot,
+    Conflict,
+    Going,
+}
+
+pub fn vm_object(named: &str, number: u8, state: State) -> Object {
+    let group = named.rsplit_once('-').unwrap().0;
+    let up = matches!(state, State::Up | State::Slot);
+    let hypervisor = match state {
+        State::Slot => Hypervisor::None,
+        _ => Hypervisor::Qemu,
+    };
+    let firewall = match up {
+        true => condition("Firewall", Status::True, Reason::Converged, ""),
+        false => condition(
+            "Firewall",
+            Status::False,
+            Reason::Conflict,
+            "chain X is not ours; remove it",
+        ),
+    };
+    let ready = match up {
+        true => condition("Ready", Status::True, Reason::Converged, ""),
+        false => condition(
+            "Ready",
+            Status::False,
+            Reason::Waiting,
+            "Firewall does not hold",
+        ),
+    };
+    Object::Vm(Box::new(VmView {
+        metadata: MetaView {
+            group: Some(name(group)),
+            deleting: state == State::Going,
+            finalizers: vec!["slice/lease".into(), "slice/net".into()],
+            ..metadata(named, number)
+        },
+        spec: spec(hypervisor),
+        status: VmStatus {
+            ready: up,
+            conditions: vec![
+                condition("Lease", Status::True, Reason::Converged, ""),
+                condition("Net", Status::True, Reason::Converged, ""),
+                firewall,
+                ready,
+            ],
+            network: Some(network(number)),
+            firewall: FirewallStatus {
+                default: DefaultVerdict::Allow,
+                allow: policy().allow,
+                drop: policy().drop,
+                on_deny: OnDeny::Drop,
+                digest: up.then(|| "0123456789abcdef".into()),
+            },
+            vmm: vmm(number, state),
+            warnings: vec![],
+        },
+    }))
+}
+
+fn block(number: u8) -> Block {
+    Block::around([169, 254, 100, (number - 1) * 4].into())
+}
+
+fn network(number: u8) -> NetworkStatus {
+    NetworkStatus {
+        mode: Mode::Isolated,
+        ip: block(number).guest(),
+        prefix_len: 30,
+        gateway: block(number).gateway(),
+        mac: Mac([2, 0, 0, 0, 0, number]),
+        dns: vec!["1.1.1.1".parse().unwrap()],
+        netns: Some(format!("/run/slice/netns/slice-abcdefghij{number:02}").into()),
+        tap: "tap0".into(),
+        host_link: Some(format!("slabcdeaaaaaa{number:02}")),
+        mtu: 1500,
+    }
+}
+
+fn vmm(number: u8, state: State) -> VmmStatus {
+    let running = state == State::Up;
+    VmmStatus {
+        hypervisor: match state {
+            State::Slot => Hypervisor::None,
+            _ => Hypervisor::Qemu,
+        },
+        pid: running.then_some(1000 + u32::from(number)),
+        state: match state {
+            State::Up => VmmState::Running,
+            State::Slot => VmmState::None,
+            State::Conflict | State::Going => VmmState::Stopped,
+        },
+        started_at: running.then(created),
+        api_socket: running.then(|| "/run/slice/vm/x/qmp.sock".into()),
+        log: running.then(|| "/run/slice/vm/x/console.log".into()),
+    }
+}
+
+fn lease_object(vm: &str, number: u8) -> Object {
+    let group = vm.rsplit_once('-').unwrap().0;
+    Object::Lease(LeaseView {
+        metadata: MetaView {
+            uid: None,
+            generation: None,
+            group: Some(name(group)),
+            ..metadata(vm, number)
+        },
+        block: block(number),
+        ip: block(number).guest(),
+        range: "169.254.100.0/22".parse().unwrap(),
+    })
+}
+
+pub fn event(kind: EventType, object: &str, reason: &str, message: &str) -> Event {
+    Event {
+        time: created(),
+        object: object.into(),
+        reason: reason.into(),
+        message: message.into(),
+        count: 1,
+        kind,
+    }
+}
+
+pub fn events() -> Vec<Event> {
+    vec![
+        event(
+            EventType::Normal,
+            "hostgroup/sandbox",
+            "Created",
+            "by slicectl apply",
+        ),
+        event(
+            EventType::Normal,
+            "vm/sandbox-1",
+            "Converged",
+            "all rungs are ready",
+        ),
+        Event {
+            count: 7,
+            ..event(
+                EventType::Warning,
+                "vm/sandbox-2",
+                "Conflict",
+                "chain X\nis not ours",
+            )
+        },
+        event(
+            EventType::Warning,
+            "manifest/bad.yaml",
+            "ManifestInvalid",
+            "line 3: what is `nmae`?",
+        ),
+        event(
+            EventType::Warning,
+            "ground",
+            "Drift",
+            "the jump in FORWARD was gone",
+        ),
+    ]
+}
+
+pub fn leftovers() -> Vec<Leftover> {
+    vec![
+        Leftover {
+            thing: "link slabcdeaaaaaa77".into(),
+            owner: "vm/gone-1@00000000-0000-4000-8000-000000000077".into(),
+        },
+        Leftover {
+            thing: "chain SLICE-abcde-OLD".into(),
+            owner: "ground".into(),
+        },
+    ]
+}
+
+pub fn checks() -> Vec<Check> {
+    let check = |name: &str, verdict, found: &str, remedy: &str| Check {
+        name: name.into(),
+        verdict,
+        found: found.into(),
+        remedy: remedy.into(),
+    };
+    vec![
+        check("ip_forward", CheckVerdict::Ok, "1", ""),
+        check(
+            "iptables back end",
+            CheckVerdict::Warn,
+            "nft and legacy both have rules",
+            "move the legacy rules to nft",
+        ),
+        check(
+            "/dev/kvm",
+            CheckVerdict::Fail,
+            "not there",
+            "switch virtualisation on in the firmware",
+        ),
+    ]
+}
