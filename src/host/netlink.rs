@@ -18,7 +18,10 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use super::{Error, Kind};
 
 /// How often a dump that the world changed under is begun again before we say `Busy`.
-const DUMP_ROUNDS: usize = 20;
+const DUMP_ROUNDS: usize = 50;
+
+/// Between two rounds: while hundreds of links are being made, a quiet moment has to be waited for.
+const DUMP_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
 
 /// A socket's answers fit: the kernel never packs more than 32 KiB into one datagram (`netlink(7)`, `NLMSG_GOODSIZE`).
 const ANSWER: usize = 64 * 1024;
@@ -57,11 +60,23 @@ impl Handle {
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
         for _ in 0..DUMP_ROUNDS {
             match self.ask(message.clone(), NLM_F_DUMP).await {
-                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {
+                    tokio::time::sleep(DUMP_PAUSE).await;
+                }
                 answer => return answer,
             }
         }
         Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    }
+
+    /// Asks for all things of a sort on one link: they fit one datagram, so that the answer is one moment's, whatever
+    /// changes on other links meanwhile. (The kernel counts all changes of a sort in one counter, `inet_base_seq`.)
+    pub(super) async fn dump_of_one(
+        &self,
+        message: RouteNetlinkMessage,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let (answer, _) = self.ask_for_all(message, NLM_F_DUMP).await?;
+        Ok(answer)
     }
 
     async fn ask(
@@ -69,6 +84,17 @@ impl Handle {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        match self.ask_for_all(message, flags).await? {
+            (answer, Wholeness::OneMoment) => Ok(answer),
+            (_, Wholeness::Torn) => Err(io::Error::from_raw_os_error(libc::EINTR)),
+        }
+    }
+
+    async fn ask_for_all(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<(Vec<RouteNetlinkMessage>, Wholeness)> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
         let mut answers = self
@@ -77,19 +103,19 @@ impl Handle {
             .request(request)
             .map_err(|_| broken("the netlink connection is gone"))?;
         let mut answer = Vec::new();
-        let mut whole = Ok(());
+        let mut whole = Wholeness::OneMoment;
         while let Some(part) = answers.next().await {
             if part.header.flags & NLM_F_DUMP_INTR != 0 {
-                whole = Err(io::Error::from_raw_os_error(libc::EINTR));
+                whole = Wholeness::Torn;
             }
             match part.payload {
                 NetlinkPayload::InnerMessage(inner) => answer.push(inner),
-                NetlinkPayload::Done(done) if done.code == 0 => return whole.map(|()| answer),
+                NetlinkPayload::Done(done) if done.code == 0 => return Ok((answer, whole)),
                 NetlinkPayload::Done(done) => {
                     return Err(io::Error::from_raw_os_error(done.code.abs()));
                 }
                 NetlinkPayload::Error(ack) if ack.code.is_none() => {
-                    return whole.map(|()| answer);
+                    return Ok((answer, whole));
                 }
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => return Err(broken("the kernel lost a part of its answer")),
@@ -99,6 +125,14 @@ impl Handle {
             "the netlink connection broke before the answer was whole",
         ))
     }
+}
+
+/// Whether an answer of several datagrams tells of one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wholeness {
+    OneMoment,
+    /// The world changed while it was told.
+    Torn,
 }
 
 /// Asks for a change over a socket opened for it in the calling thread's namespace, without a runtime. Blocks.
