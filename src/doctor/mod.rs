@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use crate::api::view::{Check, CheckVerdict};
 use crate::host::netns::Netns;
-use crate::host::{Error, Handle, process};
-use crate::owner::{Instance, RunDir};
+use crate::host::{Error, process};
+use crate::owner::Instance;
 
 pub use managers::{unmanaged_networkd_text, unmanaged_nm_text, write_unmanaged};
 
@@ -31,12 +31,10 @@ const PATIENCE: Duration = Duration::from_millis(800);
 pub struct Host {
     /// The network namespace that the daemon was started in; `examine` must be called by a thread that is in it.
     pub home: Netns,
-    /// A conversation with it.
-    pub netlink: Handle,
     /// Which daemon.
     pub instance: Instance,
     /// Where the daemon keeps what dies with the host's uptime.
-    pub run_dir: RunDir,
+    pub run_dir: PathBuf,
     /// Where it reads manifests.
     pub config_dir: PathBuf,
 }

@@ -133,15 +133,16 @@ fn judge_seen(mounts: &Mounts) -> Check {
 
 /// Networks that others use on this host: addresses and routes longer than /16 of links that are not ours.
 async fn taken(cx: &Host) -> Result<Vec<Ipv4Network>, Error> {
+    let netlink = cx.home.netlink().await?;
     let prefix = cx.instance.link_prefix();
-    let links = link::list(&cx.netlink).await?;
+    let links = link::list(&netlink).await?;
     let ours = |index: u32| {
         links
             .iter()
             .any(|link| link.index == index && link.name.starts_with(&prefix))
     };
-    let addresses = addr::list(&cx.netlink, addr::Of::All).await?;
-    let routes = route::list(&cx.netlink).await?;
+    let addresses = addr::list(&netlink, addr::Of::All).await?;
+    let routes = route::list(&netlink).await?;
     let addresses = addresses
         .into_iter()
         .filter(|addr| !ours(addr.index))

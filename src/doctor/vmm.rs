@@ -42,7 +42,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     let version = ask(&[PROGRAM, "--version"]).await.map_err(|e| words(&e));
     let device = OpenOptions::new().read(true).write(true).open(KVM);
     let device = device.map(drop).map_err(|e| e.to_string());
-    let tried = fs::read(&cx.run_dir.0.join("machine.json"));
+    let tried = fs::read(&cx.run_dir.join("machine.json"));
     let tried = tried.ok().flatten().zip(fs::boot_id().ok());
     let tried = tried.and_then(|(bytes, boot)| accel(&bytes, boot));
     vec![judge_qemu(&version), judge_kvm(&device, tried)]
