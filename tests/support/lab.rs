@@ -13,6 +13,8 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
+use slicectl::host::Error;
+use slicectl::host::netns::Netns;
 use slicectl::host::tap::Framing;
 
 use super::frames;
@@ -63,6 +65,15 @@ impl Place {
             neighbour,
             address: address.expect("an address"),
         }
+    }
+
+    /// A datagram socket of that neighbour's that waits 5 s at most.
+    pub fn socket(&self, own: (Ipv4Addr, u16)) -> UdpSocket {
+        let netns = Netns::open(&self.neighbour.path()).expect("a namespace");
+        let fail = |e| Error::io("bind", "a socket", e);
+        let socket = netns.run_here(|| UdpSocket::bind(own).map_err(fail)).expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        socket
     }
 }
 
