@@ -74,7 +74,10 @@ impl From<host::Error> for Error {
 /// `sliced`, from its arguments to its exit status.
 pub fn main(args: Args) -> ExitCode {
     log_to_stderr(&args);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             error!(%error, "cannot start");
@@ -164,8 +167,13 @@ impl Daemon {
         let engine = self.engine.clone();
         let run = move |key, failures| engine.clone().run(key, failures);
         let stopped = stop.clone();
-        let running = tokio::spawn(self.controller.run(run, async move { stopped.cancelled().await }));
-        let settled = tokio::time::timeout(patience, quiet(self.idle)).await.is_ok();
+        let running = tokio::spawn(
+            self.controller
+                .run(run, async move { stopped.cancelled().await }),
+        );
+        let settled = tokio::time::timeout(patience, quiet(self.idle))
+            .await
+            .is_ok();
         stop.cancel();
         if let Err(error) = running.await {
             error!(%error, "the controller panicked");
@@ -288,7 +296,10 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
     tasks.abort_all();
     // Runs under way are finished, but a guest may take its time to power down: the next start goes on with it.
     let ended = async { tokio::join!(wire, controller) };
-    if tokio::time::timeout(Duration::from_millis(1500), ended).await.is_err() {
+    if tokio::time::timeout(Duration::from_millis(1500), ended)
+        .await
+        .is_err()
+    {
         warn!("some runs were still under way; the next start finishes them");
     }
     Ok(())
@@ -301,7 +312,9 @@ async fn tell_when_quiet(engine: Arc<Engine>, idle: watch::Receiver<bool>) {
     info!(
         vms = engine.store.read(|world| world.vms().count()),
         actions = engine.steps.load(std::sync::atomic::Ordering::Relaxed),
-        milliseconds = clock::monotonic().saturating_duration_since(began).as_millis(),
+        milliseconds = clock::monotonic()
+            .saturating_duration_since(began)
+            .as_millis(),
         "quiet: everything was looked at"
     );
 }

@@ -120,7 +120,9 @@ impl Engine {
     /// Every key that an object stands for: something may have happened anywhere.
     pub fn nudge_everything(&self) {
         let keys: Vec<Key> = self.store.read(|world| {
-            let groups = world.groups().map(|group| Key::Group(group.meta.name.clone()));
+            let groups = world
+                .groups()
+                .map(|group| Key::Group(group.meta.name.clone()));
             let vms = world.vms().map(|vm| Key::Vm(vm.meta.uid));
             [Key::Ground].into_iter().chain(groups).chain(vms).collect()
         });
@@ -539,14 +541,20 @@ impl Engine {
             if let Some(count) = self.contests.count(vm.meta.uid, rung, clock::monotonic()) {
                 let steps = taken.join("; ");
                 let (reason, message) = match rung {
-                    Rung::Vmm => (Reason::CrashLoop, format!("{count} times in a minute: {steps}")),
+                    Rung::Vmm => (
+                        Reason::CrashLoop,
+                        format!("{count} times in a minute: {steps}"),
+                    ),
                     Rung::Lease | Rung::Net | Rung::Firewall => (
                         Reason::Contested,
-                        format!("repaired {count} times in a minute: somebody wants the opposite of: {steps}"),
+                        format!(
+                            "repaired {count} times in a minute: somebody wants the opposite of: {steps}"
+                        ),
                     ),
                 };
                 self.note(EventType::Warning, &object, &reason.to_string(), &message);
-                self.set_condition(vm, rung, (Status::False, reason, message)).await?;
+                self.set_condition(vm, rung, (Status::False, reason, message))
+                    .await?;
                 return Ok(Step::Not(Outcome::Shun(SLOW)));
             }
         }
