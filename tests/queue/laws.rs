@@ -249,6 +249,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Outcome::Converged),
         2 => Just(Outcome::Failed),
         1 => (1_u64..5000).prop_map(|ms| Outcome::After(Duration::from_millis(ms))),
+        1 => (1_u64..5000).prop_map(|ms| Outcome::Shun(Duration::from_millis(ms))),
     ];
     prop_oneof![
         3 => (0..KEYS).prop_map(Step::Nudge),
