@@ -7,6 +7,7 @@
 //! an answer without them is an error.
 
 use std::io;
+use std::sync::Arc;
 
 use futures::StreamExt;
 use netlink_packet_core::{
@@ -14,6 +15,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use tokio::sync::Mutex;
 
 use super::{Error, Kind};
 
@@ -28,7 +31,11 @@ const ANSWER: usize = 64 * 1024;
 
 /// A conversation with one namespace's rtnetlink. Cheap to clone; the socket closes with the last clone.
 #[derive(Clone, Debug)]
-pub struct Handle(rtnetlink::Handle);
+pub struct Handle {
+    connection: rtnetlink::Handle,
+    /// The kernel has one listing under way a socket, and answers EBUSY to a second one (`__netlink_dump_start`).
+    listing: Arc<Mutex<()>>,
+}
 
 impl Handle {
     /// Opens a socket in the calling thread's namespace. Must be called within a tokio runtime.
@@ -37,7 +44,10 @@ impl Handle {
         connection.set_forward_done(true);
         connection.set_forward_ack(true);
         tokio::spawn(connection);
-        Ok(Self(handle))
+        Ok(Self {
+            connection: handle,
+            listing: Arc::default(),
+        })
     }
 
     /// Asks for a change and waits until the kernel has made it. `flags` beside REQUEST and ACK.
@@ -95,10 +105,14 @@ impl Handle {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> io::Result<(Vec<RouteNetlinkMessage>, Wholeness)> {
+        let _turn = match flags & NLM_F_DUMP {
+            NLM_F_DUMP => Some(self.listing.lock().await),
+            _ => None,
+        };
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
         let mut answers = self
-            .0
+            .connection
             .clone()
             .request(request)
             .map_err(|_| broken("the netlink connection is gone"))?;
