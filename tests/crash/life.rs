@@ -163,8 +163,12 @@ impl Dirs {
 fn why(engine: &Engine) -> String {
     let warnings = engine.store.events().all();
     let pages = engine.store.read(|world| {
-        let page = |uid| LADDER.map(|rung| world.page(uid, rung).map(|page| page.condition.clone()));
-        let vms: Vec<_> = world.vms().map(|vm| (vm.meta.name.clone(), vm.meta.deleting, page(vm.meta.uid))).collect();
+        let page =
+            |uid| LADDER.map(|rung| world.page(uid, rung).map(|page| page.condition.clone()));
+        let vms: Vec<_> = world
+            .vms()
+            .map(|vm| (vm.meta.name.clone(), vm.meta.deleting, page(vm.meta.uid)))
+            .collect();
         format!("{vms:#?} {:#?} {:#?}", world.ground(), world.footing())
     });
     format!("{warnings:#?} {pages}")
