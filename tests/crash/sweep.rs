@@ -19,7 +19,7 @@ const GROUP: &str = "web";
 
 #[test]
 fn killed_before_any_action_of_a_build_the_next_life_finishes_it() {
-    sweep(20, |place, at| {
+    sweep(35, |place, at| {
         let end = place.dirs.live_until_killed(place.apply(), at);
         assert_eq!(place.dirs.live(Intent::Same), End::Converged);
         place.assert_built();
@@ -30,7 +30,7 @@ fn killed_before_any_action_of_a_build_the_next_life_finishes_it() {
 
 #[test]
 fn killed_before_any_action_of_a_teardown_the_next_life_finishes_it() {
-    sweep(8, |place, at| {
+    sweep(10, |place, at| {
         assert_eq!(place.dirs.live(place.apply()), End::Converged);
         let end = place.dirs.live_until_killed(Intent::Delete(GROUP), at);
         assert_eq!(place.dirs.live(Intent::Same), End::Converged);
@@ -41,7 +41,7 @@ fn killed_before_any_action_of_a_teardown_the_next_life_finishes_it() {
 
 #[test]
 fn an_action_of_a_build_that_fails_is_tried_again() {
-    sweep(20, |place, at| {
+    sweep(35, |place, at| {
         let (end, failed) = place.dirs.live_with_an_error(place.apply(), at);
         assert_eq!(end, End::Converged);
         place.assert_built();
@@ -52,7 +52,7 @@ fn an_action_of_a_build_that_fails_is_tried_again() {
 
 #[test]
 fn an_action_of_a_teardown_that_fails_is_tried_again() {
-    sweep(8, |place, at| {
+    sweep(10, |place, at| {
         assert_eq!(place.dirs.live(place.apply()), End::Converged);
         let (end, failed) = place.dirs.live_with_an_error(Intent::Delete(GROUP), at);
         assert_eq!(end, End::Converged);
@@ -63,7 +63,7 @@ fn an_action_of_a_teardown_that_fails_is_tried_again() {
 
 #[test]
 fn killed_and_robbed_of_its_state_during_a_build_the_next_life_adopts_what_stands() {
-    sweep(20, |place, at| {
+    sweep(35, |place, at| {
         let end = place.dirs.live_until_killed(place.apply(), at);
         fs::remove_dir_all(&place.dirs.state).unwrap();
         // By the records alone it comes to rest; then the folder of manifests is read.
@@ -77,7 +77,7 @@ fn killed_and_robbed_of_its_state_during_a_build_the_next_life_adopts_what_stand
 
 #[test]
 fn killed_and_robbed_of_its_state_during_a_teardown_nothing_is_left_over_in_the_end() {
-    sweep(8, |place, at| {
+    sweep(10, |place, at| {
         assert_eq!(place.dirs.live(place.apply()), End::Converged);
         let end = place.dirs.live_until_killed(Intent::Delete(GROUP), at);
         fs::remove_dir_all(&place.dirs.state).unwrap();
