@@ -94,6 +94,9 @@ pub struct Engine {
 /// Looks again at what cannot be helped by trying harder.
 const SLOW: Duration = Duration::from_secs(30);
 
+/// The same for the ground: every VM stands on it.
+const GROUND_SLOW: Duration = Duration::from_secs(5);
+
 /// What a rung's loop came to.
 enum Step<O> {
     /// The plan is empty.
@@ -155,9 +158,18 @@ impl Engine {
         let was_firm = before
             .as_ref()
             .is_some_and(|g| g.condition.status == Status::True && g.carries == footing);
+        let mut contested = false;
+        let (mut status, mut reason, mut message) = (status, reason, message);
         if was_firm && !done.taken.is_empty() {
-            let message = format!("repaired: {}", done.taken.join("; "));
-            self.note(EventType::Warning, "ground", "Drift", &message);
+            let steps = done.taken.join("; ");
+            self.note(EventType::Warning, "ground", "Drift", &format!("repaired: {steps}"));
+            let uid = owner::uid_of(&self.instance.ground_label());
+            let count = self.contests.count(uid, Rung::Firewall, clock::monotonic());
+            contested = count.is_some();
+            if contested {
+                (status, reason) = (Status::False, Reason::Contested);
+                message = format!("repaired again and again: somebody wants the opposite of: {steps}");
+            }
         }
         if status == Status::False {
             self.note(EventType::Warning, "ground", &reason.to_string(), &message);
@@ -183,9 +195,10 @@ impl Engine {
         if firm && !was_firm {
             self.nudge_waiting_vms();
         }
-        Ok(match firm {
-            true => Outcome::Converged,
-            false => Outcome::Failed,
+        Ok(match (firm, contested) {
+            (true, _) => Outcome::Converged,
+            (false, true) => Outcome::Shun(GROUND_SLOW),
+            (false, false) => Outcome::Failed,
         })
     }
 
