@@ -399,7 +399,7 @@ impl House {
 /// All that stands in the calling thread's namespaces and in every namespace in `/run/netns`: links, addresses, routes,
 /// permanent neighbours, rules and switches. What differs between two builds of the same (indices, handles) is left out.
 pub fn world() -> String {
-    look("sed -E 's/^[0-9]+: //; s/@if[0-9]+//; s/ link-netns(id)? [^ ]+//; s/ qdisc [^ ]+//; s/ state [A-Z]+//; s/<[^>]*>//'", "")
+    look("sed -E 's/^[0-9]+: //; s/@if[0-9]+//; s/ link-netns(id)? [^ ]+//; s/ qdisc [^ ]+//; s/ state [A-Z]+//; s/<[^>]*>//; s/ (proto|src|scope) [^ ]+//g' | sort", "")
 }
 
 /// The same with all that would change if anything were made anew: link indices and nftables' rule handles.
@@ -412,7 +412,7 @@ fn look(filter: &str, more: &str) -> String {
         r#"see="$(cat <<'END'
              ip -o link | {filter}
              ip -o -4 addr | {filter}
-             ip -4 route show table all | sort
+             ip -4 route show table all | {filter} | sort
              ip -4 neigh show nud permanent | sort
              iptables-save | grep -v '^#' | sed 's/ \[[0-9:]*\]$//'
              ip6tables-save | grep '^:' | sed 's/ \[[0-9:]*\]$//'
