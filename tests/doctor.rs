@@ -11,10 +11,14 @@ use slicectl::host::netns::Netns;
 use slicectl::owner::Instance;
 use support::kernel;
 
+fn instance() -> Instance {
+    Instance::of("/var/lib/slice".as_ref())
+}
+
 fn host() -> Host {
     Host {
         home: Netns::current().unwrap(),
-        instance: Instance::of("/var/lib/slice".as_ref()),
+        instance: instance(),
         run_dir: "/run/slice".into(),
         config_dir: "/run/groups.d".into(),
     }
@@ -114,7 +118,7 @@ fn docker_is_named_and_a_rule_above_our_jump_is_told() {
             "{check:#?}"
         );
 
-        let chain = host().instance.chain("FWD");
+        let chain = instance().chain("FWD");
         kernel::run(&format!(
             "iptables -N {chain}; iptables -A FORWARD -j {chain}"
         ));
@@ -217,7 +221,7 @@ fn a_foreign_chain_that_drops_what_is_forwarded_is_told_until_its_remedy_is_take
 fn network_managers_are_seen_only_where_they_run_and_are_told_to_leave_our_links_alone() {
     kernel::private(async {
         let home = Netns::current().unwrap();
-        let prefix = host().instance.link_prefix();
+        let prefix = instance().link_prefix();
         assert_eq!(
             doctor::write_unmanaged(&home, &prefix).await.unwrap(),
             [] as [std::path::PathBuf; 0]
@@ -262,7 +266,7 @@ fn network_managers_are_seen_only_where_they_run_and_are_told_to_leave_our_links
 fn ranges_in_use_on_the_host_are_not_counted_as_free() {
     kernel::private(async {
         kernel::run(
-            "ip link add d0 type dummy; ip addr add 169.254.100.1/24 dev d0; ip link set d0 up
+            "ip link add d0 type veth peer name d1; ip link set d1 up; ip addr add 169.254.100.1/24 dev d0; ip link set d0 up
              ip route add 169.254.16.0/20 dev d0",
         );
         let checks = examine().await;

@@ -39,7 +39,7 @@ use intake_loop::IntakeLoop;
 use trigger::Trigger;
 
 /// Keys that are run at once. More than the cores: a run waits for the kernel's locks and the disk.
-const WIDTH: usize = 8;
+const WIDTH: usize = 16;
 
 /// Where all daemons of a host see each other's claims.
 const CLAIMS_DIR: &str = "/run/slice-ranges";

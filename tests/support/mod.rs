@@ -2,6 +2,7 @@
 //! Not here: tests.
 //!
 //! - [`kernel`]: a private kernel per test, hosts in it to talk to, canaries.
+//! - [`objects`]: groups and VMs.
 //! - [`house`]: the real `sliced` and `slicectl` in one.
 #![allow(
     dead_code,
@@ -10,3 +11,4 @@
 
 pub mod house;
 pub mod kernel;
+pub mod objects;
