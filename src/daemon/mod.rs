@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
@@ -112,6 +112,7 @@ pub struct Daemon {
     /// What is done for a key.
     pub engine: Arc<Engine>,
     controller: Controller<Key>,
+    changes: broadcast::Receiver<Change>,
     idle: watch::Receiver<bool>,
 }
 
@@ -121,6 +122,11 @@ impl Daemon {
     /// # Errors
     /// [`Error`].
     pub async fn prepare(state_dir: &Path, run_dir: &Path, probe: Probe) -> Result<Self, Error> {
+        let lacking = crate::doctor::lacking();
+        if !lacking.is_empty() {
+            let why = format!("sliced must be run as root: it is without {}", lacking.join(", "));
+            return Err(Error::Host(why));
+        }
         let state_dir = usable(state_dir)?;
         let run_dir = RunDir(usable(run_dir)?);
         let home = Netns::current()?;
@@ -146,6 +152,8 @@ impl Daemon {
             waiting: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
+        // Before anything can change: a change that nobody hears wakes nobody.
+        let changes = engine.store.watch();
         take_over(&engine, opened).await?;
         engine.nudge_everything();
         for label in engine.strays().await? {
@@ -154,6 +162,7 @@ impl Daemon {
         Ok(Self {
             engine,
             controller,
+            changes,
             idle,
         })
     }
@@ -161,7 +170,7 @@ impl Daemon {
     /// Runs what is due until nothing is, for `patience` at most. True: nothing is left to do.
     pub async fn settle(self, patience: Duration) -> bool {
         let stop = CancellationToken::new();
-        let changes = tokio::spawn(wake_by_changes(self.engine.clone()));
+        let changes = tokio::spawn(wake_by_changes(self.engine.clone(), self.changes));
         let engine = self.engine.clone();
         let run = move |key, failures| engine.clone().run(key, failures);
         let stopped = stop.clone();
@@ -260,7 +269,7 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
         .map_err(|error| Error::Door(error.to_string()))?;
     let answers = Answers::new(engine.clone(), intake.clone(), &args);
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(wake_by_changes(engine.clone()));
+    tasks.spawn(wake_by_changes(engine.clone(), daemon.changes));
     tasks.spawn(resync(engine.clone(), args.resync));
     tasks.spawn({
         let engine = engine.clone();
@@ -319,16 +328,15 @@ async fn terminated() -> Result<(), Error> {
 }
 
 /// The intent moved: whoever is concerned is woken.
-async fn wake_by_changes(engine: Arc<Engine>) {
-    let mut changes = engine.store.watch();
+async fn wake_by_changes(engine: Arc<Engine>, mut changes: broadcast::Receiver<Change>) {
     loop {
         match changes.recv().await {
             Ok(Change::Group(name)) => engine.waker.renew(Key::Group(name)),
             Ok(Change::Vm(uid)) => engine.waker.renew(Key::Vm(uid)),
             Ok(Change::Ground) => engine.waker.renew(Key::Ground),
             Ok(Change::Page(_) | Change::Lease(_)) => {}
-            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => engine.nudge_everything(),
-            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+            Err(broadcast::error::RecvError::Lagged(_)) => engine.nudge_everything(),
+            Err(broadcast::error::RecvError::Closed) => return,
         }
     }
 }
