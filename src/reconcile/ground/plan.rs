@@ -146,7 +146,8 @@ fn plan_chains(
     for jump in rules::jumps(&desired.instance, docker.is_some()) {
         let standing = observed.ruleset.rules(jump.table, &jump.chain);
         let ours: Vec<&Rule> = jumps_into(prefix, standing).collect();
-        let first = standing.get(..jump.rules.len()) == Some(jump.rules.as_slice());
+        let before = neighbours(prefix, standing);
+        let first = standing[before..].starts_with(&jump.rules);
         if first && ours.len() == jump.rules.len() {
             continue;
         }
@@ -156,6 +157,16 @@ fn plan_chains(
         commit.jump.push(jump);
     }
     Ok(())
+}
+
+/// How many jumps of other daemons like us stand first. Theirs concern their own links and pools only, and of two that
+/// both must be first neither would ever be content.
+fn neighbours(prefix: &str, standing: &[Rule]) -> usize {
+    let theirs = |rule: &&Rule| {
+        let chain = rule.jump().unwrap_or_default();
+        chain.starts_with(Instance::CHAIN_PREFIX) && !chain.starts_with(prefix)
+    };
+    standing.iter().take_while(theirs).count()
 }
 
 fn plan_nothing(desired: &Desired, prefix: &str, observed: &Observed, commit: &mut Commit) {
