@@ -124,8 +124,8 @@ repaired! {
         |place| format!("ip netns del {}", place.name);
     a_namespace_hidden_from_ip_netns_is_shown_again: "vm/sandbox-1", "show the namespace to ip netns",
         |place| format!("rm /run/netns/{}", place.name);
-    a_removed_record_comes_back: "vm/sandbox-1", "write the VM's record",
-        |place| format!("rm /run/slice/vm/{}/record.json", place.uid);
+    a_removed_run_directory_comes_back: "vm/sandbox-1", "write the VM's record",
+        |place| format!("rm -r /run/slice/vm/{}", place.uid);
     a_flushed_host_chain_comes_back: "ground", "write host chains",
         |_| format!("iptables -F {}", chain("filter", "-OUT"));
     a_host_chain_deleted_with_its_jumps_comes_back: "ground", "write host chains", |_| {

@@ -33,7 +33,7 @@ use crate::clock;
 use crate::host::iptables::Backend;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
-use crate::owner::{Instance, Label, RunDir};
+use crate::owner::{self, Instance, Label, RunDir};
 use crate::runtime::controller::Waker;
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Store, Txn};
@@ -97,6 +97,9 @@ pub struct Engine {
 /// Looks again at what cannot be helped by trying harder.
 const SLOW: Duration = Duration::from_secs(30);
 
+/// The same for the ground: every VM stands on it.
+const GROUND_SLOW: Duration = Duration::from_secs(5);
+
 impl Engine {
     /// One run for one key.
     pub async fn run(self: Arc<Self>, key: Key, failures: u32) -> Outcome {
@@ -152,9 +155,20 @@ impl Engine {
         let was_firm = before
             .as_ref()
             .is_some_and(|g| g.condition.status == Status::True && g.carries == footing);
+        let mut contested = false;
+        let (mut status, mut reason, mut message) = (status, reason, message);
         if was_firm && !done.taken.is_empty() {
-            let message = format!("repaired: {}", done.taken.join("; "));
-            self.note(EventType::Warning, "ground", "Drift", &message);
+            let steps = done.taken.join("; ");
+            let repaired = format!("repaired: {steps}");
+            self.note(EventType::Warning, "ground", "Drift", &repaired);
+            let uid = owner::uid_of(&self.instance.ground_label());
+            let count = self.contests.count(uid, Rung::Firewall, clock::monotonic());
+            contested = count.is_some();
+            if contested {
+                (status, reason) = (Status::False, Reason::Contested);
+                message =
+                    format!("repaired again and again: somebody wants the opposite of: {steps}");
+            }
         }
         if status == Status::False {
             self.note(EventType::Warning, "ground", &reason.to_string(), &message);
@@ -180,9 +194,10 @@ impl Engine {
         if firm && !was_firm {
             self.nudge_waiting_vms();
         }
-        Ok(match firm {
-            true => Outcome::Converged,
-            false => Outcome::Failed,
+        Ok(match (firm, contested) {
+            (true, _) => Outcome::Converged,
+            (false, true) => Outcome::Shun(GROUND_SLOW),
+            (false, false) => Outcome::Failed,
         })
     }
 
