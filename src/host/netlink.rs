@@ -7,6 +7,7 @@
 //! an answer without them is an error.
 
 use std::io;
+use std::sync::Arc;
 
 use futures::StreamExt;
 use netlink_packet_core::{
@@ -14,6 +15,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use tokio::sync::Mutex;
 
 use super::{Error, Kind};
 
@@ -25,7 +27,12 @@ const ANSWER: usize = 64 * 1024;
 
 /// A conversation with one namespace's rtnetlink. Cheap to clone; the socket closes with the last clone.
 #[derive(Clone, Debug)]
-pub struct Handle(rtnetlink::Handle);
+pub struct Handle {
+    socket: rtnetlink::Handle,
+    /// Held for a dump: the kernel answers one that begins while another runs on the same socket with `EBUSY`
+    /// (`__netlink_dump_start`, net/netlink/af_netlink.c).
+    dumping: Arc<Mutex<()>>,
+}
 
 impl Handle {
     /// Opens a socket in the calling thread's namespace. Must be called within a tokio runtime.
@@ -34,7 +41,10 @@ impl Handle {
         connection.set_forward_done(true);
         connection.set_forward_ack(true);
         tokio::spawn(connection);
-        Ok(Self(handle))
+        Ok(Self {
+            socket: handle,
+            dumping: Arc::default(),
+        })
     }
 
     /// Asks for a change and waits until the kernel has made it. `flags` beside REQUEST and ACK.
@@ -55,6 +65,7 @@ impl Handle {
         &self,
         message: RouteNetlinkMessage,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let _turn = self.dumping.lock().await;
         for _ in 0..DUMP_ROUNDS {
             match self.ask(message.clone(), NLM_F_DUMP).await {
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
@@ -72,7 +83,7 @@ impl Handle {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
         let mut answers = self
-            .0
+            .socket
             .clone()
             .request(request)
             .map_err(|_| broken("the netlink connection is gone"))?;
