@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 
 use super::intake_loop::{IntakeLoop, delete_group, store_draft};
 use super::streams;
-use crate::api::event::Event;
+use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::{self, Draft};
 use crate::api::meta::{Name, Timestamp};
@@ -27,7 +27,7 @@ use crate::host::addr;
 use crate::owner::{Label, Owner};
 use crate::reconcile::engine::{Engine, Key};
 use crate::reconcile::explain::{self, Way};
-use crate::reconcile::fold::House;
+use crate::reconcile::fold::{House, Trouble};
 use crate::store::{self, World};
 use crate::wire::{Backend, Effect, Refusal, Span, packet};
 
@@ -61,7 +61,7 @@ impl Answers {
     pub(super) fn objects(&self, kind: Kind, name: Option<&Name>) -> Vec<Object> {
         self.engine
             .store
-            .read(|world| objects(&self.house, &self.intake, world, kind, name))
+            .read(|world| objects(&self.house, &self.engine, &self.intake, world, kind, name))
     }
 
     pub(super) fn house(&self) -> House {
@@ -105,6 +105,7 @@ fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
 /// Folds what was asked for.
 pub(super) fn objects(
     house: &House,
+    engine: &Engine,
     intake: &IntakeLoop,
     world: &World,
     kind: Kind,
@@ -120,7 +121,12 @@ pub(super) fn objects(
                     Origin::File(path) => intake.problems_of(path),
                     Origin::Apply => Vec::new(),
                 };
-                Object::HostGroup(house.group(world, group, &problems))
+                let troubles = engine.troubles.lock().unwrap_or_else(|p| p.into_inner());
+                let trouble = Trouble {
+                    problems,
+                    range: troubles.get(&group.meta.name).cloned(),
+                };
+                Object::HostGroup(house.group(world, group, &trouble))
             })
             .collect(),
         Kind::Vm => match name {
@@ -162,7 +168,14 @@ impl Backend for Answers {
             }
             Ok(results)
         });
-        Ok(stored.await?)
+        let results: Vec<ApplyResult> = stored.await?;
+        for done in results.iter().filter(|r| r.applied != Applied::Unchanged) {
+            let object = format!("hostgroup/{}", done.name);
+            let events = self.engine.store.events();
+            let by = "by slicectl apply";
+            events.note(clock::now(), EventType::Normal, &object, "Configured", by);
+        }
+        Ok(results)
     }
 
     async fn diff(&self, sources: Vec<Source>) -> Result<DiffResult, Refusal> {
@@ -274,9 +287,8 @@ impl Backend for Answers {
     async fn doctor(&self) -> Result<Vec<Check>, Refusal> {
         Ok(doctor::examine(&doctor::Host {
             home: self.engine.hands.home.clone(),
-            netlink: self.engine.hands.netlink.clone(),
             instance: self.engine.instance.clone(),
-            run_dir: self.engine.run_dir.clone(),
+            run_dir: self.engine.run_dir.0.clone(),
             config_dir: self.config_dir.clone(),
         })
         .await)

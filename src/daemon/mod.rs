@@ -140,6 +140,8 @@ impl Daemon {
             waker,
             probe,
             contests: Contests::default(),
+            steps: Default::default(),
+            troubles: Default::default(),
             waiting: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
@@ -249,7 +251,8 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
     let engine = daemon.engine.clone();
     let stop = CancellationToken::new();
     let intake = Arc::new(intake);
-    if let Err(error) = crate::doctor::write_unmanaged(&engine.instance.link_prefix()) {
+    let prefix = engine.instance.link_prefix();
+    if let Err(error) = crate::doctor::write_unmanaged(&engine.hands.home, &prefix).await {
         warn!(%error, "cannot ask the host's network managers to leave our links alone");
     }
     let door = Door::open(&engine.run_dir.socket(), &args.socket_group)
@@ -263,6 +266,7 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
         async move { Trigger::new(engine.instance.clone()).run(&engine).await }
     });
     tasks.spawn(async move { intake.run().await });
+    tasks.spawn(tell_when_quiet(engine.clone(), daemon.idle));
     let wire = tokio::spawn(wire::server::serve(door, answers, stop.clone()));
     let run = {
         let engine = engine.clone();
@@ -288,6 +292,18 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
         warn!("some runs were still under way; the next start finishes them");
     }
     Ok(())
+}
+
+/// Once: how long the first look at everything took, and what it had to do.
+async fn tell_when_quiet(engine: Arc<Engine>, idle: watch::Receiver<bool>) {
+    let began = clock::monotonic();
+    quiet(idle).await;
+    info!(
+        vms = engine.store.read(|world| world.vms().count()),
+        actions = engine.steps.load(std::sync::atomic::Ordering::Relaxed),
+        milliseconds = clock::monotonic().saturating_duration_since(began).as_millis(),
+        "quiet: everything was looked at"
+    );
 }
 
 async fn terminated() -> Result<(), Error> {

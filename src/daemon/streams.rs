@@ -32,13 +32,15 @@ pub(super) fn watch(
     kind: Kind,
     name: Option<Name>,
 ) -> BoxStream<'static, Change> {
-    let (house, intake, store) = (
+    let (house, intake, engine) = (
         answers.house(),
         answers.intake.clone(),
-        answers.engine.store.clone(),
+        answers.engine.clone(),
     );
     let look = move || -> BTreeMap<Name, Object> {
-        let found = store.read(|world| objects(&house, &intake, world, kind, name.as_ref()));
+        let found = engine
+            .store
+            .read(|world| objects(&house, &engine, &intake, world, kind, name.as_ref()));
         found
             .into_iter()
             .map(|object| (object.metadata().name.clone(), object))

@@ -33,13 +33,18 @@ pub enum Of {
 pub async fn list(handle: &Handle, of: Of) -> Result<Vec<Addr>, Error> {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
-    if let Of::Link(index) = of {
-        message.header.index = index;
-    }
-    let answer = handle
-        .dump(RouteNetlinkMessage::GetAddress(message))
-        .await
-        .map_err(|e| Error::io("list", "addresses", e))?;
+    let answer = match of {
+        Of::All => {
+            let question = RouteNetlinkMessage::GetAddress(message);
+            handle.dump(question).await
+        }
+        Of::Link(index) => {
+            message.header.index = index;
+            let question = RouteNetlinkMessage::GetAddress(message);
+            handle.dump_of_one(question).await
+        }
+    };
+    let answer = answer.map_err(|e| Error::io("list", "addresses", e))?;
     answer.into_iter().map(read).collect()
 }
 

@@ -15,12 +15,16 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
 use tokio::sync::Mutex;
 
 use super::{Error, Kind};
 
 /// How often a dump that the world changed under is begun again before we say `Busy`.
-const DUMP_ROUNDS: usize = 20;
+const DUMP_ROUNDS: usize = 50;
+
+/// Between two rounds: while hundreds of links are being made, a quiet moment has to be waited for.
+const DUMP_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
 
 /// A socket's answers fit: the kernel never packs more than 32 KiB into one datagram (`netlink(7)`, `NLMSG_GOODSIZE`).
 const ANSWER: usize = 64 * 1024;
@@ -28,10 +32,9 @@ const ANSWER: usize = 64 * 1024;
 /// A conversation with one namespace's rtnetlink. Cheap to clone; the socket closes with the last clone.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    socket: rtnetlink::Handle,
-    /// Held for a dump: the kernel answers one that begins while another runs on the same socket with `EBUSY`
-    /// (`__netlink_dump_start`, net/netlink/af_netlink.c).
-    dumping: Arc<Mutex<()>>,
+    connection: rtnetlink::Handle,
+    /// The kernel has one listing under way a socket, and answers EBUSY to a second one (`__netlink_dump_start`).
+    listing: Arc<Mutex<()>>,
 }
 
 impl Handle {
@@ -42,8 +45,8 @@ impl Handle {
         connection.set_forward_ack(true);
         tokio::spawn(connection);
         Ok(Self {
-            socket: handle,
-            dumping: Arc::default(),
+            connection: handle,
+            listing: Arc::default(),
         })
     }
 
@@ -65,14 +68,25 @@ impl Handle {
         &self,
         message: RouteNetlinkMessage,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let _turn = self.dumping.lock().await;
         for _ in 0..DUMP_ROUNDS {
             match self.ask(message.clone(), NLM_F_DUMP).await {
-                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {
+                    tokio::time::sleep(DUMP_PAUSE).await;
+                }
                 answer => return answer,
             }
         }
         Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    }
+
+    /// Asks for all things of a sort on one link: they fit one datagram, so that the answer is one moment's, whatever
+    /// changes on other links meanwhile. (The kernel counts all changes of a sort in one counter, `inet_base_seq`.)
+    pub(super) async fn dump_of_one(
+        &self,
+        message: RouteNetlinkMessage,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let (answer, _) = self.ask_for_all(message, NLM_F_DUMP).await?;
+        Ok(answer)
     }
 
     async fn ask(
@@ -80,27 +94,42 @@ impl Handle {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        match self.ask_for_all(message, flags).await? {
+            (answer, Wholeness::OneMoment) => Ok(answer),
+            (_, Wholeness::Torn) => Err(io::Error::from_raw_os_error(libc::EINTR)),
+        }
+    }
+
+    async fn ask_for_all(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<(Vec<RouteNetlinkMessage>, Wholeness)> {
+        let _turn = match flags & NLM_F_DUMP {
+            NLM_F_DUMP => Some(self.listing.lock().await),
+            _ => None,
+        };
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
         let mut answers = self
-            .socket
+            .connection
             .clone()
             .request(request)
             .map_err(|_| broken("the netlink connection is gone"))?;
         let mut answer = Vec::new();
-        let mut whole = Ok(());
+        let mut whole = Wholeness::OneMoment;
         while let Some(part) = answers.next().await {
             if part.header.flags & NLM_F_DUMP_INTR != 0 {
-                whole = Err(io::Error::from_raw_os_error(libc::EINTR));
+                whole = Wholeness::Torn;
             }
             match part.payload {
                 NetlinkPayload::InnerMessage(inner) => answer.push(inner),
-                NetlinkPayload::Done(done) if done.code == 0 => return whole.map(|()| answer),
+                NetlinkPayload::Done(done) if done.code == 0 => return Ok((answer, whole)),
                 NetlinkPayload::Done(done) => {
                     return Err(io::Error::from_raw_os_error(done.code.abs()));
                 }
                 NetlinkPayload::Error(ack) if ack.code.is_none() => {
-                    return whole.map(|()| answer);
+                    return Ok((answer, whole));
                 }
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => return Err(broken("the kernel lost a part of its answer")),
@@ -110,6 +139,14 @@ impl Handle {
             "the netlink connection broke before the answer was whole",
         ))
     }
+}
+
+/// Whether an answer of several datagrams tells of one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wholeness {
+    OneMoment,
+    /// The world changed while it was told.
+    Torn,
 }
 
 /// Asks for a change over a socket opened for it in the calling thread's namespace, without a runtime. Blocks.

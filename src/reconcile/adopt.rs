@@ -1,7 +1,7 @@
 //! What stands on the host without the store knowing: records to adopt, labels to collect.
 //! Not here: removing anything (a stray's run), reading kernel things (`host`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use tracing::{info, warn};
@@ -13,9 +13,10 @@ use crate::api::condition::{Reason, Status};
 use crate::api::host_group::{HostGroup, HostGroupSpec};
 use crate::api::meta::{Meta, Timestamp};
 use crate::api::rung::LADDER;
+use crate::api::vm::Vm;
 use crate::host::netns::Netns;
 use crate::host::{self, Kind, fs, link, netns};
-use crate::owner::{Label, Owner};
+use crate::owner::{self, Label, Owner};
 use crate::store::{self, Pool};
 
 impl Engine {
@@ -88,10 +89,22 @@ impl Engine {
     }
 
     /// Every VM's label that something on the host carries: links, namespaces, run directories, processes.
+    /// A namespace or directory that by its name is a known VM's is not opened: its VM's own run looks at it.
     ///
     /// # Errors
     /// What cannot be looked at is not taken for empty.
-    pub async fn claimed(&self) -> Result<BTreeSet<Label>, host::Error> {
+    async fn claimed(&self) -> Result<BTreeSet<Label>, host::Error> {
+        let known: HashSet<String> = self.store.read(|world| {
+            let names = |vm: &Vm| {
+                let uid = vm.meta.uid;
+                [owner::vm_names(&self.instance, uid).netns, uid.to_string()]
+            };
+            world.vms().flat_map(names).collect()
+        });
+        let is_known = |path: &Path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| known.contains(name))
+        };
         let mut labels = BTreeSet::new();
         let prefix = self.instance.link_prefix();
         for link in link::list(&self.hands.netlink).await? {
@@ -100,6 +113,9 @@ impl Engine {
             }
         }
         for path in netns::list(&self.run_dir.netns_dir())? {
+            if is_known(&path) {
+                continue;
+            }
             let inside = match Netns::open(&path) {
                 Ok(netns) => netns.netlink().await?,
                 // An empty file that a crash left; whoever builds there next uses it.
@@ -110,6 +126,9 @@ impl Engine {
             labels.extend(self.label(lo.and_then(|lo| lo.alias).as_deref()));
         }
         for dir in subdirectories(&self.run_dir.vm_dirs())? {
+            if is_known(&dir) {
+                continue;
+            }
             let record = fs::read_text(&dir.join(RECORD))?;
             let record = record.and_then(|text| serde_json::from_str::<Record>(&text).ok());
             let meta = record.map(|record| record.vm.meta);

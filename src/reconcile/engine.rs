@@ -6,6 +6,7 @@
 //! a run that climbs the whole ladder enters the VM's namespace once. Each rung still has its own plan, its own page, and
 //! is taken in its own transaction.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,6 +83,10 @@ pub struct Engine {
     pub probe: Probe,
     /// Who keeps wanting the opposite.
     pub contests: Contests,
+    /// Why a group has no VMs yet.
+    pub troubles: std::sync::Mutex<HashMap<Name, String>>,
+    /// Steps taken on the host so far.
+    pub steps: std::sync::atomic::AtomicU64,
     /// Groups that wait for one of their VMs.
     pub waiting: std::sync::Mutex<std::collections::HashSet<Name>>,
 }
@@ -94,7 +99,7 @@ enum Step<O> {
     /// The plan is empty.
     Ready(O),
     /// It is not; the condition says why.
-    Not,
+    Not(Outcome),
 }
 
 impl Engine {
@@ -145,7 +150,7 @@ impl Engine {
             footing: footing.clone(),
         };
         let before = self.store.read(|world| world.ground().cloned());
-        let done = converge(&self.ground(), &desired, &self.probe).await;
+        let done = self.converge(&self.ground(), &desired).await;
         let (status, reason, message) = describe(&done.result);
         let was_firm = before
             .as_ref()
@@ -204,6 +209,8 @@ impl Engine {
         };
         let done = group::reconcile(&self.store, &self.claims, &host_use, name, clock::now()).await;
         let mut waiting = self.waiting.lock().unwrap_or_else(|p| p.into_inner());
+        let mut troubles = self.troubles.lock().unwrap_or_else(|p| p.into_inner());
+        troubles.remove(name);
         match done {
             Ok(Progress::Done) => {
                 waiting.remove(name);
@@ -222,6 +229,7 @@ impl Engine {
                     "RangeUnavailable",
                     &error.to_string(),
                 );
+                troubles.insert(name.clone(), error.to_string());
                 Ok(Outcome::Failed)
             }
         }
@@ -273,7 +281,7 @@ impl Engine {
         };
         match self.step(&vm, Rung::Net, &hands, &desired).await? {
             Step::Ready(_) => {}
-            Step::Not => return Ok(Outcome::Failed),
+            Step::Not(outcome) => return Ok(outcome),
         }
         if !self.ready_and_take(&vm, Rung::Net, None).await? {
             return Ok(Outcome::Converged);
@@ -294,7 +302,7 @@ impl Engine {
             .await?
         {
             Step::Ready(_) => {}
-            Step::Not => return Ok(Outcome::Failed),
+            Step::Not(outcome) => return Ok(outcome),
         }
         if !self
             .ready_and_take(&vm, Rung::Firewall, Some(digest))
@@ -393,7 +401,7 @@ impl Engine {
             .await?
         {
             Step::Ready(observed) => observed,
-            Step::Not => return Ok(Outcome::Failed),
+            Step::Not(outcome) => return Ok(outcome),
         };
         debug!(vm = %vm.meta.name, failures, "process is as wanted");
         let mark = observed
@@ -449,7 +457,7 @@ impl Engine {
                     run_dir: self.run_dir.0.clone(),
                     slot: None,
                 };
-                emptied(converge(&self.net(), &desired, &self.probe).await)
+                emptied(self.converge(&self.net(), &desired).await)
             }
             Rung::Firewall => {
                 let desired = firewall::Desired {
@@ -457,12 +465,12 @@ impl Engine {
                     lock: self.run_dir.vm_dir(uid).join(net::LOCK),
                     rules: None,
                 };
-                emptied(converge(&self.firewall(), &desired, &self.probe).await)
+                emptied(self.converge(&self.firewall(), &desired).await)
             }
             Rung::Vmm => {
                 self.processes.watch(uid, None);
                 let desired = self.processes.nothing(label);
-                emptied(converge(&self.processes.rung, &desired, &self.probe).await)
+                emptied(self.converge(&self.processes.rung, &desired).await)
             }
         };
         taken.map(|taken| debug!(%label, %rung, ?taken, "taken down"))
@@ -495,6 +503,19 @@ impl Engine {
         Ok(Outcome::Converged)
     }
 
+    /// The loop, with its steps counted.
+    async fn converge<R: Reconcile>(
+        &self,
+        reconciler: &R,
+        desired: &R::Desired,
+    ) -> Convergence<R::Observed> {
+        let done = converge(reconciler, desired, &self.probe).await;
+        let taken = u64::try_from(done.taken.len()).unwrap_or(u64::MAX);
+        self.steps
+            .fetch_add(taken, std::sync::atomic::Ordering::Relaxed);
+        done
+    }
+
     /// A rung's loop, its events and, if it failed, its condition.
     async fn step<R: Reconcile>(
         &self,
@@ -507,7 +528,7 @@ impl Engine {
             let page = world.page(vm.meta.uid, rung);
             page.is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
         });
-        let Convergence { taken, result } = converge(reconciler, desired, &self.probe).await;
+        let Convergence { taken, result } = self.converge(reconciler, desired).await;
         let object = format!("vm/{}", vm.meta.name);
         if !taken.is_empty() {
             debug!(vm = %vm.meta.name, %rung, ?taken, "acted");
@@ -516,14 +537,17 @@ impl Engine {
             let message = format!("{rung} repaired: {}", taken.join("; "));
             self.note(EventType::Warning, &object, "Drift", &message);
             if let Some(count) = self.contests.count(vm.meta.uid, rung, clock::monotonic()) {
-                let message = format!(
-                    "repaired {count} times in a minute: somebody wants the opposite of: {}",
-                    taken.join("; ")
-                );
-                self.note(EventType::Warning, &object, "Contested", &message);
-                let found = (Status::False, Reason::Contested, message);
-                self.set_condition(vm, rung, found).await?;
-                return Ok(Step::Not);
+                let steps = taken.join("; ");
+                let (reason, message) = match rung {
+                    Rung::Vmm => (Reason::CrashLoop, format!("{count} times in a minute: {steps}")),
+                    Rung::Lease | Rung::Net | Rung::Firewall => (
+                        Reason::Contested,
+                        format!("repaired {count} times in a minute: somebody wants the opposite of: {steps}"),
+                    ),
+                };
+                self.note(EventType::Warning, &object, &reason.to_string(), &message);
+                self.set_condition(vm, rung, (Status::False, reason, message)).await?;
+                return Ok(Step::Not(Outcome::Shun(SLOW)));
             }
         }
         match &result {
@@ -534,7 +558,7 @@ impl Engine {
                 self.set_condition(vm, rung, found).await?;
             }
         }
-        Ok(result.map_or(Step::Not, Step::Ready))
+        Ok(result.map_or(Step::Not(Outcome::Failed), Step::Ready))
     }
 
     async fn set_condition(

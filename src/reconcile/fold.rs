@@ -32,6 +32,15 @@ pub struct ProcessMark {
     pub started_at: Timestamp,
 }
 
+/// What keeps a group from what it wants, beside its VMs.
+#[derive(Clone, Debug, Default)]
+pub struct Trouble {
+    /// What is wrong with the manifest it came from.
+    pub problems: Vec<String>,
+    /// Why it has no addresses.
+    pub range: Option<String>,
+}
+
 /// The daemon whose world it is.
 #[derive(Clone, Debug)]
 pub struct House {
@@ -117,8 +126,9 @@ impl House {
         }
     }
 
-    /// A group as answered. `problems` is what is wrong with the manifest it came from.
-    pub fn group(&self, world: &World, group: &HostGroup, problems: &[String]) -> GroupView {
+    /// A group as answered.
+    pub fn group(&self, world: &World, group: &HostGroup, trouble: &Trouble) -> GroupView {
+        let problems = &trouble.problems;
         let vms: Vec<&Vm> = world.vms_of(&group.meta.name).collect();
         let updated = vms.iter().filter(|vm| vm.spec == group.spec.template);
         let updated = u32::try_from(updated.count()).unwrap_or(u32::MAX);
@@ -133,6 +143,7 @@ impl House {
         let not_ready = vms.iter().find(|vm| !world.is_ready(vm));
         let message = match (ready, not_ready) {
             (true, _) => String::new(),
+            (false, None) if trouble.range.is_some() => trouble.range.clone().unwrap_or_default(),
             (false, None) => format!("{current} of {desired} VMs are there"),
             (false, Some(vm)) => format!(
                 "{ready_count} of {desired} VMs are Ready; {}: {}",
@@ -152,6 +163,7 @@ impl House {
                 status: truth(ready),
                 reason: match (ready, group.meta.deleting) {
                     (true, _) => Reason::Converged,
+                    (false, false) if trouble.range.is_some() => Reason::Conflict,
                     (false, true) => Reason::Terminating,
                     (false, false) => Reason::Converging,
                 },

@@ -21,6 +21,8 @@ pub enum Outcome {
     After(Duration),
     /// Something failed: back off.
     Failed,
+    /// Leave it alone for so long whatever the world does; only a new intent is heard.
+    Shun(Duration),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +35,7 @@ enum State {
     Resting {
         until: (Instant, u64),
     },
-    /// `Failed`: only time or a renewal ends it.
+    /// `Failed` or `Shun`: only time or a renewal ends it.
     BackingOff {
         until: (Instant, u64),
     },
@@ -130,10 +132,14 @@ impl<K: Clone + Eq + Hash> Queue<K> {
                 self.entries.remove(&key);
             }
             (Outcome::Converged | Outcome::After(_), Again::Nudged | Again::Renewed)
-            | (Outcome::Failed, Again::Renewed) => self.make_ready(key, 0),
+            | (Outcome::Failed | Outcome::Shun(_), Again::Renewed) => self.make_ready(key, 0),
             (Outcome::After(wait), Again::No) => {
                 let until = self.timer(key.clone(), now + wait);
                 self.set(key, State::Resting { until }, 0);
+            }
+            (Outcome::Shun(wait), Again::No | Again::Nudged) => {
+                let until = self.timer(key.clone(), now + wait);
+                self.set(key, State::BackingOff { until }, entry.failures);
             }
             (Outcome::Failed, Again::No | Again::Nudged) => {
                 let failures = entry.failures.saturating_add(1);

@@ -5,7 +5,7 @@ use super::Firewall;
 use super::observe::{GATE, forbidden};
 use super::plan::{Action, Desired};
 use crate::host::error::absent_is_done;
-use crate::host::iptables::{Input, Lock};
+use crate::host::iptables::Lock;
 use crate::host::netns::Netns;
 use crate::host::{Error, Kind, conntrack, iptables, sysctl};
 
@@ -29,8 +29,7 @@ pub(super) async fn act(
             (Action::OpenGate, _) => sysctl::write(GATE, "1"),
             (Action::SealIpv6, _) => iptables::seal_ipv6(),
             (Action::CommitRules { .. }, Some(rules)) => {
-                let input = Input::whole_tables(&rules.ruleset);
-                iptables::restore(&backend, &input, Lock::Private(&lock))
+                iptables::restore_whole(&backend, &rules.ruleset, Lock::Private(&lock))
             }
             (Action::CutFlows(_), Some(rules)) => forbidden(&rules)?
                 .iter()

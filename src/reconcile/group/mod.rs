@@ -54,7 +54,7 @@ pub async fn reconcile(
         Some(group) => range::choose(store, claims, host_use, group).await?,
         None => None,
     };
-    store
+    let progress = store
         .write(|txn| {
             if let Some(pool) = pool {
                 txn.put_pool(name, pool)?;
@@ -66,13 +66,16 @@ pub async fn reconcile(
                 debug!(group = %name, %action, "group");
                 carry_out(txn, name, action, now)?;
             }
-            Ok(plan::progress(&desired, &observed, &plan))
+            Ok::<_, Error>(plan::progress(&desired, &observed, &plan))
         })
-        .await
-        .inspect(|_| {
-            // A range that nobody leases from any more may be claimed by another daemon.
-            claims.release_unused(&store.read(World::footing).pools);
-        })
+        .await?;
+    // A range that nobody leases from any more may be claimed by another daemon.
+    claims.release_unused(&store.read(World::footing).pools);
+    // Another group's run may have come by between our claim and its being written down.
+    if let Some(range) = store.read(|world| world.pool(name).map(|pool| pool.range)) {
+        claims.hold(range)?;
+    }
+    Ok(progress)
 }
 
 fn desired(world: &World, name: &Name) -> Desired {

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use ipnetwork::Ipv4Network;
 
 use crate::api::host_group::HostGroup;
+use crate::api::meta::Name;
 use crate::api::network::{Block, NetworkSpec};
 use crate::api::pool;
 use crate::host::netlink::Handle;
@@ -28,6 +29,16 @@ pub enum RangeError {
         range: Ipv4Network,
         /// Where the claim stands.
         path: String,
+    },
+    /// Another group has leases there.
+    #[error("range {range} overlaps {theirs}, which hostgroup/{other} has addresses from; choose another `range`")]
+    Taken {
+        /// As wanted.
+        range: Ipv4Network,
+        /// What it overlaps.
+        theirs: Ipv4Network,
+        /// Whose that is.
+        other: Name,
     },
     /// Every range that could be derived is in use.
     #[error("every range that could be derived from the group's name is in use; write a `range`")]
@@ -81,24 +92,33 @@ pub(super) async fn choose(
     let name = &group.meta.name;
     let NetworkSpec::Isolated(isolated) = &group.spec.template.network;
     let stored = store.read(|world| world.pool(name).map(|pool| pool.range));
-    if let Some(range) = stored
-        && isolated.range.is_none_or(|wanted| wanted == range)
-    {
+    let kept = stored.filter(|range| isolated.range.is_none_or(|wanted| wanted == *range));
+    if let Some(range) = kept {
         claims.hold(range)?;
-        return Ok(None);
+        let leased = store.read(|world| world.leases_of(name).count());
+        if leased >= group.spec.count as usize {
+            return Ok(None);
+        }
     }
     let used = host_use.look().await?;
-    let range = match isolated.range {
-        Some(range) => range,
+    let others: Vec<(Name, Ipv4Network)> = store.read(|world| {
+        let pools = world.pools().map(|(name, pool)| (name.clone(), pool.range));
+        let leases = world.leases().map(|lease| (lease.group.clone(), lease.pool));
+        pools.chain(leases).filter(|(other, _)| other != name).collect()
+    });
+    let range = match kept.or(isolated.range) {
+        Some(range) => {
+            if let Some((other, theirs)) = others.iter().find(|(_, o)| pool::overlaps(range, *o)) {
+                return Err(RangeError::Taken {
+                    range,
+                    theirs: *theirs,
+                    other: other.clone(),
+                }
+                .into());
+            }
+            range
+        }
         None => {
-            let others: Vec<Ipv4Network> = store.read(|world| {
-                let pools = world.pools().filter(|(other, _)| *other != name);
-                let leases = world.leases().filter(|lease| lease.group != *name);
-                pools
-                    .map(|(_, pool)| pool.range)
-                    .chain(leases.map(|lease| lease.pool))
-                    .collect()
-            });
             let written: Vec<Ipv4Network> = store.read(|world| {
                 world
                     .groups()
@@ -109,7 +129,8 @@ pub(super) async fn choose(
             });
             let taken = |range: Ipv4Network| {
                 let overlap = |other: &Ipv4Network| pool::overlaps(range, *other);
-                others.iter().chain(&written).chain(&used).any(overlap) || claims.is_foreign(range)
+                others.iter().map(|(_, other)| other).chain(&written).chain(&used).any(overlap)
+                    || claims.is_foreign(range)
             };
             pool::derive(name, taken).ok_or(RangeError::NoneLeft)?
         }

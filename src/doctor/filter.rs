@@ -1,0 +1,246 @@
+//! The packet filter that iptables speaks to: which half of the kernel, and whether both are in use.
+//! Not here: what the rules do to forwarded packets.
+
+use super::{Host, ask, fail, ok, unseen, warn, words};
+use crate::api::view::Check;
+use crate::host::iptables::{Backend, Flavour};
+use crate::host::rule::{Policy, Ruleset, TableName};
+
+const BACK_END: &str = "iptables back end";
+const MIXING: &str = "rules in one back end";
+
+const TABLES: [TableName; 4] = [
+    TableName::Raw,
+    TableName::Mangle,
+    TableName::Nat,
+    TableName::Filter,
+];
+
+/// What was seen; an `Err` says in words why nothing was.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    /// `iptables-restore`, which the daemon writes with.
+    pub restore: Result<Backend, String>,
+    /// `iptables --version`: what other people write with.
+    pub tool: Result<String, String>,
+    /// The tables that `iptables-nft` keeps in nf_tables.
+    pub nft: Result<Ruleset, String>,
+    /// The tables that `iptables-legacy` keeps in ip_tables.
+    pub legacy: Result<Ruleset, String>,
+}
+
+pub(super) async fn look(cx: &Host) -> Seen {
+    let tables = cx.home.run(|| {
+        let restore = Backend::detect().map_err(|e| words(&e));
+        Ok((restore, read(Flavour::Nft), read(Flavour::Legacy)))
+    });
+    let version = ["iptables", "--version"];
+    let (tables, tool) = tokio::join!(tables, ask(&version));
+    let (restore, nft, legacy) = tables.unwrap_or_else(|error| {
+        let why = words(&error);
+        (Err(why.clone()), Err(why.clone()), Err(why))
+    });
+    Seen {
+        restore,
+        tool: tool.map(|said| said.trim().into()).map_err(|e| words(&e)),
+        nft,
+        legacy,
+    }
+}
+
+/// Reads a back end whichever one the tools speak to. Needs no program.
+fn read(flavour: Flavour) -> Result<Ruleset, String> {
+    let backend = Backend {
+        flavour,
+        restore_program: Default::default(),
+        version: String::new(),
+    };
+    backend.read(&TABLES).map_err(|e| words(&e))
+}
+
+pub(super) fn judge(seen: &Seen) -> Vec<Check> {
+    vec![judge_back_end(seen), judge_mixing(seen)]
+}
+
+fn judge_back_end(seen: &Seen) -> Check {
+    let restore = match &seen.restore {
+        Ok(restore) => restore,
+        Err(why) => {
+            let remedy = "Install iptables: `apt-get install iptables`.";
+            return fail(
+                BACK_END,
+                format!("iptables-restore cannot be used: {why}"),
+                remedy,
+            );
+        }
+    };
+    let found = format!("{} ({})", restore.version, word(restore.flavour));
+    match &seen.tool {
+        Ok(tool) if spoken(tool) != restore.flavour => warn(
+            BACK_END,
+            format!(
+                "{}, but {tool}: the two commands write to different back ends",
+                restore.version
+            ),
+            format!(
+                "Point both to one: `update-alternatives --set iptables /usr/sbin/iptables-{0}` (its slave is iptables-restore), \
+                 then restart sliced.",
+                word(restore.flavour)
+            ),
+        ),
+        Ok(_) => ok(BACK_END, found),
+        Err(why) => warn(
+            BACK_END,
+            format!("{found}, but iptables itself cannot be run: {why}"),
+            "Install iptables whole: `apt-get install --reinstall iptables`.",
+        ),
+    }
+}
+
+fn judge_mixing(seen: &Seen) -> Check {
+    let (nft, legacy) = match (&seen.nft, &seen.legacy) {
+        (Ok(nft), Ok(legacy)) => (nft, legacy),
+        // Without ip_tables in the kernel there is nothing to mix with; the same the other way round.
+        (Ok(_), Err(_)) => return ok(MIXING, "only nf_tables can be looked at"),
+        (Err(_), Ok(_)) => return ok(MIXING, "only ip_tables can be looked at"),
+        (Err(why), Err(_)) => return unseen(MIXING, why),
+    };
+    match (tables(nft).as_str(), tables(legacy).as_str()) {
+        ("", "") => ok(MIXING, "no rules yet"),
+        (nft, "") => ok(MIXING, format!("all rules are in nf_tables: {nft}")),
+        ("", legacy) => ok(MIXING, format!("all rules are in ip_tables: {legacy}")),
+        (in_nft, in_legacy) => warn(
+            MIXING,
+            format!(
+                "rules in both: nf_tables has {in_nft}, ip_tables has {in_legacy}; a packet must pass both{}",
+                closed(seen, nft, legacy)
+            ),
+            "Find who writes to the other one (`iptables-nft-save`, `iptables-legacy-save`), move it to the same back end, and \
+             remove what it left.",
+        ),
+    }
+}
+
+/// What the back end that we do not write to denies, we cannot allow.
+fn closed(seen: &Seen, nft: &Ruleset, legacy: &Ruleset) -> String {
+    let other = match seen.restore.as_ref().map(|restore| restore.flavour) {
+        Ok(Flavour::Nft) => legacy,
+        Ok(Flavour::Legacy) => nft,
+        Err(_) => return String::new(),
+    };
+    match other.policy(TableName::Filter, "FORWARD") {
+        Policy::Drop => {
+            ", and the one that sliced does not write to has policy DROP in FORWARD: VMs reach nothing"
+                .into()
+        }
+        Policy::Accept => String::new(),
+    }
+}
+
+fn tables(ruleset: &Ruleset) -> String {
+    let names: Vec<_> = ruleset
+        .tables()
+        .iter()
+        .map(|table| table.name.to_string())
+        .collect();
+    names.join(", ")
+}
+
+/// Before 1.8 there was one back end and no word for it.
+fn spoken(version: &str) -> Flavour {
+    match version.contains("nf_tables") {
+        true => Flavour::Nft,
+        false => Flavour::Legacy,
+    }
+}
+
+fn word(flavour: Flavour) -> &'static str {
+    match flavour {
+        Flavour::Nft => "nft",
+        Flavour::Legacy => "legacy",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::view::CheckVerdict;
+    use crate::host::rule::{Chain, Table};
+
+    fn seen(nft: Ruleset, legacy: Ruleset) -> Seen {
+        Seen {
+            restore: Ok(Backend {
+                flavour: Flavour::Nft,
+                restore_program: "/usr/sbin/iptables-restore".into(),
+                version: "iptables-restore v1.8.9 (nf_tables)".into(),
+            }),
+            tool: Ok("iptables v1.8.9 (nf_tables)".into()),
+            nft: Ok(nft),
+            legacy: Ok(legacy),
+        }
+    }
+
+    fn dropping() -> Ruleset {
+        Ruleset::new([Table {
+            name: TableName::Filter,
+            chains: vec![Chain::builtin("FORWARD", Policy::Drop, Vec::new())],
+        }])
+    }
+
+    fn verdicts(seen: &Seen) -> Vec<CheckVerdict> {
+        judge(seen).iter().map(|check| check.verdict).collect()
+    }
+
+    #[test]
+    fn one_back_end_in_use_is_fine_whichever_it_is() {
+        use CheckVerdict::Ok;
+        for seen in [
+            seen(dropping(), Ruleset::default()),
+            seen(Ruleset::default(), dropping()),
+            seen(Ruleset::default(), Ruleset::default()),
+        ] {
+            assert_eq!(verdicts(&seen), [Ok, Ok]);
+        }
+    }
+
+    #[test]
+    fn mixing_is_told_and_that_the_other_half_is_shut() {
+        let checks = judge(&seen(dropping(), dropping()));
+        assert_eq!(checks[1].verdict, CheckVerdict::Warn);
+        assert!(
+            checks[1].found.contains("VMs reach nothing"),
+            "{}",
+            checks[1].found
+        );
+        assert!(checks[1].remedy.contains("iptables-legacy-save"));
+    }
+
+    #[test]
+    fn commands_of_different_back_ends_are_told() {
+        let mut seen = seen(Ruleset::default(), Ruleset::default());
+        seen.tool = Ok("iptables v1.8.9 (legacy)".into());
+        let checks = judge(&seen);
+        assert_eq!(checks[0].verdict, CheckVerdict::Warn);
+        assert!(
+            checks[0]
+                .remedy
+                .contains("--set iptables /usr/sbin/iptables-nft")
+        );
+    }
+
+    #[test]
+    fn no_iptables_restore_is_a_failure() {
+        let mut seen = seen(Ruleset::default(), Ruleset::default());
+        seen.restore = Err("cannot find iptables-restore: entity not found".into());
+        assert_eq!(verdicts(&seen)[0], CheckVerdict::Fail);
+    }
+
+    #[test]
+    fn a_kernel_without_one_of_the_halves_cannot_mix_and_one_without_both_is_unseen() {
+        let mut seen = seen(dropping(), Ruleset::default());
+        seen.legacy = Err("no ip_tables".into());
+        assert_eq!(verdicts(&seen)[1], CheckVerdict::Ok);
+        seen.nft = Err("no nf_tables".into());
+        assert_eq!(verdicts(&seen)[1], CheckVerdict::Warn);
+    }
+}

@@ -1,0 +1,217 @@
+//! Whether forwarded packets of VMs can pass: the switch, the FORWARD chain and who else owns it, foreign forward chains.
+//! Not here: which back end the rules are in.
+
+use super::filter::Seen;
+use super::native::{Base, End, Mention};
+use super::{Host, fail, ok, unseen, warn, words};
+use crate::api::view::Check;
+use crate::host::iptables::Flavour;
+use crate::host::rule::{Policy, Rule, Ruleset, TableName};
+use crate::host::sysctl;
+
+const SWITCH: &str = "ip_forward";
+const CHAIN: &str = "FORWARD chain";
+const OTHERS: &str = "other forward filters";
+const BRIDGED: &str = "bridge-nf-call-iptables";
+const RP_FILTER: &str = "rp_filter";
+
+const KEYS: [&str; 4] = [
+    "net.ipv4.ip_forward",
+    "net.bridge.bridge-nf-call-iptables",
+    "net.ipv4.conf.all.rp_filter",
+    "net.ipv4.conf.default.rp_filter",
+];
+
+pub(super) async fn checks(
+    cx: &Host,
+    seen: &Seen,
+    native: &Result<Vec<Base>, String>,
+) -> Vec<Check> {
+    let mut checks = match cx.home.run(|| sysctl::read_many(&KEYS)).await {
+        Ok(values) => {
+            let value = |index: usize| values.get(index).and_then(Option::as_deref);
+            vec![
+                judge_switch(value(0)),
+                judge_bridged(value(1)),
+                judge_rp_filter(value(2), value(3)),
+            ]
+        }
+        Err(error) => vec![unseen(SWITCH, &words(&error))],
+    };
+    checks.push(judge_chain(seen, &cx.instance.chain("")));
+    checks.push(judge_others(native, &cx.instance.link_prefix()));
+    checks
+}
+
+fn judge_switch(ip_forward: Option<&str>) -> Check {
+    match ip_forward {
+        Some("1") => ok(SWITCH, "on"),
+        Some(_) => warn(
+            SWITCH,
+            "off: no VM reaches anything but its gateway",
+            "sliced turns it on with the first VM; if it is off again, find who turns it off, and keep it on: \
+             `echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-slice.conf && sysctl --system`.",
+        ),
+        None => fail(
+            SWITCH,
+            "this kernel has no such switch",
+            "Use a kernel with IPv4 (CONFIG_INET) and a /proc/sys that can be seen.",
+        ),
+    }
+}
+
+/// Our rules name links of ours only, which are no ports of a bridge.
+fn judge_bridged(value: Option<&str>) -> Check {
+    let found = match value {
+        Some("1") => {
+            "on: bridged packets pass FORWARD too, where none of the rules of isolated VMs matches them"
+        }
+        Some(_) => "off: bridged packets do not pass iptables",
+        None => "br_netfilter is not loaded: bridged packets do not pass iptables",
+    };
+    ok(BRIDGED, found)
+}
+
+/// Strict (1) and loose (2) both pass a VM's packets: the route back to its source leads to the link it came by.
+fn judge_rp_filter(all: Option<&str>, default: Option<&str>) -> Check {
+    let word = |value| match value {
+        Some("0") => "off",
+        Some("1") => "strict",
+        Some("2") => "loose",
+        Some(_) | None => "unknown",
+    };
+    let (all, default) = (word(all), word(default));
+    ok(
+        RP_FILTER,
+        format!("all {all}, default {default}: VMs' packets pass any of them"),
+    )
+}
+
+/// The chain in the back end that we write to. `ours` is what the names of our chains begin with.
+fn judge_chain(seen: &Seen, ours: &str) -> Check {
+    let ruleset = match seen.restore.as_ref().map(|restore| restore.flavour) {
+        Ok(Flavour::Legacy) => &seen.legacy,
+        Ok(Flavour::Nft) | Err(_) => &seen.nft,
+    };
+    let ruleset = match ruleset {
+        Ok(ruleset) => ruleset,
+        Err(why) => return unseen(CHAIN, why),
+    };
+    let rules = ruleset.rules(TableName::Filter, "FORWARD");
+    let policy = ruleset.policy(TableName::Filter, "FORWARD");
+    let others = company(ruleset);
+    let first = rules.iter().position(|rule| jumps_to(rule, ours));
+    let strangers = rules.iter().take(first.unwrap_or(0));
+    let strangers = strangers.filter(|rule| !jumps_to(rule, "SLICE-")).count();
+    match (first, strangers) {
+        (Some(_), 0) => ok(
+            CHAIN,
+            format!("policy {policy}{others}: our jump stands first, so it decides for VMs"),
+        ),
+        (Some(_), strangers) => warn(
+            CHAIN,
+            format!(
+                "policy {policy}{others}: {strangers} foreign rule(s) stand before our jump and may drop VMs' packets"
+            ),
+            "sliced puts its jump back on top within seconds; if this stays, `slicectl events` names the contest: find who inserts \
+             rules at the top of FORWARD.",
+        ),
+        (None, _) if policy == Policy::Drop || !others.is_empty() => ok(
+            CHAIN,
+            format!(
+                "policy {policy}{others}: no jump of ours yet; it will stand first, so this will not stop VMs"
+            ),
+        ),
+        (None, _) => ok(
+            CHAIN,
+            format!("policy {policy}, nobody else's; no jump of ours yet"),
+        ),
+    }
+}
+
+/// Who else keeps chains here, by the names that those programs give them.
+fn company(ruleset: &Ruleset) -> String {
+    let chains = ruleset.chains(TableName::Filter);
+    let known = [
+        ("DOCKER", "docker"),
+        ("ufw-", "ufw"),
+        ("KUBE-", "Kubernetes"),
+        ("LIBVIRT_", "libvirt"),
+        ("FORWARD_direct", "firewalld"),
+        ("CNI-", "CNI plugins"),
+    ];
+    let found: Vec<_> = known
+        .iter()
+        .filter(|(prefix, _)| chains.iter().any(|chain| chain.name.starts_with(prefix)))
+        .map(|(_, who)| *who)
+        .collect();
+    match found.is_empty() {
+        true => String::new(),
+        false => format!(", chains of {}", found.join(" and ")),
+    }
+}
+
+fn jumps_to(rule: &Rule, prefix: &str) -> bool {
+    rule.jump().is_some_and(|chain| chain.starts_with(prefix))
+}
+
+fn judge_others(native: &Result<Vec<Base>, String>, link_prefix: &str) -> Check {
+    let bases = match native {
+        Ok(bases) => bases,
+        Err(why) => {
+            let remedy = "Install nft so that chains which iptables does not show can be seen: `apt-get install nftables`.";
+            return warn(OTHERS, format!("could not look: {why}"), remedy);
+        }
+    };
+    let stops = |base: &&Base| {
+        base.ours == Mention::Nowhere && (base.end == End::Shut || base.table == "firewalld")
+    };
+    let stopping: Vec<&Base> = bases.iter().filter(stops).collect();
+    let names = |bases: &[&Base]| -> String {
+        let names: Vec<_> = bases.iter().map(|base| name(base)).collect();
+        names.join(", ")
+    };
+    match (bases.len(), stopping.first()) {
+        (0, _) => ok(
+            OTHERS,
+            "no nf_tables chain but iptables' own sees forwarded packets",
+        ),
+        (_, None) => {
+            let all: Vec<&Base> = bases.iter().collect();
+            ok(
+                OTHERS,
+                format!("{}: open, or opened for our links", names(&all)),
+            )
+        }
+        (_, Some(first)) => warn(
+            OTHERS,
+            format!(
+                "{} may drop what sliced lets pass: a packet must pass every chain at this hook",
+                names(&stopping)
+            ),
+            remedy(first, link_prefix),
+        ),
+    }
+}
+
+fn name(base: &Base) -> String {
+    format!("{} {} {}", base.family, base.table, base.chain)
+}
+
+fn remedy(base: &Base, link_prefix: &str) -> String {
+    match base.table.as_str() {
+        "firewalld" => format!(
+            "Tell firewalld that sliced guards these links: `firewall-cmd --permanent --zone=trusted \
+             --add-interface={link_prefix}+ && firewall-cmd --reload`."
+        ),
+        _ => format!(
+            "Open it for VMs' links, which sliced guards: `nft insert rule {0} iifname \"{link_prefix}*\" accept; nft insert rule \
+             {0} oifname \"{link_prefix}*\" ct state established,related accept`, and put the same into /etc/nftables.conf.",
+            name(base)
+        ),
+    }
+}
+
+#[cfg(test)]
+#[path = "forward_tests.rs"]
+mod tests;

@@ -1,0 +1,134 @@
+//! What is said of forwarding, without a kernel.
+//! Not here: looking, see tests/doctor.rs.
+
+use super::*;
+use crate::api::view::CheckVerdict;
+use crate::host::iptables::Backend;
+use crate::host::rule::{Chain, Table};
+
+const OURS: &str = "SLICE-abcde-";
+
+fn jump(chain: &str) -> Rule {
+    Rule::when().jump(chain)
+}
+
+fn seen(policy: Policy, forward: Vec<Rule>, chains: &[&str]) -> Seen {
+    let users = chains
+        .iter()
+        .map(|name| Chain::user(*name, vec![jump("RETURNED")]));
+    let mut all = vec![Chain::builtin("FORWARD", policy, forward)];
+    all.extend(users);
+    Seen {
+        restore: Ok(Backend {
+            flavour: Flavour::Nft,
+            restore_program: "/usr/sbin/iptables-restore".into(),
+            version: "v1.8.9 (nf_tables)".into(),
+        }),
+        tool: Ok("v1.8.9 (nf_tables)".into()),
+        nft: Ok(Ruleset::new([Table {
+            name: TableName::Filter,
+            chains: all,
+        }])),
+        legacy: Ok(Ruleset::default()),
+    }
+}
+
+fn base(table: &str, end: End, ours: Mention) -> Base {
+    Base {
+        family: "inet".into(),
+        table: table.into(),
+        chain: "forward".into(),
+        end,
+        ours,
+    }
+}
+
+#[test]
+fn forwarding_that_is_off_is_told_with_the_line_that_turns_it_on() {
+    assert_eq!(judge_switch(Some("1")).verdict, CheckVerdict::Ok);
+    let off = judge_switch(Some("0"));
+    assert_eq!(off.verdict, CheckVerdict::Warn);
+    assert!(off.remedy.contains("net.ipv4.ip_forward=1"));
+    assert_eq!(judge_switch(None).verdict, CheckVerdict::Fail);
+}
+
+#[test]
+fn docker_with_policy_drop_is_named_and_does_not_matter_while_our_jump_is_first() {
+    let forward = vec![jump("SLICE-abcde-FWD"), jump("DOCKER-USER")];
+    let check = judge_chain(
+        &seen(Policy::Drop, forward, &["DOCKER-USER", "DOCKER"]),
+        OURS,
+    );
+    assert_eq!(check.verdict, CheckVerdict::Ok);
+    assert_eq!(
+        check.found,
+        "policy DROP, chains of docker: our jump stands first, so it decides for VMs"
+    );
+}
+
+#[test]
+fn a_foreign_rule_above_our_jump_is_told_and_another_daemons_jump_is_none() {
+    let ours = jump("SLICE-abcde-FWD");
+    let after_docker = vec![jump("DOCKER-USER"), ours.clone()];
+    let check = judge_chain(&seen(Policy::Accept, after_docker, &["DOCKER-USER"]), OURS);
+    assert_eq!(check.verdict, CheckVerdict::Warn);
+    let after_another = vec![jump("SLICE-zzzzz-FWD"), ours];
+    let check = judge_chain(&seen(Policy::Accept, after_another, &[]), OURS);
+    assert_eq!(check.verdict, CheckVerdict::Ok);
+}
+
+#[test]
+fn all_who_keep_chains_are_named() {
+    let chains = ["DOCKER", "ufw-before-forward", "LIBVIRT_FWO"];
+    let check = judge_chain(&seen(Policy::Drop, Vec::new(), &chains), OURS);
+    assert!(
+        check.found.contains("chains of docker and ufw and libvirt"),
+        "{}",
+        check.found
+    );
+}
+
+#[test]
+fn a_shut_chain_that_we_cannot_overrule_comes_with_the_rule_that_opens_it() {
+    let shut = base("mine", End::Shut, Mention::Nowhere);
+    let check = judge_others(&Ok(vec![shut]), "slabcde");
+    assert_eq!(check.verdict, CheckVerdict::Warn);
+    assert!(
+        check
+            .remedy
+            .contains("nft insert rule inet mine forward iifname \"slabcde*\" accept")
+    );
+}
+
+#[test]
+fn firewalld_is_asked_in_its_own_words_until_it_knows_our_links() {
+    let of = |ours| judge_others(&Ok(vec![base("firewalld", End::Open, ours)]), "slabcde");
+    assert!(
+        of(Mention::Nowhere)
+            .remedy
+            .contains("--add-interface=slabcde+")
+    );
+    assert_eq!(of(Mention::Somewhere).verdict, CheckVerdict::Ok);
+}
+
+#[test]
+fn open_chains_and_no_chains_are_fine_and_not_having_looked_is_not() {
+    let verdict = |native| judge_others(&native, "slabcde").verdict;
+    assert_eq!(verdict(Ok(Vec::new())), CheckVerdict::Ok);
+    assert_eq!(
+        verdict(Ok(vec![base("mine", End::Open, Mention::Nowhere)])),
+        CheckVerdict::Ok
+    );
+    assert_eq!(verdict(Err("no nft".into())), CheckVerdict::Warn);
+}
+
+#[test]
+fn bridged_packets_and_reverse_path_filters_are_told_and_harmless() {
+    for value in [Some("0"), Some("1"), None] {
+        assert_eq!(judge_bridged(value).verdict, CheckVerdict::Ok);
+    }
+    assert_eq!(
+        judge_rp_filter(Some("1"), Some("2")).found,
+        "all strict, default loose: VMs' packets pass any of them"
+    );
+}

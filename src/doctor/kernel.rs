@@ -1,0 +1,283 @@
+//! What the kernel has: namespaces, links, and the parts of the packet filter that our rules are made of.
+//! Not here: how any of it is set up on this host.
+//!
+//! # Why it is tried and not looked up
+//! `/proc/net/ip_tables_matches` lists what is loaded, and a modular kernel loads a match when a rule first asks for it. So
+//! one rule of each sort is committed in a network namespace that ends with the shell that tries.
+
+use std::fs::OpenOptions;
+
+use super::{Host, ask, fail, ok, unseen, warn, words};
+use crate::api::view::Check;
+use crate::host::{conntrack, sysctl};
+
+const NAMESPACES: &str = "network namespaces";
+const TUN: &str = "/dev/net/tun";
+const FLOWS: &str = "connection tracking";
+const IPV6: &str = "IPv6";
+
+/// One line each: `FEATURE yes`, `FEATURE no WHY`. `-w 1`: wait a second for the lock of the older back end.
+const TRIAL: &str = r#"
+echo 'namespace yes'
+try() {
+    feature=$1; shift
+    if said=$("$@" 2>&1); then echo "$feature yes"; else echo "$feature no" $said; fi
+}
+if command -v ip >/dev/null; then
+    try veth ip link add v0 type veth peer name v1
+    try tap ip tuntap add t0 mode tap
+fi
+if command -v iptables >/dev/null; then
+    try comment iptables -w 1 -A FORWARD -m comment --comment trial
+    try conntrack iptables -w 1 -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED
+    try addrtype iptables -w 1 -A FORWARD -m addrtype --dst-type LOCAL
+    try mac iptables -w 1 -A FORWARD -m mac --mac-source 02:00:00:00:00:01
+    try REJECT iptables -w 1 -A FORWARD -p tcp -j REJECT --reject-with tcp-reset
+    try TCPMSS iptables -w 1 -t mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+    try MASQUERADE iptables -w 1 -t nat -A POSTROUTING -j MASQUERADE
+    try raw iptables -w 1 -t raw -A PREROUTING -j DROP
+fi
+true
+"#;
+
+/// A thing that is tried: its word in [`TRIAL`], the check it belongs to, the kernel options that bring it.
+const FEATURES: [(&str, &str, &str); 10] = [
+    ("veth", "veth links", "CONFIG_VETH"),
+    ("tap", "TAP links", "CONFIG_TUN"),
+    (
+        "comment",
+        "netfilter",
+        "CONFIG_NETFILTER_XT_MATCH_COMMENT (xt_comment)",
+    ),
+    (
+        "conntrack",
+        "netfilter",
+        "CONFIG_NETFILTER_XT_MATCH_CONNTRACK (xt_conntrack)",
+    ),
+    (
+        "addrtype",
+        "netfilter",
+        "CONFIG_NETFILTER_XT_MATCH_ADDRTYPE (xt_addrtype)",
+    ),
+    ("mac", "netfilter", "CONFIG_NETFILTER_XT_MATCH_MAC (xt_mac)"),
+    (
+        "REJECT",
+        "netfilter",
+        "CONFIG_IP_NF_TARGET_REJECT (ipt_REJECT)",
+    ),
+    (
+        "TCPMSS",
+        "netfilter",
+        "CONFIG_NETFILTER_XT_TARGET_TCPMSS (xt_TCPMSS)",
+    ),
+    (
+        "MASQUERADE",
+        "netfilter",
+        "CONFIG_NETFILTER_XT_TARGET_MASQUERADE (xt_MASQUERADE)",
+    ),
+    ("raw", "netfilter", "CONFIG_IP_NF_RAW (iptable_raw)"),
+];
+
+pub(super) async fn checks(cx: &Host) -> Vec<Check> {
+    let trial = ["unshare", "--net", "sh", "-c", TRIAL];
+    let (trial, here) = tokio::join!(ask(&trial), cx.home.run(|| Ok(look_here())));
+    let mut checks = match trial {
+        Ok(said) => judge_trial(&said),
+        Err(error) => vec![unseen(NAMESPACES, &words(&error))],
+    };
+    match here {
+        Ok(here) => checks.extend([
+            judge_tun(&here.tun),
+            judge_flows(&here.flows),
+            judge_ipv6(here.ipv6),
+        ]),
+        Err(error) => checks.push(unseen(TUN, &words(&error))),
+    }
+    checks
+}
+
+/// What needs no trial.
+struct Here {
+    tun: Result<(), String>,
+    flows: Result<u32, String>,
+    ipv6: Protocol,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Present,
+    Absent,
+}
+
+fn look_here() -> Here {
+    // Opening makes no link: that takes a TUNSETIFF.
+    let tun = OpenOptions::new().read(true).write(true).open(TUN);
+    Here {
+        tun: tun.map(drop).map_err(|e| e.to_string()),
+        flows: conntrack::count().map_err(|e| words(&e)),
+        ipv6: match sysctl::read("net.ipv6.conf.all.disable_ipv6") {
+            Ok(_) => Protocol::Present,
+            Err(_) => Protocol::Absent,
+        },
+    }
+}
+
+fn judge_trial(said: &str) -> Vec<Check> {
+    let answer = |feature: &str| {
+        said.lines().find_map(|line| {
+            let (name, rest) = line.split_once(' ')?;
+            (name == feature).then_some(rest)
+        })
+    };
+    if answer("namespace") != Some("yes") {
+        let remedy = "Run sliced as root (CAP_SYS_ADMIN) on a kernel with CONFIG_NET_NS, outside of a container that forbids unshare(2).";
+        return vec![fail(NAMESPACES, "none can be made", remedy)];
+    }
+    let mut checks = vec![ok(NAMESPACES, "one was made and left")];
+    for name in ["veth links", "TAP links", "netfilter"] {
+        let parts = FEATURES.iter().filter(|(_, check, _)| *check == name);
+        let parts: Vec<_> = parts
+            .map(|(feature, _, option)| (*feature, *option, answer(feature)))
+            .collect();
+        checks.push(judge_parts(name, &parts));
+    }
+    checks
+}
+
+/// A check out of its parts: what was tried, the kernel option that brings it, and what came of it.
+fn judge_parts(name: &str, parts: &[(&str, &str, Option<&str>)]) -> Check {
+    let failed = |part: &&(&str, &str, Option<&str>)| part.2.is_some_and(|said| said != "yes");
+    let missing: Vec<_> = parts.iter().filter(failed).collect();
+    let tried: Vec<_> = parts
+        .iter()
+        .filter(|part| part.2.is_some())
+        .map(|part| part.0)
+        .collect();
+    if let Some((feature, _, said)) = missing.first() {
+        let names: Vec<_> = missing.iter().map(|part| part.0).collect();
+        let options: Vec<_> = missing.iter().map(|part| part.1).collect();
+        let said = said.unwrap_or_default().trim_start_matches("no ");
+        return fail(
+            name,
+            format!("does not work: {} ({feature}: {said})", names.join(", ")),
+            format!(
+                "Use a kernel with {}, or load the module.",
+                options.join(", ")
+            ),
+        );
+    }
+    if tried.len() < parts.len() {
+        return warn(
+            name,
+            format!("{} of {} parts were tried", tried.len(), parts.len()),
+            "Install iproute2 and iptables so that all can be tried, and look again.",
+        );
+    }
+    ok(name, format!("works: {}", tried.join(", ")))
+}
+
+fn judge_tun(opened: &Result<(), String>) -> Check {
+    match opened {
+        Ok(()) => ok(TUN, "opens"),
+        Err(why) => fail(
+            TUN,
+            format!("does not open: {why}"),
+            "Load the driver: `modprobe tun`; where the file is missing: `mkdir -p /dev/net && mknod /dev/net/tun c 10 200`.",
+        ),
+    }
+}
+
+fn judge_flows(count: &Result<u32, String>) -> Check {
+    match count {
+        Ok(count) => ok(FLOWS, format!("on, {count} flows")),
+        Err(why) => fail(
+            FLOWS,
+            format!("missing: {why}"),
+            "Load it: `modprobe nf_conntrack nf_conntrack_netlink`; without it no answer comes back to a VM.",
+        ),
+    }
+}
+
+fn judge_ipv6(protocol: Protocol) -> Check {
+    match protocol {
+        Protocol::Present => ok(
+            IPV6,
+            "in the kernel; switched off and shut in VMs' namespaces",
+        ),
+        Protocol::Absent => ok(IPV6, "not in the kernel: nothing to shut"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::view::CheckVerdict;
+
+    fn all_but(broken: &str, said: &str) -> String {
+        let words = FEATURES.map(|(feature, _, _)| match feature == broken {
+            true => format!("{feature} {said}"),
+            false => format!("{feature} yes"),
+        });
+        format!("namespace yes\n{}\n", words.join("\n"))
+    }
+
+    #[test]
+    fn every_feature_is_tried() {
+        for (feature, _, _) in FEATURES {
+            assert!(TRIAL.contains(&format!("try {feature} ")), "{feature}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_has_all_is_fine() {
+        let checks = judge_trial(&all_but("", ""));
+        assert!(
+            checks.iter().all(|check| check.verdict == CheckVerdict::Ok),
+            "{checks:?}"
+        );
+    }
+
+    #[test]
+    fn a_missing_match_is_named_with_what_was_said_and_its_module() {
+        let checks = judge_trial(&all_but(
+            "addrtype",
+            "no Extension addrtype revision 0 not supported",
+        ));
+        let broken: Vec<_> = checks
+            .iter()
+            .filter(|c| c.verdict == CheckVerdict::Fail)
+            .collect();
+        assert_eq!(broken.len(), 1);
+        assert_eq!(
+            broken[0].found,
+            "does not work: addrtype (addrtype: Extension addrtype revision 0 not supported)"
+        );
+        assert!(broken[0].remedy.contains("xt_addrtype"));
+    }
+
+    #[test]
+    fn what_was_not_tried_is_not_called_missing() {
+        let checks = judge_trial("namespace yes\nveth yes\ntap yes\n");
+        let verdicts: Vec<_> = checks.iter().map(|check| check.verdict).collect();
+        use CheckVerdict::{Ok, Warn};
+        assert_eq!(verdicts, [Ok, Ok, Ok, Warn]);
+    }
+
+    #[test]
+    fn no_namespaces_is_the_one_thing_told_then() {
+        let checks = judge_trial("");
+        assert_eq!(checks.len(), 1);
+        assert_eq!(checks[0].verdict, CheckVerdict::Fail);
+    }
+
+    #[test]
+    fn devices_that_do_not_open_come_with_the_command_that_brings_them() {
+        let check = judge_tun(&Err("No such file or directory".into()));
+        assert_eq!(check.verdict, CheckVerdict::Fail);
+        assert!(check.remedy.contains("modprobe tun"));
+        let check = judge_flows(&Err("entity not found".into()));
+        assert_eq!(check.verdict, CheckVerdict::Fail);
+        assert_eq!(judge_flows(&Ok(3)).verdict, CheckVerdict::Ok);
+        assert_eq!(judge_ipv6(Protocol::Absent).verdict, CheckVerdict::Ok);
+    }
+}

@@ -1,0 +1,184 @@
+//! Limits of the kernel that many VMs run into.
+//! Not here: limits of single VMs.
+
+use rustix::process::Resource;
+
+use super::{Host, ok, unseen, warn, words};
+use crate::api::view::Check;
+use crate::host::{Error, fs, sysctl};
+
+const NEIGHBOURS: &str = "neighbour table";
+const INOTIFY: &str = "inotify";
+const FLOWS: &str = "connection tracking limit";
+const FILES: &str = "open files";
+
+/// The kernel's own defaults, which suit a host of its size; less is a setting of somebody's.
+const NEIGHBOURS_WANTED: u64 = 1024;
+const FLOWS_WANTED: u64 = 16384;
+/// The daemon needs one; other programs take some.
+const INSTANCES_WANTED: u64 = 64;
+/// One folder and what lies behind its symbolic links.
+const WATCHES_WANTED: u64 = 1024;
+/// Two descriptors a VM and some hundred for the daemon's own use, for a thousand VMs.
+const FILES_WANTED: u64 = 4096;
+
+const KEYS: [&str; 5] = [
+    "net.ipv4.neigh.default.gc_thresh3",
+    "fs.inotify.max_user_instances",
+    "fs.inotify.max_user_watches",
+    "net.netfilter.nf_conntrack_max",
+    "net.netfilter.nf_conntrack_count",
+];
+
+pub(super) async fn checks(cx: &Host) -> Vec<Check> {
+    let looked = cx.home.run(|| Ok((read()?, neighbours()))).await;
+    let mut checks = match looked {
+        Ok(([thresh, instances, watches, max, count], entries)) => vec![
+            judge_neighbours(thresh, entries),
+            judge_inotify(instances, watches),
+            judge_flows(max, count),
+        ],
+        Err(error) => vec![unseen(NEIGHBOURS, &words(&error))],
+    };
+    checks.push(judge_files(
+        rustix::process::getrlimit(Resource::Nofile).current,
+    ));
+    checks
+}
+
+/// A key that is not there, or is no number, is `None`.
+fn read() -> Result<[Option<u64>; 5], Error> {
+    let values = sysctl::read_many(&KEYS)?;
+    let mut numbers = values.into_iter().map(|value| value?.parse().ok());
+    Ok(std::array::from_fn(|_| numbers.next().flatten()))
+}
+
+/// Entries of the ARP table of all namespaces: the first column, in hexadecimal (net/core/neighbour.c, `neigh_stat_seq_show`).
+fn neighbours() -> Option<u64> {
+    let path = std::path::Path::new("/proc/thread-self/net/stat/arp_cache");
+    let text = fs::read_text(path).ok().flatten()?;
+    let entries = text.lines().nth(1)?.split_whitespace().next()?;
+    u64::from_str_radix(entries, 16).ok()
+}
+
+fn judge_neighbours(thresh: Option<u64>, entries: Option<u64>) -> Check {
+    let remedy = "Raise it: `sysctl -w net.ipv4.neigh.default.gc_thresh3=8192 net.ipv4.neigh.default.gc_thresh2=4096`, and in \
+                  /etc/sysctl.d.";
+    match (thresh, entries.unwrap_or(0)) {
+        // One table for all namespaces, whose limit only the first one shows.
+        (None, entries) => ok(
+            NEIGHBOURS,
+            format!(
+                "{entries} entries; its limit shows only in the machine's first network namespace"
+            ),
+        ),
+        (Some(limit), entries) if entries.saturating_mul(4) >= limit.saturating_mul(3) => warn(
+            NEIGHBOURS,
+            format!("{entries} of {limit} entries are in use"),
+            remedy,
+        ),
+        (Some(limit), entries) if limit < NEIGHBOURS_WANTED => warn(
+            NEIGHBOURS,
+            format!("holds {limit} entries ({entries} in use); each guest that talks takes one"),
+            remedy,
+        ),
+        (Some(limit), entries) => ok(
+            NEIGHBOURS,
+            format!("{entries} of {limit} entries are in use"),
+        ),
+    }
+}
+
+fn judge_inotify(instances: Option<u64>, watches: Option<u64>) -> Check {
+    match (instances, watches) {
+        (Some(instances), Some(watches)) => {
+            let found = format!("{instances} instances and {watches} watches a user");
+            match instances >= INSTANCES_WANTED && watches >= WATCHES_WANTED {
+                true => ok(INOTIFY, found),
+                false => warn(
+                    INOTIFY,
+                    format!("{found}: the manifests folder may go unwatched"),
+                    "Raise them: `sysctl -w fs.inotify.max_user_instances=128 fs.inotify.max_user_watches=8192`, and in /etc/sysctl.d.",
+                ),
+            }
+        }
+        (None, _) | (_, None) => warn(
+            INOTIFY,
+            "not in this kernel: a saved manifest is seen at the next resync only",
+            "Use a kernel with CONFIG_INOTIFY_USER, or apply manifests with `slicectl apply`.",
+        ),
+    }
+}
+
+fn judge_flows(max: Option<u64>, count: Option<u64>) -> Check {
+    let remedy =
+        "Raise it: `sysctl -w net.netfilter.nf_conntrack_max=262144`, and in /etc/sysctl.d.";
+    match (max, count.unwrap_or(0)) {
+        (None, _) => unseen(FLOWS, "net.netfilter.nf_conntrack_max is not there"),
+        (Some(max), count) if count.saturating_mul(10) >= max.saturating_mul(9) => warn(
+            FLOWS,
+            format!("{count} of {max} flows: the kernel begins to drop new ones"),
+            remedy,
+        ),
+        (Some(max), count) if max < FLOWS_WANTED => warn(
+            FLOWS,
+            format!("{count} of only {max} flows; all VMs share them"),
+            remedy,
+        ),
+        (Some(max), count) => ok(FLOWS, format!("{count} of {max} flows")),
+    }
+}
+
+/// `None`: no limit.
+fn judge_files(limit: Option<u64>) -> Check {
+    match limit {
+        Some(limit) if limit < FILES_WANTED => warn(
+            FILES,
+            format!("sliced may open {limit} files; a thousand VMs want {FILES_WANTED}"),
+            "Start it with more: `LimitNOFILE=65536` in the unit, or `ulimit -n 65536`.",
+        ),
+        Some(limit) => ok(FILES, format!("sliced may open {limit}")),
+        None => ok(FILES, "no limit"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::view::CheckVerdict::{Ok, Warn};
+
+    #[test]
+    fn a_neighbour_table_that_is_small_or_nearly_full_is_told() {
+        let verdict = |limit, entries| judge_neighbours(limit, entries).verdict;
+        assert_eq!(verdict(Some(1024), Some(7)), Ok);
+        assert_eq!(verdict(Some(128), Some(7)), Warn);
+        assert_eq!(verdict(Some(4096), Some(3072)), Warn);
+        assert_eq!(verdict(Some(4096), Some(3071)), Ok);
+        assert_eq!(verdict(None, None), Ok);
+    }
+
+    #[test]
+    fn low_inotify_limits_are_told() {
+        let verdict = |instances, watches| judge_inotify(instances, watches).verdict;
+        assert_eq!(verdict(Some(128), Some(8192)), Ok);
+        assert_eq!(verdict(Some(8), Some(8192)), Warn);
+        assert_eq!(verdict(Some(128), Some(10)), Warn);
+        assert_eq!(verdict(None, Some(8192)), Warn);
+    }
+
+    #[test]
+    fn a_flow_table_that_is_small_or_nearly_full_is_told() {
+        let verdict = |max, count| judge_flows(max, count).verdict;
+        assert_eq!(verdict(Some(262_144), Some(12)), Ok);
+        assert_eq!(verdict(Some(262_144), Some(262_000)), Warn);
+        assert_eq!(verdict(Some(1024), None), Warn);
+        assert_eq!(verdict(None, None), Warn);
+    }
+
+    #[test]
+    fn few_open_files_are_told() {
+        assert_eq!(judge_files(Some(1024)).verdict, Warn);
+        assert_eq!(judge_files(Some(65536)).verdict, Ok);
+        assert_eq!(judge_files(None).verdict, Ok);
+    }
+}

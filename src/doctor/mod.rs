@@ -1,0 +1,109 @@
+//! EXAMINES: whether this host can do what is asked of it, and the remedy where it cannot.
+//! Not here: changing anything but [`write_unmanaged`]'s two files; the state of VMs.
+//!
+//! Each check is a look and a judgement. Looking may fail, and then that is what is found; judging is a pure function of
+//! what was seen. Looks run at the same time and each has a deadline of [`PATIENCE`], so all of them take less than a second.
+
+mod filter;
+mod forward;
+mod kernel;
+mod limits;
+mod managers;
+mod native;
+mod place;
+mod vmm;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::api::view::{Check, CheckVerdict};
+use crate::host::netns::Netns;
+use crate::host::{Error, process};
+use crate::owner::Instance;
+
+pub use managers::{unmanaged_networkd_text, unmanaged_nm_text, write_unmanaged};
+
+/// How long a program that is asked something may take.
+const PATIENCE: Duration = Duration::from_millis(800);
+
+/// What is examined.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The network namespace that the daemon was started in; `examine` must be called by a thread that is in it.
+    pub home: Netns,
+    /// Which daemon.
+    pub instance: Instance,
+    /// Where the daemon keeps what dies with the host's uptime.
+    pub run_dir: PathBuf,
+    /// Where it reads manifests.
+    pub config_dir: PathBuf,
+}
+
+/// Looks at everything. Changes nothing: what must be tried is tried in a namespace that ends with the trial.
+pub async fn examine(cx: &Host) -> Vec<Check> {
+    let groups = tokio::join!(
+        place::checks(cx),
+        kernel::checks(cx),
+        packet_filter(cx),
+        managers::checks(cx),
+        limits::checks(cx),
+        vmm::checks(cx),
+    );
+    let (place, kernel, filter, managers, limits, vmm) = groups;
+    [place, kernel, filter, managers, limits, vmm].concat()
+}
+
+async fn packet_filter(cx: &Host) -> Vec<Check> {
+    let (filter, native) = tokio::join!(filter::look(cx), native::look(cx));
+    let mut checks = filter::judge(&filter);
+    checks.extend(forward::checks(cx, &filter, &native).await);
+    checks
+}
+
+/// As it should be.
+fn ok(name: &str, found: impl Into<String>) -> Check {
+    check(name, CheckVerdict::Ok, found.into(), String::new())
+}
+
+/// Works, but not well, or not everything.
+fn warn(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
+    check(name, CheckVerdict::Warn, found.into(), remedy.into())
+}
+
+/// Does not work.
+fn fail(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
+    check(name, CheckVerdict::Fail, found.into(), remedy.into())
+}
+
+/// Could not be looked at, which says nothing about how it stands.
+fn unseen(name: &str, why: &str) -> Check {
+    let remedy = "Run sliced as root in the host's own namespaces, then look again.";
+    warn(name, format!("could not look: {why}"), remedy)
+}
+
+fn check(name: &str, verdict: CheckVerdict, found: String, remedy: String) -> Check {
+    Check {
+        name: name.to_owned(),
+        verdict,
+        found,
+        remedy,
+    }
+}
+
+/// What a program writes to standard output until it ends; in the network namespace of the calling thread.
+async fn ask(argv: &[&str]) -> Result<String, Error> {
+    let outcome = process::run_until(argv, PATIENCE, |_| false).await?;
+    Ok(outcome.output)
+}
+
+/// An error and its causes, as one line.
+fn words(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        words.push_str(": ");
+        words.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    words
+}

@@ -1,0 +1,250 @@
+//! Where the daemon stands: its rights, its folders, who sees its namespaces, the addresses that are free.
+//! Not here: the kernel's features.
+
+use std::path::{Path, PathBuf};
+
+use ipnetwork::Ipv4Network;
+
+use super::{Host, fail, ok, unseen, warn, words};
+use crate::api::pool;
+use crate::api::view::Check;
+use crate::host::fs::{self, Dir};
+use crate::host::{Error, addr, link, route};
+
+const RIGHTS: &str = "rights";
+const FOLDER: &str = "manifests folder";
+const SEEN_BY: &str = "namespaces seen by others";
+const ADDRESSES: &str = "free ranges of 169.254.0.0/16";
+
+/// Bits of linux/capability.h, and what each is for.
+const NEEDED: [(u32, &str); 2] = [
+    (12, "CAP_NET_ADMIN (links and rules)"),
+    (21, "CAP_SYS_ADMIN (namespaces)"),
+];
+const USEFUL: [(u32, &str); 4] = [
+    (0, "CAP_CHOWN (the socket's group)"),
+    (1, "CAP_DAC_OVERRIDE (files of other owners)"),
+    (13, "CAP_NET_RAW (iptables-legacy)"),
+    (19, "CAP_SYS_PTRACE (VMMs of other owners)"),
+];
+
+/// A host with fewer cannot place many groups more.
+const FEW_RANGES: usize = 8;
+
+pub(super) async fn checks(cx: &Host) -> Vec<Check> {
+    let capabilities = fs::read_text(Path::new("/proc/thread-self/status"));
+    let capabilities = capabilities.map(|text| effective(&text.unwrap_or_default()));
+    let rights = match capabilities {
+        Ok(Some(bits)) => judge_rights(bits),
+        Ok(None) => unseen(RIGHTS, "/proc/thread-self/status has no CapEff"),
+        Err(error) => unseen(RIGHTS, &words(&error)),
+    };
+    let folder = judge_folder(&cx.config_dir, fs::look_at_dir(&resolved(&cx.config_dir)));
+    let ranges = match taken(cx).await {
+        Ok(taken) => judge_ranges(&taken),
+        Err(error) => unseen(ADDRESSES, &words(&error)),
+    };
+    vec![rights, folder, judge_seen(&mounts()), ranges]
+}
+
+/// The folder may be a symbolic link, `look_at_dir` follows none.
+fn resolved(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}
+
+/// The `CapEff` line of proc_pid_status(5).
+fn effective(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+fn judge_rights(bits: u64) -> Check {
+    let missing = |wanted: &[(u32, &'static str)]| -> Vec<&'static str> {
+        let absent = wanted.iter().filter(|(bit, _)| bits & (1 << bit) == 0);
+        absent.map(|(_, name)| *name).collect()
+    };
+    let remedy = "Run sliced as root, or give its unit these in AmbientCapabilities=.";
+    match (missing(&NEEDED).as_slice(), missing(&USEFUL).as_slice()) {
+        ([], []) => ok(RIGHTS, "all that are needed"),
+        ([], some) => warn(RIGHTS, format!("without {}", some.join(", ")), remedy),
+        (needed, _) => fail(RIGHTS, format!("without {}", needed.join(", ")), remedy),
+    }
+}
+
+fn judge_folder(path: &Path, found: Result<Dir, Error>) -> Check {
+    let at = path.display();
+    match found {
+        Ok(Dir::Present(names)) => {
+            let manifests = names
+                .iter()
+                .filter(|name| name.ends_with(".yaml") || name.ends_with(".yml"))
+                .count();
+            ok(FOLDER, format!("{at}: {manifests} manifest(s)"))
+        }
+        Ok(Dir::Absent) => warn(
+            FOLDER,
+            format!("{at} is not there: only `slicectl apply` brings groups"),
+            format!("Make it: `mkdir -p {at}`."),
+        ),
+        Ok(Dir::NotADirectory) => fail(
+            FOLDER,
+            format!("{at} is no directory"),
+            "Name a directory with `--config-dir`.",
+        ),
+        Err(error) => unseen(FOLDER, &words(&error)),
+    }
+}
+
+/// Which mount namespace we are in: the machine's, another, or unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mounts {
+    Machines,
+    Own,
+    Unknown,
+}
+
+fn mounts() -> Mounts {
+    let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt"));
+    match (of("1"), of("thread-self")) {
+        (Ok(first), Ok(ours)) if first == ours => Mounts::Machines,
+        (Ok(_), Ok(_)) => Mounts::Own,
+        _ => Mounts::Unknown,
+    }
+}
+
+/// A namespace is reached through a mount, which is seen in our mount namespace only.
+fn judge_seen(mounts: &Mounts) -> Check {
+    match mounts {
+        Mounts::Machines => ok(SEEN_BY, "everybody on this machine, with `ip netns` too"),
+        Mounts::Unknown => ok(
+            SEEN_BY,
+            "whoever shares our mounts; whose those are cannot be seen",
+        ),
+        Mounts::Own => warn(
+            SEEN_BY,
+            "only by processes of this mount namespace, which is not the machine's",
+            "If the machine's own `ip netns` is to see them, start sliced outside of a container, and from a unit without \
+             PrivateTmp=, ProtectSystem= and the like.",
+        ),
+    }
+}
+
+/// Networks that others use on this host: addresses and routes longer than /16 of links that are not ours.
+async fn taken(cx: &Host) -> Result<Vec<Ipv4Network>, Error> {
+    let netlink = cx.home.netlink().await?;
+    let prefix = cx.instance.link_prefix();
+    let links = link::list(&netlink).await?;
+    let ours = |index: u32| {
+        links
+            .iter()
+            .any(|link| link.index == index && link.name.starts_with(&prefix))
+    };
+    let addresses = addr::list(&netlink, addr::Of::All).await?;
+    let routes = route::list(&netlink).await?;
+    let addresses = addresses
+        .into_iter()
+        .filter(|addr| !ours(addr.index))
+        .map(|addr| addr.net);
+    let routes = routes
+        .into_iter()
+        .filter(|route| !route.link.is_some_and(ours))
+        .map(|route| route.dst);
+    Ok(addresses
+        .chain(routes)
+        .filter(|net| net.prefix() > pool::link_local().prefix())
+        .collect())
+}
+
+fn judge_ranges(taken: &[Ipv4Network]) -> Check {
+    let usable: Vec<Ipv4Network> = (0..64)
+        .filter(|index| !pool::reserved_index(*index))
+        .map(pool::pool)
+        .collect();
+    let free = usable
+        .iter()
+        .filter(|range| !taken.iter().any(|net| pool::overlaps(**range, *net)))
+        .count();
+    let found = format!("{free} of {} /22s are used by nobody else", usable.len());
+    match free {
+        0 => fail(
+            ADDRESSES,
+            found,
+            "Free a part of 169.254.0.0/16: see `ip -4 addr` and `ip -4 route` for who has it.",
+        ),
+        1..FEW_RANGES => warn(
+            ADDRESSES,
+            found,
+            "Name each group's `range:` so that groups share what is left, or free a part of 169.254.0.0/16.",
+        ),
+        _ => ok(ADDRESSES, found),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::view::CheckVerdict::{Fail, Ok as Fine, Warn};
+
+    #[test]
+    fn missing_rights_are_named() {
+        assert_eq!(judge_rights(u64::MAX).verdict, Fine);
+        assert_eq!(judge_rights(0).verdict, Fail);
+        let check = judge_rights(!(1 << 13));
+        assert_eq!(check.verdict, Warn);
+        assert!(check.found.contains("CAP_NET_RAW"));
+        assert_eq!(
+            effective("CapInh:\t0\nCapEff:\t0000000000001000\n"),
+            Some(1 << 12)
+        );
+        assert_eq!(effective("CapInh:\t0\n"), None);
+    }
+
+    #[test]
+    fn manifests_are_counted_and_a_missing_folder_comes_with_the_command_that_makes_it() {
+        let names = ["a.yaml", "b.yml", "c.yaml.bak"].map(Into::into);
+        let check = judge_folder(Path::new("/etc/s"), Ok(Dir::Present(names.into())));
+        assert_eq!(check.found, "/etc/s: 2 manifest(s)");
+        let check = judge_folder(Path::new("/etc/s"), Ok(Dir::Absent));
+        assert_eq!(
+            (check.verdict, check.remedy.as_str()),
+            (Warn, "Make it: `mkdir -p /etc/s`.")
+        );
+        assert_eq!(
+            judge_folder(Path::new("/etc/s"), Ok(Dir::NotADirectory)).verdict,
+            Fail
+        );
+    }
+
+    #[test]
+    fn a_mount_namespace_of_our_own_is_told() {
+        assert_eq!(judge_seen(&Mounts::Machines).verdict, Fine);
+        assert_eq!(judge_seen(&Mounts::Own).verdict, Warn);
+        assert_eq!(judge_seen(&Mounts::Unknown).verdict, Fine);
+    }
+
+    #[test]
+    fn ranges_that_others_use_are_not_free() {
+        let net = |text: &str| text.parse::<Ipv4Network>().unwrap();
+        assert_eq!(
+            judge_ranges(&[]).found,
+            "56 of 56 /22s are used by nobody else"
+        );
+        let one = judge_ranges(&[net("169.254.100.7/30"), net("10.0.0.0/8")]);
+        assert_eq!(one.found, "55 of 56 /22s are used by nobody else");
+        assert_eq!(
+            judge_ranges(&[
+                net("169.254.0.0/17"),
+                net("169.254.128.0/18"),
+                net("169.254.192.0/19")
+            ])
+            .verdict,
+            Warn
+        );
+        assert_eq!(
+            judge_ranges(&[net("169.254.0.0/17"), net("169.254.128.0/17")]).verdict,
+            Fail
+        );
+    }
+}

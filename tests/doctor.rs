@@ -1,0 +1,273 @@
+//! What `doctor` says of hosts that are private kernels.
+//! Not here: judging without a kernel, see the tests in `src/doctor`.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use slicectl::api::view::{Check, CheckVerdict};
+use slicectl::doctor::{self, Host};
+use slicectl::host::netns::Netns;
+use slicectl::owner::Instance;
+use support::kernel;
+
+fn host() -> Host {
+    Host {
+        home: Netns::current().unwrap(),
+        instance: Instance::of("/var/lib/slice".as_ref()),
+        run_dir: "/run/slice".into(),
+        config_dir: "/run/groups.d".into(),
+    }
+}
+
+async fn examine() -> Vec<Check> {
+    doctor::examine(&host()).await
+}
+
+fn find<'a>(checks: &'a [Check], name: &str) -> &'a Check {
+    let found = checks.iter().find(|check| check.name == name);
+    found.unwrap_or_else(|| panic!("no check `{name}` in {checks:#?}"))
+}
+
+/// What is there of the kernel's state that an examination might change by accident.
+fn world() -> String {
+    kernel::run(
+        "ip -o link; ip -o addr; ip route; nft list ruleset; cat /proc/thread-self/net/ip_tables_names; \
+         cat /proc/sys/net/ipv4/ip_forward; find /run | sort; grep -c . /proc/thread-self/mountinfo",
+    )
+}
+
+#[test]
+fn a_clean_host_has_no_failure_every_remark_has_a_remedy_and_nothing_is_changed() {
+    kernel::private(async {
+        let before = world();
+        let start = Instant::now();
+        let checks = examine().await;
+        let took = start.elapsed();
+        assert_eq!(world(), before, "an examination changed something");
+        assert!(took < Duration::from_secs(2), "took {took:?}");
+        for check in &checks {
+            assert_ne!(check.verdict, CheckVerdict::Fail, "{check:#?}");
+            assert_eq!(
+                check.remedy.is_empty(),
+                check.verdict == CheckVerdict::Ok,
+                "{check:#?}"
+            );
+            assert!(
+                !check.found.is_empty() && !check.found.contains('\n'),
+                "{check:#?}"
+            );
+        }
+        for name in [
+            "network namespaces",
+            "veth links",
+            "TAP links",
+            "netfilter",
+            "connection tracking",
+            "iptables back end",
+            "rules in one back end",
+            "FORWARD chain",
+            "other forward filters",
+            "free ranges of 169.254.0.0/16",
+        ] {
+            assert_eq!(find(&checks, name).verdict, CheckVerdict::Ok, "{checks:#?}");
+        }
+        let mut names: Vec<_> = checks.iter().map(|check| &check.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), checks.len(), "two checks of one name");
+    });
+}
+
+#[test]
+fn forwarding_that_is_off_is_told() {
+    kernel::private(async {
+        kernel::run("echo 0 > /proc/sys/net/ipv4/ip_forward");
+        assert_eq!(
+            find(&examine().await, "ip_forward").verdict,
+            CheckVerdict::Warn
+        );
+        kernel::run("echo 1 > /proc/sys/net/ipv4/ip_forward");
+        assert_eq!(
+            find(&examine().await, "ip_forward").verdict,
+            CheckVerdict::Ok
+        );
+    });
+}
+
+#[test]
+fn docker_is_named_and_a_rule_above_our_jump_is_told() {
+    kernel::private(async {
+        kernel::run(
+            "iptables -P FORWARD DROP
+             iptables -N DOCKER-USER
+             iptables -A DOCKER-USER -j RETURN
+             iptables -N DOCKER
+             iptables -A FORWARD -j DOCKER-USER
+             iptables -A FORWARD -o docker0 -j DOCKER",
+        );
+        let checks = examine().await;
+        let check = find(&checks, "FORWARD chain");
+        assert_eq!(check.verdict, CheckVerdict::Ok, "{check:#?}");
+        assert!(
+            check.found.contains("policy DROP") && check.found.contains("docker"),
+            "{check:#?}"
+        );
+
+        let chain = host().instance.chain("FWD");
+        kernel::run(&format!(
+            "iptables -N {chain}; iptables -A FORWARD -j {chain}"
+        ));
+        let checks = examine().await;
+        let check = find(&checks, "FORWARD chain");
+        assert_eq!(check.verdict, CheckVerdict::Warn, "{check:#?}");
+        assert!(check.found.contains("2 foreign rule(s)"), "{check:#?}");
+
+        kernel::run(&format!(
+            "iptables -D FORWARD -j {chain}; iptables -I FORWARD -j {chain}"
+        ));
+        let checks = examine().await;
+        let check = find(&checks, "FORWARD chain");
+        assert_eq!(check.verdict, CheckVerdict::Ok, "{check:#?}");
+        assert!(check.found.contains("our jump stands first"), "{check:#?}");
+    });
+}
+
+#[test]
+fn rules_in_both_back_ends_are_told() {
+    kernel::private(async {
+        kernel::run("iptables-nft -A FORWARD -i eth7 -j ACCEPT");
+        let name = "rules in one back end";
+        assert_eq!(find(&examine().await, name).verdict, CheckVerdict::Ok);
+        // Tables without rules are no mixing: `iptables-legacy -L` is enough to make them.
+        kernel::run("iptables-legacy -t nat -L");
+        assert_eq!(find(&examine().await, name).verdict, CheckVerdict::Ok);
+        kernel::run(
+            "iptables-legacy -A INPUT -i eth7 -j ACCEPT; iptables-legacy -t nat -A POSTROUTING -o eth7 -j MASQUERADE",
+        );
+        let checks = examine().await;
+        let check = find(&checks, name);
+        assert_eq!(check.verdict, CheckVerdict::Warn);
+        assert!(
+            check
+                .found
+                .contains("nf_tables has filter, ip_tables has nat, filter"),
+            "{check:#?}"
+        );
+        kernel::run("iptables-legacy -P FORWARD DROP");
+        assert!(
+            find(&examine().await, name)
+                .found
+                .contains("VMs reach nothing")
+        );
+    });
+}
+
+#[test]
+fn commands_that_write_to_different_back_ends_are_told() {
+    // A program of the search path's own, in a kernel of its own: the variable is read when a program is looked up.
+    let restore = "/usr/sbin/iptables-legacy-restore";
+    let bin = tempfile::tempdir().unwrap();
+    let bin = bin.path().display();
+    let Some(output) = kernel::private_sync(|| {
+        kernel::run(&format!("ln -s {restore} {bin}/iptables-restore"));
+        let exe = std::env::current_exe().unwrap();
+        kernel::run(&format!(
+            "PATH={bin}:$PATH DOCTOR_PRINTS=1 {} --exact --nocapture prints_the_back_end",
+            exe.display()
+        ))
+    }) else {
+        return;
+    };
+    assert!(output.contains("warn: iptables-restore v"), "{output}");
+    assert!(output.contains("write to different back ends"), "{output}");
+}
+
+/// Helps the test above, which needs a process with another `PATH`; by itself it checks the ordinary one.
+#[test]
+fn prints_the_back_end() {
+    kernel::private(async {
+        let checks = examine().await;
+        let check = find(&checks, "iptables back end");
+        match std::env::var_os("DOCTOR_PRINTS") {
+            Some(_) => println!("{}: {}", check.verdict, check.found),
+            None => assert_eq!(check.verdict, CheckVerdict::Ok, "{check:#?}"),
+        }
+    });
+}
+
+#[test]
+fn a_foreign_chain_that_drops_what_is_forwarded_is_told_until_its_remedy_is_taken() {
+    kernel::private(async {
+        kernel::run(
+            "nft 'add table inet mine; add chain inet mine fwd { type filter hook forward priority 10; policy drop; }'",
+        );
+        let name = "other forward filters";
+        let checks = examine().await;
+        let check = find(&checks, name);
+        assert_eq!(check.verdict, CheckVerdict::Warn);
+        assert!(check.found.contains("inet mine fwd"), "{check:#?}");
+        // As a person would paste it.
+        kernel::run(check.remedy.split('`').nth(1).unwrap());
+        assert_eq!(find(&examine().await, name).verdict, CheckVerdict::Ok);
+    });
+}
+
+#[test]
+fn network_managers_are_seen_only_where_they_run_and_are_told_to_leave_our_links_alone() {
+    kernel::private(async {
+        let home = Netns::current().unwrap();
+        let prefix = host().instance.link_prefix();
+        assert_eq!(
+            doctor::write_unmanaged(&home, &prefix).await.unwrap(),
+            [] as [std::path::PathBuf; 0]
+        );
+        assert!(
+            find(&examine().await, "NetworkManager")
+                .found
+                .contains("does not run")
+        );
+
+        // A process of that name is what is looked for; it lives in this namespace, and ends with the test.
+        kernel::run(
+            "cp $(command -v sleep) /run/NetworkManager-program; mkdir /run/p; mv /run/NetworkManager-program /run/p/NetworkManager",
+        );
+        let mut program = std::process::Command::new("/run/p/NetworkManager")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let told = find(&examine().await, "NetworkManager").clone();
+        let written = doctor::write_unmanaged(&home, &prefix).await;
+        let again = doctor::write_unmanaged(&home, &prefix).await;
+        let after = find(&examine().await, "NetworkManager").clone();
+        program.kill().unwrap();
+        program.wait().unwrap();
+
+        assert_eq!(told.verdict, CheckVerdict::Warn, "{told:#?}");
+        let written = written.unwrap();
+        assert_eq!(written.len(), 1);
+        assert!(
+            told.remedy.contains(written[0].to_str().unwrap()),
+            "{told:#?}"
+        );
+        assert!(
+            again.unwrap().is_empty(),
+            "what is there is not written again"
+        );
+        assert_eq!(after.verdict, CheckVerdict::Ok, "{after:#?}");
+    });
+}
+
+#[test]
+fn ranges_in_use_on_the_host_are_not_counted_as_free() {
+    kernel::private(async {
+        kernel::run(
+            "ip link add d0 type dummy; ip addr add 169.254.100.1/24 dev d0; ip link set d0 up
+             ip route add 169.254.16.0/20 dev d0",
+        );
+        let checks = examine().await;
+        let found = &find(&checks, "free ranges of 169.254.0.0/16").found;
+        // One /22 by the address, four by the route.
+        assert!(found.starts_with("51 of 56"), "{found}");
+    });
+}
