@@ -260,7 +260,7 @@ keep() {
 
 The lab stays. To look around, enter it:
 
-  nsenter --target $LAB_HOLDER --net --mount --pid env PATH=$PATH bash
+  nsenter --target $LAB_HOLDER --net --mount --pid env PATH=${PATH%%:*}:\$PATH bash
 
 and there:
 
