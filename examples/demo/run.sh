@@ -10,8 +10,7 @@
 # Exit status: 0 when every line says PASS, else 1.
 set -euo pipefail
 demo=$(cd "$(dirname "$0")" && pwd)
-house=$(cd "$demo/../.." && pwd)
-cd "$house"
+cd "$demo/../.."
 
 main() {
     ask_for_root
@@ -56,7 +55,7 @@ build() {
         cargo build --release --locked --bins
         bin=$(cd "${CARGO_TARGET_DIR:-target}/release" && pwd)
     fi
-    guest=$house/target/guest
+    guest=$(realpath -m "${CARGO_TARGET_DIR:-target}/guest")
     examples/guest/build.sh "$guest"
 }
 
