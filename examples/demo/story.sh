@@ -21,6 +21,9 @@ main() {
     snapshot >/run/lab/before
 
     start_sliced
+    # The last packets of the check above have arrived by now; from here on, none may.
+    sleep 0.5
+    baseline=$(silence)
     save_the_manifest
     what_the_guests_reach
     what_the_guests_do_not_reach
@@ -66,7 +69,6 @@ save_the_manifest() {
     check "a manifest saved into the config folder: two guests run ($(since "$began"))" eventually 2 both_are_ready
     eventually 60 every_probe_has_spoken || give_up 'the guests do not try what they should'
     pids=$(pids_of_the_guests)
-    baseline=$(silence)
 }
 
 both_are_ready() {
