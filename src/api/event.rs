@@ -1,4 +1,5 @@
 //! What happened, for people: one line a thing, repeated things counted.
+//! Not here: raising and keeping them.
 
 use std::fmt;
 

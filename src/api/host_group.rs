@@ -1,4 +1,5 @@
 //! `HostGroup`: what people write, and the only kind they write.
+//! Not here: making VMs out of one.
 
 use std::fmt;
 use std::path::PathBuf;

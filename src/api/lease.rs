@@ -1,4 +1,5 @@
 //! `Lease`: which /30 a VM's name has. It outlives the VM's uid, so that a replaced VM keeps its address.
+//! Not here: who gets which.
 
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,5 @@
 //! What we answer: the objects with their status folded in. The keys are a contract, scripts rely on them.
+//! Not here: folding them together; reading them off the wire.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -23,7 +24,7 @@ pub use answer::*;
 #[serde(tag = "kind")]
 pub enum Object {
     /// A group.
-    HostGroup(GroupView),
+    HostGroup(Box<GroupView>),
     /// A VM.
     Vm(Box<VmView>),
     /// A lease.

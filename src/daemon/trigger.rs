@@ -82,7 +82,7 @@ impl Trigger {
                 event = events.next() => {
                     self.take_in(event?, &mut gathered);
                     if !armed && gathered.is_something() {
-                        timer.as_mut().reset(tokio::time::Instant::now() + GATHER);
+                        timer.as_mut().reset(tokio::time::Instant::from_std(crate::clock::monotonic()) + GATHER);
                         armed = true;
                     }
                 }

@@ -81,7 +81,7 @@ async fn a_guest_boots_reaches_its_gateway_and_powers_down_when_asked() {
     net.add_tap("169.254.100.1/30");
     let initrd = initrd_with_probes(
         dir.path(),
-        "ping gateway 169.254.100.1\nspoof liar 10.9.8.7 169.254.100.1\n",
+        "ping gateway 169.254.100.1\nspoof liar 10.9.8.7 169.254.100.1\ntcp closed 169.254.100.1 9\n",
     );
     let machine = Machine::probe(dir.path(), &guest_dir().join("vmlinuz"))
         .await
@@ -100,6 +100,7 @@ async fn a_guest_boots_reaches_its_gateway_and_powers_down_when_asked() {
         "GUEST web-1 ready",
         "GUEST web-1 gateway ok",
         "GUEST web-1 liar blocked",
+        "GUEST web-1 closed blocked",
     ] {
         assert!(
             eventually(PATIENCE, || says(words)),
@@ -190,6 +191,14 @@ async fn a_kernel_that_is_none_is_the_reason_given() {
         "{}",
         error.source
     );
+    converge(
+        &rung,
+        &Desired {
+            want: None,
+            ..desired
+        },
+    )
+    .await;
 }
 
 #[tokio::test]

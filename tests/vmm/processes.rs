@@ -312,7 +312,8 @@ fn count_and_stop(dir: &Path) -> usize {
         .map(|found| found.identity)
         .collect();
     let by_pid = |identity: &Identity| identity.pid;
-    (recorded.sort_by_key(by_pid), found.sort_by_key(by_pid));
+    recorded.sort_by_key(by_pid);
+    found.sort_by_key(by_pid);
     for identity in &found {
         assert!(
             matches!(process::look(identity).unwrap(), Life::Alive(_)),
@@ -485,7 +486,11 @@ async fn a_vmm_with_another_label_is_not_ours_to_stop() {
         assert!(matches!(process::look(alive).unwrap(), Life::Alive(_)));
     }
     let claimed = Vmm::default().claimed(&other.label.instance).await.unwrap();
-    assert_eq!(claimed, [other.label.clone()], "only this daemon's");
+    assert_eq!(
+        claimed,
+        std::slice::from_ref(&other.label),
+        "only this daemon's"
+    );
     kill(&stranger);
     kill(&neighbour);
 }
@@ -499,7 +504,7 @@ async fn a_vmm_whose_directory_is_gone_is_found_by_the_census_and_removed() {
     let rung = Vmm::default();
     assert_eq!(
         rung.claimed(&desired.label.instance).await.unwrap(),
-        [desired.label.clone()]
+        std::slice::from_ref(&desired.label)
     );
     converge(
         &rung,

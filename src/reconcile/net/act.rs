@@ -15,6 +15,10 @@ use crate::host::netlink::Handle;
 use crate::host::{self, Error, Kind, addr, fs, link, neigh, netns, route, sysctl, tap};
 use crate::owner::{TAP, UPLINK};
 
+/// How often, and how often again, a veth is looked at whose namespace was deleted: 600 ms in all.
+const FADING_LOOKS: u32 = 60;
+const FADING_STEP: std::time::Duration = std::time::Duration::from_millis(10);
+
 pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
         Action::WriteRecord => write_record(desired),
@@ -22,7 +26,7 @@ pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result
         Action::LinkHandle => link_handle(desired),
         Action::Settle(keys) => settle(net, keys.clone()).await,
         Action::DeleteInside(side) => delete_inside(net, *side).await,
-        Action::DeleteHostLink(owned) => delete_link(&net.netlink, owned.thing()).await,
+        Action::DeleteHostLink(owned) => delete_host_link(net, desired, owned.thing()).await,
         Action::CreateTap(owner) => create_tap(net, desired, *owner).await,
         Action::CreateVeth => create_veth(net, desired).await,
         Action::LabelHostLink => {
@@ -109,6 +113,19 @@ async fn delete_inside(net: &Net, side: Side) -> Result<(), Error> {
         Side::Host => return Ok(()),
     };
     delete_link(&net.inside()?.netlink, name).await
+}
+
+/// With its namespace gone, the kernel is about to take the veth away: that is waited for, and only then helped along.
+async fn delete_host_link(net: &Net, desired: &Desired, name: &str) -> Result<(), Error> {
+    if desired.slot.is_none() {
+        for _ in 0..FADING_LOOKS {
+            if link::get(&net.netlink, name).await?.is_none() {
+                return Ok(());
+            }
+            tokio::time::sleep(FADING_STEP).await;
+        }
+    }
+    delete_link(&net.netlink, name).await
 }
 
 async fn delete_link(netlink: &Handle, name: &str) -> Result<(), Error> {

@@ -261,9 +261,6 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
 
 fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let mut plan = Vec::new();
-    if let Some(link) = owned_host_link(desired, observed.host_link.as_ref()) {
-        plan.push(Action::DeleteHostLink(link));
-    }
     if observed.handle.as_ref() == Some(&desired.netns()) {
         plan.push(Action::UnlinkHandle);
     }
@@ -271,6 +268,11 @@ fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
         && let Some(netns) = desired.label.claim(desired.netns(), alias.as_deref())
     {
         plan.push(Action::DeleteNetns(netns));
+    }
+    // Last: the kernel takes the links of many dying namespaces away together, where one by one each costs an RCU grace
+    // period under the lock of all links.
+    if let Some(link) = owned_host_link(desired, observed.host_link.as_ref()) {
+        plan.push(Action::DeleteHostLink(link));
     }
     if observed.dir {
         plan.push(Action::RemoveRunDir);
@@ -348,7 +350,9 @@ fn plan_tap(desired: &Desired, slot: &Slot, seen: Option<&TapSeen>, plan: &mut V
     if !kept.is_some_and(|tap| tap.addresses.contains(&gateway)) {
         plan.push(Action::AddAddress(Side::Tap, gateway));
     }
-    if kept.is_some_and(|tap| tap.up && tap.addresses.contains(&gateway) && !tap.routes.contains(&slot.block.network())) {
+    if kept.is_some_and(|tap| {
+        tap.up && tap.addresses.contains(&gateway) && !tap.routes.contains(&slot.block.network())
+    }) {
         plan.push(Action::AddBlockRoute(Side::Tap, slot.block));
     }
     let (guest, mac) = (slot.block.guest(), names.guest_mac);

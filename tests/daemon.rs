@@ -1,0 +1,27 @@
+//! The daemon as a user sees it: the real `sliced` on a real folder, asked through the real `slicectl`, in a private kernel,
+//! with slots without VMM and with real guests.
+//! Not here: single rooms.
+//!
+//! | file | what it tests |
+//! |---|---|
+//! | `converge` | from a manifest to what stands, and what scripts rely on |
+//! | `reload` | a saved file, live and not |
+//! | `origin` | whose a group is: a file's or an apply's |
+//! | `drift` | everything that somebody can break, seen and repaired |
+//! | `recovery` | kill -9, lost and broken state, two daemons |
+//! | `leftovers` | garbage |
+//! | `guests` | QEMU |
+//! | `service` | the process: signals, logs, errors, rest |
+
+mod support;
+
+mod daemon {
+    mod converge;
+    mod drift;
+    mod guests;
+    mod leftovers;
+    mod origin;
+    mod recovery;
+    mod reload;
+    mod service;
+}

@@ -1,0 +1,238 @@
+//! Drift: whatever somebody breaks is seen through events and repaired within 2 s, with an event that names it.
+//! Not here: how each repair is planned.
+
+use std::time::Duration;
+
+use crate::support::house::{self, House, Place, inhabited, slots};
+use crate::support::kernel::{attempt, run};
+
+/// The specification's.
+const BOUND: Duration = Duration::from_secs(2);
+
+/// Breaks a slot with a command; all must stand as before in time, and an event of `object` must speak of `word`.
+/// The slot beside it is not touched.
+fn repaired(object: &str, word: &str, sabotage: impl FnOnce(&Place) -> String + Send) {
+    inhabited(|house| {
+        house.apply(&slots(2, "drop: [\"192.168.1.0/24\"]"));
+        let (first, second) = (house.place("sandbox-1"), house.place("sandbox-2"));
+        let (world, beside) = (house::world(), look_inside(&second));
+        settled(&house);
+        run(&sabotage(&first));
+        house.within(BOUND, word, || {
+            let told = drift(&house, object)
+                .iter()
+                .any(|message| message.contains(word));
+            (told && house::world() == world).then_some(())
+        });
+        house.ctl("wait hg/sandbox --for ready --timeout 10s");
+        assert_eq!(
+            look_inside(&second),
+            beside,
+            "the slot beside it was touched"
+        );
+        assert_eq!(drift(&house, "vm/sandbox-2"), [""; 0]);
+    });
+}
+
+fn drift(house: &House, object: &str) -> Vec<String> {
+    house.messages(object, "Drift")
+}
+
+/// Nothing is repaired of what was only just built.
+fn settled(house: &House) {
+    assert_eq!(
+        drift(house, ""),
+        [""; 0],
+        "drift before anybody broke anything"
+    );
+}
+
+fn look_inside(place: &Place) -> String {
+    run(&format!(
+        "ip -o link show {0}; ip netns exec {1} ip -o link; ip netns exec {1} nft -a list ruleset",
+        place.link, place.name
+    ))
+}
+
+/// A shell command in the slot's namespace.
+fn inside(place: &Place, command: &str) -> String {
+    format!("ip netns exec {} {command}", place.name)
+}
+
+/// The host chain of ours with that role.
+fn chain(table: &str, role: &str) -> String {
+    let rules = run(&format!("iptables-save -t {table}"));
+    let line = rules.lines().find(|line| {
+        line.starts_with(":SLICE-")
+            && line
+                .split(' ')
+                .next()
+                .is_some_and(|name| name.ends_with(role))
+    });
+    line.and_then(|line| line[1..].split(' ').next())
+        .expect("the chain")
+        .to_owned()
+}
+
+macro_rules! repaired {
+    ($($name:ident: $object:literal, $word:literal, $sabotage:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            repaired($object, $word, $sabotage);
+        }
+    )*};
+}
+
+repaired! {
+    a_deleted_host_link_comes_back: "vm/sandbox-1", "create the veth",
+        |place| format!("ip link del {}", place.link);
+    a_host_link_that_is_down_comes_up: "vm/sandbox-1", "configure the host's veth end",
+        |place| format!("ip link set {} down", place.link);
+    a_deleted_up0_comes_back: "vm/sandbox-1", "create the veth",
+        |place| inside(place, "ip link del up0");
+    a_deleted_tap0_comes_back: "vm/sandbox-1", "create tap0",
+        |place| inside(place, "ip link del tap0");
+    flushed_rules_of_a_namespace_come_back: "vm/sandbox-1", "commit rules",
+        |place| inside(place, "iptables -F");
+    an_opened_policy_of_a_namespace_is_closed: "vm/sandbox-1", "commit rules",
+        |place| inside(place, "iptables -P FORWARD ACCEPT");
+    an_extra_rule_in_a_namespace_goes: "vm/sandbox-1", "commit rules",
+        |place| inside(place, "iptables -I FORWARD -j ACCEPT");
+    an_opened_ipv6_policy_of_a_namespace_is_closed: "vm/sandbox-1", "seal IPv6",
+        |place| inside(place, "ip6tables -P FORWARD ACCEPT");
+    a_removed_address_of_the_host_link_comes_back: "vm/sandbox-1", "add address",
+        |place| format!("ip addr flush dev {}", place.link);
+    a_removed_address_of_tap0_comes_back: "vm/sandbox-1", "add address",
+        |place| inside(place, "ip addr flush dev tap0");
+    a_removed_route_of_the_host_comes_back: "vm/sandbox-1", "add the route",
+        |place| format!("ip route del 169.254.100.0/30 dev {}", place.link);
+    a_removed_default_route_comes_back: "vm/sandbox-1", "add the default route",
+        |place| inside(place, "ip route del default");
+    a_removed_route_over_tap0_comes_back: "vm/sandbox-1", "add the route",
+        |place| inside(place, "ip route del 169.254.100.0/30 dev tap0");
+    a_removed_neighbour_of_the_host_comes_back: "vm/sandbox-1", "pin neighbour",
+        |place| format!("ip neigh del {} dev {}", place.ip, place.link);
+    a_removed_neighbour_of_a_namespace_comes_back: "vm/sandbox-1", "pin neighbour",
+        |place| inside(place, "ip neigh flush nud permanent dev up0");
+    ip_forward_of_the_host_is_switched_on_again: "ground", "ip_forward",
+        |_| "echo 0 > /proc/sys/net/ipv4/ip_forward".to_owned();
+    ip_forward_of_a_namespace_is_switched_on_again: "vm/sandbox-1", "ip_forward",
+        |place| inside(place, "sh -c 'echo 0 > /proc/sys/net/ipv4/ip_forward'");
+    ipv6_in_a_namespace_is_switched_off_again: "vm/sandbox-1", "disable_ipv6",
+        |place| inside(place, "sh -c 'echo 0 > /proc/sys/net/ipv6/conf/all/disable_ipv6'");
+    a_deleted_namespace_comes_back: "vm/sandbox-1", "create the namespace",
+        |place| format!("ip netns del {}", place.name);
+    a_namespace_hidden_from_ip_netns_is_shown_again: "vm/sandbox-1", "show the namespace to ip netns",
+        |place| format!("rm /run/netns/{}", place.name);
+    a_removed_record_comes_back: "vm/sandbox-1", "write the VM's record",
+        |place| format!("rm /run/slice/vm/{}/record.json", place.uid);
+    a_flushed_host_chain_comes_back: "ground", "write host chains",
+        |_| format!("iptables -F {}", chain("filter", "-OUT"));
+    a_host_chain_deleted_with_its_jumps_comes_back: "ground", "write host chains", |_| {
+        let chain = chain("filter", "-OUT");
+        format!(
+            "iptables-save -t filter | grep -- '-j {chain}' | sed 's/^-A/iptables -D/' | sh -e
+             iptables -F {chain}; iptables -X {chain}"
+        )
+    };
+    a_deleted_jump_comes_back: "ground", "put our jumps first in filter FORWARD",
+        |_| "iptables -D FORWARD 1".to_owned();
+    an_emptied_masquerade_chain_is_filled_again: "ground", "nat",
+        |_| format!("iptables -t nat -F {}", chain("nat", "-NAT"));
+    a_whole_table_deleted_by_nft_comes_back: "vm/sandbox-1", "commit rules",
+        |place| inside(place, "nft flush ruleset");
+}
+
+#[test]
+fn jumps_that_are_not_first_any_more_go_first_and_what_stood_there_stays() {
+    inhabited(|house| {
+        house.apply(&slots(1, ""));
+        settled(&house);
+        run("iptables -I FORWARD -s 192.0.2.77 -j ACCEPT");
+        house.within(BOUND, "the jump goes first", || {
+            let rules = run("iptables -S FORWARD");
+            let rules: Vec<&str> = rules.lines().skip(1).collect();
+            let ours = rules[..2].iter().all(|rule| rule.contains("SLICE-"));
+            (ours && rules[2..] == ["-A FORWARD -s 192.0.2.77/32 -j ACCEPT"]).then_some(())
+        });
+        let told = house.until("the event", || drift(&house, "ground").pop());
+        assert!(
+            told.contains("put our jumps first in filter FORWARD"),
+            "{told}"
+        );
+    });
+}
+
+#[test]
+fn somebody_who_always_wants_the_opposite_is_told_and_not_fought_without_end() {
+    inhabited(|house| {
+        house.apply(&slots(1, ""));
+        let place = house.place("sandbox-1");
+        let wreck = inside(&place, "iptables -F FORWARD");
+        // Whoever it is looks about ten times a second.
+        let contested = house.until("Contested", || {
+            attempt(&wreck);
+            std::thread::sleep(Duration::from_millis(100));
+            let vm = house.get("vm sandbox-1");
+            let conditions = vm["status"]["conditions"].as_array()?.clone();
+            conditions.into_iter().find(|c| c["reason"] == "Contested")
+        });
+        assert_eq!(
+            (&contested["type"], &contested["status"]),
+            (&"Firewall".into(), &"False".into())
+        );
+        assert!(
+            contested["message"]
+                .as_str()
+                .unwrap()
+                .contains("commit rules")
+        );
+        let repairs = || -> u64 {
+            let events = house.events("vm/sandbox-1").into_iter();
+            let repairs = events.filter(|event| event["reason"] == "Drift");
+            repairs.map(|event| event["count"].as_u64().unwrap()).sum()
+        };
+        let before = repairs();
+        for _ in 0..40 {
+            attempt(&wreck);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let spun = repairs() - before;
+        assert!(
+            spun <= 2,
+            "{spun} repairs in 4 s of a contest:\n{}",
+            house.ctl("events")
+        );
+    });
+}
+
+#[test]
+fn somebody_who_always_empties_a_host_chain_is_told_and_not_fought_without_end() {
+    inhabited(|house| {
+        house.apply(&slots(1, ""));
+        let wreck = format!("iptables -F {}", chain("filter", "-OUT"));
+        house.until("Contested", || {
+            attempt(&wreck);
+            std::thread::sleep(Duration::from_millis(100));
+            house.messages("ground", "Contested").pop()
+        });
+        let count = || {
+            house
+                .events("ground")
+                .iter()
+                .map(|e| e["count"].as_u64().unwrap())
+                .sum::<u64>()
+        };
+        let before = count();
+        for _ in 0..40 {
+            attempt(&wreck);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let spun = count() - before;
+        assert!(
+            spun <= 4,
+            "{spun} events in 4 s of a contest:\n{}",
+            house.ctl("events")
+        );
+    });
+}

@@ -1,0 +1,2 @@
+//! Real guests under QEMU.
+//! Not here: the Vmm rung alone (`tests/vmm`).

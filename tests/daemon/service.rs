@@ -1,0 +1,228 @@
+//! The daemon as a process: how it begins, ends, rests, and says what is wrong.
+//! Not here: what it makes.
+
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use crate::support::house::{self, House, empty, inhabited, slots};
+use crate::support::kernel::run;
+
+fn output(house: &House) -> Output {
+    house
+        .sliced()
+        .stderr(Stdio::piped())
+        .output()
+        .expect("sliced")
+}
+
+/// It ends with 1 and one line of error, which has these words in it.
+fn refuses(house: &House, words: &[&str]) {
+    let output = output(house);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let errors: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains("ERROR") || line.contains("panicked"))
+        .collect();
+    assert_eq!(errors.len(), 1, "{said}");
+    for word in words {
+        assert!(errors[0].contains(word), "{word}: {said}");
+    }
+}
+
+#[test]
+fn sigterm_ends_it_within_2_s_and_slots_stand() {
+    inhabited(|mut house| {
+        house.apply(&slots(4, ""));
+        let world = house::world_to_the_last_handle();
+        let (status, took) = house.stop();
+        assert!(status.success());
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert_eq!(house::world_to_the_last_handle(), world);
+    });
+}
+
+#[test]
+fn once_converges_and_exits_with_0_or_when_a_file_is_broken_with_1() {
+    empty(|mut house| {
+        house.args = vec!["--once".into()];
+        house.save("sandbox.yaml", &slots(3, ""));
+        let done = output(&house);
+        assert_eq!(
+            done.status.code(),
+            Some(0),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        assert_eq!(run("ls /run/netns").lines().count(), 3);
+        let world = house::world_to_the_last_handle();
+        assert_eq!(output(&house).status.code(), Some(0));
+        assert_eq!(house::world_to_the_last_handle(), world);
+        house.save("broken.yaml", "config: [");
+        assert_eq!(output(&house).status.code(), Some(1));
+        assert_eq!(house::world_to_the_last_handle(), world);
+        std::fs::remove_file(house.conf().join("broken.yaml")).unwrap();
+        std::fs::remove_file(house.conf().join("sandbox.yaml")).unwrap();
+        assert_eq!(output(&house).status.code(), Some(0));
+        assert_eq!(run("ls /run/netns"), "");
+    });
+}
+
+#[test]
+fn once_exits_with_1_when_a_slot_cannot_be_built() {
+    empty(|mut house| {
+        house.args = vec!["--once".into()];
+        let manifest = slots(1, "").replace(
+            "hypervisor: none",
+            "hypervisor: qemu\n      kernel_file: /nowhere/vmlinuz",
+        );
+        house.save("sandbox.yaml", &manifest);
+        assert_eq!(output(&house).status.code(), Some(1));
+    });
+}
+
+#[test]
+fn at_rest_it_says_nothing_and_takes_next_to_no_processor_time() {
+    empty(|mut house| {
+        house.env.push(("SLICE_LOG", "slicectl=debug".into()));
+        house.start();
+        house.apply(&slots(16, "drop: [192.168.1.0/24]"));
+        // What building has stirred up is looked at once more.
+        let mut before = house.log().len();
+        house.until("quiet", || {
+            std::thread::sleep(Duration::from_millis(700));
+            let now = house.log().len();
+            (std::mem::replace(&mut before, now) == now).then_some(())
+        });
+        let ticks = || -> u64 {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", house.pid())).unwrap();
+            let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+            fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+        };
+        let (log, spent) = (house.log(), ticks());
+        std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(house.log(), log, "it said something at rest");
+        // One tick is 10 ms: 3 s at 0.2 % are less than one.
+        assert!(ticks() - spent <= 1, "{} ticks in 3 s", ticks() - spent);
+    });
+}
+
+#[test]
+fn log_lines_are_json_when_asked_and_the_filter_is_obeyed() {
+    empty(|mut house| {
+        house.args = vec!["--log-format".into(), "json".into()];
+        house.start();
+        house.apply(&slots(1, ""));
+        house.stop();
+        let log = house.log();
+        assert!(log.lines().count() > 1);
+        for line in log.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            assert!(line["level"].is_string() && line["timestamp"].is_string());
+        }
+        house.env.push(("SLICE_LOG", "off".into()));
+        house.start();
+        house.stop();
+        assert_eq!(house.log(), log);
+    });
+}
+
+#[test]
+fn a_missing_iptables_gives_one_clear_sentence() {
+    empty(|mut house| {
+        house.env.push(("PATH", "/nowhere".into()));
+        refuses(&house, &["iptables"]);
+    });
+}
+
+#[test]
+fn without_root_there_is_one_clear_sentence() {
+    empty(|house| {
+        use std::os::unix::process::CommandExt;
+        run(&format!(
+            "chmod -R a+rwX {}; chmod a+rwx /run",
+            house.dir.path().display()
+        ));
+        let output = house
+            .sliced()
+            .stderr(Stdio::piped())
+            .uid(65534)
+            .gid(65534)
+            .output();
+        // Where the build's own folder is closed to others the program cannot even be started.
+        let output = match output {
+            Ok(output) => output,
+            Err(_) => {
+                let copy = house.dir.path().join("sliced");
+                std::fs::copy(env!("CARGO_BIN_EXE_sliced"), &copy).unwrap();
+                run(&format!(
+                    "chmod a+rx {} {}",
+                    house.dir.path().display(),
+                    copy.display()
+                ));
+                let mut command = std::process::Command::new(&copy);
+                command
+                    .arg("--state-dir")
+                    .arg(house.state())
+                    .arg("--config-dir")
+                    .arg(house.conf());
+                command
+                    .arg("--run-dir")
+                    .arg(&house.run)
+                    .uid(65534)
+                    .gid(65534)
+                    .output()
+                    .unwrap()
+            }
+        };
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said.matches("ERROR").count(), 1, "{said}");
+        assert!(said.contains("root"), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
+    });
+}
+
+#[test]
+fn a_full_disk_under_the_state_is_said_and_what_runs_goes_on() {
+    inhabited(|mut house| {
+        house.stop();
+        run(&format!(
+            "mount -t tmpfs -o size=3m tmpfs {}",
+            house.state().display()
+        ));
+        house.start();
+        house.apply(&slots(2, ""));
+        let world = house::world_to_the_last_handle();
+        run(&format!(
+            "dd if=/dev/zero of={}/fill bs=64k 2>/dev/null || true",
+            house.state().display()
+        ));
+        let manifest = house.write("more.yaml", &slots(40, ""));
+        let output = house.try_ctl(&format!("apply -f {manifest} --wait=3s"));
+        assert_eq!(
+            house::world_to_the_last_handle().contains("sandbox-1@"),
+            world.contains("sandbox-1@")
+        );
+        assert!(!house.log().contains("panicked"), "{}", house.log());
+        if !output.status.success() {
+            assert!(!output.stderr.is_empty());
+        }
+        run(&format!("rm {}/fill", house.state().display()));
+        house.kill();
+        house.start();
+        house.apply(&slots(2, ""));
+        assert_eq!(house.vms(), ["sandbox-1", "sandbox-2"]);
+    });
+}
+
+#[test]
+fn a_state_folder_that_cannot_be_written_gives_one_clear_sentence() {
+    empty(|house| {
+        run(&format!(
+            "mount -t tmpfs -o ro tmpfs {}",
+            house.state().display()
+        ));
+        refuses(&house, &["state", "Read-only"]);
+    });
+}

@@ -1,0 +1,13 @@
+//! Laws that hold for every plan, whatever was found: rest, convergence, modesty, deletion, safety of every prefix.
+//! Not here: the kernel. Small models of the host carry out the actions; `tests/host_*.rs` and `tests/crash.rs` hold the real one to it.
+
+#[path = "laws/firewall.rs"]
+mod firewall;
+#[path = "laws/ground.rs"]
+mod ground;
+#[path = "laws/group.rs"]
+mod group;
+#[path = "laws/model.rs"]
+mod model;
+#[path = "laws/net.rs"]
+mod net;

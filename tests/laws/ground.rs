@@ -1,0 +1,463 @@
+//! The ground's laws, and the host's tables made of data.
+//! Not here: which packets the chains pass.
+
+use proptest::prelude::*;
+use slicectl::host::rule::{Chain, Policy as ChainPolicy, Rule, Ruleset, Table, TableName, Target};
+use slicectl::owner::Instance;
+use slicectl::reconcile::ground::rules::{Carried, chains, jumps};
+use slicectl::reconcile::ground::{Action, Desired, Ground, Observed};
+use slicectl::reconcile::{Conflict, Reconcile};
+use slicectl::store::Footing;
+
+use crate::model::{self, Model};
+
+pub struct GroundModel;
+
+const TABLES: [TableName; 4] = [
+    TableName::Raw,
+    TableName::Mangle,
+    TableName::Nat,
+    TableName::Filter,
+];
+
+proptest! {
+    #[test]
+    fn a_firm_ground_has_an_empty_plan(footing in footing(), docker in any::<bool>()) {
+        let desired = wanted(footing);
+        model::rest::<GroundModel>(&desired, &converged(&desired, docker))?;
+    }
+
+    #[test]
+    fn any_ground_becomes_firm((desired, world) in case(false)) {
+        model::convergence::<GroundModel>(&desired, world)?;
+    }
+
+    #[test]
+    fn the_ground_becomes_firm_after_a_crash_between_any_two_actions((desired, world) in case(false)) {
+        model::prefix_safety::<GroundModel>(&desired, world)?;
+    }
+
+    #[test]
+    fn a_strangers_chain_or_rule_is_never_touched((desired, world) in case(true)) {
+        model::modesty::<GroundModel>(&desired, world)?;
+    }
+
+    #[test]
+    fn deletion_leaves_nothing_of_the_ground_and_all_rules_of_strangers((desired, world) in case(true)) {
+        let nothing = Desired { footing: Footing::default(), ..desired };
+        model::deletion::<GroundModel>(&nothing, world)?;
+    }
+
+    #[test]
+    fn without_a_pool_nothing_is_made(docker in any::<bool>()) {
+        let nothing = wanted(Footing::default());
+        prop_assert_eq!(GroundModel::plan(&nothing, &bare(docker)).unwrap(), vec![]);
+    }
+}
+
+impl Model for GroundModel {
+    type Desired = Desired;
+    type World = Observed;
+    type Action = Action;
+
+    fn plan(desired: &Desired, world: &Observed) -> Result<Vec<Action>, Conflict> {
+        Ground::plan(desired, world)
+    }
+
+    fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
+        let commit = match action {
+            Action::EnableForwarding => {
+                world.forwarding = true;
+                return;
+            }
+            Action::Commit(commit) => commit,
+        };
+        let prefix = desired.instance.chain("");
+        let mut tables = Tables::of(&world.ruleset);
+        for (table, chain) in &commit.write {
+            let place = tables.chain(*table, &chain.name);
+            assert!(is_ours(desired, place), "{} is a stranger's", chain.name);
+            *place = chain.clone();
+        }
+        for (table, chain, rule) in &commit.unjump {
+            assert!(jumps_to_us(&prefix, rule), "not our jump: {rule}");
+            let rules = &mut tables.chain(*table, chain).rules;
+            let at = rules
+                .iter()
+                .position(|found| found == rule)
+                .expect("the rule to remove");
+            rules.remove(at);
+        }
+        for jump in &commit.jump {
+            assert!(jump.rules.iter().all(|rule| jumps_to_us(&prefix, rule)));
+            let rules = &mut tables.chain(jump.table, &jump.chain).rules;
+            rules.splice(0..0, jump.rules.iter().cloned());
+        }
+        for (table, name) in &commit.remove {
+            assert!(
+                is_ours(desired, tables.chain(*table, name)),
+                "{name} is a stranger's"
+            );
+            tables.remove(*table, name);
+        }
+        world.ruleset = tables.ruleset();
+    }
+
+    /// Every chain without our jumps, but for our chains; and which of our names strangers hold.
+    fn foreign(desired: &Desired, world: &Observed) -> Vec<String> {
+        let prefix = desired.instance.chain("");
+        let mut foreign = Vec::new();
+        for table in world.ruleset.tables() {
+            for chain in &table.chains {
+                if chain.name.starts_with(&prefix) && is_ours(desired, chain) {
+                    continue;
+                }
+                let rules: Vec<String> = chain
+                    .rules
+                    .iter()
+                    .filter(|rule| !jumps_to_us(&prefix, rule))
+                    .map(ToString::to_string)
+                    .collect();
+                if chain.policy != Some(ChainPolicy::Accept) || !rules.is_empty() {
+                    foreign.push(format!(
+                        "{} {} {:?} {rules:?}",
+                        table.name, chain.name, chain.policy
+                    ));
+                }
+            }
+        }
+        foreign
+    }
+
+    fn ours(desired: &Desired, world: &Observed) -> Vec<String> {
+        let prefix = desired.instance.chain("");
+        let mut ours = Vec::new();
+        for table in world.ruleset.tables() {
+            for chain in &table.chains {
+                if chain.name.starts_with(&prefix) && is_ours(desired, chain) {
+                    ours.push(chain.name.clone());
+                }
+                let to_us = chain.rules.iter().filter(|rule| jumps_to_us(&prefix, rule));
+                // A jump into a stranger's chain is the stranger's.
+                let held = |rule: &&Rule| {
+                    let target = world.ruleset.chain(table.name, rule.jump().unwrap());
+                    target.is_none_or(|chain| is_ours(desired, chain))
+                };
+                ours.extend(to_us.filter(held).map(ToString::to_string));
+            }
+        }
+        ours
+    }
+
+    fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
+        if desired.footing.pools.is_empty() {
+            return Self::ours(desired, world).is_empty();
+        }
+        let prefix = desired.instance.chain("");
+        let docker = world
+            .ruleset
+            .chain(TableName::Filter, "DOCKER-USER")
+            .is_some();
+        let written = our_chains(desired)
+            .iter()
+            .all(|(table, chain)| world.ruleset.chain(*table, &chain.name) == Some(chain));
+        let first = jumps(&desired.instance, docker).iter().all(|jump| {
+            let rules = world.ruleset.rules(jump.table, &jump.chain);
+            let others = rules
+                .iter()
+                .take_while(|rule| **rule == neighbour())
+                .count();
+            let (first, rest) =
+                rules[others..].split_at(jump.rules.len().min(rules.len() - others));
+            first == jump.rules && !rest.iter().any(|rule| jumps_to_us(&prefix, rule))
+        });
+        world.forwarding && written && first
+    }
+}
+
+/// All four tables with their builtin chains, also the empty ones.
+struct Tables(Vec<Table>);
+
+impl Tables {
+    fn of(ruleset: &Ruleset) -> Self {
+        let chains = |name| Table {
+            name,
+            chains: ruleset.chains(name).to_vec(),
+        };
+        Self(TABLES.map(chains).to_vec())
+    }
+
+    fn chain(&mut self, table: TableName, name: &str) -> &mut Chain {
+        let table = self.0.iter_mut().find(|found| found.name == table).unwrap();
+        let at = table.chains.iter().position(|chain| chain.name == name);
+        let at = at.unwrap_or_else(|| {
+            let builtin = name.chars().all(|c| c.is_ascii_uppercase());
+            table.chains.push(Chain {
+                name: name.to_owned(),
+                policy: builtin.then_some(ChainPolicy::Accept),
+                rules: vec![],
+            });
+            table.chains.len() - 1
+        });
+        &mut table.chains[at]
+    }
+
+    /// The kernel refuses while a jump leads there.
+    fn remove(&mut self, table: TableName, name: &str) {
+        let table = self.0.iter_mut().find(|found| found.name == table).unwrap();
+        let used = |chain: &Chain| chain.rules.iter().any(|rule| rule.jump() == Some(name));
+        assert!(
+            !table
+                .chains
+                .iter()
+                .any(|chain| chain.name != name && used(chain)),
+            "{name} is in use"
+        );
+        table.chains.retain(|chain| chain.name != name);
+    }
+
+    fn ruleset(self) -> Ruleset {
+        Ruleset::new(self.0)
+    }
+}
+
+fn is_ours(desired: &Desired, chain: &Chain) -> bool {
+    let label = desired.instance.ground_label().to_string();
+    chain
+        .rules
+        .first()
+        .is_none_or(|first| first.comment() == Some(label.as_str()))
+}
+
+fn jumps_to_us(prefix: &str, rule: &Rule) -> bool {
+    rule.jump().is_some_and(|chain| chain.starts_with(prefix))
+}
+
+/// The jump of another daemon on this host.
+fn neighbour() -> Rule {
+    let other = Instance::of("/other".as_ref());
+    Rule::when()
+        .in_if(other.link_wildcard())
+        .jump(other.chain("OUT"))
+}
+
+/// What a footing wants.
+pub fn wanted(footing: Footing) -> Desired {
+    Desired {
+        instance: Instance::of("/state".as_ref()),
+        footing,
+    }
+}
+
+fn our_chains(desired: &Desired) -> Vec<(TableName, Chain)> {
+    let openings: Vec<_> = desired
+        .footing
+        .openings
+        .iter()
+        .map(|(pool, entry)| (*pool, entry.parse().unwrap()))
+        .collect();
+    chains(&Carried {
+        instance: &desired.instance,
+        pools: &desired.footing.pools,
+        openings: &openings,
+    })
+}
+
+/// Other people's rules alone.
+pub fn bare(docker: bool) -> Observed {
+    let stranger = |text: &str| text.parse::<Rule>().unwrap();
+    let mut filter = vec![
+        Chain::builtin(
+            "INPUT",
+            ChainPolicy::Drop,
+            vec![stranger("-i lo -j ACCEPT")],
+        ),
+        Chain::builtin(
+            "FORWARD",
+            ChainPolicy::Drop,
+            vec![stranger("-s 192.0.2.0/24 -j ACCEPT")],
+        ),
+        Chain::user("SLICE-OTHER-OUT", vec![stranger("-s 192.0.2.9/32 -j DROP")]),
+    ];
+    if docker {
+        filter.push(Chain::user(
+            "DOCKER-USER",
+            vec![Rule::when().then(Target::Return)],
+        ));
+    }
+    let nat = vec![Chain::builtin(
+        "POSTROUTING",
+        ChainPolicy::Accept,
+        vec![stranger("-s 172.17.0.0/16 -j MASQUERADE")],
+    )];
+    let ruleset = Ruleset::new([
+        Table {
+            name: TableName::Filter,
+            chains: filter,
+        },
+        Table {
+            name: TableName::Nat,
+            chains: nat,
+        },
+    ]);
+    Observed {
+        ruleset,
+        forwarding: false,
+    }
+}
+
+/// Other people's rules, and ours as they must stand.
+pub fn converged(desired: &Desired, docker: bool) -> Observed {
+    let mut tables = Tables::of(&bare(docker).ruleset);
+    for (table, chain) in our_chains(desired) {
+        let name = chain.name.clone();
+        *tables.chain(table, &name) = chain;
+    }
+    if !desired.footing.pools.is_empty() {
+        for jump in jumps(&desired.instance, docker) {
+            let rules = &mut tables.chain(jump.table, &jump.chain).rules;
+            rules.splice(0..0, jump.rules);
+        }
+    }
+    if desired.footing.pools.is_empty() {
+        return Observed {
+            forwarding: true,
+            ..bare(docker)
+        };
+    }
+    Observed {
+        ruleset: tables.ruleset(),
+        forwarding: true,
+    }
+}
+
+/// Changes one chain.
+pub fn edit(
+    world: &mut Observed,
+    table: TableName,
+    chain: &str,
+    change: impl FnOnce(&mut Vec<Rule>),
+) {
+    let mut tables = Tables::of(&world.ruleset);
+    change(&mut tables.chain(table, chain).rules);
+    world.ruleset = tables.ruleset();
+}
+
+/// Removes one chain and the jumps to it.
+pub fn remove(world: &mut Observed, table: TableName, chain: &str) {
+    let mut tables = Tables::of(&world.ruleset);
+    for other in tables.0.iter_mut().flat_map(|table| &mut table.chains) {
+        other.rules.retain(|rule| rule.jump() != Some(chain));
+    }
+    tables.remove(table, chain);
+    world.ruleset = tables.ruleset();
+}
+
+fn footing() -> impl Strategy<Value = Footing> {
+    let pools = vec!["169.254.100.0/22", "169.254.104.0/22", "169.254.108.0/23"];
+    let openings = vec!["10.0.0.1:53/udp", "10.0.0.1:80-90/tcp", "192.168.1.1:3128"];
+    (
+        prop::sample::subsequence(pools, 1..=3),
+        prop::sample::subsequence(openings, 0..=3),
+    )
+        .prop_map(|(pools, openings)| {
+            let pools: Vec<_> = pools
+                .into_iter()
+                .map(|pool| pool.parse().unwrap())
+                .collect();
+            let first = pools[0];
+            Footing {
+                pools: pools.into_iter().collect(),
+                openings: openings
+                    .into_iter()
+                    .map(|entry| (first, entry.to_owned()))
+                    .collect(),
+            }
+        })
+}
+
+/// One act of meddling with our chains and jumps.
+#[derive(Clone, Debug)]
+enum Meddling {
+    FlushOurs(usize),
+    RemoveOurs(usize),
+    DropLastRule(usize),
+    Unjump(usize),
+    JumpTwice(usize),
+    PutFirst(usize),
+    Takeover(usize),
+    Neighbour(usize),
+    ForwardingOff,
+}
+
+fn meddling(strangers: bool) -> impl Strategy<Value = Meddling> {
+    let harmless = prop_oneof![
+        (0_usize..6).prop_map(Meddling::FlushOurs),
+        (0_usize..6).prop_map(Meddling::RemoveOurs),
+        (0_usize..6).prop_map(Meddling::DropLastRule),
+        (0_usize..5).prop_map(Meddling::Unjump),
+        (0_usize..5).prop_map(Meddling::JumpTwice),
+        (0_usize..5).prop_map(Meddling::PutFirst),
+        (0_usize..5).prop_map(Meddling::Neighbour),
+        Just(Meddling::ForwardingOff),
+    ];
+    match strangers {
+        false => harmless.boxed(),
+        true => prop_oneof![3 => harmless, 1 => (0_usize..6).prop_map(Meddling::Takeover)].boxed(),
+    }
+}
+
+fn meddle(desired: &Desired, world: &mut Observed, how: &Meddling) {
+    let chains = our_chains(desired);
+    let jumps = jumps(&desired.instance, false);
+    let stranger = || "-s 192.0.2.77/32 -j ACCEPT".parse::<Rule>().unwrap();
+    match *how {
+        Meddling::FlushOurs(at) => edit(world, chains[at].0, &chains[at].1.name, Vec::clear),
+        Meddling::RemoveOurs(at) => remove(world, chains[at].0, &chains[at].1.name),
+        Meddling::DropLastRule(at) => edit(world, chains[at].0, &chains[at].1.name, |rules| {
+            drop(rules.pop())
+        }),
+        Meddling::Unjump(at) => edit(world, jumps[at].table, &jumps[at].chain, |rules| {
+            rules.retain(|rule| !jumps[at].rules.contains(rule));
+        }),
+        Meddling::JumpTwice(at) => edit(world, jumps[at].table, &jumps[at].chain, |rules| {
+            let target = jumps[at].rules[0].jump();
+            if rules.iter().any(|rule| rule.jump() == target) {
+                rules.push(jumps[at].rules[0].clone());
+            }
+        }),
+        Meddling::PutFirst(at) => edit(world, jumps[at].table, &jumps[at].chain, |rules| {
+            rules.insert(0, stranger())
+        }),
+        Meddling::Takeover(at) => edit(world, chains[at].0, &chains[at].1.name, |rules| {
+            rules.insert(0, stranger())
+        }),
+        Meddling::Neighbour(at) => edit(world, jumps[at].table, &jumps[at].chain, |rules| {
+            rules.insert(0, neighbour())
+        }),
+        Meddling::ForwardingOff => world.forwarding = false,
+    }
+}
+
+/// What is wanted, and a ground that carried the same or something else before people meddled with it.
+fn case(strangers: bool) -> impl Strategy<Value = (Desired, Observed)> {
+    let meddlings = prop::collection::vec(meddling(strangers), 0..5);
+    (
+        footing(),
+        prop::option::of(footing()),
+        any::<[bool; 2]>(),
+        meddlings,
+    )
+        .prop_map(|(now, before, [built, docker], meddlings)| {
+            let desired = wanted(now);
+            let before = before.map_or_else(|| desired.clone(), wanted);
+            let mut world = match built {
+                true => converged(&before, docker),
+                false => bare(docker),
+            };
+            for how in &meddlings {
+                meddle(&desired, &mut world, how);
+            }
+            (desired, world)
+        })
+}

@@ -1,0 +1,109 @@
+//! Golden plans: `tests/plans/<rung>/<case>/{desired,observed,plan}.yaml`. `BLESS=1` rewrites the plans.
+//! Not here: laws that hold for every plan (`tests/laws.rs`).
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use slicectl::reconcile::firewall::Firewall;
+use slicectl::reconcile::ground::Ground;
+use slicectl::reconcile::net::Net;
+use slicectl::reconcile::vmm::Vmm;
+use slicectl::reconcile::{Conflict, Reconcile, group};
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Verdict<A> {
+    Actions(Vec<A>),
+    Conflict { thing: String, remedy: String },
+}
+
+#[test]
+fn every_net_plan_is_the_one_on_disk() {
+    check("net", Net::plan, 25);
+}
+
+#[test]
+fn every_firewall_plan_is_the_one_on_disk() {
+    check("firewall", Firewall::plan, 10);
+}
+
+#[test]
+fn every_ground_plan_is_the_one_on_disk() {
+    check("ground", Ground::plan, 12);
+}
+
+#[test]
+fn every_group_plan_is_the_one_on_disk() {
+    check(
+        "group",
+        |desired, observed| Ok(group::plan(desired, observed)),
+        12,
+    );
+}
+
+#[test]
+fn every_vmm_plan_is_the_one_on_disk() {
+    check("vmm", Vmm::plan, 20);
+}
+
+#[test]
+fn every_folder_of_plans_is_looked_at() {
+    let folders: BTreeSet<_> = fs::read_dir(plans())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    let known = ["firewall", "ground", "group", "net", "vmm"].map(Into::into);
+    assert_eq!(folders, known.into());
+}
+
+fn plans() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plans")
+}
+
+/// Plans every case of a rung, of which there are `at_least` so many.
+fn check<D, O, A>(rung: &str, plan: impl Fn(&D, &O) -> Result<Vec<A>, Conflict>, at_least: usize)
+where
+    D: DeserializeOwned,
+    O: DeserializeOwned,
+    A: Debug + PartialEq + Serialize,
+{
+    let bless = std::env::var_os("BLESS").is_some();
+    let mut cases: Vec<PathBuf> = fs::read_dir(plans().join(rung))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    cases.sort();
+    for case in &cases {
+        let verdict = match plan(
+            &read(&case.join("desired.yaml")),
+            &read(&case.join("observed.yaml")),
+        ) {
+            Ok(actions) => Verdict::Actions(actions),
+            Err(Conflict { thing, remedy }) => Verdict::Conflict { thing, remedy },
+        };
+        let (text, golden) = (
+            serde_yaml::to_string(&verdict).unwrap(),
+            case.join("plan.yaml"),
+        );
+        if bless {
+            fs::write(&golden, &text).unwrap();
+        }
+        let stored = fs::read_to_string(&golden)
+            .unwrap_or_else(|e| panic!("{}: {e}; BLESS=1 writes it", golden.display()));
+        assert_eq!(text, stored, "{}", case.display());
+    }
+    assert!(
+        cases.len() >= at_least,
+        "only {} cases of {rung}",
+        cases.len()
+    );
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> T {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_yaml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}

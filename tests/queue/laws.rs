@@ -1,0 +1,266 @@
+//! The queue against a naive model: random wake-ups, runs and waits, every law asked after every step.
+//! Not here: tasks.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+use slicectl::runtime::backoff;
+use slicectl::runtime::queue::{Outcome, Queue};
+
+type Key = u8;
+const KEYS: Key = 4;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Nudge(Key),
+    Renew(Key),
+    Take,
+    /// Ends the run of the n-th running key, round and round.
+    Done(usize, Outcome),
+    Wait(Duration),
+}
+
+/// One key, as a person would tell it.
+#[derive(Clone, Debug, Default)]
+struct Story {
+    running: bool,
+    /// Since when a look is owed that may start at once: the number of the wake-up.
+    owed: Option<u64>,
+    /// A wake-up came while it ran.
+    woken: bool,
+    renewed: bool,
+    /// No look before, unless renewed (backing off).
+    backing_off: Option<(Instant, u64)>,
+    /// A look then, or sooner if woken (resting).
+    resting: Option<(Instant, u64)>,
+    failures: u32,
+}
+
+struct Check {
+    queue: Queue<Key>,
+    now: Instant,
+    stories: BTreeMap<Key, Story>,
+    /// Numbers wake-ups and expiries in order.
+    ticket: u64,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn whatever_happens_the_queue_keeps_its_laws(steps in prop::collection::vec(step(), 1..80)) {
+        let mut check = Check { queue: Queue::default(), now: start(), stories: BTreeMap::new(), ticket: 0 };
+        for step in steps {
+            check.step(step)?;
+            check.agrees()?;
+        }
+        check.come_to_rest()?;
+    }
+
+    #[test]
+    fn a_key_that_is_nudged_all_the_time_starves_no_other(others in 1_u8..KEYS) {
+        let (mut queue, now) = (Queue::default(), start());
+        (0..=others).for_each(|key| queue.nudge(key));
+        let mut seen = Vec::new();
+        for _ in 0..=others {
+            let key = queue.take(now).unwrap();
+            queue.nudge(key);
+            queue.done(key, now, Outcome::Converged);
+            seen.push(key);
+        }
+        seen.sort_unstable();
+        prop_assert_eq!(seen, (0..=others).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_key_that_always_fails_is_left_alone_longer_and_longer_and_never_given_up(failures in 1_u32..40) {
+        let (mut queue, mut now) = (Queue::default(), start());
+        queue.nudge(0);
+        for failure in 1..=failures {
+            prop_assert_eq!(queue.take(now), Some(0));
+            queue.done(0, now, Outcome::Failed);
+            // Ticks of the world in between change nothing.
+            queue.nudge(0);
+            let wait = backoff::after(failure);
+            prop_assert!((backoff::FIRST..=backoff::LONGEST).contains(&wait));
+            prop_assert_eq!(queue.take(now + wait - Duration::from_millis(1)), None);
+            prop_assert_eq!(queue.next_due(now), Some(now + wait));
+            now += wait;
+        }
+        prop_assert_eq!(queue.failures(&0), failures);
+    }
+}
+
+impl Check {
+    fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
+        match step {
+            Step::Nudge(key) => {
+                self.queue.nudge(key);
+                self.nudged(key);
+            }
+            Step::Renew(key) => {
+                self.queue.renew(key);
+                self.renewed(key);
+            }
+            Step::Take => self.take()?,
+            Step::Done(nth, outcome) => {
+                let running: Vec<Key> = self.running().collect();
+                if !running.is_empty() {
+                    let key = running[nth % running.len()];
+                    self.queue.done(key, self.now, outcome);
+                    self.ended(key, outcome);
+                }
+            }
+            Step::Wait(wait) => self.now += wait,
+        }
+        Ok(())
+    }
+
+    fn running(&self) -> impl Iterator<Item = Key> + '_ {
+        self.stories
+            .iter()
+            .filter(|(_, story)| story.running)
+            .map(|(key, _)| *key)
+    }
+
+    fn next_ticket(&mut self) -> u64 {
+        self.ticket += 1;
+        self.ticket
+    }
+
+    fn nudged(&mut self, key: Key) {
+        let ticket = self.next_ticket();
+        let story = self.stories.entry(key).or_default();
+        if story.running {
+            story.woken = true;
+        } else if story.backing_off.is_none() {
+            story.resting = None;
+            story.owed.get_or_insert(ticket);
+        }
+    }
+
+    fn renewed(&mut self, key: Key) {
+        let ticket = self.next_ticket();
+        let story = self.stories.entry(key).or_default();
+        story.failures = 0;
+        if story.running {
+            story.renewed = true;
+        } else {
+            (story.backing_off, story.resting) = (None, None);
+            story.owed.get_or_insert(ticket);
+        }
+    }
+
+    fn ended(&mut self, key: Key, outcome: Outcome) {
+        let ticket = self.next_ticket();
+        let story = self.stories.entry(key).or_default();
+        let (woken, renewed) = (story.woken, story.renewed);
+        let failures = story.failures;
+        *story = Story::default();
+        match outcome {
+            _ if renewed => story.owed = Some(ticket),
+            Outcome::Converged | Outcome::After(_) if woken => story.owed = Some(ticket),
+            Outcome::Converged => drop(self.stories.remove(&key)),
+            Outcome::Shun(wait) => {
+                story.failures = failures;
+                story.backing_off = Some((self.now + wait, ticket));
+            }
+            Outcome::After(wait) => story.resting = Some((self.now + wait, ticket)),
+            Outcome::Failed => {
+                story.failures = failures + 1;
+                story.backing_off = Some((self.now + backoff::after(failures + 1), ticket));
+            }
+        }
+    }
+
+    /// The queue gives the key that has been owed a look the longest, and none that runs.
+    fn take(&mut self) -> Result<(), TestCaseError> {
+        self.ripen();
+        let longest = self
+            .stories
+            .iter()
+            .filter_map(|(key, story)| Some((story.owed?, *key)))
+            .min();
+        let taken = self.queue.take(self.now);
+        prop_assert_eq!(taken, longest.map(|(_, key)| key));
+        if let Some(key) = taken {
+            let story = self.stories.entry(key).or_default();
+            prop_assert!(!story.running, "two runs of one key");
+            (story.owed, story.running) = (None, true);
+        }
+        Ok(())
+    }
+
+    /// Waits that are over, in the order in which they ended.
+    fn ripen(&mut self) {
+        let over = |wait: Option<(Instant, u64)>| wait.filter(|wait| wait.0 <= self.now);
+        let mut ripe: Vec<((Instant, u64), Key)> = self
+            .stories
+            .iter()
+            .filter_map(|(key, story)| {
+                Some((over(story.backing_off).or(over(story.resting))?, *key))
+            })
+            .collect();
+        ripe.sort_unstable();
+        for (_, key) in ripe {
+            let ticket = self.next_ticket();
+            let story = self.stories.entry(key).or_default();
+            (story.backing_off, story.resting, story.owed) = (None, None, Some(ticket));
+        }
+    }
+
+    fn agrees(&self) -> Result<(), TestCaseError> {
+        prop_assert_eq!(
+            self.queue.len(),
+            self.stories.len(),
+            "an idle key costs no memory"
+        );
+        for (key, story) in &self.stories {
+            prop_assert_eq!(self.queue.failures(key), story.failures);
+        }
+        let waits_only = |story: &Story| !story.running && story.owed.is_none();
+        prop_assert_eq!(self.queue.is_idle(), self.stories.values().all(waits_only));
+        Ok(())
+    }
+
+    /// With no more wake-ups and every run converging, every look that is owed is given, and then nothing is known.
+    fn come_to_rest(&mut self) -> Result<(), TestCaseError> {
+        for _ in 0..4 * usize::from(KEYS) {
+            let running: Vec<Key> = self.running().collect();
+            for key in running {
+                self.queue.done(key, self.now, Outcome::Converged);
+                self.ended(key, Outcome::Converged);
+            }
+            if let Some(due) = self.queue.next_due(self.now) {
+                self.now = self.now.max(due);
+            }
+            self.take()?;
+            self.agrees()?;
+        }
+        prop_assert!(self.queue.is_empty());
+        Ok(())
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let outcome = prop_oneof![
+        2 => Just(Outcome::Converged),
+        2 => Just(Outcome::Failed),
+        1 => (1_u64..5000).prop_map(|ms| Outcome::After(Duration::from_millis(ms))),
+        1 => (1_u64..5000).prop_map(|ms| Outcome::Shun(Duration::from_millis(ms))),
+    ];
+    prop_oneof![
+        3 => (0..KEYS).prop_map(Step::Nudge),
+        1 => (0..KEYS).prop_map(Step::Renew),
+        4 => Just(Step::Take),
+        3 => (0_usize..8, outcome).prop_map(|(nth, outcome)| Step::Done(nth, outcome)),
+        2 => (1_u64..3000).prop_map(|ms| Step::Wait(Duration::from_millis(ms))),
+    ]
+}
+
+/// Only differences count.
+fn start() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,37 @@
+#!/bin/sh
+# All tests: what `make test` runs. Root, or a user in a user namespace where the kernel allows it.
+set -eu
+cd "$(dirname "$0")/.."
+
+if [ "$(id -u)" != 0 ]; then
+    if unshare --user --map-root-user --net --mount true 2>/dev/null; then
+        echo "run.sh: not root: going on as root of a user namespace"
+        # What must be downloaded is downloaded first: there is no network inside.
+        cargo fetch --locked
+        tests/setup.sh
+        examples/guest/build.sh "${CARGO_TARGET_DIR:-target}/guest"
+        export SLICE_TESTS_INSIDE=1 CARGO_NET_OFFLINE=true
+        exec unshare --user --map-root-user --net --mount tests/run.sh
+    fi
+    cat >&2 <<'WHY'
+*******************************************************************************
+run.sh: CANNOT RUN THE TESTS THAT NEED A KERNEL: we are not root, and this kernel
+lets no plain user make namespaces. Run as root, or as root allow it:
+    sysctl -w kernel.unprivileged_userns_clone=1                (older Debian)
+    sysctl -w kernel.apparmor_restrict_unprivileged_userns=0    (Ubuntu)
+The other tests run now; those that cannot say so, and fail where CI is set.
+*******************************************************************************
+WHY
+    [ -z "${CI:-}" ] || exit 1
+fi
+
+SLICE_GUEST_DIR="$(realpath -m "${CARGO_TARGET_DIR:-target}/guest")"
+export SLICE_GUEST_DIR
+# Root of a user namespace can install nothing.
+if [ -z "${SLICE_TESTS_INSIDE:-}" ]; then
+    tests/setup.sh
+    examples/guest/build.sh "$SLICE_GUEST_DIR"
+fi
+cargo fmt --check
+cargo clippy --locked --all-targets -- -D warnings
+cargo test --locked

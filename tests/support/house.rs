@@ -1,0 +1,451 @@
+//! A house for a test: a private kernel with the real `sliced` in it, asked through the real `slicectl`.
+//! Not here: tests; the private kernel itself (`kernel`).
+//!
+//! # Why
+//! The state directory's path names the daemon, and processes are not in the private kernel: every house has a state
+//! directory of its own, or one test's daemon would collect the other's guests.
+
+use std::fmt::Debug;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::kernel;
+
+/// For what must happen, however busy the machine is. The bounds of the specification are asked for with [`House::within`].
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two looks.
+const STEP: Duration = Duration::from_millis(15);
+
+/// One daemon's folders, and the daemon while it runs.
+pub struct House {
+    /// Everything below it.
+    pub dir: tempfile::TempDir,
+    /// Put before the environment of the daemon.
+    pub env: Vec<(&'static str, String)>,
+    /// Put behind the daemon's arguments.
+    pub args: Vec<String>,
+    /// The run directory; in the private `/run`.
+    pub run: PathBuf,
+    child: Option<Child>,
+}
+
+/// Runs a test in a private kernel with a house that nobody lives in yet.
+pub fn empty(test: impl FnOnce(House) + Send) {
+    kernel::private_sync(|| test(House::new("slice")));
+}
+
+/// Runs a test in a private kernel with a running daemon.
+pub fn inhabited(test: impl FnOnce(House) + Send) {
+    empty(|mut house| {
+        house.start();
+        test(house);
+    });
+}
+
+impl House {
+    /// Empty folders; `name` is that of the run directory, below `/run`.
+    pub fn new(name: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        for part in ["conf", "state"] {
+            fs::create_dir(dir.path().join(part)).expect("a directory");
+        }
+        Self {
+            dir,
+            env: Vec::new(),
+            args: Vec::new(),
+            run: PathBuf::from("/run").join(name),
+            child: None,
+        }
+    }
+
+    /// The config folder.
+    pub fn conf(&self) -> PathBuf {
+        self.dir.path().join("conf")
+    }
+
+    /// The state directory.
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// What the daemon has said, all its lives long.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// The daemon's pid.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running daemon").id()
+    }
+
+    /// `sliced` with this house's folders.
+    pub fn sliced(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sliced"));
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("log"))
+            .expect("a log");
+        command
+            .env_remove("NOTIFY_SOCKET")
+            .env("SLICE_CONFIG_DIR", self.conf())
+            .env("SLICE_STATE_DIR", self.state())
+            .env("SLICE_RUN_DIR", &self.run)
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
+            .args(&self.args)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        command
+    }
+
+    /// Starts the daemon and waits until it says, as systemd hears it, that it is ready. How long that took.
+    pub fn start(&mut self) -> Duration {
+        let path = self.dir.path().join("notify");
+        let _ = fs::remove_file(&path);
+        let socket = UnixDatagram::bind(&path).expect("a socket");
+        socket.set_read_timeout(Some(STEP)).expect("a timeout");
+        let begin = Instant::now();
+        let mut command = self.sliced();
+        command.env("NOTIFY_SOCKET", &path);
+        // Its own process group: an interrupted test run is not its business.
+        command.process_group(0);
+        let mut child = command.spawn().expect("sliced");
+        let mut words = [0; 512];
+        loop {
+            match socket.recv(&mut words) {
+                Ok(length) if words[..length].starts_with(b"READY=1") => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => panic!("{error}"),
+            }
+            if let Some(status) = child.try_wait().expect("its status") {
+                panic!("sliced ended, {status}:\n{}", self.log());
+            }
+            assert!(begin.elapsed() < PATIENCE, "never ready:\n{}", self.log());
+        }
+        self.child = Some(child);
+        begin.elapsed()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("a running daemon");
+        child.kill().expect("killed");
+        child.wait().expect("its status");
+    }
+
+    /// SIGTERM; its exit status, and how long it took to end.
+    pub fn stop(&mut self) -> (ExitStatus, Duration) {
+        let mut child = self.child.take().expect("a running daemon");
+        let begin = Instant::now();
+        signal(child.id(), rustix::process::Signal::TERM);
+        (child.wait().expect("its status"), begin.elapsed())
+    }
+
+    /// The daemon's life again: SIGTERM, then start.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.start();
+    }
+
+    /// Writes a file in the config folder, as `mv` does.
+    pub fn save(&self, name: &str, text: &str) {
+        let (new, path) = (self.dir.path().join("new"), self.conf().join(name));
+        fs::write(&new, text).expect("written");
+        fs::rename(&new, path).expect("renamed");
+    }
+
+    /// Writes a file beside the config folder.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        let path = self.dir.path().join(name);
+        fs::write(&path, text).expect("written");
+        path.to_str().expect("UTF-8").to_owned()
+    }
+
+    /// `slicectl` with these words (split at blanks).
+    pub fn try_ctl(&self, words: &str) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_slicectl"))
+            .args(words.split_whitespace())
+            .env("SLICE_SOCKET", self.run.join("sliced.sock"))
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .output()
+            .expect("slicectl")
+    }
+
+    /// The same, and it must succeed: its standard output.
+    pub fn ctl(&self, words: &str) -> String {
+        let output = self.try_ctl(words);
+        assert!(
+            output.status.success(),
+            "`slicectl {words}`: {}\n{}{}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+            self.log()
+        );
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// The same, and it must fail with that status: its standard error.
+    pub fn refused(&self, words: &str, status: i32) -> String {
+        let output = self.try_ctl(words);
+        let said = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(
+            output.status.code(),
+            Some(status),
+            "`slicectl {words}`: {said}"
+        );
+        said
+    }
+
+    /// `slicectl get … -o json`; null when there is no such object.
+    pub fn get(&self, what: &str) -> Value {
+        let output = self.try_ctl(&format!("get {what} -o json"));
+        match output.status.success() {
+            true => serde_json::from_slice(&output.stdout).expect("JSON"),
+            false => Value::Null,
+        }
+    }
+
+    /// All VMs' names, in order.
+    pub fn vms(&self) -> Vec<String> {
+        let list = self.get("vms");
+        let items = list["items"].as_array().expect("items");
+        let name = |vm: &Value| vm["metadata"]["name"].as_str().expect("a name").to_owned();
+        items.iter().map(name).collect()
+    }
+
+    /// All that has happened, as far as it is remembered; `about` nothing: to anything.
+    pub fn events(&self, about: &str) -> Vec<Value> {
+        self.ctl(&format!("events {about} -o json"))
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
+    }
+
+    /// The messages of events with that reason.
+    pub fn messages(&self, about: &str, reason: &str) -> Vec<String> {
+        let events = self.events(about).into_iter();
+        let found = events.filter(|event| event["reason"] == reason);
+        found
+            .map(|event| event["message"].as_str().expect("a message").to_owned())
+            .collect()
+    }
+
+    /// Applies a manifest and waits until its group is Ready.
+    pub fn apply(&self, manifest: &str) {
+        let path = self.write("manifest.yaml", manifest);
+        self.ctl(&format!("apply -f {path} --wait=60s"));
+    }
+
+    /// Looks until `look` finds something; fails the test, with the daemon's log, after [`PATIENCE`].
+    #[track_caller]
+    pub fn until<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
+        self.look_until(what, PATIENCE, look).0
+    }
+
+    /// The same, and it must not take longer than the specification says. On a machine that has more to do than it has
+    /// processors the bound is wider by that factor.
+    #[track_caller]
+    pub fn within<T>(&self, bound: Duration, what: &str, look: impl FnMut() -> Option<T>) -> T {
+        let (found, took) = self.look_until(what, PATIENCE, look);
+        let bound = bound.mul_f64(crowd());
+        assert!(
+            took <= bound,
+            "{what} took {took:?}, more than {bound:?}:\n{}",
+            self.log()
+        );
+        eprintln!("{what}: {} ms", took.as_millis());
+        found
+    }
+
+    #[track_caller]
+    fn look_until<T>(
+        &self,
+        what: &str,
+        patience: Duration,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> (T, Duration) {
+        let begin = Instant::now();
+        loop {
+            if let Some(found) = look() {
+                return (found, begin.elapsed());
+            }
+            if begin.elapsed() > patience {
+                let events = self.try_ctl("events").stdout;
+                let events = String::from_utf8_lossy(&events).into_owned();
+                panic!("waited in vain: {what}\n{events}\n{}", self.log());
+            }
+            std::thread::sleep(STEP);
+        }
+    }
+
+    /// Fails if `same` changes within a while: for what must *not* happen.
+    #[track_caller]
+    pub fn stays<T: PartialEq + Debug>(&self, a_while: Duration, mut same: impl FnMut() -> T) {
+        let (begin, before) = (Instant::now(), same());
+        while begin.elapsed() < a_while {
+            std::thread::sleep(Duration::from_millis(100));
+            assert_eq!(same(), before, "{}", self.log());
+        }
+    }
+}
+
+impl Drop for House {
+    /// The daemon, and the guests that outlive it by design.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- sliced said:\n{}", self.log());
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for pid in guests(&self.run) {
+            signal(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// Processes that bear a label and have a run directory of this house; other houses may have one of the same name, so they must
+/// also be in the calling thread's mount namespace.
+fn guests(run: &Path) -> Vec<u32> {
+    let ours = fs::read_link("/proc/thread-self/ns/mnt").ok();
+    let mark = format!("SLICE_RUN_DIR={}/vm/", run.display());
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| {
+            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environ
+                .split(|byte| *byte == 0)
+                .any(|var| var.starts_with(mark.as_bytes()))
+                && fs::read_link(format!("/proc/{pid}/ns/mnt")).ok() == ours
+        })
+        .collect()
+}
+
+/// How many times more there is to do on this machine than it can do at once, at least 1.
+fn crowd() -> f64 {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = load
+        .split(' ')
+        .next()
+        .and_then(|first| first.parse().ok())
+        .unwrap_or(1.0);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (load / cores as f64).clamp(1.0, 10.0)
+}
+
+/// Sends a signal to one process.
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    let _ = rustix::process::kill_process(pid.expect("a pid"), signal);
+}
+
+/// A group `sandbox` of `count` slots without VMM, its /22 written; `network` are more lines of its network.
+pub fn slots(count: u32, network: &str) -> String {
+    group("sandbox", count, "169.254.100.0/22", network)
+}
+
+/// A group of slots without VMM.
+pub fn group(name: &str, count: u32, range: &str, network: &str) -> String {
+    format!(
+        "config:
+  host_groups:
+    - name: {name}
+      count: {count}
+      vcpu: 1
+      ram_mb: 128
+      hypervisor: none
+      network:
+        mode: isolated
+        range: {range}
+        {network}
+"
+    )
+}
+
+/// Where a VM's things are, as `slicectl` answers.
+pub struct Place {
+    /// The VM's uid.
+    pub uid: String,
+    /// The namespace's path.
+    pub netns: String,
+    /// The namespace's name for `ip netns`.
+    pub name: String,
+    /// The veth end on the host.
+    pub link: String,
+    /// The guest's address.
+    pub ip: String,
+    /// The gateway's address.
+    pub gateway: String,
+}
+
+impl House {
+    /// Where that VM's things are.
+    pub fn place(&self, vm: &str) -> Place {
+        let found = self.get(&format!("vm {vm}"));
+        let network = &found["status"]["network"];
+        let text = |key: &str| network[key].as_str().expect(key).to_owned();
+        let netns = text("netns");
+        Place {
+            uid: found["metadata"]["uid"].as_str().expect("a uid").to_owned(),
+            name: netns.rsplit('/').next().expect("a name").to_owned(),
+            netns,
+            link: text("host_link"),
+            ip: text("ip"),
+            gateway: text("gateway"),
+        }
+    }
+}
+
+/// All that stands in the calling thread's namespaces and in every namespace in `/run/netns`: links, addresses, routes,
+/// permanent neighbours, rules and switches. What differs between two builds of the same (indices, handles) is left out.
+pub fn world() -> String {
+    look(
+        "sed -E 's/^[0-9]+: //; s/@if[0-9]+//; s/ link-netns(id)? [^ ]+//; s/ qdisc [^ ]+//; s/ state [A-Z]+//; s/<[^>]*>//'",
+        "",
+    )
+}
+
+/// The same with all that would change if anything were made anew: link indices and nftables' rule handles.
+pub fn world_to_the_last_handle() -> String {
+    look(
+        "cat",
+        "nft -a list ruleset | sed -E 's/packets [0-9]+ bytes [0-9]+//'",
+    )
+}
+
+fn look(filter: &str, more: &str) -> String {
+    kernel::run(&format!(
+        r#"see="$(cat <<'END'
+             ip -o link | {filter}
+             ip -o -4 addr | {filter}
+             ip -4 route show table all | sort
+             ip -4 neigh show nud permanent | sort
+             iptables-save | grep -v '^#' | sed 's/ \[[0-9:]*\]$//'
+             ip6tables-save | grep '^:' | sed 's/ \[[0-9:]*\]$//'
+             cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/disable_ipv6
+             {more}
+END
+           )"
+           echo host; eval "$see"
+           for name in $(ls /run/netns); do
+             echo "namespace $name"
+             ip netns exec "$name" sh -c "$see" || echo "gone"
+           done"#
+    ))
+}

@@ -1,0 +1,60 @@
+//! Groups and VMs for tests that need some.
+//! Not here: how they come about (manifests).
+
+use slicectl::api::host_group::{HostGroup, HostGroupSpec, Origin, UpdatePolicy};
+use slicectl::api::meta::{Meta, Name, Timestamp};
+use slicectl::api::network::{IsolatedSpec, NetworkSpec, TapOwner};
+use slicectl::api::policy::Policy;
+use slicectl::api::vm::{Hypervisor, Vm, VmSpec};
+
+/// A `none` slot with an optional range, and destinations to drop, separated by blanks.
+pub fn spec(range: Option<&str>, drop: &str) -> VmSpec {
+    VmSpec {
+        hypervisor: Hypervisor::None,
+        vcpu: 1,
+        ram_bytes: 128 << 20,
+        kernel_file: None,
+        initrd_file: None,
+        dns_servers: vec![],
+        network: NetworkSpec::Isolated(IsolatedSpec {
+            range: range.map(|range| range.parse().expect("a range")),
+            policy: Policy {
+                drop: drop
+                    .split_whitespace()
+                    .map(|entry| entry.parse().expect("an entry"))
+                    .collect(),
+                ..Policy::default()
+            },
+            tap_owner: TapOwner::default(),
+        }),
+    }
+}
+
+/// A group as `slicectl apply` makes it.
+pub fn group(name: &str, count: u32, template: VmSpec) -> HostGroup {
+    HostGroup {
+        meta: Meta::new(self::name(name), Timestamp::UNIX_EPOCH),
+        origin: Origin::Apply,
+        spec: HostGroupSpec {
+            count,
+            update: UpdatePolicy::Rolling,
+            template,
+        },
+    }
+}
+
+/// A VM of a group.
+pub fn vm(group: &HostGroup, index: u32) -> Vm {
+    let name = HostGroup::vm_name(&group.meta.name, index).expect("a name");
+    Vm {
+        meta: Meta::new(name, Timestamp::UNIX_EPOCH),
+        group: group.meta.name.clone(),
+        index,
+        spec: group.spec.template.clone(),
+    }
+}
+
+/// A name that is one.
+pub fn name(text: &str) -> Name {
+    text.parse().expect("a name")
+}
