@@ -28,6 +28,9 @@ pub const UPLINK: &str = "up0";
 pub struct Instance(String);
 
 impl Instance {
+    /// What every chain in the host's tables starts with, whichever daemon's it is.
+    pub const CHAIN_PREFIX: &str = "SLICE-";
+
     /// The daemon that keeps its state in `state_dir` (canonical). Pure, so that it survives the loss of the state.
     pub fn of(state_dir: &Path) -> Self {
         Self(hash(
@@ -54,7 +57,13 @@ impl Instance {
 
     /// A chain of ours in the host's tables: `SLICE-<instance>-<role>`, at most 28 characters.
     pub fn chain(&self, role: &str) -> String {
-        format!("SLICE-{}-{role}", self.0)
+        format!("{}{}-{role}", Self::CHAIN_PREFIX, self.0)
+    }
+
+    /// The daemon whose chain bears this name, if one's does.
+    pub fn of_chain(name: &str) -> Option<Self> {
+        let (instance, _) = name.strip_prefix("SLICE-")?.split_once('-')?;
+        is_instance(instance).then(|| Self(instance.to_owned()))
     }
 
     /// The label for what belongs to no VM.
@@ -131,7 +140,7 @@ impl FromStr for Label {
 
 fn parse_label(text: &str) -> Option<Label> {
     let (instance, owner) = text.strip_prefix("slice/")?.split_once('/')?;
-    let sound = instance.len() == 5 && instance.bytes().all(|b| ALPHABET.contains(&b));
+    let sound = is_instance(instance);
     let owner = match owner {
         "ground" => Owner::Ground,
         vm => {
@@ -146,6 +155,10 @@ fn parse_label(text: &str) -> Option<Label> {
         instance: Instance(instance.to_owned()),
         owner,
     })
+}
+
+fn is_instance(text: &str) -> bool {
+    text.len() == 5 && text.bytes().all(|b| ALPHABET.contains(&b))
 }
 
 impl TryFrom<String> for Label {

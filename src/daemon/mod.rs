@@ -4,6 +4,7 @@
 mod answers;
 mod difference;
 mod intake_loop;
+mod removals;
 mod streams;
 mod trigger;
 
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
@@ -74,7 +75,10 @@ impl From<host::Error> for Error {
 /// `sliced`, from its arguments to its exit status.
 pub fn main(args: Args) -> ExitCode {
     log_to_stderr(&args);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             error!(%error, "cannot start");
@@ -112,6 +116,8 @@ pub struct Daemon {
     pub engine: Arc<Engine>,
     controller: Controller<Key>,
     idle: watch::Receiver<bool>,
+    /// From before anybody could write: what is told between preparing and running is not missed.
+    changes: broadcast::Receiver<Change>,
 }
 
 impl Daemon {
@@ -120,6 +126,14 @@ impl Daemon {
     /// # Errors
     /// [`Error`].
     pub async fn prepare(state_dir: &Path, run_dir: &Path, probe: Probe) -> Result<Self, Error> {
+        let lacking = crate::doctor::lacking();
+        if !lacking.is_empty() {
+            let why = format!(
+                "sliced must be run as root: it is without {}",
+                lacking.join(", ")
+            );
+            return Err(Error::Host(why));
+        }
         let state_dir = usable(state_dir)?;
         let run_dir = RunDir(usable(run_dir)?);
         let home = Netns::current()?;
@@ -145,6 +159,8 @@ impl Daemon {
             waiting: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
+        // Before anything can change: a change that nobody hears wakes nobody.
+        let changes = engine.store.watch();
         take_over(&engine, opened).await?;
         engine.nudge_everything();
         for label in engine.strays().await? {
@@ -154,24 +170,36 @@ impl Daemon {
             engine,
             controller,
             idle,
+            changes,
         })
     }
 
     /// Runs what is due until nothing is, for `patience` at most. True: nothing is left to do.
     pub async fn settle(self, patience: Duration) -> bool {
+        let (engine, idle) = (self.engine.clone(), self.idle.clone());
+        let settled = self
+            .run_until(tokio::time::timeout(patience, quiet(idle)))
+            .await;
+        settled.is_ok() && engine.all_ready()
+    }
+
+    /// Runs what is due until `end` completes; what is under way then is finished.
+    pub async fn run_until<T>(self, end: impl Future<Output = T>) -> T {
         let stop = CancellationToken::new();
-        let changes = tokio::spawn(wake_by_changes(self.engine.clone()));
-        let engine = self.engine.clone();
-        let run = move |key, failures| engine.clone().run(key, failures);
+        let changes = tokio::spawn(wake_by_changes(self.engine.clone(), self.changes));
+        let run = move |key, failures| self.engine.clone().run(key, failures);
         let stopped = stop.clone();
-        let running = tokio::spawn(self.controller.run(run, async move { stopped.cancelled().await }));
-        let settled = tokio::time::timeout(patience, quiet(self.idle)).await.is_ok();
+        let running = tokio::spawn(
+            self.controller
+                .run(run, async move { stopped.cancelled().await }),
+        );
+        let ended = end.await;
         stop.cancel();
         if let Err(error) = running.await {
             error!(%error, "the controller panicked");
         }
         changes.abort();
-        settled && self.engine.all_ready()
+        ended
     }
 }
 
@@ -259,7 +287,7 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
         .map_err(|error| Error::Door(error.to_string()))?;
     let answers = Answers::new(engine.clone(), intake.clone(), &args);
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(wake_by_changes(engine.clone()));
+    tasks.spawn(wake_by_changes(engine.clone(), daemon.changes));
     tasks.spawn(resync(engine.clone(), args.resync));
     tasks.spawn({
         let engine = engine.clone();
@@ -288,7 +316,10 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
     tasks.abort_all();
     // Runs under way are finished, but a guest may take its time to power down: the next start goes on with it.
     let ended = async { tokio::join!(wire, controller) };
-    if tokio::time::timeout(Duration::from_millis(1500), ended).await.is_err() {
+    if tokio::time::timeout(Duration::from_millis(1500), ended)
+        .await
+        .is_err()
+    {
         warn!("some runs were still under way; the next start finishes them");
     }
     Ok(())
@@ -301,7 +332,9 @@ async fn tell_when_quiet(engine: Arc<Engine>, idle: watch::Receiver<bool>) {
     info!(
         vms = engine.store.read(|world| world.vms().count()),
         actions = engine.steps.load(std::sync::atomic::Ordering::Relaxed),
-        milliseconds = clock::monotonic().saturating_duration_since(began).as_millis(),
+        milliseconds = clock::monotonic()
+            .saturating_duration_since(began)
+            .as_millis(),
         "quiet: everything was looked at"
     );
 }
@@ -318,16 +351,15 @@ async fn terminated() -> Result<(), Error> {
 }
 
 /// The intent moved: whoever is concerned is woken.
-async fn wake_by_changes(engine: Arc<Engine>) {
-    let mut changes = engine.store.watch();
+async fn wake_by_changes(engine: Arc<Engine>, mut changes: broadcast::Receiver<Change>) {
     loop {
         match changes.recv().await {
             Ok(Change::Group(name)) => engine.waker.renew(Key::Group(name)),
             Ok(Change::Vm(uid)) => engine.waker.renew(Key::Vm(uid)),
             Ok(Change::Ground) => engine.waker.renew(Key::Ground),
             Ok(Change::Page(_) | Change::Lease(_)) => {}
-            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => engine.nudge_everything(),
-            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+            Err(broadcast::error::RecvError::Lagged(_)) => engine.nudge_everything(),
+            Err(broadcast::error::RecvError::Closed) => return,
         }
     }
 }

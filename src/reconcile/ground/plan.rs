@@ -146,7 +146,12 @@ fn plan_chains(
     for jump in rules::jumps(&desired.instance, docker.is_some()) {
         let standing = observed.ruleset.rules(jump.table, &jump.chain);
         let ours: Vec<&Rule> = jumps_into(prefix, standing).collect();
-        let first = standing.get(..jump.rules.len()) == Some(jump.rules.as_slice());
+        // Another daemon's jumps concern its own links. Two that both insisted on the very first place would never rest.
+        let others = standing
+            .iter()
+            .take_while(|rule| leads_to_another(&desired.instance, rule))
+            .count();
+        let first = standing[others..].starts_with(&jump.rules);
         if first && ours.len() == jump.rules.len() {
             continue;
         }
@@ -189,6 +194,11 @@ fn is_ours(instance: &Instance, chain: &Chain) -> bool {
         None => true,
         Some(first) => label.claim((), first.comment()).is_some(),
     }
+}
+
+fn leads_to_another(instance: &Instance, rule: &Rule) -> bool {
+    let target = rule.jump().and_then(Instance::of_chain);
+    target.is_some_and(|other| other != *instance)
 }
 
 fn jumps_into<'a>(prefix: &'a str, rules: &'a [Rule]) -> impl Iterator<Item = &'a Rule> {
