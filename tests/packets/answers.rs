@@ -24,16 +24,25 @@ fn assert_conversation(lab: &Lab, guest: &Guest) {
     assert_eq!(frames::marked(&buffer[..length]), Some(id));
     assert_eq!(peer.ip(), UPLINK);
     server.send_to(b"answer", peer).unwrap();
-    let answer = guest.hear(PATIENCE, |seen| seen.protocol == UDP).expect("an answer");
+    let answer = guest
+        .hear(PATIENCE, |seen| seen.protocol == UDP)
+        .expect("an answer");
     assert_eq!((answer.source, answer.destination), (INTERNET, guest.ip));
     assert_eq!(&answer.payload[8..], b"answer");
 
     let id = lab.probe(guest, INTERNET, Ping);
-    let answer = guest.hear(PATIENCE, |seen| seen.protocol == ICMP).expect("an answer");
-    assert_eq!((answer.payload[0], frames::marked(&answer.payload)), (0, Some(id)));
+    let answer = guest
+        .hear(PATIENCE, |seen| seen.protocol == ICMP)
+        .expect("an answer");
+    assert_eq!(
+        (answer.payload[0], frames::marked(&answer.payload)),
+        (0, Some(id))
+    );
 
     lab.probe(guest, INTERNET, Tcp(4000));
-    let answer = guest.hear(PATIENCE, |seen| seen.protocol == TCP).expect("an answer");
+    let answer = guest
+        .hear(PATIENCE, |seen| seen.protocol == TCP)
+        .expect("an answer");
     assert_eq!(answer.payload[13] & 0x04, 0x04, "nobody listens there: RST");
 }
 
@@ -63,7 +72,13 @@ fn the_gateway_answers_arp_and_ping_and_nothing_else() {
         }
         let said = guest.hear(Duration::from_millis(100), |_| true);
         assert!(said.is_none(), "{said:?}");
-        for other in [guest.ip, INTERNET, HOST, Ipv4Addr::new(169, 254, 0, 1), Ipv4Addr::new(169, 254, 100, 5)] {
+        for other in [
+            guest.ip,
+            INTERNET,
+            HOST,
+            Ipv4Addr::new(169, 254, 0, 1),
+            Ipv4Addr::new(169, 254, 100, 5),
+        ] {
             assert_eq!(guest.resolve(other), None, "{other}");
         }
     });
@@ -92,7 +107,11 @@ fn icmp_errors_of_allowed_flows_come_back() {
         // From beyond the host.
         lab.probe(&guest, INTERNET, Udp(4000));
         let error = guest.hear(PATIENCE, |seen| seen.protocol == ICMP).unwrap();
-        assert_eq!((error.source, &error.payload[..2]), (INTERNET, &[3, 3][..]), "port unreachable");
+        assert_eq!(
+            (error.source, &error.payload[..2]),
+            (INTERNET, &[3, 3][..]),
+            "port unreachable"
+        );
     });
 }
 
@@ -158,7 +177,10 @@ fn the_older_iptables_does_the_same() {
         house.env.push(("PATH", path));
     };
     lab_with(before, |lab| {
-        lab.apply(2, "drop: [\"192.168.1.0/24\", \"8.8.8.8:53/udp\"]\non_deny: reject");
+        lab.apply(
+            2,
+            "drop: [\"192.168.1.0/24\", \"8.8.8.8:53/udp\"]\non_deny: reject",
+        );
         assert!(lab.house.log().contains("legacy"), "{}", lab.house.log());
         let guest = lab.guest(1, Framing::VnetHdr);
         assert_conversation(lab, &guest);

@@ -21,7 +21,10 @@ fn assert_nothing_got_out(lab: &Lab) {
                 assert!(own, "{seen:?} in {}", place.neighbour.name);
             }
             let ipv4_or_arp = matches!(frame.get(12..14), Some([8, 0] | [8, 6]));
-            assert!(ipv4_or_arp || frames::marked(&frame).is_none(), "{frame:x?}");
+            assert!(
+                ipv4_or_arp || frames::marked(&frame).is_none(),
+                "{frame:x?}"
+            );
         }
     }
     assert_eq!(lab.taken_by_the_host(), 0);
@@ -86,7 +89,11 @@ fn a_spoofed_source_is_not_even_answered_inside_the_vms_namespace() {
             }
         }
         assert_nothing_got_out(lab);
-        assert_eq!(sent(), before, "the namespace has answered to the spoofed source");
+        assert_eq!(
+            sent(),
+            before,
+            "the namespace has answered to the spoofed source"
+        );
     });
 }
 
@@ -120,14 +127,22 @@ fn ipv6_gets_nowhere() {
         let guest = lab.only("allow: []");
         let host = [0xfd, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
         let all_nodes = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-        let global = [0x20, 1, 0x48, 0x60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x88, 0x88];
+        let global = [
+            0x20, 1, 0x48, 0x60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x88, 0x88,
+        ];
         for to in [host, all_nodes, global] {
-            for mac in [guest.gateway_mac, frames::BROADCAST, [0x33, 0x33, 0, 0, 0, 1]] {
+            for mac in [
+                guest.gateway_mac,
+                frames::BROADCAST,
+                [0x33, 0x33, 0, 0, 0, 1],
+            ] {
                 guest.send(&frames::udp6(mac, guest.mac, to, &frames::mark(lab.id())));
             }
         }
         assert_nothing_got_out(lab);
-        let said = guest.receive(Duration::from_millis(50), |frame| frame.get(12..14) == Some(&[0x86, 0xdd]));
+        let said = guest.receive(Duration::from_millis(50), |frame| {
+            frame.get(12..14) == Some(&[0x86, 0xdd])
+        });
         assert!(said.is_none(), "{said:x?}");
     });
 }
@@ -142,7 +157,11 @@ fn vlan_frames_get_nowhere() {
                     let packet = guest.packet(lab.id(), to, Udp(80)).bytes();
                     let frame = frames::ethernet(guest.gateway_mac, guest.mac, 0x0800, &packet);
                     guest.send(&frames::tagged(&frame, kind, vlan));
-                    guest.send(&frames::tagged(&frames::tagged(&frame, 0x8100, vlan), kind, vlan));
+                    guest.send(&frames::tagged(
+                        &frames::tagged(&frame, 0x8100, vlan),
+                        kind,
+                        vlan,
+                    ));
                 }
             }
         }
@@ -158,19 +177,37 @@ fn vlan_frames_get_nowhere() {
 fn broadcast_and_multicast_get_nowhere() {
     lab(|lab| {
         let guest = lab.only("allow: [\"0.0.0.0/0\"]");
-        let destinations = ["255.255.255.255", "224.0.0.1", "224.0.0.251", "239.1.2.3", "192.168.1.255", "203.0.113.255", "169.254.100.3", "192.168.1.0"];
+        let destinations = [
+            "255.255.255.255",
+            "224.0.0.1",
+            "224.0.0.251",
+            "239.1.2.3",
+            "192.168.1.255",
+            "203.0.113.255",
+            "169.254.100.3",
+            "192.168.1.0",
+        ];
         for to in destinations {
             let to: Ipv4Addr = to.parse().unwrap();
             for kind in [Udp(5353), Ping] {
                 let packet = guest.packet(lab.id(), to, kind).bytes();
-                for mac in [guest.gateway_mac, frames::BROADCAST, [1, 0, 0x5e, 0, 0, 0xfb]] {
+                for mac in [
+                    guest.gateway_mac,
+                    frames::BROADCAST,
+                    [1, 0, 0x5e, 0, 0, 0xfb],
+                ] {
                     guest.send(&frames::ethernet(mac, guest.mac, 0x0800, &packet));
                 }
             }
         }
         // An honest destination in a frame to everybody is not forwarded either (RFC 1812, section 5.3.4).
         let packet = guest.packet(lab.id(), LAN, Udp(80)).bytes();
-        guest.send(&frames::ethernet(frames::BROADCAST, guest.mac, 0x0800, &packet));
+        guest.send(&frames::ethernet(
+            frames::BROADCAST,
+            guest.mac,
+            0x0800,
+            &packet,
+        ));
         assert_nothing_got_out(lab);
     });
 }

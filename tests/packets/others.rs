@@ -46,7 +46,10 @@ fn another_vm_is_not_reached_by_its_address_nor_by_its_gateway() {
 fn another_vm_is_not_reached_by_hairpin_through_the_masqueraded_address() {
     lab(|lab| {
         lab.apply(2, "allow: []");
-        let (one, two) = (lab.guest(1, Framing::VnetHdr), lab.guest(2, Framing::VnetHdr));
+        let (one, two) = (
+            lab.guest(1, Framing::VnetHdr),
+            lab.guest(2, Framing::VnetHdr),
+        );
         // The host now maps UPLINK:port back to the second VM.
         let id = lab.probe(&two, INTERNET, Udp(4000));
         lab.net.sniffer.wait_for(id);
@@ -73,11 +76,20 @@ fn nobody_reaches_a_vm_unasked() {
     lab(|lab| {
         let guest = lab.only("allow: []");
         // LAN, internet and container have their default routes through the host.
-        for (place, own) in [(&lab.lan, LAN), (&lab.net, INTERNET), (&lab.container, CONTAINER)] {
+        for (place, own) in [
+            (&lab.lan, LAN),
+            (&lab.net, INTERNET),
+            (&lab.container, CONTAINER),
+        ] {
             let to = guest.ip;
             let id = lab.id();
-            place.socket((own, 0)).send_to(&frames::mark(id), (to, 53)).unwrap();
-            place.neighbour.attempt(&format!("busybox ping -c1 -W1 {to} & busybox nc -w1 {to} 80 </dev/null; wait"));
+            place
+                .socket((own, 0))
+                .send_to(&frames::mark(id), (to, 53))
+                .unwrap();
+            place.neighbour.attempt(&format!(
+                "busybox ping -c1 -W1 {to} & busybox nc -w1 {to} 80 </dev/null; wait"
+            ));
         }
         lab.tell(guest.ip, 53, lab.id());
         crate::support::kernel::attempt(&format!(

@@ -71,8 +71,12 @@ impl Place {
     pub fn socket(&self, own: (Ipv4Addr, u16)) -> UdpSocket {
         let netns = Netns::open(&self.neighbour.path()).expect("a namespace");
         let fail = |e| Error::io("bind", "a socket", e);
-        let socket = netns.run_here(|| UdpSocket::bind(own).map_err(fail)).expect("a socket");
-        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        let socket = netns
+            .run_here(|| UdpSocket::bind(own).map_err(fail))
+            .expect("a socket");
+        socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .expect("a timeout");
         socket
     }
 }
