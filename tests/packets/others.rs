@@ -9,7 +9,8 @@ use slicectl::host::tap::Framing;
 use crate::support::frames;
 use crate::support::guest_stack::Guest;
 use crate::support::guest_stack::Kind::{Ping, Tcp, Udp};
-use crate::support::lab::{CONTAINER, INTERNET, LAN, Lab, UPLINK, lab};
+use crate::support::lab::{CONTAINER, HOST, INTERNET, LAN, Lab, UPLINK, lab};
+use crate::support::{house, kernel};
 
 /// Nothing but ARP, and nothing with a mark, comes to this guest.
 #[track_caller]
@@ -92,7 +93,7 @@ fn nobody_reaches_a_vm_unasked() {
             ));
         }
         lab.tell(guest.ip, 53, lab.id());
-        crate::support::kernel::attempt(&format!(
+        kernel::attempt(&format!(
             "busybox ping -c1 -W1 {0} & busybox nc -w1 {0} 80 </dev/null; wait",
             guest.ip
         ));
@@ -116,5 +117,49 @@ fn an_answer_from_somebody_who_was_not_asked_does_not_come_back() {
         server.send_to(b"answer", peer).unwrap();
         let answer = guest.hear(Duration::from_secs(5), |_| true).unwrap();
         assert_eq!(&answer.payload[8..], b"answer");
+    });
+}
+
+#[test]
+fn the_host_holds_even_if_a_vms_namespace_no_longer_does() {
+    lab(|lab| {
+        lab.apply(2, "allow: []");
+        let (one, two) = (
+            lab.guest(1, Framing::VnetHdr),
+            lab.guest(2, Framing::VnetHdr),
+        );
+        let places = ["sandbox-1", "sandbox-2"].map(|vm| lab.house.place(vm).netns);
+        // As if a VMM had been taken over and had the right to: nobody is there to mend it.
+        house::signal(lab.house.pid(), rustix::process::Signal::KILL);
+        for netns in places {
+            kernel::run(&format!(
+                "nsenter --net={netns} sh -c 'for c in INPUT OUTPUT FORWARD; do iptables -P $c ACCEPT; iptables -F $c; done'"
+            ));
+        }
+        let open = lab.probe(&one, INTERNET, Udp(53));
+        lab.net.sniffer.wait_for(open);
+        let mut closed = Vec::new();
+        for to in [two.ip, two.gateway, HOST, UPLINK] {
+            closed.extend([Tcp(8080), Udp(53), Ping].map(|kind| lab.probe(&one, to, kind)));
+        }
+        for source in [LAN, HOST, Ipv4Addr::new(10, 0, 0, 1)] {
+            let id = lab.id();
+            let mut packet = one.packet(id, INTERNET, Udp(53));
+            packet.source = source;
+            one.send_ip(&packet);
+            closed.push(id);
+        }
+        let unasked = lab.id();
+        let stranger = lab.lan.socket((LAN, 0));
+        stranger
+            .send_to(&frames::mark(unasked), (two.ip, 53))
+            .unwrap();
+        let arrived = lab.arrived();
+        assert!(
+            closed.iter().all(|id| !arrived.contains(id)),
+            "{closed:?} {arrived:?}"
+        );
+        assert_eq!(lab.taken_by_the_host(), 0);
+        assert_undisturbed(lab, &two);
     });
 }
