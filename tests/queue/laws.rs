@@ -31,7 +31,7 @@ struct Story {
     /// A wake-up came while it ran.
     woken: bool,
     renewed: bool,
-    /// No look before, unless renewed (backing off).
+    /// No look before, unless renewed (backing off, or shunned).
     backing_off: Option<(Instant, u64)>,
     /// A look then, or sooner if woken (resting).
     resting: Option<(Instant, u64)>,
@@ -164,6 +164,10 @@ impl Check {
             Outcome::Converged | Outcome::After(_) if woken => story.owed = Some(ticket),
             Outcome::Converged => drop(self.stories.remove(&key)),
             Outcome::After(wait) => story.resting = Some((self.now + wait, ticket)),
+            Outcome::Shun(wait) => {
+                story.failures = failures;
+                story.backing_off = Some((self.now + wait, ticket));
+            }
             Outcome::Failed => {
                 story.failures = failures + 1;
                 story.backing_off = Some((self.now + backoff::after(failures + 1), ticket));
@@ -245,6 +249,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Outcome::Converged),
         2 => Just(Outcome::Failed),
         1 => (1_u64..5000).prop_map(|ms| Outcome::After(Duration::from_millis(ms))),
+        1 => (1_u64..5000).prop_map(|ms| Outcome::Shun(Duration::from_millis(ms))),
     ];
     prop_oneof![
         3 => (0..KEYS).prop_map(Step::Nudge),
