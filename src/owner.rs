@@ -28,6 +28,9 @@ pub const UPLINK: &str = "up0";
 pub struct Instance(String);
 
 impl Instance {
+    /// What every chain in the host's tables starts with, whichever daemon's it is.
+    pub const CHAIN_PREFIX: &str = "SLICE-";
+
     /// The daemon that keeps its state in `state_dir` (canonical). Pure, so that it survives the loss of the state.
     pub fn of(state_dir: &Path) -> Self {
         Self(hash(
@@ -54,7 +57,7 @@ impl Instance {
 
     /// A chain of ours in the host's tables: `SLICE-<instance>-<role>`, at most 28 characters.
     pub fn chain(&self, role: &str) -> String {
-        format!("SLICE-{}-{role}", self.0)
+        format!("{}{}-{role}", Self::CHAIN_PREFIX, self.0)
     }
 
     /// The daemon whose chain bears this name, if one's does.

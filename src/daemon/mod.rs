@@ -4,6 +4,7 @@
 mod answers;
 mod difference;
 mod intake_loop;
+mod removals;
 mod streams;
 mod trigger;
 
@@ -74,7 +75,10 @@ impl From<host::Error> for Error {
 /// `sliced`, from its arguments to its exit status.
 pub fn main(args: Args) -> ExitCode {
     log_to_stderr(&args);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             error!(%error, "cannot start");
@@ -122,12 +126,19 @@ impl Daemon {
     /// # Errors
     /// [`Error`].
     pub async fn prepare(state_dir: &Path, run_dir: &Path, probe: Probe) -> Result<Self, Error> {
+        let lacking = crate::doctor::lacking();
+        if !lacking.is_empty() {
+            let why = format!(
+                "sliced must be run as root: it is without {}",
+                lacking.join(", ")
+            );
+            return Err(Error::Host(why));
+        }
         let state_dir = usable(state_dir)?;
         let run_dir = RunDir(usable(run_dir)?);
         let home = Netns::current()?;
         let (controller, waker, idle) = controller(WIDTH);
         let (store, opened) = Store::open(&state_dir)?;
-        let changes = store.watch();
         let engine = Arc::new(Engine {
             instance: Instance::of(&state_dir),
             store,
@@ -148,6 +159,8 @@ impl Daemon {
             waiting: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
+        // Before anything can change: a change that nobody hears wakes nobody.
+        let changes = engine.store.watch();
         take_over(&engine, opened).await?;
         engine.nudge_everything();
         for label in engine.strays().await? {
@@ -164,7 +177,9 @@ impl Daemon {
     /// Runs what is due until nothing is, for `patience` at most. True: nothing is left to do.
     pub async fn settle(self, patience: Duration) -> bool {
         let (engine, idle) = (self.engine.clone(), self.idle.clone());
-        let settled = self.run_until(tokio::time::timeout(patience, quiet(idle))).await;
+        let settled = self
+            .run_until(tokio::time::timeout(patience, quiet(idle)))
+            .await;
         settled.is_ok() && engine.all_ready()
     }
 
@@ -174,7 +189,10 @@ impl Daemon {
         let changes = tokio::spawn(wake_by_changes(self.engine.clone(), self.changes));
         let run = move |key, failures| self.engine.clone().run(key, failures);
         let stopped = stop.clone();
-        let running = tokio::spawn(self.controller.run(run, async move { stopped.cancelled().await }));
+        let running = tokio::spawn(
+            self.controller
+                .run(run, async move { stopped.cancelled().await }),
+        );
         let ended = end.await;
         stop.cancel();
         if let Err(error) = running.await {
@@ -298,7 +316,10 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
     tasks.abort_all();
     // Runs under way are finished, but a guest may take its time to power down: the next start goes on with it.
     let ended = async { tokio::join!(wire, controller) };
-    if tokio::time::timeout(Duration::from_millis(1500), ended).await.is_err() {
+    if tokio::time::timeout(Duration::from_millis(1500), ended)
+        .await
+        .is_err()
+    {
         warn!("some runs were still under way; the next start finishes them");
     }
     Ok(())
@@ -311,7 +332,9 @@ async fn tell_when_quiet(engine: Arc<Engine>, idle: watch::Receiver<bool>) {
     info!(
         vms = engine.store.read(|world| world.vms().count()),
         actions = engine.steps.load(std::sync::atomic::Ordering::Relaxed),
-        milliseconds = clock::monotonic().saturating_duration_since(began).as_millis(),
+        milliseconds = clock::monotonic()
+            .saturating_duration_since(began)
+            .as_millis(),
         "quiet: everything was looked at"
     );
 }
@@ -335,8 +358,8 @@ async fn wake_by_changes(engine: Arc<Engine>, mut changes: broadcast::Receiver<C
             Ok(Change::Vm(uid)) => engine.waker.renew(Key::Vm(uid)),
             Ok(Change::Ground) => engine.waker.renew(Key::Ground),
             Ok(Change::Page(_) | Change::Lease(_)) => {}
-            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => engine.nudge_everything(),
-            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+            Err(broadcast::error::RecvError::Lagged(_)) => engine.nudge_everything(),
+            Err(broadcast::error::RecvError::Closed) => return,
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
+use super::removals::{Removals, Removed};
 use crate::api::meta::Uid;
 use crate::host::events::{Event, Events, What};
 use crate::host::{Error, link};
@@ -27,6 +28,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Trigger {
     instance: Instance,
     by_link: HashMap<String, Uid>,
+    by_entry: HashMap<String, Uid>,
     by_nsid: HashMap<i32, Uid>,
     by_index: HashMap<u32, Uid>,
     places: HashMap<Uid, (u32, Option<i32>)>,
@@ -45,6 +47,7 @@ impl Trigger {
         Self {
             instance,
             by_link: HashMap::new(),
+            by_entry: HashMap::new(),
             by_nsid: HashMap::new(),
             by_index: HashMap::new(),
             places: HashMap::new(),
@@ -73,6 +76,7 @@ impl Trigger {
         mut gathered: Gathered,
     ) -> Result<(), Error> {
         let mut events = engine.hands.home.run(Events::listen).await?;
+        let mut removals = watch_removals(engine);
         self.learn(engine).await?;
         let timer = tokio::time::sleep(GATHER);
         tokio::pin!(timer);
@@ -83,6 +87,16 @@ impl Trigger {
                     self.take_in(event?, &mut gathered);
                     if !armed && gathered.is_something() {
                         timer.as_mut().reset(tokio::time::Instant::from_std(crate::clock::monotonic()) + GATHER);
+                        armed = true;
+                    }
+                }
+                removed = next_removal(&mut removals) => {
+                    if removed == Removed::Unknown {
+                        removals = watch_removals(engine);
+                    }
+                    self.take_in_removal(removed, &mut gathered);
+                    if !armed && gathered.is_something() {
+                        timer.as_mut().reset(tokio::time::Instant::now() + GATHER);
                         armed = true;
                     }
                 }
@@ -137,6 +151,16 @@ impl Trigger {
         }
     }
 
+    fn take_in_removal(&self, removed: Removed, gathered: &mut Gathered) {
+        match removed {
+            Removed::Unknown => gathered.everything = true,
+            Removed::Entry(name) => {
+                let uid = self.by_entry.get(&name);
+                gathered.keys.extend(uid.map(|uid| Key::Vm(*uid)));
+            }
+        }
+    }
+
     fn on_link(&self, index: Option<u32>) -> Option<Key> {
         let uid = self.by_index.get(&index?)?;
         Some(Key::Vm(*uid))
@@ -157,6 +181,7 @@ impl Trigger {
             .store
             .read(|world| world.vms().map(|vm| vm.meta.uid).collect());
         self.by_link.clear();
+        self.by_entry.clear();
         self.by_index.clear();
         self.by_nsid.clear();
         self.places.clear();
@@ -172,13 +197,18 @@ impl Trigger {
     }
 
     fn learn_one(&mut self, engine: &Engine, uid: Uid) {
-        let name = owner::vm_names(&self.instance, uid).host_link;
+        let names = owner::vm_names(&self.instance, uid);
+        let name = names.host_link;
         match engine.store.read(|world| world.vm(uid).is_some()) {
             true => {
                 self.by_link.insert(name, uid);
+                self.by_entry.insert(names.netns, uid);
+                self.by_entry.insert(uid.to_string(), uid);
             }
             false => {
                 self.by_link.remove(&name);
+                self.by_entry.remove(&names.netns);
+                self.by_entry.remove(&uid.to_string());
                 if let Some((index, nsid)) = self.places.remove(&uid) {
                     self.by_index.remove(&index);
                     nsid.map(|nsid| self.by_nsid.remove(&nsid));
@@ -196,6 +226,20 @@ impl Trigger {
         for key in gathered.keys {
             engine.waker.nudge(key);
         }
+    }
+}
+
+/// Without it such a removal is seen at the next resync.
+fn watch_removals(engine: &Engine) -> Option<Removals> {
+    Removals::watch(&engine.run_dir)
+        .inspect_err(|error| warn!(%error, "the run directory cannot be watched; it is looked at now and then"))
+        .ok()
+}
+
+async fn next_removal(removals: &mut Option<Removals>) -> Removed {
+    match removals {
+        Some(removals) => removals.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -22,6 +22,7 @@ use crate::host::{Error, process};
 use crate::owner::Instance;
 
 pub use managers::{unmanaged_networkd_text, unmanaged_nm_text, write_unmanaged};
+pub use place::lacking;
 
 /// How long a program that is asked something may take.
 const PATIENCE: Duration = Duration::from_millis(800);

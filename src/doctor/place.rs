@@ -60,13 +60,24 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
+fn missing(bits: u64, wanted: &[(u32, &'static str)]) -> Vec<&'static str> {
+    let absent = wanted.iter().filter(|(bit, _)| bits & (1 << bit) == 0);
+    absent.map(|(_, name)| *name).collect()
+}
+
+/// The rights that nothing goes without and that this process has not. Nothing when it cannot be seen.
+pub fn lacking() -> Vec<&'static str> {
+    let status = fs::read_text(Path::new("/proc/thread-self/status"));
+    let bits = status.ok().flatten().and_then(|status| effective(&status));
+    bits.map_or_else(Vec::new, |bits| missing(bits, &NEEDED))
+}
+
 fn judge_rights(bits: u64) -> Check {
-    let missing = |wanted: &[(u32, &'static str)]| -> Vec<&'static str> {
-        let absent = wanted.iter().filter(|(bit, _)| bits & (1 << bit) == 0);
-        absent.map(|(_, name)| *name).collect()
-    };
     let remedy = "Run sliced as root, or give its unit these in AmbientCapabilities=.";
-    match (missing(&NEEDED).as_slice(), missing(&USEFUL).as_slice()) {
+    match (
+        missing(bits, &NEEDED).as_slice(),
+        missing(bits, &USEFUL).as_slice(),
+    ) {
         ([], []) => ok(RIGHTS, "all that are needed"),
         ([], some) => warn(RIGHTS, format!("without {}", some.join(", ")), remedy),
         (needed, _) => fail(RIGHTS, format!("without {}", needed.join(", ")), remedy),

@@ -1,2 +1,292 @@
-//! Real guests under QEMU.
+//! Real guests under QEMU: what they reach, who brings them back, who lets them be.
 //! Not here: the Vmm rung alone (`tests/vmm`).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::house::{self, House, inhabited, signal};
+use crate::support::kernel::{Neighbour, run};
+
+fn guest_dir() -> PathBuf {
+    let dir = std::env::var_os("SLICE_GUEST_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest"),
+        PathBuf::from,
+    );
+    assert!(
+        dir.join("vmlinuz").exists() && dir.join("initrd").exists(),
+        "there is no guest in {0}: make it with `examples/guest/build.sh {0}`, or name another place in SLICE_GUEST_DIR",
+        dir.display()
+    );
+    dir
+}
+
+/// The base guest with these probes.
+fn initrd(house: &House, probes: &str) -> String {
+    let words = house.write("probes", probes);
+    let out = house.dir.path().join("initrd").display().to_string();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/guest/with-probes.sh");
+    let made = Command::new(script)
+        .arg(guest_dir().join("initrd"))
+        .args([&words, &out])
+        .status();
+    assert!(made.expect("with-probes.sh").success());
+    out
+}
+
+fn guests(count: u32, kernel: &str, initrd: &str, network: &str) -> String {
+    let slots = house::slots(count, network);
+    let qemu =
+        format!("hypervisor: qemu\n      kernel_file: {kernel}\n      initrd_file: {initrd}");
+    slots.replace("hypervisor: none", &qemu)
+}
+
+fn kernel() -> String {
+    guest_dir().join("vmlinuz").display().to_string()
+}
+
+fn pids(house: &House) -> Vec<u32> {
+    let list = house.get("vms");
+    let items = list["items"].as_array().expect("items").iter();
+    let pid = |vm: &Value| {
+        vm["status"]["vmm"]["pid"]
+            .as_u64()
+            .and_then(|pid| pid.try_into().ok())
+    };
+    items.filter_map(pid).collect()
+}
+
+/// Until the guest has said it on its console, `times` times.
+fn says(house: &House, vm: &str, words: &str, times: usize) {
+    house.until(&format!("{vm} says {words}"), || {
+        let log = house.try_ctl(&format!("logs {vm}")).stdout;
+        (String::from_utf8_lossy(&log).matches(words).count() >= times).then_some(())
+    });
+}
+
+fn is_alive(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    !status.is_empty() && !status.contains("State:\tZ")
+}
+
+#[test]
+fn two_guests_reach_what_they_may_through_live_changes_and_the_death_of_the_daemon() {
+    inhabited(|mut house| {
+        let _lan = Neighbour::join("lan0", "192.168.1.1/24", "192.168.1.10/24");
+        let net = Neighbour::join("net0", "203.0.113.1/24", "203.0.113.10/24");
+        let probes = "ping lan 192.168.1.10\nping net 203.0.113.10\nping gateway 169.254.100.1\nping other 169.254.100.6\nping host 203.0.113.1\n";
+        let image = initrd(&house, probes);
+        let manifest = |network: &str| guests(2, &kernel(), &image, network);
+        house.save("sandbox.yaml", &manifest("drop: [192.168.1.0/24]"));
+        for words in [
+            "net ok",
+            "gateway ok",
+            "lan blocked",
+            "other blocked",
+            "host blocked",
+        ] {
+            says(&house, "sandbox-1", &format!("GUEST sandbox-1 {words}"), 1);
+        }
+        says(&house, "sandbox-2", "GUEST sandbox-2 net ok", 1);
+        house.ctl("wait hg/sandbox --for ready --timeout 60s");
+        let before = pids(&house);
+        assert_eq!(before.len(), 2);
+        let vm = house.get("vm sandbox-1");
+        assert_eq!(vm["status"]["vmm"]["state"], "running");
+        assert!(Path::new(vm["status"]["vmm"]["api_socket"].as_str().unwrap()).exists());
+        assert_eq!(net.run("ip -o link show eth0").lines().count(), 1);
+
+        // Live: what was allowed is cut, what was dropped opens, and no guest notices but by its packets.
+        house.save("sandbox.yaml", &manifest("drop: [203.0.113.0/24]"));
+        says(&house, "sandbox-1", "GUEST sandbox-1 net blocked", 1);
+        says(&house, "sandbox-1", "GUEST sandbox-1 lan ok", 1);
+        assert_eq!(pids(&house), before);
+
+        // kill -9: the traffic goes on, and the guests are the same ones afterwards.
+        let world = house::world_to_the_last_handle();
+        house.kill();
+        let mut flows = Command::new("sh");
+        let pings = flows
+            .args([
+                "-c",
+                "ip netns exec lan0 timeout 3 tcpdump -l -n -i eth0 -c 2 icmp 2>&1",
+            ])
+            .output()
+            .unwrap();
+        assert!(
+            String::from_utf8_lossy(&pings.stdout).contains("echo request"),
+            "{pings:?}"
+        );
+        house.start();
+        house.ctl("wait hg/sandbox --for ready --timeout 20s");
+        house.stays(Duration::from_secs(1), || house.messages("", "Drift"));
+        assert_eq!(pids(&house), before);
+        assert_eq!(house::world_to_the_last_handle(), world);
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
+
+        // SIGTERM within 2 s, and the guests run on.
+        let (status, took) = house.stop();
+        assert!(
+            status.success() && took < Duration::from_secs(2),
+            "{status} {took:?}"
+        );
+        assert!(before.iter().all(|pid| is_alive(*pid)));
+
+        // The state is lost, too.
+        std::fs::remove_dir_all(house.state()).unwrap();
+        house.start();
+        house.ctl("wait hg/sandbox --for ready --timeout 20s");
+        assert_eq!(pids(&house), before);
+
+        // Asked politely, both power down.
+        let logs: Vec<PathBuf> = ["sandbox-1", "sandbox-2"]
+            .iter()
+            .map(|vm| {
+                house.get(&format!("vm {vm}"))["status"]["vmm"]["log"]
+                    .as_str()
+                    .unwrap()
+                    .into()
+            })
+            .collect();
+        let kept: Vec<std::fs::File> = logs
+            .iter()
+            .map(|log| std::fs::File::open(log).unwrap())
+            .collect();
+        std::fs::remove_file(house.conf().join("sandbox.yaml")).unwrap();
+        house.ctl("wait hg/sandbox vm/sandbox-1 vm/sandbox-2 --for deleted --timeout 30s");
+        for mut log in kept {
+            let mut text = String::new();
+            let _ = std::io::Read::read_to_string(&mut log, &mut text);
+            assert!(text.contains("powers down"), "{text}");
+        }
+        assert!(!before.iter().any(|pid| is_alive(*pid)));
+        assert_eq!(run("ls /run/netns | grep -c slice || true").trim(), "0");
+        assert_eq!(run(&format!("ls {}/vm", house.run.display())), "");
+    });
+}
+
+#[test]
+fn a_killed_vmm_comes_back_and_the_event_names_how_it_ended() {
+    inhabited(|house| {
+        house.apply(&guests(1, &kernel(), &initrd(&house, ""), ""));
+        let before = pids(&house)[0];
+        let uid = house.place("sandbox-1").uid;
+        signal(before, Signal::KILL);
+        house.within(Duration::from_secs(2), "a new VMM", || {
+            pids(&house)
+                .into_iter()
+                .find(|pid| *pid != before && is_alive(*pid))
+        });
+        let told = house.until("the event", || {
+            house.messages("vm/sandbox-1", "Drift").pop()
+        });
+        assert!(
+            told.contains("start the VMM again") && told.contains('9'),
+            "{told}"
+        );
+        assert_eq!(house.place("sandbox-1").uid, uid);
+    });
+}
+
+#[test]
+fn a_guest_whose_tap_or_namespace_is_taken_away_is_started_on_the_new_one() {
+    inhabited(|house| {
+        house.apply(&guests(
+            1,
+            &kernel(),
+            &initrd(&house, "ping gateway 169.254.100.1\n"),
+            "",
+        ));
+        says(&house, "sandbox-1", "GUEST sandbox-1 gateway ok", 1);
+        let place = house.place("sandbox-1");
+        let mut before = pids(&house)[0];
+        for sabotage in [
+            format!("ip netns exec {} ip link del tap0", place.name),
+            format!("ip netns del {}", place.name),
+        ] {
+            run(&sabotage);
+            before = house.until("another VMM", || {
+                pids(&house)
+                    .into_iter()
+                    .find(|pid| *pid != before && is_alive(*pid))
+            });
+            house.ctl("wait vm/sandbox-1 --for ready --timeout 30s");
+            says(&house, "sandbox-1", "GUEST sandbox-1 gateway ok", 1);
+            let theirs = std::fs::read_link(format!("/proc/{before}/ns/net")).unwrap();
+            let ours = run(&format!(
+                "nsenter --net={} readlink /proc/self/ns/net",
+                place.netns
+            ));
+            assert_eq!(theirs.to_str(), Some(ours.trim()), "{sabotage}");
+        }
+    });
+}
+
+#[test]
+fn a_kernel_that_does_not_boot_backs_off_with_a_clear_condition() {
+    inhabited(|house| {
+        let bad = house.write("vmlinuz", &"no kernel at all\n".repeat(1000));
+        let file = house.write("m.yaml", &guests(1, &bad, &initrd(&house, ""), ""));
+        house.ctl(&format!("apply -f {file}"));
+        let condition = |house: &House| {
+            let vm = house.get("vm sandbox-1");
+            let conditions = vm["status"]["conditions"].as_array()?.clone();
+            conditions
+                .into_iter()
+                .find(|c| c["type"] == "Vmm" && c["status"] == "False")
+        };
+        let found = house.until("a condition", || {
+            condition(&house).filter(|c| !c["message"].as_str().unwrap_or_default().is_empty())
+        });
+        assert!(
+            ["CrashLoop", "ActionFailed", "Invalid", "NotConverging"]
+                .contains(&found["reason"].as_str().unwrap()),
+            "{found}"
+        );
+        // 2.5 s of it are a handful of starts, not hundreds.
+        let starts = || {
+            house.log().matches("cannot").count()
+                + house
+                    .events("vm/sandbox-1")
+                    .iter()
+                    .filter_map(|e| e["count"].as_u64())
+                    .sum::<u64>() as usize
+        };
+        let before = starts();
+        std::thread::sleep(Duration::from_millis(2500));
+        assert!(
+            starts() - before <= 8,
+            "{} in 2.5 s:\n{}",
+            starts() - before,
+            house.ctl("events")
+        );
+        // Mended, it boots at once: a new intent clears the backoff.
+        house.write("m.yaml", &guests(1, &kernel(), &initrd(&house, ""), ""));
+        house.ctl(&format!("apply -f {file} --wait=60s"));
+        says(&house, "sandbox-1", "GUEST sandbox-1 ready", 1);
+    });
+}
+
+#[test]
+fn a_group_deleted_while_its_guests_boot_is_gone_soon_and_leaves_nothing() {
+    inhabited(|house| {
+        house.save(
+            "sandbox.yaml",
+            &guests(2, &kernel(), &initrd(&house, ""), ""),
+        );
+        house.until("a VMM", || (!pids(&house).is_empty()).then_some(()));
+        let born = pids(&house);
+        std::fs::remove_file(house.conf().join("sandbox.yaml")).unwrap();
+        house.ctl("wait hg/sandbox vm/sandbox-1 vm/sandbox-2 --for deleted --timeout 40s");
+        assert!(!born.iter().any(|pid| is_alive(*pid)));
+        assert_eq!(
+            run(&format!("ls {}/vm /run/netns", house.run.display()))
+                .matches('-')
+                .count(),
+            0
+        );
+    });
+}

@@ -163,6 +163,10 @@ impl Check {
             _ if renewed => story.owed = Some(ticket),
             Outcome::Converged | Outcome::After(_) if woken => story.owed = Some(ticket),
             Outcome::Converged => drop(self.stories.remove(&key)),
+            Outcome::Shun(wait) => {
+                story.failures = failures;
+                story.backing_off = Some((self.now + wait, ticket));
+            }
             Outcome::After(wait) => story.resting = Some((self.now + wait, ticket)),
             Outcome::Shun(wait) => {
                 story.failures = failures;

@@ -416,7 +416,7 @@ impl House {
 /// permanent neighbours, rules and switches. What differs between two builds of the same (indices, handles) is left out.
 pub fn world() -> String {
     look(
-        "sed -E 's/^[0-9]+: //; s/@if[0-9]+//; s/ link-netns(id)? [^ ]+//; s/ qdisc [^ ]+//; s/ state [A-Z]+//; s/<[^>]*>//'",
+        "sed -E 's/^[0-9]+: //; s/@if[0-9]+//; s/ link-netns(id)? [^ ]+//; s/ qdisc [^ ]+//; s/ state [A-Z]+//; s/<[^>]*>//; s/ (proto|src|scope) [^ ]+//g' | sort",
         "",
     )
 }
@@ -434,7 +434,7 @@ fn look(filter: &str, more: &str) -> String {
         r#"see="$(cat <<'END'
              ip -o link | {filter}
              ip -o -4 addr | {filter}
-             ip -4 route show table all | sort
+             ip -4 route show table all | {filter} | sort
              ip -4 neigh show nud permanent | sort
              iptables-save | grep -v '^#' | sed 's/ \[[0-9:]*\]$//'
              ip6tables-save | grep '^:' | sed 's/ \[[0-9:]*\]$//'
