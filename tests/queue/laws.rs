@@ -168,10 +168,6 @@ impl Check {
                 story.backing_off = Some((self.now + wait, ticket));
             }
             Outcome::After(wait) => story.resting = Some((self.now + wait, ticket)),
-            Outcome::Shun(wait) => {
-                story.failures = failures;
-                story.backing_off = Some((self.now + wait, ticket));
-            }
             Outcome::Failed => {
                 story.failures = failures + 1;
                 story.backing_off = Some((self.now + backoff::after(failures + 1), ticket));
