@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -19,15 +20,24 @@ use crate::support::kernel::{ip, run};
 fn an_applied_slot_has_its_lease_namespace_tap_veth_routes_rules_and_no_process() {
     inhabited(|house| {
         let file = house.write("m.yaml", &slots(2, "drop: [\"192.168.1.0/24\"]"));
-        assert_eq!(house.ctl(&format!("apply -f {file}")), "hostgroup/sandbox created\n");
+        assert_eq!(
+            house.ctl(&format!("apply -f {file}")),
+            "hostgroup/sandbox created\n"
+        );
         house.ctl("wait hostgroup/sandbox --for ready --timeout 30s");
         let place = house.place("sandbox-1");
-        assert_eq!((&*place.ip, &*place.gateway), ("169.254.100.2", "169.254.100.1"));
-        assert_eq!(house.get("lease sandbox-1")["ip"], "169.254.100.2");
+        let guest: Ipv4Addr = place.ip.parse().unwrap();
+        let gateway: Ipv4Addr = place.gateway.parse().unwrap();
+        assert_eq!(
+            (guest.octets()[..3].to_vec(), guest.to_bits() & 3),
+            (vec![169, 254, 100], 2)
+        );
+        assert_eq!(gateway.to_bits(), guest.to_bits() - 1);
+        assert_eq!(house.get("lease sandbox-1")["ip"], place.ip);
         let inside = |words: &str| run(&format!("ip netns exec {} {words}", place.name));
         let tap: Value = serde_json::from_str(&inside("ip -j -d addr show dev tap0")).unwrap();
         assert_eq!(tap[0]["linkinfo"]["info_data"]["type"], "tap");
-        assert_eq!(tap[0]["addr_info"][0]["local"], "169.254.100.1");
+        assert_eq!(tap[0]["addr_info"][0]["local"], place.gateway);
         assert_eq!(tap[0]["addr_info"][0]["prefixlen"], 30);
         assert!(inside("ip route show default").contains("dev up0"));
         assert!(inside("iptables -S").contains("192.168.1.0/24"));
@@ -48,11 +58,18 @@ fn a_file_dropped_into_the_folder_is_converged_to() {
     inhabited(|house| {
         house.save("sandbox.yml", &slots(1, ""));
         std::fs::create_dir(house.conf().join("below")).unwrap();
-        std::fs::write(house.conf().join("below/no.yaml"), slots(1, "").replace("sandbox", "below")).unwrap();
+        std::fs::write(
+            house.conf().join("below/no.yaml"),
+            slots(1, "").replace("sandbox", "below"),
+        )
+        .unwrap();
         house.within(Duration::from_secs(1), "one slot", || {
             (house.get("vm sandbox-1")["status"]["ready"] == true).then_some(())
         });
-        assert!(house.get("hg below").is_null(), "the folder is not read below it");
+        assert!(
+            house.get("hg below").is_null(),
+            "the folder is not read below it"
+        );
     });
 }
 
@@ -61,7 +78,10 @@ fn the_documented_minimal_form_works_where_the_vmm_is_none() {
     inhabited(|house| {
         house.apply("config:\n  hypervisor: none\n  host_groups:\n    - name: small\n      network: {mode: isolated, drop: [10.0.0.0/8]}\n");
         let vm = house.get("vm small-1");
-        assert_eq!((&vm["spec"]["vcpu"], &vm["spec"]["ram_bytes"]), (&2.into(), &(4_u64 << 30).into()));
+        assert_eq!(
+            (&vm["spec"]["vcpu"], &vm["spec"]["ram_bytes"]),
+            (&2.into(), &(4_u64 << 30).into())
+        );
         assert_eq!(house.vms(), ["small-1"]);
     });
 }
@@ -89,7 +109,9 @@ fn keys(value: &Value, at: &str, found: &mut BTreeSet<String>) {
                 found.insert(at);
             }
         }
-        Value::Array(items) => items.iter().for_each(|item| keys(item, &format!("{at}[]"), found)),
+        Value::Array(items) => items
+            .iter()
+            .for_each(|item| keys(item, &format!("{at}[]"), found)),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
@@ -116,20 +138,36 @@ fn the_json_of_a_vm_has_the_documented_keys_and_reads_the_same_twice() {
         for key in documented.split_whitespace() {
             assert!(found.contains(key), "{key} is missing in {vm:#}");
         }
-        let types: Vec<&str> = vm["status"]["conditions"].as_array().unwrap().iter().map(|c| c["type"].as_str().unwrap()).collect();
+        let types: Vec<&str> = vm["status"]["conditions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|c| c["type"].as_str().unwrap())
+            .collect();
         assert_eq!(types, ["Lease", "Net", "Firewall", "Vmm", "Ready"]);
         assert_eq!(vm["kind"], "Vm");
         assert_eq!(vm["metadata"]["group"], "sandbox");
         assert_eq!(vm["status"]["firewall"]["default"], "allow");
-        assert_eq!(vm["status"]["firewall"]["drop"], serde_json::json!(["192.168.1.0/24"]));
+        assert_eq!(
+            vm["status"]["firewall"]["drop"],
+            serde_json::json!(["192.168.1.0/24"])
+        );
         assert!(vm["status"]["firewall"]["digest"].is_string());
         let again = house.ctl("get vm/sandbox-1 -o json");
         assert_eq!(again, house.ctl("get vms sandbox-1 -o json"));
         let list = house.get("vms");
         assert_eq!(list, serde_json::json!({"items": [vm]}));
         for event in house.events("") {
-            let keys: BTreeSet<&str> = event.as_object().unwrap().keys().map(String::as_str).collect();
-            assert_eq!(keys, BTreeSet::from(["time", "object", "reason", "message", "count", "type"]));
+            let keys: BTreeSet<&str> = event
+                .as_object()
+                .unwrap()
+                .keys()
+                .map(String::as_str)
+                .collect();
+            assert_eq!(
+                keys,
+                BTreeSet::from(["time", "object", "reason", "message", "count", "type"])
+            );
         }
     });
 }
@@ -139,8 +177,14 @@ fn the_answered_namespace_is_entered_by_nsenter_and_by_ip_netns() {
     inhabited(|house| {
         house.apply(&slots(1, ""));
         let place = house.place("sandbox-1");
-        let by_path = run(&format!("nsenter --net={} readlink /proc/self/ns/net", place.netns));
-        let by_name = run(&format!("ip netns exec $(basename {}) readlink /proc/self/ns/net", place.netns));
+        let by_path = run(&format!(
+            "nsenter --net={} readlink /proc/self/ns/net",
+            place.netns
+        ));
+        let by_name = run(&format!(
+            "ip netns exec $(basename {}) readlink /proc/self/ns/net",
+            place.netns
+        ));
         assert_eq!(by_path, by_name);
         assert_ne!(by_path, run("readlink /proc/self/ns/net"));
     });
@@ -151,7 +195,11 @@ fn open_tap(netns: &str, uid: u32, framing: Framing) -> Result<File, slicectl::h
     std::thread::scope(|scope| {
         let opened = scope.spawn(|| {
             let netns = File::open(netns).expect("the namespace");
-            rustix::thread::move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).expect("entered");
+            rustix::thread::move_into_link_name_space(
+                netns.as_fd(),
+                Some(LinkNameSpaceType::Network),
+            )
+            .expect("entered");
             // SAFETY: the bare system call changes this thread only, and with it go its capabilities (credentials(7)).
             let changed = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
             assert_eq!(changed, 0);
@@ -162,7 +210,8 @@ fn open_tap(netns: &str, uid: u32, framing: Framing) -> Result<File, slicectl::h
 }
 
 #[test]
-fn the_tap_is_opened_by_its_owner_with_and_without_vnet_headers_and_by_no_one_else_and_that_is_no_drift() {
+fn the_tap_is_opened_by_its_owner_with_and_without_vnet_headers_and_by_no_one_else_and_that_is_no_drift()
+ {
     inhabited(|house| {
         house.apply(&slots(1, "tap_owner: \"65534\""));
         let place = house.place("sandbox-1");
@@ -182,7 +231,9 @@ fn the_tap_is_opened_by_its_owner_with_and_without_vnet_headers_and_by_no_one_el
 #[test]
 fn a_changed_default_route_needs_no_action() {
     inhabited(|house| {
-        run("ip link add u0 type bridge && ip addr add 192.0.2.1/24 dev u0 && ip link set u0 up && ip route add default via 192.0.2.2");
+        run(
+            "ip link add u0 type bridge && ip addr add 192.0.2.1/24 dev u0 && ip link set u0 up && ip route add default via 192.0.2.2",
+        );
         house.apply(&slots(1, ""));
         run("ip route replace default via 192.0.2.3");
         run("ip route del default");
@@ -200,8 +251,16 @@ fn words_for_kinds_are_plural_or_singular_with_blank_or_slash() {
         for words in ["vm sandbox-1", "vms sandbox-1", "vms/sandbox-1", "vms"] {
             assert_eq!(house.ctl(&format!("get {words} -o name")), expected);
         }
-        for words in ["hg sandbox", "hostgroup/sandbox", "hostgroups", "hg/sandbox"] {
-            assert_eq!(house.ctl(&format!("get {words} -o name")), "hostgroup/sandbox\n");
+        for words in [
+            "hg sandbox",
+            "hostgroup/sandbox",
+            "hostgroups",
+            "hg/sandbox",
+        ] {
+            assert_eq!(
+                house.ctl(&format!("get {words} -o name")),
+                "hostgroup/sandbox\n"
+            );
         }
         assert_eq!(house.ctl("get leases -o name"), "lease/sandbox-1\n");
     });
@@ -213,9 +272,15 @@ fn exit_statuses_are_0_done_1_failed_2_wrong_usage() {
         house.refused("get vm nobody", 1);
         house.refused("frobnicate", 2);
         house.refused("wait hg/nobody --for ready --timeout 100ms", 1);
-        let file = house.write("bad.yaml", "config: {host_groups: [{nam: x}, {name: Y_Y, network: {mode: isolated}}]}\n");
+        let file = house.write(
+            "bad.yaml",
+            "config: {host_groups: [{nam: x}, {name: Y_Y, network: {mode: isolated}}]}\n",
+        );
         let said = house.refused(&format!("apply -f {file}"), 1);
-        assert!(said.contains("bad.yaml:1") && said.contains("name"), "{said}");
+        assert!(
+            said.contains("bad.yaml:1") && said.contains("name"),
+            "{said}"
+        );
         house.ctl("get vms");
     });
 }
@@ -225,10 +290,19 @@ fn a_foreign_link_of_our_name_is_a_conflict_with_a_remedy_and_is_not_touched() {
     inhabited(|house| {
         house.apply(&slots(1, ""));
         let place = house.place("sandbox-1");
-        run(&format!("ip link del {0}; ip link add {0} type bridge", place.link));
+        run(&format!(
+            "ip link del {0}; ip link add {0} type bridge",
+            place.link
+        ));
         let told = house.until("the conflict", || conflict(&house));
-        assert!(told.contains(&place.link) && told.contains("ip link"), "{told}");
-        assert_eq!(ip(&format!("link show {}", place.link))[0]["linkinfo"]["info_kind"], "bridge");
+        assert!(
+            told.contains(&place.link) && told.contains("ip link"),
+            "{told}"
+        );
+        assert_eq!(
+            ip(&format!("link show {}", place.link))[0]["linkinfo"]["info_kind"],
+            "bridge"
+        );
         run(&format!("ip link del {}", place.link));
         house.ctl("wait vm/sandbox-1 --for ready --timeout 20s");
     });

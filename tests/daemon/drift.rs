@@ -19,11 +19,17 @@ fn repaired(object: &str, word: &str, sabotage: impl FnOnce(&Place) -> String + 
         settled(&house);
         run(&sabotage(&first));
         house.within(BOUND, word, || {
-            let told = drift(&house, object).iter().any(|message| message.contains(word));
+            let told = drift(&house, object)
+                .iter()
+                .any(|message| message.contains(word));
             (told && house::world() == world).then_some(())
         });
         house.ctl("wait hg/sandbox --for ready --timeout 10s");
-        assert_eq!(look_inside(&second), beside, "the slot beside it was touched");
+        assert_eq!(
+            look_inside(&second),
+            beside,
+            "the slot beside it was touched"
+        );
         assert_eq!(drift(&house, "vm/sandbox-2"), [""; 0]);
     });
 }
@@ -34,7 +40,11 @@ fn drift(house: &House, object: &str) -> Vec<String> {
 
 /// Nothing is repaired of what was only just built.
 fn settled(house: &House) {
-    assert_eq!(drift(house, ""), [""; 0], "drift before anybody broke anything");
+    assert_eq!(
+        drift(house, ""),
+        [""; 0],
+        "drift before anybody broke anything"
+    );
 }
 
 fn look_inside(place: &Place) -> String {
@@ -53,7 +63,11 @@ fn inside(place: &Place, command: &str) -> String {
 fn chain(table: &str, role: &str) -> String {
     let rules = run(&format!("iptables-save -t {table}"));
     let line = rules.lines().find(|line| {
-        line.starts_with(":SLICE-") && line.split(' ').next().is_some_and(|name| name.ends_with(role))
+        line.starts_with(":SLICE-")
+            && line
+                .split(' ')
+                .next()
+                .is_some_and(|name| name.ends_with(role))
     });
     line.and_then(|line| line[1..].split(' ').next())
         .expect("the chain")
@@ -91,11 +105,11 @@ repaired! {
     a_removed_address_of_tap0_comes_back: "vm/sandbox-1", "add address",
         |place| inside(place, "ip addr flush dev tap0");
     a_removed_route_of_the_host_comes_back: "vm/sandbox-1", "add the route",
-        |place| format!("ip route del 169.254.100.0/30 dev {}", place.link);
+        |place| format!("ip route del {} dev {}", place.block, place.link);
     a_removed_default_route_comes_back: "vm/sandbox-1", "add the default route",
         |place| inside(place, "ip route del default");
     a_removed_route_over_tap0_comes_back: "vm/sandbox-1", "add the route",
-        |place| inside(place, "ip route del 169.254.100.0/30 dev tap0");
+        |place| inside(place, &format!("ip route del {} dev tap0", place.block));
     a_removed_neighbour_of_the_host_comes_back: "vm/sandbox-1", "pin neighbour",
         |place| format!("ip neigh del {} dev {}", place.ip, place.link);
     a_removed_neighbour_of_a_namespace_comes_back: "vm/sandbox-1", "pin neighbour",
@@ -142,7 +156,10 @@ fn jumps_that_are_not_first_any_more_go_first_and_what_stood_there_stays() {
             (ours && rules[2..] == ["-A FORWARD -s 192.0.2.77/32 -j ACCEPT"]).then_some(())
         });
         let told = house.until("the event", || drift(&house, "ground").pop());
-        assert!(told.contains("put our jumps first in filter FORWARD"), "{told}");
+        assert!(
+            told.contains("put our jumps first in filter FORWARD"),
+            "{told}"
+        );
     });
 }
 
@@ -160,8 +177,16 @@ fn somebody_who_always_wants_the_opposite_is_told_and_not_fought_without_end() {
             let conditions = vm["status"]["conditions"].as_array()?.clone();
             conditions.into_iter().find(|c| c["reason"] == "Contested")
         });
-        assert_eq!((&contested["type"], &contested["status"]), (&"Firewall".into(), &"False".into()));
-        assert!(contested["message"].as_str().unwrap().contains("commit rules"));
+        assert_eq!(
+            (&contested["type"], &contested["status"]),
+            (&"Firewall".into(), &"False".into())
+        );
+        assert!(
+            contested["message"]
+                .as_str()
+                .unwrap()
+                .contains("commit rules")
+        );
         let repairs = || -> u64 {
             let events = house.events("vm/sandbox-1").into_iter();
             let repairs = events.filter(|event| event["reason"] == "Drift");
@@ -173,7 +198,11 @@ fn somebody_who_always_wants_the_opposite_is_told_and_not_fought_without_end() {
             std::thread::sleep(Duration::from_millis(100));
         }
         let spun = repairs() - before;
-        assert!(spun <= 2, "{spun} repairs in 4 s of a contest:\n{}", house.ctl("events"));
+        assert!(
+            spun <= 2,
+            "{spun} repairs in 4 s of a contest:\n{}",
+            house.ctl("events")
+        );
     });
 }
 
@@ -187,13 +216,23 @@ fn somebody_who_always_empties_a_host_chain_is_told_and_not_fought_without_end()
             std::thread::sleep(Duration::from_millis(100));
             house.messages("ground", "Contested").pop()
         });
-        let count = || house.events("ground").iter().map(|e| e["count"].as_u64().unwrap()).sum::<u64>();
+        let count = || {
+            house
+                .events("ground")
+                .iter()
+                .map(|e| e["count"].as_u64().unwrap())
+                .sum::<u64>()
+        };
         let before = count();
         for _ in 0..40 {
             attempt(&wreck);
             std::thread::sleep(Duration::from_millis(100));
         }
         let spun = count() - before;
-        assert!(spun <= 4, "{spun} events in 4 s of a contest:\n{}", house.ctl("events"));
+        assert!(
+            spun <= 4,
+            "{spun} events in 4 s of a contest:\n{}",
+            house.ctl("events")
+        );
     });
 }

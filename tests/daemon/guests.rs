@@ -29,14 +29,18 @@ fn initrd(house: &House, probes: &str) -> String {
     let words = house.write("probes", probes);
     let out = house.dir.path().join("initrd").display().to_string();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/guest/with-probes.sh");
-    let made = Command::new(script).arg(guest_dir().join("initrd")).args([&words, &out]).status();
+    let made = Command::new(script)
+        .arg(guest_dir().join("initrd"))
+        .args([&words, &out])
+        .status();
     assert!(made.expect("with-probes.sh").success());
     out
 }
 
 fn guests(count: u32, kernel: &str, initrd: &str, network: &str) -> String {
     let slots = house::slots(count, network);
-    let qemu = format!("hypervisor: qemu\n      kernel_file: {kernel}\n      initrd_file: {initrd}");
+    let qemu =
+        format!("hypervisor: qemu\n      kernel_file: {kernel}\n      initrd_file: {initrd}");
     slots.replace("hypervisor: none", &qemu)
 }
 
@@ -47,7 +51,11 @@ fn kernel() -> String {
 fn pids(house: &House) -> Vec<u32> {
     let list = house.get("vms");
     let items = list["items"].as_array().expect("items").iter();
-    let pid = |vm: &Value| vm["status"]["vmm"]["pid"].as_u64().and_then(|pid| pid.try_into().ok());
+    let pid = |vm: &Value| {
+        vm["status"]["vmm"]["pid"]
+            .as_u64()
+            .and_then(|pid| pid.try_into().ok())
+    };
     items.filter_map(pid).collect()
 }
 
@@ -69,15 +77,26 @@ fn two_guests_reach_what_they_may_through_live_changes_and_the_death_of_the_daem
     inhabited(|mut house| {
         let _lan = Neighbour::join("lan0", "192.168.1.1/24", "192.168.1.10/24");
         let net = Neighbour::join("net0", "203.0.113.1/24", "203.0.113.10/24");
-        let probes = "ping lan 192.168.1.10\nping net 203.0.113.10\nping gateway 169.254.100.1\nping other 169.254.100.6\nping host 203.0.113.1\n";
+        let probes = "ping lan 192.168.1.10\nping net 203.0.113.10\nping host 203.0.113.1\n\
+            ping 169.254.100.1 169.254.100.1\nping 169.254.100.2 169.254.100.2\n\
+            ping 169.254.100.5 169.254.100.5\nping 169.254.100.6 169.254.100.6\n";
         let image = initrd(&house, probes);
         let manifest = |network: &str| guests(2, &kernel(), &image, network);
         house.save("sandbox.yaml", &manifest("drop: [192.168.1.0/24]"));
-        for words in ["net ok", "gateway ok", "lan blocked", "other blocked", "host blocked"] {
-            says(&house, "sandbox-1", &format!("GUEST sandbox-1 {words}"), 1);
-        }
-        says(&house, "sandbox-2", "GUEST sandbox-2 net ok", 1);
         house.ctl("wait hg/sandbox --for ready --timeout 60s");
+        for (vm, other) in [("sandbox-1", "sandbox-2"), ("sandbox-2", "sandbox-1")] {
+            let (own, other) = (house.place(vm), house.place(other));
+            for words in ["net ok", "lan blocked", "host blocked"] {
+                says(&house, vm, &format!("GUEST {vm} {words}"), 1);
+            }
+            for (address, verdict) in [
+                (own.gateway, "ok"),
+                (other.gateway, "blocked"),
+                (other.ip, "blocked"),
+            ] {
+                says(&house, vm, &format!("GUEST {vm} {address} {verdict}"), 1);
+            }
+        }
         let before = pids(&house);
         assert_eq!(before.len(), 2);
         let vm = house.get("vm sandbox-1");
@@ -95,8 +114,17 @@ fn two_guests_reach_what_they_may_through_live_changes_and_the_death_of_the_daem
         let world = house::world_to_the_last_handle();
         house.kill();
         let mut flows = Command::new("sh");
-        let pings = flows.args(["-c", "ip netns exec lan0 timeout 3 tcpdump -l -n -i eth0 -c 2 icmp 2>&1"]).output().unwrap();
-        assert!(String::from_utf8_lossy(&pings.stdout).contains("echo request"), "{pings:?}");
+        let pings = flows
+            .args([
+                "-c",
+                "ip netns exec lan0 timeout 3 tcpdump -l -n -i eth0 -c 2 icmp 2>&1",
+            ])
+            .output()
+            .unwrap();
+        assert!(
+            String::from_utf8_lossy(&pings.stdout).contains("echo request"),
+            "{pings:?}"
+        );
         house.start();
         house.ctl("wait hg/sandbox --for ready --timeout 20s");
         house.stays(Duration::from_secs(1), || house.messages("", "Drift"));
@@ -106,7 +134,10 @@ fn two_guests_reach_what_they_may_through_live_changes_and_the_death_of_the_daem
 
         // SIGTERM within 2 s, and the guests run on.
         let (status, took) = house.stop();
-        assert!(status.success() && took < Duration::from_secs(2), "{status} {took:?}");
+        assert!(
+            status.success() && took < Duration::from_secs(2),
+            "{status} {took:?}"
+        );
         assert!(before.iter().all(|pid| is_alive(*pid)));
 
         // The state is lost, too.
@@ -116,10 +147,19 @@ fn two_guests_reach_what_they_may_through_live_changes_and_the_death_of_the_daem
         assert_eq!(pids(&house), before);
 
         // Asked politely, both power down.
-        let logs: Vec<PathBuf> = ["sandbox-1", "sandbox-2"].iter().map(|vm| {
-            house.get(&format!("vm {vm}"))["status"]["vmm"]["log"].as_str().unwrap().into()
-        }).collect();
-        let kept: Vec<std::fs::File> = logs.iter().map(|log| std::fs::File::open(log).unwrap()).collect();
+        let logs: Vec<PathBuf> = ["sandbox-1", "sandbox-2"]
+            .iter()
+            .map(|vm| {
+                house.get(&format!("vm {vm}"))["status"]["vmm"]["log"]
+                    .as_str()
+                    .unwrap()
+                    .into()
+            })
+            .collect();
+        let kept: Vec<std::fs::File> = logs
+            .iter()
+            .map(|log| std::fs::File::open(log).unwrap())
+            .collect();
         std::fs::remove_file(house.conf().join("sandbox.yaml")).unwrap();
         house.ctl("wait hg/sandbox vm/sandbox-1 vm/sandbox-2 --for deleted --timeout 30s");
         for mut log in kept {
@@ -141,10 +181,17 @@ fn a_killed_vmm_comes_back_and_the_event_names_how_it_ended() {
         let uid = house.place("sandbox-1").uid;
         signal(before, Signal::KILL);
         house.within(Duration::from_secs(2), "a new VMM", || {
-            pids(&house).into_iter().find(|pid| *pid != before && is_alive(*pid))
+            pids(&house)
+                .into_iter()
+                .find(|pid| *pid != before && is_alive(*pid))
         });
-        let told = house.until("the event", || house.messages("vm/sandbox-1", "Drift").pop());
-        assert!(told.contains("start the VMM again") && told.contains('9'), "{told}");
+        let told = house.until("the event", || {
+            house.messages("vm/sandbox-1", "Drift").pop()
+        });
+        assert!(
+            told.contains("start the VMM again") && told.contains('9'),
+            "{told}"
+        );
         assert_eq!(house.place("sandbox-1").uid, uid);
     });
 }
@@ -152,7 +199,12 @@ fn a_killed_vmm_comes_back_and_the_event_names_how_it_ended() {
 #[test]
 fn a_guest_whose_tap_or_namespace_is_taken_away_is_started_on_the_new_one() {
     inhabited(|house| {
-        house.apply(&guests(1, &kernel(), &initrd(&house, "ping gateway 169.254.100.1\n"), ""));
+        house.apply(&guests(
+            1,
+            &kernel(),
+            &initrd(&house, "ping gateway 169.254.100.1\n"),
+            "",
+        ));
         says(&house, "sandbox-1", "GUEST sandbox-1 gateway ok", 1);
         let place = house.place("sandbox-1");
         let mut before = pids(&house)[0];
@@ -162,12 +214,17 @@ fn a_guest_whose_tap_or_namespace_is_taken_away_is_started_on_the_new_one() {
         ] {
             run(&sabotage);
             before = house.until("another VMM", || {
-                pids(&house).into_iter().find(|pid| *pid != before && is_alive(*pid))
+                pids(&house)
+                    .into_iter()
+                    .find(|pid| *pid != before && is_alive(*pid))
             });
             house.ctl("wait vm/sandbox-1 --for ready --timeout 30s");
             says(&house, "sandbox-1", "GUEST sandbox-1 gateway ok", 1);
             let theirs = std::fs::read_link(format!("/proc/{before}/ns/net")).unwrap();
-            let ours = run(&format!("nsenter --net={} readlink /proc/self/ns/net", place.netns));
+            let ours = run(&format!(
+                "nsenter --net={} readlink /proc/self/ns/net",
+                place.netns
+            ));
             assert_eq!(theirs.to_str(), Some(ours.trim()), "{sabotage}");
         }
     });
@@ -182,17 +239,35 @@ fn a_kernel_that_does_not_boot_backs_off_with_a_clear_condition() {
         let condition = |house: &House| {
             let vm = house.get("vm sandbox-1");
             let conditions = vm["status"]["conditions"].as_array()?.clone();
-            conditions.into_iter().find(|c| c["type"] == "Vmm" && c["status"] == "False")
+            conditions
+                .into_iter()
+                .find(|c| c["type"] == "Vmm" && c["status"] == "False")
         };
         let found = house.until("a condition", || {
             condition(&house).filter(|c| !c["message"].as_str().unwrap_or_default().is_empty())
         });
-        assert!(["CrashLoop", "ActionFailed", "Invalid", "NotConverging"].contains(&found["reason"].as_str().unwrap()), "{found}");
+        assert!(
+            ["CrashLoop", "ActionFailed", "Invalid", "NotConverging"]
+                .contains(&found["reason"].as_str().unwrap()),
+            "{found}"
+        );
         // 2.5 s of it are a handful of starts, not hundreds.
-        let starts = || house.log().matches("cannot").count() + house.events("vm/sandbox-1").iter().filter_map(|e| e["count"].as_u64()).sum::<u64>() as usize;
+        let starts = || {
+            house.log().matches("cannot").count()
+                + house
+                    .events("vm/sandbox-1")
+                    .iter()
+                    .filter_map(|e| e["count"].as_u64())
+                    .sum::<u64>() as usize
+        };
         let before = starts();
         std::thread::sleep(Duration::from_millis(2500));
-        assert!(starts() - before <= 8, "{} in 2.5 s:\n{}", starts() - before, house.ctl("events"));
+        assert!(
+            starts() - before <= 8,
+            "{} in 2.5 s:\n{}",
+            starts() - before,
+            house.ctl("events")
+        );
         // Mended, it boots at once: a new intent clears the backoff.
         house.write("m.yaml", &guests(1, &kernel(), &initrd(&house, ""), ""));
         house.ctl(&format!("apply -f {file} --wait=60s"));
@@ -203,12 +278,20 @@ fn a_kernel_that_does_not_boot_backs_off_with_a_clear_condition() {
 #[test]
 fn a_group_deleted_while_its_guests_boot_is_gone_soon_and_leaves_nothing() {
     inhabited(|house| {
-        house.save("sandbox.yaml", &guests(2, &kernel(), &initrd(&house, ""), ""));
+        house.save(
+            "sandbox.yaml",
+            &guests(2, &kernel(), &initrd(&house, ""), ""),
+        );
         house.until("a VMM", || (!pids(&house).is_empty()).then_some(()));
         let born = pids(&house);
         std::fs::remove_file(house.conf().join("sandbox.yaml")).unwrap();
         house.ctl("wait hg/sandbox vm/sandbox-1 vm/sandbox-2 --for deleted --timeout 40s");
         assert!(!born.iter().any(|pid| is_alive(*pid)));
-        assert_eq!(run(&format!("ls {}/vm /run/netns", house.run.display())).matches('-').count(), 0);
+        assert_eq!(
+            run(&format!("ls {}/vm /run/netns", house.run.display()))
+                .matches('-')
+                .count(),
+            0
+        );
     });
 }

@@ -4,7 +4,9 @@
 use crate::support::house::{House, group, inhabited, slots};
 
 fn vm_is_ready(house: &House, vm: &str) {
-    house.until(vm, || (house.get(&format!("vm {vm}"))["status"]["ready"] == true).then_some(()));
+    house.until(vm, || {
+        (house.get(&format!("vm {vm}"))["status"]["ready"] == true).then_some(())
+    });
 }
 
 #[test]
@@ -13,7 +15,11 @@ fn what_a_file_owns_is_neither_applied_over_nor_deleted_and_the_file_is_named() 
         house.save("web.yaml", &slots(1, ""));
         vm_is_ready(&house, "sandbox-1");
         let file = house.write("mine.yaml", &slots(3, ""));
-        for words in [format!("apply -f {file}"), "delete hg sandbox".into(), format!("delete -f {file}")] {
+        for words in [
+            format!("apply -f {file}"),
+            "delete hg sandbox".into(),
+            format!("delete -f {file}"),
+        ] {
             let said = house.refused(&words, 1);
             assert!(said.contains("conf/web.yaml"), "{words}: {said}");
             assert_eq!(said.trim().lines().count(), 1, "one cause a line: {said}");
@@ -51,8 +57,14 @@ fn the_same_group_in_two_files_is_refused_and_what_runs_is_unchanged() {
         let uid = house.place("sandbox-1").uid;
         house.save("b.yaml", &slots(2, ""));
         let told = house.until("the event", || house.messages("", "ManifestInvalid").pop());
-        assert!(told.contains("a.yaml") && told.contains("b.yaml") && told.contains("sandbox"), "{told}");
-        assert_eq!((house.vms(), house.place("sandbox-1").uid), (vec!["sandbox-1".to_owned()], uid));
+        assert!(
+            told.contains("a.yaml") && told.contains("b.yaml") && told.contains("sandbox"),
+            "{told}"
+        );
+        assert_eq!(
+            (house.vms(), house.place("sandbox-1").uid),
+            (vec!["sandbox-1".to_owned()], uid)
+        );
     });
 }
 
@@ -63,10 +75,16 @@ fn overlapping_ranges_are_refused_and_what_runs_is_unchanged() {
         vm_is_ready(&house, "sandbox-1");
         house.save("b.yaml", &group("late", 1, "169.254.100.0/23", ""));
         let told = house.until("the event", || house.messages("", "ManifestInvalid").pop());
-        assert!(told.contains("169.254.100.0/2") && told.contains("sandbox"), "{told}");
+        assert!(
+            told.contains("169.254.100.0/2") && told.contains("sandbox"),
+            "{told}"
+        );
         let file = house.write("late.yaml", &group("late", 1, "169.254.102.0/23", ""));
         let said = house.refused(&format!("apply -f {file}"), 1);
-        assert!(said.contains("sandbox") && said.contains("169.254.10"), "{said}");
+        assert!(
+            said.contains("sandbox") && said.contains("169.254.10"),
+            "{said}"
+        );
         assert_eq!(house.vms(), ["sandbox-1"]);
     });
 }
@@ -75,14 +93,29 @@ fn overlapping_ranges_are_refused_and_what_runs_is_unchanged() {
 fn apply_says_created_configured_unchanged_and_a_dry_run_stores_nothing() {
     inhabited(|house| {
         let file = house.write("m.yaml", &slots(1, ""));
-        assert_eq!(house.ctl(&format!("apply -f {file} --dry-run")).lines().next(), Some("hostgroup/sandbox created (dry run)"));
+        assert_eq!(
+            house
+                .ctl(&format!("apply -f {file} --dry-run"))
+                .lines()
+                .next(),
+            Some("hostgroup/sandbox created (dry run)")
+        );
         assert!(house.get("hg sandbox").is_null());
-        assert_eq!(house.ctl(&format!("apply -f {file}")), "hostgroup/sandbox created\n");
+        assert_eq!(
+            house.ctl(&format!("apply -f {file}")),
+            "hostgroup/sandbox created\n"
+        );
         vm_is_ready(&house, "sandbox-1");
-        assert_eq!(house.ctl(&format!("apply -f {file}")), "hostgroup/sandbox unchanged\n");
+        assert_eq!(
+            house.ctl(&format!("apply -f {file}")),
+            "hostgroup/sandbox unchanged\n"
+        );
         assert_eq!(house.ctl(&format!("diff -f {file}")), "");
         house.write("m.yaml", &slots(1, "allow: [\"192.0.2.1:80\"]"));
         assert!(house.ctl(&format!("diff -f {file}")).contains("sandbox-1"));
-        assert_eq!(house.ctl(&format!("apply -f {file}")), "hostgroup/sandbox configured\n");
+        assert_eq!(
+            house.ctl(&format!("apply -f {file}")),
+            "hostgroup/sandbox configured\n"
+        );
     });
 }

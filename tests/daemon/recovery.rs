@@ -14,7 +14,13 @@ fn identities(house: &House) -> Vec<[Value; 3]> {
     let items = list["items"].as_array().expect("items").iter();
     let network = |vm: &Value| vm["status"]["network"]["ip"].clone();
     items
-        .map(|vm| [vm["metadata"]["uid"].clone(), network(vm), vm["status"]["vmm"]["pid"].clone()])
+        .map(|vm| {
+            [
+                vm["metadata"]["uid"].clone(),
+                network(vm),
+                vm["status"]["vmm"]["pid"].clone(),
+            ]
+        })
         .collect()
 }
 
@@ -31,16 +37,25 @@ fn after_kill_9_what_stands_is_adopted_and_no_link_rule_or_route_is_made_anew() 
     inhabited(|mut house| {
         let canaries = Canaries::release();
         house.save("sandbox.yaml", &slots(8, "drop: [192.168.1.0/24]"));
-        house.until("the group", || (house.get("hg sandbox")["status"]["ready_count"] == 8).then_some(()));
+        house.until("the group", || {
+            (house.get("hg sandbox")["status"]["ready_count"] == 8).then_some(())
+        });
         let before = (house::world_to_the_last_handle(), identities(&house));
         let leases = house.get("leases");
         house.kill();
-        assert_eq!(house::world_to_the_last_handle(), before.0, "it fell with its daemon");
+        assert_eq!(
+            house::world_to_the_last_handle(),
+            before.0,
+            "it fell with its daemon"
+        );
         let log = house.log();
         house.start();
         house.ctl("wait hg/sandbox --for ready --timeout 20s");
         house.stays(Duration::from_secs(1), || house.messages("", "Drift"));
-        assert_eq!((house::world_to_the_last_handle(), identities(&house)), before);
+        assert_eq!(
+            (house::world_to_the_last_handle(), identities(&house)),
+            before
+        );
         assert_eq!(house.get("leases"), leases);
         assert_eq!(house.messages("", "Drift"), [""; 0]);
         assert_eq!(alarms(&log, &house), [""; 0]);
@@ -58,7 +73,10 @@ fn a_lost_state_database_is_made_anew_from_what_runs() {
 #[test]
 fn a_corrupt_state_database_is_set_aside_with_a_clear_message() {
     adopted_without(|house| {
-        for entry in std::fs::read_dir(house.state().join("db")).unwrap().flatten() {
+        for entry in std::fs::read_dir(house.state().join("db"))
+            .unwrap()
+            .flatten()
+        {
             if entry.path().is_file() {
                 let length = entry.metadata().unwrap().len();
                 let noise: Vec<u8> = (0..length).map(|at| (at * 37 % 251) as u8).collect();
@@ -72,7 +90,9 @@ fn adopted_without(spoil: impl FnOnce(&House) + Send) {
     inhabited(|mut house| {
         house.save("sandbox.yaml", &slots(3, "drop: [192.168.1.0/24]"));
         house.apply(&group("applied", 1, "169.254.104.0/22", ""));
-        house.until("the group", || (house.get("hg sandbox")["status"]["ready_count"] == 3).then_some(()));
+        house.until("the group", || {
+            (house.get("hg sandbox")["status"]["ready_count"] == 3).then_some(())
+        });
         let before = (house::world_to_the_last_handle(), identities(&house));
         house.kill();
         let had = house.state().join("db").exists();
@@ -81,15 +101,25 @@ fn adopted_without(spoil: impl FnOnce(&House) + Send) {
         house.start();
         house.ctl("wait hg/sandbox hg/applied --for ready --timeout 20s");
         if spoilt {
-            let told = house.messages("ground", "StateSetAside").pop().expect("an event");
+            let told = house
+                .messages("ground", "StateSetAside")
+                .pop()
+                .expect("an event");
             assert!(told.contains(house.state().to_str().unwrap()), "{told}");
             assert!(house.log().contains("set aside"));
         }
         house.stays(Duration::from_secs(1), || house.messages("", "Drift"));
-        assert_eq!((house::world_to_the_last_handle(), identities(&house)), before);
+        assert_eq!(
+            (house::world_to_the_last_handle(), identities(&house)),
+            before
+        );
         // Whose they are is known, too.
         let file = house.write("mine.yaml", &slots(1, ""));
-        assert!(house.refused(&format!("apply -f {file}"), 1).contains("sandbox.yaml"));
+        assert!(
+            house
+                .refused(&format!("apply -f {file}"), 1)
+                .contains("sandbox.yaml")
+        );
         house.ctl("delete hg applied --wait=20s");
         assert_eq!(run("ls /run/netns").lines().count(), 3);
     });
@@ -100,7 +130,9 @@ fn a_file_removed_while_the_daemon_was_down_takes_its_vms_with_it() {
     inhabited(|mut house| {
         let bare = house::world();
         house.save("sandbox.yaml", &slots(2, ""));
-        house.until("the group", || (house.get("hg sandbox")["status"]["ready_count"] == 2).then_some(()));
+        house.until("the group", || {
+            (house.get("hg sandbox")["status"]["ready_count"] == 2).then_some(())
+        });
         house.kill();
         std::fs::remove_file(house.conf().join("sandbox.yaml")).unwrap();
         house.start();
@@ -108,19 +140,28 @@ fn a_file_removed_while_the_daemon_was_down_takes_its_vms_with_it() {
         house.until("nothing of ours", || (links_of_ours() == 0).then_some(()));
         house.until("the bare host", || {
             let forwarding = |world: &str| world.replace("\n1\n", "\n0\n");
-            (forwarding(&tables_forgotten(&house::world())) == forwarding(&tables_forgotten(&bare))).then_some(())
+            (forwarding(&tables_forgotten(&house::world())) == forwarding(&tables_forgotten(&bare)))
+                .then_some(())
         });
     });
 }
 
 /// Without the words by which an empty table says that it is there.
 fn tables_forgotten(world: &str) -> String {
-    let empty = |line: &&str| !(line.starts_with('*') || line.starts_with(':') || *line == "COMMIT");
-    world.lines().filter(empty).map(|line| format!("{line}\n")).collect()
+    let empty =
+        |line: &&str| !(line.starts_with('*') || line.starts_with(':') || *line == "COMMIT");
+    world
+        .lines()
+        .filter(empty)
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 fn links_of_ours() -> usize {
-    run("ip -o link").lines().filter(|line| line.contains("slice/")).count()
+    run("ip -o link")
+        .lines()
+        .filter(|line| line.contains("slice/"))
+        .count()
 }
 
 #[test]
@@ -153,15 +194,31 @@ fn killed_at_any_moment_of_building_32_slots_it_goes_on_where_it_was() {
             house.kill();
             house.start();
             house.until("all gone", || {
-                (house.vms().is_empty() && links_of_ours_on_the_host() == 0 && run("ls /run/netns").is_empty()).then_some(())
+                (house.vms().is_empty()
+                    && links_of_ours_on_the_host() == 0
+                    && run("ls /run/netns").is_empty())
+                .then_some(())
             });
-            assert_eq!(run(&format!("ls {}/vm {}/netns", house.run.display(), house.run.display())).lines().filter(|l| !l.is_empty() && !l.ends_with(':')).count(), 0);
+            assert_eq!(
+                run(&format!(
+                    "ls {}/vm {}/netns",
+                    house.run.display(),
+                    house.run.display()
+                ))
+                .lines()
+                .filter(|l| !l.is_empty() && !l.ends_with(':'))
+                .count(),
+                0
+            );
         }
     });
 }
 
 fn links_of_ours_on_the_host() -> usize {
-    run("ip -o link show type veth").lines().filter(|line| line.contains("slice/")).count()
+    run("ip -o link show type veth")
+        .lines()
+        .filter(|line| line.contains("slice/"))
+        .count()
 }
 
 #[test]
@@ -173,15 +230,33 @@ fn after_a_reboot_everything_is_built_anew_with_the_same_leases() {
     inhabited(|mut house| {
         house.apply(&slots(3, ""));
         house.apply(&slots(2, ""));
-        *before.lock().unwrap() = house.get("leases")["items"].as_array().unwrap().iter().map(|l| l["ip"].clone()).collect();
+        *before.lock().unwrap() = house.get("leases")["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|l| l["ip"].clone())
+            .collect();
         house.stop();
-        run(&format!("cp -a {}/. {}", house.state().display(), shelf.path().display()));
+        run(&format!(
+            "cp -a {}/. {}",
+            house.state().display(),
+            shelf.path().display()
+        ));
     });
     empty(|mut house| {
-        run(&format!("cp -a {}/. {}", shelf.path().display(), house.state().display()));
+        run(&format!(
+            "cp -a {}/. {}",
+            shelf.path().display(),
+            house.state().display()
+        ));
         house.start();
         house.ctl("wait hg/sandbox --for ready --timeout 20s");
-        let after: Value = house.get("leases")["items"].as_array().unwrap().iter().map(|l| l["ip"].clone()).collect();
+        let after: Value = house.get("leases")["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|l| l["ip"].clone())
+            .collect();
         assert_eq!(after, *before.lock().unwrap());
         assert_eq!(run("ls /run/netns").lines().count(), 2);
     });
@@ -190,7 +265,11 @@ fn after_a_reboot_everything_is_built_anew_with_the_same_leases() {
 #[test]
 fn a_second_daemon_on_the_same_state_is_refused_in_one_clear_sentence() {
     inhabited(|house| {
-        let output = house.sliced().stderr(std::process::Stdio::piped()).output().unwrap();
+        let output = house
+            .sliced()
+            .stderr(std::process::Stdio::piped())
+            .output()
+            .unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1));
         assert!(said.contains("another sliced is using it"), "{said}");
@@ -208,20 +287,43 @@ fn two_daemons_live_side_by_side_and_a_range_belongs_to_the_first() {
         other.start();
         let manifest = other.write("m.yaml", &slots(1, ""));
         other.ctl(&format!("apply -f {manifest}"));
-        let told = other.until("claimed", || other.messages("hg/sandbox", "RangeUnavailable").pop());
-        assert!(told.contains("169.254.100.0/22") && told.contains("claimed by another sliced"), "{told}");
+        let told = other.until("claimed", || {
+            other.messages("hg/sandbox", "RangeUnavailable").pop()
+        });
+        assert!(
+            told.contains("169.254.100.0/22") && told.contains("claimed by another sliced"),
+            "{told}"
+        );
         let why = other.get("hg sandbox")["status"]["conditions"][0]["message"].to_string();
         assert!(why.contains("claimed"), "the group does not say why: {why}");
         other.ctl("delete hg sandbox --wait=10s");
         other.apply(&group("mine", 2, "169.254.104.0/22", ""));
         other.ctl("gc");
         house.ctl("gc");
-        house.stays(Duration::from_millis(800), || (house.messages("", "Drift"), other.messages("", "Drift")));
-        assert_eq!((house.messages("", "Drift").len(), other.messages("", "Drift").len()), (0, 0));
+        house.stays(Duration::from_millis(800), || {
+            (house.messages("", "Drift"), other.messages("", "Drift"))
+        });
+        assert_eq!(
+            (
+                house.messages("", "Drift").len(),
+                other.messages("", "Drift").len()
+            ),
+            (0, 0)
+        );
         other.ctl("delete hg mine --wait=20s");
         other.stop();
-        let table_of = |world: &str, name: &str| world.lines().skip_while(|l| !l.starts_with("namespace")).filter(|l| l.contains(name)).map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(table_of(&house::world_to_the_last_handle(), "tap0"), table_of(&first, "tap0"));
+        let table_of = |world: &str, name: &str| {
+            world
+                .lines()
+                .skip_while(|l| !l.starts_with("namespace"))
+                .filter(|l| l.contains(name))
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            table_of(&house::world_to_the_last_handle(), "tap0"),
+            table_of(&first, "tap0")
+        );
         house.ctl("wait hg/sandbox --for ready --timeout 5s");
         house.ctl("gc --dry-run");
         assert_eq!(run("ls /run/netns").lines().count(), 2);

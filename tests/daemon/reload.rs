@@ -22,7 +22,8 @@ fn saved(count: u32, network: &str, test: impl FnOnce(House) + Send) {
 
 fn ready(house: &House, count: u32) -> Option<()> {
     let status = &house.get("hg sandbox")["status"];
-    (status["ready"] == true && status["ready_count"] == count && status["current"] == count).then_some(())
+    (status["ready"] == true && status["ready_count"] == count && status["current"] == count)
+        .then_some(())
 }
 
 /// uid, address, pid and namespace of each VM: what a live change keeps.
@@ -33,13 +34,21 @@ fn identities(house: &House) -> Vec<[Value; 4]> {
         .map(|vm| {
             let (status, network) = (&vm["status"], &vm["status"]["network"]);
             let uid = vm["metadata"]["uid"].clone();
-            [uid, network["ip"].clone(), status["vmm"]["pid"].clone(), network["netns"].clone()]
+            [
+                uid,
+                network["ip"].clone(),
+                status["vmm"]["pid"].clone(),
+                network["netns"].clone(),
+            ]
         })
         .collect()
 }
 
 fn rules_of(house: &House, vm: &str) -> String {
-    run(&format!("ip netns exec {} iptables-save -t filter", house.place(vm).name))
+    run(&format!(
+        "ip netns exec {} iptables-save -t filter",
+        house.place(vm).name
+    ))
 }
 
 #[test]
@@ -69,7 +78,9 @@ fn more_vms_come_and_fewer_go_and_the_others_stay() {
         house.within(BOUND, "four VMs", || ready(&house, 4));
         assert_eq!(identities(&house)[..2], two);
         house.save("sandbox.yaml", &slots(1, ""));
-        house.within(BOUND, "one VM", || ready(&house, 1).filter(|()| house.vms() == ["sandbox-1"]));
+        house.within(BOUND, "one VM", || {
+            ready(&house, 1).filter(|()| house.vms() == ["sandbox-1"])
+        });
         assert_eq!(identities(&house), two[..1]);
         house.until("its leases", || {
             let leases = house.get("leases");
@@ -135,12 +146,20 @@ fn a_broken_file_changes_nothing_and_says_why_until_it_is_mended() {
         let world = house::world_to_the_last_handle();
         house.save("sandbox.yaml", &slots(3, "").replace("vcpu: 1", "vcpus: 1"));
         let told = house.within(BOUND, "the event", || {
-            house.messages("manifest/sandbox.yaml", "ManifestInvalid").pop()
+            house
+                .messages("manifest/sandbox.yaml", "ManifestInvalid")
+                .pop()
         });
         assert!(told.contains("sandbox.yaml:5"), "{told}");
-        assert!(told.contains("vcpus") && told.contains("\"vcpu\""), "{told}");
+        assert!(
+            told.contains("vcpus") && told.contains("\"vcpu\""),
+            "{told}"
+        );
         let described = house.ctl("describe hg sandbox");
-        assert!(described.contains("vcpus") && described.contains("sandbox.yaml:5"), "{described}");
+        assert!(
+            described.contains("vcpus") && described.contains("sandbox.yaml:5"),
+            "{described}"
+        );
         assert_eq!(house.vms(), ["sandbox-1", "sandbox-2"]);
         assert_eq!(house::world_to_the_last_handle(), world);
         house.save("sandbox.yaml", &slots(3, ""));
@@ -156,19 +175,43 @@ fn a_file_saved_again_as_it_was_takes_no_action() {
         let world = house::world_to_the_last_handle();
         let events = house.ctl("events -o json");
         let path = house.conf().join("sandbox.yaml");
-        run(&format!("touch {0}; cat {0} > {0}.swp; mv {0}.swp {0}", path.display()));
+        run(&format!(
+            "touch {0}; cat {0} > {0}.swp; mv {0}.swp {0}",
+            path.display()
+        ));
         // A change beside it shows that the folder has been read since.
-        house.save("other.yaml", &house::group("other", 1, "169.254.104.0/22", ""));
-        house.until("the other group", || house.get("vm other-1")["status"]["ready"].as_bool().filter(|r| *r));
+        house.save(
+            "other.yaml",
+            &house::group("other", 1, "169.254.104.0/22", ""),
+        );
+        house.until("the other group", || {
+            house.get("vm other-1")["status"]["ready"]
+                .as_bool()
+                .filter(|r| *r)
+        });
         let after = house.ctl("events -o json");
-        let about = |text: &str| text.lines().filter(|l| l.contains("sandbox")).map(str::to_owned).collect::<Vec<_>>();
+        let about = |text: &str| {
+            text.lines()
+                .filter(|l| l.contains("sandbox"))
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(about(&after), about(&events));
         house.ctl("wait vm/sandbox-1 --for ready --timeout 1s");
         run(&format!("rm {}", house.conf().join("other.yaml").display()));
         house.until("gone", || house.get("hg other").is_null().then_some(()));
         // What the ground carries has changed twice in between: its handles are new, its rules are not.
-        let skeleton = |world: &str| world.lines().skip_while(|l| !l.starts_with("namespace")).collect::<Vec<_>>().join("\n");
-        assert_eq!(skeleton(&house::world_to_the_last_handle()), skeleton(&world));
+        let skeleton = |world: &str| {
+            world
+                .lines()
+                .skip_while(|l| !l.starts_with("namespace"))
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        assert_eq!(
+            skeleton(&house::world_to_the_last_handle()),
+            skeleton(&world)
+        );
     });
 }
 
@@ -178,8 +221,16 @@ fn sed_cp_vi_and_git_count_as_saving() {
         let conf = house.conf().display().to_string();
         let four = house.write("four.yaml", &slots(4, ""));
         let steps = [
-            (2, format!("sed -i 's/count: .*/count: 2/' {conf}/sandbox.yaml")),
-            (3, format!("cd {conf}; sed 's/count: .*/count: 3/' sandbox.yaml > 4913; mv sandbox.yaml sandbox.yaml~; mv 4913 sandbox.yaml; rm sandbox.yaml~")),
+            (
+                2,
+                format!("sed -i 's/count: .*/count: 2/' {conf}/sandbox.yaml"),
+            ),
+            (
+                3,
+                format!(
+                    "cd {conf}; sed 's/count: .*/count: 3/' sandbox.yaml > 4913; mv sandbox.yaml sandbox.yaml~; mv 4913 sandbox.yaml; rm sandbox.yaml~"
+                ),
+            ),
             (4, format!("cp {four} {conf}/sandbox.yaml")),
         ];
         for (count, command) in steps {
@@ -204,7 +255,10 @@ fn a_swapped_symlink_counts_as_saving() {
         ));
         house.start();
         house.until("one VM", || ready(&house, 1));
-        run(&format!("ln -s ../..v2 {0}/..new; mv -T {0}/..new {0}/..data", conf.display()));
+        run(&format!(
+            "ln -s ../..v2 {0}/..new; mv -T {0}/..new {0}/..data",
+            conf.display()
+        ));
         house.within(BOUND, "two VMs", || ready(&house, 2));
     });
 }

@@ -8,7 +8,11 @@ use crate::support::house::{self, House, empty, inhabited, slots};
 use crate::support::kernel::run;
 
 fn output(house: &House) -> Output {
-    house.sliced().stderr(Stdio::piped()).output().expect("sliced")
+    house
+        .sliced()
+        .stderr(Stdio::piped())
+        .output()
+        .expect("sliced")
 }
 
 /// It ends with 1 and one line of error, which has these words in it.
@@ -16,7 +20,10 @@ fn refuses(house: &House, words: &[&str]) {
     let output = output(house);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    let errors: Vec<&str> = said.lines().filter(|line| line.contains("ERROR") || line.contains("panicked")).collect();
+    let errors: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains("ERROR") || line.contains("panicked"))
+        .collect();
     assert_eq!(errors.len(), 1, "{said}");
     for word in words {
         assert!(errors[0].contains(word), "{word}: {said}");
@@ -41,7 +48,12 @@ fn once_converges_and_exits_with_0_or_when_a_file_is_broken_with_1() {
         house.args = vec!["--once".into()];
         house.save("sandbox.yaml", &slots(3, ""));
         let done = output(&house);
-        assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
+        assert_eq!(
+            done.status.code(),
+            Some(0),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
         assert_eq!(run("ls /run/netns").lines().count(), 3);
         let world = house::world_to_the_last_handle();
         assert_eq!(output(&house).status.code(), Some(0));
@@ -60,7 +72,10 @@ fn once_converges_and_exits_with_0_or_when_a_file_is_broken_with_1() {
 fn once_exits_with_1_when_a_slot_cannot_be_built() {
     empty(|mut house| {
         house.args = vec!["--once".into()];
-        let manifest = slots(1, "").replace("hypervisor: none", "hypervisor: qemu\n      kernel_file: /nowhere/vmlinuz");
+        let manifest = slots(1, "").replace(
+            "hypervisor: none",
+            "hypervisor: qemu\n      kernel_file: /nowhere/vmlinuz",
+        );
         house.save("sandbox.yaml", &manifest);
         assert_eq!(output(&house).status.code(), Some(1));
     });
@@ -124,18 +139,40 @@ fn a_missing_iptables_gives_one_clear_sentence() {
 fn without_root_there_is_one_clear_sentence() {
     empty(|house| {
         use std::os::unix::process::CommandExt;
-        run(&format!("chmod -R a+rwX {}; chmod a+rwx /run", house.dir.path().display()));
-        let output = house.sliced().stderr(Stdio::piped()).uid(65534).gid(65534).output();
+        run(&format!(
+            "chmod -R a+rwX {}; chmod a+rwx /run",
+            house.dir.path().display()
+        ));
+        let output = house
+            .sliced()
+            .stderr(Stdio::piped())
+            .uid(65534)
+            .gid(65534)
+            .output();
         // Where the build's own folder is closed to others the program cannot even be started.
         let output = match output {
             Ok(output) => output,
             Err(_) => {
                 let copy = house.dir.path().join("sliced");
                 std::fs::copy(env!("CARGO_BIN_EXE_sliced"), &copy).unwrap();
-                run(&format!("chmod a+rx {} {}", house.dir.path().display(), copy.display()));
+                run(&format!(
+                    "chmod a+rx {} {}",
+                    house.dir.path().display(),
+                    copy.display()
+                ));
                 let mut command = std::process::Command::new(&copy);
-                command.arg("--state-dir").arg(house.state()).arg("--config-dir").arg(house.conf());
-                command.arg("--run-dir").arg(&house.run).uid(65534).gid(65534).output().unwrap()
+                command
+                    .arg("--state-dir")
+                    .arg(house.state())
+                    .arg("--config-dir")
+                    .arg(house.conf());
+                command
+                    .arg("--run-dir")
+                    .arg(&house.run)
+                    .uid(65534)
+                    .gid(65534)
+                    .output()
+                    .unwrap()
             }
         };
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -150,14 +187,23 @@ fn without_root_there_is_one_clear_sentence() {
 fn a_full_disk_under_the_state_is_said_and_what_runs_goes_on() {
     inhabited(|mut house| {
         house.stop();
-        run(&format!("mount -t tmpfs -o size=3m tmpfs {}", house.state().display()));
+        run(&format!(
+            "mount -t tmpfs -o size=3m tmpfs {}",
+            house.state().display()
+        ));
         house.start();
         house.apply(&slots(2, ""));
         let world = house::world_to_the_last_handle();
-        run(&format!("dd if=/dev/zero of={}/fill bs=64k 2>/dev/null || true", house.state().display()));
+        run(&format!(
+            "dd if=/dev/zero of={}/fill bs=64k 2>/dev/null || true",
+            house.state().display()
+        ));
         let manifest = house.write("more.yaml", &slots(40, ""));
         let output = house.try_ctl(&format!("apply -f {manifest} --wait=3s"));
-        assert_eq!(house::world_to_the_last_handle().contains("sandbox-1@"), world.contains("sandbox-1@"));
+        assert_eq!(
+            house::world_to_the_last_handle().contains("sandbox-1@"),
+            world.contains("sandbox-1@")
+        );
         assert!(!house.log().contains("panicked"), "{}", house.log());
         if !output.status.success() {
             assert!(!output.stderr.is_empty());
@@ -173,7 +219,10 @@ fn a_full_disk_under_the_state_is_said_and_what_runs_goes_on() {
 #[test]
 fn a_state_folder_that_cannot_be_written_gives_one_clear_sentence() {
     empty(|house| {
-        run(&format!("mount -t tmpfs -o ro tmpfs {}", house.state().display()));
+        run(&format!(
+            "mount -t tmpfs -o ro tmpfs {}",
+            house.state().display()
+        ));
         refuses(&house, &["state", "Read-only"]);
     });
 }

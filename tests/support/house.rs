@@ -201,7 +201,11 @@ impl House {
     pub fn refused(&self, words: &str, status: i32) -> String {
         let output = self.try_ctl(words);
         let said = String::from_utf8(output.stderr).expect("UTF-8");
-        assert_eq!(output.status.code(), Some(status), "`slicectl {words}`: {said}");
+        assert_eq!(
+            output.status.code(),
+            Some(status),
+            "`slicectl {words}`: {said}"
+        );
         said
     }
 
@@ -257,7 +261,11 @@ impl House {
     pub fn within<T>(&self, bound: Duration, what: &str, look: impl FnMut() -> Option<T>) -> T {
         let (found, took) = self.look_until(what, PATIENCE, look);
         let bound = bound.mul_f64(crowd());
-        assert!(took <= bound, "{what} took {took:?}, more than {bound:?}:\n{}", self.log());
+        assert!(
+            took <= bound,
+            "{what} took {took:?}, more than {bound:?}:\n{}",
+            self.log()
+        );
         eprintln!("{what}: {} ms", took.as_millis());
         found
     }
@@ -319,7 +327,9 @@ fn guests(run: &Path) -> Vec<u32> {
     pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid: &u32| {
             let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environ.split(|byte| *byte == 0).any(|var| var.starts_with(mark.as_bytes()))
+            environ
+                .split(|byte| *byte == 0)
+                .any(|var| var.starts_with(mark.as_bytes()))
                 && fs::read_link(format!("/proc/{pid}/ns/mnt")).ok() == ours
         })
         .collect()
@@ -328,14 +338,20 @@ fn guests(run: &Path) -> Vec<u32> {
 /// How many times more there is to do on this machine than it can do at once, at least 1.
 fn crowd() -> f64 {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load: f64 = load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(1.0);
+    let load: f64 = load
+        .split(' ')
+        .next()
+        .and_then(|first| first.parse().ok())
+        .unwrap_or(1.0);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (load / cores as f64).clamp(1.0, 10.0)
 }
 
 /// Sends a signal to one process.
 pub fn signal(pid: u32, signal: rustix::process::Signal) {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
     let _ = rustix::process::kill_process(pid.expect("a pid"), signal);
 }
 
@@ -376,6 +392,8 @@ pub struct Place {
     pub ip: String,
     /// The gateway's address.
     pub gateway: String,
+    /// Its /30.
+    pub block: String,
 }
 
 impl House {
@@ -392,6 +410,10 @@ impl House {
             link: text("host_link"),
             ip: text("ip"),
             gateway: text("gateway"),
+            block: self.get(&format!("lease {vm}"))["block"]
+                .as_str()
+                .expect("a block")
+                .to_owned(),
         }
     }
 }
@@ -399,12 +421,18 @@ impl House {
 /// All that stands in the calling thread's namespaces and in every namespace in `/run/netns`: links, addresses, routes,
 /// permanent neighbours, rules and switches. What differs between two builds of the same (indices, handles) is left out.
 pub fn world() -> String {
-    look("sed -E 's/^[0-9]+: //; s/@if[0-9]+//; s/ link-netns(id)? [^ ]+//; s/ qdisc [^ ]+//; s/ state [A-Z]+//; s/<[^>]*>//; s/ (proto|src|scope) [^ ]+//g' | sort", "")
+    look(
+        "sed -E 's/^[0-9]+: //; s/@if[0-9]+//; s/ link-netns(id)? [^ ]+//; s/ qdisc [^ ]+//; s/ state [A-Z]+//; s/<[^>]*>//; s/ (proto|src|scope) [^ ]+//g' | sort",
+        "",
+    )
 }
 
 /// The same with all that would change if anything were made anew: link indices and nftables' rule handles.
 pub fn world_to_the_last_handle() -> String {
-    look("cat", "nft -a list ruleset | sed -E 's/packets [0-9]+ bytes [0-9]+//'")
+    look(
+        "cat",
+        "nft -a list ruleset | sed -E 's/packets [0-9]+ bytes [0-9]+//'",
+    )
 }
 
 fn look(filter: &str, more: &str) -> String {
