@@ -34,8 +34,8 @@ lint:
 demo:
 	KEEP='$(KEEP)' examples/demo/run.sh
 
-bench:
-	@if [ -x benches/run.sh ]; then exec benches/run.sh; else exec $(CARGO) bench --locked; fi
+bench: build
+	benches/run.sh
 
 # Needs no cargo when it was built before: `make build && sudo make install`.
 $(TARGET)/release/sliced $(TARGET)/release/slicectl:

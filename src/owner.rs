@@ -60,6 +60,12 @@ impl Instance {
         format!("{}{}-{role}", Self::CHAIN_PREFIX, self.0)
     }
 
+    /// The daemon whose chain bears this name, if one's does.
+    pub fn of_chain(name: &str) -> Option<Self> {
+        let (instance, _) = name.strip_prefix("SLICE-")?.split_once('-')?;
+        is_instance(instance).then(|| Self(instance.to_owned()))
+    }
+
     /// The label for what belongs to no VM.
     pub fn ground_label(&self) -> Label {
         Label {
@@ -134,7 +140,7 @@ impl FromStr for Label {
 
 fn parse_label(text: &str) -> Option<Label> {
     let (instance, owner) = text.strip_prefix("slice/")?.split_once('/')?;
-    let sound = instance.len() == 5 && instance.bytes().all(|b| ALPHABET.contains(&b));
+    let sound = is_instance(instance);
     let owner = match owner {
         "ground" => Owner::Ground,
         vm => {
@@ -149,6 +155,10 @@ fn parse_label(text: &str) -> Option<Label> {
         instance: Instance(instance.to_owned()),
         owner,
     })
+}
+
+fn is_instance(text: &str) -> bool {
+    text.len() == 5 && text.bytes().all(|b| ALPHABET.contains(&b))
 }
 
 impl TryFrom<String> for Label {

@@ -394,3 +394,22 @@ fn a_neighbour_is_reached_and_a_dead_canary_is_noticed() {
         assert!(std::panic::catch_unwind(|| canaries.assert_alive()).is_err());
     });
 }
+
+#[test]
+fn many_lists_asked_for_at_once_over_one_socket_are_all_whole() {
+    // More addresses than one datagram of the kernel's carries, so that dumps overlap.
+    const ADDRESSES: usize = 1000;
+    kernel::private(async {
+        let batch: String = (0..ADDRESSES)
+            .map(|n| format!("addr add 10.9.{}.{}/32 dev lo\n", n / 250, n % 250))
+            .collect();
+        std::fs::write("/run/batch", batch).unwrap();
+        kernel::run("ip -batch /run/batch");
+        let handle = Netns::current().unwrap().netlink().await.unwrap();
+        let lists = (0..16).map(|_| addr::list(&handle, Of::All));
+        for list in futures::future::join_all(lists).await {
+            // And 127.0.0.1.
+            assert_eq!(list.unwrap().len(), ADDRESSES + 1);
+        }
+    });
+}

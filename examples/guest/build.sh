@@ -16,11 +16,15 @@ out=$(cd "$out" && pwd)
 modules='virtio_ring virtio virtio_mmio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci
 failover net_failover virtio_net evdev button'
 
-need() { # PROGRAM PACKAGE
-    command -v "$1" >/dev/null && return
-    [ "$(id -u)" = 0 ] || { echo "build.sh: $1 is missing: apt-get install $2" >&2; exit 1; }
+need() { # PROGRAM|"" PACKAGE
+    [ -n "$1" ] && command -v "$1" >/dev/null && return
+    [ "$(id -u)" = 0 ] || { echo "build.sh: $2 is missing: apt-get install $2" >&2; exit 1; }
     apt-get -qq update
     DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "$2" >/dev/null
+}
+
+static_busybox() {
+    command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1
 }
 
 fetch_kernel() {
@@ -49,7 +53,8 @@ make_initrd() {
     mv "$out/initrd.new" "$out/initrd"
 }
 
-need busybox busybox-static
+# Debian's plain busybox wants a C library, which the guest has not.
+static_busybox || need '' busybox-static
 need cpio cpio
 [ -d "$out/kernel" ] || fetch_kernel
 [ -e "$out/vmlinuz" ] || { cp "$out"/kernel/boot/vmlinuz-* "$out/vmlinuz.new"; mv "$out/vmlinuz.new" "$out/vmlinuz"; }

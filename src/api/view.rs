@@ -24,7 +24,7 @@ pub use answer::*;
 #[serde(tag = "kind")]
 pub enum Object {
     /// A group.
-    HostGroup(GroupView),
+    HostGroup(Box<GroupView>),
     /// A VM.
     Vm(Box<VmView>),
     /// A lease.

@@ -126,7 +126,7 @@ pub(super) fn objects(
                     problems,
                     range: troubles.get(&group.meta.name).cloned(),
                 };
-                Object::HostGroup(house.group(world, group, &trouble))
+                Object::HostGroup(Box::new(house.group(world, group, &trouble)))
             })
             .collect(),
         Kind::Vm => match name {
@@ -216,10 +216,7 @@ impl Backend for Answers {
                 if let Some(group) = txn.world().group(&name)
                     && let Origin::File(path) = &group.origin
                 {
-                    let why = format!(
-                        "{reference} belongs to {}: remove it there",
-                        path.display()
-                    );
+                    let why = format!("{reference} belongs to {}: remove it there", path.display());
                     return Err(Failure::Refused(Refusal::Conflict(vec![why])));
                 }
                 Ok(delete_group(txn, &name)?)

@@ -47,7 +47,10 @@ async fn of_group(engine: &Engine, draft: &Draft) -> Result<Vec<(String, Vec<Str
             }
             group::Action::Update { uid, spec } => {
                 if let Some(vm) = vms.iter().find(|vm| vm.meta.uid == uid) {
-                    found.push((format!("vm/{}", vm.meta.name), update(engine, vm, *spec).await?));
+                    found.push((
+                        format!("vm/{}", vm.meta.name),
+                        update(engine, vm, *spec).await?,
+                    ));
                 }
             }
             group::Action::Delete { uid } => {
@@ -76,7 +79,10 @@ fn creation(spec: &VmSpec) -> Vec<String> {
 }
 
 async fn update(engine: &Engine, vm: &Vm, spec: VmSpec) -> Result<Vec<String>, Error> {
-    let Some(lease) = engine.store.read(|world| world.lease(&vm.meta.name).cloned()) else {
+    let Some(lease) = engine
+        .store
+        .read(|world| world.lease(&vm.meta.name).cloned())
+    else {
         return Ok(vec!["commit the rules".to_owned()]);
     };
     let mut changed = vm.clone();
@@ -90,11 +96,7 @@ async fn update(engine: &Engine, vm: &Vm, spec: VmSpec) -> Result<Vec<String>, E
     diff(&engine.firewall(), &desired).await
 }
 
-async fn removal(
-    engine: &Engine,
-    vm: &Vm,
-    group: &group::Desired,
-) -> Result<Vec<String>, Error> {
+async fn removal(engine: &Engine, vm: &Vm, group: &group::Desired) -> Result<Vec<String>, Error> {
     let label = engine.instance.vm_label(&vm.meta.name, vm.meta.uid);
     let nothing = engine.processes.nothing(&label);
     let mut steps = diff(&engine.processes.rung, &nothing).await?;

@@ -92,7 +92,11 @@ impl IntakeLoop {
             .engine
             .store
             .read(|world| world.groups().cloned().collect());
-        let taken = self.folder.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let taken = self
+            .folder
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         let Some(mut folder) = taken else {
             return true;
         };
@@ -112,7 +116,12 @@ impl IntakeLoop {
             }
             Err(error) => {
                 let object = format!("manifest/{}", self.dir.display());
-                self.note(EventType::Warning, &object, "FolderUnreadable", &error.to_string());
+                self.note(
+                    EventType::Warning,
+                    &object,
+                    "FolderUnreadable",
+                    &error.to_string(),
+                );
                 false
             }
         }
@@ -140,12 +149,22 @@ impl IntakeLoop {
         for (draft, origin) in &intake.upserts {
             info!(group = %draft.name, %origin, "taken in");
             let object = format!("hostgroup/{}", draft.name);
-            self.note(EventType::Normal, &object, "Configured", &format!("from {origin}"));
+            self.note(
+                EventType::Normal,
+                &object,
+                "Configured",
+                &format!("from {origin}"),
+            );
         }
         for name in &intake.deletions {
             info!(group = %name, "its file is gone");
             let object = format!("hostgroup/{name}");
-            self.note(EventType::Normal, &object, "Deleted", "no file names it any more");
+            self.note(
+                EventType::Normal,
+                &object,
+                "Deleted",
+                "no file names it any more",
+            );
         }
     }
 
@@ -174,7 +193,12 @@ impl IntakeLoop {
         }
         for (path, lines) in &intake.warnings {
             for line in lines {
-                self.note(EventType::Warning, &manifest_object(path), "NeverMatches", line);
+                self.note(
+                    EventType::Warning,
+                    &manifest_object(path),
+                    "NeverMatches",
+                    line,
+                );
             }
         }
     }

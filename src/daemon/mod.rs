@@ -75,7 +75,10 @@ impl From<host::Error> for Error {
 /// `sliced`, from its arguments to its exit status.
 pub fn main(args: Args) -> ExitCode {
     log_to_stderr(&args);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             error!(%error, "cannot start");
@@ -112,8 +115,9 @@ pub struct Daemon {
     /// What is done for a key.
     pub engine: Arc<Engine>,
     controller: Controller<Key>,
-    changes: broadcast::Receiver<Change>,
     idle: watch::Receiver<bool>,
+    /// From before anybody could write: what is told between preparing and running is not missed.
+    changes: broadcast::Receiver<Change>,
 }
 
 impl Daemon {
@@ -124,7 +128,10 @@ impl Daemon {
     pub async fn prepare(state_dir: &Path, run_dir: &Path, probe: Probe) -> Result<Self, Error> {
         let lacking = crate::doctor::lacking();
         if !lacking.is_empty() {
-            let why = format!("sliced must be run as root: it is without {}", lacking.join(", "));
+            let why = format!(
+                "sliced must be run as root: it is without {}",
+                lacking.join(", ")
+            );
             return Err(Error::Host(why));
         }
         let state_dir = usable(state_dir)?;
@@ -162,26 +169,37 @@ impl Daemon {
         Ok(Self {
             engine,
             controller,
-            changes,
             idle,
+            changes,
         })
     }
 
     /// Runs what is due until nothing is, for `patience` at most. True: nothing is left to do.
     pub async fn settle(self, patience: Duration) -> bool {
+        let (engine, idle) = (self.engine.clone(), self.idle.clone());
+        let settled = self
+            .run_until(tokio::time::timeout(patience, quiet(idle)))
+            .await;
+        settled.is_ok() && engine.all_ready()
+    }
+
+    /// Runs what is due until `end` completes; what is under way then is finished.
+    pub async fn run_until<T>(self, end: impl Future<Output = T>) -> T {
         let stop = CancellationToken::new();
         let changes = tokio::spawn(wake_by_changes(self.engine.clone(), self.changes));
-        let engine = self.engine.clone();
-        let run = move |key, failures| engine.clone().run(key, failures);
+        let run = move |key, failures| self.engine.clone().run(key, failures);
         let stopped = stop.clone();
-        let running = tokio::spawn(self.controller.run(run, async move { stopped.cancelled().await }));
-        let settled = tokio::time::timeout(patience, quiet(self.idle)).await.is_ok();
+        let running = tokio::spawn(
+            self.controller
+                .run(run, async move { stopped.cancelled().await }),
+        );
+        let ended = end.await;
         stop.cancel();
         if let Err(error) = running.await {
             error!(%error, "the controller panicked");
         }
         changes.abort();
-        settled && self.engine.all_ready()
+        ended
     }
 }
 
@@ -298,7 +316,10 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
     tasks.abort_all();
     // Runs under way are finished, but a guest may take its time to power down: the next start goes on with it.
     let ended = async { tokio::join!(wire, controller) };
-    if tokio::time::timeout(Duration::from_millis(1500), ended).await.is_err() {
+    if tokio::time::timeout(Duration::from_millis(1500), ended)
+        .await
+        .is_err()
+    {
         warn!("some runs were still under way; the next start finishes them");
     }
     Ok(())
@@ -311,7 +332,9 @@ async fn tell_when_quiet(engine: Arc<Engine>, idle: watch::Receiver<bool>) {
     info!(
         vms = engine.store.read(|world| world.vms().count()),
         actions = engine.steps.load(std::sync::atomic::Ordering::Relaxed),
-        milliseconds = clock::monotonic().saturating_duration_since(began).as_millis(),
+        milliseconds = clock::monotonic()
+            .saturating_duration_since(began)
+            .as_millis(),
         "quiet: everything was looked at"
     );
 }

@@ -91,15 +91,17 @@ fn differences(before: &BTreeMap<Name, Object>, now: &BTreeMap<Name, Object>) ->
         .map(|(_, object)| Change::Deleted {
             object: object.clone(),
         });
-    let there = now.iter().filter_map(|(name, object)| match before.get(name) {
-        None => Some(Change::Added {
-            object: object.clone(),
-        }),
-        Some(old) if old != object => Some(Change::Modified {
-            object: object.clone(),
-        }),
-        Some(_) => None,
-    });
+    let there = now
+        .iter()
+        .filter_map(|(name, object)| match before.get(name) {
+            None => Some(Change::Added {
+                object: object.clone(),
+            }),
+            Some(old) if old != object => Some(Change::Modified {
+                object: object.clone(),
+            }),
+            Some(_) => None,
+        });
     gone.chain(there).collect()
 }
 

@@ -74,7 +74,10 @@ pub fn lacking() -> Vec<&'static str> {
 
 fn judge_rights(bits: u64) -> Check {
     let remedy = "Run sliced as root, or give its unit these in AmbientCapabilities=.";
-    match (missing(bits, &NEEDED).as_slice(), missing(bits, &USEFUL).as_slice()) {
+    match (
+        missing(bits, &NEEDED).as_slice(),
+        missing(bits, &USEFUL).as_slice(),
+    ) {
         ([], []) => ok(RIGHTS, "all that are needed"),
         ([], some) => warn(RIGHTS, format!("without {}", some.join(", ")), remedy),
         (needed, _) => fail(RIGHTS, format!("without {}", needed.join(", ")), remedy),

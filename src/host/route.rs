@@ -112,7 +112,12 @@ pub async fn lookup(
             Ok(Some(way))
         }
         Ok(_) => Err(netlink::unexpected("look up the route to", ip.to_string())),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
+        Err(e)
+            if matches!(
+                e.raw_os_error(),
+                Some(libc::ENETUNREACH | libc::EHOSTUNREACH)
+            ) =>
+        {
             Ok(None)
         }
         Err(e) => Err(Error::io("look up the route to", ip.to_string(), e)),

@@ -168,7 +168,7 @@ pub fn group_object(group: &Group, ready_count: u32) -> Object {
         ),
         false => (Origin::Apply, Hypervisor::Qemu),
     };
-    Object::HostGroup(GroupView {
+    Object::HostGroup(Box::new(GroupView {
         metadata: metadata(group.name.as_str(), 90),
         origin,
         spec: HostGroupSpec {
@@ -186,7 +186,7 @@ pub fn group_object(group: &Group, ready_count: u32) -> Object {
             range: Some("169.254.100.0/22".parse().unwrap()),
             warnings: vec![],
         },
-    })
+    }))
 }
 
 /// How a VM of this world is.

@@ -163,10 +163,13 @@ impl Model for GroundModel {
             .all(|(table, chain)| world.ruleset.chain(*table, &chain.name) == Some(chain));
         let first = jumps(&desired.instance, docker).iter().all(|jump| {
             let rules = world.ruleset.rules(jump.table, &jump.chain);
-            rules.starts_with(&jump.rules)
-                && !rules[jump.rules.len()..]
-                    .iter()
-                    .any(|rule| jumps_to_us(&prefix, rule))
+            let others = rules
+                .iter()
+                .take_while(|rule| **rule == neighbour())
+                .count();
+            let (first, rest) =
+                rules[others..].split_at(jump.rules.len().min(rules.len() - others));
+            first == jump.rules && !rest.iter().any(|rule| jumps_to_us(&prefix, rule))
         });
         world.forwarding && written && first
     }
@@ -228,6 +231,14 @@ fn is_ours(desired: &Desired, chain: &Chain) -> bool {
 
 fn jumps_to_us(prefix: &str, rule: &Rule) -> bool {
     rule.jump().is_some_and(|chain| chain.starts_with(prefix))
+}
+
+/// The jump of another daemon on this host.
+fn neighbour() -> Rule {
+    let other = Instance::of("/other".as_ref());
+    Rule::when()
+        .in_if(other.link_wildcard())
+        .jump(other.chain("OUT"))
 }
 
 /// What a footing wants.
@@ -375,6 +386,7 @@ enum Meddling {
     JumpTwice(usize),
     PutFirst(usize),
     Takeover(usize),
+    Neighbour(usize),
     ForwardingOff,
 }
 
@@ -386,6 +398,7 @@ fn meddling(strangers: bool) -> impl Strategy<Value = Meddling> {
         (0_usize..5).prop_map(Meddling::Unjump),
         (0_usize..5).prop_map(Meddling::JumpTwice),
         (0_usize..5).prop_map(Meddling::PutFirst),
+        (0_usize..5).prop_map(Meddling::Neighbour),
         Just(Meddling::ForwardingOff),
     ];
     match strangers {
@@ -418,6 +431,9 @@ fn meddle(desired: &Desired, world: &mut Observed, how: &Meddling) {
         }),
         Meddling::Takeover(at) => edit(world, chains[at].0, &chains[at].1.name, |rules| {
             rules.insert(0, stranger())
+        }),
+        Meddling::Neighbour(at) => edit(world, jumps[at].table, &jumps[at].chain, |rules| {
+            rules.insert(0, neighbour())
         }),
         Meddling::ForwardingOff => world.forwarding = false,
     }

@@ -76,7 +76,7 @@ proptest! {
     fn on_delete_takes_down_nothing_that_is_counted((desired, world) in case()) {
         let desired = Desired { update: UpdatePolicy::OnDelete, ..desired };
         let deleted = deleted(&GroupModel::plan(&desired, &world).unwrap());
-let counted = world.members.iter().filter(|(index, _)| (1..=desired.count).contains(index));
+        let counted = world.members.iter().filter(|(index, _)| (1..=desired.count).contains(index));
         prop_assert!(counted.into_iter().all(|(_, member)| !deleted.contains(&member.uid)));
     }
 

@@ -163,6 +163,10 @@ impl Check {
             _ if renewed => story.owed = Some(ticket),
             Outcome::Converged | Outcome::After(_) if woken => story.owed = Some(ticket),
             Outcome::Converged => drop(self.stories.remove(&key)),
+            Outcome::Shun(wait) => {
+                story.failures = failures;
+                story.backing_off = Some((self.now + wait, ticket));
+            }
             Outcome::After(wait) => story.resting = Some((self.now + wait, ticket)),
             Outcome::Failed => {
                 story.failures = failures + 1;
@@ -245,6 +249,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Outcome::Converged),
         2 => Just(Outcome::Failed),
         1 => (1_u64..5000).prop_map(|ms| Outcome::After(Duration::from_millis(ms))),
+        1 => (1_u64..5000).prop_map(|ms| Outcome::Shun(Duration::from_millis(ms))),
     ];
     prop_oneof![
         3 => (0..KEYS).prop_map(Step::Nudge),

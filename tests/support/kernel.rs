@@ -225,7 +225,7 @@ impl Canaries {
 /// Only what is the canaries', so that other things may come and go.
 fn look() -> String {
     run("ip -o link show canary0
-         ip -o addr show dev canary0 | sed 's/ tentative//'
+         ip -4 -o addr show dev canary0
          ip route show dev canary0
          ip neigh show dev canary0 nud permanent
          iptables-save | grep -i -E '^(:|-A).*(canary|192\\.0\\.2\\.)' | sed 's/ \\[.*//'

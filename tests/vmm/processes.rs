@@ -88,6 +88,23 @@ fn a_process_is_alone_in_its_session_and_inherits_nothing() {
 }
 
 #[test]
+fn many_processes_born_at_once_do_not_hold_each_others_records() {
+    let net = PrivateNet::new();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    let dir = tempfile::tempdir().unwrap();
+                    kill(
+                        &spawn(dir.path(), &net.path, &words("sleep 600"), "one of many").unwrap(),
+                    );
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn a_process_is_found_by_its_mark_and_not_by_anothers() {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let mark = dir.path().display().to_string();

@@ -1,7 +1,7 @@
 //! What systemd-networkd's files say of a link.
 //! Not here: whether it runs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Fate, NETWORKD_RUN, example, files, glob, settings};
 use crate::host::{Error, fs};
@@ -38,7 +38,7 @@ pub(super) fn fate(link_prefix: &str) -> Result<Fate, Error> {
 }
 
 /// A file that is gone, or was masked by a link to /dev/null, says nothing.
-fn read(path: &PathBuf) -> Result<String, Error> {
+fn read(path: &Path) -> Result<String, Error> {
     match path.canonicalize() {
         Ok(target) if target != Path::new("/dev/null") => {
             Ok(fs::read_text(&target)?.unwrap_or_default())

@@ -78,7 +78,10 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
         // SAFETY: between fork and exec only system calls are made, on descriptors and memory made before the fork:
         // no allocation, no lock, no panic.
         unsafe { command.pre_exec(move || birth.in_the_child()) };
-        command.spawn().map(drop)
+        let started = command.spawn().map(drop);
+        // Closing it is not enough: a child that is being born beside this one has inherited it and lets go at its exec.
+        rustix::fs::flock(&record, FlockOperation::Unlock)?;
+        started
     };
     start().map_err(|error| Error::io("start", &program, error))?;
     match read_record(what.record)? {
@@ -165,7 +168,8 @@ fn check(answer: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// The record, locked, holding only which boot this is. The lock goes when we and the child have let go of it.
+/// The record, locked, holding only which boot this is. The lock goes when we take it away or, should we be killed, when the
+/// child becomes the program.
 fn open_record(path: &Path) -> io::Result<File> {
     let mut file = OpenOptions::new()
         .read(true)

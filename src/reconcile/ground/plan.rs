@@ -146,8 +146,12 @@ fn plan_chains(
     for jump in rules::jumps(&desired.instance, docker.is_some()) {
         let standing = observed.ruleset.rules(jump.table, &jump.chain);
         let ours: Vec<&Rule> = jumps_into(prefix, standing).collect();
-        let before = neighbours(prefix, standing);
-        let first = standing[before..].starts_with(&jump.rules);
+        // Another daemon's jumps concern its own links. Two that both insisted on the very first place would never rest.
+        let others = standing
+            .iter()
+            .take_while(|rule| leads_to_another(&desired.instance, rule))
+            .count();
+        let first = standing[others..].starts_with(&jump.rules);
         if first && ours.len() == jump.rules.len() {
             continue;
         }
@@ -157,16 +161,6 @@ fn plan_chains(
         commit.jump.push(jump);
     }
     Ok(())
-}
-
-/// How many jumps of other daemons like us stand first. Theirs concern their own links and pools only, and of two that
-/// both must be first neither would ever be content.
-fn neighbours(prefix: &str, standing: &[Rule]) -> usize {
-    let theirs = |rule: &&Rule| {
-        let chain = rule.jump().unwrap_or_default();
-        chain.starts_with(Instance::CHAIN_PREFIX) && !chain.starts_with(prefix)
-    };
-    standing.iter().take_while(theirs).count()
 }
 
 fn plan_nothing(desired: &Desired, prefix: &str, observed: &Observed, commit: &mut Commit) {
@@ -200,6 +194,11 @@ fn is_ours(instance: &Instance, chain: &Chain) -> bool {
         None => true,
         Some(first) => label.claim((), first.comment()).is_some(),
     }
+}
+
+fn leads_to_another(instance: &Instance, rule: &Rule) -> bool {
+    let target = rule.jump().and_then(Instance::of_chain);
+    target.is_some_and(|other| other != *instance)
 }
 
 fn jumps_into<'a>(prefix: &'a str, rules: &'a [Rule]) -> impl Iterator<Item = &'a Rule> {

@@ -31,7 +31,9 @@ pub enum RangeError {
         path: String,
     },
     /// Another group has leases there.
-    #[error("range {range} overlaps {theirs}, which hostgroup/{other} has addresses from; choose another `range`")]
+    #[error(
+        "range {range} overlaps {theirs}, which hostgroup/{other} has addresses from; choose another `range`"
+    )]
     Taken {
         /// As wanted.
         range: Ipv4Network,
@@ -103,8 +105,13 @@ pub(super) async fn choose(
     let used = host_use.look().await?;
     let others: Vec<(Name, Ipv4Network)> = store.read(|world| {
         let pools = world.pools().map(|(name, pool)| (name.clone(), pool.range));
-        let leases = world.leases().map(|lease| (lease.group.clone(), lease.pool));
-        pools.chain(leases).filter(|(other, _)| other != name).collect()
+        let leases = world
+            .leases()
+            .map(|lease| (lease.group.clone(), lease.pool));
+        pools
+            .chain(leases)
+            .filter(|(other, _)| other != name)
+            .collect()
     });
     let range = match kept.or(isolated.range) {
         Some(range) => {
@@ -129,7 +136,12 @@ pub(super) async fn choose(
             });
             let taken = |range: Ipv4Network| {
                 let overlap = |other: &Ipv4Network| pool::overlaps(range, *other);
-                others.iter().map(|(_, other)| other).chain(&written).chain(&used).any(overlap)
+                others
+                    .iter()
+                    .map(|(_, other)| other)
+                    .chain(&written)
+                    .chain(&used)
+                    .any(overlap)
                     || claims.is_foreign(range)
             };
             pool::derive(name, taken).ok_or(RangeError::NoneLeft)?

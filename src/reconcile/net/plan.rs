@@ -350,7 +350,9 @@ fn plan_tap(desired: &Desired, slot: &Slot, seen: Option<&TapSeen>, plan: &mut V
     if !kept.is_some_and(|tap| tap.addresses.contains(&gateway)) {
         plan.push(Action::AddAddress(Side::Tap, gateway));
     }
-    if kept.is_some_and(|tap| tap.up && tap.addresses.contains(&gateway) && !tap.routes.contains(&slot.block.network())) {
+    if kept.is_some_and(|tap| {
+        tap.up && tap.addresses.contains(&gateway) && !tap.routes.contains(&slot.block.network())
+    }) {
         plan.push(Action::AddBlockRoute(Side::Tap, slot.block));
     }
     let (guest, mac) = (slot.block.guest(), names.guest_mac);

@@ -1,0 +1,285 @@
+#!/usr/bin/env bash
+# What the demo shows, line by line. Started by run.sh inside the lab's namespaces, with sliced and slicectl in PATH.
+#
+#   story.sh GUEST_DIR        the folder that examples/guest/build.sh has filled
+set -uo pipefail
+guest=${1:?usage: story.sh GUEST_DIR}
+demo=$(cd "$(dirname "$0")" && pwd)
+vms='sandbox-1 sandbox-2'
+manifest=/run/lab/groups.d/sandbox.yaml
+log=/run/lab/sliced.log
+# shellcheck source=examples/demo/lab.sh
+. "$demo/lab.sh"
+# shellcheck source=examples/demo/say.sh
+. "$demo/say.sh"
+
+main() {
+    trap 'exit 130' INT TERM
+    build_the_lab >/run/lab-build.log 2>&1 || give_up 'the lab cannot be built' /run/lab-build.log
+    check 'the lab: LAN, internet, container and metadata services answer the host and the LAN' everything_answers
+    prepare_the_guest
+    snapshot >/run/lab/before
+
+    start_sliced
+    # The last packets of the check above have arrived by now; from here on, none may.
+    sleep 0.5
+    baseline=$(silence)
+    save_the_manifest
+    what_the_guests_reach
+    what_the_guests_do_not_reach
+    nobody_calls_the_guests
+    a_live_change
+    a_crash
+    drift
+    if [ -n "${KEEP:-}" ]; then keep; else delete; fi
+    count
+}
+
+prepare_the_guest() {
+    ln -s "$guest/vmlinuz" /run/lab/vmlinuz
+    "$demo/../guest/with-probes.sh" "$guest/initrd" "$demo/probes" /run/lab/initrd ||
+        give_up 'the initial RAM file system cannot be made'
+}
+
+# The host as it is without sliced: links, addresses, rules, namespaces.
+snapshot() {
+    ip -o link | sed 's/^[0-9]*: //'
+    ip -4 -o addr | sed 's/^[0-9]*: //'
+    ip route
+    ip netns
+    iptables-save | rules_alone
+}
+
+# Without counters, and without the empty tables that a mere look makes.
+rules_alone() {
+    sed -e 's/ \[[0-9]*:[0-9]*\]$//' -e '/^#/d' -e '/^\*/d' -e '/^COMMIT/d' -e '/^:.* ACCEPT$/d'
+}
+
+start_sliced() {
+    sliced --config-dir /run/lab/groups.d --state-dir /run/lab/state >>"$log" 2>&1 &
+    sliced=$!
+    eventually 10 slicectl get hg >/dev/null 2>&1 || give_up 'sliced does not answer'
+}
+
+save_the_manifest() {
+    cp "$demo/sandbox.yaml" "$manifest"
+    local began=$EPOCHREALTIME
+    slicectl wait hostgroup/sandbox --for ready --timeout 60s >/dev/null 2>/run/lab/wait.log ||
+        give_up 'the guests are not ready' /run/lab/wait.log
+    check "a manifest saved into the config folder: two guests run ($(since "$began"))" eventually 2 both_are_ready
+    eventually 60 every_probe_has_spoken || give_up 'the guests do not try what they should'
+    pids=$(pids_of_the_guests)
+}
+
+both_are_ready() {
+    slicectl wait hostgroup/sandbox --for ready --timeout 1s
+}
+
+pids_of_the_guests() {
+    for vm in $vms; do
+        slicectl get vm "$vm" -o json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p'
+    done | paste -sd ' '
+}
+
+# Every line of `probes` has been answered on both serial consoles.
+every_probe_has_spoken() {
+    local vm
+    for vm in $vms; do
+        [ "$(serial "$vm" | awk '{ print $3 }' | sort -u | wc -l)" = "$(grep -c '^[a-z]' "$demo/probes")" ] || return 1
+    done
+}
+
+what_the_guests_reach() {
+    both 'reach the internet host 203.0.113.10' ok internet internet-http
+    both 'reach the one port of the host that is allowed, 192.168.222.1:3128' ok proxy
+}
+
+what_the_guests_do_not_reach() {
+    both 'do not reach the LAN host 192.168.1.10 that is dropped' blocked lan lan-http
+    local one=$(address_of sandbox-1) two=$(address_of sandbox-2)
+    check "sandbox-1 does not reach sandbox-2 at $two" says sandbox-1 blocked "vm-$two"
+    check "sandbox-2 does not reach sandbox-1 at $one" says sandbox-2 blocked "vm-$one"
+    for address in $(addresses_of_the_host); do
+        both "do not reach the host at $address" blocked $(probes_of "$address")
+    done
+    both 'do not reach a port that the host publishes for a container, 203.0.113.1:8080' blocked published
+    both 'do not reach the metadata services' blocked metadata metadata-azure metadata-alibaba
+    both 'get no answer with a source address that is not theirs' blocked spoof-foreign spoof-neighbour
+    check 'and nothing of all that arrived anywhere: the counters at the far ends stand still' nothing_arrived
+    for vm in $vms; do
+        check "explain agrees: $vm to 192.168.1.10:80 is denied by drop[0]" \
+            matches 'denied.*drop\[0\]' slicectl explain "$vm" 192.168.1.10:80
+    done
+}
+
+address_of() { # VM
+    slicectl get vm "$1" -o json | sed -n 's/.*"ip": *"\([0-9.]*\)".*/\1/p'
+}
+
+addresses_of_the_host() {
+    ip -4 -o addr | awk '$2 != "lo" { sub("/.*", "", $4); print $4 }' | sort
+}
+
+# Which probes try an address of the host; one that no probe tries fails the check.
+probes_of() { # ADDRESS
+    awk -v name="host-$1" '$2 == name || $2 == name "-http" { print $2; found = 1 }
+        END { if (!found) print name "-untried" }' "$demo/probes"
+}
+
+nothing_arrived() {
+    local now
+    now=$(silence)
+    evidence "$now"
+    [ "$now" = "$baseline" ]
+}
+
+nobody_calls_the_guests() {
+    ip -n lan route add "$pool" via 192.168.1.1 2>/dev/null
+    check 'nobody calls the guests: pings from the host, the LAN and the internet stay unanswered' no_answer_from_the_guests
+}
+
+no_answer_from_the_guests() {
+    local place address callers=() caller silent=0
+    for place in host lan internet; do
+        for address in $(address_of sandbox-1) $(address_of sandbox-2); do
+            at "$place" busybox ping -q -c 1 -W 2 "$address" &
+            callers+=($!)
+        done
+    done
+    for caller in "${callers[@]}"; do
+        if wait "$caller"; then silent=1; fi
+    done
+    return "$silent"
+}
+
+a_live_change() {
+    local began=$EPOCHREALTIME
+    sed -i 's|drop: \[|drop: ["203.0.113.10", |' "$manifest"
+    eventually 20 both_say blocked internet internet-http
+    both "lose the internet host when the file drops it ($(since "$began"))" blocked internet internet-http
+    check 'not a packet arrives there any more' the_internet_hears_nothing
+    both 'keep the port that is allowed' ok proxy
+    sed -i 's|drop: \["203.0.113.10", |drop: [|' "$manifest"
+    eventually 20 both_say ok internet internet-http
+    both 'have it back when the file no longer does' ok internet internet-http
+    check "the guests have not noticed: the same processes ($pids), booted once" the_same_guests
+}
+
+the_internet_hears_nothing() {
+    local before
+    before=$(seen internet internet)
+    sleep 2
+    [ "$(seen internet internet)" = "$before" ]
+}
+
+the_same_guests() {
+    local vm
+    [ "$(pids_of_the_guests)" = "$pids" ] || return 1
+    for vm in $vms; do
+        [ "$(slicectl logs "$vm" | grep -c "GUEST $vm ready")" = 1 ] || return 1
+    done
+}
+
+a_crash() {
+    local rules before
+    rules=$(rules_everywhere)
+    kill -KILL "$sliced"
+    wait "$sliced" 2>/dev/null
+    before=$(seen internet internet)
+    check 'sliced is killed (-9): the guests run on and reach the internet' eventually 10 more_than "$before" seen internet internet
+    evidence "packets at the internet host: $before before, $(seen internet internet) now"
+    local began=$EPOCHREALTIME
+    start_sliced
+    check "sliced starts again: the same guests are adopted ($(since "$began"))" eventually 10 adopted
+    evidence "pids $(pids_of_the_guests)"
+    check 'without a rule changed, neither on the host nor in a guest'"'"'s namespace' test "$(rules_everywhere)" = "$rules"
+    both 'go on with what they do' ok internet proxy
+    check 'while nothing else has got through' nothing_arrived
+}
+
+adopted() {
+    both_are_ready >/dev/null 2>&1 && the_same_guests
+}
+
+rules_everywhere() {
+    iptables-save | rules_alone
+    for namespace in $(guest_namespaces); do ip netns exec "$namespace" iptables-save | rules_alone; done
+}
+
+guest_namespaces() {
+    ip netns | awk '$1 ~ /^slice-/ { print $1 }'
+}
+
+drift() {
+    local rules began=$EPOCHREALTIME
+    rules=$(rules_everywhere)
+    iptables -F
+    for namespace in $(guest_namespaces); do ip netns exec "$namespace" iptables -F; done
+    eventually 10 the_rules_are "$rules"
+    check "iptables -F on the host and in both guests' namespaces is repaired ($(since "$began"))" the_rules_are "$rules"
+    check 'and recorded' events_tell_of_drift
+    check 'and nothing has slipped through' nothing_arrived
+}
+
+the_rules_are() { # RULES
+    [ "$(rules_everywhere)" = "$1" ]
+}
+
+events_tell_of_drift() {
+    local line found=1
+    while read -r line; do evidence "$line" && found=0; done < <(slicectl events | grep Drift)
+    return "$found"
+}
+
+delete() {
+    rm "$manifest"
+    local began=$EPOCHREALTIME
+    slicectl wait hostgroup/sandbox --for deleted --timeout 30s >/dev/null 2>/run/lab/wait.log
+    check "the file removed: the guests are gone ($(since "$began"))" no_process_of_the_guests
+    check 'no link, address, route, namespace, chain or rule is left: the host is as it was before' the_host_is_as_before
+    check 'no run directory is left' test -z "$(ls -A /run/slice/vm /run/slice/netns | grep -v ':$')"
+    kill -TERM "$sliced"
+    check 'and sliced ends when it is told to' wait "$sliced"
+}
+
+no_process_of_the_guests() {
+    local pid
+    for pid in $pids; do
+        [ ! -d "/proc/$pid" ] || return 1
+    done
+}
+
+the_host_is_as_before() {
+    eventually 5 same_as_before || snapshot | diff /run/lab/before -
+}
+
+same_as_before() {
+    snapshot | cmp -s /run/lab/before -
+}
+
+keep() {
+    cat <<TEXT
+
+The lab stays. To look around, enter it:
+
+  nsenter --target $LAB_HOLDER --net --mount --pid env PATH=${PATH%%:*}:\$PATH bash
+
+and there:
+
+  slicectl get vms -o wide
+  slicectl describe vm/sandbox-1
+  slicectl explain sandbox-1 192.168.1.10:80
+  slicectl logs -f sandbox-1
+  slicectl events -w
+  \$EDITOR $manifest          # a save is enough
+  ip netns exec lan ping 169.254.100.2
+  iptables-save; ip netns
+
+The log of sliced is $log. To end the lab and everything in it:
+
+  kill $LAB_HOLDER
+
+TEXT
+}
+
+main

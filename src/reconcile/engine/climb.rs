@@ -1,0 +1,220 @@
+//! A VM up its ladder: each rung is taken, converged, and written down together with the taking of the next.
+//! Not here: what a rung does, the way down.
+
+use tracing::debug;
+
+use super::step::Step;
+use super::{Engine, SLOW};
+use crate::api::condition::{Reason, Status};
+use crate::api::lease::Lease;
+use crate::api::meta::Uid;
+use crate::api::network::{Block, NetworkSpec};
+use crate::api::rung::{LADDER, Rung};
+use crate::api::vm::Vm;
+use crate::clock;
+use crate::host::process::Identity;
+use crate::owner;
+use crate::reconcile::fold::ProcessMark;
+use crate::reconcile::record::Record;
+use crate::reconcile::{firewall, net};
+use crate::runtime::queue::Outcome;
+use crate::store::{self, Gate, LeaseError};
+
+impl Engine {
+    /// Up: each rung is taken, converged, written down together with the taking of the next.
+    pub(super) async fn climb(&self, vm: &Vm, failures: u32) -> Result<Outcome, store::Error> {
+        let uid = vm.meta.uid;
+        let (vm, lease) = match self.take_lease(uid).await? {
+            Ok(taken) => taken,
+            Err(outcome) => return Ok(outcome),
+        };
+        let label = self.instance.vm_label(&vm.meta.name, uid);
+        let hands = self.net();
+        let desired = net::Desired {
+            label: label.clone(),
+            run_dir: self.run_dir.0.clone(),
+            slot: Some(self.slot(&vm, &lease)),
+        };
+        match self.step(&vm, Rung::Net, &hands, &desired).await? {
+            Step::Ready(_) => {}
+            Step::Not(outcome) => return Ok(outcome),
+        }
+        if !self.ready_and_take(&vm, Rung::Net, None).await? {
+            return Ok(Outcome::Converged);
+        }
+        let judged = self.store.read(|world| {
+            let page = world.page(uid, Rung::Firewall);
+            page.and_then(|page| page.mark.clone())
+        });
+        let rules = self.rules(&vm, lease.block, judged);
+        let digest = rules.digest.clone();
+        let desired = firewall::Desired {
+            netns: desired.netns(),
+            lock: self.run_dir.vm_dir(uid).join(net::LOCK),
+            rules: Some(rules),
+        };
+        match self
+            .step(&vm, Rung::Firewall, &self.firewall(), &desired)
+            .await?
+        {
+            Step::Ready(_) => {}
+            Step::Not(outcome) => return Ok(outcome),
+        }
+        if !self
+            .ready_and_take(&vm, Rung::Firewall, Some(digest))
+            .await?
+        {
+            return Ok(Outcome::Converged);
+        }
+        self.run_process(&vm, &lease, failures).await
+    }
+
+    /// Both transactions of the lease rung in one: its world is the store itself.
+    pub(super) async fn take_lease(
+        &self,
+        uid: Uid,
+    ) -> Result<Result<(Vm, Lease), Outcome>, store::Error> {
+        let now = clock::now();
+        self.write(|txn| {
+            let vm = match txn.take_rung(uid, Rung::Lease, now)? {
+                Gate::Open(vm) => *vm,
+                Gate::Closed(_) | Gate::Gone => return Ok(Err(Outcome::Converged)),
+            };
+            let generation = vm.meta.generation;
+            let lease = match txn.lease_block(&vm, now) {
+                Ok(lease) => lease,
+                Err(LeaseError::Store(error)) => return Err(error),
+                Err(error @ (LeaseError::Exhausted(_) | LeaseError::NoPool)) => {
+                    let reason = match error {
+                        LeaseError::Exhausted(_) => Reason::RangeExhausted,
+                        LeaseError::NoPool | LeaseError::Store(_) => Reason::Waiting,
+                    };
+                    let found = (Status::False, reason, error.to_string());
+                    txn.set_condition(uid, Rung::Lease, found, generation, now)?;
+                    return Ok(Err(Outcome::After(SLOW)));
+                }
+            };
+            let found = (Status::True, Reason::Converged, String::new());
+            txn.set_condition(uid, Rung::Lease, found, generation, now)?;
+            match txn.take_rung(uid, Rung::Net, now)? {
+                Gate::Open(vm) => Ok(Ok((*vm, lease))),
+                Gate::Closed(_) | Gate::Gone => Ok(Err(Outcome::Converged)),
+            }
+        })
+        .await
+    }
+
+    /// Writes that a rung is Ready and takes the next one, in one transaction. False: the next one cannot be taken.
+    pub(super) async fn ready_and_take(
+        &self,
+        vm: &Vm,
+        rung: Rung,
+        mark: Option<String>,
+    ) -> Result<bool, store::Error> {
+        let now = clock::now();
+        let (uid, generation) = (vm.meta.uid, vm.meta.generation);
+        self.write(|txn| {
+            let found = (Status::True, Reason::Converged, String::new());
+            txn.set_condition(uid, rung, found, generation, now)?;
+            if mark.is_some() {
+                txn.set_mark(uid, rung, mark)?;
+            }
+            let Some(next) = LADDER.into_iter().find(|next| *next > rung) else {
+                return Ok(true);
+            };
+            Ok(match txn.take_rung(uid, next, now)? {
+                Gate::Open(now) => now.meta.generation == generation,
+                Gate::Closed(_) | Gate::Gone => false,
+            })
+        })
+        .await
+    }
+
+    /// The last rung. A VMM that ends again and again backs off with its key.
+    pub(super) async fn run_process(
+        &self,
+        vm: &Vm,
+        lease: &Lease,
+        failures: u32,
+    ) -> Result<Outcome, store::Error> {
+        let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
+        let (spec, name) = (&vm.spec, &vm.meta.name);
+        let desired = match self
+            .processes
+            .desired(spec, name, &label, lease.block)
+            .await
+        {
+            Ok(desired) => desired,
+            Err(unfit) => {
+                let found = (Status::False, Reason::Invalid, unfit);
+                self.set_condition(vm, Rung::Vmm, found).await?;
+                // Only a new spec, or a host that has changed, can help.
+                return Ok(Outcome::After(SLOW));
+            }
+        };
+        let observed = match self
+            .step(vm, Rung::Vmm, &self.processes.rung, &desired)
+            .await?
+        {
+            Step::Ready(observed) => observed,
+            Step::Not(outcome) => return Ok(outcome),
+        };
+        debug!(vm = %vm.meta.name, failures, "process is as wanted");
+        let mark = observed
+            .process()
+            .map(|identity| self.process_mark(vm.meta.uid, identity));
+        self.ready_and_take(vm, Rung::Vmm, mark).await?;
+        self.processes.watch(vm.meta.uid, observed.process());
+        Ok(Outcome::Converged)
+    }
+
+    /// What the page is to remember; the moment of the start is kept while the process is the same.
+    pub(super) fn process_mark(&self, uid: Uid, identity: &Identity) -> String {
+        let known = self.store.read(|world| {
+            let mark = world.page(uid, Rung::Vmm)?.mark.clone()?;
+            serde_json::from_str::<ProcessMark>(&mark).ok()
+        });
+        let mark = known
+            .filter(|mark| mark.identity == *identity)
+            .unwrap_or_else(|| ProcessMark {
+                started_at: clock::ago(identity.age().unwrap_or_default()),
+                identity: identity.clone(),
+            });
+        serde_json::to_string(&mark).unwrap_or_default()
+    }
+
+    /// The data path that a VM wants.
+    pub fn slot(&self, vm: &Vm, lease: &Lease) -> net::Slot {
+        let NetworkSpec::Isolated(isolated) = &vm.spec.network;
+        let (origin, update) = self.store.read(|world| match world.group(&vm.group) {
+            Some(group) => (group.origin.clone(), group.spec.update),
+            None => (crate::api::host_group::Origin::Apply, Default::default()),
+        });
+        let record = Record {
+            boot_id: self.hands.boot_id.clone(),
+            origin,
+            update,
+            vm: vm.clone(),
+            lease: lease.clone(),
+        };
+        net::Slot {
+            block: lease.block,
+            tap_owner: isolated.tap_owner,
+            record: serde_json::to_string(&record).unwrap_or_default(),
+        }
+    }
+
+    /// The rules that a VM wants.
+    pub fn rules(&self, vm: &Vm, block: Block, judged: Option<String>) -> firewall::Rules {
+        let policy = vm.spec.network.policy().clone();
+        let guest_mac = owner::vm_names(&self.instance, vm.meta.uid).guest_mac;
+        let ruleset = firewall::rules::compile(&policy, block, guest_mac);
+        firewall::Rules {
+            digest: firewall::rules::digest(&ruleset),
+            ruleset,
+            judged,
+            policy,
+            guest: block.guest(),
+        }
+    }
+}

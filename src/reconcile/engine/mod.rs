@@ -1,0 +1,323 @@
+//! What is done for a key: the ground, a group, a VM up or down its ladder, a stray that no object wants.
+//! Not here: when ([`crate::runtime`]).
+//!
+//! # Why
+//! A VM is one key, not one key a rung: its rungs depend on each other, so their runs would only wait for one another, and
+//! a run that climbs the whole ladder enters the VM's namespace once. Each rung still has its own plan, its own page, and
+//! is taken in its own transaction.
+
+mod climb;
+mod descend;
+mod step;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use super::contest::Contests;
+use super::firewall::Firewall;
+use super::ground::Ground;
+use super::group::{self, Claims, HostUse, Progress};
+use super::net::Net;
+use super::processes::Processes;
+use super::{Probe, ground};
+use crate::api::condition::{Condition, Reason, Status};
+use crate::api::event::EventType;
+use crate::api::meta::{Name, Uid};
+use crate::api::rung::Rung;
+use crate::api::vm::Vm;
+use crate::clock;
+use crate::host::iptables::Backend;
+use crate::host::netlink::Handle;
+use crate::host::netns::Netns;
+use crate::owner::{self, Instance, Label, RunDir};
+use crate::runtime::controller::Waker;
+use crate::runtime::queue::Outcome;
+use crate::store::{self, Store, Txn};
+
+use step::describe;
+
+/// What can be looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// The host's own rules.
+    Ground,
+    /// A group.
+    Group(Name),
+    /// A VM.
+    Vm(Uid),
+    /// Something on the host with our label on it that no object wants.
+    Stray(Label),
+}
+
+/// The host, as far as the engine needs it.
+#[derive(Clone)]
+pub struct HostHands {
+    /// The namespace that the daemon was started in.
+    pub home: Netns,
+    /// A socket in it.
+    pub netlink: Handle,
+    /// Which kernel interface the host's iptables speaks.
+    pub backend: Backend,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+}
+
+/// What an engine is made of.
+pub struct Engine {
+    /// Whose things.
+    pub instance: Instance,
+    /// Where what lives as long as the host is up is kept.
+    pub run_dir: RunDir,
+    /// What is remembered.
+    pub store: Store,
+    /// The host.
+    pub hands: HostHands,
+    /// The VMMs.
+    pub processes: Processes,
+    /// Ranges claimed on this host.
+    pub claims: Claims,
+    /// Wakes keys.
+    pub waker: Waker<Key>,
+    /// Asked before each step.
+    pub probe: Probe,
+    /// Who keeps wanting the opposite.
+    pub contests: Contests,
+    /// Why a group has no VMs yet.
+    pub troubles: Mutex<HashMap<Name, String>>,
+    /// Steps taken on the host so far.
+    pub steps: AtomicU64,
+    /// Groups that wait for one of their VMs.
+    pub waiting: Mutex<HashSet<Name>>,
+}
+
+/// Looks again at what cannot be helped by trying harder.
+const SLOW: Duration = Duration::from_secs(30);
+
+/// The same for the ground: every VM stands on it.
+const GROUND_SLOW: Duration = Duration::from_secs(5);
+
+impl Engine {
+    /// One run for one key.
+    pub async fn run(self: Arc<Self>, key: Key, failures: u32) -> Outcome {
+        let outcome = match &key {
+            Key::Ground => self.run_ground().await,
+            Key::Group(name) => self.run_group(name).await,
+            Key::Vm(uid) => self.run_vm(*uid, failures).await,
+            Key::Stray(label) => self.run_stray(label).await,
+        };
+        outcome.unwrap_or_else(|error| {
+            warn!(?key, %error, "cannot remember what was done");
+            Outcome::Failed
+        })
+    }
+
+    /// Every key that an object stands for: something may have happened anywhere.
+    pub fn nudge_everything(&self) {
+        let keys: Vec<Key> = self.store.read(|world| {
+            let groups = world
+                .groups()
+                .map(|group| Key::Group(group.meta.name.clone()));
+            let vms = world.vms().map(|vm| Key::Vm(vm.meta.uid));
+            [Key::Ground].into_iter().chain(groups).chain(vms).collect()
+        });
+        for key in keys {
+            self.waker.nudge(key);
+        }
+    }
+
+    /// Every VM is Ready, every group has the VMs it wants, and the ground is firm.
+    pub fn all_ready(&self) -> bool {
+        self.store.read(|world| {
+            let firm = world.ground().is_some_and(|ground| {
+                ground.condition.status == Status::True && ground.carries == world.footing()
+            });
+            firm && world.vms().all(|vm| world.is_ready(vm))
+                && world.groups().all(|group| {
+                    let vms = world.vms_of(&group.meta.name).count();
+                    !group.meta.deleting && vms == group.spec.count as usize
+                })
+        })
+    }
+
+    async fn run_ground(&self) -> Result<Outcome, store::Error> {
+        let footing = self.store.read(store::World::footing);
+        let desired = ground::Desired {
+            instance: self.instance.clone(),
+            footing: footing.clone(),
+        };
+        let before = self.store.read(|world| world.ground().cloned());
+        let done = self.converge(&self.ground(), &desired).await;
+        let (status, reason, message) = describe(&done.result);
+        let was_firm = before
+            .as_ref()
+            .is_some_and(|g| g.condition.status == Status::True && g.carries == footing);
+        let mut contested = false;
+        let (mut status, mut reason, mut message) = (status, reason, message);
+        if was_firm && !done.taken.is_empty() {
+            let steps = done.taken.join("; ");
+            let repaired = format!("repaired: {steps}");
+            self.note(EventType::Warning, "ground", "Drift", &repaired);
+            let uid = owner::uid_of(&self.instance.ground_label());
+            let count = self.contests.count(uid, Rung::Firewall, clock::monotonic());
+            contested = count.is_some();
+            if contested {
+                (status, reason) = (Status::False, Reason::Contested);
+                message =
+                    format!("repaired again and again: somebody wants the opposite of: {steps}");
+            }
+        }
+        if status == Status::False {
+            self.note(EventType::Warning, "ground", &reason.to_string(), &message);
+        }
+        let now = clock::now();
+        let since = before
+            .as_ref()
+            .filter(|g| g.condition.status == status)
+            .map_or(now, |g| g.condition.since);
+        let page = store::Ground {
+            condition: Condition {
+                status,
+                reason,
+                message,
+                since,
+                observed_generation: 0,
+            },
+            carries: footing.clone(),
+            boot_id: self.hands.boot_id.clone(),
+        };
+        let firm = status == Status::True;
+        self.write(|txn| txn.put_ground(page)).await?;
+        if firm && !was_firm {
+            self.nudge_waiting_vms();
+        }
+        Ok(match (firm, contested) {
+            (true, _) => Outcome::Converged,
+            (false, true) => Outcome::Shun(GROUND_SLOW),
+            (false, false) => Outcome::Failed,
+        })
+    }
+
+    fn nudge_waiting_vms(&self) {
+        let waiting: Vec<Uid> = self.store.read(|world| {
+            let waits = |vm: &&Vm| {
+                let net = world.page(vm.meta.uid, Rung::Net);
+                !net.is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
+            };
+            world.vms().filter(waits).map(|vm| vm.meta.uid).collect()
+        });
+        for uid in waiting {
+            self.waker.nudge(Key::Vm(uid));
+        }
+    }
+
+    async fn run_group(&self, name: &Name) -> Result<Outcome, store::Error> {
+        let host_use = HostUse {
+            netlink: &self.hands.netlink,
+            instance: &self.instance,
+        };
+        let done = group::reconcile(&self.store, &self.claims, &host_use, name, clock::now()).await;
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.remove(name);
+        match done {
+            Ok(Progress::Done) => {
+                waiting.remove(name);
+                Ok(Outcome::Converged)
+            }
+            Ok(Progress::Waiting) => {
+                waiting.insert(name.clone());
+                Ok(Outcome::Converged)
+            }
+            Err(group::Error::Store(error)) => Err(error),
+            Err(error) => {
+                let object = format!("hostgroup/{name}");
+                self.note(
+                    EventType::Warning,
+                    &object,
+                    "RangeUnavailable",
+                    &error.to_string(),
+                );
+                troubles.insert(name.clone(), error.to_string());
+                Ok(Outcome::Failed)
+            }
+        }
+    }
+
+    async fn run_vm(&self, uid: Uid, failures: u32) -> Result<Outcome, store::Error> {
+        let Some(vm) = self.store.read(|world| world.vm(uid).cloned()) else {
+            self.contests.forget(uid);
+            return Ok(Outcome::Converged);
+        };
+        let was_ready = self.store.read(|world| world.is_ready(&vm));
+        let outcome = match vm.meta.deleting {
+            true => self.descend(&vm).await?,
+            false => self.climb(&vm, failures).await?,
+        };
+        let (gone, ready) = self.store.read(|world| match world.vm(uid) {
+            None => (true, false),
+            Some(vm) => (false, world.is_ready(vm)),
+        });
+        if ready && !was_ready {
+            debug!(vm = %vm.meta.name, "ready");
+            let object = format!("vm/{}", vm.meta.name);
+            self.note(EventType::Normal, &object, "Ready", "every rung is Ready");
+        }
+        if (gone || ready != was_ready) && self.group_waits(&vm.group) {
+            self.waker.nudge(Key::Group(vm.group.clone()));
+        }
+        Ok(outcome)
+    }
+
+    fn group_waits(&self, group: &Name) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.contains(group)
+    }
+
+    async fn set_condition(
+        &self,
+        vm: &Vm,
+        rung: Rung,
+        found: (Status, Reason, String),
+    ) -> Result<(), store::Error> {
+        let now = clock::now();
+        let (uid, generation) = (vm.meta.uid, vm.meta.generation);
+        self.write(|txn| txn.set_condition(uid, rung, found, generation, now))
+            .await
+    }
+
+    async fn write<T>(
+        &self,
+        change: impl FnOnce(&mut Txn<'_>) -> Result<T, store::Error>,
+    ) -> Result<T, store::Error> {
+        self.store.write(change).await
+    }
+
+    fn note(&self, kind: EventType, object: &str, reason: &str, message: &str) {
+        let events = self.store.events();
+        events.note(clock::now(), kind, object, reason, message);
+    }
+
+    /// Hands for the ground.
+    pub fn ground(&self) -> Ground {
+        Ground {
+            home: self.hands.home.clone(),
+            backend: self.hands.backend.clone(),
+        }
+    }
+
+    /// Hands for the Net rung, for one run.
+    pub fn net(&self) -> Net {
+        Net::new(self.hands.home.clone(), self.hands.netlink.clone())
+    }
+
+    /// Hands for the Firewall rung.
+    pub fn firewall(&self) -> Firewall {
+        Firewall {
+            backend: self.hands.backend.clone(),
+        }
+    }
+}

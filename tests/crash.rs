@@ -1,0 +1,15 @@
+//! Crash after every single action, error at every single action, state lost at every single action; reboots, neighbours,
+//! strangers. All in private kernels, with the real loop and a real database.
+//! Not here: events and drift (the daemon's tests); packets.
+
+#[path = "crash/life.rs"]
+mod life;
+#[path = "crash/scenes.rs"]
+mod scenes;
+#[path = "crash/strangers.rs"]
+mod strangers;
+mod support;
+#[path = "crash/sweep.rs"]
+mod sweep;
+#[path = "crash/world.rs"]
+mod world;

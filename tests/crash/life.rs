@@ -1,0 +1,215 @@
+//! One life of a daemon: prepared, told what is wanted, run until it rests or is killed.
+//! Not here: what the host looks like afterwards.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use slicectl::api::host_group::{HostGroup, HostGroupSpec};
+use slicectl::api::rung::LADDER;
+use slicectl::daemon::Daemon;
+use slicectl::host;
+use slicectl::reconcile::engine::Engine;
+use slicectl::reconcile::{Probe, unprobed};
+use slicectl::store::{Store, Txn};
+
+use crate::support::objects::{group, name};
+
+/// Long enough on a machine that does seven things at once.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A daemon's directories: all that it takes from one life to the next.
+#[derive(Clone)]
+pub struct Dirs {
+    pub state: PathBuf,
+    pub run: PathBuf,
+}
+
+/// What is told to the store at the start of a life.
+#[derive(Clone, Copy)]
+pub enum Intent<'a> {
+    /// What it knows already.
+    Same,
+    /// `slicectl apply`.
+    Apply(&'a str, &'a HostGroupSpec),
+    /// `slicectl delete`.
+    Delete(&'a str),
+}
+
+/// What a life came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// Everything is as wanted.
+    Converged,
+    /// It rests, and something is not.
+    Unconverged,
+    /// It was killed.
+    Killed,
+}
+
+impl Dirs {
+    /// Below one directory.
+    pub fn below(dir: &Path) -> Self {
+        Self {
+            state: dir.join("state"),
+            run: dir.join("run"),
+        }
+    }
+
+    /// A life that nobody disturbs.
+    pub fn live(&self, intent: Intent<'_>) -> End {
+        self.run(intent, unprobed(), |_| {}, Until::Rest)
+    }
+
+    /// The same; counts the actions.
+    pub fn live_counting(&self, intent: Intent<'_>) -> (End, Vec<String>) {
+        let actions: Arc<Mutex<Vec<String>>> = Arc::default();
+        let seen = actions.clone();
+        let probe: Probe = Arc::new(move |action| {
+            seen.lock().unwrap().push(action.to_owned());
+            Ok(())
+        });
+        let end = self.run(intent, probe, |_| {}, Until::Rest);
+        let actions = actions.lock().unwrap().clone();
+        (end, actions)
+    }
+
+    /// A life that ends, as by SIGKILL, right before its action number `at`, from 0: nothing is done or remembered any more.
+    pub fn live_until_killed(&self, intent: Intent<'_>, at: usize) -> End {
+        let store: Arc<OnceLock<Store>> = Arc::default();
+        let (count, to_close) = (AtomicUsize::new(0), store.clone());
+        let (kill, killed) = tokio::sync::watch::channel(false);
+        let probe: Probe = Arc::new(move |_| {
+            if count.fetch_add(1, SeqCst) < at {
+                return Ok(());
+            }
+            to_close.get().expect("an open store").close();
+            let _ = kill.send(true);
+            // Not `panic!`: no hook, no noise. The run unwinds, and all that follow.
+            std::panic::resume_unwind(Box::new("killed"));
+        });
+        let remember = |engine: &Arc<Engine>| drop(store.set(engine.store.clone()));
+        self.run(intent, probe, remember, Until::Killed(killed))
+    }
+
+    /// A life in which action number `at`, from 0, fails once.
+    pub fn live_with_an_error(&self, intent: Intent<'_>, at: usize) -> (End, bool) {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = count.clone();
+        let probe: Probe = Arc::new(move |action| match counted.fetch_add(1, SeqCst) == at {
+            true => Err(host::Error::other("do", action, "injected")),
+            false => Ok(()),
+        });
+        let end = self.run(intent, probe, |_| {}, Until::Converged);
+        (end, count.load(SeqCst) > at)
+    }
+
+    fn run(
+        &self,
+        intent: Intent<'_>,
+        probe: Probe,
+        tell: impl FnOnce(&Arc<Engine>),
+        until: Until,
+    ) -> End {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let end = runtime.block_on(async {
+            let daemon = Daemon::prepare(&self.state, &self.run, probe)
+                .await
+                .unwrap();
+            let engine = daemon.engine.clone();
+            tell(&engine);
+            engine.store.write(|txn| say(txn, intent)).await.unwrap();
+            let end = match until {
+                Until::Rest => match daemon.settle(PATIENCE).await {
+                    true => End::Converged,
+                    false => End::Unconverged,
+                },
+                Until::Converged => {
+                    let seen = engine.clone();
+                    daemon
+                        .run_until(async move { converged(&seen).await })
+                        .await;
+                    match engine.all_ready() {
+                        true => End::Converged,
+                        false => End::Unconverged,
+                    }
+                }
+                Until::Killed(killed) => tokio::select! {
+                    _ = dead(killed.clone()) => End::Killed,
+                    settled = daemon.settle(PATIENCE) => match settled {
+                        _ if *killed.borrow() => End::Killed,
+                        true => End::Converged,
+                        false => End::Unconverged,
+                    },
+                },
+            };
+            if end == End::Unconverged {
+                eprintln!("unconverged: {}", why(&engine));
+            }
+            engine.store.close();
+            end
+        });
+        runtime.shutdown_timeout(PATIENCE);
+        end
+    }
+}
+
+/// For whoever reads a failed test.
+fn why(engine: &Engine) -> String {
+    let warnings = engine.store.events().all();
+    let pages = engine.store.read(|world| {
+        let page =
+            |uid| LADDER.map(|rung| world.page(uid, rung).map(|page| page.condition.clone()));
+        let vms: Vec<_> = world
+            .vms()
+            .map(|vm| (vm.meta.name.clone(), vm.meta.deleting, page(vm.meta.uid)))
+            .collect();
+        format!("{vms:#?} {:#?} {:#?}", world.ground(), world.footing())
+    });
+    format!("{warnings:#?} {pages}")
+}
+
+enum Until {
+    Rest,
+    Converged,
+    Killed(tokio::sync::watch::Receiver<bool>),
+}
+
+async fn dead(mut killed: tokio::sync::watch::Receiver<bool>) {
+    // An error: the probe is gone, and with it the daemon.
+    let _ = killed.wait_for(|killed| *killed).await;
+}
+
+async fn converged(engine: &Engine) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !engine.all_ready() && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn say(txn: &mut Txn<'_>, intent: Intent<'_>) -> Result<(), slicectl::store::Error> {
+    match intent {
+        Intent::Same => Ok(()),
+        Intent::Apply(what, spec) => {
+            let known = txn.world().group(&name(what)).cloned();
+            let new = || group(what, spec.count, spec.template.clone());
+            let group = known.unwrap_or_else(new);
+            txn.put_group(HostGroup {
+                spec: spec.clone(),
+                ..group
+            })
+        }
+        Intent::Delete(what) => match txn.world().group(&name(what)).cloned() {
+            None => Ok(()),
+            Some(mut group) => {
+                group.meta.deleting = true;
+                txn.put_group(group)
+            }
+        },
+    }
+}

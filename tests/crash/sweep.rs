@@ -1,0 +1,198 @@
+//! Every single action: killed before it, failing at it, the state lost at it.
+//! Not here: how a life is lived and ended.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use slicectl::api::host_group::{HostGroupSpec, UpdatePolicy};
+
+use crate::life::{Dirs, End, Intent};
+use crate::support::kernel::{self, Canaries};
+use crate::support::objects::spec;
+use crate::world::whole;
+
+/// Private kernels at once; more than the cores, because lives wait for disks and backoffs.
+const KERNELS: usize = 4;
+
+const GROUP: &str = "web";
+
+#[test]
+fn killed_before_any_action_of_a_build_the_next_life_finishes_it() {
+    sweep(35, |place, at| {
+        let end = place.dirs.live_until_killed(place.apply(), at);
+        assert_eq!(place.dirs.live(Intent::Same), End::Converged);
+        place.assert_built();
+        place.delete();
+        end
+    });
+}
+
+#[test]
+fn killed_before_any_action_of_a_teardown_the_next_life_finishes_it() {
+    sweep(10, |place, at| {
+        assert_eq!(place.dirs.live(place.apply()), End::Converged);
+        let end = place.dirs.live_until_killed(Intent::Delete(GROUP), at);
+        assert_eq!(place.dirs.live(Intent::Same), End::Converged);
+        place.assert_empty();
+        end
+    });
+}
+
+#[test]
+fn an_action_of_a_build_that_fails_is_tried_again() {
+    sweep(35, |place, at| {
+        let (end, failed) = place.dirs.live_with_an_error(place.apply(), at);
+        assert_eq!(end, End::Converged);
+        place.assert_built();
+        place.delete();
+        ended(failed)
+    });
+}
+
+#[test]
+fn an_action_of_a_teardown_that_fails_is_tried_again() {
+    sweep(10, |place, at| {
+        assert_eq!(place.dirs.live(place.apply()), End::Converged);
+        let (end, failed) = place.dirs.live_with_an_error(Intent::Delete(GROUP), at);
+        assert_eq!(end, End::Converged);
+        place.assert_empty();
+        ended(failed)
+    });
+}
+
+#[test]
+fn killed_and_robbed_of_its_state_during_a_build_the_next_life_adopts_what_stands() {
+    sweep(35, |place, at| {
+        let end = place.dirs.live_until_killed(place.apply(), at);
+        fs::remove_dir_all(&place.dirs.state).unwrap();
+        // By the records alone it comes to rest; then the folder of manifests is read.
+        assert_eq!(place.dirs.live(Intent::Same), End::Converged);
+        assert_eq!(place.dirs.live(place.apply()), End::Converged);
+        place.assert_built();
+        place.delete();
+        end
+    });
+}
+
+#[test]
+fn killed_and_robbed_of_its_state_during_a_teardown_nothing_is_left_over_in_the_end() {
+    sweep(10, |place, at| {
+        assert_eq!(place.dirs.live(place.apply()), End::Converged);
+        let end = place.dirs.live_until_killed(Intent::Delete(GROUP), at);
+        fs::remove_dir_all(&place.dirs.state).unwrap();
+        // What had its record is a VM again: nobody remembers that it was to go.
+        assert_eq!(place.dirs.live(Intent::Same), End::Converged);
+        place.delete();
+        end
+    });
+}
+
+/// A private kernel, and what it looks like without and with the group.
+struct Place {
+    dirs: Dirs,
+    spec: HostGroupSpec,
+    empty: String,
+    built: String,
+    canaries: Canaries,
+}
+
+impl Place {
+    fn new() -> Self {
+        // As after any first build: switching it off again is never ours.
+        kernel::run("echo 1 > /proc/sys/net/ipv4/ip_forward");
+        let mut place = Self {
+            dirs: Dirs::below(Path::new("/run/place")),
+            spec: HostGroupSpec {
+                count: 2,
+                update: UpdatePolicy::Rolling,
+                template: spec(Some("169.254.100.0/22"), "192.168.1.0/24"),
+            },
+            empty: String::new(),
+            built: String::new(),
+            canaries: Canaries::release(),
+        };
+        assert_eq!(place.dirs.live(Intent::Same), End::Converged);
+        place.empty = whole(&place.dirs);
+        assert_eq!(place.dirs.live(place.apply()), End::Converged);
+        place.built = whole(&place.dirs);
+        assert_eq!(
+            place.dirs.live_counting(Intent::Same),
+            (End::Converged, vec![]),
+            "a restart takes no action"
+        );
+        assert_eq!(whole(&place.dirs), place.built);
+        place.delete();
+        place
+    }
+
+    fn apply(&self) -> Intent<'_> {
+        Intent::Apply(GROUP, &self.spec)
+    }
+
+    fn assert_built(&self) {
+        same(&whole(&self.dirs), &self.built);
+        self.canaries.assert_alive();
+    }
+
+    fn delete(&self) {
+        assert_eq!(self.dirs.live(Intent::Delete(GROUP)), End::Converged);
+        self.assert_empty();
+    }
+
+    fn assert_empty(&self) {
+        same(&whole(&self.dirs), &self.empty);
+        self.canaries.assert_alive();
+    }
+}
+
+/// Line by line, so that a failure shows the line.
+fn same(found: &str, wanted: &str) {
+    let only = |a: &str, b: &str| -> Vec<String> {
+        let known: Vec<&str> = b.lines().collect();
+        a.lines()
+            .filter(|line| !known.contains(line))
+            .map(str::to_owned)
+            .collect()
+    };
+    assert!(
+        found == wanted,
+        "not the world of an undisturbed life\n  left over: {:#?}\n  missing: {:#?}",
+        only(found, wanted),
+        only(wanted, found)
+    );
+}
+
+fn ended(failed: bool) -> End {
+    match failed {
+        true => End::Killed,
+        false => End::Converged,
+    }
+}
+
+/// Runs `one` for every action from the first until one that is not reached any more, over several kernels.
+fn sweep(at_least: usize, one: impl Fn(&Place, usize) -> End + Sync) {
+    let (next, reached) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..KERNELS {
+            scope.spawn(|| {
+                kernel::private_sync(|| {
+                    let place = Place::new();
+                    loop {
+                        let at = next.fetch_add(1, SeqCst);
+                        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                            one(&place, at)
+                        }));
+                        match done {
+                            Ok(End::Killed) => reached.fetch_max(at + 1, SeqCst),
+                            Ok(End::Converged | End::Unconverged) => return,
+                            Err(_) => panic!("at action {at}"),
+                        };
+                    }
+                })
+            });
+        }
+    });
+    let reached = reached.load(SeqCst);
+    assert!(reached >= at_least, "only {reached} actions");
+}

@@ -1,0 +1,262 @@
+//! What the host and the store look like, in words that do not depend on uids, blocks and times.
+//! Not here: what they ought to look like.
+
+use std::fmt::Write;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use slicectl::api::lease::Lease;
+use slicectl::api::rung::LADDER;
+use slicectl::owner::{Instance, vm_names};
+use slicectl::store::{Store, World};
+
+use crate::life::Dirs;
+use crate::support::kernel;
+
+/// Host and store of the daemon with these directories. The store must be closed.
+pub fn whole(dirs: &Dirs) -> String {
+    let (store, _) = Store::open(&dirs.state).unwrap();
+    let instance = Instance::of(&dirs.state.canonicalize().unwrap());
+    let text = store.read(|world| normalise(&(host(dirs) + &remembered(world)), &instance, world));
+    store.close();
+    text
+}
+
+/// The host's network and the daemon's run directory, exactly.
+pub fn host(dirs: &Dirs) -> String {
+    let mut text = format!("HOST\n{}", space(""));
+    let netns = dirs.run.join("netns");
+    let mut names: Vec<_> = fs::read_dir(&netns)
+        .into_iter()
+        .flatten()
+        .map(|e| e.unwrap().path())
+        .collect();
+    names.sort();
+    for path in names {
+        let _ = writeln!(
+            text,
+            "NETNS {}\n{}",
+            path.display(),
+            space(&format!("nsenter --net={} ", path.display()))
+        );
+    }
+    let found = kernel::run(&format!(
+        "find {} /run/netns -mindepth 1 -printf '%p %y %l\\n' | sort",
+        dirs.run.display()
+    ));
+    let empty = ["netns", "vm"].map(|dir| format!("{} d ", dirs.run.join(dir).display()));
+    for line in found
+        .lines()
+        .filter(|line| !empty.iter().any(|dir| dir == line))
+    {
+        let _ = writeln!(text, "FILE {line}");
+    }
+    text + &records(&dirs.run.join("vm"))
+}
+
+/// One network namespace.
+fn space(inside: &str) -> String {
+    let run = |command: &str| kernel::run(&format!("{inside}{command}"));
+    let links: Value = serde_json::from_str(&run("ip -j -d addr")).unwrap();
+    let mut lines: Vec<String> = links.as_array().unwrap().iter().map(link).collect();
+    lines.sort();
+    lines.extend(
+        run("ip -4 route show table all")
+            .lines()
+            .map(|line| line.replace("linkdown", "").trim().to_owned()),
+    );
+    lines.extend(
+        run("ip -4 neigh show nud permanent")
+            .lines()
+            .map(str::to_owned),
+    );
+    for tool in ["iptables", "ip6tables"] {
+        lines.extend(rules(&run(&format!("{tool}-save"))).map(|rule| format!("{tool} {rule}")));
+    }
+    lines.push(run(
+        "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/disable_ipv6",
+    ));
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn link(link: &Value) -> String {
+    let addresses: Vec<String> = link["addr_info"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|address| address["family"] == "inet")
+        .map(|address| {
+            format!(
+                "{}/{}",
+                address["local"].as_str().unwrap(),
+                address["prefixlen"]
+            )
+        })
+        .collect();
+    let up = link["flags"].as_array().unwrap().contains(&json!("UP"));
+    let part = |key: &str| link[key].to_string();
+    let [name, alias, mac, mtu] = ["ifname", "ifalias", "address", "mtu"].map(part);
+    format!(
+        "{name} {alias} {mac} mtu {mtu} up {up} {addresses:?} {}",
+        link["linkinfo"]["info_kind"]
+    )
+}
+
+/// Rules, chains and policies that say something, with their table.
+fn rules(saved: &str) -> impl Iterator<Item = String> + '_ {
+    let mut table = "";
+    saved.lines().filter_map(move |line| {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        }
+        let says = line.starts_with('-') || (line.starts_with(':') && !line.contains(" ACCEPT "));
+        says.then(|| format!("{table} {}", line.split(" [").next().unwrap_or(line)))
+    })
+}
+
+/// What a daemon without a state would read.
+fn records(dir: &Path) -> String {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        if let Ok(text) = fs::read_to_string(entry.unwrap().path().join("record.json")) {
+            let mut record: Value = serde_json::from_str(&text).unwrap();
+            blank(&mut record);
+            found.push(format!("RECORD {record}\n"));
+        }
+    }
+    found.sort();
+    found.concat()
+}
+
+fn remembered(world: &World) -> String {
+    let mut vms: Vec<_> = world.vms().collect();
+    vms.sort_by_key(|vm| vm.meta.name.clone());
+    let pages = |uid| {
+        LADDER.map(|rung| {
+            world.page(uid, rung).map(|page| {
+                let condition = &page.condition;
+                json!([
+                    page.held,
+                    condition.status,
+                    condition.reason,
+                    condition.message,
+                    condition.observed_generation,
+                    page.mark.is_some()
+                ])
+            })
+        })
+    };
+    let mut all = json!({
+        "groups": world.groups().collect::<Vec<_>>(),
+        "pools": world.pools().collect::<Vec<_>>(),
+        "vms": vms.iter().map(|vm| json!([vm, pages(vm.meta.uid)])).collect::<Vec<_>>(),
+        "leases": world.leases().collect::<Vec<_>>(),
+        "ground": world.ground(),
+    });
+    blank(&mut all);
+    format!("STORE\n{all:#}\n")
+}
+
+/// Times, and the uids and editions of groups: an adopted group is a new one.
+fn blank(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for key in ["created_at", "since"] {
+                map.remove(key);
+            }
+            if map.contains_key("origin")
+                && let Some(Value::Object(meta)) = map.get_mut("meta")
+            {
+                meta.remove("uid");
+                meta.remove("generation");
+            }
+            map.values_mut().for_each(blank);
+        }
+        Value::Array(values) => values.iter_mut().for_each(blank),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// Everything that is a function of a uid or a block under the name of its VM, lines in order.
+fn normalise(text: &str, instance: &Instance, world: &World) -> String {
+    let mut text = text.to_owned();
+    for vm in world.vms() {
+        let (names, who) = (vm_names(instance, vm.meta.uid), &vm.meta.name);
+        let macs = [
+            ("host", names.host_mac),
+            ("up", names.uplink_mac),
+            ("tap", names.tap_mac),
+            ("guest", names.guest_mac),
+        ];
+        for (role, mac) in macs {
+            for mac in [mac.to_string(), mac.to_string().to_uppercase()] {
+                text = text.replace(&mac, &format!("<{who} {role} mac>"));
+            }
+        }
+        for (role, name) in [
+            ("link", names.host_link),
+            ("netns", names.netns),
+            ("uid", vm.meta.uid.to_string()),
+        ] {
+            text = text.replace(&name, &format!("<{who} {role}>"));
+        }
+    }
+    for lease in world.leases() {
+        text = name_addresses(&text, lease);
+    }
+    in_order(&text)
+}
+
+/// Addresses of a lease's block under its name; the network of a whole pool stays.
+fn name_addresses(text: &str, lease: &Lease) -> String {
+    let mut named = String::new();
+    let mut rest = text;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
+        let end = rest[start..]
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .map_or(rest.len(), |n| start + n);
+        let (token, after) = (&rest[start..end], &rest[end..]);
+        named.push_str(&rest[..start]);
+        match token.parse::<Ipv4Addr>() {
+            Ok(address) if lease.block.network().contains(address) && !after.starts_with("/22") => {
+                let _ = write!(named, "<{} .{}>", lease.name, address.octets()[3] & 3);
+            }
+            _ => named.push_str(token),
+        }
+        rest = after;
+    }
+    named + rest
+}
+
+/// Sections of namespaces in order of their (now normal) names, and the host's lines, too; rules keep their order.
+fn in_order(text: &str) -> String {
+    let mut sections: Vec<String> = Vec::new();
+    for line in text.lines() {
+        match line.starts_with("NETNS ")
+            || line.starts_with("FILE ")
+            || line.starts_with("RECORD ")
+            || line == "HOST"
+            || line == "STORE"
+        {
+            true => sections.push(line.to_owned()),
+            false => sections.last_mut().expect("a section").extend(["\n", line]),
+        }
+    }
+    let stable = |section: &String| {
+        let mut lines: Vec<&str> = section.lines().collect();
+        // Rules keep their order; links, routes and neighbours have none.
+        lines[1..].sort_by_key(|line| {
+            match line.starts_with("ip") || section.starts_with("STORE") {
+                true => "~",
+                false => *line,
+            }
+        });
+        lines.join("\n")
+    };
+    let mut sections: Vec<String> = sections.iter().map(stable).collect();
+    sections.sort();
+    sections.join("\n")
+}

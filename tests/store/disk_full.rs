@@ -1,0 +1,79 @@
+//! A disk that is full: changes that did not become durable are taken back, and those that did are there again.
+//! Not here: damage.
+
+use std::path::Path;
+
+use slicectl::api::meta::Name;
+use slicectl::store::{Error, Store};
+
+use crate::support::kernel;
+use crate::support::objects::{group, name, spec};
+use crate::whole::whole;
+
+#[test]
+fn on_a_full_disk_a_change_is_taken_back_and_nothing_committed_is_lost() {
+    kernel::private(async {
+        kernel::run("mkdir /run/small && mount -t tmpfs -o size=3m small /run/small");
+        let dir = Path::new("/run/small/state");
+        let (store, _) = Store::open(dir).unwrap();
+        let mut kept: Vec<Name> = Vec::new();
+        let failed = loop {
+            let before = whole(&store);
+            let next = big(kept.len());
+            match store.write(|txn| txn.put_group(next.clone())).await {
+                Ok(()) => kept.push(next.meta.name),
+                Err(error) => {
+                    assert_eq!(whole(&store), before, "the change was not taken back");
+                    break error;
+                }
+            }
+            assert!(kept.len() < 1000, "3 MiB hold no 1000 groups of 32 KiB");
+        };
+        assert!(matches!(failed, Error::Write(_)), "{failed}");
+        assert!(kept.len() > 10, "only {} groups", kept.len());
+        // It goes on saying no, or has found room; in no case does it lose a word it gave.
+        for n in 0..3 {
+            let next = big(2000 + n);
+            if store
+                .write(|txn| txn.put_group(next.clone()))
+                .await
+                .map_err(|e: Error| e)
+                .is_ok()
+            {
+                kept.push(next.meta.name);
+            }
+        }
+        let last = whole(&store);
+        store.close();
+        drop(store);
+        kernel::run("mount -o remount,size=64m /run/small");
+        let (again, opened) = Store::open(dir).unwrap();
+        assert_eq!(whole(&again), last, "{opened:?}");
+        again.read(|world| {
+            kept.iter()
+                .for_each(|name| assert!(world.group(name).is_some(), "{name} is lost"))
+        });
+        let next = big(5000);
+        again
+            .write(|txn| txn.put_group(next))
+            .await
+            .unwrap_or_else(|e: Error| panic!("{e}"));
+        again.close();
+    });
+}
+
+/// A group of about 32 KiB, of text that does not shrink.
+fn big(n: usize) -> slicectl::api::host_group::HostGroup {
+    let mut group = group("big", 1, spec(None, ""));
+    group.meta.name = name(&format!("big-{n}"));
+    let noise: String = (0..32 * 1024_u64)
+        .map(|i| {
+            char::from(
+                b'a' + (i.wrapping_mul(6364136223846793005).wrapping_add(n as u64) >> 33) as u8
+                    % 26,
+            )
+        })
+        .collect();
+    group.origin = slicectl::api::host_group::Origin::File(noise.into());
+    group
+}

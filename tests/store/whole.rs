@@ -1,0 +1,141 @@
+//! Everything a store remembers as one value; changes that can be made to it.
+//! Not here: assertions.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use slicectl::api::condition::{Condition, Reason, Status};
+use slicectl::api::lease::Lease;
+use slicectl::api::meta::{Timestamp, Uid};
+use slicectl::api::network::Block;
+use slicectl::api::rung::{LADDER, Rung};
+use slicectl::store::{Error, Ground, Pool, Store, Txn};
+
+use crate::support::objects::{group, name, spec, vm};
+
+pub const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+pub const RANGE: &str = "169.254.100.0/22";
+
+/// Everything, in one order.
+pub fn whole(store: &Store) -> Value {
+    store.read(|world| {
+        let mut vms: Vec<_> = world.vms().collect();
+        vms.sort_by_key(|vm| vm.meta.uid);
+        let pages = |uid: Uid| LADDER.map(|rung| json!(world.page(uid, rung)));
+        json!({
+            "groups": world.groups().collect::<Vec<_>>(),
+            "pools": world.pools().collect::<Vec<_>>(),
+            "vms": vms.iter().map(|vm| json!([vm, pages(vm.meta.uid)])).collect::<Vec<_>>(),
+            "leases": world.leases().collect::<Vec<_>>(),
+            "ground": world.ground(),
+        })
+    })
+}
+
+/// One thing that a transaction may do.
+#[derive(Clone, Debug)]
+pub enum Step {
+    Group(u8, u32),
+    RemoveGroup(u8),
+    Vm(u8, u32),
+    RemoveVm(u8, u32),
+    Lease(u8, u32),
+    Release(u8, u32),
+    Page(u8, u32, Rung),
+    Ground(String),
+}
+
+pub fn step() -> impl Strategy<Value = Step> {
+    let which = || (0_u8..3, 1_u32..4);
+    prop_oneof![
+        (0_u8..3, 0_u32..9).prop_map(|(g, count)| Step::Group(g, count)),
+        (0_u8..3).prop_map(Step::RemoveGroup),
+        which().prop_map(|(g, i)| Step::Vm(g, i)),
+        which().prop_map(|(g, i)| Step::RemoveVm(g, i)),
+        which().prop_map(|(g, i)| Step::Lease(g, i)),
+        which().prop_map(|(g, i)| Step::Release(g, i)),
+        (which(), prop::sample::select(LADDER.to_vec()))
+            .prop_map(|((g, i), rung)| Step::Page(g, i, rung)),
+        "[a-z]{4}".prop_map(Step::Ground),
+    ]
+}
+
+/// Does it.
+pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
+    let group_of = |g: u8| group(&format!("group-{g}"), 3, spec(Some(RANGE), ""));
+    let vm_name = |g: u8, i: u32| name(&format!("group-{g}-{i}"));
+    let uid =
+        |txn: &Txn<'_>, g: u8, i: u32| txn.world().vm_named(&vm_name(g, i)).map(|vm| vm.meta.uid);
+    match step {
+        Step::Group(g, count) => {
+            let mut group = group_of(*g);
+            group.spec.count = *count;
+            let name = group.meta.name.clone();
+            txn.put_group(group)?;
+            txn.put_pool(
+                &name,
+                Pool {
+                    range: RANGE.parse().unwrap(),
+                    in_use: Default::default(),
+                },
+            )
+        }
+        Step::RemoveGroup(g) => txn.remove_group(&group_of(*g).meta.name),
+        Step::Vm(g, i) => match uid(txn, *g, *i).and_then(|uid| txn.world().vm(uid).cloned()) {
+            None => txn.put_vm(vm(&group_of(*g), *i)),
+            Some(mut vm) => {
+                vm.meta.generation += 1;
+                txn.put_vm(vm)
+            }
+        },
+        Step::RemoveVm(g, i) => uid(txn, *g, *i).map_or(Ok(()), |uid| txn.remove_vm(uid)),
+        Step::Lease(g, i) => txn.put_lease(Lease {
+            name: vm_name(*g, *i),
+            group: group_of(*g).meta.name,
+            pool: RANGE.parse().unwrap(),
+            block: Block::around([169, 254, 100 + g, *i as u8 * 4].into()),
+            since: NOW,
+        }),
+        Step::Release(g, i) => txn.remove_lease(&vm_name(*g, *i)),
+        Step::Page(g, i, rung) => match uid(txn, *g, *i) {
+            None => Ok(()),
+            Some(uid) => {
+                txn.set_condition(
+                    uid,
+                    *rung,
+                    (Status::True, Reason::Converged, "so".into()),
+                    1,
+                    NOW,
+                )?;
+                txn.set_mark(uid, *rung, Some("mark".into()))?;
+                txn.hold_rung(uid, *rung, NOW)
+            }
+        },
+        Step::Ground(boot_id) => txn.put_ground(Ground {
+            condition: Condition {
+                status: Status::True,
+                reason: Reason::Converged,
+                message: String::new(),
+                since: NOW,
+                observed_generation: 0,
+            },
+            carries: txn.world().footing(),
+            boot_id: boot_id.clone(),
+        }),
+    }
+}
+
+/// A store with something in it.
+pub async fn fill(store: &Store) {
+    let steps = [
+        Step::Group(0, 2),
+        Step::Vm(0, 1),
+        Step::Vm(0, 2),
+        Step::Lease(0, 1),
+        Step::Lease(0, 2),
+        Step::Page(0, 1, Rung::Net),
+        Step::Ground("boot".into()),
+    ];
+    for step in steps {
+        store.write(|txn| apply(txn, &step)).await.unwrap();
+    }
+}
