@@ -3,12 +3,17 @@
 //!
 //! - [`kernel`]: a private kernel per test, hosts in it to talk to, canaries.
 //! - [`objects`]: groups and VMs.
+//! - [`lab`]: neighbours around a house, [`sniffer`]s in them; [`guest_stack`]: a guest at a TAP; [`frames`]: what it sends.
 //! - [`house`]: the real `sliced` and `slicectl` in one.
 #![allow(
     dead_code,
     reason = "every integration test file compiles this anew and uses a part of it"
 )]
 
+pub mod frames;
+pub mod guest_stack;
 pub mod house;
 pub mod kernel;
+pub mod lab;
 pub mod objects;
+pub mod sniffer;

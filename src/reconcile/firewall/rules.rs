@@ -29,7 +29,7 @@ pub fn compile(policy: &Policy, block: Block, guest_mac: Mac) -> Ruleset {
         chains: vec![
             Chain::builtin("INPUT", ChainPolicy::Drop, input(block, guest_mac)),
             Chain::builtin("FORWARD", ChainPolicy::Drop, forward(block, guest_mac)),
-            Chain::builtin("OUTPUT", ChainPolicy::Accept, vec![]),
+            Chain::builtin("OUTPUT", ChainPolicy::Drop, output(block)),
             Chain::user(POLICY, lists(policy)),
             Chain::user(DENY, deny(policy.on_deny)),
         ],
@@ -45,6 +45,17 @@ fn input(block: Block, guest_mac: Mac) -> Vec<Rule> {
             .dst(host(block.gateway()))
             .mac_source(guest_mac.0)
             .echo_request()
+            .then(Target::Accept),
+    ]
+}
+
+/// The namespace itself speaks to its VM alone. An ICMP error goes to the source of what caused it, and "time exceeded" is
+/// said before the forward chain is asked: to a spoofed source it would be a packet past every list.
+fn output(block: Block) -> Vec<Rule> {
+    vec![
+        Rule::when()
+            .out_if(TAP)
+            .dst(host(block.guest()))
             .then(Target::Accept),
     ]
 }

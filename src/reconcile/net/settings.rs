@@ -7,7 +7,7 @@ use crate::host::{Error, sysctl};
 
 /// Key and value. `default` is what a new link starts with, `all` is joined with each link's own
 /// (Documentation/networking/ip-sysctl.rst).
-const SETTINGS: [(&str, &str); 11] = [
+const SETTINGS: [(&str, &str); 14] = [
     // No IPv6 at all: nothing to filter, nothing to forget.
     ("net.ipv6.conf.all.disable_ipv6", "1"),
     ("net.ipv6.conf.default.disable_ipv6", "1"),
@@ -20,6 +20,11 @@ const SETTINGS: [(&str, &str); 11] = [
     ("net.ipv4.conf.default.accept_source_route", "0"),
     ("net.ipv4.conf.all.route_localnet", "0"),
     ("net.ipv4.conf.default.route_localnet", "0"),
+    // The host's end of the veth has the gateway's address, too: its "fragmentation needed" and "time exceeded" come from an
+    // address that is local here. Sources are judged by the rules, not by the routes.
+    ("net.ipv4.conf.all.accept_local", "1"),
+    ("net.ipv4.conf.all.rp_filter", "0"),
+    ("net.ipv4.conf.default.rp_filter", "0"),
     // The guest is asked for by its one address only, on the link that has it.
     ("net.ipv4.conf.all.arp_ignore", "1"),
 ];

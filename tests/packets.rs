@@ -1,0 +1,19 @@
+//! Packets through a real TAP, the test being the guest, and neighbours that see all that arrives.
+//! Not here: random lists (`oracle`), a guest with a kernel of its own (`vmm`).
+
+mod support;
+
+#[path = "packets/answers.rs"]
+mod answers;
+#[path = "packets/host.rs"]
+mod host;
+#[path = "packets/live.rs"]
+mod live;
+#[path = "packets/odd.rs"]
+mod odd;
+#[path = "packets/others.rs"]
+mod others;
+#[path = "packets/truth.rs"]
+mod truth;
+#[path = "packets/window.rs"]
+mod window;

@@ -1,0 +1,214 @@
+//! While a VM's data path is being built and taken down: a guest that sends from the moment there is a TAP.
+//! Not here: what passes once the rules stand.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use slicectl::daemon::Daemon;
+use slicectl::host::netns::Netns;
+use slicectl::host::tap::{self, Framing};
+use slicectl::owner::{Instance, vm_names};
+use slicectl::store;
+
+use crate::support::frames::{self, ICMP, Ip, TCP, UDP};
+use crate::support::kernel::{self, Canaries};
+use crate::support::lab::{CONTAINER, HOST, INTERNET, LAN, Place, neighbourhood};
+use crate::support::objects;
+
+const RUN: &str = "/run/slice";
+
+/// Everything that an eager guest sends at once: honest packets, borrowed sources, what would be answered on the way.
+fn salvo(to_mac: [u8; 6], mac: [u8; 6], ip: Ipv4Addr) -> Vec<Vec<u8>> {
+    let gateway = Ipv4Addr::from(u32::from(ip) - 1);
+    let mut salvo = vec![frames::who_has(mac, ip, gateway)];
+    for source in [ip, INTERNET, LAN] {
+        for to in [LAN, INTERNET, CONTAINER, HOST, gateway] {
+            let bodies = [
+                (UDP, frames::udp(5, 6, &frames::mark(1))),
+                (ICMP, frames::echo(7, &frames::mark(1))),
+                (TCP, frames::syn(source, to, 8, 80, &frames::mark(1))),
+            ];
+            for (protocol, body) in bodies {
+                for ttl in [64, 1] {
+                    let mut packet = Ip::new(source, to, protocol, body.clone());
+                    packet.ttl = ttl;
+                    salvo.push(frames::ethernet(to_mac, mac, 0x0800, &packet.bytes()));
+                }
+            }
+        }
+    }
+    salvo
+}
+
+/// Looks for the VM by what it leaves in the run directory, attaches as soon as it can, and sends all of its salvo each time.
+#[derive(Default)]
+struct Eager {
+    attached: Option<(std::fs::File, Vec<Vec<u8>>)>,
+}
+
+impl Eager {
+    fn attack(&mut self, instance: &Instance) -> bool {
+        if self.attached.is_none() {
+            self.attached = attach(instance);
+        }
+        let Some((tap, salvo)) = &self.attached else {
+            return false;
+        };
+        let mut sent = true;
+        for frame in salvo {
+            // A TAP that is not up, or is gone, takes none.
+            sent &= std::io::Write::write(&mut &*tap, frame).is_ok();
+        }
+        sent
+    }
+}
+
+fn attach(instance: &Instance) -> Option<(std::fs::File, Vec<Vec<u8>>)> {
+    let dirs = std::fs::read_dir(Path::new(RUN).join("vm")).ok()?;
+    let uid = dirs
+        .flatten()
+        .find_map(|dir| dir.file_name().to_str()?.parse().ok())?;
+    let names = vm_names(instance, uid);
+    let netns = Netns::open(&Path::new(RUN).join("netns").join(&names.netns)).ok()?;
+    let tap = netns.run_here(|| tap::attach("tap0", Framing::Bare)).ok()?;
+    // A group of one in a /22 of its own: whichever block it has, the record says.
+    let record = std::fs::read_to_string(
+        Path::new(RUN)
+            .join("vm")
+            .join(uid.to_string())
+            .join("record.json"),
+    )
+    .ok()?;
+    let at = record.find("169.254.100.")?;
+    let last: String = record[at + 12..]
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
+    let ip = Ipv4Addr::new(169, 254, 100, (last.parse::<u8>().ok()? & !3) | 2);
+    Some((tap, salvo(names.tap_mac.0, names.guest_mac.0, ip)))
+}
+
+/// All IPv4 that any neighbour has seen; they are silent themselves.
+fn seen(places: &[Place; 3]) -> usize {
+    let of = |place: &Place| {
+        let frames = place.sniffer.frames();
+        frames
+            .iter()
+            .filter(|frame| frames::read(frame).is_some())
+            .count()
+    };
+    places.iter().map(of).sum()
+}
+
+/// What was about to be done, whether the salvo was fired before it, and what had been seen by then.
+type Log = Arc<Mutex<Vec<(String, bool, usize)>>>;
+
+#[test]
+fn nothing_passes_before_the_rules_stand_nor_after_the_gate_is_shut() {
+    kernel::private(async {
+        let (lan, net, container) = neighbourhood();
+        let canaries = Canaries::release();
+        let places = Arc::new([lan, net, container]);
+        let state = tempfile::tempdir().unwrap();
+        let state = state.path().canonicalize().unwrap();
+        let instance = Instance::of(&state);
+        let eager = Arc::new(Mutex::new(Eager::default()));
+        let over = Arc::new(AtomicBool::new(false));
+        let flood = flood(eager.clone(), instance.clone(), over.clone());
+
+        let log = Log::default();
+        let daemon = prepare(&state, &log, &eager, &instance, &places).await;
+        let group = objects::group("sandbox", 1, objects::spec(Some("169.254.100.0/24"), ""));
+        let write = |txn: &mut store::Txn<'_>| txn.put_group(group.clone());
+        daemon.engine.store.write(write).await.unwrap();
+        let engine = daemon.engine.clone();
+        assert!(daemon.settle(Duration::from_secs(30)).await);
+        engine.store.close();
+        drop(engine);
+        let built = std::mem::take(&mut *log.lock().unwrap());
+        assert_eq!(
+            built
+                .iter()
+                .filter(|step| step.0.starts_with("open the gate"))
+                .count(),
+            1
+        );
+        assert!(
+            built.iter().filter(|step| step.1).count() >= 5,
+            "it hardly got to send: {built:#?}"
+        );
+        let early: Vec<_> = built.iter().filter(|step| step.2 > 0).collect();
+        assert!(early.is_empty(), "{early:#?}");
+        // The proof that it would have been seen.
+        let mut looks = 0;
+        while seen(&places) == 0 {
+            looks += 1;
+            assert!(looks < 500, "nothing passes although the gate is open");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+
+        let daemon = prepare(&state, &log, &eager, &instance, &places).await;
+        let mut group = daemon
+            .engine
+            .store
+            .read(|world| world.groups().next().cloned())
+            .unwrap();
+        group.meta.deleting = true;
+        let write = |txn: &mut store::Txn<'_>| txn.put_group(group.clone());
+        daemon.engine.store.write(write).await.unwrap();
+        assert!(daemon.settle(Duration::from_secs(30)).await);
+        let gone = std::mem::take(&mut *log.lock().unwrap());
+        let shut = gone
+            .iter()
+            .position(|step| step.0.starts_with("shut the gate"))
+            .expect("shut");
+        // The first look after the gate was shut counts from there.
+        let behind = &gone[shut + 1..];
+        let (first, rest) = behind.split_first().expect("more to take down");
+        assert!(rest.iter().all(|step| step.2 == first.2), "{gone:#?}");
+        over.store(true, Ordering::Relaxed);
+        flood.join().unwrap();
+        canaries.assert_alive();
+    });
+}
+
+/// A daemon that lets the guest send, and looks around, before each step.
+async fn prepare(
+    state: &Path,
+    log: &Log,
+    eager: &Arc<Mutex<Eager>>,
+    instance: &Instance,
+    places: &Arc<[Place; 3]>,
+) -> Daemon {
+    let (log, eager, instance, places) =
+        (log.clone(), eager.clone(), instance.clone(), places.clone());
+    let probe = Arc::new(move |action: &str| {
+        let sent = eager.lock().unwrap().attack(&instance);
+        // What got out has arrived, and has been read.
+        std::thread::sleep(Duration::from_millis(40));
+        log.lock()
+            .unwrap()
+            .push((action.to_owned(), sent, seen(&places)));
+        Ok(())
+    });
+    Daemon::prepare(state, &PathBuf::from(RUN), probe)
+        .await
+        .unwrap()
+}
+
+/// Sends between the steps, too.
+fn flood(
+    eager: Arc<Mutex<Eager>>,
+    instance: Instance,
+    over: Arc<AtomicBool>,
+) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        while !over.load(Ordering::Relaxed) {
+            eager.lock().unwrap().attack(&instance);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    })
+}
