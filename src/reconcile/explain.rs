@@ -4,13 +4,13 @@
 use std::net::Ipv4Addr;
 
 use crate::api::network::Block;
-use crate::api::policy::{Entry, Origin, Packet, Policy, Verdict};
+use crate::api::policy::{self, Entry, Origin, Packet, Policy, Verdict};
 use crate::api::view::Explanation;
 use crate::api::vm::Vm;
-use crate::host::rule::{Rule, Ruleset, TableName};
+use crate::host::rule::{Protocol, Rule, Ruleset, TableName, Test};
 use crate::owner::Instance;
 
-use super::firewall::rules::{DENY, POLICY};
+use super::firewall::rules::POLICY;
 
 /// What the packet meets.
 pub struct Way<'a> {
@@ -66,7 +66,7 @@ fn onwards(way: &Way<'_>, policy: &Policy, packet: &Packet) -> Decision {
     match (verdict, at_host) {
         (Verdict::Allow, true) => at_the_host(way, policy, packet),
         (Verdict::Allow | Verdict::Deny, _) => {
-            let rule = rule_of(way.ruleset, &origin, packet);
+            let rule = rule_of(way.ruleset, packet);
             (
                 verdict,
                 format!("namespace {POLICY}"),
@@ -100,28 +100,34 @@ fn at_the_host(way: &Way<'_>, policy: &Policy, packet: &Packet) -> Decision {
     }
 }
 
-/// The first rule with that origin that is about the packet's protocol.
-fn rule_of(ruleset: &Ruleset, origin: &Origin, packet: &Packet) -> String {
-    let wanted = origin.to_string();
-    let of_origin = |rule: &&Rule| rule.comment() == Some(wanted.as_str());
-    let text = |rule: &Rule| format!("-A {POLICY} {rule}");
-    let rules: Vec<String> = ruleset
-        .rules(TableName::Filter, POLICY)
-        .iter()
-        .filter(of_origin)
-        .map(text)
-        .collect();
-    let protocol = packet
-        .transport
-        .map(|(protocol, _)| format!("-p {protocol} "));
-    let narrow = format!("-d {}/32 ", packet.destination);
-    let fits = |rule: &&String| protocol.as_ref().is_none_or(|p| rule.contains(p.as_str()));
-    rules
-        .iter()
-        .filter(fits)
-        .find(|rule| rule.contains(&narrow))
-        .or_else(|| rules.iter().find(fits))
-        .or_else(|| rules.first())
-        .cloned()
-        .unwrap_or_else(|| format!("-A {POLICY} -j {DENY}"))
+/// The rule of the lists that decides, found as the kernel finds it: the first that matches.
+fn rule_of(ruleset: &Ruleset, packet: &Packet) -> String {
+    let rules = ruleset.rules(TableName::Filter, POLICY);
+    match rules.iter().find(|rule| matches(rule, packet)) {
+        Some(rule) => format!("-A {POLICY} {rule}"),
+        None => "-P FORWARD DROP".to_owned(),
+    }
+}
+
+/// Whether a rule of the lists matches: destination, protocol and port are all that they ask for.
+fn matches(rule: &Rule, packet: &Packet) -> bool {
+    let Rule::Known { when, .. } = rule else {
+        return false;
+    };
+    let transport = packet.transport.map(|(protocol, _)| match protocol {
+        policy::Protocol::Tcp => Protocol::Tcp,
+        policy::Protocol::Udp => Protocol::Udp,
+    });
+    let port = packet.transport.and_then(|(_, port)| port);
+    let destination = match &when.dst {
+        None => true,
+        Some(Test::Is(network)) => network.contains(packet.destination),
+        Some(Test::Not(network)) => !network.contains(packet.destination),
+    };
+    destination
+        && (when.protocol.is_none() || when.protocol == transport)
+        && when
+            .dport
+            .as_ref()
+            .is_none_or(|ports| port.is_some_and(|port| ports.contains(&port)))
 }

@@ -144,3 +144,40 @@ fn an_opening_of_one_group_is_none_for_another() {
         assert_eq!(lab.taken_by_the_host(), 0);
     });
 }
+
+#[test]
+fn explain_says_of_the_host_what_the_kernel_does() {
+    lab(|lab| {
+        let _servers = servers();
+        let guest = lab.only("allow: [\"192.168.222.1:3128/udp\", \"192.168.0.0/16\"]");
+        let cases = [
+            (PROXY, Udp(3128)),
+            (PROXY, Tcp(3128)),
+            (PROXY, Udp(3129)),
+            (HOST, Udp(3128)),
+            (HOST, Tcp(8080)),
+            (UPLINK, Udp(3128)),
+            (LAN, Udp(3128)),
+            (INTERNET, Tcp(80)),
+        ];
+        for (to, kind) in cases {
+            let taken = lab.taken_by_the_host();
+            let id = lab.probe(&guest, to, kind);
+            let passed = lab.arrived().contains(&id) || lab.taken_by_the_host() > taken;
+            let packet = match kind {
+                Udp(port) => format!("{to}:{port}/udp"),
+                Tcp(port) => format!("{to}:{port}/tcp"),
+                Ping => to.to_string(),
+            };
+            let said = lab
+                .house
+                .ctl(&format!("explain sandbox-1 {packet} -o json"));
+            let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+            let verdict = match passed {
+                true => "allow",
+                false => "deny",
+            };
+            assert_eq!(said["verdict"], verdict, "{said}");
+        }
+    });
+}
