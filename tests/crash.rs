@@ -4,6 +4,8 @@
 
 #[path = "crash/life.rs"]
 mod life;
+#[path = "crash/process.rs"]
+mod process;
 #[path = "crash/scenes.rs"]
 mod scenes;
 #[path = "crash/strangers.rs"]

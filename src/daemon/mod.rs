@@ -41,6 +41,9 @@ use trigger::Trigger;
 /// Keys that are run at once. More than the cores: a run waits for the kernel's locks and the disk.
 const WIDTH: usize = 16;
 
+/// How long `--once` waits for another step before it gives up.
+const ONCE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Where all daemons of a host see each other's claims.
 const CLAIMS_DIR: &str = "/run/slice-ranges";
 
@@ -203,6 +206,25 @@ impl Daemon {
     }
 }
 
+/// Whether everything becomes Ready: given up when nothing has been done for a while, which leaves what backs off a few tries.
+async fn converged(engine: &Engine, idle: watch::Receiver<bool>) -> bool {
+    let (mut steps, mut since) = (0, clock::monotonic());
+    loop {
+        quiet(idle.clone()).await;
+        if engine.all_ready() {
+            return true;
+        }
+        let taken = engine.steps.load(std::sync::atomic::Ordering::Relaxed);
+        let now = clock::monotonic();
+        if taken != steps {
+            (steps, since) = (taken, now);
+        } else if now.saturating_duration_since(since) > ONCE_PATIENCE {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
 /// Idle, and still so a moment later: a change may be on its way from the store to the queue.
 async fn quiet(mut idle: watch::Receiver<bool>) {
     loop {
@@ -266,7 +288,8 @@ async fn run(args: Args) -> Result<bool, Error> {
     let intake = IntakeLoop::new(&args.config_dir, engine.clone());
     if args.once {
         intake.read_to_the_end().await;
-        let converged = daemon.settle(Duration::from_secs(300)).await;
+        let idle = daemon.idle.clone();
+        let converged = daemon.run_until(converged(&engine, idle)).await;
         engine.store.close();
         return Ok(converged && intake.is_sound());
     }

@@ -96,7 +96,7 @@ impl Trigger {
                     }
                     self.take_in_removal(removed, &mut gathered);
                     if !armed && gathered.is_something() {
-                        timer.as_mut().reset(tokio::time::Instant::now() + GATHER);
+                        timer.as_mut().reset(tokio::time::Instant::from_std(crate::clock::monotonic()) + GATHER);
                         armed = true;
                     }
                 }

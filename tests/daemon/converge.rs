@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -25,15 +26,18 @@ fn an_applied_slot_has_its_lease_namespace_tap_veth_routes_rules_and_no_process(
         );
         house.ctl("wait hostgroup/sandbox --for ready --timeout 30s");
         let place = house.place("sandbox-1");
+        let guest: Ipv4Addr = place.ip.parse().unwrap();
+        let gateway: Ipv4Addr = place.gateway.parse().unwrap();
         assert_eq!(
-            (&*place.ip, &*place.gateway),
-            ("169.254.100.2", "169.254.100.1")
+            (guest.octets()[..3].to_vec(), guest.to_bits() & 3),
+            (vec![169, 254, 100], 2)
         );
-        assert_eq!(house.get("lease sandbox-1")["ip"], "169.254.100.2");
+        assert_eq!(gateway.to_bits(), guest.to_bits() - 1);
+        assert_eq!(house.get("lease sandbox-1")["ip"], place.ip);
         let inside = |words: &str| run(&format!("ip netns exec {} {words}", place.name));
         let tap: Value = serde_json::from_str(&inside("ip -j -d addr show dev tap0")).unwrap();
         assert_eq!(tap[0]["linkinfo"]["info_data"]["type"], "tap");
-        assert_eq!(tap[0]["addr_info"][0]["local"], "169.254.100.1");
+        assert_eq!(tap[0]["addr_info"][0]["local"], place.gateway);
         assert_eq!(tap[0]["addr_info"][0]["prefixlen"], 30);
         assert!(inside("ip route show default").contains("dev up0"));
         assert!(inside("iptables -S").contains("192.168.1.0/24"));

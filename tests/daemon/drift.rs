@@ -105,11 +105,11 @@ repaired! {
     a_removed_address_of_tap0_comes_back: "vm/sandbox-1", "add address",
         |place| inside(place, "ip addr flush dev tap0");
     a_removed_route_of_the_host_comes_back: "vm/sandbox-1", "add the route",
-        |place| format!("ip route del 169.254.100.0/30 dev {}", place.link);
+        |place| format!("ip route del {} dev {}", place.block, place.link);
     a_removed_default_route_comes_back: "vm/sandbox-1", "add the default route",
         |place| inside(place, "ip route del default");
     a_removed_route_over_tap0_comes_back: "vm/sandbox-1", "add the route",
-        |place| inside(place, "ip route del 169.254.100.0/30 dev tap0");
+        |place| inside(place, &format!("ip route del {} dev tap0", place.block));
     a_removed_neighbour_of_the_host_comes_back: "vm/sandbox-1", "pin neighbour",
         |place| format!("ip neigh del {} dev {}", place.ip, place.link);
     a_removed_neighbour_of_a_namespace_comes_back: "vm/sandbox-1", "pin neighbour",

@@ -77,21 +77,26 @@ fn two_guests_reach_what_they_may_through_live_changes_and_the_death_of_the_daem
     inhabited(|mut house| {
         let _lan = Neighbour::join("lan0", "192.168.1.1/24", "192.168.1.10/24");
         let net = Neighbour::join("net0", "203.0.113.1/24", "203.0.113.10/24");
-        let probes = "ping lan 192.168.1.10\nping net 203.0.113.10\nping gateway 169.254.100.1\nping other 169.254.100.6\nping host 203.0.113.1\n";
+        let probes = "ping lan 192.168.1.10\nping net 203.0.113.10\nping host 203.0.113.1\n\
+            ping 169.254.100.1 169.254.100.1\nping 169.254.100.2 169.254.100.2\n\
+            ping 169.254.100.5 169.254.100.5\nping 169.254.100.6 169.254.100.6\n";
         let image = initrd(&house, probes);
         let manifest = |network: &str| guests(2, &kernel(), &image, network);
         house.save("sandbox.yaml", &manifest("drop: [192.168.1.0/24]"));
-        for words in [
-            "net ok",
-            "gateway ok",
-            "lan blocked",
-            "other blocked",
-            "host blocked",
-        ] {
-            says(&house, "sandbox-1", &format!("GUEST sandbox-1 {words}"), 1);
-        }
-        says(&house, "sandbox-2", "GUEST sandbox-2 net ok", 1);
         house.ctl("wait hg/sandbox --for ready --timeout 60s");
+        for (vm, other) in [("sandbox-1", "sandbox-2"), ("sandbox-2", "sandbox-1")] {
+            let (own, other) = (house.place(vm), house.place(other));
+            for words in ["net ok", "lan blocked", "host blocked"] {
+                says(&house, vm, &format!("GUEST {vm} {words}"), 1);
+            }
+            for (address, verdict) in [
+                (own.gateway, "ok"),
+                (other.gateway, "blocked"),
+                (other.ip, "blocked"),
+            ] {
+                says(&house, vm, &format!("GUEST {vm} {address} {verdict}"), 1);
+            }
+        }
         let before = pids(&house);
         assert_eq!(before.len(), 2);
         let vm = house.get("vm sandbox-1");

@@ -77,3 +77,27 @@ fn gc_with_dry_run_only_tells_and_gc_removes() {
         canaries.assert_alive();
     });
 }
+
+#[test]
+fn the_empty_file_that_a_namespace_was_mounted_on_goes_with_its_vm() {
+    inhabited(|mut house| {
+        house.save("sandbox.yaml", &slots(1, ""));
+        house.until("the slot", || {
+            (house.get("vm sandbox-1")["status"]["ready"] == true).then_some(())
+        });
+        let netns = house.place("sandbox-1").netns;
+        house.kill();
+        // As a crash between unmounting and removing leaves it.
+        run(&format!("umount {netns}"));
+        std::fs::remove_file(house.conf().join("sandbox.yaml")).unwrap();
+        house.start();
+        house.until("all gone", || {
+            run(&format!(
+                "ls {0}/netns {0}/vm | grep - || true",
+                house.run.display()
+            ))
+            .is_empty()
+            .then_some(())
+        });
+    });
+}

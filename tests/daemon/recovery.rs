@@ -199,17 +199,19 @@ fn killed_at_any_moment_of_building_32_slots_it_goes_on_where_it_was() {
                     && run("ls /run/netns").is_empty())
                 .then_some(())
             });
-            assert_eq!(
+            let left = || {
                 run(&format!(
-                    "ls {}/vm {}/netns",
-                    house.run.display(),
+                    "ls {0}/vm {0}/netns | grep - || true",
                     house.run.display()
                 ))
-                .lines()
-                .filter(|l| !l.is_empty() && !l.ends_with(':'))
-                .count(),
-                0
-            );
+            };
+            house.until("no file of theirs", || {
+                let left = left();
+                left.is_empty().then_some(()).or_else(|| {
+                    eprintln!("round {round}, left: {left}");
+                    None
+                })
+            });
         }
     });
 }

@@ -31,7 +31,7 @@ struct Story {
     /// A wake-up came while it ran.
     woken: bool,
     renewed: bool,
-    /// No look before, unless renewed (backing off).
+    /// No look before, unless renewed (backing off, or shunned).
     backing_off: Option<(Instant, u64)>,
     /// A look then, or sooner if woken (resting).
     resting: Option<(Instant, u64)>,

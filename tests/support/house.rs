@@ -392,6 +392,8 @@ pub struct Place {
     pub ip: String,
     /// The gateway's address.
     pub gateway: String,
+    /// Its /30.
+    pub block: String,
 }
 
 impl House {
@@ -408,6 +410,10 @@ impl House {
             link: text("host_link"),
             ip: text("ip"),
             gateway: text("gateway"),
+            block: self.get(&format!("lease {vm}"))["block"]
+                .as_str()
+                .expect("a block")
+                .to_owned(),
         }
     }
 }

@@ -29,8 +29,11 @@ pub enum TapSlot {
     Orphaned,
 }
 
-/// All live processes in whose environment (as it was at exec) `variable` is set. One pass over `/proc`, about 10 µs a process.
+/// All live processes of this host in whose environment (as it was at exec) `variable` is set. This host is whoever shares
+/// our mount namespace: two hosts in namespaces of one machine may keep their state under the same path and so have the
+/// same name, but not the same mounts. One pass over `/proc`, about 10 µs a process.
 pub fn find(variable: &str) -> Result<Vec<Found>, Error> {
+    let our_mounts = mounts_of("thread-self")?;
     let wrap = |error| Error::io("list the processes in", "/proc", error);
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").map_err(wrap)? {
@@ -42,11 +45,21 @@ pub fn find(variable: &str) -> Result<Vec<Found>, Error> {
         let Ok(Some(value)) = env_var(pid, variable) else {
             continue;
         };
+        if mounts_of(&pid.to_string()).ok() != Some(our_mounts) {
+            continue;
+        }
         if let Some(identity) = Identity::of(pid)? {
             found.push(Found { identity, value });
         }
     }
     Ok(found)
+}
+
+/// The number of a process' mount namespace.
+fn mounts_of(process: &str) -> Result<u64, Error> {
+    let path = format!("/proc/{process}/ns/mnt");
+    let found = fs::metadata(&path).map_err(|error| Error::io("look at", path, error))?;
+    Ok(found.ino())
 }
 
 /// The value of `variable` in the environment that the process was started with; `None` if unset or the process is gone.

@@ -10,7 +10,7 @@ use crate::api::host_group::HostGroup;
 use crate::api::meta::{Meta, Name, Timestamp, Uid};
 use crate::api::vm::Vm;
 use crate::host;
-use crate::store::{Store, Txn, World};
+use crate::store::{LeaseError, Store, Txn, World};
 
 pub use plan::{Action, Desired, Member, Observed, plan};
 pub use range::{Claims, HostUse, RangeError};
@@ -119,12 +119,21 @@ fn carry_out(
         Action::Create { index, spec } => match HostGroup::vm_name(group, *index) {
             // The manifest's check leaves no such name; a group of another making waits for a better one.
             None => Ok(()),
-            Some(name) => txn.put_vm(Vm {
-                meta: Meta::new(name, now),
-                group: group.clone(),
-                index: *index,
-                spec: (**spec).clone(),
-            }),
+            Some(name) => {
+                let vm = Vm {
+                    meta: Meta::new(name, now),
+                    group: group.clone(),
+                    index: *index,
+                    spec: (**spec).clone(),
+                };
+                txn.put_vm(vm.clone())?;
+                // Here and not first on the ladder, so that blocks go in the order of the VMs' numbers.
+                match txn.lease_block(&vm, now) {
+                    Err(LeaseError::Store(error)) => Err(error),
+                    // The Lease rung says so, and tries again.
+                    Ok(_) | Err(LeaseError::Exhausted(_) | LeaseError::NoPool) => Ok(()),
+                }
+            }
         },
         Action::Update { uid, spec } => edit(txn, *uid, |vm| {
             vm.spec = (**spec).clone();

@@ -61,8 +61,21 @@ fn write_record(desired: &Desired) -> Result<(), Error> {
     fs::write(&dir.join(RECORD), record, 0o600, Durability::Process)
 }
 
+/// The empty file below a namespace's mount, which a crash leaves when it comes just before mounting or just after unmounting.
+/// What is mounted on is busy, and stays.
+fn remove_vacant(path: &std::path::Path) -> Result<(), Error> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() && found.len() == 0 => match fs::remove(path) {
+            Err(error) if error.kind == Kind::Busy => Ok(()),
+            removed => removed,
+        },
+        _ => Ok(()),
+    }
+}
+
 /// The record goes last: while it is there, the directory says whose it is.
 fn remove_run_dir(desired: &Desired) -> Result<(), Error> {
+    remove_vacant(&desired.netns())?;
     let dir = desired.vm_dir();
     fs::remove(&dir.join(LOCK))?;
     fs::remove(&dir.join(RECORD))?;

@@ -82,8 +82,14 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
         .await?
         .pop()
         .flatten();
+    let addresses = match addresses(&net.netlink, seen.index).await {
+        Ok(addresses) => addresses,
+        // The kernel's own word: a link that was fading away has gone since it was found.
+        Err(error) if error.kind == Kind::Absent => return Ok(None),
+        Err(error) => return Err(error),
+    };
     Ok(Some(HostLink {
-        addresses: addresses(&net.netlink, seen.index).await?,
+        addresses,
         alias: seen.alias,
         mac: mac(seen.mac),
         index: seen.index,

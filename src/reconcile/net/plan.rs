@@ -322,12 +322,15 @@ fn plan_netns(
     match &observed.handle {
         None => plan.push(Action::LinkHandle),
         Some(target) if *target == desired.netns() => {}
-        Some(_) => {
+        Some(target) => {
             let handle = desired.handle();
-            return Err(Conflict {
-                thing: format!("{}", handle.display()),
-                remedy: format!("remove it: ip netns del {}", desired.names().netns),
-            });
+            // `ip netns del` would follow a symlink and take the namespace it leads to out of the way.
+            let remedy = match *target == handle {
+                true => format!("remove it: ip netns del {}", desired.names().netns),
+                false => format!("remove the link: rm {}", handle.display()),
+            };
+            let thing = handle.display().to_string();
+            return Err(Conflict { thing, remedy });
         }
     }
     Ok(())

@@ -9,8 +9,8 @@ use crate::host::process::{self, Exit, Identity, Life, Record, TapSlot};
 use crate::host::{Error, Kind, fs};
 use crate::owner::{Instance, Label, Owner};
 
-/// How long a birth under way may hold up a look.
-const BIRTH_PATIENCE: u32 = 100;
+/// How often, and how far apart, a look waits for a birth under way: 5 s, for a busy machine is slow to load a VMM.
+const BIRTH_PATIENCE: u32 = 500;
 const BIRTH_STEP: Duration = Duration::from_millis(10);
 
 impl Vmm {
