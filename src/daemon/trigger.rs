@@ -19,7 +19,7 @@ use crate::reconcile::engine::{Engine, Key};
 use crate::store::Change;
 
 /// How long events are gathered. Drift is repaired within 2 s; this is the part of it that we choose to wait.
-const GATHER: Duration = Duration::from_millis(250);
+const GATHER: Duration = Duration::from_millis(600);
 
 /// After a failure of the stream, before it is opened anew.
 const PAUSE: Duration = Duration::from_secs(1);
