@@ -5,7 +5,10 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags};
 
 use super::{Error, Kind};
 
@@ -26,14 +29,35 @@ pub fn write(key: &str, value: &str) -> Result<(), Error> {
 }
 
 /// Reads several keys, in their order; `None` where this kernel has one not.
+///
+/// Each directory is walked to once: the kernel keeps the entries of all namespaces under one name in one hash chain
+/// (`proc_sys_compare`), so that each step of a path costs more the more namespaces there are.
 pub fn read_many(keys: &[&str]) -> Result<Vec<Option<String>>, Error> {
+    let mut open = Vec::new();
     keys.iter()
-        .map(|key| match read(key) {
+        .map(|key| match read_in(&mut open, key) {
             Ok(value) => Ok(Some(value)),
-            Err(error) if error.kind == Kind::Absent => Ok(None),
-            Err(error) => Err(error),
+            Err(error) if Kind::of(&error) == Kind::Absent => Ok(None),
+            Err(error) => Err(Error::io("read sysctl", *key, error)),
         })
         .collect()
+}
+
+/// Reads a key in its directory, which is opened if it is not among the `open` ones.
+fn read_in(open: &mut Vec<(PathBuf, OwnedFd)>, key: &str) -> io::Result<String> {
+    let path = path(key)?;
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    if !open.iter().any(|(known, _)| known == dir) {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        open.push((dir.to_owned(), rustix::fs::open(dir, flags, Mode::empty())?));
+    }
+    let known = open.iter().find(|(known, _)| known == dir);
+    let (_, dir) = known.ok_or(io::ErrorKind::NotFound)?;
+    let file = rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let value = io::read_to_string(fs::File::from(file))?;
+    Ok(value.trim_end().to_owned())
 }
 
 /// Writes several keys, in their order, up to the first that fails.
