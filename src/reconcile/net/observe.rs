@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnetwork::Ipv4Network;
 
@@ -30,7 +30,7 @@ pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, ho
             let alias = lo.and_then(|lo| lo.alias);
             let ours = desired.label.claim((), alias.as_deref()).is_some();
             let seen = match ours {
-                true => Some(observe_inside(&inside.netns, &inside.netlink).await?),
+                true => Some(observe_inside(&inside.netns, &inside.netlink, desired).await?),
                 false => None,
             };
             (NetnsSeen::Present(alias), seen)
@@ -38,10 +38,7 @@ pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, ho
     };
     Ok(Observed {
         record,
-        dir: match fs::look_at_dir(&dir)? {
-            fs::Dir::Present(_) => true,
-            fs::Dir::Absent | fs::Dir::NotADirectory => false,
-        },
+        dir: is_dir(&dir)?,
         netns,
         handle,
         host_link,
@@ -49,7 +46,24 @@ pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, ho
     })
 }
 
-fn read_handle(path: &std::path::Path) -> Result<Option<PathBuf>, host::Error> {
+/// What was seen in this run, with the record as it is now.
+pub(super) fn record_again(desired: &Desired, seen: Observed) -> Result<Observed, host::Error> {
+    let dir = desired.vm_dir();
+    Ok(Observed {
+        record: fs::read_text(&dir.join(super::RECORD))?,
+        dir: is_dir(&dir)?,
+        ..seen
+    })
+}
+
+fn is_dir(dir: &Path) -> Result<bool, host::Error> {
+    Ok(match fs::look_at_dir(dir)? {
+        fs::Dir::Present(_) => true,
+        fs::Dir::Absent | fs::Dir::NotADirectory => false,
+    })
+}
+
+fn read_handle(path: &Path) -> Result<Option<PathBuf>, host::Error> {
     let fail = |e| host::Error::io("read", path.display().to_string(), e);
     match std::fs::read_link(path) {
         Ok(target) => Ok(Some(target)),
@@ -65,16 +79,12 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
     let Some(seen) = link::get(&net.netlink, &name).await? else {
         return Ok(None);
     };
-    let mut neighbours = BTreeMap::new();
-    let mut routed = false;
-    if let Some(slot) = &desired.slot {
-        let guest = slot.block.guest();
-        if let Some(found) = neigh::get(&net.netlink, seen.index, guest).await? {
-            neighbours.insert(found.ip, Mac(found.mac));
-        }
-        let way = route::lookup(&net.netlink, guest).await?;
-        routed = way == Some((seen.index, None));
-    }
+    let guest = desired.slot.as_ref().map(|slot| slot.block.guest());
+    let neighbours = pinned(&net.netlink, seen.index, guest).await?;
+    let routed = match guest {
+        Some(guest) => route::lookup(&net.netlink, guest).await? == Some((seen.index, None)),
+        None => false,
+    };
     let key = settings::ipv6_off(&name);
     let ipv6 = net
         .home
@@ -102,14 +112,14 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
     }))
 }
 
-async fn observe_inside(netns: &Netns, netlink: &Handle) -> Result<Inside, host::Error> {
+async fn observe_inside(
+    netns: &Netns,
+    netlink: &Handle,
+    desired: &Desired,
+) -> Result<Inside, host::Error> {
     let tap = link::get(netlink, TAP).await?;
     let uplink = link::get(netlink, UPLINK).await?;
-    let neighbours = neigh::list(netlink).await?;
-    let pinned = |index: u32| -> BTreeMap<Ipv4Addr, Mac> {
-        let on_link = neighbours.iter().filter(|n| n.index == index);
-        on_link.map(|n| (n.ip, Mac(n.mac))).collect()
-    };
+    let guest = desired.slot.as_ref().map(|slot| slot.block.guest());
     let routes = route::list(netlink).await?;
     let default_via = routes
         .iter()
@@ -124,7 +134,7 @@ async fn observe_inside(netns: &Netns, netlink: &Handle) -> Result<Inside, host:
             up: tap.up,
             mtu: tap.mtu,
             addresses: addresses(netlink, tap.index).await?,
-            neighbours: pinned(tap.index),
+            neighbours: pinned(netlink, tap.index, guest).await?,
             routes: routes
                 .iter()
                 .filter(|r| r.link == Some(tap.index) && r.gateway.is_none())
@@ -132,19 +142,40 @@ async fn observe_inside(netns: &Netns, netlink: &Handle) -> Result<Inside, host:
                 .collect(),
         }),
     };
-    Ok(Inside {
-        tap,
-        uplink: uplink.map(|up| Uplink {
+    let uplink = match uplink {
+        None => None,
+        Some(up) => Some(Uplink {
             index: up.index,
             peer: up.peer_index,
             mac: mac(up.mac),
             up: up.up,
             mtu: up.mtu,
-            neighbours: pinned(up.index),
+            neighbours: pinned(netlink, up.index, Some(NEXT_HOP)).await?,
         }),
+    };
+    Ok(Inside {
+        tap,
+        uplink,
         default_via,
         strayed: netns.run(settings::strayed).await?,
     })
+}
+
+/// What is pinned for the one address that we pin on a link. Not a listing: the kernel keeps the neighbours of all
+/// namespaces in one table (`neigh_table`), and a listing goes through all of it.
+async fn pinned(
+    netlink: &Handle,
+    index: u32,
+    ip: Option<Ipv4Addr>,
+) -> Result<BTreeMap<Ipv4Addr, Mac>, host::Error> {
+    let Some(ip) = ip else {
+        return Ok(BTreeMap::new());
+    };
+    let found = neigh::get(netlink, index, ip).await?;
+    Ok(found
+        .map(|found| (found.ip, Mac(found.mac)))
+        .into_iter()
+        .collect())
 }
 
 /// Who may open the TAP, if it is the kind of TAP we make.
