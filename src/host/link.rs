@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Nla};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoTun, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
-    LinkMessage,
+    InfoData, InfoKind, InfoPortData, InfoTun, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 
 use super::netlink::{self, Handle};
 use super::netns::Netns;
-use super::{Error, tap};
+use super::{Error, bridge, tap};
 
 /// A link as the kernel has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +39,10 @@ pub struct Link {
     pub peer_nsid: Option<i32>,
     /// What only TUN and TAP devices have.
     pub tun: Option<tap::TunInfo>,
+    /// What only bridges have.
+    pub bridge: Option<bridge::BridgeInfo>,
+    /// What its bridge does with it, when `master` is a bridge.
+    pub port: Option<bridge::Port>,
 }
 
 /// Up or down.
@@ -233,6 +237,12 @@ fn read_infos(link: &mut Link, infos: Vec<LinkInfo>) {
             LinkInfo::Data(InfoData::Tun(attributes)) => {
                 let values = attributes.iter().map(to_pair);
                 link.tun = Some(tap::TunInfo::read(values));
+            }
+            LinkInfo::Data(InfoData::Bridge(attributes)) => {
+                link.bridge = Some(bridge::BridgeInfo::read(&attributes));
+            }
+            LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
+                link.port = Some(bridge::Port::read(&attributes));
             }
             _ => {}
         }

@@ -2,10 +2,12 @@
 //! Not here: what ought to be; whose a thing is.
 
 pub mod addr;
+pub mod bridge;
 pub mod conntrack;
 pub mod cpu;
 pub mod error;
 pub mod events;
+pub mod fdb;
 pub mod fs;
 pub mod iptables;
 pub mod link;
@@ -17,6 +19,7 @@ pub mod route;
 pub mod rule;
 pub mod sysctl;
 pub mod tap;
+pub mod tc;
 
 pub use error::{Error, Kind};
 pub use netlink::Handle;

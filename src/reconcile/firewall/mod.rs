@@ -2,6 +2,7 @@
 //! Not here: the host's own rules (the ground).
 
 mod act;
+pub mod antispoof;
 mod observe;
 mod plan;
 pub mod rules;

@@ -1,0 +1,165 @@
+//! Forwarding entries of bridges: which address is behind which port.
+//! Not here: what ought to be.
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::neighbour::{
+    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::Error;
+use super::netlink::{self, Handle};
+
+/// A forwarding entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The port, by index; the bridge itself for some of its own addresses.
+    pub port: u32,
+    /// The address behind it.
+    pub mac: [u8; 6],
+    /// Only on bridges that tell VLANs apart.
+    pub vlan: Option<u16>,
+    /// Where it comes from and how it ends.
+    pub sort: Sort,
+}
+
+/// Sorts of entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    /// The bridge's or the port's own address; frames to it are for the host (`permanent` in `bridge fdb`).
+    Local,
+    /// Never forgotten, but follows the address to any port that learns and sees it (`static`).
+    Static,
+    /// Never forgotten and never moved (`static sticky`).
+    Sticky,
+    /// Learned, will be forgotten.
+    Learned,
+}
+
+impl Entry {
+    /// An entry that no other port can take away by sending from the same address. The kernel moves entries that are merely
+    /// static (`br_fdb_update`): one frame into a learning port would do.
+    pub fn sticky(port: u32, mac: [u8; 6]) -> Self {
+        Self {
+            port,
+            mac,
+            vlan: None,
+            sort: Sort::Sticky,
+        }
+    }
+}
+
+/// The entries of a port. The answer has these alone, but the kernel walks through all of the bridge's to make it: to see
+/// whether one entry is there, [`get`] it. Empty, too, when the link is no port of a bridge.
+pub async fn list(handle: &Handle, port: u32) -> Result<Vec<Entry>, Error> {
+    let mut message = blank();
+    message.header.ifindex = port;
+    let answer = handle
+        .dump_of_one(RouteNetlinkMessage::GetNeighbour(message))
+        .await
+        .map_err(|e| Error::io("list forwarding entries of", format!("number {port}"), e))?;
+    let mut entries = Vec::new();
+    for part in answer {
+        let RouteNetlinkMessage::NewNeighbour(message) = part else {
+            return Err(netlink::unexpected("list", "forwarding entries"));
+        };
+        // A device's own filter of addresses is told in the same breath (NTF_SELF).
+        if !message.header.flags.contains(NeighbourFlags::Own) {
+            entries.extend(read(&message));
+        }
+    }
+    Ok(entries)
+}
+
+/// Where a bridge sends frames to that address, if it knows. One question, however many entries there are.
+pub async fn get(handle: &Handle, bridge: u32, mac: [u8; 6]) -> Result<Option<Entry>, Error> {
+    let mut message = blank();
+    message.attributes = vec![
+        NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+        NeighbourAttribute::Controller(bridge),
+    ];
+    let answer = handle
+        .get(RouteNetlinkMessage::GetNeighbour(message))
+        .await
+        .map_err(|e| Error::io("look at forwarding entry", text(mac), e));
+    match netlink::absent_is_none(answer)? {
+        None => Ok(None),
+        Some(Some(RouteNetlinkMessage::NewNeighbour(message))) => read(&message)
+            .map(Some)
+            .ok_or_else(|| netlink::unexpected("look at forwarding entry", text(mac))),
+        Some(_) => Err(netlink::unexpected("look at forwarding entry", text(mac))),
+    }
+}
+
+/// Adds an entry to the bridge that `entry.port` is a port of, in place of whatever the bridge knew of that address.
+pub async fn replace(handle: &Handle, entry: Entry) -> Result<(), Error> {
+    handle
+        .change(
+            RouteNetlinkMessage::NewNeighbour(to_message(entry)),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+        .await
+        .map_err(|e| Error::io("add forwarding entry", text(entry.mac), e))
+}
+
+/// Deletes an entry. `Absent` when that port has none for that address.
+pub async fn delete(handle: &Handle, entry: Entry) -> Result<(), Error> {
+    handle
+        .change(RouteNetlinkMessage::DelNeighbour(to_message(entry)), 0)
+        .await
+        .map_err(|e| Error::io("delete forwarding entry", text(entry.mac), e))
+}
+
+fn blank() -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message
+}
+
+fn to_message(entry: Entry) -> NeighbourMessage {
+    let mut message = blank();
+    message.header.ifindex = entry.port;
+    // NTF_MASTER: of the bridge above the port, not of the port's own device.
+    message.header.flags = NeighbourFlags::Controller;
+    message.header.state = match entry.sort {
+        Sort::Local => NeighbourState::Permanent,
+        Sort::Static | Sort::Sticky => NeighbourState::Noarp,
+        Sort::Learned => NeighbourState::Reachable,
+    };
+    if entry.sort == Sort::Sticky {
+        message.header.flags |= NeighbourFlags::Sticky;
+    }
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(entry.mac.to_vec())];
+    message
+        .attributes
+        .extend(entry.vlan.map(NeighbourAttribute::Vlan));
+    message
+}
+
+/// `None` for an address that is no Ethernet address.
+fn read(message: &NeighbourMessage) -> Option<Entry> {
+    let (mut mac, mut vlan) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            NeighbourAttribute::Vlan(number) => vlan = Some(*number),
+            _ => {}
+        }
+    }
+    let sticky = message.header.flags.contains(NeighbourFlags::Sticky);
+    Some(Entry {
+        port: message.header.ifindex,
+        mac: mac?,
+        vlan,
+        sort: match message.header.state {
+            NeighbourState::Permanent => Sort::Local,
+            NeighbourState::Noarp if sticky => Sort::Sticky,
+            NeighbourState::Noarp => Sort::Static,
+            _ => Sort::Learned,
+        },
+    })
+}
+
+fn text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}

@@ -1,0 +1,117 @@
+//! Traffic control messages as the kernel wants them.
+//! Not here: what the kernel answers (`read`).
+
+use netlink_packet_core::DefaultNla;
+use netlink_packet_route::tc::{
+    TcAction, TcActionAttribute, TcActionMirrorOption, TcActionOption, TcActionType, TcAttribute,
+    TcBpfFlags, TcFilterBpfOption, TcFilterU32Option, TcHandle, TcMessage, TcMirror,
+    TcMirrorActionType, TcOption, TcU32Selector, TcU32SelectorFlags,
+};
+
+use super::{Filter, Insn, NUMBER, PRIORITY, What, read};
+
+/// `ETH_P_ALL` of `include/uapi/linux/if_ether.h`.
+const EVERY_PROTOCOL: u16 = 3;
+
+/// The place of `clsact` and `ingress`.
+pub(super) fn hook(index: u32) -> TcMessage {
+    let mut message = TcMessage::with_index(index.cast_signed());
+    message.header.parent = TcHandle::CLSACT;
+    message.header.handle = TcHandle {
+        major: TcHandle::CLSACT.major,
+        minor: 0,
+    };
+    message
+}
+
+/// The place of filters of what comes in.
+pub(super) fn ingress(index: u32) -> TcMessage {
+    let mut message = TcMessage::with_index(index.cast_signed());
+    message.header.parent = TcHandle {
+        major: TcHandle::CLSACT.major,
+        minor: TcHandle::MIN_INGRESS,
+    };
+    message
+}
+
+pub(super) fn program(index: u32, program: &[Insn]) -> TcMessage {
+    // At most `LONGEST`.
+    let length = (program.len() as u16).to_ne_bytes().to_vec();
+    let code = program.iter().flat_map(|insn| to_bytes(*insn)).collect();
+    let options = vec![
+        TcFilterBpfOption::Other(DefaultNla::new(read::BPF_OPS_LEN, length)),
+        TcFilterBpfOption::Other(DefaultNla::new(read::BPF_OPS, code)),
+        TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
+    ];
+    of_ours(
+        index,
+        "bpf",
+        options.into_iter().map(TcOption::Bpf).collect(),
+    )
+}
+
+pub(super) fn redirect(index: u32, to: u32) -> TcMessage {
+    // No key: with one, `u32` passes over frames that are too short to have it.
+    let mut everything = TcU32Selector::default();
+    everything.flags = TcU32SelectorFlags::Terminal;
+    let mut there = TcMirror::default();
+    there.eaction = TcMirrorActionType::EgressRedir;
+    there.generic.action = TcActionType::Stolen;
+    there.ifindex = to;
+    let mut action = TcAction::default();
+    action.attributes = vec![
+        TcActionAttribute::Kind("mirred".into()),
+        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(
+            there,
+        ))]),
+    ];
+    let options = vec![
+        TcFilterU32Option::Selector(everything),
+        TcFilterU32Option::Action(vec![action]),
+    ];
+    of_ours(
+        index,
+        "u32",
+        options.into_iter().map(TcOption::U32).collect(),
+    )
+}
+
+/// Where a filter is.
+pub(super) fn position(index: u32, filter: &Filter) -> TcMessage {
+    let mut message = ingress(index);
+    message.header.handle = filter.handle.into();
+    message.header.info = info(filter.priority, filter.protocol);
+    let kind = match &filter.what {
+        What::Program(_) => "bpf",
+        What::Redirect(_) => "u32",
+        What::Other(kind) => kind,
+    };
+    message.attributes.push(TcAttribute::Kind(kind.to_owned()));
+    if filter.chain != 0 {
+        message.attributes.push(TcAttribute::Chain(filter.chain));
+    }
+    message
+}
+
+fn of_ours(index: u32, kind: &str, options: Vec<TcOption>) -> TcMessage {
+    let mut message = ingress(index);
+    message.header.handle = NUMBER.into();
+    message.header.info = info(PRIORITY, EVERY_PROTOCOL);
+    message.attributes = vec![
+        TcAttribute::Kind(kind.to_owned()),
+        TcAttribute::Options(options),
+    ];
+    message
+}
+
+/// `tcm_info`: the priority, and the EtherType in network order.
+fn info(priority: u16, protocol: u16) -> u32 {
+    u32::from(priority) << 16 | u32::from(protocol.to_be())
+}
+
+/// `struct sock_filter` of `include/uapi/linux/filter.h`.
+fn to_bytes(insn: Insn) -> [u8; 8] {
+    let [a, b] = insn.code.to_ne_bytes();
+    let [c, d, e, f] = insn.k.to_ne_bytes();
+    [a, b, insn.jt, insn.jf, c, d, e, f]
+}

@@ -1,0 +1,226 @@
+//! What a VM on a bridge may send, as a program that judges every frame before the bridge sees it. Pure.
+//! Not here: putting it on a TAP (`host::tc`).
+//!
+//! # What passes
+//! Untagged frames from the VM's own Ethernet address, and of these:
+//! - IPv4 from the VM's own address, but no DHCP server (UDP source port 67). A DHCP client's 0.0.0.0 does not pass either:
+//!   addresses are given by lease, nobody here would answer. A later fragment has no ports and is judged by its addresses.
+//! - ARP requests and answers, of Ethernet and IPv4, that name the VM's own addresses as the sender's, or 0.0.0.0, with which a
+//!   host probes for its own address (RFC 5227 section 1.1).
+//! - IPv6, but nothing that only a router or DHCPv6 server says: advertisements (ICMPv6 134), redirects (137), UDP source
+//!   port 547. Behind extension headers these could hide (RFC 7113), so no packet with one passes, to whomever: only the reports
+//!   of group members (MLD, RFC 2710 and 3810), which must have one of fixed shape, for bridges that snoop. IPv6 addresses are
+//!   not leased, so the sender's is not judged.
+//!
+//! Every other EtherType is dropped: spanning tree, LLDP, EAPOL, PPPoE and so on are what switches and access concentrators say,
+//! and VLAN tags, one or two, in the frame or beside it, would lead past the checks.
+//!
+//! # Why
+//! A program that reads behind the end of a frame ends with 0, which means that the frame is *accepted*. So each part asks for the
+//! length first. Frames pass with [`tc::PASS`], not [`tc::ACCEPT`], so that others' filters still judge them.
+
+mod assemble;
+#[cfg(test)]
+mod tests;
+
+use std::net::Ipv4Addr;
+
+use crate::api::network::Mac;
+use crate::host::tc::Insn;
+
+use self::assemble::Line::{At, Do, Test};
+use self::assemble::To::{Drop, Next, Part, Pass};
+use self::assemble::{Line, assemble, op};
+
+/// The parts of the program, to jump to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Label {
+    Ipv4,
+    Arp,
+    ArpKind,
+    Ipv6,
+    HopByHop,
+    Icmpv6,
+    Udpv6,
+}
+
+/// EtherTypes (IANA).
+const IPV4: u32 = 0x0800;
+const ARP: u32 = 0x0806;
+const IPV6: u32 = 0x86dd;
+
+/// Protocol numbers (IANA).
+const UDP: u32 = 17;
+const ICMPV6: u32 = 58;
+const HOP_BY_HOP: u32 = 0;
+/// Routing, fragment, authentication, destination options, mobility, HIP, Shim6 (RFC 7045 section 4).
+const EXTENSIONS: [u32; 7] = [43, 44, 51, 60, 135, 139, 140];
+
+/// Ports (IANA).
+const DHCP_SERVER: u32 = 67;
+const DHCPV6_SERVER: u32 = 547;
+
+/// ICMPv6 types (RFC 4861, 2710, 3810).
+const ROUTER_ADVERTISEMENT: u32 = 134;
+const REDIRECT: u32 = 137;
+const MLD: [u32; 3] = [131, 132, 143];
+
+/// Where things are, in bytes from the frame's begin.
+const SOURCE: u32 = 6;
+const ETHERTYPE: u32 = 12;
+const PAYLOAD: u32 = 14;
+/// Behind an IPv6 header.
+const BEHIND_IPV6: u32 = PAYLOAD + 40;
+
+/// The program for a VM's TAP. Its answers are [`crate::host::tc::PASS`] and [`crate::host::tc::DROP`].
+pub fn program(mac: Mac, ip: Ipv4Addr) -> Vec<Insn> {
+    let lines = [
+        ethernet(mac),
+        ipv4(ip),
+        arp(mac, ip),
+        ipv6(),
+        hop_by_hop(),
+        upper_ipv6(),
+    ];
+    assemble(&lines.concat())
+}
+
+fn ethernet(mac: Mac) -> Vec<Line<Label>> {
+    let mut lines = at_least(PAYLOAD);
+    lines.extend([
+        Do(op::LOAD_WORD, op::VLAN_TAG_PRESENT),
+        Test(op::EQUAL, 0, Next, Drop),
+    ]);
+    lines.extend(is_mac(SOURCE, mac));
+    lines.extend([
+        Do(op::LOAD_HALF, ETHERTYPE),
+        Test(op::EQUAL, IPV4, Part(Label::Ipv4), Next),
+        Test(op::EQUAL, ARP, Part(Label::Arp), Next),
+        Test(op::EQUAL, IPV6, Part(Label::Ipv6), Drop),
+    ]);
+    lines
+}
+
+/// RFC 791, RFC 768.
+fn ipv4(ip: Ipv4Addr) -> Vec<Line<Label>> {
+    let mut lines = vec![At(Label::Ipv4)];
+    lines.extend(at_least(PAYLOAD + 20));
+    lines.extend([
+        // Version 4, and a header of at least five words.
+        Do(op::LOAD_BYTE, PAYLOAD),
+        Test(op::AT_LEAST, 0x45, Next, Drop),
+        Test(op::AT_LEAST, 0x50, Drop, Next),
+        Do(op::LOAD_WORD, PAYLOAD + 12),
+        Test(op::EQUAL, ip.to_bits(), Next, Drop),
+        Do(op::LOAD_BYTE, PAYLOAD + 9),
+        Test(op::EQUAL, UDP, Next, Pass),
+        // A fragment that is not the first.
+        Do(op::LOAD_HALF, PAYLOAD + 6),
+        Test(op::HAS_BITS, 0x1fff, Pass, Next),
+        // The frame must reach to the end of the UDP header, wherever that is.
+        Do(op::HEADER_LENGTH_TO_X, PAYLOAD),
+        Do(op::X_TO_A, 0),
+        Do(op::ADD, PAYLOAD + 8),
+        Do(op::LENGTH_TO_X, 0),
+        Test(op::MORE_THAN_X, 0, Drop, Next),
+        Do(op::HEADER_LENGTH_TO_X, PAYLOAD),
+        Do(op::LOAD_HALF_AT_X, PAYLOAD),
+        Test(op::EQUAL, DHCP_SERVER, Drop, Pass),
+    ]);
+    lines
+}
+
+/// RFC 826.
+fn arp(mac: Mac, ip: Ipv4Addr) -> Vec<Line<Label>> {
+    let mut lines = vec![At(Label::Arp)];
+    lines.extend(at_least(PAYLOAD + 28));
+    lines.extend([
+        // Ethernet and IPv4, with addresses of 6 and 4 bytes.
+        Do(op::LOAD_WORD, PAYLOAD),
+        Test(op::EQUAL, 1 << 16 | IPV4, Next, Drop),
+        Do(op::LOAD_HALF, PAYLOAD + 4),
+        Test(op::EQUAL, 0x0604, Next, Drop),
+        // A request or an answer.
+        Do(op::LOAD_HALF, PAYLOAD + 6),
+        Test(op::EQUAL, 1, Part(Label::ArpKind), Next),
+        Test(op::EQUAL, 2, Next, Drop),
+        At(Label::ArpKind),
+    ]);
+    lines.extend(is_mac(PAYLOAD + 8, mac));
+    lines.extend([
+        Do(op::LOAD_WORD, PAYLOAD + 14),
+        Test(op::EQUAL, ip.to_bits(), Pass, Next),
+        Test(op::EQUAL, 0, Pass, Drop),
+    ]);
+    lines
+}
+
+/// RFC 8200.
+fn ipv6() -> Vec<Line<Label>> {
+    let mut lines = vec![At(Label::Ipv6)];
+    lines.extend(at_least(BEHIND_IPV6));
+    lines.extend([
+        Do(op::LOAD_BYTE, PAYLOAD),
+        Do(op::AND, 0xf0),
+        Test(op::EQUAL, 0x60, Next, Drop),
+        Do(op::LOAD_BYTE, PAYLOAD + 6),
+        Test(op::EQUAL, ICMPV6, Part(Label::Icmpv6), Next),
+        Test(op::EQUAL, UDP, Part(Label::Udpv6), Next),
+        Test(op::EQUAL, HOP_BY_HOP, Part(Label::HopByHop), Next),
+    ]);
+    lines.extend(EXTENSIONS.map(|number| Test(op::EQUAL, number, Drop, Next)));
+    lines.push(Test(op::AT_LEAST, 0, Pass, Pass));
+    lines
+}
+
+/// One header of eight bytes, then what a member of a group says.
+fn hop_by_hop() -> Vec<Line<Label>> {
+    let mut lines = vec![At(Label::HopByHop)];
+    lines.extend(at_least(BEHIND_IPV6 + 8 + 4));
+    lines.extend([
+        // The next header, and how many times eight bytes more this one has.
+        Do(op::LOAD_HALF, BEHIND_IPV6),
+        Test(op::EQUAL, ICMPV6 << 8, Next, Drop),
+        Do(op::LOAD_BYTE, BEHIND_IPV6 + 8),
+    ]);
+    lines.extend(MLD.map(|kind| Test(op::EQUAL, kind, Pass, Next)));
+    lines.push(Test(op::AT_LEAST, 0, Drop, Drop));
+    lines
+}
+
+fn upper_ipv6() -> Vec<Line<Label>> {
+    let mut lines = vec![At(Label::Icmpv6)];
+    lines.extend(at_least(BEHIND_IPV6 + 4));
+    lines.extend([
+        Do(op::LOAD_BYTE, BEHIND_IPV6),
+        Test(op::EQUAL, ROUTER_ADVERTISEMENT, Drop, Next),
+        Test(op::EQUAL, REDIRECT, Drop, Pass),
+        At(Label::Udpv6),
+    ]);
+    lines.extend(at_least(BEHIND_IPV6 + 8));
+    lines.extend([
+        Do(op::LOAD_HALF, BEHIND_IPV6),
+        Test(op::EQUAL, DHCPV6_SERVER, Drop, Pass),
+    ]);
+    lines
+}
+
+/// Drops what is shorter, in bytes.
+fn at_least(length: u32) -> Vec<Line<Label>> {
+    vec![
+        Do(op::LOAD_LENGTH, 0),
+        Test(op::AT_LEAST, length, Next, Drop),
+    ]
+}
+
+/// Drops what has another address there.
+fn is_mac(at: u32, mac: Mac) -> [Line<Label>; 4] {
+    let [a, b, c, d, e, f] = mac.0;
+    let rest = u32::from(u16::from_be_bytes([e, f]));
+    [
+        Do(op::LOAD_WORD, at),
+        Test(op::EQUAL, u32::from_be_bytes([a, b, c, d]), Next, Drop),
+        Do(op::LOAD_HALF, at + 4),
+        Test(op::EQUAL, rest, Next, Drop),
+    ]
+}

@@ -1,0 +1,117 @@
+//! Classic BPF with names for the places to jump to.
+//! Not here: what is judged.
+
+use crate::host::tc::{DROP, Insn, PASS};
+
+/// Operations: `BPF_*` of `include/uapi/linux/bpf_common.h`, put together. `A` is the accumulator, `X` the index; offsets are in
+/// bytes from the frame's begin.
+pub(super) mod op {
+    /// A = the four bytes at k.
+    pub const LOAD_WORD: u16 = 0x20;
+    /// A = the two bytes at k.
+    pub const LOAD_HALF: u16 = 0x28;
+    /// A = the byte at k.
+    pub const LOAD_BYTE: u16 = 0x30;
+    /// A = the two bytes at X + k.
+    pub const LOAD_HALF_AT_X: u16 = 0x48;
+    /// A = the frame's length.
+    pub const LOAD_LENGTH: u16 = 0x80;
+    /// X = the frame's length.
+    pub const LENGTH_TO_X: u16 = 0x81;
+    /// X = four times the lower half of the byte at k: the length of an IPv4 header.
+    pub const HEADER_LENGTH_TO_X: u16 = 0xb1;
+    /// A = X.
+    pub const X_TO_A: u16 = 0x87;
+    /// A = A + k.
+    pub const ADD: u16 = 0x04;
+    /// A = A & k.
+    pub const AND: u16 = 0x54;
+    /// Whether A = k.
+    pub const EQUAL: u16 = 0x15;
+    /// Whether A >= k.
+    pub const AT_LEAST: u16 = 0x35;
+    /// Whether A & k is not 0.
+    pub const HAS_BITS: u16 = 0x45;
+    /// Whether A > X.
+    pub const MORE_THAN_X: u16 = 0x2d;
+    /// The program's answer is k.
+    pub const ANSWER: u16 = 0x06;
+
+    /// For [`LOAD_WORD`]: whether there is a VLAN tag beside the frame, where the kernel keeps the outermost
+    /// (`SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT` of `include/uapi/linux/filter.h`).
+    pub const VLAN_TAG_PRESENT: u32 = 0xffff_f000 + 48;
+}
+
+/// Where to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum To<L> {
+    /// The next line.
+    Next,
+    /// The line behind [`Line::At`] that label.
+    Part(L),
+    /// The answer [`PASS`].
+    Pass,
+    /// The answer [`DROP`].
+    Drop,
+}
+
+/// A line of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Line<L> {
+    /// A place to jump to.
+    At(L),
+    /// An operation and its operand.
+    Do(u16, u32),
+    /// A test and its operand; where to go on if it holds, and if not.
+    Test(u16, u32, To<L>, To<L>),
+}
+
+/// The program of a listing, with the two answers behind it.
+///
+/// # Panics
+/// When a label is behind the jump to it or further than 255 instructions away: a mistake in the listing, whatever its operands.
+pub(super) fn assemble<L: Copy + PartialEq>(lines: &[Line<L>]) -> Vec<Insn> {
+    let is_insn = |line: &&Line<L>| !matches!(line, Line::At(_));
+    let length = lines.iter().filter(is_insn).count();
+    let place = |label: L| {
+        let before = lines
+            .iter()
+            .take_while(|line| !matches!(line, Line::At(l) if *l == label));
+        before.filter(is_insn).count()
+    };
+    let skip = |from: usize, to: To<L>| {
+        let target = match to {
+            To::Next => from + 1,
+            To::Part(label) => place(label),
+            To::Pass => length,
+            To::Drop => length + 1,
+        };
+        let distance = target.checked_sub(from + 1);
+        let short = distance.and_then(|distance| u8::try_from(distance).ok());
+        short.expect("a label a little further on")
+    };
+    let mut program = Vec::with_capacity(length + 2);
+    for line in lines {
+        let from = program.len();
+        match *line {
+            Line::At(_) => {}
+            Line::Do(code, k) => program.push(insn(code, k)),
+            Line::Test(code, k, then, otherwise) => program.push(Insn {
+                jt: skip(from, then),
+                jf: skip(from, otherwise),
+                ..insn(code, k)
+            }),
+        }
+    }
+    program.extend([insn(op::ANSWER, PASS), insn(op::ANSWER, DROP)]);
+    program
+}
+
+fn insn(code: u16, k: u32) -> Insn {
+    Insn {
+        code,
+        jt: 0,
+        jf: 0,
+        k,
+    }
+}

@@ -1,0 +1,358 @@
+//! The program against an interpreter of classic BPF, and against the same rules in plain Rust.
+//! Not here: the kernel's opinion, see `tests/host_bridge.rs`.
+
+use proptest::prelude::*;
+use proptest::test_runner::Config;
+
+use super::*;
+use crate::host::tc::{ACCEPT, DROP, PASS};
+
+const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
+const IP: Ipv4Addr = Ipv4Addr::new(192, 168, 137, 7);
+
+/// A frame, and whether a VLAN tag is kept beside it.
+#[derive(Clone, Debug)]
+struct Frame {
+    bytes: Vec<u8>,
+    tag: u32,
+}
+
+/// What the kernel does with a program (`net/core/filter.c`).
+fn interpret(program: &[Insn], frame: &Frame) -> u32 {
+    let length = frame.bytes.len() as u32;
+    let load = |at: u32, size: usize| -> Option<u32> {
+        let at = at as usize;
+        let bytes = frame.bytes.get(at..at.checked_add(size)?)?;
+        Some(bytes.iter().fold(0, |sum, b| sum << 8 | u32::from(*b)))
+    };
+    let (mut a, mut x, mut at) = (0u32, 0u32, 0);
+    loop {
+        let Insn { code, jt, jf, k } = program[at];
+        at += 1;
+        let jump = |holds: bool| usize::from(if holds { jt } else { jf });
+        let loaded = match code {
+            op::LOAD_WORD if k == op::VLAN_TAG_PRESENT => Some(frame.tag),
+            op::LOAD_WORD => load(k, 4),
+            op::LOAD_HALF => load(k, 2),
+            op::LOAD_BYTE => load(k, 1),
+            op::LOAD_HALF_AT_X => load(x + k, 2),
+            op::LOAD_LENGTH => Some(length),
+            op::HEADER_LENGTH_TO_X => load(k, 1).map(|byte| (byte & 15) * 4),
+            op::LENGTH_TO_X => Some(length),
+            op::X_TO_A => Some(x),
+            op::ADD => Some(a.wrapping_add(k)),
+            op::AND => Some(a & k),
+            op::EQUAL => {
+                at += jump(a == k);
+                continue;
+            }
+            op::AT_LEAST => {
+                at += jump(a >= k);
+                continue;
+            }
+            op::HAS_BITS => {
+                at += jump(a & k != 0);
+                continue;
+            }
+            op::MORE_THAN_X => {
+                at += jump(a > x);
+                continue;
+            }
+            op::ANSWER => return k,
+            _ => panic!("instruction {code:#x}"),
+        };
+        // A load behind the end.
+        let Some(value) = loaded else { return 0 };
+        match code {
+            op::LENGTH_TO_X | op::HEADER_LENGTH_TO_X => x = value,
+            _ => a = value,
+        }
+    }
+}
+
+/// The rules once more, by a parser that takes slices. `None` is a frame too short to say.
+fn oracle(frame: &Frame) -> Option<bool> {
+    let (ethernet, payload) = frame.bytes.split_at_checked(14)?;
+    if frame.tag != 0 || ethernet[6..12] != MAC.0 {
+        return Some(false);
+    }
+    Some(match u16::from_be_bytes([ethernet[12], ethernet[13]]) {
+        0x0800 => {
+            let header = payload.get(..20)?;
+            let (version, words) = (header[0] >> 4, usize::from(header[0] & 15));
+            let fragment = u16::from_be_bytes([header[6], header[7]]) % 0x2000;
+            let own = version == 4 && words >= 5 && header[12..16] == IP.octets();
+            match (own, header[9], fragment) {
+                (true, 17, 0) => {
+                    let udp = payload.get(words * 4..)?.get(..8)?;
+                    udp[..2] != 67u16.to_be_bytes()
+                }
+                (own, ..) => own,
+            }
+        }
+        0x0806 => {
+            let arp = payload.get(..28)?;
+            let sort = [[0, 1, 8, 0, 6, 4, 0, 1], [0, 1, 8, 0, 6, 4, 0, 2]];
+            let ip = arp[14..18] == IP.octets() || arp[14..18] == [0; 4];
+            sort.iter().any(|sort| arp[..8] == *sort) && arp[8..14] == MAC.0 && ip
+        }
+        0x86dd => {
+            let (header, rest) = payload.split_at_checked(40)?;
+            header[0] >> 4 == 6
+                && match header[6] {
+                    58 => !matches!(rest.get(..4)?[0], 134 | 137),
+                    17 => rest.get(..8)?[..2] != 547u16.to_be_bytes(),
+                    0 => {
+                        let whole = rest.get(..12)?;
+                        whole[..2] == [58, 0] && matches!(whole[8], 131 | 132 | 143)
+                    }
+                    43 | 44 | 51 | 60 | 135 | 139 | 140 => false,
+                    _ => true,
+                }
+        }
+        _ => false,
+    })
+}
+
+fn passes(bytes: &[u8]) -> bool {
+    let frame = Frame {
+        bytes: bytes.to_vec(),
+        tag: 0,
+    };
+    judge(&frame) == PASS
+}
+
+fn judge(frame: &Frame) -> u32 {
+    let answer = interpret(&program(MAC, IP), frame);
+    assert_ne!(answer, ACCEPT, "it read behind the end of {frame:?}");
+    let expected = if oracle(frame) == Some(true) {
+        PASS
+    } else {
+        DROP
+    };
+    assert_eq!(answer, expected, "{frame:02x?}");
+    answer
+}
+
+fn ethernet_frame(kind: u16, payload: &[u8]) -> Vec<u8> {
+    let to = [0xff; 6];
+    [&to[..], &MAC.0, &kind.to_be_bytes(), payload].concat()
+}
+
+fn ipv4_frame(protocol: u8, fragment: u16, options: usize, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45 + (options / 4) as u8, 0, 0, 60, 0, 1];
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(IP.octets());
+    packet.extend([255; 4]);
+    packet.extend(vec![1; options]);
+    packet.extend(payload);
+    ethernet_frame(0x0800, &packet)
+}
+
+fn udp_from(port: u16) -> Vec<u8> {
+    let [a, b] = port.to_be_bytes();
+    vec![a, b, 0, 68, 0, 8, 0, 0]
+}
+
+fn arp_frame(operation: u8, mac: Mac, ip: Ipv4Addr) -> Vec<u8> {
+    let mut body = vec![0, 1, 8, 0, 6, 4, 0, operation];
+    body.extend(mac.0);
+    body.extend(ip.octets());
+    body.extend([0; 10]);
+    ethernet_frame(0x0806, &body)
+}
+
+fn ipv6_frame(next: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, payload.len() as u8, next, 255];
+    packet.extend([0xfe; 32]);
+    packet.extend(payload);
+    ethernet_frame(0x86dd, &packet)
+}
+
+/// A good or nearly good frame of each sort, to be mutated.
+fn seeds() -> Vec<Vec<u8>> {
+    let report = |kind| vec![58, 0, 5, 2, 0, 0, 1, 0, kind, 0, 0, 0];
+    let mut seeds = vec![
+        ipv4_frame(6, 0, 0, &[9; 30]),
+        ipv4_frame(17, 0, 0, &udp_from(1000)),
+        ipv4_frame(17, 0, 0, &udp_from(67)),
+        ipv4_frame(17, 0, 40, &udp_from(67)),
+        ipv4_frame(17, 0x2000, 8, &udp_from(67)),
+        ipv4_frame(17, 0x2001, 0, &udp_from(67)),
+        arp_frame(1, MAC, IP),
+        arp_frame(2, MAC, IP),
+        arp_frame(1, MAC, Ipv4Addr::UNSPECIFIED),
+        ipv6_frame(58, &[135, 0, 0, 0, 0, 0, 0, 0]),
+        ipv6_frame(58, &[134, 0, 0, 0, 0, 0, 0, 0]),
+        ipv6_frame(58, &[137, 0, 0, 0, 0, 0, 0, 0]),
+        ipv6_frame(17, &udp_from(546)),
+        ipv6_frame(17, &udp_from(547)),
+        ipv6_frame(6, &[9; 20]),
+        ipv6_frame(59, &[]),
+        ethernet_frame(0x88cc, &[2; 40]),
+    ];
+    seeds.extend([131, 132, 134, 143].map(|kind| ipv6_frame(0, &report(kind))));
+    seeds.extend(EXTENSIONS.map(|next| ipv6_frame(next as u8, &report(134))));
+    seeds
+}
+
+/// Bytes that mean something somewhere.
+fn telling() -> impl Strategy<Value = u8> {
+    const TOLD: [u8; 29] = [
+        0, 1, 2, 4, 6, 7, 8, 17, 43, 44, 51, 58, 60, 67, 68, 131, 134, 137, 143, 0x44, 0x45, 0x46,
+        0x4f, 0x50, 0x60, 0x81, 0x86, 0x88, 0xdd,
+    ];
+    prop_oneof![any::<u8>(), proptest::sample::select(&TOLD[..])]
+}
+
+fn frames() -> impl Strategy<Value = Frame> {
+    let seed = proptest::sample::select(seeds());
+    let changes = proptest::collection::vec((any::<prop::sample::Index>(), telling()), 0..4);
+    // Few of these, or nothing else would be judged.
+    let tag = prop_oneof![15 => Just(0u32), 1 => Just(1u32)];
+    let cut = prop_oneof![3 => Just(usize::MAX), 1 => 0usize..80];
+    let mutated = (seed, changes, cut, tag).prop_map(|(mut bytes, changes, cut, tag)| {
+        for (place, byte) in changes {
+            // The destination and the VM's own address are seldom what is looked at.
+            let at = place.index(bytes.len());
+            if at >= 12 || byte % 8 == 0 {
+                bytes[at] = byte;
+            }
+        }
+        bytes.truncate(cut);
+        Frame { bytes, tag }
+    });
+    let random = proptest::collection::vec(any::<u8>(), 0..100);
+    let random = random.prop_map(|bytes| Frame { bytes, tag: 0 });
+    prop_oneof![9 => mutated, 1 => random]
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 30_000, failure_persistence: None, ..Config::default() })]
+
+    #[test]
+    fn the_program_and_the_oracle_agree_on_every_frame(frame in frames()) {
+        judge(&frame);
+    }
+}
+
+#[test]
+fn the_frames_of_the_property_test_pass_about_as_often_as_they_do_not() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+    let mut runner = TestRunner::deterministic();
+    let mut passed = 0;
+    for _ in 0..2000 {
+        let frame = frames().new_tree(&mut runner).unwrap().current();
+        passed += usize::from(judge(&frame) == PASS);
+    }
+    assert!((400..1600).contains(&passed), "{passed} of 2000 passed");
+}
+
+#[test]
+fn a_frame_that_is_cut_short_never_passes_for_being_short() {
+    for seed in seeds() {
+        for length in 0..seed.len() {
+            let cut = Frame {
+                bytes: seed[..length].to_vec(),
+                tag: 0,
+            };
+            judge(&cut);
+        }
+    }
+    for length in 0..54 {
+        assert!(!passes(&ipv6_frame(6, &[0; 20])[..length]), "{length}");
+    }
+    for length in 0..42 {
+        assert!(!passes(&arp_frame(1, MAC, IP)[..length]), "{length}");
+    }
+}
+
+#[test]
+fn an_honest_guest_is_heard() {
+    assert!(passes(&ipv4_frame(6, 0, 0, &[0; 20])));
+    assert!(passes(&ipv4_frame(1, 0, 0, &[8, 0, 0, 0])));
+    assert!(passes(&ipv4_frame(17, 0, 0, &udp_from(53))));
+    // To a server's port, not from it.
+    assert!(passes(&ipv4_frame(17, 0, 0, &[0, 68, 0, 67, 0, 8, 0, 0])));
+    assert!(passes(&arp_frame(1, MAC, IP)));
+    assert!(passes(&arp_frame(2, MAC, IP)));
+    assert!(passes(&arp_frame(1, MAC, Ipv4Addr::UNSPECIFIED)));
+    assert!(passes(&ipv6_frame(58, &[135, 0, 0, 0])));
+    assert!(passes(&ipv6_frame(58, &[133, 0, 0, 0])));
+    assert!(passes(&ipv6_frame(
+        0,
+        &[58, 0, 5, 2, 0, 0, 1, 0, 143, 0, 0, 0]
+    )));
+}
+
+#[test]
+fn another_ones_addresses_are_refused() {
+    let honest = ipv4_frame(6, 0, 0, &[0; 20]);
+    for at in (6..12).chain(26..30) {
+        let mut frame = honest.clone();
+        frame[at] ^= 1;
+        assert!(!passes(&frame), "byte {at}");
+    }
+    let mut client = ipv4_frame(17, 0, 0, &udp_from(68));
+    client[26..30].fill(0);
+    assert!(!passes(&client), "a DHCP client");
+    assert!(!passes(&arp_frame(1, Mac([2, 0, 0, 0, 0, 8]), IP)));
+    assert!(!passes(&arp_frame(2, MAC, Ipv4Addr::new(192, 168, 137, 1))));
+    assert!(!passes(&arp_frame(3, MAC, IP)), "reverse ARP");
+}
+
+#[test]
+fn a_dhcp_server_does_not_hide_behind_ip_options_or_fragments() {
+    for options in (0..=40).step_by(4) {
+        assert!(!passes(&ipv4_frame(17, 0, options, &udp_from(67))));
+        assert!(passes(&ipv4_frame(17, 0, options, &udp_from(69))));
+        assert!(!passes(&ipv4_frame(17, 0x2000, options, &udp_from(67))));
+    }
+    // The first fragment must have the whole header; later ones have none.
+    assert!(!passes(&ipv4_frame(17, 0x2000, 0, &[0])));
+    assert!(passes(&ipv4_frame(17, 0x2001, 0, &udp_from(67))));
+}
+
+#[test]
+fn a_router_does_not_hide_behind_extension_headers() {
+    assert!(!passes(&ipv6_frame(58, &[134, 0, 0, 0])));
+    assert!(!passes(&ipv6_frame(58, &[137, 0, 0, 0])));
+    assert!(!passes(&ipv6_frame(17, &udp_from(547))));
+    for next in EXTENSIONS.into_iter().chain([0]) {
+        let hidden = [58, 0, 5, 2, 0, 0, 1, 0, 134, 0, 0, 0];
+        assert!(!passes(&ipv6_frame(next as u8, &hidden)), "{next}");
+    }
+    // Two headers, or one of sixteen bytes with the wanted type where a report has its own.
+    assert!(!passes(&ipv6_frame(
+        0,
+        &[60, 0, 0, 0, 0, 0, 0, 0, 143, 0, 0, 0]
+    )));
+    assert!(!passes(&ipv6_frame(
+        0,
+        &[58, 1, 0, 0, 0, 0, 0, 0, 143, 0, 0, 0]
+    )));
+}
+
+#[test]
+fn tags_and_what_switches_say_are_refused() {
+    let honest = ipv4_frame(6, 0, 0, &[0; 20]);
+    let tagged = Frame {
+        bytes: honest.clone(),
+        tag: 1,
+    };
+    assert_eq!(judge(&tagged), DROP);
+    for kind in [
+        0x8100, 0x88a8, 0x9100, 0x88cc, 0x888e, 0x8863, 0x8864, 0x0026, 0x8035,
+    ] {
+        assert!(!passes(&ethernet_frame(kind, &honest[12..])), "{kind:#x}");
+    }
+}
+
+#[test]
+fn the_program_is_short_and_ends_with_an_answer() {
+    let program = program(MAC, IP);
+    assert!(program.len() < 100, "{} instructions", program.len());
+    assert_eq!(program.last().map(|insn| insn.code), Some(op::ANSWER));
+}
