@@ -203,6 +203,17 @@ impl Label {
         })
     }
 
+    /// Claims a bridge as [`Label::claim_link`] does a veth.
+    pub fn claim_bridge(&self, name: &str, alias: Option<&str>, mac: Mac) -> Option<Owned<String>> {
+        match alias {
+            Some(_) => self.claim(name.to_owned(), alias),
+            None => (mac == bridge_mac(&self.instance, name)).then(|| Owned {
+                thing: name.to_owned(),
+                label: self.clone(),
+            }),
+        }
+    }
+
     /// Claims a link by its label or, while it has none, by its birthmark: the kernel sets a link's MAC in the same step
     /// as its name, but takes its alias only afterwards, and a crash may fall between the two.
     pub fn claim_link(&self, name: &str, alias: Option<&str>, mac: Mac) -> Option<Owned<String>> {
@@ -221,6 +232,11 @@ pub fn birthmark(host_link: &str) -> Mac {
     mac("birthmark", host_link.as_bytes())
 }
 
+/// The MAC of a bridge of ours: its birthmark, too. Any daemon may be asked for a bridge of this name, so it says whose it is.
+pub fn bridge_mac(instance: &Instance, bridge: &str) -> Mac {
+    mac("bridge", format!("{instance}/{bridge}").as_bytes())
+}
+
 /// One VM's names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmNames {
@@ -232,6 +248,9 @@ pub struct VmNames {
     pub uplink_mac: Mac,
     /// The MAC of `tap0`, the guest's gateway.
     pub tap_mac: Mac,
+    /// The MAC of the TAP as a port of a bridge. It begins with `fe`, as high as they come: a bridge without a MAC of its own
+    /// takes its ports' lowest (`br_stp_recalculate_bridge_id`), and a user's bridge must keep the one it has.
+    pub port_mac: Mac,
     /// The MAC the guest must use.
     pub guest_mac: Mac,
     /// `slice-<hash>`: the namespace, in our directory and in `ip netns`.
@@ -247,6 +266,7 @@ pub fn vm_names(instance: &Instance, uid: Uid) -> VmNames {
         host_link,
         uplink_mac: mac("uplink", id),
         tap_mac: mac("tap", id),
+        port_mac: port_mac(id),
         guest_mac: mac("guest", id),
         netns: format!("slice-{}", hash(instance.as_str(), id, 12)),
     }
@@ -314,6 +334,11 @@ fn hash(role: &str, bytes: &[u8], length: usize) -> String {
 fn mac(role: &str, bytes: &[u8]) -> Mac {
     let d = digest(role, bytes);
     Mac([(d[0] & 0xfc) | 0x02, d[1], d[2], d[3], d[4], d[5]])
+}
+
+fn port_mac(id: &[u8]) -> Mac {
+    let [_, b, c, d, e, f] = mac("port", id).0;
+    Mac([0xfe, b, c, d, e, f])
 }
 
 fn digest(role: &str, bytes: &[u8]) -> [u8; 32] {

@@ -91,7 +91,7 @@ fn the_documented_minimal_form_has_the_documented_defaults() {
     let vm = &draft.spec.template;
     assert_eq!((draft.spec.count, vm.vcpu, vm.ram_bytes), (1, 2, 4 << 30));
     assert_eq!(vm.hypervisor, Hypervisor::None);
-    assert_eq!(vm.network.policy().drop.len(), 1);
+    assert_eq!(vm.network.policy().unwrap().drop.len(), 1);
 }
 
 #[test]
@@ -113,12 +113,15 @@ fn a_group_overrides_what_config_says_and_qemu_is_the_default_with_a_kernel() {
 
 #[test]
 fn metadata_opens_only_when_asked_for_and_a_tap_owner_may_be_a_pair() {
-    let NetworkSpec::Isolated(network) = one(
+    let network = one(
         "config: {host_groups: [{name: g, network: {mode: isolated, allow_metadata: true, allow: [169.254.169.254:80/tcp], tap_owner: '1000:36', range: 169.254.64.0/18, on_deny: reject}}]}",
     )
     .spec
     .template
     .network;
+    let NetworkSpec::Isolated(network) = network else {
+        panic!("another mode");
+    };
     assert_eq!(network.tap_owner.to_string(), "1000:36");
     assert!(network.policy.allow_metadata);
     assert_eq!(network.range.unwrap().to_string(), "169.254.64.0/18");

@@ -251,7 +251,7 @@ fn the_kernel_and_explain_agree_with_an_oracle_about_random_lists_and_packets() 
         for _ in 0..RULESETS {
             let (allow, drop, metadata) = some(&mut runner, lists());
             let vm = vm(policy_of(&allow, &drop, metadata));
-            let ruleset = rules::compile(vm.spec.network.policy(), block, Mac(GUEST_MAC));
+            let ruleset = rules::compile(vm.spec.network.policy().unwrap(), block, Mac(GUEST_MAC));
             commit(&backend, &ruleset);
             let packets = some(&mut runner, packets());
             let first = id + 1;
@@ -296,6 +296,7 @@ fn explained(
 ) -> slicectl::api::view::Explanation {
     let instance = Instance::of("/oracle".as_ref());
     let way = Way {
+        policy: vm.spec.network.policy().unwrap(),
         vm,
         block,
         ruleset,
@@ -345,7 +346,7 @@ fn explain_names_the_rule_whose_counter_rises() {
         for _ in 0..10 {
             let (allow, drop, metadata) = some(&mut runner, lists());
             let vm = vm(policy_of(&allow, &drop, metadata));
-            let ruleset = rules::compile(vm.spec.network.policy(), block, Mac(GUEST_MAC));
+            let ruleset = rules::compile(vm.spec.network.policy().unwrap(), block, Mac(GUEST_MAC));
             commit(&backend, &ruleset);
             // The kernel itself has no way for these; no rule is asked.
             let routed = |to: u32| !matches!(to >> 24, 0 | 127 | 224..);

@@ -3,24 +3,31 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use super::policy::Policy;
 
-/// Which data path a VM has. Bridge and CNI are refused by [`super::manifest`] until they exist.
+/// Which data path a VM has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// A private namespace, a /30, and nothing but egress through the lists.
     Isolated,
+    /// A port of a bridge that the host routes for.
+    Bridge,
+    /// Whatever a chain of CNI plugins makes.
+    Cni,
 }
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Isolated => "isolated",
+            Self::Bridge => "bridge",
+            Self::Cni => "cni",
         })
     }
 }
@@ -31,6 +38,10 @@ impl fmt::Display for Mode {
 pub enum NetworkSpec {
     /// See [`Mode::Isolated`].
     Isolated(IsolatedSpec),
+    /// See [`Mode::Bridge`].
+    Bridge(BridgeSpec),
+    /// See [`Mode::Cni`].
+    Cni(CniSpec),
 }
 
 /// Isolated mode's settings.
@@ -47,27 +58,150 @@ pub struct IsolatedSpec {
     pub tap_owner: TapOwner,
 }
 
+/// Bridge mode's settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BridgeSpec {
+    /// The bridge's name; one that is there without our label is used and left as it is.
+    pub bridge: String,
+    /// What the TAPs' names start with; the VM's index less one follows.
+    pub tap_prefix: String,
+    /// The host's address on the bridge and the subnet around it; none: derived from the group's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv4Network>,
+    /// Which addresses the VMs get.
+    #[serde(default, skip_serializing_if = "Addresses::is_any")]
+    pub addresses: Addresses,
+    /// A VM may send with its own MAC and address only, and is no DHCP server and no router.
+    pub antispoof: bool,
+    /// VMs of the group do not reach each other over the bridge.
+    pub isolate_ports: bool,
+    /// Who may open the TAPs, as host ids.
+    #[serde(default)]
+    pub tap_owner: TapOwner,
+}
+
+impl BridgeSpec {
+    /// The TAP of the VM with this index, from 1.
+    pub fn tap(&self, index: u32) -> String {
+        format!("{}{}", self.tap_prefix, index.saturating_sub(1))
+    }
+}
+
+/// Which addresses of a bridge's subnet the VMs of a group get.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Addresses {
+    /// Any that is free.
+    #[default]
+    Any,
+    /// Any that is free from the first to the last.
+    Range(Ipv4Addr, Ipv4Addr),
+    /// These, in the order of the VMs.
+    Listed(Vec<Ipv4Addr>),
+}
+
+impl Addresses {
+    fn is_any(&self) -> bool {
+        *self == Self::Any
+    }
+
+    /// Whether the VM with this index, from 1, may have this address.
+    pub fn allow(&self, index: u32, ip: Ipv4Addr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Range(first, last) => (*first..=*last).contains(&ip),
+            Self::Listed(listed) => listed.get(index.saturating_sub(1) as usize) == Some(&ip),
+        }
+    }
+}
+
+/// CNI mode's settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CniSpec {
+    /// The network configuration list that makes it.
+    pub network_name: String,
+    /// Who may open the TAP, as host ids.
+    #[serde(default)]
+    pub tap_owner: TapOwner,
+}
+
 impl NetworkSpec {
     /// The mode's word.
     pub fn mode(&self) -> Mode {
         match self {
             Self::Isolated(_) => Mode::Isolated,
+            Self::Bridge(_) => Mode::Bridge,
+            Self::Cni(_) => Mode::Cni,
         }
     }
 
-    /// The egress policy.
-    pub fn policy(&self) -> &Policy {
+    /// The egress policy; only isolated mode has one.
+    pub fn policy(&self) -> Option<&Policy> {
         match self {
-            Self::Isolated(isolated) => &isolated.policy,
+            Self::Isolated(isolated) => Some(&isolated.policy),
+            Self::Bridge(_) | Self::Cni(_) => None,
         }
     }
 
-    /// Replaces what may change under a running VM.
-    pub fn set_policy(&mut self, policy: Policy) {
+    /// What is allowed but surely not meant.
+    pub fn warnings(&self) -> Vec<String> {
+        self.policy().map(Policy::warnings).unwrap_or_default()
+    }
+
+    /// Who may open the TAP.
+    pub fn tap_owner(&self) -> TapOwner {
         match self {
-            Self::Isolated(isolated) => isolated.policy = policy,
+            Self::Isolated(isolated) => isolated.tap_owner,
+            Self::Bridge(bridge) => bridge.tap_owner,
+            Self::Cni(cni) => cni.tap_owner,
         }
     }
+
+    /// Takes over from `other` all that may change under a running VM. Where a group's addresses come from is such a thing,
+    /// too: a VM whose own address is no longer among them is replaced for that (see the group's reconciler).
+    pub fn change_live_to(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::Isolated(isolated), Self::Isolated(other)) => {
+                isolated.policy = other.policy.clone();
+            }
+            (Self::Bridge(bridge), Self::Bridge(other)) => {
+                bridge.antispoof = other.antispoof;
+                bridge.isolate_ports = other.isolate_ports;
+                bridge.addresses = other.addresses.clone();
+            }
+            (Self::Isolated(_) | Self::Bridge(_) | Self::Cni(_), _) => {}
+        }
+    }
+}
+
+/// How a guest is connected: what its VMM and its kernel are told, and what we answer of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// The namespace that the TAP and the VMM are in; none: the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<PathBuf>,
+    /// The TAP.
+    pub tap: String,
+    /// The link of the host namespace that the VM's packets pass: a veth end, or the bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_link: Option<String>,
+    /// The guest's Ethernet address.
+    pub mac: Mac,
+    /// The guest's address.
+    pub ip: Ipv4Addr,
+    /// Its prefix length.
+    pub prefix_len: u8,
+    /// Its gateway, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv4Addr>,
+    /// Further routes, with their next hop if it is another one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<(Ipv4Network, Option<Ipv4Addr>)>,
+    /// Bytes.
+    pub mtu: u32,
+    /// Name servers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<Ipv4Addr>,
 }
 
 /// `tap_owner: uid[:gid]`; a TAP without a gid may be opened by its uid alone.

@@ -154,6 +154,7 @@ fn twice(name: &Name, place: Place) -> String {
 fn range(spec: &HostGroupSpec) -> Option<Ipv4Network> {
     match &spec.template.network {
         NetworkSpec::Isolated(isolated) => isolated.range,
+        NetworkSpec::Bridge(_) | NetworkSpec::Cni(_) => None,
     }
 }
 

@@ -98,7 +98,7 @@ pub struct VmStatus {
     pub ready: bool,
     /// One a rung, then `Ready`.
     pub conditions: Vec<ConditionView>,
-    /// Its network; none before it has a lease.
+    /// Its network; none before it has a lease, or in CNI mode before the plugins have answered.
     pub network: Option<NetworkStatus>,
     /// Its policy.
     pub firewall: FirewallStatus,
@@ -118,17 +118,17 @@ pub struct NetworkStatus {
     pub ip: Ipv4Addr,
     /// Its prefix length.
     pub prefix_len: u8,
-    /// Its gateway.
-    pub gateway: Ipv4Addr,
+    /// Its gateway; a CNI network may have none.
+    pub gateway: Option<Ipv4Addr>,
     /// The guest's MAC.
     pub mac: Mac,
     /// Its name servers.
     pub dns: Vec<Ipv4Addr>,
     /// `nsenter --net=` and `ip netns exec $(basename …)` take it.
     pub netns: Option<PathBuf>,
-    /// The TAP in that namespace.
+    /// The TAP, in that namespace, or in the host's when there is none.
     pub tap: String,
-    /// The veth end in the host namespace.
+    /// The link of the host namespace that the VM's packets pass: a veth end, or the bridge.
     pub host_link: Option<String>,
     /// Bytes.
     pub mtu: u32,
@@ -239,8 +239,8 @@ pub struct GroupStatus {
 pub struct LeaseView {
     /// Its name is the VM's.
     pub metadata: MetaView,
-    /// The /30.
-    pub block: Block,
+    /// The /30; none on a bridge.
+    pub block: Option<Block>,
     /// The guest's address.
     pub ip: Ipv4Addr,
     /// Where it was taken from.

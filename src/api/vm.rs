@@ -47,10 +47,10 @@ pub struct VmSpec {
 
 impl VmSpec {
     /// Whether a VM that runs `self` becomes `other` without being replaced:
-    /// only the egress policy differs.
+    /// only what its network takes over live differs.
     pub fn changes_live_to(&self, other: &Self) -> bool {
         let mut probe = self.clone();
-        probe.network.set_policy(other.network.policy().clone());
+        probe.network.change_live_to(&other.network);
         probe == *other
     }
 }

@@ -154,7 +154,7 @@ impl Page {
     fn lease(&mut self, lease: &LeaseView) {
         self.metadata("Lease", &lease.metadata);
         self.line("IP", lease.ip);
-        self.line("Block", lease.block);
+        self.maybe("Block", lease.block);
         self.line("Range", lease.range);
     }
 
@@ -174,6 +174,18 @@ impl Page {
                 self.line("TAP owner", isolated.tap_owner);
                 self.policy(&isolated.policy);
             }
+            NetworkSpec::Bridge(bridge) => {
+                self.line("Bridge", &bridge.bridge);
+                self.line("TAP prefix", &bridge.tap_prefix);
+                self.maybe("Gateway", bridge.gateway);
+                self.line("Antispoof", bridge.antispoof);
+                self.line("Isolate ports", bridge.isolate_ports);
+                self.line("TAP owner", bridge.tap_owner);
+            }
+            NetworkSpec::Cni(cni) => {
+                self.line("CNI network", &cni.network_name);
+                self.line("TAP owner", cni.tap_owner);
+            }
         }
     }
 
@@ -189,7 +201,7 @@ impl Page {
     fn network(&mut self, network: &NetworkStatus) {
         self.line("Mode", network.mode);
         self.line("IP", format!("{}/{}", network.ip, network.prefix_len));
-        self.line("Gateway", network.gateway);
+        self.maybe("Gateway", network.gateway);
         self.line("MAC", network.mac);
         self.line("DNS", list(&network.dns));
         self.maybe("Netns", network.netns.as_ref().map(|path| path.display()));

@@ -107,7 +107,7 @@ fn vm_row(vm: &VmView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     ];
     let netns = network.and_then(|network| network.netns.as_ref());
     let wide = vec![
-        Field::maybe(network.map(|network| network.gateway)),
+        Field::maybe(network.and_then(|network| network.gateway)),
         Field::maybe(network.map(|network| network.mac)),
         Field::maybe(netns.map(|path| path.display())),
         Field::maybe(network.and_then(|network| network.host_link.as_ref())),
@@ -126,7 +126,7 @@ fn lease_row(lease: &LeaseView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
         Field::maybe(lease.metadata.group.as_ref()),
         status,
         lease.ip.into(),
-        lease.block.into(),
+        Field::maybe(lease.block),
         age(lease.metadata.created_at, now).into(),
     ];
     (narrow, vec![lease.range.into()])

@@ -20,6 +20,7 @@ use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, Object,
     Server, Source,
 };
+use crate::api::vm::Vm;
 use crate::cli::sliced::Args;
 use crate::clock;
 use crate::doctor;
@@ -299,6 +300,9 @@ impl Backend for Answers {
         let Some((found, lease)) = known else {
             return Err(Refusal::NotFound(format!("vm/{vm}")));
         };
+        if found.spec.network.policy().is_none() {
+            return Err(unlisted(&found));
+        }
         let Some(lease) = lease else {
             return Err(Refusal::Conflict(vec![format!("vm/{vm} has no lease yet")]));
         };
@@ -306,10 +310,15 @@ impl Backend for Answers {
             .await
             .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
         let host_addresses: Vec<_> = addresses.iter().map(|addr| addr.net.ip()).collect();
-        let rules = self.engine.rules(&found, lease.block, None);
+        let (Some(policy), Some(block)) = (found.spec.network.policy(), lease.address.block())
+        else {
+            return Err(unlisted(&found));
+        };
+        let rules = self.engine.rules(&found, block, None);
         let way = Way {
             vm: &found,
-            block: lease.block,
+            policy,
+            block,
             ruleset: &rules.ruleset,
             instance: &self.engine.instance,
             host_addresses: &host_addresses,
@@ -354,6 +363,14 @@ fn result(draft: &Draft, applied: Applied) -> ApplyResult {
         applied,
         warnings: draft.warnings.clone(),
     }
+}
+
+fn unlisted(vm: &Vm) -> Refusal {
+    let mode = vm.spec.network.mode();
+    Refusal::Conflict(vec![format!(
+        "vm/{} is in {mode} mode, which has no allow and drop lists: only isolated mode has",
+        vm.meta.name
+    )])
 }
 
 fn leftover(label: &Label) -> Leftover {

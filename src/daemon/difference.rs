@@ -66,12 +66,23 @@ async fn of_group(engine: &Engine, draft: &Draft) -> Result<Vec<(String, Vec<Str
 }
 
 fn creation(spec: &VmSpec) -> Vec<String> {
-    let NetworkSpec::Isolated(_) = &spec.network;
-    let mut steps = vec![
-        "lease a /30".to_owned(),
-        "create the namespace, TAP, veth, addresses and routes".to_owned(),
-        "commit the rules, read them back, open the gate".to_owned(),
-    ];
+    let mut steps: Vec<String> = match &spec.network {
+        NetworkSpec::Isolated(_) => vec![
+            "lease a /30".to_owned(),
+            "create the namespace, TAP, veth, addresses and routes".to_owned(),
+            "commit the rules, read them back, open the gate".to_owned(),
+        ],
+        NetworkSpec::Bridge(bridge) => vec![
+            "lease an address".to_owned(),
+            format!("create the TAP as a port of bridge {}", bridge.bridge),
+            "set its filter, read it back, bring it up".to_owned(),
+        ],
+        NetworkSpec::Cni(cni) => vec![
+            "create the namespace".to_owned(),
+            format!("ADD it to CNI network {}", cni.network_name),
+            "create the TAP and redirect between it and the plugins' interface".to_owned(),
+        ],
+    };
     if spec.hypervisor != crate::api::vm::Hypervisor::None {
         steps.push("start the VMM".to_owned());
     }
@@ -85,13 +96,16 @@ async fn update(engine: &Engine, vm: &Vm, spec: VmSpec) -> Result<Vec<String>, E
     else {
         return Ok(vec!["commit the rules".to_owned()]);
     };
+    let Some(block) = lease.address.block() else {
+        return Ok(vec!["change the port and its filter".to_owned()]);
+    };
     let mut changed = vm.clone();
     changed.spec = spec;
     let names = owner::vm_names(&engine.instance, vm.meta.uid);
     let desired = firewall::Desired {
         netns: engine.run_dir.netns(&names),
         lock: engine.run_dir.vm_dir(vm.meta.uid).join(net::LOCK),
-        rules: Some(engine.rules(&changed, lease.block, None)),
+        rules: Some(engine.rules(&changed, block, None)),
     };
     diff(&engine.firewall(), &desired).await
 }

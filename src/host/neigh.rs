@@ -25,6 +25,13 @@ pub struct Neigh {
 
 /// The permanent IPv4 neighbours of all links.
 pub async fn list(handle: &Handle) -> Result<Vec<Neigh>, Error> {
+    dump(handle, read).await
+}
+
+async fn dump(
+    handle: &Handle,
+    read: impl Fn(&NeighbourMessage) -> Option<Neigh>,
+) -> Result<Vec<Neigh>, Error> {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Inet;
     let answer = handle
@@ -39,6 +46,15 @@ pub async fn list(handle: &Handle) -> Result<Vec<Neigh>, Error> {
         neighbours.extend(read(&message));
     }
     Ok(neighbours)
+}
+
+/// Every IPv4 address that somebody was seen at on any link, permanent or not.
+pub async fn list_seen(handle: &Handle) -> Result<Vec<Neigh>, Error> {
+    let seen = |message: &NeighbourMessage| match message.header.state {
+        NeighbourState::None | NeighbourState::Incomplete | NeighbourState::Failed => None,
+        _ => address(message),
+    };
+    dump(handle, seen).await
 }
 
 /// The permanent IPv4 neighbour of that address on a link. One question, however many neighbours there are.
@@ -92,6 +108,13 @@ fn to_message(neigh: Neigh) -> NeighbourMessage {
 }
 
 fn read(message: &NeighbourMessage) -> Option<Neigh> {
+    match message.header.state {
+        NeighbourState::Permanent => address(message),
+        _ => None,
+    }
+}
+
+fn address(message: &NeighbourMessage) -> Option<Neigh> {
     let ip = message.attributes.iter().find_map(|a| match a {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(*ip),
         _ => None,
@@ -100,12 +123,9 @@ fn read(message: &NeighbourMessage) -> Option<Neigh> {
         NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok(),
         _ => None,
     });
-    match message.header.state {
-        NeighbourState::Permanent => Some(Neigh {
-            index: message.header.ifindex,
-            ip: ip?,
-            mac: mac?,
-        }),
-        _ => None,
-    }
+    Some(Neigh {
+        index: message.header.ifindex,
+        ip: ip?,
+        mac: mac?,
+    })
 }

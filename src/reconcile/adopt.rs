@@ -11,6 +11,7 @@ use super::net::RECORD;
 use super::record::Record;
 use crate::api::condition::{Reason, Status};
 use crate::api::host_group::{HostGroup, HostGroupSpec};
+use crate::api::lease::Address;
 use crate::api::meta::{Meta, Timestamp};
 use crate::api::rung::LADDER;
 use crate::api::vm::Vm;
@@ -198,14 +199,22 @@ fn adopt_one(txn: &mut store::Txn<'_>, record: Record, now: Timestamp) -> Result
     });
     group.spec.count = group.spec.count.max(vm.index);
     txn.put_group(group)?;
-    let pool = txn.world().pool(&vm.group).cloned().unwrap_or(Pool {
-        range: lease.pool,
-        in_use: BTreeSet::new(),
-    });
-    txn.put_pool(&vm.group, pool)?;
+    if let Some(lease) = &lease {
+        let pool = txn.world().pool(&vm.group).cloned().unwrap_or(Pool {
+            range: lease.address.range(),
+            gateway: match &lease.address {
+                Address::Block { .. } => None,
+                Address::Bridged { gateway, .. } => Some(gateway.ip()),
+            },
+            in_use: BTreeSet::new(),
+        });
+        txn.put_pool(&vm.group, pool)?;
+    }
     let uid = vm.meta.uid;
     txn.put_vm(vm)?;
-    txn.put_lease(lease)?;
+    if let Some(lease) = lease {
+        txn.put_lease(lease)?;
+    }
     for rung in LADDER {
         txn.hold_rung(uid, rung, now)?;
     }

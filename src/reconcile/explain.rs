@@ -18,6 +18,8 @@ pub struct Way<'a> {
     pub vm: &'a Vm,
     /// Its block.
     pub block: Block,
+    /// Its lists.
+    pub policy: &'a Policy,
     /// Its rules.
     pub ruleset: &'a Ruleset,
     /// Whose chains stand on the host.
@@ -28,7 +30,7 @@ pub struct Way<'a> {
 
 /// Judges a packet that leaves the VM with its own source address and MAC. `text` is the packet as it is to be shown.
 pub fn explain(way: &Way<'_>, packet: &Packet, text: String) -> Explanation {
-    let policy = way.vm.spec.network.policy();
+    let policy = way.policy;
     let (verdict, place, rule, entry) = match packet.destination == way.block.gateway() {
         true => to_gateway(way, packet),
         false => onwards(way, policy, packet),

@@ -1,15 +1,13 @@
 //! Objects as they are answered: a pure fold of the world. Nothing of it is stored.
 //! Not here: words for people, the host.
 
-use std::net::Ipv4Addr;
-
 use serde::{Deserialize, Serialize};
 
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::host_group::HostGroup;
-use crate::api::lease::Lease;
+use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Meta, Name, Timestamp};
-use crate::api::network::Block;
+use crate::api::network::{Connection, NetworkSpec};
 use crate::api::rung::{LADDER, Rung, RungPage};
 use crate::api::view::{
     ConditionView, FirewallStatus, GroupStatus, GroupView, LeaseView, MetaView, NetworkStatus,
@@ -17,11 +15,11 @@ use crate::api::view::{
 };
 use crate::api::vm::{Hypervisor, Vm};
 use crate::host::process::Identity;
-use crate::owner::{self, Instance, RunDir, TAP};
+use crate::owner::{Instance, RunDir};
 use crate::store::World;
 
 use super::net::MTU;
-use super::vmm;
+use super::{connection, vmm};
 
 /// What the Vmm rung's page remembers: the process and when it was started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,28 +74,60 @@ impl House {
             status: VmStatus {
                 ready,
                 conditions,
-                network: lease.map(|lease| self.network(vm, lease, &pages)),
+                network: self.network(vm, lease, &pages),
                 firewall: firewall(vm, page(&pages, Rung::Firewall)),
                 vmm: self.vmm(vm, ready, page(&pages, Rung::Vmm)),
-                warnings: vm.spec.network.policy().warnings(),
+                warnings: vm.spec.network.warnings(),
             },
         }
     }
 
-    fn network(&self, vm: &Vm, lease: &Lease, pages: &Pages<'_>) -> NetworkStatus {
-        let names = owner::vm_names(&self.instance, vm.meta.uid);
-        let stands = page(pages, Rung::Net).is_some_and(|page| page.held);
-        NetworkStatus {
+    fn network(&self, vm: &Vm, lease: Option<&Lease>, pages: &Pages<'_>) -> Option<NetworkStatus> {
+        let net = page(pages, Rung::Net);
+        let stands = net.is_some_and(|page| page.held);
+        let connection = self.connection(vm, lease, net)?;
+        Some(NetworkStatus {
             mode: vm.spec.network.mode(),
-            ip: lease.block.guest(),
-            prefix_len: Block::PREFIX_LEN,
-            gateway: lease.block.gateway(),
-            mac: names.guest_mac,
-            dns: vm.spec.dns_servers.clone(),
-            netns: stands.then(|| self.run_dir.netns(&names)),
-            tap: TAP.to_owned(),
-            host_link: stands.then_some(names.host_link),
-            mtu: MTU,
+            ip: connection.ip,
+            prefix_len: connection.prefix_len,
+            gateway: connection.gateway,
+            mac: connection.mac,
+            dns: match vm.spec.dns_servers.as_slice() {
+                [] => connection.dns,
+                own => own.to_vec(),
+            },
+            netns: connection.netns.filter(|_| stands),
+            tap: connection.tap,
+            host_link: connection.host_link.filter(|_| stands),
+            mtu: connection.mtu,
+        })
+    }
+
+    /// What the Net rung's page remembers, or what follows from the lease before it has converged.
+    fn connection(
+        &self,
+        vm: &Vm,
+        lease: Option<&Lease>,
+        net: Option<&RungPage>,
+    ) -> Option<Connection> {
+        let mark = net.and_then(|page| page.mark.as_ref());
+        if let Some(known) = mark.and_then(|mark| serde_json::from_str(mark).ok()) {
+            return Some(known);
+        }
+        let uid = vm.meta.uid;
+        let address = &lease?.address;
+        match (&vm.spec.network, address) {
+            (NetworkSpec::Isolated(_), Address::Block { block, .. }) => Some(connection::isolated(
+                &self.instance,
+                &self.run_dir,
+                uid,
+                *block,
+            )),
+            (NetworkSpec::Bridge(spec), Address::Bridged { bridge, .. }) => {
+                let port = (bridge.as_str(), spec.tap(vm.index));
+                Some(connection::bridged(&self.instance, uid, address, port, MTU))
+            }
+            _ => None,
         }
     }
 
@@ -196,14 +226,13 @@ impl House {
                 updated,
                 ready_count,
                 range: world.pool(&group.meta.name).map(|pool| pool.range),
-                warnings: group.spec.template.network.policy().warnings(),
+                warnings: group.spec.template.network.warnings(),
             },
         }
     }
 
     /// A lease as answered.
     pub fn lease(&self, lease: &Lease) -> LeaseView {
-        let ip: Ipv4Addr = lease.block.guest();
         LeaseView {
             metadata: MetaView {
                 name: lease.name.clone(),
@@ -214,9 +243,9 @@ impl House {
                 deleting: false,
                 finalizers: Vec::new(),
             },
-            block: lease.block,
-            ip,
-            range: lease.pool,
+            block: lease.address.block(),
+            ip: lease.address.ip(),
+            range: lease.address.range(),
         }
     }
 }
@@ -275,11 +304,11 @@ fn why_not(world: &World, vm: &Vm) -> String {
 }
 
 fn firewall(vm: &Vm, page: Option<&RungPage>) -> FirewallStatus {
-    let policy = vm.spec.network.policy();
+    let policy = vm.spec.network.policy().cloned().unwrap_or_default();
     FirewallStatus {
         default: policy.default_verdict().into(),
-        allow: policy.allow.clone(),
-        drop: policy.drop.clone(),
+        allow: policy.allow,
+        drop: policy.drop,
         on_deny: policy.on_deny,
         digest: page.and_then(|page| page.mark.clone()),
     }

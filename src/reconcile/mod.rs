@@ -6,6 +6,7 @@
 //! restart (the first look sees what is there), crash tests (stop before any action).
 
 pub mod adopt;
+pub mod connection;
 pub mod contest;
 pub mod engine;
 pub mod explain;

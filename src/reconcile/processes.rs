@@ -11,10 +11,10 @@ use tracing::debug;
 use super::engine::Key;
 use super::vmm::{self, Desired, Machine, Slot, Vmm};
 use crate::api::meta::{Name, Uid};
-use crate::api::network::Block;
+use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::host::process::Identity;
-use crate::owner::{self, Label, RunDir, TAP};
+use crate::owner::{self, Label, RunDir};
 use crate::runtime::controller::Waker;
 
 /// One for the daemon.
@@ -53,9 +53,8 @@ impl Processes {
         spec: &VmSpec,
         name: &Name,
         label: &Label,
-        block: Block,
+        connection: &Connection,
     ) -> Result<Desired, String> {
-        let names = owner::names_of(label);
         let nothing = self.nothing(label);
         let kernel = match (spec.hypervisor, &spec.kernel_file) {
             (Hypervisor::None, _) => return Ok(nothing),
@@ -74,12 +73,7 @@ impl Processes {
         let slot = Slot {
             name: name.clone(),
             dir: nothing.dir.clone(),
-            netns: self.run_dir.netns(&names),
-            tap: TAP.to_owned(),
-            ip: block.guest(),
-            prefix_len: Block::PREFIX_LEN,
-            gateway: block.gateway(),
-            mac: names.guest_mac,
+            connection: connection.clone(),
         };
         let want = vmm::recipe(spec, &slot, machine).map_err(|unfit| unfit.to_string())?;
         Ok(Desired { want, ..nothing })

@@ -18,6 +18,7 @@ pub struct Record {
     pub update: UpdatePolicy,
     /// The VM.
     pub vm: Vm,
-    /// Its lease.
-    pub lease: Lease,
+    /// Its lease; none in CNI mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
 }

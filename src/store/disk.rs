@@ -178,7 +178,7 @@ fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), String> {
         }
         "lease" => {
             let lease: Lease = json(value)?;
-            world.blocks.insert(lease.block);
+            world.occupy(&lease.address);
             world.leases.insert(lease.name.clone(), lease);
         }
         "page" => {

@@ -5,15 +5,12 @@
 //! Check-then-write is a race: the deletion of an object slips in between. Here the gate is asked inside the transaction,
 //! so a VM that is being deleted can take no rung, and one that is held cannot be removed.
 
-use ipnetwork::Ipv4Network;
-
 use super::Error;
 use super::txn::Txn;
 use super::world::World;
 use crate::api::condition::{Condition, Reason, Status};
-use crate::api::lease::Lease;
 use crate::api::meta::{Timestamp, Uid};
-use crate::api::network::{Block, NetworkSpec};
+use crate::api::network::NetworkSpec;
 use crate::api::rung::{LADDER, Rung, RungPage};
 use crate::api::vm::Vm;
 
@@ -26,20 +23,6 @@ pub enum Gate {
     Closed(String),
     /// The VM is gone or being deleted.
     Gone,
-}
-
-/// Why a name has no block.
-#[derive(Debug, thiserror::Error)]
-pub enum LeaseError {
-    /// All are taken.
-    #[error("no free /30 is left in {0}")]
-    Exhausted(Ipv4Network),
-    /// The group has chosen no range yet.
-    #[error("the group has no range yet")]
-    NoPool,
-    /// It could not be written.
-    #[error(transparent)]
-    Store(#[from] Error),
 }
 
 impl World {
@@ -61,13 +44,17 @@ impl World {
     }
 
     fn ground_carries(&self, vm: &Vm) -> bool {
+        // What a chain of plugins stands on is the plugins' own.
+        if matches!(vm.spec.network, NetworkSpec::Cni(_)) {
+            return true;
+        }
         let Some(ground) = &self.ground else {
             return false;
         };
         ground.condition.status == Status::True
             && self
                 .lease(&vm.meta.name)
-                .is_some_and(|lease| ground.carries.pools.contains(&lease.pool))
+                .is_some_and(|lease| ground.carries.carries(&lease.address))
     }
 }
 
@@ -195,57 +182,5 @@ impl Txn<'_> {
             self.remove_vm(uid)?;
         }
         Ok(())
-    }
-
-    /// Gives a VM's name its block: the one it has if that is still in the group's range, else the next free one.
-    ///
-    /// # Errors
-    /// [`LeaseError`].
-    pub fn lease_block(&mut self, vm: &Vm, now: Timestamp) -> Result<Lease, LeaseError> {
-        let NetworkSpec::Isolated(_) = &vm.spec.network;
-        let pool = self
-            .world()
-            .pool(&vm.group)
-            .cloned()
-            .ok_or(LeaseError::NoPool)?;
-        // Under a VM that stands, a lease never moves, whatever the group says now.
-        let standing = self.world().page(vm.meta.uid, Rung::Net);
-        let standing = standing.is_some_and(|page| page.held);
-        if let Some(lease) = self.world().lease(&vm.meta.name)
-            && (standing || lease.pool == pool.range)
-        {
-            return Ok(lease.clone());
-        }
-        let block = self
-            .world()
-            .free_block(pool.range, |block| pool.in_use.contains(&block))
-            .ok_or(LeaseError::Exhausted(pool.range))?;
-        let lease = Lease {
-            name: vm.meta.name.clone(),
-            group: vm.group.clone(),
-            pool: pool.range,
-            block,
-            since: now,
-        };
-        self.put_lease(lease.clone())?;
-        Ok(lease)
-    }
-}
-
-impl World {
-    /// The next free block of a range after the last one leased, round the range once. A block that was just given back
-    /// is the last to be leased again, so that late packets to its old VM reach no new one.
-    fn free_block(&self, range: Ipv4Network, in_use: impl Fn(Block) -> bool) -> Option<Block> {
-        let first = u32::from(range.network());
-        let last = u32::from(range.broadcast());
-        let start = self
-            .cursors
-            .get(&range)
-            .map_or(first, |block| u32::from(block.network().network()));
-        (start..=last)
-            .step_by(4)
-            .chain((first..start).step_by(4))
-            .map(|address| Block::around(address.into()))
-            .find(|block| !self.blocks.contains(block) && !in_use(*block))
     }
 }

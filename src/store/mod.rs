@@ -9,6 +9,7 @@
 mod disk;
 mod events;
 mod ladder;
+mod lease;
 mod txn;
 mod world;
 
@@ -22,7 +23,8 @@ use crate::api::meta::{Name, Uid};
 
 pub use disk::Opened;
 pub use events::Events;
-pub use ladder::{Gate, LeaseError};
+pub use ladder::Gate;
+pub use lease::{LeaseError, gives};
 pub use txn::Txn;
 pub use world::{Footing, Ground, Pool, World};
 

@@ -126,19 +126,19 @@ impl<'w> Txn<'w> {
 
     /// Writes a lease.
     pub fn put_lease(&mut self, lease: Lease) -> Result<(), Error> {
-        let (name, block) = (lease.name.clone(), lease.block);
-        self.world.cursors.insert(lease.pool, block);
+        let (name, address) = (lease.name.clone(), lease.address.clone());
+        self.world.cursors.insert(address.range(), address.ip());
         self.write(format!("lease/{name}"), Some(&lease))?;
         let before = self.world.leases.insert(name.clone(), lease);
         if let Some(before) = &before {
-            self.world.blocks.remove(&before.block);
+            self.world.free(&before.address);
         }
-        self.world.blocks.insert(block);
+        self.world.occupy(&address);
         self.note([Change::Lease(name.clone())], move |world| {
-            world.blocks.remove(&block);
-            world
-                .blocks
-                .extend(before.as_ref().map(|lease| lease.block));
+            world.free(&address);
+            if let Some(before) = &before {
+                world.occupy(&before.address);
+            }
             restore(&mut world.leases, name, before);
         });
         Ok(())
@@ -150,11 +150,11 @@ impl<'w> Txn<'w> {
             return Ok(());
         };
         self.write::<()>(format!("lease/{name}"), None)?;
-        self.world.blocks.remove(&lease.block);
+        self.world.free(&lease.address);
         // The last lease of a pool that no group has any more takes the pool off the ground.
         let changes = [Change::Lease(name.clone()), Change::Ground];
         self.note(changes, move |world| {
-            world.blocks.insert(lease.block);
+            world.occupy(&lease.address);
             world.leases.insert(lease.name.clone(), lease);
         });
         Ok(())

@@ -2,16 +2,17 @@
 //! Not here: how it is changed ([`super::Txn`]), how it reaches the disk.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use crate::api::condition::Condition;
 use crate::api::host_group::HostGroup;
-use crate::api::lease::Lease;
+use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
-use crate::api::network::Block;
-use crate::api::policy::Entry;
+use crate::api::network::{Block, NetworkSpec};
+use crate::api::policy::{Entry, Policy};
 use crate::api::rung::{LADDER, Rung, RungPage};
 use crate::api::vm::Vm;
 
@@ -24,8 +25,10 @@ pub struct World {
     pub(super) by_group: BTreeMap<Name, BTreeMap<u32, Uid>>,
     pub(super) leases: BTreeMap<Name, Lease>,
     pub(super) blocks: BTreeSet<Block>,
-    /// The block leased last from each range; only a hint, so not on the disk.
-    pub(super) cursors: HashMap<Ipv4Network, Block>,
+    /// Leased addresses of bridges.
+    pub(super) bridged: BTreeSet<Ipv4Addr>,
+    /// The address leased last from each range; only a hint, so not on the disk.
+    pub(super) cursors: HashMap<Ipv4Network, Ipv4Addr>,
     pub(super) pages: HashMap<Uid, BTreeMap<Rung, RungPage>>,
     pub(super) ground: Option<Ground>,
 }
@@ -33,10 +36,13 @@ pub struct World {
 /// Where a group's addresses come from. Chosen once, kept while a VM lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
-    /// The range.
+    /// The range, or a bridge's subnet.
     pub range: Ipv4Network,
-    /// Blocks in it that the host uses itself.
-    pub in_use: BTreeSet<Block>,
+    /// The host's address on the bridge, in bridge mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv4Addr>,
+    /// What of it the host or its neighbours use themselves: /30s of a range, single addresses of a subnet.
+    pub in_use: BTreeSet<Ipv4Network>,
 }
 
 /// The ground's page.
@@ -53,13 +59,67 @@ pub struct Ground {
 /// What the ground must carry: a function of the groups and the leases.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Footing {
-    /// Every pool that a living VM, or a group that wants one, has addresses in.
+    /// Every pool that a living isolated VM, or a group that wants one, has addresses in.
     pub pools: BTreeSet<Ipv4Network>,
     /// `allow` entries that may name the host itself, with the pool they are opened to.
     pub openings: BTreeSet<(Ipv4Network, String)>,
+    /// Every bridge that a living VM, or a group that wants one, is on, with the host's addresses on it: one, and the old one
+    /// too while VMs that know it are replaced.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bridges: BTreeMap<String, BTreeSet<Ipv4Network>>,
+}
+
+impl Footing {
+    /// There is to be nothing of ours.
+    pub fn is_empty(&self) -> bool {
+        self.pools.is_empty() && self.bridges.is_empty()
+    }
+
+    /// Whether it carries who has this address.
+    pub fn carries(&self, address: &Address) -> bool {
+        match address {
+            Address::Block { pool, .. } => self.pools.contains(pool),
+            Address::Bridged {
+                bridge, gateway, ..
+            } => {
+                let gateways = self.bridges.get(bridge);
+                gateways.is_some_and(|gateways| gateways.contains(gateway))
+            }
+        }
+    }
+
+    fn carry(&mut self, address: &Address) {
+        match address {
+            Address::Block { pool, .. } => {
+                self.pools.insert(*pool);
+            }
+            Address::Bridged {
+                bridge, gateway, ..
+            } => self.bridge(bridge, *gateway),
+        }
+    }
+
+    fn bridge(&mut self, bridge: &str, gateway: Ipv4Network) {
+        let gateways = self.bridges.entry(bridge.to_owned()).or_default();
+        gateways.insert(gateway);
+    }
 }
 
 impl World {
+    pub(super) fn occupy(&mut self, address: &Address) {
+        match address {
+            Address::Block { block, .. } => self.blocks.insert(*block),
+            Address::Bridged { ip, .. } => self.bridged.insert(*ip),
+        };
+    }
+
+    pub(super) fn free(&mut self, address: &Address) {
+        match address {
+            Address::Block { block, .. } => self.blocks.remove(block),
+            Address::Bridged { ip, .. } => self.bridged.remove(ip),
+        };
+    }
+
     /// All groups by name.
     pub fn groups(&self) -> impl Iterator<Item = &HostGroup> {
         self.groups.values()
@@ -160,18 +220,29 @@ impl World {
     /// What the ground must carry now.
     pub fn footing(&self) -> Footing {
         let mut footing = Footing::default();
-        for lease in self.leases.values() {
-            footing.pools.insert(lease.pool);
-        }
         for (name, pool) in &self.pools {
             let Some(group) = self.groups.get(name) else {
                 continue;
             };
-            footing.pools.insert(pool.range);
-            let openings = group.spec.template.network.policy().host_openings();
+            match (&group.spec.template.network, pool.gateway) {
+                (NetworkSpec::Isolated(_), _) => {
+                    footing.pools.insert(pool.range);
+                }
+                (NetworkSpec::Bridge(bridge), Some(gateway)) => {
+                    let gateway = Ipv4Network::new(gateway, pool.range.prefix());
+                    let gateway = gateway.expect("it was a prefix length before");
+                    footing.bridge(&bridge.bridge, gateway);
+                }
+                (NetworkSpec::Bridge(_) | NetworkSpec::Cni(_), _) => {}
+            }
+            let policy = group.spec.template.network.policy();
+            let openings = policy.into_iter().flat_map(Policy::host_openings);
             footing
                 .openings
                 .extend(openings.map(|entry: Entry| (pool.range, entry.to_string())));
+        }
+        for lease in self.leases.values() {
+            footing.carry(&lease.address);
         }
         footing
     }

@@ -359,7 +359,7 @@ impl Backend for World {
         let Object::Vm(found) = self.find(Kind::Vm, &vm)? else {
             return Err(Refusal::Failed("it is no VM".into()));
         };
-        let (verdict, origin) = found.spec.network.policy().judge(&packet);
+        let (verdict, origin) = found.spec.network.policy().unwrap().judge(&packet);
         Ok(Explanation {
             vm,
             packet: packet::text(&packet),

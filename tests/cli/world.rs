@@ -262,7 +262,7 @@ fn network(number: u8) -> NetworkStatus {
         mode: Mode::Isolated,
         ip: block(number).guest(),
         prefix_len: 30,
-        gateway: block(number).gateway(),
+        gateway: Some(block(number).gateway()),
         mac: Mac([2, 0, 0, 0, 0, number]),
         dns: vec!["1.1.1.1".parse().unwrap()],
         netns: Some(format!("/run/slice/netns/slice-abcdefghij{number:02}").into()),
@@ -300,7 +300,7 @@ fn lease_object(vm: &str, number: u8) -> Object {
             group: Some(name(group)),
             ..metadata(vm, number)
         },
-        block: block(number),
+        block: Some(block(number)),
         ip: block(number).guest(),
         range: "169.254.100.0/22".parse().unwrap(),
     })

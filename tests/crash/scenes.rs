@@ -138,7 +138,7 @@ fn leases(dirs: &Dirs) -> Vec<String> {
     let leases = store.read(|world| {
         world
             .leases()
-            .map(|lease| format!("{} {}", lease.name, lease.block))
+            .map(|lease| format!("{} {}", lease.name, lease.address.ip()))
             .collect()
     });
     store.close();

@@ -221,7 +221,10 @@ fn name_addresses(text: &str, lease: &Lease) -> String {
         let (token, after) = (&rest[start..end], &rest[end..]);
         named.push_str(&rest[..start]);
         match token.parse::<Ipv4Addr>() {
-            Ok(address) if lease.block.network().contains(address) && !after.starts_with("/22") => {
+            Ok(address)
+                if lease.address.block().unwrap().network().contains(address)
+                    && !after.starts_with("/22") =>
+            {
                 let _ = write!(named, "<{} .{}>", lease.name, address.octets()[3] & 3);
             }
             _ => named.push_str(token),

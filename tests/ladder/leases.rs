@@ -32,17 +32,18 @@ async fn tasks_that_lease_and_release_at_once_never_share_a_block() {
             tokio::spawn(async move {
                 let mut had = 0;
                 while had < 10 {
-                    match store.write(|txn| txn.lease_block(&vm, NOW)).await {
+                    match store.write(|txn| txn.lease(&vm, NOW)).await {
                         Ok(lease) => {
+                            let lease = lease.unwrap();
                             had += 1;
-                            let same = |other: &&Lease| other.block == lease.block;
+                            let same = |other: &&Lease| other.address == lease.address;
                             assert_eq!(store.read(|world| world.leases().filter(same).count()), 1);
                             store
                                 .write(|txn| txn.remove_lease(&lease.name))
                                 .await
                                 .unwrap();
                         }
-                        Err(LeaseError::Exhausted(_)) => tokio::time::sleep(A_MOMENT).await,
+                        Err(LeaseError::NoBlock(_)) => tokio::time::sleep(A_MOMENT).await,
                         Err(error) => panic!("{error}"),
                     }
                 }
@@ -64,24 +65,18 @@ async fn a_full_range_says_so_and_has_room_again_when_a_block_is_given_back() {
     let blocks = pool::capacity(RANGE.parse().unwrap());
     for index in 1..=blocks {
         store
-            .write(|txn| txn.lease_block(&vm(&group, index), NOW))
+            .write(|txn| txn.lease(&vm(&group, index), NOW))
             .await
             .unwrap();
     }
     let last = vm(&group, blocks + 1);
-    let full = store
-        .write(|txn| txn.lease_block(&last, NOW))
-        .await
-        .unwrap_err();
+    let full = store.write(|txn| txn.lease(&last, NOW)).await.unwrap_err();
     assert_eq!(full.to_string(), format!("no free /30 is left in {RANGE}"));
     let freed = vm(&group, 3).meta.name;
-    let block = store.read(|world| world.lease(&freed).unwrap().block);
+    let block = store.read(|world| world.lease(&freed).unwrap().address.clone());
     store.write(|txn| txn.remove_lease(&freed)).await.unwrap();
-    let lease = store
-        .write(|txn| txn.lease_block(&last, NOW))
-        .await
-        .unwrap();
-    assert_eq!(lease.block, block);
+    let lease = store.write(|txn| txn.lease(&last, NOW)).await.unwrap();
+    assert_eq!(lease.unwrap().address, block);
     store.close();
 }
 
@@ -91,12 +86,12 @@ async fn a_replaced_vm_finds_the_block_of_its_name() {
     let (store, group) = one_group(dir.path()).await;
     let (old, new) = (vm(&group, 1), vm(&group, 1));
     assert_ne!(old.meta.uid, new.meta.uid);
-    let before = store.write(|txn| txn.lease_block(&old, NOW)).await.unwrap();
+    let before = store.write(|txn| txn.lease(&old, NOW)).await.unwrap();
     store
-        .write(|txn| txn.lease_block(&vm(&group, 2), NOW))
+        .write(|txn| txn.lease(&vm(&group, 2), NOW))
         .await
         .unwrap();
-    let after = store.write(|txn| txn.lease_block(&new, NOW)).await.unwrap();
+    let after = store.write(|txn| txn.lease(&new, NOW)).await.unwrap();
     assert_eq!(after, before);
     store.close();
 }
@@ -106,10 +101,7 @@ async fn a_lease_moves_to_a_new_range_only_when_nothing_stands_on_it() {
     let dir = tempfile::tempdir().unwrap();
     let (store, group) = one_group(dir.path()).await;
     let standing = vm(&group, 1);
-    let before = store
-        .write(|txn| txn.lease_block(&standing, NOW))
-        .await
-        .unwrap();
+    let before = store.write(|txn| txn.lease(&standing, NOW)).await.unwrap();
     store
         .write(|txn| {
             txn.put_vm(standing.clone())?;
@@ -118,16 +110,13 @@ async fn a_lease_moves_to_a_new_range_only_when_nothing_stands_on_it() {
         })
         .await
         .unwrap();
-    let kept = store
-        .write(|txn| txn.lease_block(&standing, NOW))
-        .await
-        .unwrap();
+    let kept = store.write(|txn| txn.lease(&standing, NOW)).await.unwrap();
     assert_eq!(kept, before, "a lease moved under a VM that stands");
     let replaced = store
-        .write(|txn| txn.lease_block(&vm(&group, 1), NOW))
+        .write(|txn| txn.lease(&vm(&group, 1), NOW))
         .await
         .unwrap();
-    assert_eq!(replaced.pool.to_string(), OTHER);
+    assert_eq!(replaced.unwrap().address.range().to_string(), OTHER);
     store.close();
 }
 
@@ -138,7 +127,8 @@ async fn a_block_that_the_host_uses_itself_is_never_leased() {
     let used: BTreeSet<Block> = pool::blocks(RANGE.parse().unwrap()).step_by(2).collect();
     let pool = Pool {
         range: RANGE.parse().unwrap(),
-        in_use: used.clone(),
+        gateway: None,
+        in_use: used.iter().map(|block| block.network()).collect(),
     };
     store
         .write(|txn| txn.put_pool(&group.meta.name, pool))
@@ -146,14 +136,14 @@ async fn a_block_that_the_host_uses_itself_is_never_leased() {
         .unwrap();
     for index in 1..=4 {
         let lease = store
-            .write(|txn| txn.lease_block(&vm(&group, index), NOW))
+            .write(|txn| txn.lease(&vm(&group, index), NOW))
             .await
             .unwrap();
-        assert!(!used.contains(&lease.block));
+        assert!(!used.contains(&lease.unwrap().address.block().unwrap()));
     }
     assert!(
         store
-            .write(|txn| txn.lease_block(&vm(&group, 5), NOW))
+            .write(|txn| txn.lease(&vm(&group, 5), NOW))
             .await
             .is_err()
     );
@@ -180,7 +170,7 @@ async fn lease_at_random(steps: Vec<(u8, u32)>) -> Result<(), TestCaseError> {
         let vm = &vms[&index];
         let before = leases(&store);
         match what {
-            0..=2 => drop(store.write(|txn| txn.lease_block(vm, NOW)).await),
+            0..=2 => drop(store.write(|txn| txn.lease(vm, NOW)).await),
             3 if !standing.contains(&vm.meta.uid) => store
                 .write(|txn| txn.remove_lease(&vm.meta.name))
                 .await
@@ -225,7 +215,7 @@ fn leases(store: &Store) -> BTreeMap<Name, Block> {
     store.read(|world| {
         world
             .leases()
-            .map(|lease| (lease.name.clone(), lease.block))
+            .map(|lease| (lease.name.clone(), lease.address.block().unwrap()))
             .collect()
     })
 }
@@ -247,6 +237,7 @@ async fn one_group(dir: &std::path::Path) -> (Store, HostGroup) {
 fn pool_of(range: &str) -> Pool {
     Pool {
         range: range.parse().unwrap(),
+        gateway: None,
         in_use: BTreeSet::new(),
     }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use slicectl::api::condition::{Condition, Reason, Status};
 use slicectl::api::host_group::HostGroup;
-use slicectl::api::lease::Lease;
+use slicectl::api::lease::{Address, Lease};
 use slicectl::api::meta::{Timestamp, Uid};
 use slicectl::api::network::Block;
 use slicectl::api::rung::{LADDER, Rung};
@@ -170,8 +170,7 @@ async fn three_vms(store: &Store) -> [Uid; 3] {
             txn.put_lease(Lease {
                 name,
                 group: vm.group.clone(),
-                pool,
-                block,
+                address: Address::Block { pool, block },
                 since: NOW,
             })?;
             txn.put_vm(vm)?;

@@ -28,6 +28,7 @@ pub fn footing() -> impl Strategy<Value = Footing> {
                     .into_iter()
                     .map(|entry| (first, entry.to_owned()))
                     .collect(),
+                ..Footing::default()
             }
         })
 }

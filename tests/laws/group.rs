@@ -266,6 +266,7 @@ pub fn member(id: u128, spec: &VmSpec, ready: bool) -> Member {
     Member {
         uid: Uid(uuid::Uuid::from_u128(id)),
         spec: spec.clone(),
+        misplaced: false,
         deleting: false,
         ready,
     }

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use slicectl::api::condition::{Condition, Reason, Status};
-use slicectl::api::lease::Lease;
+use slicectl::api::lease::{Address, Lease};
 use slicectl::api::meta::{Timestamp, Uid};
 use slicectl::api::network::Block;
 use slicectl::api::rung::{LADDER, Rung};
@@ -75,6 +75,7 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
                 &name,
                 Pool {
                     range: RANGE.parse().unwrap(),
+                    gateway: None,
                     in_use: Default::default(),
                 },
             )
@@ -91,8 +92,10 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
         Step::Lease(g, i) => txn.put_lease(Lease {
             name: vm_name(*g, *i),
             group: group_of(*g).meta.name,
-            pool: RANGE.parse().unwrap(),
-            block: Block::around([169, 254, 100 + g, *i as u8 * 4].into()),
+            address: Address::Block {
+                pool: RANGE.parse().unwrap(),
+                block: Block::around([169, 254, 100 + g, *i as u8 * 4].into()),
+            },
             since: NOW,
         }),
         Step::Release(g, i) => txn.remove_lease(&vm_name(*g, *i)),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use slicectl::api::network::{IsolatedSpec, Mac, NetworkSpec};
+use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::Kind;
 use slicectl::host::process::{self, Life, TapSlot};
@@ -66,12 +66,18 @@ fn slot(dir: &Path, net: &PrivateNet) -> Slot {
     Slot {
         name: "web-1".parse().unwrap(),
         dir: dir.to_owned(),
-        netns: net.path.clone(),
-        tap: "tap0".into(),
-        ip: "169.254.100.2".parse().unwrap(),
-        prefix_len: 30,
-        gateway: "169.254.100.1".parse().unwrap(),
-        mac: Mac([2, 0, 0, 0, 0, 2]),
+        connection: Connection {
+            netns: Some(net.path.clone()),
+            tap: "tap0".into(),
+            host_link: None,
+            mac: Mac([2, 0, 0, 0, 0, 2]),
+            ip: "169.254.100.2".parse().unwrap(),
+            prefix_len: 30,
+            gateway: Some("169.254.100.1".parse().unwrap()),
+            routes: Vec::new(),
+            mtu: 1500,
+            dns: Vec::new(),
+        },
     }
 }
 
@@ -220,12 +226,18 @@ fn a_slot_without_hypervisor_runs_nothing_and_a_vmm_without_kernel_is_refused() 
     let slot = Slot {
         name: "web-1".parse().unwrap(),
         dir: "/run/slice/vm/x".into(),
-        netns: net_path,
-        tap: "tap0".into(),
-        ip: "169.254.100.2".parse().unwrap(),
-        prefix_len: 30,
-        gateway: "169.254.100.1".parse().unwrap(),
-        mac: Mac([2, 0, 0, 0, 0, 2]),
+        connection: Connection {
+            netns: Some(net_path),
+            tap: "tap0".into(),
+            host_link: None,
+            mac: Mac([2, 0, 0, 0, 0, 2]),
+            ip: "169.254.100.2".parse().unwrap(),
+            prefix_len: 30,
+            gateway: Some("169.254.100.1".parse().unwrap()),
+            routes: Vec::new(),
+            mtu: 1500,
+            dns: Vec::new(),
+        },
     };
     let machine = Machine {
         accel: Accel::Kvm,

@@ -223,7 +223,7 @@ fn desired(wanted: bool) -> Desired {
     let argv = vec!["vmm".to_owned(), "right".to_owned()];
     let want = wanted.then(|| Launch {
         argv,
-        netns: "/run/netns/a".into(),
+        netns: Some("/run/netns/a".into()),
         tap: "tap0".into(),
     });
     Desired {

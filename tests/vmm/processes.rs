@@ -329,7 +329,7 @@ fn count_and_stop(dir: &Path) -> usize {
 fn sleeper(net: &PrivateNet, seconds: u32) -> Launch {
     Launch {
         argv: words(&format!("sleep {seconds}")),
-        netns: net.path.clone(),
+        netns: Some(net.path.clone()),
         tap: "lo".into(),
     }
 }

@@ -166,8 +166,7 @@ fn read_group(reader: &mut Reader, field: &Field, defaults: &Boot) -> Option<Dra
     if reader.problem_count() > before {
         return None;
     }
-    let NetworkSpec::Isolated(isolated) = &network.spec;
-    let policy_warnings = isolated.policy.warnings();
+    let policy_warnings = network.spec.warnings();
     let warnings = network
         .warnings
         .into_iter()
@@ -297,8 +296,11 @@ fn check_count(
         Some(field) => (field.node.at, field.path.clone()),
         None => (group.at, format!("{}.count", group.path)),
     };
-    let NetworkSpec::Isolated(isolated) = &network.spec;
-    let (capacity, range) = network::capacity(isolated.range);
+    let range = match &network.spec {
+        NetworkSpec::Isolated(isolated) => isolated.range,
+        NetworkSpec::Bridge(_) | NetworkSpec::Cni(_) => None,
+    };
+    let (capacity, range) = network::capacity(range);
     if count > capacity {
         let message = format!("{count} VMs do not fit: {range} has {capacity} blocks of a /30");
         reader.refuse_at(at, &path, message);

@@ -6,19 +6,21 @@ use tracing::debug;
 use super::step::Step;
 use super::{Engine, SLOW};
 use crate::api::condition::{Reason, Status};
-use crate::api::lease::Lease;
+use crate::api::host_group::{Origin, UpdatePolicy};
+use crate::api::lease::{Address, Lease};
 use crate::api::meta::Uid;
-use crate::api::network::{Block, NetworkSpec};
+use crate::api::network::{Connection, NetworkSpec};
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
 use crate::clock;
 use crate::host::process::Identity;
-use crate::owner;
 use crate::reconcile::fold::ProcessMark;
 use crate::reconcile::record::Record;
-use crate::reconcile::{firewall, net};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Gate, LeaseError};
+
+/// How far a VM has climbed before its VMM: it is connected, or why not yet.
+pub(super) type Reached = Result<Connection, Outcome>;
 
 impl Engine {
     /// Up: each rung is taken, converged, written down together with the taking of the next.
@@ -28,52 +30,27 @@ impl Engine {
             Ok(taken) => taken,
             Err(outcome) => return Ok(outcome),
         };
-        let label = self.instance.vm_label(&vm.meta.name, uid);
-        let hands = self.net();
-        let desired = net::Desired {
-            label: label.clone(),
-            run_dir: self.run_dir.0.clone(),
-            slot: Some(self.slot(&vm, &lease)),
+        let record = self.record(&vm, lease.clone());
+        let address = lease.map(|lease| lease.address);
+        let reached = match (&vm.spec.network, address) {
+            (NetworkSpec::Isolated(_), Some(Address::Block { block, .. })) => {
+                self.climb_isolated(&vm, block, record).await?
+            }
+            (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) | NetworkSpec::Cni(_), _) => {
+                Err(Outcome::After(SLOW))
+            }
         };
-        match self.step(&vm, Rung::Net, &hands, &desired).await? {
-            Step::Ready(_) => {}
-            Step::Not(outcome) => return Ok(outcome),
+        match reached {
+            Ok(connection) => self.run_process(&vm, &connection, failures).await,
+            Err(outcome) => Ok(outcome),
         }
-        if !self.ready_and_take(&vm, Rung::Net, None).await? {
-            return Ok(Outcome::Converged);
-        }
-        let judged = self.store.read(|world| {
-            let page = world.page(uid, Rung::Firewall);
-            page.and_then(|page| page.mark.clone())
-        });
-        let rules = self.rules(&vm, lease.block, judged);
-        let digest = rules.digest.clone();
-        let desired = firewall::Desired {
-            netns: desired.netns(),
-            lock: self.run_dir.vm_dir(uid).join(net::LOCK),
-            rules: Some(rules),
-        };
-        match self
-            .step(&vm, Rung::Firewall, &self.firewall(), &desired)
-            .await?
-        {
-            Step::Ready(_) => {}
-            Step::Not(outcome) => return Ok(outcome),
-        }
-        if !self
-            .ready_and_take(&vm, Rung::Firewall, Some(digest))
-            .await?
-        {
-            return Ok(Outcome::Converged);
-        }
-        self.run_process(&vm, &lease, failures).await
     }
 
     /// Both transactions of the lease rung in one: its world is the store itself.
     pub(super) async fn take_lease(
         &self,
         uid: Uid,
-    ) -> Result<Result<(Vm, Lease), Outcome>, store::Error> {
+    ) -> Result<Result<(Vm, Option<Lease>), Outcome>, store::Error> {
         let now = clock::now();
         self.write(|txn| {
             let vm = match txn.take_rung(uid, Rung::Lease, now)? {
@@ -81,13 +58,17 @@ impl Engine {
                 Gate::Closed(_) | Gate::Gone => return Ok(Err(Outcome::Converged)),
             };
             let generation = vm.meta.generation;
-            let lease = match txn.lease_block(&vm, now) {
+            let lease = match txn.lease(&vm, now) {
                 Ok(lease) => lease,
                 Err(LeaseError::Store(error)) => return Err(error),
-                Err(error @ (LeaseError::Exhausted(_) | LeaseError::NoPool)) => {
+                Err(error) => {
                     let reason = match error {
-                        LeaseError::Exhausted(_) => Reason::RangeExhausted,
-                        LeaseError::NoPool | LeaseError::Store(_) => Reason::Waiting,
+                        LeaseError::NoBlock(_)
+                        | LeaseError::NoAddress(_)
+                        | LeaseError::NotListed(_) => Reason::RangeExhausted,
+                        LeaseError::Taken(_) | LeaseError::NoPool | LeaseError::Store(_) => {
+                            Reason::Waiting
+                        }
                     };
                     let found = (Status::False, reason, error.to_string());
                     txn.set_condition(uid, Rung::Lease, found, generation, now)?;
@@ -134,16 +115,12 @@ impl Engine {
     pub(super) async fn run_process(
         &self,
         vm: &Vm,
-        lease: &Lease,
+        connection: &Connection,
         failures: u32,
     ) -> Result<Outcome, store::Error> {
         let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
         let (spec, name) = (&vm.spec, &vm.meta.name);
-        let desired = match self
-            .processes
-            .desired(spec, name, &label, lease.block)
-            .await
-        {
+        let desired = match self.processes.desired(spec, name, &label, connection).await {
             Ok(desired) => desired,
             Err(unfit) => {
                 let found = (Status::False, Reason::Invalid, unfit);
@@ -183,38 +160,19 @@ impl Engine {
         serde_json::to_string(&mark).unwrap_or_default()
     }
 
-    /// The data path that a VM wants.
-    pub fn slot(&self, vm: &Vm, lease: &Lease) -> net::Slot {
-        let NetworkSpec::Isolated(isolated) = &vm.spec.network;
+    /// What a daemon that has lost its state reads to adopt the VM.
+    pub(super) fn record(&self, vm: &Vm, lease: Option<Lease>) -> String {
         let (origin, update) = self.store.read(|world| match world.group(&vm.group) {
             Some(group) => (group.origin.clone(), group.spec.update),
-            None => (crate::api::host_group::Origin::Apply, Default::default()),
+            None => (Origin::Apply, UpdatePolicy::default()),
         });
         let record = Record {
             boot_id: self.hands.boot_id.clone(),
             origin,
             update,
             vm: vm.clone(),
-            lease: lease.clone(),
+            lease,
         };
-        net::Slot {
-            block: lease.block,
-            tap_owner: isolated.tap_owner,
-            record: serde_json::to_string(&record).unwrap_or_default(),
-        }
-    }
-
-    /// The rules that a VM wants.
-    pub fn rules(&self, vm: &Vm, block: Block, judged: Option<String>) -> firewall::Rules {
-        let policy = vm.spec.network.policy().clone();
-        let guest_mac = owner::vm_names(&self.instance, vm.meta.uid).guest_mac;
-        let ruleset = firewall::rules::compile(&policy, block, guest_mac);
-        firewall::Rules {
-            digest: firewall::rules::digest(&ruleset),
-            ruleset,
-            judged,
-            policy,
-            guest: block.guest(),
-        }
+        serde_json::to_string(&record).unwrap_or_default()
     }
 }

@@ -8,6 +8,7 @@
 
 mod climb;
 mod descend;
+mod isolated;
 mod step;
 
 use std::collections::{HashMap, HashSet};

@@ -3,14 +3,16 @@
 
 mod plan;
 mod range;
+mod subnet;
 
 use tracing::debug;
 
 use crate::api::host_group::HostGroup;
 use crate::api::meta::{Meta, Name, Timestamp, Uid};
+use crate::api::network::Mode;
 use crate::api::vm::Vm;
 use crate::host;
-use crate::store::{LeaseError, Store, Txn, World};
+use crate::store::{self, LeaseError, Store, Txn, World};
 
 pub use plan::{Action, Desired, Member, Observed, plan};
 pub use range::{Claims, HostUse, RangeError};
@@ -35,7 +37,7 @@ pub enum Error {
     Observe(#[from] host::Error),
     /// It could not be written.
     #[error(transparent)]
-    Store(#[from] crate::store::Error),
+    Store(#[from] store::Error),
 }
 
 /// Brings a group's VMs and leases in line with it, in one transaction.
@@ -91,9 +93,19 @@ fn desired(world: &World, name: &Name) -> Desired {
 
 /// What is stored of a group.
 pub fn observed(world: &World, name: &Name) -> Observed {
+    let pool = world.pool(name);
+    let template = world.group(name).map(|group| &group.spec.template.network);
     let members = world.vms_of(name).map(|vm| {
+        let lease = world.lease(&vm.meta.name);
+        let misplaced = match (pool, template, lease) {
+            (Some(pool), Some(network), Some(lease)) if network.mode() == Mode::Bridge => {
+                !store::gives(pool, vm.index, network, &lease.address)
+            }
+            _ => false,
+        };
         let member = Member {
             uid: vm.meta.uid,
+            misplaced,
             spec: vm.spec.clone(),
             deleting: vm.meta.deleting,
             ready: world.is_ready(vm),
@@ -114,7 +126,7 @@ fn carry_out(
     group: &Name,
     action: &Action,
     now: Timestamp,
-) -> Result<(), crate::store::Error> {
+) -> Result<(), store::Error> {
     match action {
         Action::Create { index, spec } => match HostGroup::vm_name(group, *index) {
             // The manifest's check leaves no such name; a group of another making waits for a better one.
@@ -128,10 +140,10 @@ fn carry_out(
                 };
                 txn.put_vm(vm.clone())?;
                 // Here and not first on the ladder, so that blocks go in the order of the VMs' numbers.
-                match txn.lease_block(&vm, now) {
+                match txn.lease(&vm, now) {
                     Err(LeaseError::Store(error)) => Err(error),
                     // The Lease rung says so, and tries again.
-                    Ok(_) | Err(LeaseError::Exhausted(_) | LeaseError::NoPool) => Ok(()),
+                    Ok(_) | Err(_) => Ok(()),
                 }
             }
         },
@@ -148,11 +160,7 @@ fn carry_out(
     }
 }
 
-fn edit(
-    txn: &mut Txn<'_>,
-    uid: Uid,
-    change: impl FnOnce(&mut Vm),
-) -> Result<(), crate::store::Error> {
+fn edit(txn: &mut Txn<'_>, uid: Uid, change: impl FnOnce(&mut Vm)) -> Result<(), store::Error> {
     match txn.world().vm(uid).cloned() {
         None => Ok(()),
         Some(mut vm) => {

@@ -42,10 +42,19 @@ pub struct Member {
     pub uid: Uid,
     /// What it runs.
     pub spec: VmSpec,
+    /// Its address is no longer one that the group gives it: it is replaced, and that gives it another.
+    #[serde(default)]
+    pub misplaced: bool,
     /// On its way out.
     pub deleting: bool,
     /// At its newest generation.
     pub ready: bool,
+}
+
+impl Member {
+    fn is_outdated(&self, template: &VmSpec) -> bool {
+        self.misplaced || !self.spec.changes_live_to(template)
+    }
 }
 
 /// One step.
@@ -139,7 +148,7 @@ fn replacement(desired: &Desired, template: &VmSpec, observed: &Observed) -> Opt
         UpdatePolicy::Rolling => {}
     }
     let all_there = (1..=desired.count).all(|index| observed.members.contains_key(&index));
-    let outdated = |member: &Member| !member.spec.changes_live_to(template);
+    let outdated = |member: &Member| member.is_outdated(template);
     let busy = observed
         .members
         .values()
@@ -176,7 +185,7 @@ pub(super) fn progress(desired: &Desired, observed: &Observed, plan: &[Action]) 
         desired
             .template
             .as_ref()
-            .is_some_and(|template| !member.spec.changes_live_to(template))
+            .is_some_and(|template| member.is_outdated(template))
     };
     let waits = !plan.is_empty()
         || observed.members.values().any(|member| member.deleting)

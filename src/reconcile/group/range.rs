@@ -17,6 +17,8 @@ use crate::host::{self, addr, fs, link, route};
 use crate::owner::Instance;
 use crate::store::{Pool, Store};
 
+use super::subnet;
+
 /// Why a group has no range.
 #[derive(Debug, thiserror::Error)]
 pub enum RangeError {
@@ -38,6 +40,30 @@ pub enum RangeError {
         /// As wanted.
         range: Ipv4Network,
         /// What it overlaps.
+        theirs: Ipv4Network,
+        /// Whose that is.
+        other: Name,
+    },
+    /// The host is at home there.
+    #[error(
+        "the subnet {range} of the gateway overlaps {theirs} on the host's {link}; choose another `gateway`"
+    )]
+    OfTheHost {
+        /// As wanted.
+        range: Ipv4Network,
+        /// What it overlaps.
+        theirs: Ipv4Network,
+        /// The link that has it.
+        link: String,
+    },
+    /// Two groups on one bridge must agree.
+    #[error(
+        "hostgroup/{other} has {theirs} as the gateway on bridge {bridge}; write the same `gateway`, or another `bridge`"
+    )]
+    OtherGateway {
+        /// Both groups'.
+        bridge: String,
+        /// The other's.
         theirs: Ipv4Network,
         /// Whose that is.
         other: Name,
@@ -92,8 +118,17 @@ pub(super) async fn choose(
     group: &HostGroup,
 ) -> Result<Option<Pool>, super::Error> {
     let name = &group.meta.name;
-    let NetworkSpec::Isolated(isolated) = &group.spec.template.network;
-    let stored = store.read(|world| world.pool(name).map(|pool| pool.range));
+    let isolated = match &group.spec.template.network {
+        NetworkSpec::Isolated(isolated) => isolated,
+        NetworkSpec::Bridge(bridge) => {
+            return subnet::choose(store, host_use, group, bridge).await;
+        }
+        NetworkSpec::Cni(_) => return Ok(None),
+    };
+    let stored = store.read(|world| {
+        let pool = world.pool(name).filter(|pool| pool.gateway.is_none());
+        pool.map(|pool| pool.range)
+    });
     let kept = stored.filter(|range| isolated.range.is_none_or(|wanted| wanted == *range));
     if let Some(range) = kept {
         claims.hold(range)?;
@@ -107,7 +142,7 @@ pub(super) async fn choose(
         let pools = world.pools().map(|(name, pool)| (name.clone(), pool.range));
         let leases = world
             .leases()
-            .map(|lease| (lease.group.clone(), lease.pool));
+            .map(|lease| (lease.group.clone(), lease.address.range()));
         pools
             .chain(leases)
             .filter(|(other, _)| other != name)
@@ -131,6 +166,7 @@ pub(super) async fn choose(
                     .groups()
                     .filter_map(|group| match &group.spec.template.network {
                         NetworkSpec::Isolated(isolated) => isolated.range,
+                        NetworkSpec::Bridge(_) | NetworkSpec::Cni(_) => None,
                     })
                     .collect()
             });
@@ -152,8 +188,13 @@ pub(super) async fn choose(
         .iter()
         .filter(|used| pool::overlaps(range, **used))
         .flat_map(|used| blocks_of(range, *used))
+        .map(Block::network)
         .collect();
-    Ok(Some(Pool { range, in_use }))
+    Ok(Some(Pool {
+        range,
+        gateway: None,
+        in_use,
+    }))
 }
 
 /// The blocks of `range` that `used` touches.

@@ -96,7 +96,7 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
             argv: &launch.argv,
             env: &[(LABEL_VAR, &label), (RUN_DIR_VAR, &dir)],
             cwd: &desired.dir,
-            netns: &launch.netns,
+            netns: launch.netns(),
             needs_link: &launch.tap,
             log: &desired.dir.join(CONSOLE),
             file_limit: LOG_LIMIT,

@@ -170,7 +170,7 @@ fn plug(desired: &Desired, pid: u32) -> Result<Plug, Error> {
     let Some(launch) = &desired.want else {
         return Ok(Plug::In);
     };
-    if !process::shares_netns(pid, &launch.netns)? {
+    if !process::shares_netns(pid, launch.netns())? {
         return Ok(Plug::Elsewhere);
     }
     Ok(match process::tap_slot(pid)? {

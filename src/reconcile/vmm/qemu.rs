@@ -12,7 +12,11 @@ use std::net::Ipv4Addr;
 
 use super::recipe::{Launch, Slot, Unfit};
 use super::{Accel, CONSOLE, Machine, QMP};
+use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
+
+/// Bytes, IEEE 802.3; what a virtio network card without `host_mtu` has.
+const ETHERNET_MTU: u32 = 1500;
 
 /// The program, looked up in `PATH`.
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
@@ -53,13 +57,10 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<La
         "-netdev",
         format!(
             "tap,id=net0,ifname={},script=no,downscript=no,vhost=off",
-            slot.tap
+            slot.connection.tap
         ),
     );
-    say(
-        "-device",
-        format!("virtio-net-device,netdev=net0,mac={}", slot.mac),
-    );
+    say("-device", network_card(&slot.connection));
     say("-kernel", kernel.display().to_string());
     if let Some(initrd) = &spec.initrd_file {
         say("-initrd", initrd.display().to_string());
@@ -68,8 +69,8 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<La
     argv.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     Ok(Launch {
         argv,
-        netns: slot.netns.clone(),
-        tap: slot.tap.clone(),
+        netns: slot.connection.netns.clone(),
+        tap: slot.connection.tap.clone(),
     })
 }
 
@@ -81,22 +82,38 @@ pub(super) fn accelerator(accel: Accel) -> [(&'static str, &'static str); 2] {
     }
 }
 
+/// The MTU is said only where it is not what a guest takes for granted.
+fn network_card(connection: &Connection) -> String {
+    let card = format!("virtio-net-device,netdev=net0,mac={}", connection.mac);
+    match connection.mtu {
+        ETHERNET_MTU => card,
+        mtu => format!("{card},host_mtu={mtu}"),
+    }
+}
+
+/// `ip=` knows one route; the others are for the guest's init: `slice.route=NETWORK[,NEXT HOP]`, as often as there are some.
 fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> String {
-    let dns = |place: usize| {
-        spec.dns_servers
-            .get(place)
-            .map(ToString::to_string)
-            .unwrap_or_default()
+    let connection = &slot.connection;
+    let text = |address: Option<&Ipv4Addr>| address.map(ToString::to_string).unwrap_or_default();
+    // The user's own name servers win over the network's.
+    let servers = match spec.dns_servers.as_slice() {
+        [] => &connection.dns,
+        _ => &spec.dns_servers,
     };
+    let dns = |place: usize| text(servers.get(place));
     let mut line = format!(
         "console=ttyS0 quiet panic=-1 nokaslr ip={}::{}:{}:{}:eth0:off:{}:{}",
-        slot.ip,
-        slot.gateway,
-        netmask(slot.prefix_len),
+        connection.ip,
+        text(connection.gateway.as_ref()),
+        netmask(connection.prefix_len),
         slot.name,
         dns(0),
         dns(1),
     );
+    for (network, next_hop) in &connection.routes {
+        let via = next_hop.map(|hop| format!(",{hop}")).unwrap_or_default();
+        line.push_str(&format!(" slice.route={network}{via}"));
+    }
     if let (Accel::Tcg, Some(khz)) = (machine.accel, machine.tsc_khz) {
         line.push_str(&format!(" tsc_early_khz={khz}"));
     }

@@ -1,14 +1,13 @@
 //! From a VM's spec to a command line. Pure.
 //! Not here: whether it runs; each VMM's own words (`qemu`).
 
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Machine, qemu};
 use crate::api::meta::Name;
-use crate::api::network::Mac;
+use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
 
 /// What a VM is connected to, and where its VMM keeps its things.
@@ -18,18 +17,8 @@ pub struct Slot {
     pub name: Name,
     /// The run directory.
     pub dir: PathBuf,
-    /// The VM's network namespace.
-    pub netns: PathBuf,
-    /// The TAP in it.
-    pub tap: String,
-    /// The guest's address.
-    pub ip: Ipv4Addr,
-    /// Its prefix length.
-    pub prefix_len: u8,
-    /// Its gateway.
-    pub gateway: Ipv4Addr,
-    /// The guest's Ethernet address.
-    pub mac: Mac,
+    /// How it is connected.
+    pub connection: Connection,
 }
 
 /// How to start a VMM.
@@ -37,10 +26,19 @@ pub struct Slot {
 pub struct Launch {
     /// The program and its arguments.
     pub argv: Vec<String>,
-    /// The network namespace it is to live in.
-    pub netns: PathBuf,
+    /// The network namespace it is to live in; none: the daemon's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<PathBuf>,
     /// The TAP that must be there first.
     pub tap: String,
+}
+
+impl Launch {
+    /// The namespace as a path. The daemon's main thread never leaves the one that it was started in.
+    pub fn netns(&self) -> &Path {
+        let own = Path::new("/proc/self/ns/net");
+        self.netns.as_deref().unwrap_or(own)
+    }
 }
 
 /// Why a spec cannot be carried out.

@@ -1,0 +1,48 @@
+//! How a guest is connected, where that follows from its identity and its address. Pure.
+//! Not here: CNI mode, where the plugins say it.
+
+use crate::api::lease::Address;
+use crate::api::meta::Uid;
+use crate::api::network::{Block, Connection};
+use crate::owner::{self, Instance, RunDir, TAP};
+
+use super::net::MTU;
+
+/// An isolated VM.
+pub fn isolated(instance: &Instance, run_dir: &RunDir, uid: Uid, block: Block) -> Connection {
+    let names = owner::vm_names(instance, uid);
+    Connection {
+        netns: Some(run_dir.netns(&names)),
+        tap: TAP.to_owned(),
+        host_link: Some(names.host_link),
+        mac: names.guest_mac,
+        ip: block.guest(),
+        prefix_len: Block::PREFIX_LEN,
+        gateway: Some(block.gateway()),
+        routes: Vec::new(),
+        mtu: MTU,
+        dns: Vec::new(),
+    }
+}
+
+/// A VM on a bridge, by its TAP and the bridge's MTU.
+pub fn bridged(
+    instance: &Instance,
+    uid: Uid,
+    address: &Address,
+    (bridge, tap): (&str, String),
+    mtu: u32,
+) -> Connection {
+    Connection {
+        netns: None,
+        tap,
+        host_link: Some(bridge.to_owned()),
+        mac: owner::vm_names(instance, uid).guest_mac,
+        ip: address.ip(),
+        prefix_len: address.prefix_len(),
+        gateway: Some(address.gateway()),
+        routes: Vec::new(),
+        mtu,
+        dns: Vec::new(),
+    }
+}

@@ -1,0 +1,183 @@
+//! Who gets which address: the lease of a VM's name, taken in one transaction.
+//! Not here: where a group's addresses come from (its reconciler chooses the [`Pool`]).
+
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+
+use super::Error;
+use super::txn::Txn;
+use super::world::{Pool, World};
+use crate::api::lease::{Address, Lease};
+use crate::api::meta::Timestamp;
+use crate::api::network::{Addresses, Block, BridgeSpec, NetworkSpec};
+use crate::api::rung::Rung;
+use crate::api::vm::Vm;
+
+/// Why a name has no address.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// All /30s are taken.
+    #[error("no free /30 is left in {0}")]
+    NoBlock(Ipv4Network),
+    /// All addresses of a bridge are taken.
+    #[error("no free address is left in {0}")]
+    NoAddress(String),
+    /// The VM's own address of the list is somebody's.
+    #[error("{0} is already leased to another VM")]
+    Taken(Ipv4Addr),
+    /// The list is shorter than the group.
+    #[error("`addresses` has none for VM {0}")]
+    NotListed(u32),
+    /// The group has chosen no range yet.
+    #[error("the group has no range yet")]
+    NoPool,
+    /// It could not be written.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+impl Txn<'_> {
+    /// Gives a VM's name its address: the one it has if the group still gives it, else the next free one. None in CNI mode,
+    /// where the plugins give it.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub fn lease(&mut self, vm: &Vm, now: Timestamp) -> Result<Option<Lease>, LeaseError> {
+        if matches!(vm.spec.network, NetworkSpec::Cni(_)) {
+            return Ok(None);
+        }
+        let world = self.world();
+        let pool = world.pool(&vm.group).cloned().ok_or(LeaseError::NoPool)?;
+        // Under a VM that stands, a lease never moves, whatever the group says now.
+        let standing = world.page(vm.meta.uid, Rung::Net);
+        let standing = standing.is_some_and(|page| page.held);
+        if let Some(lease) = world.lease(&vm.meta.name)
+            && (standing || gives(&pool, vm.index, &vm.spec.network, &lease.address))
+        {
+            return Ok(Some(lease.clone()));
+        }
+        let address = match (&vm.spec.network, pool.gateway) {
+            (NetworkSpec::Isolated(_), _) => Address::Block {
+                block: world.free_block(&pool)?,
+                pool: pool.range,
+            },
+            (NetworkSpec::Bridge(bridge), Some(gateway)) => {
+                let net = Ipv4Network::new(gateway, pool.range.prefix());
+                Address::Bridged {
+                    ip: world.free_address(vm, bridge, &pool, gateway)?,
+                    bridge: bridge.bridge.clone(),
+                    gateway: net.expect("it was a prefix length before"),
+                }
+            }
+            (NetworkSpec::Bridge(_) | NetworkSpec::Cni(_), _) => return Err(LeaseError::NoPool),
+        };
+        let lease = Lease {
+            name: vm.meta.name.clone(),
+            group: vm.group.clone(),
+            address,
+            since: now,
+        };
+        self.put_lease(lease.clone())?;
+        Ok(Some(lease))
+    }
+}
+
+/// Whether a VM of a group with this pool may have, or go on having, this address.
+pub fn gives(pool: &Pool, index: u32, network: &NetworkSpec, address: &Address) -> bool {
+    match (network, address) {
+        (NetworkSpec::Isolated(_), Address::Block { pool: range, .. }) => *range == pool.range,
+        (
+            NetworkSpec::Bridge(spec),
+            Address::Bridged {
+                bridge,
+                gateway,
+                ip,
+            },
+        ) => {
+            *bridge == spec.bridge
+                && Some(gateway.ip()) == pool.gateway
+                && gateway.prefix() == pool.range.prefix()
+                && spec.addresses.allow(index, *ip)
+        }
+        (NetworkSpec::Cni(_), _) => true,
+        (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), _) => false,
+    }
+}
+
+impl World {
+    /// The next free block of a range after the last one leased, round the range once. A block that was just given back
+    /// is the last to be leased again, so that late packets to its old VM reach no new one.
+    fn free_block(&self, pool: &Pool) -> Result<Block, LeaseError> {
+        let first = u32::from(pool.range.network());
+        let last = u32::from(pool.range.broadcast());
+        let start = self.cursors.get(&pool.range).map_or(first, |ip| {
+            u32::from(Block::around(*ip).network().network())
+        });
+        (start..=last)
+            .step_by(4)
+            .chain((first..start).step_by(4))
+            .map(|address| Block::around(address.into()))
+            .find(|block| !self.blocks.contains(block) && !pool.in_use.contains(&block.network()))
+            .ok_or(LeaseError::NoBlock(pool.range))
+    }
+
+    /// As [`World::free_block`], for one address of a bridge's subnet: not its first, its last, or its gateway, and none that
+    /// another group on the bridge has listed for a VM of its own.
+    fn free_address(
+        &self,
+        vm: &Vm,
+        spec: &BridgeSpec,
+        pool: &Pool,
+        gateway: Ipv4Addr,
+    ) -> Result<Ipv4Addr, LeaseError> {
+        let (network, broadcast) = (pool.range.network(), pool.range.broadcast());
+        let (first, last) = match &spec.addresses {
+            Addresses::Listed(listed) => {
+                let place = vm.index.saturating_sub(1) as usize;
+                let ip = listed.get(place).ok_or(LeaseError::NotListed(vm.index))?;
+                // Its own old lease, of another bridge perhaps, is no obstacle.
+                let own = self.lease(&vm.meta.name).map(|lease| lease.address.ip());
+                return match self.bridged.contains(ip) && own != Some(*ip) {
+                    true => Err(LeaseError::Taken(*ip)),
+                    false => Ok(*ip),
+                };
+            }
+            Addresses::Any => (u32::from(network) + 1, u32::from(broadcast) - 1),
+            Addresses::Range(first, last) => (u32::from(*first), u32::from(*last)),
+        };
+        let start = self
+            .cursors
+            .get(&pool.range)
+            .map_or(first, |ip| u32::from(*ip).saturating_add(1))
+            .clamp(first, last);
+        let reserved = self.listed_on(pool.range);
+        (start..=last)
+            .chain(first..start)
+            .map(Ipv4Addr::from)
+            .find(|ip| {
+                *ip != gateway
+                    && !self.bridged.contains(ip)
+                    && !pool.in_use.contains(&Ipv4Network::from(*ip))
+                    && !reserved.contains(ip)
+            })
+            .ok_or_else(|| {
+                let (first, last) = (Ipv4Addr::from(first), Ipv4Addr::from(last));
+                LeaseError::NoAddress(format!("{first}-{last}"))
+            })
+    }
+
+    fn listed_on(&self, subnet: Ipv4Network) -> Vec<Ipv4Addr> {
+        self.groups()
+            .filter_map(|group| match &group.spec.template.network {
+                NetworkSpec::Bridge(BridgeSpec {
+                    addresses: Addresses::Listed(listed),
+                    ..
+                }) => Some(listed.iter().filter(|ip| subnet.contains(**ip))),
+                _ => None,
+            })
+            .flatten()
+            .copied()
+            .collect()
+    }
+}
