@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -61,6 +62,14 @@ impl Handle {
         message: RouteNetlinkMessage,
     ) -> io::Result<Option<RouteNetlinkMessage>> {
         Ok(self.ask(message, NLM_F_ACK).await?.pop())
+    }
+
+    /// Asks for one thing of those that the kernel tells to a group, and to who asked only with ECHO (`rtnetlink_send`).
+    pub(super) async fn get_echoed(
+        &self,
+        message: RouteNetlinkMessage,
+    ) -> io::Result<Option<RouteNetlinkMessage>> {
+        Ok(self.ask(message, NLM_F_ACK | NLM_F_ECHO).await?.pop())
     }
 
     /// Asks for all things of a sort, again if they changed while we listened.

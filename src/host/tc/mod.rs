@@ -10,7 +10,7 @@ mod write;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::tc::TcAttribute;
+use netlink_packet_route::tc::{TcAttribute, TcHandle};
 
 use super::netlink::{self, Handle};
 use super::{Error, Kind};
@@ -32,8 +32,9 @@ pub const ACCEPT: u32 = 0;
 /// What a program answers for a frame that does not come in (`TC_ACT_SHOT`).
 pub const DROP: u32 = 2;
 
-/// The most instructions that a program may have (`BPF_MAXINSNS`).
-pub const LONGEST: usize = 4096;
+/// The most instructions that we put into a program. The kernel takes 4096 (`BPF_MAXINSNS`), but tells of a filter only if it fits into a
+/// datagram, which may be as small as 3.5 KiB (`NLMSG_GOODSIZE`); else [`list`] fails.
+pub const LONGEST: usize = 256;
 
 /// What frames that come in meet first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,11 +96,17 @@ impl Filter {
 }
 
 /// What filters can be put on; `None`: nothing yet.
+///
+/// Not for every look: the kernel answers this question to all who listen for traffic control (`RTNLGRP_TC`), too. Whether a filter is
+/// there is what [`list`] says, and [`add_hook`] says if there is a hook already.
 pub async fn hook(handle: &Handle, index: u32) -> Result<Option<Hook>, Error> {
     let thing = || format!("number {index}");
     let doing = "look at the ingress of link";
+    let mut question = write::hook(index);
+    // Whichever is there: what takes an emptied place has no handle.
+    question.header.handle = TcHandle::UNSPEC;
     let answer = handle
-        .get(RouteNetlinkMessage::GetQueueDiscipline(write::hook(index)))
+        .get_echoed(RouteNetlinkMessage::GetQueueDiscipline(question))
         .await;
     let found = match answer {
         Ok(Some(RouteNetlinkMessage::NewQueueDiscipline(found))) => found,
@@ -117,8 +124,6 @@ pub async fn hook(handle: &Handle, index: u32) -> Result<Option<Hook>, Error> {
     match kind {
         Some("clsact") => Ok(Some(Hook::Clsact)),
         Some("ingress") => Ok(Some(Hook::Ingress)),
-        // An emptied place is told as the discipline that does nothing.
-        Some("noop") => Ok(None),
         _ => Err(netlink::unexpected(doing, thing())),
     }
 }
