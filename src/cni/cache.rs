@@ -1,6 +1,7 @@
-//! What was added, in libcni's own format and place, so that `cnitool` and other runtimes read what we wrote, and we read what
-//! they wrote (libcni, `cachedInfo`).
+//! What was added, in libcni's own format and place (libcni, `cachedInfo`).
 //! Not here: when it is written and removed.
+//!
+//! `cnitool` and other runtimes read what we wrote, and we read what they wrote.
 //!
 //! # Why
 //! A record is written beside the folder and moved into it, so nobody reads half of one. It is not synced to the disk: what it

@@ -1,6 +1,7 @@
-//! Who may run now (spec, section 3, Lifecycle & Ordering): one operation at a time for a container, any number for different
-//! containers, and GC alone.
+//! Who may run now: one operation at a time for a container, any number for different containers, and GC alone.
 //! Not here: the operations.
+//!
+//! The rule is in the spec's section 3, Lifecycle & Ordering.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
