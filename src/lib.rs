@@ -9,8 +9,9 @@
 //! | [`clock`] | TELLS: the only `now()` | `api` (the type of a time) |
 //! | [`store`] | REMEMBERS: the only door to the database | `api` |
 //! | [`runtime`] | WAITS: queue, backoff, controller | `api`, `clock` |
-//! | [`reconcile`] | DECIDES: the rungs of the ladder and the ground under it | `api owner store host` |
+//! | [`reconcile`] | DECIDES: the rungs of the ladder and the ground under it | `api owner store host cni` |
 //! | [`host`] | TOUCHES: thin functions over the kernel | nothing |
+//! | [`cni`] | CALLS: a CNI runtime to the spec | nothing |
 //! | [`intake`] | READS: the manifests folder | `api store` |
 //! | [`wire`] | CARRIES: HTTP and JSON on a Unix socket | `api` |
 //! | [`doctor`] | EXAMINES: whether this host can do what is asked of it, and the remedy | `api host owner` |
@@ -26,6 +27,11 @@ pub mod api;
 pub mod cli;
 #[allow(clippy::disallowed_methods, reason = "the only now()")]
 pub mod clock;
+#[allow(
+    clippy::disallowed_methods,
+    reason = "starts the plugins; knows nothing of the host"
+)]
+pub mod cni;
 pub mod daemon;
 pub mod doctor;
 #[allow(

@@ -256,6 +256,8 @@ fn what_may_be_swapped_one_day_stays_behind_two_files() {
 
 #[test]
 fn unsafe_code_programs_and_namespaces_are_in_the_host_room_alone() {
+    // CNI plugins are programs; nothing else in that room is.
+    let plugins = ("cni/invoke.rs", "Command::new(");
     let words = [
         "unsafe ",
         "Command::new(",
@@ -268,7 +270,9 @@ fn unsafe_code_programs_and_namespaces_are_in_the_host_room_alone() {
         .iter()
         .filter(|source| !source.is_test() && source.room() != "host")
     {
-        let found = words.iter().filter(|word| source.code.contains(**word));
+        let found = words.iter().filter(|word| {
+            source.code.contains(**word) && (source.path.as_str(), **word) != plugins
+        });
         offenders.extend(found.map(|word| format!("{}: {word}", source.path)));
     }
     assert_none("only src/host does this", &offenders);

@@ -1,0 +1,237 @@
+//! What was added, in libcni's own format and place (libcni, `cachedInfo`).
+//! Not here: when it is written and removed.
+//!
+//! `cnitool` and other runtimes read what we wrote, and we read what they wrote.
+//!
+//! # Why
+//! A record is written beside the folder and moved into it, so nobody reads half of one. It is not synced to the disk: what it
+//! describes does not outlive a power cut either, and a DEL does without a record that does not read.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::{Attachment, CniResult, Error, Network, Version};
+
+const KIND: &str = "cniCacheV1";
+
+/// What was remembered of an ADD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cached {
+    /// The name of the network.
+    pub network: String,
+    /// As ADD was given it. An older libcni does not write `netns`.
+    pub attachment: Attachment,
+    /// The configuration that ADD used, as text.
+    config: String,
+    /// The final result, as text.
+    result: String,
+    path: PathBuf,
+}
+
+impl Cached {
+    /// The configuration that ADD used.
+    pub fn config(&self) -> Result<Network, Error> {
+        Network::parse(&self.path, &self.config).map_err(|error| self.damaged(&error.to_string()))
+    }
+
+    /// The final result, brought to a version.
+    pub fn result(&self, version: Version) -> Result<CniResult, Error> {
+        CniResult::parse(&self.result, version).map_err(|why| self.damaged(&why))
+    }
+
+    /// `a-b` + `c` and `a` + `b-c` share a file name.
+    fn is_of(&self, network: &str, attachment: &Attachment) -> bool {
+        self.network == network
+            && self.attachment.container_id == attachment.container_id
+            && self.attachment.ifname == attachment.ifname
+    }
+
+    fn damaged(&self, why: &str) -> Error {
+        damaged(&self.path, why)
+    }
+}
+
+/// The JSON of libcni.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    kind: String,
+    #[serde(rename = "containerId")]
+    container_id: String,
+    /// Base64, as Go writes bytes.
+    config: String,
+    #[serde(rename = "ifName")]
+    ifname: String,
+    #[serde(rename = "networkName")]
+    network: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    netns: Option<PathBuf>,
+    #[serde(rename = "cniArgs", default, skip_serializing_if = "Option::is_none")]
+    args: Option<Vec<(String, String)>>,
+    #[serde(
+        rename = "capabilityArgs",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    capability_args: Option<Map<String, Value>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    result: Option<Box<RawValue>>,
+}
+
+/// Writes the record of an ADD, all at once.
+pub(super) fn write(
+    folder: &Path,
+    network: &Network,
+    attachment: &Attachment,
+    result: &CniResult,
+) -> Result<(), Error> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let record = Record {
+        kind: KIND.to_owned(),
+        container_id: attachment.container_id.clone(),
+        config: BASE64_STANDARD.encode(network.config()),
+        ifname: attachment.ifname.clone(),
+        network: network.name.clone(),
+        netns: attachment.netns.clone(),
+        args: Some(attachment.args.clone()).filter(|args| !args.is_empty()),
+        capability_args: Some(attachment.capability_args.clone()).filter(|args| !args.is_empty()),
+        result: Some(result.to_raw()),
+    };
+    let path = path(folder, &network.name, attachment);
+    let wrap = |error| Error::io("write", &path, error);
+    let bytes = serde_json::to_vec(&record).map_err(|error| wrap(error.into()))?;
+    let results = folder.join("results");
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&results)
+        .map_err(wrap)?;
+    // Not in `results`: after a crash it would pass there for a record.
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let draft = folder.join(format!(".result-{}-{count}", std::process::id()));
+    let written = create(&draft, &bytes).and_then(|()| fs::rename(&draft, &path));
+    if written.is_err() {
+        let _ = fs::remove_file(&draft);
+    }
+    written.map_err(wrap)
+}
+
+fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path)?.write_all(bytes)
+}
+
+/// The record of an attachment; `None` when there is none.
+pub(super) fn read(
+    folder: &Path,
+    network: &str,
+    attachment: &Attachment,
+) -> Result<Option<Cached>, Error> {
+    let path = path(folder, network, attachment);
+    let Some(cached) = open(&path)? else {
+        return Ok(None);
+    };
+    match cached.is_of(network, attachment) {
+        true => Ok(Some(cached)),
+        false => Err(damaged(&path, "it is that of another attachment")),
+    }
+}
+
+/// All records that can be read, sorted by file name; other runtimes' too.
+pub(super) fn list(folder: &Path) -> Result<Vec<Cached>, Error> {
+    let results = folder.join("results");
+    let wrap = |error| Error::io("list", &results, error);
+    let entries = match fs::read_dir(&results) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(wrap(error)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry.map_err(wrap)?.path());
+    }
+    paths.sort();
+    let read = |path: &PathBuf| match open(path) {
+        Ok(cached) => cached,
+        Err(error) => {
+            tracing::debug!(%error, "passed over a CNI record");
+            None
+        }
+    };
+    Ok(paths.iter().filter_map(read).collect())
+}
+
+/// Removes the record of an attachment, if there is one, readable or not. Another's stays.
+pub(super) fn remove(folder: &Path, network: &str, attachment: &Attachment) -> Result<(), Error> {
+    let path = path(folder, network, attachment);
+    if let Ok(Some(cached)) = open(&path)
+        && !cached.is_of(network, attachment)
+    {
+        return Ok(());
+    }
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io("remove", &path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn path(folder: &Path, network: &str, attachment: &Attachment) -> PathBuf {
+    let mut name = OsString::from(network);
+    for part in [&attachment.container_id, &attachment.ifname] {
+        name.push("-");
+        name.push(OsStr::new(part));
+    }
+    folder.join("results").join(name)
+}
+
+fn open(path: &Path) -> Result<Option<Cached>, Error> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("read", path, error)),
+    };
+    let damaged = |why: String| damaged(path, &why);
+    let record: Record =
+        serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if record.kind != KIND {
+        return Err(damaged(format!("its kind is `{}`", record.kind)));
+    }
+    let config = BASE64_STANDARD
+        .decode(&record.config)
+        .map_err(|error| damaged(error.to_string()))?;
+    let config = String::from_utf8(config).map_err(|error| damaged(error.to_string()))?;
+    Ok(Some(Cached {
+        network: record.network,
+        attachment: Attachment {
+            container_id: record.container_id,
+            netns: record.netns.filter(|path| !path.as_os_str().is_empty()),
+            ifname: record.ifname,
+            args: record.args.unwrap_or_default(),
+            capability_args: record.capability_args.unwrap_or_default(),
+        },
+        config,
+        result: record
+            .result
+            .map_or("{}".to_owned(), |raw| raw.get().to_owned()),
+        path: path.to_owned(),
+    }))
+}
+
+fn damaged(path: &Path, why: &str) -> Error {
+    Error::DamagedCache {
+        path: path.to_owned(),
+        why: why.to_owned(),
+    }
+}

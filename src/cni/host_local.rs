@@ -1,0 +1,91 @@
+//! Reservations of the `host-local` IPAM plugin that a crash left behind.
+//! Not here: which containers are gone.
+//!
+//! There is one file per address, named after it, in a folder per network; in it the container id and the interface name
+//! (containernetworking/plugins, `plugins/ipam/host-local/backend/disk`).
+
+use std::fs::{self, File};
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+use super::{Error, Network, Runtime};
+
+/// Where `host-local` keeps its folders, unless `ipam.dataDir` says otherwise.
+const FOLDER: &str = "/var/lib/cni/networks";
+
+impl Runtime {
+    /// Removes the reservations in a network whose container is `stale`, and returns their files. The caller answers for
+    /// `stale`: it must say no to every container that is not his. Blocks while `host-local` holds its lock.
+    pub fn sweep_host_local(
+        &self,
+        network: &Network,
+        stale: impl Fn(&str) -> bool,
+    ) -> Result<Vec<PathBuf>, Error> {
+        let mut removed = Vec::new();
+        let mut swept = Vec::new();
+        for plugin in &network.plugins {
+            let Some(folder) = plugin.host_local() else {
+                continue;
+            };
+            let folder = match folder.as_os_str().is_empty() {
+                true => PathBuf::from(FOLDER),
+                false => folder,
+            };
+            let folder = folder.join(&network.name);
+            if !swept.contains(&folder) {
+                removed.extend(sweep(&folder, &stale)?);
+                swept.push(folder);
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn sweep(folder: &Path, stale: &impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, Error> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("list", folder, error)),
+    };
+    let _lock = lock(folder)?;
+    let mut removed = Vec::new();
+    for entry in entries {
+        let path = entry
+            .map_err(|error| Error::io("list", folder, error))?
+            .path();
+        if holder(&path).is_some_and(|container| stale(&container)) {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", &path, error));
+                }
+                _ => removed.push(path),
+            }
+        }
+    }
+    removed.sort();
+    Ok(removed)
+}
+
+/// The lock that `host-local` takes for every operation; held until the file is closed.
+fn lock(folder: &Path) -> Result<File, Error> {
+    let path = folder.join("lock");
+    let mut options = File::options();
+    let file = options.read(true).append(true).create(true).open(&path);
+    let file = file.map_err(|error| Error::io("open", &path, error))?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive)
+        .map_err(|error| Error::io("lock", &path, error.into()))?;
+    Ok(file)
+}
+
+/// The container that holds a reservation; `None` for files that are none, such as `last_reserved_ip.0` and `lock`. Old
+/// versions wrote the container id alone.
+fn holder(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    name.parse::<IpAddr>().ok()?;
+    let text = fs::read_to_string(path).ok()?;
+    let container = text.lines().next()?.trim();
+    (!container.is_empty()).then(|| container.to_owned())
+}

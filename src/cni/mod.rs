@@ -1,0 +1,122 @@
+//! CALLS: a CNI runtime to the spec, for configurations of 0.3.1, 0.4.0, 1.0.0 and 1.1.0.
+//! Not here: whose containers they are; what becomes of a result; the host.
+//!
+//! The text is <https://github.com/containernetworking/cni/blob/main/SPEC.md>, the habits are libcni's: the places of files,
+//! the cache, the environment.
+//!
+//! # The life of an attachment
+//! 1. [`Runtime::find`] reads the network's configuration, [`Runtime::negotiate`] settles the version that all its plugins
+//!    speak. The caller keeps the [`Network`] (it is serialised whole) *before* he goes on.
+//! 2. [`Runtime::add`]. When it fails, or the caller dies in it, something may be left, and no record of it in the cache:
+//!    [`Runtime::del`] with the kept network. [`Runtime::add_or_undo`] does so at once.
+//! 3. [`Runtime::check`] at any time.
+//! 4. [`Runtime::del`], again and again until it succeeds. While there is a record of the ADD, it goes by this.
+//!
+//! After a crash: DEL before ADD; then [`Runtime::sweep_host_local`], for no official plugin implements GC.
+
+mod attachment;
+mod cache;
+mod error;
+mod find;
+mod host_local;
+mod invoke;
+mod json;
+mod names;
+mod network;
+mod operations;
+mod probe;
+mod request;
+mod result;
+mod turns;
+mod version;
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use attachment::{Attachment, Valid};
+pub use cache::Cached;
+pub use error::{Error, Failure, LIMITED, NOT_AVAILABLE, TRY_AGAIN, UNKNOWN_CONTAINER};
+pub use invoke::Command;
+pub use network::{Network, Plugin};
+pub use operations::Outcome;
+pub use result::{CniResult, Dns, Interface, Ip, Route};
+pub use version::Version;
+
+/// Where configurations are, unless `SLICE_CNI_CONF_DIR` says otherwise.
+pub const CONF_DIR: &str = "/etc/cni/net.d";
+/// Where plugins are, unless `CNI_PATH` says otherwise.
+pub const BIN_DIRS: &str = "/opt/cni/bin:/usr/lib/cni";
+/// Where libcni's cache is, unless `SLICE_CNI_CACHE_DIR` says otherwise.
+pub const CACHE_DIR: &str = "/var/lib/cni";
+/// How long a plugin may take.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Finds networks and runs their plugins, in the network namespace of the calling process. Cheap to clone; all clones take
+/// turns with each other: one operation at a time per container, GC alone.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    /// The folder of network configurations.
+    pub conf_dir: PathBuf,
+    /// The folders of plugins, the first goes first.
+    pub bin_dirs: Vec<PathBuf>,
+    /// The folder of libcni's cache; records are in `results` below it.
+    pub cache_dir: PathBuf,
+    /// How long one plugin may take for one operation.
+    pub deadline: Duration,
+    turns: Arc<turns::Turns>,
+    probed: Arc<probe::Probed>,
+}
+
+impl Runtime {
+    /// With the usual places.
+    pub fn new() -> Self {
+        Self {
+            conf_dir: CONF_DIR.into(),
+            bin_dirs: env::split_paths(BIN_DIRS).collect(),
+            cache_dir: CACHE_DIR.into(),
+            deadline: DEADLINE,
+            turns: Arc::default(),
+            probed: Arc::default(),
+        }
+    }
+
+    /// With the places that `SLICE_CNI_CONF_DIR`, `CNI_PATH` and `SLICE_CNI_CACHE_DIR` name, and the usual ones for those
+    /// that are unset or empty.
+    pub fn from_env() -> Self {
+        let set = |key: &str| env::var_os(key).filter(|value| !value.is_empty());
+        let mut this = Self::new();
+        if let Some(folder) = set("SLICE_CNI_CONF_DIR") {
+            this.conf_dir = folder.into();
+        }
+        if let Some(folders) = set("CNI_PATH") {
+            let folders = env::split_paths(&folders);
+            this.bin_dirs = folders
+                .filter(|folder| !folder.as_os_str().is_empty())
+                .collect();
+        }
+        if let Some(folder) = set("SLICE_CNI_CACHE_DIR") {
+            this.cache_dir = folder.into();
+        }
+        this
+    }
+
+    /// Reads the configuration of a network. Of several files with its name the first goes, sorted by file name, lists
+    /// (`.conflist`) before single plugins (`.conf`, `.json`).
+    pub fn find(&self, network: &str) -> Result<Network, Error> {
+        find::network(&self.conf_dir, network)
+    }
+
+    /// `CNI_PATH`.
+    fn search_path(&self) -> OsString {
+        request::search_path(&self.bin_dirs)
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self::new()
+    }
+}

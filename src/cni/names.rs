@@ -1,0 +1,123 @@
+//! The character sets and lengths of the spec: network names, container ids, interface and plugin names, arguments.
+//! Not here: which names are in use.
+
+use super::Error;
+
+/// IFNAMSIZ without the closing NUL, in bytes.
+const LONGEST_INTERFACE: usize = 15;
+
+const WORD: &str =
+    "must start with a letter or digit and go on with letters, digits, `_`, `.` or `-`";
+
+/// A network's name (spec, section 1).
+pub(super) fn network(name: &str) -> Result<(), Error> {
+    word("network name", name)
+}
+
+/// A container's id (spec, section 2, `CNI_CONTAINERID`).
+pub(super) fn container(id: &str) -> Result<(), Error> {
+    word("container id", id)
+}
+
+fn word(what: &'static str, value: &str) -> Result<(), Error> {
+    let rest = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let good = value.starts_with(|c: char| c.is_ascii_alphanumeric()) && value.chars().all(rest);
+    good.then_some(()).ok_or(bad(what, value, WORD))
+}
+
+/// An interface's name: what Linux takes (`dev_valid_name` in `net/core/dev.c`).
+pub(super) fn interface(name: &str) -> Result<(), Error> {
+    let why = match name {
+        "" => "must not be empty",
+        "." | ".." => "names a folder",
+        _ if name.len() > LONGEST_INTERFACE => "is longer than 15 bytes",
+        _ if name.contains(|c: char| matches!(c, '/' | ':' | '\0') || c.is_whitespace()) => {
+            "must have no `/`, no `:` and no white space"
+        }
+        _ => return Ok(()),
+    };
+    Err(bad("interface name", name, why))
+}
+
+/// A plugin's name is that of a file.
+pub(super) fn is_plugin(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\\', '\0'])
+}
+
+/// One pair of `CNI_ARGS`: `KEY=VALUE;KEY=VALUE` has no quoting.
+pub(super) fn argument(key: &str, value: &str) -> Result<(), Error> {
+    let what = "CNI argument";
+    if key.is_empty() || key.contains(['=', ';', '\0']) {
+        return Err(bad(what, key, "must be a key without `=` and `;`"));
+    }
+    match value.contains([';', '\0']) {
+        true => Err(bad(what, value, "must be a value without `;`")),
+        false => Ok(()),
+    }
+}
+
+fn bad(what: &'static str, value: &str, why: &'static str) -> Error {
+    Error::BadArgument {
+        what,
+        value: value.to_owned(),
+        why,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_ascii_and_start_with_a_letter_or_digit() {
+        for good in ["a", "0", "a.b_c-D", "9-", "a..b"] {
+            assert!(container(good).is_ok() && network(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".a", "-a", "_a", "a/b", "a b", "ä", "a\n", "a:b", ".."] {
+            assert!(container(bad).is_err() && network(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn interfaces_are_named_as_linux_allows() {
+        for good in ["eth0", "a", "exactly15bytes_", "...", "ä"] {
+            assert!(interface(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a:b",
+            "a b",
+            "a\tb",
+            "a\u{2003}b",
+            "sixteen_bytes_xx",
+            "a\0",
+        ] {
+            assert!(interface(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn plugins_are_file_names() {
+        assert!(is_plugin("bridge") && is_plugin("tc-redirect-tap"));
+        for bad in ["", ".", "..", "../sh", "a/b", r"a\b", "a\0b"] {
+            assert!(!is_plugin(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn arguments_cannot_smuggle_others() {
+        assert!(argument("K8S_POD_NAME", "a=b").is_ok());
+        for (key, value) in [
+            ("", "v"),
+            ("a=b", "v"),
+            ("a;b", "v"),
+            ("a", "v;w"),
+            ("a", "\0"),
+        ] {
+            assert!(argument(key, value).is_err(), "{key}={value}");
+        }
+    }
+}

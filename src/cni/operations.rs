@@ -1,0 +1,264 @@
+//! ADD, DEL, CHECK, GC and STATUS of a whole chain (spec, section 3).
+//! Not here: one plugin's call.
+
+use super::error::UNKNOWN_CONTAINER;
+use super::invoke::{Call, Command, garbage};
+use super::request::{self, About};
+use super::{Attachment, Cached, CniResult, Error, Network, Plugin, Runtime, Valid, cache, find};
+
+/// What came of an operation that not every configuration knows or wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every plugin was asked, and none complained.
+    Done,
+    /// Nobody was asked: the configuration forbids it (`disableCheck`, `disableGC`).
+    Disabled,
+    /// Nobody was asked: the configuration's version does not know the operation.
+    Unknown,
+}
+
+impl Runtime {
+    /// Attaches: ADD of every plugin in order, each told the result of the one before. The final result is remembered in the
+    /// cache, and returned.
+    ///
+    /// On an error nothing is undone: a DEL must follow, and [`add_or_undo`](Self::add_or_undo) sees to it. What has been
+    /// added and not deleted since cannot be added: [`Error::AddedBefore`].
+    pub async fn add(
+        &self,
+        network: &Network,
+        attachment: &Attachment,
+    ) -> Result<CniResult, Error> {
+        attachment.check()?;
+        if attachment.netns.is_none() {
+            return Err(Error::BadArgument {
+                what: "network namespace",
+                value: String::new(),
+                why: "must be given",
+            });
+        }
+        let _turn = self.turns.container(&attachment.container_id).await;
+        match cache::read(&self.cache_dir, &network.name, attachment) {
+            Ok(None) => {}
+            Ok(Some(_)) => return Err(added_before(network, attachment)),
+            Err(error) => return Err(error),
+        }
+        let mut result = None;
+        for plugin in &network.plugins {
+            let about = About::Attachment {
+                attachment,
+                previous: result.as_ref(),
+            };
+            let answer = self.ask(network, plugin, Command::Add, about).await?;
+            let parsed = CniResult::parse(&answer, network.cni_version);
+            let parsed =
+                parsed.map_err(|why| garbage(&plugin.name, Command::Add, &why, &answer))?;
+            result = Some(parsed);
+        }
+        let Some(result) = result else {
+            return Err(Error::bad_config(
+                &network.path,
+                "none",
+                "at least one plugin",
+            ));
+        };
+        cache::write(&self.cache_dir, network, attachment, &result)?;
+        Ok(result)
+    }
+
+    /// [`add`](Self::add), and when that fails [`del`](Self::del) at once, unless the plugin says that there is nothing to
+    /// clean up. Returns the error of the ADD; an error of the DEL is logged, and the caller has to DEL again.
+    pub async fn add_or_undo(
+        &self,
+        network: &Network,
+        attachment: &Attachment,
+    ) -> Result<CniResult, Error> {
+        let error = match self.add(network, attachment).await {
+            Ok(result) => return Ok(result),
+            Err(error @ (Error::AddedBefore { .. } | Error::BadArgument { .. })) => {
+                return Err(error);
+            }
+            Err(error) => error,
+        };
+        if error.code() != Some(UNKNOWN_CONTAINER)
+            && let Err(undoing) = self.del(network, attachment).await
+        {
+            tracing::warn!(
+                network = network.name,
+                container = attachment.container_id,
+                error = %undoing,
+                "cannot undo a CNI ADD that failed"
+            );
+        }
+        Err(error)
+    }
+
+    /// Detaches: DEL of every plugin in reverse order, up to the first that fails. Good however often it is called, with and
+    /// without an ADD before, and whether or not the namespace is still there (`netns` may be `None`).
+    ///
+    /// What the cache remembers of the ADD (configuration, arguments, result) goes before what is given, and is removed when
+    /// all plugins succeeded. Before 0.4.0 plugins are not told the result.
+    pub async fn del(&self, network: &Network, attachment: &Attachment) -> Result<(), Error> {
+        attachment.check()?;
+        let _turn = self.turns.container(&attachment.container_id).await;
+        let cached = match self.cached(&network.name, attachment) {
+            Err(error @ Error::DamagedCache { .. }) => {
+                tracing::warn!(%error, "deleting without what was remembered of the CNI ADD");
+                None
+            }
+            other => other?,
+        };
+        let (network, attachment) = remembered(network, attachment, cached.as_ref());
+        let result = cached.filter(|_| network.cni_version.has_check());
+        let result = result.and_then(|cached| {
+            let result = cached.result(network.cni_version);
+            result
+                .inspect_err(|error| tracing::warn!(%error, "deleting without the CNI result"))
+                .ok()
+        });
+        let about = About::Attachment {
+            attachment: &attachment,
+            previous: result.as_ref(),
+        };
+        for plugin in network.plugins.iter().rev() {
+            self.ask(&network, plugin, Command::Del, about).await?;
+        }
+        self.forget(&network.name, &attachment)
+    }
+
+    /// Asks every plugin in order, up to the first that complains, whether the attachment is as ADD made it; with what the
+    /// cache remembers of the ADD.
+    pub async fn check(
+        &self,
+        network: &Network,
+        attachment: &Attachment,
+    ) -> Result<Outcome, Error> {
+        attachment.check()?;
+        let _turn = self.turns.container(&attachment.container_id).await;
+        let disabled = network.disable_check;
+        let Some(cached) = self.cached(&network.name, attachment)? else {
+            return Err(never_added(network, attachment));
+        };
+        let (network, attachment) = remembered(network, attachment, Some(&cached));
+        if !network.cni_version.has_check() {
+            return Ok(Outcome::Unknown);
+        }
+        if disabled || network.disable_check {
+            return Ok(Outcome::Disabled);
+        }
+        let result = cached.result(network.cni_version)?;
+        let about = About::Attachment {
+            attachment: &attachment,
+            previous: Some(&result),
+        };
+        for plugin in &network.plugins {
+            self.ask(&network, plugin, Command::Check, about).await?;
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// Has every plugin forget all attachments of the network but these. Waits for operations under way and holds back new
+    /// ones. An error stops nothing; all are returned.
+    ///
+    /// `valid` must name *every* attachment of the network, those of other runtimes on this host too: see
+    /// [`attachments`](Self::attachments). Not a substitute for DEL.
+    pub async fn gc(&self, network: &Network, valid: &[Valid]) -> Result<Outcome, Vec<Error>> {
+        if !network.cni_version.has_gc_and_status() {
+            return Ok(Outcome::Unknown);
+        }
+        if network.disable_gc {
+            return Ok(Outcome::Disabled);
+        }
+        let _turn = self.turns.alone().await;
+        let mut errors = Vec::new();
+        for plugin in &network.plugins {
+            let asked = self.ask(network, plugin, Command::Gc, About::Valid(valid));
+            errors.extend(asked.await.err());
+        }
+        match errors.is_empty() {
+            true => Ok(Outcome::Done),
+            false => Err(errors),
+        }
+    }
+
+    /// Asks every plugin in order, up to the first that says no, whether it could serve an ADD.
+    pub async fn status(&self, network: &Network) -> Result<Outcome, Error> {
+        if !network.cni_version.has_gc_and_status() {
+            return Ok(Outcome::Unknown);
+        }
+        for plugin in &network.plugins {
+            self.ask(network, plugin, Command::Status, About::Network)
+                .await?;
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// What the cache remembers of an attachment that was added; by its container id and interface name.
+    pub fn cached(&self, network: &str, attachment: &Attachment) -> Result<Option<Cached>, Error> {
+        cache::read(&self.cache_dir, network, attachment)
+    }
+
+    /// Everything that the cache remembers, of other runtimes on this host, too.
+    pub fn attachments(&self) -> Result<Vec<Cached>, Error> {
+        cache::list(&self.cache_dir)
+    }
+
+    /// Removes what the cache remembers of an attachment, and nothing else. DEL does so by itself.
+    pub fn forget(&self, network: &str, attachment: &Attachment) -> Result<(), Error> {
+        cache::remove(&self.cache_dir, network, attachment)
+    }
+
+    async fn ask(
+        &self,
+        network: &Network,
+        plugin: &Plugin,
+        command: Command,
+        about: About<'_>,
+    ) -> Result<String, Error> {
+        let call = Call {
+            plugin: &plugin.name,
+            program: &find::program(&self.bin_dirs, &plugin.name)?,
+            command,
+            environment: request::environment(command, about, &self.bin_dirs),
+            stdin: request::stdin(network, plugin, about),
+            deadline: self.deadline,
+        };
+        call.run().await
+    }
+}
+
+/// The network and the parameters of the ADD, as far as they are remembered.
+fn remembered(
+    network: &Network,
+    attachment: &Attachment,
+    cached: Option<&Cached>,
+) -> (Network, Attachment) {
+    let Some(cached) = cached else {
+        return (network.clone(), attachment.clone());
+    };
+    let network = cached.config().unwrap_or_else(|error| {
+        tracing::warn!(%error, "using the CNI configuration at hand");
+        network.clone()
+    });
+    let attachment = Attachment {
+        // The caller knows whether the namespace is still there.
+        netns: attachment.netns.clone(),
+        ..cached.attachment.clone()
+    };
+    (network, attachment)
+}
+
+fn added_before(network: &Network, attachment: &Attachment) -> Error {
+    Error::AddedBefore {
+        network: network.name.clone(),
+        container_id: attachment.container_id.clone(),
+        ifname: attachment.ifname.clone(),
+    }
+}
+
+fn never_added(network: &Network, attachment: &Attachment) -> Error {
+    Error::NeverAdded {
+        network: network.name.clone(),
+        container_id: attachment.container_id.clone(),
+        ifname: attachment.ifname.clone(),
+    }
+}

@@ -1,0 +1,98 @@
+//! What a plugin hears: its standard input and its environment, derived from the configuration (spec, section 3).
+//! Not here: starting it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::attachment::{Attachment, Valid};
+use super::invoke::Command;
+use super::json;
+use super::network::{Network, Plugin};
+use super::result::CniResult;
+
+/// Reserved for us: what a configuration says there is not passed on.
+const RESERVED: &str = "cni.dev/";
+
+/// The list of attachments that GC must spare. The text of spec 1.1.0 as it was tagged calls it otherwise than the text since;
+/// to a plugin of either reading, silence would mean that no attachment is valid.
+const VALID: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+
+/// What is asked about.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum About<'a> {
+    /// ADD, DEL, CHECK.
+    Attachment {
+        attachment: &'a Attachment,
+        previous: Option<&'a CniResult>,
+    },
+    /// GC.
+    Valid(&'a [Valid]),
+    /// STATUS.
+    Network,
+}
+
+/// The request configuration for standard input.
+pub(super) fn stdin(network: &Network, plugin: &Plugin, about: About<'_>) -> String {
+    let mut object = plugin.object();
+    object.retain(|key, _| !key.starts_with(RESERVED) && key != "prevResult");
+    let mut insert = |key: &str, value| object.insert(key.to_owned(), value);
+    insert("name", json::raw(&network.name));
+    insert("cniVersion", json::raw(&network.cni_version));
+    match about {
+        About::Attachment {
+            attachment,
+            previous,
+        } => {
+            if let Some(previous) = previous {
+                insert("prevResult", previous.to_raw());
+            }
+            let given = attachment.capability_args.iter();
+            let supported: serde_json::Map<String, Value> = given
+                .filter(|(capability, _)| plugin.capabilities.contains(*capability))
+                .map(|(capability, value)| (capability.clone(), value.clone()))
+                .collect();
+            if !supported.is_empty() {
+                insert("runtimeConfig", json::raw(&supported));
+            }
+            object.remove("capabilities");
+        }
+        About::Valid(valid) => {
+            for key in VALID {
+                insert(key, json::raw(valid));
+            }
+        }
+        About::Network => {}
+    }
+    json::text(&object)
+}
+
+/// The environment beside what is inherited (spec, section 2, Parameters). Without an attachment there is nothing to say of
+/// one; with one all is said, be it empty.
+pub(super) fn environment(
+    command: Command,
+    about: About<'_>,
+    folders: &[PathBuf],
+) -> Vec<(&'static str, OsString)> {
+    let mut environment = vec![
+        ("CNI_COMMAND", command.as_str().into()),
+        ("CNI_PATH", search_path(folders)),
+    ];
+    if let About::Attachment { attachment, .. } = about {
+        let netns = attachment.netns.clone().unwrap_or_default();
+        environment.extend([
+            ("CNI_CONTAINERID", attachment.container_id.clone().into()),
+            ("CNI_NETNS", netns.into()),
+            ("CNI_IFNAME", attachment.ifname.clone().into()),
+            ("CNI_ARGS", attachment.args_text().into()),
+        ]);
+    }
+    environment
+}
+
+/// The value of `CNI_PATH`.
+pub(super) fn search_path(folders: &[PathBuf]) -> OsString {
+    let folders: Vec<OsString> = folders.iter().map(|folder| folder.into()).collect();
+    folders.join(std::ffi::OsStr::new(":"))
+}

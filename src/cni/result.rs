@@ -1,0 +1,262 @@
+//! What a plugin answers to ADD, of any version of the spec, as one type; and the text itself, for the next plugin.
+//! Not here: what is done with it.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::value::RawValue;
+
+use super::Version;
+use super::json::{self, Object};
+
+/// The result of an ADD (spec, section 5, ADD Success). Keys that we do not know are in [`raw`](Self::raw).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Kept", into = "Kept")]
+pub struct CniResult {
+    /// The version that it is written in.
+    pub cni_version: Version,
+    /// All interfaces that were made, on the host's side, too.
+    pub interfaces: Vec<Interface>,
+    /// All addresses that were assigned.
+    pub ips: Vec<Ip>,
+    /// All routes that were made.
+    pub routes: Vec<Route>,
+    /// For the resolver inside.
+    pub dns: Dns,
+    raw: String,
+}
+
+/// An interface of a result.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// `aa:bb:cc:dd:ee:ff`, if it has one.
+    #[serde(deserialize_with = "filled")]
+    pub mac: Option<String>,
+    /// In bytes, since 1.1.0.
+    #[serde(deserialize_with = "positive")]
+    pub mtu: Option<u32>,
+    /// The path of the namespace that it is in; `None` on the host.
+    #[serde(deserialize_with = "filled")]
+    pub sandbox: Option<String>,
+    /// A socket that is this interface, since 1.1.0.
+    #[serde(rename = "socketPath", deserialize_with = "filled")]
+    pub socket_path: Option<String>,
+    /// The PCI device that is this interface, since 1.1.0.
+    #[serde(rename = "pciID", deserialize_with = "filled")]
+    pub pci_id: Option<String>,
+}
+
+/// An address of a result.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Ip {
+    /// The address with its prefix.
+    #[serde(deserialize_with = "cidr")]
+    pub address: IpNetwork,
+    /// The gateway of its subnet.
+    #[serde(default, deserialize_with = "address")]
+    pub gateway: Option<IpAddr>,
+    /// Where it is among the interfaces of the result.
+    #[serde(default)]
+    pub interface: Option<usize>,
+}
+
+/// A route of a result.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Route {
+    /// Its destination.
+    #[serde(deserialize_with = "cidr")]
+    pub dst: IpNetwork,
+    /// The next hop; without one the gateway of the address.
+    #[serde(default, deserialize_with = "address")]
+    pub gw: Option<IpAddr>,
+    /// Along the path, in bytes, since 1.1.0.
+    #[serde(default, deserialize_with = "positive")]
+    pub mtu: Option<u32>,
+    /// The segment size to advertise, in bytes, since 1.1.0.
+    #[serde(default, deserialize_with = "positive")]
+    pub advmss: Option<u32>,
+    /// Lower goes first, since 1.1.0.
+    #[serde(default, deserialize_with = "positive")]
+    pub priority: Option<u32>,
+    /// The routing table, since 1.1.0.
+    #[serde(default)]
+    pub table: Option<u32>,
+    /// 0 global, 253 link, 254 host; since 1.1.0.
+    #[serde(default)]
+    pub scope: Option<u32>,
+}
+
+/// The resolver's part of a result.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Dns {
+    /// Addresses, the first goes first.
+    #[serde(deserialize_with = "nullable")]
+    pub nameservers: Vec<String>,
+    /// The local domain.
+    #[serde(deserialize_with = "filled")]
+    pub domain: Option<String>,
+    /// Domains to search.
+    #[serde(deserialize_with = "nullable")]
+    pub search: Vec<String>,
+    /// For the resolver.
+    #[serde(deserialize_with = "nullable")]
+    pub options: Vec<String>,
+}
+
+/// As a plugin writes it.
+#[derive(Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+struct Written {
+    #[serde(deserialize_with = "nullable")]
+    interfaces: Vec<Interface>,
+    #[serde(deserialize_with = "nullable")]
+    ips: Vec<Ip>,
+    #[serde(deserialize_with = "nullable")]
+    routes: Vec<Route>,
+    #[serde(deserialize_with = "nullable")]
+    dns: Dns,
+}
+
+/// What is kept of a result; the rest is read from it again.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    raw: String,
+}
+
+impl CniResult {
+    /// Reads what a plugin wrote and brings it to the version that was asked for. A result that names no version has that
+    /// one. Otherwise the text stays as it is. The error says what is wrong.
+    pub fn parse(text: &str, asked: Version) -> Result<Self, String> {
+        let mut object: Object = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let named: Option<String> = json::get(&object, "cniVersion")?;
+        match named.filter(|version| !version.is_empty()) {
+            None => {
+                object.insert("cniVersion".to_owned(), json::raw(&asked));
+            }
+            Some(named) => {
+                let named = Version::parse(&named)
+                    .ok_or_else(|| format!("a result of CNI version {}", json::excerpt(&named)))?;
+                if named != asked {
+                    convert(&mut object, asked)?;
+                }
+            }
+        }
+        let raw = json::text(&object);
+        let written: Written = serde_json::from_str(&raw).map_err(|error| error.to_string())?;
+        Ok(Self {
+            cni_version: asked,
+            interfaces: written.interfaces,
+            ips: written.ips,
+            routes: written.routes,
+            dns: written.dns,
+            raw,
+        })
+    }
+
+    /// The whole as JSON text: the `prevResult` of the next plugin.
+    pub fn raw(&self) -> &str {
+        &self.raw
+    }
+
+    /// The interface that an address is on, when the result says it.
+    pub fn interface_of(&self, ip: &Ip) -> Option<&Interface> {
+        self.interfaces.get(ip.interface?)
+    }
+
+    pub(super) fn to_raw(&self) -> Box<RawValue> {
+        RawValue::from_string(self.raw.clone()).unwrap_or_else(|_| json::raw(&()))
+    }
+}
+
+impl TryFrom<Kept> for CniResult {
+    type Error = String;
+
+    fn try_from(kept: Kept) -> Result<Self, String> {
+        Self::parse_as_named(&kept.raw)
+    }
+}
+
+impl From<CniResult> for Kept {
+    fn from(result: CniResult) -> Self {
+        Self { raw: result.raw }
+    }
+}
+
+impl CniResult {
+    /// Reads a result in the version that it names.
+    fn parse_as_named(text: &str) -> Result<Self, String> {
+        let object: Object = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let named: Option<String> = json::get(&object, "cniVersion")?;
+        let named = named.unwrap_or_default();
+        let version = Version::parse(&named).ok_or_else(|| format!("CNI version `{named}`"))?;
+        Self::parse(text, version)
+    }
+}
+
+/// Between the versions one thing was taken away: until 0.4.0 every address names its family. What was added later, a plugin
+/// that does not know it passes over.
+fn convert(object: &mut Object, to: Version) -> Result<(), String> {
+    object.insert("cniVersion".to_owned(), json::raw(&to));
+    let ips: Option<Vec<Object>> = json::get(object, "ips")?;
+    let Some(mut ips) = ips else {
+        return Ok(());
+    };
+    for ip in &mut ips {
+        let address: Option<String> = json::get(ip, "address")?;
+        match to.names_family() {
+            true if address.unwrap_or_default().contains(':') => {
+                ip.insert("version".to_owned(), json::raw("6"));
+            }
+            true => {
+                ip.insert("version".to_owned(), json::raw("4"));
+            }
+            false => {
+                ip.remove("version");
+            }
+        }
+    }
+    object.insert("ips".to_owned(), json::raw(&ips));
+    Ok(())
+}
+
+/// `null` is as good as nothing: Go writes it for an empty list.
+fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    from: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+/// An empty string is as good as nothing, as in Go.
+fn filled<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let text: Option<String> = Option::deserialize(from)?;
+    Ok(text.filter(|text| !text.is_empty()))
+}
+
+/// Zero is as good as nothing, as in Go.
+fn positive<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    let number: Option<u32> = Option::deserialize(from)?;
+    Ok(number.filter(|number| *number > 0))
+}
+
+fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Error> {
+    let parse = |text: String| text.parse().map_err(de::Error::custom);
+    filled(from)?.map(parse).transpose()
+}
+
+/// With its prefix, always: a bare address is an error here.
+fn cidr<'de, D: Deserializer<'de>>(from: D) -> Result<IpNetwork, D::Error> {
+    let text = String::deserialize(from)?;
+    let whole = text.parse().ok().filter(|_| text.contains('/'));
+    whole.ok_or_else(|| {
+        de::Error::custom(format!(
+            "`{}` is no address with a prefix",
+            json::excerpt(&text)
+        ))
+    })
+}

@@ -1,0 +1,54 @@
+//! Who may run now: one operation at a time for a container, any number for different containers, and GC alone.
+//! Not here: the operations.
+//!
+//! The rule is in the spec's section 3, Lifecycle & Ordering.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::sync::{self, OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
+
+/// The turns of one runtime.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    all: Arc<sync::RwLock<()>>,
+    containers: Mutex<HashMap<String, Weak<sync::Mutex<()>>>>,
+}
+
+/// A container's turn, until dropped.
+pub(super) struct Turn {
+    _all: OwnedRwLockReadGuard<()>,
+    _container: OwnedMutexGuard<()>,
+}
+
+impl Turns {
+    /// Waits for the turn of a container.
+    pub(super) async fn container(&self, id: &str) -> Turn {
+        let all = Arc::clone(&self.all).read_owned().await;
+        let lock = self.lock_of(id);
+        Turn {
+            _all: all,
+            _container: lock.lock_owned().await,
+        }
+    }
+
+    /// Waits until nothing runs, and keeps it so.
+    pub(super) async fn alone(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.all).write_owned().await
+    }
+
+    fn lock_of(&self, id: &str) -> Arc<sync::Mutex<()>> {
+        let mut containers = self
+            .containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // As many as there are operations under way.
+        containers.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = containers.get(id).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::default();
+        containers.insert(id.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
+}

@@ -1,0 +1,22 @@
+//! The CNI runtime, against a plugin that writes down what it hears and against Debian's real ones.
+//! Not here: what VMs do with it.
+
+#[path = "cni/cache.rs"]
+mod cache;
+#[path = "cni/configs.rs"]
+mod configs;
+#[path = "cni/debian.rs"]
+mod debian;
+#[path = "cni/failures.rs"]
+mod failures;
+#[path = "cni/requests.rs"]
+mod requests;
+#[path = "cni/stage.rs"]
+mod stage;
+mod support;
+#[path = "cni/sweep.rs"]
+mod sweep;
+#[path = "cni/turns.rs"]
+mod turns;
+#[path = "cni/versions.rs"]
+mod versions;

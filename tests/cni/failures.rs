@@ -1,0 +1,288 @@
+//! Plugins that fail, hang, babble or are not there.
+//! Not here: configurations that are wrong.
+
+use std::error::Error as _;
+use std::fs;
+use std::time::Duration;
+
+use slicectl::cni::{Command, Error, Outcome};
+
+use crate::stage::{Stage, blue};
+
+const CHAIN: [&str; 3] = ["one", "two", "three"];
+
+#[tokio::test]
+async fn a_failure_at_any_position_stops_add_and_del_goes_back_through_the_whole_chain() {
+    for (at, failing) in CHAIN.into_iter().enumerate() {
+        let stage = Stage::new();
+        let network = stage.chain("1.0.0", &CHAIN);
+        stage.fail(failing, "ADD", 7);
+        let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
+        let Error::Plugin(failure) = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(failure.plugin, failing);
+        assert_eq!((failure.code, error.code()), (7, Some(7)));
+        assert_eq!(failure.command, Command::Add);
+        assert_eq!(failure.msg, "told to fail");
+        assert_eq!(failure.details, "by the test");
+        assert_eq!(failure.version, "1.0.0");
+        let asked: Vec<String> = CHAIN[..=at].iter().map(|p| format!("ADD {p}")).collect();
+        assert_eq!(stage.order(), asked);
+        assert!(stage.records().is_empty());
+        stage.hush();
+        stage.runtime.del(&network, &blue()).await.unwrap();
+        assert_eq!(stage.order(), ["DEL three", "DEL two", "DEL one"]);
+        for call in stage.heard() {
+            assert!(call.stdin().get("prevResult").is_none());
+        }
+    }
+}
+
+#[tokio::test]
+async fn add_or_undo_deletes_at_once_and_reports_the_add() {
+    let stage = Stage::new();
+    let network = stage.chain("1.0.0", &CHAIN);
+    stage.fail("two", "ADD", 100);
+    stage.fail("one", "DEL", 101);
+    let error = stage.runtime.add_or_undo(&network, &blue()).await;
+    assert_eq!(error.unwrap_err().code(), Some(100));
+    let order = ["ADD one", "ADD two", "DEL three", "DEL two", "DEL one"];
+    assert_eq!(stage.order(), order);
+}
+
+#[tokio::test]
+async fn add_or_undo_leaves_alone_what_was_added_before_and_what_needs_no_cleaning() {
+    let stage = Stage::new();
+    let network = stage.chain("1.0.0", &CHAIN);
+    stage.runtime.add_or_undo(&network, &blue()).await.unwrap();
+    stage.hush();
+    let again = stage.runtime.add_or_undo(&network, &blue()).await;
+    assert!(matches!(again, Err(Error::AddedBefore { .. })));
+    assert!(stage.order().is_empty());
+    let mut other = blue();
+    other.ifname = "eth1".into();
+    stage.fail("one", "ADD", 3);
+    let unknown = stage.runtime.add_or_undo(&network, &other).await;
+    assert_eq!(unknown.unwrap_err().code(), Some(3));
+    assert_eq!(stage.order(), ["ADD one"]);
+}
+
+#[tokio::test]
+async fn a_del_that_fails_keeps_the_record_and_is_repeated_from_the_start() {
+    let stage = Stage::new();
+    let network = stage.chain("1.0.0", &CHAIN);
+    stage.runtime.add(&network, &blue()).await.unwrap();
+    stage.fail("two", "DEL", 5);
+    stage.hush();
+    let error = stage.runtime.del(&network, &blue()).await.unwrap_err();
+    assert_eq!(error.code(), Some(5));
+    assert_eq!(stage.order(), ["DEL three", "DEL two"]);
+    assert_eq!(stage.records(), ["net-blue-eth0"]);
+    stage.unsay("two", "DEL.exit");
+    stage.hush();
+    stage.runtime.del(&network, &blue()).await.unwrap();
+    assert_eq!(stage.order(), ["DEL three", "DEL two", "DEL one"]);
+    for call in stage.heard() {
+        assert_eq!(call.stdin()["prevResult"]["interfaces"][0]["name"], "three");
+    }
+    assert!(stage.records().is_empty());
+    stage.runtime.del(&network, &blue()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_plugin_that_says_try_again_is_told_from_one_that_fails_for_good() {
+    let stage = Stage::new();
+    let network = stage.chain("1.1.0", &["one"]);
+    for (command, code, may_pass) in [
+        ("ADD", 11, true),
+        ("ADD", 50, false),
+        ("STATUS", 11, true),
+        ("STATUS", 50, true),
+        ("STATUS", 51, true),
+        ("STATUS", 7, false),
+    ] {
+        stage.fail("one", command, code);
+        let error = match command {
+            "ADD" => stage.runtime.add(&network, &blue()).await.unwrap_err(),
+            _ => stage.runtime.status(&network).await.unwrap_err(),
+        };
+        assert_eq!(error.code(), Some(code));
+        let told = matches!(error, Error::TryAgain(_));
+        assert_eq!(told, may_pass, "{command} {code}");
+    }
+}
+
+#[tokio::test]
+async fn garbage_is_shown_with_its_beginning() {
+    let stage = Stage::new();
+    let network = stage.chain("1.0.0", &["one"]);
+    let long = format!("\"{}\"", "x".repeat(1 << 21));
+    let answers = ["", "segmentation fault", "[1,2]", "null", long.as_str()];
+    let broken = [
+        r#"{"cniVersion":"0.2.0","ip4":{}}"#,
+        r#"{"ips":[{"address":"10.0.0.1"}]}"#,
+        r#"{"ips":[{"address":"10.0.0.1/33"}]}"#,
+        r#"{"ips":[{"address":"10.0.0.1/24","interface":-1}]}"#,
+        r#"{"interfaces":{}}"#,
+    ];
+    for answer in answers.into_iter().chain(broken) {
+        stage.say("one", "ADD.out", answer);
+        let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
+        let Error::Garbage { excerpt, .. } = &error else {
+            panic!("{error}");
+        };
+        let shown = excerpt.trim_end_matches('…');
+        assert!(answer.starts_with(shown) || answer.is_empty(), "{excerpt}");
+        assert!(error.to_string().len() < 500, "{error}");
+    }
+    fs::write(stage.path("say/one.ADD.out"), b"{\"a\":\"\xff\"}").unwrap();
+    let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
+    assert!(matches!(error, Error::Garbage { .. }), "{error}");
+    stage.say("one", "ADD.out", "panic: runtime error");
+    stage.say("one", "ADD.exit", "2");
+    let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
+    assert!(error.to_string().contains("panic: runtime error"), "{error}");
+    assert!(stage.records().is_empty());
+}
+
+#[tokio::test]
+async fn what_a_plugin_wrote_to_standard_error_is_the_detail_of_its_failure() {
+    let stage = Stage::new();
+    let network = stage.chain("1.0.0", &["one"]);
+    stage.say("one", "ADD.out", r#"{"code":100,"msg":"no"}"#);
+    stage.say("one", "ADD.exit", "1");
+    stage.say("one", "ADD.err", &format!("{}the last words\n", "noise ".repeat(10_000)));
+    let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
+    let Error::Plugin(failure) = &error else {
+        panic!("{error}");
+    };
+    assert!(failure.details.ends_with("the last words"));
+    assert!(failure.details.len() <= 4096);
+    stage.say("one", "ADD.out", "");
+    let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
+    assert!(error.to_string().contains("exit status: 1"), "{error}");
+    assert!(error.to_string().contains("the last words"), "{error}");
+}
+
+#[tokio::test]
+async fn a_plugin_that_hangs_is_killed_with_its_children() {
+    let mut stage = Stage::new();
+    let network = stage.chain("1.0.0", &["one"]);
+    stage.say("one", "ADD.hang", "");
+    stage.runtime.deadline = Duration::from_millis(700);
+    let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
+    let Error::Deadline { plugin, after, .. } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!((plugin.as_str(), *after), ("one", stage.runtime.deadline));
+    assert_gone(&stage).await;
+}
+
+#[tokio::test]
+async fn a_plugin_whose_caller_gives_up_is_killed_with_its_children() {
+    let stage = Stage::new();
+    let network = stage.chain("1.0.0", &["one"]);
+    stage.say("one", "ADD.hang", "");
+    let attachment = blue();
+    let add = stage.runtime.add(&network, &attachment);
+    let started = async {
+        while !fs::read_to_string(stage.path("heard/pids")).is_ok_and(|pids| pids.ends_with('\n')) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        result = add => panic!("{result:?}"),
+        () = started => {}
+    }
+    assert_gone(&stage).await;
+}
+
+/// The plugin and the `sleep` that it started.
+async fn assert_gone(stage: &Stage) {
+    let pids = fs::read_to_string(stage.path("heard/pids")).expect("it hung");
+    for pid in pids.split_whitespace() {
+        let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // An orphan is reaped by init, in its own time: a zombie is dead enough.
+        let dead = || state().is_empty() || state().contains(") Z ");
+        let mut looks = 0;
+        while !dead() && looks < 200 {
+            looks += 1;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(dead(), "{pid} lives: {}", state());
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_that_does_not_listen_is_heard() {
+    let stage = Stage::new();
+    stage.plugin("one");
+    stage.say("one", "ADD.deaf", "");
+    let filler = "x".repeat(300_000);
+    stage.conf_text(
+        "10.conflist",
+        format!(
+            r#"{{"cniVersion":"1.0.0","name":"net","plugins":[{{"type":"one","filler":"{filler}"}}]}}"#
+        ),
+    );
+    let network = stage.runtime.find("net").unwrap();
+    let result = stage.runtime.add(&network, &blue()).await.unwrap();
+    assert_eq!(result.interfaces[0].name, "one");
+}
+
+#[tokio::test]
+async fn a_missing_plugin_is_named_with_the_folders_that_were_searched() {
+    let mut stage = Stage::new();
+    let network = stage.chain("1.0.0", &CHAIN);
+    stage.runtime.bin_dirs.push("/nowhere/bin".into());
+    fs::remove_file(stage.path("bin/two")).unwrap();
+    fs::create_dir(stage.path("bin/two")).unwrap();
+    let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
+    let Error::NoSuchPlugin { plugin, searched } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(plugin, "two");
+    assert_eq!(searched, &stage.runtime.bin_dirs);
+    let text = error.to_string();
+    assert!(text.contains("`two`") && text.contains("/nowhere/bin"), "{text}");
+    assert_eq!(stage.order(), ["ADD one"]);
+}
+
+#[tokio::test]
+async fn a_plugin_that_cannot_be_started_is_an_error_with_its_cause_beside_it() {
+    let stage = Stage::new();
+    let network = stage.chain("1.0.0", &["one"]);
+    fs::write(stage.path("bin/one"), "no program").unwrap();
+    let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
+    assert!(matches!(error, Error::Io { doing: "start", .. }), "{error}");
+    let source = error.source().expect("a source").to_string();
+    assert!(!error.to_string().contains(&source), "{error}");
+}
+
+#[tokio::test]
+async fn gc_goes_on_after_an_error_and_returns_them_all() {
+    let stage = Stage::new();
+    let network = stage.chain("1.1.0", &CHAIN);
+    stage.fail("one", "GC", 100);
+    stage.fail("three", "GC", 101);
+    let errors = stage.runtime.gc(&network, &[]).await.unwrap_err();
+    let codes: Vec<_> = errors.iter().map(Error::code).collect();
+    assert_eq!(codes, [Some(100), Some(101)]);
+    assert_eq!(stage.order(), ["GC one", "GC two", "GC three"]);
+}
+
+#[tokio::test]
+async fn check_stops_at_the_first_complaint() {
+    let stage = Stage::new();
+    let network = stage.chain("1.0.0", &CHAIN);
+    stage.runtime.add(&network, &blue()).await.unwrap();
+    stage.fail("two", "CHECK", 102);
+    stage.hush();
+    let error = stage.runtime.check(&network, &blue()).await.unwrap_err();
+    assert_eq!(error.code(), Some(102));
+    assert_eq!(stage.order(), ["CHECK one", "CHECK two"]);
+    stage.unsay("two", "CHECK.exit");
+    let again = stage.runtime.check(&network, &blue()).await.unwrap();
+    assert_eq!(again, Outcome::Done);
+}
