@@ -199,13 +199,15 @@ fn adopt_one(txn: &mut store::Txn<'_>, record: Record, now: Timestamp) -> Result
     });
     group.spec.count = group.spec.count.max(vm.index);
     txn.put_group(group)?;
-    if let Some(lease) = &lease {
+    let gateway = match lease.as_ref().map(|lease| &lease.address) {
+        Some(Address::Block { .. }) => Some(None),
+        Some(Address::Bridged { gateway, .. }) => Some(Some(gateway.ip())),
+        Some(Address::Plugged { .. }) | None => None,
+    };
+    if let (Some(lease), Some(gateway)) = (&lease, gateway) {
         let pool = txn.world().pool(&vm.group).cloned().unwrap_or(Pool {
             range: lease.address.range(),
-            gateway: match &lease.address {
-                Address::Block { .. } => None,
-                Address::Bridged { gateway, .. } => Some(gateway.ip()),
-            },
+            gateway,
             in_use: BTreeSet::new(),
         });
         txn.put_pool(&vm.group, pool)?;

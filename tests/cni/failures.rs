@@ -142,7 +142,10 @@ async fn garbage_is_shown_with_its_beginning() {
     stage.say("one", "ADD.out", "panic: runtime error");
     stage.say("one", "ADD.exit", "2");
     let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
-    assert!(error.to_string().contains("panic: runtime error"), "{error}");
+    assert!(
+        error.to_string().contains("panic: runtime error"),
+        "{error}"
+    );
     assert!(stage.records().is_empty());
 }
 
@@ -152,7 +155,11 @@ async fn what_a_plugin_wrote_to_standard_error_is_the_detail_of_its_failure() {
     let network = stage.chain("1.0.0", &["one"]);
     stage.say("one", "ADD.out", r#"{"code":100,"msg":"no"}"#);
     stage.say("one", "ADD.exit", "1");
-    stage.say("one", "ADD.err", &format!("{}the last words\n", "noise ".repeat(10_000)));
+    stage.say(
+        "one",
+        "ADD.err",
+        &format!("{}the last words\n", "noise ".repeat(10_000)),
+    );
     let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
     let Error::Plugin(failure) = &error else {
         panic!("{error}");
@@ -245,7 +252,10 @@ async fn a_missing_plugin_is_named_with_the_folders_that_were_searched() {
     assert_eq!(plugin, "two");
     assert_eq!(searched, &stage.runtime.bin_dirs);
     let text = error.to_string();
-    assert!(text.contains("`two`") && text.contains("/nowhere/bin"), "{text}");
+    assert!(
+        text.contains("`two`") && text.contains("/nowhere/bin"),
+        "{text}"
+    );
     assert_eq!(stage.order(), ["ADD one"]);
 }
 
