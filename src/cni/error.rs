@@ -13,8 +13,6 @@ pub const TRY_AGAIN: u64 = 11;
 pub const NOT_AVAILABLE: u64 = 50;
 /// Of STATUS: nor may the containers that there are be able to talk.
 pub const LIMITED: u64 = 51;
-/// The container is unknown: nothing has to be cleaned up.
-pub const UNKNOWN_CONTAINER: u64 = 3;
 
 /// Everything that this room fails with.
 #[derive(Debug, thiserror::Error)]
