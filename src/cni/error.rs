@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::invoke::Command;
+use super::json;
 
 /// The code of "try again later" (spec, section 5, Error).
 pub const TRY_AGAIN: u64 = 11;
@@ -145,7 +146,7 @@ pub enum Error {
 
 /// A plugin's own words: the error object of the spec's section 5.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("CNI plugin `{plugin}` failed {command} with code {code}: {msg}{}", aside(.details))]
+#[error("CNI plugin `{plugin}` failed {command} with code {code}: {}{}", json::ends(.msg), aside(.details))]
 pub struct Failure {
     /// The name of the plugin.
     pub plugin: String,
@@ -225,6 +226,6 @@ fn besides(files: &[String]) -> String {
 fn aside(details: &str) -> String {
     match details.is_empty() {
         true => String::new(),
-        false => format!(" ({details})"),
+        false => format!(" ({})", json::ends(details)),
     }
 }
