@@ -183,6 +183,11 @@ impl Error {
         }
     }
 
+    /// A configuration that cannot even be read.
+    pub(super) fn not_a(path: &Path, expected: &str, why: &dyn std::error::Error) -> Self {
+        Self::bad_config(path, format!("something else ({why})"), expected)
+    }
+
     /// The code of a plugin that gave one.
     pub fn code(&self) -> Option<u64> {
         match self {

@@ -12,6 +12,10 @@
 //! 3. [`Runtime::check`] at any time.
 //! 4. [`Runtime::del`], again and again until it succeeds. While there is a record of the ADD, it goes by this.
 //!
+//! Keep the namespace until DEL has succeeded: the bridge and ptp plugins (1.1.1) find their masquerade rules by the addresses
+//! on the interface inside. Where it is gone, an empty one with a link of that name and the result's addresses stands in for
+//! it.
+//!
 //! After a crash: DEL before ADD; then [`Runtime::sweep_host_local`], for no official plugin implements GC.
 
 mod attachment;

@@ -190,8 +190,7 @@ impl From<Network> for Kept {
 
 /// The text of a list and what is written in it.
 pub(super) fn object(path: &Path, text: &str) -> Result<Object, Error> {
-    serde_json::from_str(text)
-        .map_err(|error| Error::bad_config(path, error.to_string(), "a JSON object"))
+    serde_json::from_str(text).map_err(|error| Error::not_a(path, "a JSON object", &error))
 }
 
 /// The keys of a list, each checked.
