@@ -67,8 +67,10 @@ async fn a_record_is_what_libcni_writes_where_libcni_writes_it() {
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(path.parent().unwrap()), 0o700);
-    // No draft is left.
-    assert_eq!(fs::read_dir(stage.path("cache")).unwrap().count(), 1);
+    // No draft is left, and no note on the way.
+    assert_eq!(fs::read_dir(stage.path("cache")).unwrap().count(), 2);
+    let notes = fs::read_dir(stage.path("cache/unfinished")).unwrap();
+    assert_eq!(notes.count(), 0);
 }
 
 #[tokio::test]

@@ -120,6 +120,7 @@ async fn the_version_is_settled_with_the_plugins_for_good() {
     let settled = stage.runtime.negotiate(&found).await.unwrap();
     assert_eq!(settled.cni_version, Version::V1_0_0);
     assert_eq!(settled.plugins, found.plugins);
+    assert_eq!(settled.digest(), found.digest());
     let back = serde_json::to_string(&settled).unwrap();
     let back: Network = serde_json::from_str(&back).unwrap();
     assert_eq!(back.cni_version, Version::V1_0_0);
