@@ -8,8 +8,10 @@
 
 mod climb;
 mod descend;
+mod bridged;
 mod isolated;
 mod step;
+mod stray;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
