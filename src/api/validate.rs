@@ -126,13 +126,10 @@ impl<'a> Ground<'a> {
             .iter()
             .find(|(taken, ..)| pool::overlaps(*taken, range))
             .into_iter()
-            .map(|(taken, name, place)| Problem {
-                at: draft.range_at.clone().unwrap_or_else(|| draft.at.clone()),
-                field: format!("{}.network.range", draft.field),
-                message: format!(
-                    "{range} overlaps {taken} of group \"{name}\" {}",
-                    place.describe()
-                ),
+            .map(|(taken, name, place)| {
+                let place = place.describe();
+                let message = format!("{range} overlaps {taken} of group \"{name}\" {place}");
+                draft.problem("network.range", message)
             })
             .collect()
     }
