@@ -10,6 +10,7 @@ mod climb;
 mod descend;
 mod bridged;
 mod isolated;
+mod plugged;
 mod step;
 mod stray;
 
