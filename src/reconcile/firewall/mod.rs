@@ -5,6 +5,7 @@ mod act;
 pub mod antispoof;
 mod observe;
 mod plan;
+pub mod redirect;
 pub mod rules;
 
 use super::{Conflict, Reconcile};
