@@ -1,5 +1,4 @@
-//! The Firewall rung in CNI mode: what comes in at the plugins' interface goes out by the TAP and the other way round, and then
-//! the gate, which is the TAP's being up.
+//! The Firewall rung in CNI mode: all goes from the plugins' interface to the TAP and back; then the gate, the TAP's being up.
 //! Not here: the interface and the TAP (the Net rung).
 //!
 //! # Why

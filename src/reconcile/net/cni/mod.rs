@@ -94,3 +94,11 @@ fn tap_plugin(network: &Network) -> bool {
 fn fault(doing: &'static str, network: &str, error: cni::Error) -> host::Error {
     host::Error::other(doing, format!("CNI network `{network}`"), error)
 }
+
+/// With its cause.
+fn one_line(error: &cni::Error) -> String {
+    match std::error::Error::source(error) {
+        None => error.to_string(),
+        Some(cause) => format!("{error}: {cause}"),
+    }
+}

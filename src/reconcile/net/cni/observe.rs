@@ -9,7 +9,7 @@ use super::super::place::{Room, Seen};
 use super::plan::{
     Added, AddedSeen, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Observed, Tap,
 };
-use super::{Attach, IFNAME, INTENT, fault, guest};
+use super::{Attach, IFNAME, INTENT, fault, guest, one_line};
 use crate::cni::{Cached, Error, Outcome};
 use crate::host::{self, fs, link, sysctl};
 use crate::owner::TAP;
@@ -132,7 +132,7 @@ fn look_at_conflist(
     }
     match attach.runtime.find(network) {
         Ok(network) => ConflistSeen::Found(Box::new(network)),
-        Err(error) => ConflistSeen::Unusable(error.to_string()),
+        Err(error) => ConflistSeen::Unusable(one_line(&error)),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::IFNAME;
+use super::{IFNAME, one_line};
 use crate::api::meta::Uid;
 use crate::cni::{self, Attachment, Cached, Network, Runtime, Valid};
 use crate::host::netns::Netns;
@@ -108,13 +108,5 @@ async fn collect(runtime: &Runtime, network: &Network, wanted: Vec<String>, swep
     let valid: Vec<Valid> = valid.into_iter().collect();
     if let Err(errors) = runtime.gc(network, &valid).await {
         swept.failures.extend(errors.iter().map(one_line));
-    }
-}
-
-/// With its cause.
-fn one_line(error: &cni::Error) -> String {
-    match std::error::Error::source(error) {
-        None => error.to_string(),
-        Some(cause) => format!("{error}: {cause}"),
     }
 }
