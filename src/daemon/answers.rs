@@ -275,6 +275,7 @@ impl Backend for Answers {
             .await
             .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
         if effect == Effect::Commit {
+            self.engine.sweep_plugins().await;
             for label in &strays {
                 self.engine.waker.renew(Key::Stray(label.clone()));
             }

@@ -6,9 +6,9 @@
 //! a run that climbs the whole ladder enters the VM's namespace once. Each rung still has its own plan, its own page, and
 //! is taken in its own transaction.
 
+mod bridged;
 mod climb;
 mod descend;
-mod bridged;
 mod isolated;
 mod plugged;
 mod step;

@@ -1,13 +1,17 @@
 //! The two middle rungs of a CNI VM: what the plugins make, and the redirect and the gate between it and the TAP.
 //! Not here: the lease below and the VMM above; how plugins are run.
 
+use std::collections::BTreeSet;
 use std::sync::PoisonError;
+
+use tracing::{info, warn};
 
 use super::Engine;
 use super::climb::Reached;
 use super::descend::{Stuck, emptied};
 use super::step::Step;
 use crate::api::condition::{Reason, Status};
+use crate::api::event::EventType;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::Uid;
 use crate::api::network::{CniSpec, Connection, NetworkSpec};
@@ -16,12 +20,13 @@ use crate::api::vm::Vm;
 use crate::clock;
 use crate::owner::{self, Label, TAP};
 use crate::reconcile::firewall::redirect::{self, Join, Redirect};
-use crate::reconcile::net::cni::{Attach, Checking, Desired, IFNAME, Want};
+use crate::reconcile::net::cni::{self, Attach, Checking, Desired, IFNAME, Want};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Gate};
 
 /// Of the condition of a VM whose network's configuration is another one than it was connected by.
-const CHANGED: &str = "the network's configuration has changed since; this VM keeps what it was given";
+const CHANGED: &str =
+    "the network's configuration has changed since; this VM keeps what it was given";
 
 impl Engine {
     pub(super) async fn climb_plugged(
@@ -87,6 +92,41 @@ impl Engine {
         }
     }
 
+    /// From the next look at each VM on.
+    pub fn ask_plugins_again(&self) {
+        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        checked.clear();
+    }
+
+    /// What plugins hold for containers of ours that no VM stands for: attachments in libcni's cache, reservations of
+    /// `host-local`.
+    pub async fn sweep_plugins(&self) {
+        let (living, networks) = self.store.read(|world| {
+            let living: Vec<Uid> = world.vms().map(|vm| vm.meta.uid).collect();
+            let networks: BTreeSet<String> = world
+                .groups()
+                .filter_map(|group| match &group.spec.template.network {
+                    NetworkSpec::Cni(spec) => Some(spec.network_name.clone()),
+                    NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) => None,
+                })
+                .collect();
+            (living, networks.into_iter().collect::<Vec<_>>())
+        });
+        let swept = cni::sweep(&self.cni, &self.instance, &living, &networks).await;
+        for failure in &swept.failures {
+            warn!(
+                failure,
+                "plugins could not be asked to let go of what nothing wants"
+            );
+        }
+        let count = swept.detached.len() + swept.reservations.len();
+        if count > 0 {
+            info!(count, "plugins let go of what nothing wants");
+            let message = format!("CNI plugins let go of {count} things that no VM has");
+            self.note(EventType::Normal, "ground", "GarbageCollected", &message);
+        }
+    }
+
     fn check_again(&self, uid: Uid) {
         let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
         checked.remove(&uid);
@@ -114,7 +154,10 @@ impl Engine {
                 plugged,
                 gateway: connected.gateway,
             });
-            let noted = txn.world().lease(&vm.meta.name).map(|lease| lease.address.clone());
+            let noted = txn
+                .world()
+                .lease(&vm.meta.name)
+                .map(|lease| lease.address.clone());
             if let Some(address) = address.filter(|address| noted.as_ref() != Some(address)) {
                 txn.put_lease(Lease {
                     name: vm.meta.name.clone(),

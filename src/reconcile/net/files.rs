@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use super::RECORD;
-use crate::host::fs::{self, Durability};
 use crate::host::Error;
+use crate::host::fs::{self, Durability};
 
 /// What of a run directory is there.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
