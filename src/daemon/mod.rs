@@ -4,6 +4,7 @@
 mod answers;
 mod difference;
 mod intake_loop;
+mod reach;
 mod removals;
 mod streams;
 mod trigger;
