@@ -1,5 +1,10 @@
 //! TOUCHES: thin functions over the kernel. No traits, no VM words.
 //! Not here: what ought to be; whose a thing is.
+//!
+//! - Over rtnetlink ([`netlink`]): [`link`], [`bridge`] and what is particular to its ports, [`fdb`] (a bridge's forwarding entries),
+//!   [`tap`], [`addr`], [`route`], [`neigh`], [`tc`] (filters where frames come into a link); [`events`] tells of changes.
+//! - Packet filters: [`iptables`], whose rules are [`rule`]s; [`conntrack`].
+//! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`].
 
 pub mod addr;
 pub mod bridge;

@@ -17,7 +17,9 @@
 //!
 //! # Why
 //! A program that reads behind the end of a frame ends with 0, which means that the frame is *accepted*. So each part asks for the
-//! length first. Frames pass with [`tc::PASS`], not [`tc::ACCEPT`], so that others' filters still judge them.
+//! length first. Frames pass with [`PASS`], not `ACCEPT`, so that others' filters still judge them.
+//!
+//! [`PASS`]: crate::host::tc::PASS
 
 mod assemble;
 #[cfg(test)]
@@ -72,7 +74,7 @@ const PAYLOAD: u32 = 14;
 /// Behind an IPv6 header.
 const BEHIND_IPV6: u32 = PAYLOAD + 40;
 
-/// The program for a VM's TAP. Its answers are [`crate::host::tc::PASS`] and [`crate::host::tc::DROP`].
+/// The program for a VM's TAP. Its answers are `PASS` and `DROP` of [`crate::host::tc`].
 pub fn program(mac: Mac, ip: Ipv4Addr) -> Vec<Insn> {
     let lines = [
         ethernet(mac),
@@ -83,6 +85,17 @@ pub fn program(mac: Mac, ip: Ipv4Addr) -> Vec<Insn> {
         upper_ipv6(),
     ];
     assemble(&lines.concat())
+}
+
+/// A name for a program: 12 hexadecimal digits of a hash over its instructions.
+pub fn digest(program: &[Insn]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for insn in program {
+        hasher.update(&insn.code.to_be_bytes());
+        hasher.update(&[insn.jt, insn.jf]);
+        hasher.update(&insn.k.to_be_bytes());
+    }
+    hasher.finalize().to_hex()[..12].to_owned()
 }
 
 fn ethernet(mac: Mac) -> Vec<Line<Label>> {

@@ -6,10 +6,9 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 
 use super::plan::{Action, Desired, Side};
-use super::{LOCK, MTU, NEXT_HOP, Net, RECORD, settings};
+use super::{MTU, NEXT_HOP, Net, files, settings};
 use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::error::{absent_is_done, exists_is_done};
-use crate::host::fs::Durability;
 use crate::host::link::{Change, State, VethEnd};
 use crate::host::netlink::Handle;
 use crate::host::{self, Error, Kind, addr, fs, link, neigh, netns, route, sysctl, tap};
@@ -52,34 +51,15 @@ pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result
 }
 
 fn write_record(desired: &Desired) -> Result<(), Error> {
-    let Some(slot) = &desired.slot else {
-        return Ok(());
-    };
-    let dir = desired.vm_dir();
-    fs::make_dir(&dir, 0o755)?;
-    let record = slot.record.as_bytes();
-    fs::write(&dir.join(RECORD), record, 0o600, Durability::Process)
-}
-
-/// The empty file below a namespace's mount, which a crash leaves when it comes just before mounting or just after unmounting.
-/// What is mounted on is busy, and stays.
-fn remove_vacant(path: &std::path::Path) -> Result<(), Error> {
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if found.is_file() && found.len() == 0 => match fs::remove(path) {
-            Err(error) if error.kind == Kind::Busy => Ok(()),
-            removed => removed,
-        },
-        _ => Ok(()),
+    match &desired.slot {
+        Some(slot) => files::write_record(&desired.vm_dir(), &slot.record),
+        None => Ok(()),
     }
 }
 
-/// The record goes last: while it is there, the directory says whose it is.
 fn remove_run_dir(desired: &Desired) -> Result<(), Error> {
-    remove_vacant(&desired.netns())?;
-    let dir = desired.vm_dir();
-    fs::remove(&dir.join(LOCK))?;
-    fs::remove(&dir.join(RECORD))?;
-    fs::remove_empty_dir(&dir)
+    files::remove_vacant(&desired.netns())?;
+    files::remove(&desired.vm_dir())
 }
 
 async fn create_netns(net: &Net, desired: &Desired) -> Result<(), Error> {

@@ -2,8 +2,10 @@
 //! Not here: rules and the gate (the Firewall rung); which block a VM has (the Lease rung).
 
 mod act;
+mod files;
 mod observe;
 mod plan;
+pub mod port;
 mod settings;
 
 use std::sync::{Mutex, PoisonError};

@@ -8,18 +8,17 @@ use std::path::{Path, PathBuf};
 use ipnetwork::Ipv4Network;
 
 use super::plan::{Desired, HostLink, Inside, NetnsSeen, Observed, TapSeen, Uplink};
-use super::{NEXT_HOP, Net, settings};
+use super::{NEXT_HOP, Net, files, settings};
 use crate::api::network::{Mac, TapOwner};
 use crate::host::link::Link;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 use crate::host::tap::Layer;
-use crate::host::{self, Kind, addr, fs, link, neigh, route, sysctl};
+use crate::host::{self, Kind, addr, link, neigh, route, sysctl};
 use crate::owner::{TAP, UPLINK};
 
 pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, host::Error> {
-    let dir = desired.vm_dir();
-    let record = fs::read_text(&dir.join(super::RECORD))?;
+    let files::Seen { record, dir } = files::observe(&desired.vm_dir())?;
     let handle = read_handle(&desired.handle())?;
     let host_link = observe_host_link(net, desired).await?;
     let (netns, inside) = match absent_is_none(Netns::open(&desired.netns()))? {
@@ -38,7 +37,7 @@ pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, ho
     };
     Ok(Observed {
         record,
-        dir: is_dir(&dir)?,
+        dir,
         netns,
         handle,
         host_link,
@@ -48,18 +47,11 @@ pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, ho
 
 /// What was seen in this run, with the record as it is now.
 pub(super) fn record_again(desired: &Desired, seen: Observed) -> Result<Observed, host::Error> {
-    let dir = desired.vm_dir();
+    let files::Seen { record, dir } = files::observe(&desired.vm_dir())?;
     Ok(Observed {
-        record: fs::read_text(&dir.join(super::RECORD))?,
-        dir: is_dir(&dir)?,
+        record,
+        dir,
         ..seen
-    })
-}
-
-fn is_dir(dir: &Path) -> Result<bool, host::Error> {
-    Ok(match fs::look_at_dir(dir)? {
-        fs::Dir::Present(_) => true,
-        fs::Dir::Absent | fs::Dir::NotADirectory => false,
     })
 }
 
@@ -179,7 +171,7 @@ async fn pinned(
 }
 
 /// Who may open the TAP, if it is the kind of TAP we make.
-fn tap_owner(link: &Link) -> Option<TapOwner> {
+pub(super) fn tap_owner(link: &Link) -> Option<TapOwner> {
     let tun = link.tun.as_ref()?;
     let sound = tun.layer == Layer::Tap && tun.persist && !tun.packet_info && !tun.multi_queue;
     sound.then(|| TapOwner {
@@ -194,7 +186,7 @@ async fn addresses(netlink: &Handle, index: u32) -> Result<BTreeSet<Ipv4Network>
 }
 
 /// A link without a MAC is none that we made.
-fn mac(found: Option<[u8; 6]>) -> Mac {
+pub(super) fn mac(found: Option<[u8; 6]>) -> Mac {
     Mac(found.unwrap_or_default())
 }
 
