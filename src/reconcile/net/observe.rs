@@ -10,6 +10,7 @@ use ipnetwork::Ipv4Network;
 use super::plan::{Desired, HostLink, Inside, NetnsSeen, Observed, TapSeen, Uplink};
 use super::{NEXT_HOP, Net, files, settings};
 use crate::api::network::{Mac, TapOwner};
+use crate::host::error::absent_is_none;
 use crate::host::link::Link;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
@@ -188,12 +189,4 @@ async fn addresses(netlink: &Handle, index: u32) -> Result<BTreeSet<Ipv4Network>
 /// A link without a MAC is none that we made.
 pub(super) fn mac(found: Option<[u8; 6]>) -> Mac {
     Mac(found.unwrap_or_default())
-}
-
-fn absent_is_none<T>(result: Result<T, host::Error>) -> Result<Option<T>, host::Error> {
-    match result {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if error.kind == Kind::Absent => Ok(None),
-        Err(error) => Err(error),
-    }
 }
