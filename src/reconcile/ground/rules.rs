@@ -234,7 +234,7 @@ fn nat(carried: &Carried<'_>) -> Vec<Rule> {
     for side in carried.sides {
         match side.standing {
             Standing::Ours | Standing::Hosted => {
-                rules.push(masquerade(side.subnet, &side.bridge));
+                push_once(&mut rules, masquerade(side.subnet, &side.bridge));
             }
             Standing::Joined => {}
         }
