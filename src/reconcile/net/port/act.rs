@@ -71,11 +71,12 @@ async fn configure(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Er
         mtu: Some(find(port, &slot.bridge).await?.mtu),
         ..Change::default()
     };
-    let tap = find(port, &desired.tap).await?;
+    let tap = find_tap(port, desired).await?;
     link::set(&port.netlink, tap.index, &right).await
 }
 
 async fn disable_ipv6(port: &Port, desired: &Desired) -> Result<(), Error> {
+    find_tap(port, desired).await?;
     let key = settings::ipv6_off(&desired.tap);
     let write = move || absent_is_done(sysctl::write(&key, "1"));
     port.home.run(write).await
@@ -86,7 +87,7 @@ async fn enslave(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Erro
         master: Some(find(port, &slot.bridge).await?.index),
         ..Change::default()
     };
-    let tap = find(port, &desired.tap).await?;
+    let tap = find_tap(port, desired).await?;
     let done = link::set(&port.netlink, tap.index, &under).await;
     done.map_err(|error| match error.source.raw_os_error() {
         // `find_portno` of net/bridge/br_if.c: port numbers have ten bits, and 0 is none.
@@ -105,12 +106,12 @@ async fn set_port(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Err
         learning: !slot.antispoof,
         unicast_flood: !slot.antispoof,
     };
-    let tap = find(port, &desired.tap).await?;
+    let tap = find_tap(port, desired).await?;
     bridge::set_port(&port.netlink, tap.index, flags).await
 }
 
 async fn pin_mac(port: &Port, desired: &Desired) -> Result<(), Error> {
-    let tap = find(port, &desired.tap).await?;
+    let tap = find_tap(port, desired).await?;
     let entry = fdb::Entry::sticky(tap.index, desired.names().guest_mac.0);
     fdb::replace(&port.netlink, entry).await
 }
@@ -134,6 +135,15 @@ async fn unpin_neighbour(port: &Port, desired: &Desired, remains: &Remains) -> R
         mac: desired.names().guest_mac.0,
     };
     absent_is_done(neigh::delete(&port.netlink, pinned).await)
+}
+
+/// The TAP, if it is ours: somebody may have been faster than we and have made a link of that name.
+async fn find_tap(port: &Port, desired: &Desired) -> Result<Link, Error> {
+    let found = find(port, &desired.tap).await?;
+    match desired.label.claim((), found.alias.as_deref()) {
+        Some(_) => Ok(found),
+        None => Err(Error::other("change link", &desired.tap, "it is not ours")),
+    }
 }
 
 async fn find(port: &Port, name: &str) -> Result<Link, Error> {
