@@ -11,7 +11,9 @@ metadata=(169.254.169.254 168.63.129.16 100.100.100.200)
 
 build_the_lab() {
     mount -t tmpfs tmpfs /run
-    mkdir -p /run/netns /run/lab/groups.d /run/lab/state /run/lab/www
+    mkdir -p /run/netns /run/lab/groups.d /run/lab/state /run/lab/www /run/lab/cni /var/lib/cni
+    # Where the plugins keep their reservations, and where their results are kept.
+    mount -t tmpfs tmpfs /var/lib/cni
     echo hello >/run/lab/www/index.html
     ip link set lo up
     join internet wan0 203.0.113.1/24 203.0.113.10/24
@@ -20,6 +22,9 @@ build_the_lab() {
     join container docker0 172.17.0.1/16 172.17.0.2/16
     # The host routes even the metadata addresses: were the firewall to let them through, they would be answered.
     ip -n internet addr add 203.0.113.66/24 dev eth0
+    # One for the guests of the other modes, and one of a LAN machine that calls them: nobody counts what comes there.
+    ip -n internet addr add 203.0.113.20/24 dev eth0
+    ip -n lan addr add 192.168.1.11/24 dev eth0
     for address in "${metadata[@]}"; do
         ip -n internet addr add "$address/32" dev lo
         ip route add "$address" via 203.0.113.10
@@ -56,7 +61,7 @@ post_witnesses() {
     # What a guest gets delivered to the host itself, or as far as the way to another guest.
     witness host mangle INPUT proxy -i sl+ -d 192.168.222.1 -p tcp --dport 3128 -j ACCEPT
     witness host mangle INPUT host -i sl+
-    witness host mangle FORWARD neighbours -i sl+ -o sl+
+    for link in sl+ brteam brpods; do witness host mangle FORWARD neighbours -i sl+ -o "$link"; done
 }
 
 witness() { # PLACE TABLE CHAIN NAME MATCH...

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make demo`: two real guests in a private lab on this machine, and everything they must not do.
+# `make demo`: six real guests in a private lab on this machine, and everything they must not do.
 #
 #   examples/demo/run.sh             installs what is missing, builds, runs, cleans up
 #   KEEP=1 examples/demo/run.sh      leaves the lab up and says how to look around
@@ -35,6 +35,7 @@ install_what_is_missing() {
     lacks ip && missing+=(iproute2)
     lacks iptables && missing+=(iptables)
     lacks cpio && missing+=(cpio)
+    [ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ] || missing+=(containernetworking-plugins)
     # Debian's plain busybox has fewer applets and needs a C library.
     { lacks busybox || ldd "$(command -v busybox)" >/dev/null 2>&1; } && missing+=(busybox-static)
     [ -n "${BIN:-}" ] || { lacks cc && missing+=(gcc libc6-dev); }

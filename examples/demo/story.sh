@@ -6,6 +6,7 @@ set -uo pipefail
 guest=${1:?usage: story.sh GUEST_DIR}
 demo=$(cd "$(dirname "$0")" && pwd)
 vms='sandbox-1 sandbox-2'
+all_vms="$vms team-1 team-2 pods-1 pods-2"
 manifest=/run/lab/groups.d/sandbox.yaml
 log=/run/lab/sliced.log
 # shellcheck source=examples/demo/lab.sh
@@ -27,6 +28,8 @@ main() {
     save_the_manifest
     what_the_guests_reach
     what_the_guests_do_not_reach
+    the_guests_on_the_bridge
+    the_guests_of_the_plugins
     nobody_calls_the_guests
     a_live_change
     a_crash
@@ -37,46 +40,60 @@ main() {
 
 prepare_the_guest() {
     ln -s "$guest/vmlinuz" /run/lab/vmlinuz
-    "$demo/../guest/with-probes.sh" "$guest/initrd" "$demo/probes" /run/lab/initrd ||
-        give_up 'the initial RAM file system cannot be made'
+    local group
+    for group in sandbox team pods; do
+        "$demo/../guest/with-probes.sh" "$guest/initrd" "$demo/probes-$group" "/run/lab/initrd-$group" ||
+            give_up 'the initial RAM file system cannot be made'
+    done
+    # Its bridge would bear a name that the witnesses of the isolated guests watch.
+    sed 's/slicer0/brpods/' "$demo/../../manifests/cni/51-slicer.conflist" >/run/lab/cni/51-slicer.conflist
 }
 
-# The host as it is without sliced: links, addresses, rules, namespaces.
+# The host as it is without sliced: links, addresses, rules, namespaces. The plugins' own bridge stays when their last guest
+# goes, that is their habit.
 snapshot() {
-    ip -o link | sed 's/^[0-9]*: //'
-    ip -4 -o addr | sed 's/^[0-9]*: //'
-    ip route
-    ip netns
-    iptables-save | rules_alone
+    {
+        ip -o link | sed 's/^[0-9]*: //'
+        ip -4 -o addr | sed 's/^[0-9]*: //'
+        ip route
+        ip netns
+        iptables-save | rules_alone
+    } | grep -v brpods
 }
 
-# Without counters, and without the empty tables that a mere look makes.
+# Without counters, without the empty tables that a mere look makes, and without what is the plugins' own.
 rules_alone() {
-    sed -e 's/ \[[0-9]*:[0-9]*\]$//' -e '/^#/d' -e '/^\*/d' -e '/^COMMIT/d' -e '/^:.* ACCEPT$/d'
+    sed -e 's/ \[[0-9]*:[0-9]*\]$//' -e '/^#/d' -e '/^\*/d' -e '/^COMMIT/d' -e '/^:.* ACCEPT$/d' -e '/CNI-/d'
 }
 
 start_sliced() {
-    sliced --config-dir /run/lab/groups.d --state-dir /run/lab/state >>"$log" 2>&1 &
+    SLICE_CNI_CONF_DIR=/run/lab/cni sliced --config-dir /run/lab/groups.d --state-dir /run/lab/state >>"$log" 2>&1 &
     sliced=$!
     eventually 10 slicectl get hg >/dev/null 2>&1 || give_up 'sliced does not answer'
 }
 
 save_the_manifest() {
-    cp "$demo/sandbox.yaml" "$manifest"
-    local began=$EPOCHREALTIME
-    slicectl wait hostgroup/sandbox --for ready --timeout 60s >/dev/null 2>/run/lab/wait.log ||
-        give_up 'the guests are not ready' /run/lab/wait.log
-    check "a manifest saved into the config folder: two guests run ($(since "$began"))" eventually 2 both_are_ready
+    cp "$demo"/{sandbox,team,pods}.yaml /run/lab/groups.d
+    local began=$EPOCHREALTIME group
+    for group in sandbox team pods; do
+        slicectl wait "hostgroup/$group" --for ready --timeout 60s >/dev/null 2>/run/lab/wait.log ||
+            give_up "the guests of $group are not ready" /run/lab/wait.log
+    done
+    check "manifests saved into the config folder: two isolated guests, two on a bridge and two on a CNI network run ($(since "$began"))" \
+        eventually 2 all_are_ready
     eventually 60 every_probe_has_spoken || give_up 'the guests do not try what they should'
     pids=$(pids_of_the_guests)
 }
 
-both_are_ready() {
-    slicectl wait hostgroup/sandbox --for ready --timeout 1s
+all_are_ready() {
+    local group
+    for group in sandbox team pods; do
+        slicectl wait "hostgroup/$group" --for ready --timeout 1s || return 1
+    done
 }
 
 pids_of_the_guests() {
-    for vm in $vms; do
+    for vm in $all_vms; do
         slicectl get vm "$vm" -o json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p'
     done | paste -sd ' '
 }
@@ -84,8 +101,8 @@ pids_of_the_guests() {
 # Every line of `probes` has been answered on both serial consoles.
 every_probe_has_spoken() {
     local vm
-    for vm in $vms; do
-        [ "$(serial "$vm" | awk '{ print $3 }' | sort -u | wc -l)" = "$(grep -c '^[a-z]' "$demo/probes")" ] || return 1
+    for vm in $all_vms; do
+        [ "$(serial "$vm" | awk '{ print $3 }' | sort -u | wc -l)" = "$(grep -c '^[a-z]' "$demo/probes-${vm%-*}")" ] || return 1
     done
 }
 
@@ -104,6 +121,8 @@ what_the_guests_do_not_reach() {
     done
     both 'do not reach a port that the host publishes for a container, 203.0.113.1:8080' blocked published
     both 'do not reach the metadata services' blocked metadata metadata-azure metadata-alibaba
+    both 'do not reach the guests on the bridge, nor those on the CNI network' blocked \
+        team-192.168.137.2 team-192.168.137.3 pods-10.88.64.2 pods-10.88.64.3
     both 'get no answer with a source address that is not theirs' blocked spoof-foreign spoof-neighbour
     check 'and nothing of all that arrived anywhere: the counters at the far ends stand still' nothing_arrived
     for vm in $vms; do
@@ -116,14 +135,15 @@ address_of() { # VM
     slicectl get vm "$1" -o json | sed -n 's/.*"ip": *"\([0-9.]*\)".*/\1/p'
 }
 
+# Those of the bridges are reached by guests of other modes only; they are tried by nobody else.
 addresses_of_the_host() {
-    ip -4 -o addr | awk '$2 != "lo" { sub("/.*", "", $4); print $4 }' | sort
+    ip -4 -o addr | awk '$2 !~ /^(lo|brteam|brpods)$/ { sub("/.*", "", $4); print $4 }' | sort
 }
 
 # Which probes try an address of the host; one that no probe tries fails the check.
 probes_of() { # ADDRESS
     awk -v name="host-$1" '$2 == name || $2 == name "-http" { print $2; found = 1 }
-        END { if (!found) print name "-untried" }' "$demo/probes"
+        END { if (!found) print name "-untried" }' "$demo/probes-sandbox"
 }
 
 nothing_arrived() {
@@ -131,6 +151,32 @@ nothing_arrived() {
     now=$(silence)
     evidence "$now"
     [ "$now" = "$baseline" ]
+}
+
+the_guests_on_the_bridge() {
+    local vms='team-1 team-2'
+    both 'on the bridge reach each other' ok vm-192.168.137.2 vm-192.168.137.3
+    both 'on the bridge reach the host and the internet' ok host host-http internet internet-http
+    both 'on the bridge do not reach an isolated guest' blocked sandbox
+    both 'on the bridge get no answer with a source address that is not theirs' blocked spoof-neighbour
+    check 'a LAN machine reaches them with the route that slicectl prints' the_lan_calls_the_bridge
+}
+
+the_lan_calls_the_bridge() {
+    local route
+    route=$(slicectl route team --via 192.168.1.1 | grep -o 'ip route add .*') || return 1
+    evidence "$route"
+    # shellcheck disable=SC2086
+    at lan $route &&
+        at lan busybox ping -q -c 1 -W 2 -I 192.168.1.11 192.168.137.2 &&
+        at lan busybox ping -q -c 1 -W 2 -I 192.168.1.11 192.168.137.3
+}
+
+the_guests_of_the_plugins() {
+    local vms='pods-1 pods-2'
+    both 'on the CNI network reach each other' ok "vm-$(address_of pods-1)" "vm-$(address_of pods-2)"
+    both 'on the CNI network reach the internet' ok internet internet-http
+    both 'on the CNI network do not reach an isolated guest' blocked sandbox
 }
 
 nobody_calls_the_guests() {
@@ -175,7 +221,7 @@ the_internet_hears_nothing() {
 the_same_guests() {
     local vm
     [ "$(pids_of_the_guests)" = "$pids" ] || return 1
-    for vm in $vms; do
+    for vm in $all_vms; do
         [ "$(slicectl logs "$vm" | grep -c "GUEST $vm ready")" = 1 ] || return 1
     done
 }
@@ -198,7 +244,7 @@ a_crash() {
 }
 
 adopted() {
-    both_are_ready >/dev/null 2>&1 && the_same_guests
+    all_are_ready >/dev/null 2>&1 && the_same_guests
 }
 
 rules_everywhere() {
@@ -232,12 +278,15 @@ events_tell_of_drift() {
 }
 
 delete() {
-    rm "$manifest"
-    local began=$EPOCHREALTIME
-    slicectl wait hostgroup/sandbox --for deleted --timeout 30s >/dev/null 2>/run/lab/wait.log
-    check "the file removed: the guests are gone ($(since "$began"))" no_process_of_the_guests
+    rm /run/lab/groups.d/*.yaml
+    local began=$EPOCHREALTIME group
+    for group in sandbox team pods; do
+        slicectl wait "hostgroup/$group" --for deleted --timeout 30s >/dev/null 2>/run/lab/wait.log
+    done
+    check "the files removed: the guests are gone ($(since "$began"))" no_process_of_the_guests
     check 'no link, address, route, namespace, chain or rule is left: the host is as it was before' the_host_is_as_before
     check 'no run directory is left' test -z "$(ls -A /run/slice/vm /run/slice/netns | grep -v ':$')"
+    check 'no result and no reservation of a CNI plugin is left' nothing_of_the_plugins
     kill -TERM "$sliced"
     check 'and sliced ends when it is told to' wait "$sliced"
 }
@@ -247,6 +296,13 @@ no_process_of_the_guests() {
     for pid in $pids; do
         [ ! -d "/proc/$pid" ] || return 1
     done
+}
+
+# What host-local keeps for itself: its lock, and which address it gave last.
+nothing_of_the_plugins() {
+    find /var/lib/cni -type f ! -name lock ! -name 'last_reserved_ip*' >/run/lab/cni-left
+    cat /run/lab/cni-left
+    [ ! -s /run/lab/cni-left ]
 }
 
 the_host_is_as_before() {

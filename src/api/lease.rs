@@ -1,5 +1,5 @@
 //! `Lease`: which address a VM's name has. It outlives the VM's uid, so that a replaced VM keeps its address. In CNI mode
-//! there is none: the plugins' own address management has it.
+//! it is a note of what the plugins gave: their own address management decides.
 //! Not here: who gets which.
 
 use std::net::Ipv4Addr;
@@ -44,6 +44,16 @@ pub enum Address {
         /// The VM.
         ip: Ipv4Addr,
     },
+    /// CNI mode: what the plugins gave.
+    Plugged {
+        /// The network's name.
+        network: String,
+        /// The VM, with the prefix length of its subnet.
+        plugged: Ipv4Network,
+        /// Its gateway, if it has one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gateway: Option<Ipv4Addr>,
+    },
 }
 
 impl Address {
@@ -52,6 +62,7 @@ impl Address {
         match self {
             Self::Block { pool, .. } => *pool,
             Self::Bridged { gateway, .. } => subnet(*gateway),
+            Self::Plugged { plugged, .. } => subnet(*plugged),
         }
     }
 
@@ -60,14 +71,16 @@ impl Address {
         match self {
             Self::Block { block, .. } => block.guest(),
             Self::Bridged { ip, .. } => *ip,
+            Self::Plugged { plugged, .. } => plugged.ip(),
         }
     }
 
-    /// The VM's gateway.
-    pub fn gateway(&self) -> Ipv4Addr {
+    /// The VM's gateway, if it has one.
+    pub fn gateway(&self) -> Option<Ipv4Addr> {
         match self {
-            Self::Block { block, .. } => block.gateway(),
-            Self::Bridged { gateway, .. } => gateway.ip(),
+            Self::Block { block, .. } => Some(block.gateway()),
+            Self::Bridged { gateway, .. } => Some(gateway.ip()),
+            Self::Plugged { gateway, .. } => *gateway,
         }
     }
 
@@ -76,6 +89,7 @@ impl Address {
         match self {
             Self::Block { .. } => Block::PREFIX_LEN,
             Self::Bridged { gateway, .. } => gateway.prefix(),
+            Self::Plugged { plugged, .. } => plugged.prefix(),
         }
     }
 
@@ -83,7 +97,7 @@ impl Address {
     pub fn block(&self) -> Option<Block> {
         match self {
             Self::Block { block, .. } => Some(*block),
-            Self::Bridged { .. } => None,
+            Self::Bridged { .. } | Self::Plugged { .. } => None,
         }
     }
 }

@@ -56,6 +56,9 @@ pub struct Args {
     /// How often everything is looked at although nothing has happened
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = resync)]
     pub resync: Duration,
+    /// How many VMs are looked at or worked on at once. More than the cores: most of a run is waiting
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub concurrency: u16,
     /// The group, by name or number, whose members may talk to the socket
     #[arg(long, value_name = "GROUP", default_value = "slice")]
     pub socket_group: String,

@@ -35,6 +35,15 @@ pub struct Valid {
     pub ifname: String,
 }
 
+impl From<&Attachment> for Valid {
+    fn from(attachment: &Attachment) -> Self {
+        Self {
+            container_id: attachment.container_id.clone(),
+            ifname: attachment.ifname.clone(),
+        }
+    }
+}
+
 impl Attachment {
     /// Without arguments.
     pub fn new(

@@ -3,6 +3,9 @@
 //!
 //! `cnitool` and other runtimes read what we wrote, and we read what they wrote.
 //!
+//! Between the plugins of an ADD, what has been done so far is noted in the same form in a folder of our own beside theirs: a
+//! plugin such as `firewall` finds what it made by the `prevResult` alone, so the DEL after a crash needs one.
+//!
 //! # Why
 //! A record is written beside the folder and moved into it, so nobody reads half of one. It is not synced to the disk: what it
 //! describes does not outlive a power cut either, and a DEL does without a record that does not read.
@@ -23,6 +26,24 @@ use serde_json::{Map, Value};
 use super::{Attachment, CniResult, Error, Network, Version};
 
 const KIND: &str = "cniCacheV1";
+
+/// Where records are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shelf {
+    /// Of an ADD that succeeded: libcni's.
+    Results,
+    /// Of an ADD under way, or one that failed or was cut short: ours.
+    Unfinished,
+}
+
+impl Shelf {
+    fn within(self, folder: &Path) -> PathBuf {
+        folder.join(match self {
+            Self::Results => "results",
+            Self::Unfinished => "unfinished",
+        })
+    }
+}
 
 /// What was remembered of an ADD.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +111,7 @@ struct Record {
 /// Writes the record of an ADD, all at once.
 pub(super) fn write(
     folder: &Path,
+    shelf: Shelf,
     network: &Network,
     attachment: &Attachment,
     result: &CniResult,
@@ -106,16 +128,15 @@ pub(super) fn write(
         capability_args: Some(attachment.capability_args.clone()).filter(|args| !args.is_empty()),
         result: Some(result.to_raw()),
     };
-    let path = path(folder, &network.name, attachment);
+    let path = path(folder, shelf, &network.name, attachment);
     let wrap = |error| Error::io("write", &path, error);
     let bytes = serde_json::to_vec(&record).map_err(|error| wrap(error.into()))?;
-    let results = folder.join("results");
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(&results)
+        .create(shelf.within(folder))
         .map_err(wrap)?;
-    // Not in `results`: after a crash it would pass there for a record.
+    // Not on the shelf: after a crash it would pass there for a record.
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let draft = folder.join(format!(".result-{}-{count}", std::process::id()));
     let written = create(&draft, &bytes).and_then(|()| fs::rename(&draft, &path));
@@ -134,10 +155,11 @@ fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// The record of an attachment; `None` when there is none.
 pub(super) fn read(
     folder: &Path,
+    shelf: Shelf,
     network: &str,
     attachment: &Attachment,
 ) -> Result<Option<Cached>, Error> {
-    let path = path(folder, network, attachment);
+    let path = path(folder, shelf, network, attachment);
     let Some(cached) = open(&path)? else {
         return Ok(None);
     };
@@ -147,9 +169,9 @@ pub(super) fn read(
     }
 }
 
-/// All records that can be read, sorted by file name; other runtimes' too.
+/// All records of ADDs that succeeded, sorted by file name; other runtimes' too. What cannot be read is passed over.
 pub(super) fn list(folder: &Path) -> Result<Vec<Cached>, Error> {
-    let results = folder.join("results");
+    let results = Shelf::Results.within(folder);
     let wrap = |error| Error::io("list", &results, error);
     let entries = match fs::read_dir(&results) {
         Ok(entries) => entries,
@@ -172,8 +194,13 @@ pub(super) fn list(folder: &Path) -> Result<Vec<Cached>, Error> {
 }
 
 /// Removes the record of an attachment, if there is one, readable or not. Another's stays.
-pub(super) fn remove(folder: &Path, network: &str, attachment: &Attachment) -> Result<(), Error> {
-    let path = path(folder, network, attachment);
+pub(super) fn remove(
+    folder: &Path,
+    shelf: Shelf,
+    network: &str,
+    attachment: &Attachment,
+) -> Result<(), Error> {
+    let path = path(folder, shelf, network, attachment);
     if let Ok(Some(cached)) = open(&path)
         && !cached.is_of(network, attachment)
     {
@@ -187,13 +214,13 @@ pub(super) fn remove(folder: &Path, network: &str, attachment: &Attachment) -> R
     }
 }
 
-fn path(folder: &Path, network: &str, attachment: &Attachment) -> PathBuf {
+fn path(folder: &Path, shelf: Shelf, network: &str, attachment: &Attachment) -> PathBuf {
     let mut name = OsString::from(network);
     for part in [&attachment.container_id, &attachment.ifname] {
         name.push("-");
         name.push(OsStr::new(part));
     }
-    folder.join("results").join(name)
+    shelf.within(folder).join(name)
 }
 
 fn open(path: &Path) -> Result<Option<Cached>, Error> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::invoke::Command;
+use super::json;
 
 /// The code of "try again later" (spec, section 5, Error).
 pub const TRY_AGAIN: u64 = 11;
@@ -13,8 +14,6 @@ pub const TRY_AGAIN: u64 = 11;
 pub const NOT_AVAILABLE: u64 = 50;
 /// Of STATUS: nor may the containers that there are be able to talk.
 pub const LIMITED: u64 = 51;
-/// The container is unknown: nothing has to be cleaned up.
-pub const UNKNOWN_CONTAINER: u64 = 3;
 
 /// Everything that this room fails with.
 #[derive(Debug, thiserror::Error)]
@@ -147,7 +146,7 @@ pub enum Error {
 
 /// A plugin's own words: the error object of the spec's section 5.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("CNI plugin `{plugin}` failed {command} with code {code}: {msg}{}", aside(.details))]
+#[error("CNI plugin `{plugin}` failed {command} with code {code}: {}{}", json::ends(.msg), aside(.details))]
 pub struct Failure {
     /// The name of the plugin.
     pub plugin: String,
@@ -182,6 +181,11 @@ impl Error {
             found: found.into(),
             expected: expected.into(),
         }
+    }
+
+    /// A configuration that cannot even be read.
+    pub(super) fn not_a(path: &Path, expected: &str, why: &dyn std::error::Error) -> Self {
+        Self::bad_config(path, format!("something else ({why})"), expected)
     }
 
     /// The code of a plugin that gave one.
@@ -227,6 +231,6 @@ fn besides(files: &[String]) -> String {
 fn aside(details: &str) -> String {
     match details.is_empty() {
         true => String::new(),
-        false => format!(" ({details})"),
+        false => format!(" ({})", json::ends(details)),
     }
 }

@@ -89,7 +89,7 @@ fn with_drop_ins(path: &Path, text: &str) -> Result<String, Error> {
         let plugin = read(&path)?;
         let valid = serde_json::from_str(&plugin);
         plugins
-            .push(valid.map_err(|error| Error::bad_config(&path, error.to_string(), "a plugin"))?);
+            .push(valid.map_err(|error| Error::not_a(&path, "a plugin's configuration", &error))?);
     }
     object.insert("plugins".to_owned(), json::raw(&plugins));
     object.insert("loadOnlyInlinedPlugins".to_owned(), json::raw(&true));
@@ -121,7 +121,7 @@ fn peek(path: &Path) -> Result<(String, String), Error> {
 
 fn read(path: &Path) -> Result<String, Error> {
     let bytes = fs::read(path).map_err(|error| Error::io("read", path, error))?;
-    String::from_utf8(bytes).map_err(|error| Error::bad_config(path, error.to_string(), "UTF-8"))
+    String::from_utf8(bytes).map_err(|error| Error::not_a(path, "UTF-8", &error))
 }
 
 /// The files with one of the extensions, sorted; none when the folder is absent.

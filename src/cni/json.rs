@@ -36,6 +36,19 @@ pub(super) fn get<T: DeserializeOwned>(object: &Object, key: &str) -> Result<Opt
     serde_json::from_str(value.get()).map_err(|_| format!("`{key}` = {}", excerpt(value.get())))
 }
 
+/// The beginning of a text and, of a long one, its end, on one line.
+pub(super) fn ends(text: &str) -> String {
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let count = words.chars().count();
+    match count > 2 * EXCERPT {
+        true => {
+            let end: String = words.chars().skip(count - EXCERPT).collect();
+            format!("{} {end}", excerpt(&words))
+        }
+        false => words,
+    }
+}
+
 /// The beginning of a text, on one line.
 pub(super) fn excerpt(text: &str) -> String {
     let mut words = text.split_whitespace().collect::<Vec<_>>().join(" ");

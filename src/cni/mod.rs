@@ -7,10 +7,14 @@
 //! # The life of an attachment
 //! 1. [`Runtime::find`] reads the network's configuration, [`Runtime::negotiate`] settles the version that all its plugins
 //!    speak. The caller keeps the [`Network`] (it is serialised whole) *before* he goes on.
-//! 2. [`Runtime::add`]. When it fails, or the caller dies in it, something may be left, and no record of it in the cache:
+//! 2. [`Runtime::add`]. When it fails, or the caller dies in it, something may be left, and no result of it in the cache:
 //!    [`Runtime::del`] with the kept network. [`Runtime::add_or_undo`] does so at once.
 //! 3. [`Runtime::check`] at any time.
 //! 4. [`Runtime::del`], again and again until it succeeds. While there is a record of the ADD, it goes by this.
+//!
+//! Keep the namespace until DEL has succeeded: the bridge and ptp plugins (1.1.1) find their masquerade rules by the addresses
+//! on the interface inside. Where it is gone, an empty one with a link of that name and the result's addresses stands in for
+//! it.
 //!
 //! After a crash: DEL before ADD; then [`Runtime::sweep_host_local`], for no official plugin implements GC.
 
@@ -38,7 +42,7 @@ use std::time::Duration;
 
 pub use attachment::{Attachment, Valid};
 pub use cache::Cached;
-pub use error::{Error, Failure, LIMITED, NOT_AVAILABLE, TRY_AGAIN, UNKNOWN_CONTAINER};
+pub use error::{Error, Failure, LIMITED, NOT_AVAILABLE, TRY_AGAIN};
 pub use invoke::Command;
 pub use network::{Network, Plugin};
 pub use operations::Outcome;

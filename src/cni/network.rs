@@ -97,11 +97,21 @@ impl Network {
         &self.config
     }
 
-    /// Of the meaning, not of the spaces or the order of keys: 32 hexadecimal digits.
+    /// Of what the network is: not of spaces, nor of the order of keys, nor of the version, which
+    /// [`negotiate`](super::Runtime::negotiate) settles. 32 hexadecimal digits.
     pub fn digest(&self) -> String {
-        // serde_json sorts keys. A number beyond its types may collide with its neighbour; then a change goes unnoticed.
-        let value = serde_json::from_str::<serde_json::Value>(&self.config);
-        let canonical = value.map_or_else(|_| self.config.clone(), |value| value.to_string());
+        let value = serde_json::from_str::<serde_json::Map<_, serde_json::Value>>(&self.config);
+        let canonical = value.map_or_else(
+            // Too deep for serde_json.
+            |_| self.config.clone(),
+            |mut map| {
+                for key in ["cniVersion", "cniVersions", "loadOnlyInlinedPlugins"] {
+                    map.remove(key);
+                }
+                // It sorts keys. A number beyond its types may collide with its neighbour: then a change goes unnoticed.
+                json::text(&map.into_iter().map(|(k, v)| (k, json::raw(&v))).collect())
+            },
+        );
         blake3::hash(canonical.as_bytes()).to_hex()[..32].to_owned()
     }
 
@@ -180,8 +190,7 @@ impl From<Network> for Kept {
 
 /// The text of a list and what is written in it.
 pub(super) fn object(path: &Path, text: &str) -> Result<Object, Error> {
-    serde_json::from_str(text)
-        .map_err(|error| Error::bad_config(path, error.to_string(), "a JSON object"))
+    serde_json::from_str(text).map_err(|error| Error::not_a(path, "a JSON object", &error))
 }
 
 /// The keys of a list, each checked.
@@ -241,10 +250,11 @@ impl Fields<'_> {
 
     fn plugins(&self) -> Result<Vec<Plugin>, Error> {
         let plugins = self.raw_plugins()?.unwrap_or_default();
-        let parse = |(at, plugin): (usize, &Box<RawValue>)| {
-            Plugin::parse(self.path, &format!("`plugins[{at}]`"), plugin.get())
-        };
-        plugins.iter().enumerate().map(parse).collect()
+        let texts = plugins.iter().map(|plugin| plugin.get());
+        texts
+            .enumerate()
+            .map(|(at, text)| Plugin::parse(self.path, &format!("`plugins[{at}]`"), text))
+            .collect()
     }
 
     fn versions(&self) -> Result<Vec<Version>, Error> {

@@ -1,7 +1,7 @@
 //! ADD, DEL, CHECK, GC and STATUS of a whole chain (spec, section 3).
 //! Not here: one plugin's call.
 
-use super::error::UNKNOWN_CONTAINER;
+use super::cache::Shelf;
 use super::invoke::{Call, Command, garbage};
 use super::request::{self, About};
 use super::{Attachment, Cached, CniResult, Error, Network, Plugin, Runtime, Valid, cache, find};
@@ -37,13 +37,15 @@ impl Runtime {
             });
         }
         let _turn = self.turns.container(&attachment.container_id).await;
-        match cache::read(&self.cache_dir, &network.name, attachment) {
-            Ok(None) => {}
-            Ok(Some(_)) => return Err(added_before(network, attachment)),
-            Err(error) => return Err(error),
+        if self.cached(&network.name, attachment)?.is_some() {
+            return Err(added_before(network, attachment));
         }
-        let mut result = None;
+        let mut result: Option<CniResult> = None;
         for plugin in &network.plugins {
+            if let Some(result) = &result {
+                let shelf = Shelf::Unfinished;
+                cache::write(&self.cache_dir, shelf, network, attachment, result)?;
+            }
             let about = About::Attachment {
                 attachment,
                 previous: result.as_ref(),
@@ -61,12 +63,13 @@ impl Runtime {
                 "at least one plugin",
             ));
         };
-        cache::write(&self.cache_dir, network, attachment, &result)?;
+        let (folder, shelf) = (&self.cache_dir, Shelf::Results);
+        cache::write(folder, shelf, network, attachment, &result)?;
+        cache::remove(folder, Shelf::Unfinished, &network.name, attachment)?;
         Ok(result)
     }
 
-    /// [`add`](Self::add), and when that fails [`del`](Self::del) at once, unless the plugin says that there is nothing to
-    /// clean up. Returns the error of the ADD; an error of the DEL is logged, and the caller has to DEL again.
+    /// [`add`](Self::add), and when that fails [`del`](Self::del) at once. Returns the error of the ADD; an error of the DEL is logged, and the caller has to DEL again.
     pub async fn add_or_undo(
         &self,
         network: &Network,
@@ -79,9 +82,7 @@ impl Runtime {
             }
             Err(error) => error,
         };
-        if error.code() != Some(UNKNOWN_CONTAINER)
-            && let Err(undoing) = self.del(network, attachment).await
-        {
+        if let Err(undoing) = self.del(network, attachment).await {
             tracing::warn!(
                 network = network.name,
                 container = attachment.container_id,
@@ -95,17 +96,15 @@ impl Runtime {
     /// Detaches: DEL of every plugin in reverse order, up to the first that fails. Good however often it is called, with and
     /// without an ADD before, and whether or not the namespace is still there (`netns` may be `None`).
     ///
-    /// What the cache remembers of the ADD (configuration, arguments, result) goes before what is given, and is removed when
-    /// all plugins succeeded. Before 0.4.0 plugins are not told the result.
+    /// What the cache remembers of the ADD (configuration, arguments, result; of one that was cut short, the result up to
+    /// there) goes before what is given, and is removed when all plugins succeeded. Before 0.4.0 plugins are not told the
+    /// result.
     pub async fn del(&self, network: &Network, attachment: &Attachment) -> Result<(), Error> {
         attachment.check()?;
         let _turn = self.turns.container(&attachment.container_id).await;
-        let cached = match self.cached(&network.name, attachment) {
-            Err(error @ Error::DamagedCache { .. }) => {
-                tracing::warn!(%error, "deleting without what was remembered of the CNI ADD");
-                None
-            }
-            other => other?,
+        let cached = match self.recall(Shelf::Results, network, attachment)? {
+            None => self.recall(Shelf::Unfinished, network, attachment)?,
+            finished => finished,
         };
         let (network, attachment) = remembered(network, attachment, cached.as_ref());
         let result = cached.filter(|_| network.cni_version.has_check());
@@ -194,7 +193,7 @@ impl Runtime {
 
     /// What the cache remembers of an attachment that was added; by its container id and interface name.
     pub fn cached(&self, network: &str, attachment: &Attachment) -> Result<Option<Cached>, Error> {
-        cache::read(&self.cache_dir, network, attachment)
+        cache::read(&self.cache_dir, Shelf::Results, network, attachment)
     }
 
     /// Everything that the cache remembers, of other runtimes on this host, too.
@@ -204,7 +203,25 @@ impl Runtime {
 
     /// Removes what the cache remembers of an attachment, and nothing else. DEL does so by itself.
     pub fn forget(&self, network: &str, attachment: &Attachment) -> Result<(), Error> {
-        cache::remove(&self.cache_dir, network, attachment)
+        [Shelf::Results, Shelf::Unfinished]
+            .into_iter()
+            .try_for_each(|shelf| cache::remove(&self.cache_dir, shelf, network, attachment))
+    }
+
+    /// For DEL, which does without what is damaged.
+    fn recall(
+        &self,
+        shelf: Shelf,
+        network: &Network,
+        attachment: &Attachment,
+    ) -> Result<Option<Cached>, Error> {
+        match cache::read(&self.cache_dir, shelf, &network.name, attachment) {
+            Err(error @ Error::DamagedCache { .. }) => {
+                tracing::warn!(%error, "deleting without what was remembered of the CNI ADD");
+                Ok(None)
+            }
+            other => other,
+        }
     }
 
     async fn ask(

@@ -20,7 +20,6 @@ use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::sliced::{Args, LogFormat};
-use crate::clock;
 use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
 use crate::host::{self, fs};
@@ -33,6 +32,7 @@ use crate::reconcile::{Probe, unprobed};
 use crate::runtime::controller::{Controller, controller};
 use crate::store::{self, Change, Opened, Store};
 use crate::wire::{self, Door};
+use crate::{clock, cni};
 
 use answers::Answers;
 use intake_loop::IntakeLoop;
@@ -160,6 +160,8 @@ impl Daemon {
             steps: Default::default(),
             troubles: Default::default(),
             waiting: Default::default(),
+            cni: cni::Runtime::from_env(),
+            checked: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
         // Before anything can change: a change that nobody hears wakes nobody.
@@ -175,6 +177,14 @@ impl Daemon {
             idle,
             changes,
         })
+    }
+
+    /// The same, working on so many keys at once.
+    fn with_width(self, width: usize) -> Self {
+        Self {
+            controller: self.controller.with_width(width),
+            ..self
+        }
     }
 
     /// Runs what is due until nothing is, for `patience` at most. True: nothing is left to do.
@@ -284,6 +294,7 @@ async fn take_over(engine: &Engine, opened: Opened) -> Result<(), Error> {
 
 async fn run(args: Args) -> Result<bool, Error> {
     let daemon = Daemon::prepare(&args.state_dir, &args.run_dir, unprobed()).await?;
+    let daemon = daemon.with_width(args.concurrency.into());
     let engine = daemon.engine.clone();
     let intake = IntakeLoop::new(&args.config_dir, engine.clone());
     if args.once {

@@ -31,7 +31,16 @@ pub struct Trigger {
     by_entry: HashMap<String, Uid>,
     by_nsid: HashMap<i32, Uid>,
     by_index: HashMap<u32, Uid>,
-    places: HashMap<Uid, (u32, Option<i32>)>,
+    places: HashMap<Uid, Place>,
+    /// The bridges that VMs are on, with their index while they are there.
+    bridges: HashMap<String, Option<u32>>,
+}
+
+/// Where a VM's link stands in the host namespace.
+struct Place {
+    link: String,
+    index: Option<u32>,
+    nsid: Option<i32>,
 }
 
 /// Whom to nudge.
@@ -51,6 +60,7 @@ impl Trigger {
             by_nsid: HashMap::new(),
             by_index: HashMap::new(),
             places: HashMap::new(),
+            bridges: HashMap::new(),
         }
     }
 
@@ -101,8 +111,16 @@ impl Trigger {
                     }
                 }
                 change = changes.recv() => match change {
-                    Ok(Change::Vm(uid)) => self.learn_one(engine, uid),
-                    Ok(_) => {}
+                    // A page may tell by which link a chain of plugins has connected a VM.
+                    Ok(Change::Vm(uid) | Change::Page(uid)) => {
+                        if let Some(link) = self.learn_one(engine, uid)
+                            && let Some(link) = link::get(&engine.hands.netlink, &link).await?
+                        {
+                            self.place(uid, link.index, link.peer_nsid);
+                        }
+                    }
+                    Ok(Change::Ground) => self.learn_bridges(engine),
+                    Ok(Change::Group(_) | Change::Lease(_)) => {}
                     Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
                         self.learn(engine).await?;
                     }
@@ -133,6 +151,11 @@ impl Trigger {
                     deleted,
                     peer_nsid,
                 } => {
+                    if self.bridges.contains_key(&name) {
+                        self.bridges.insert(name, (!deleted).then_some(index));
+                        gathered.keys.insert(Key::Ground);
+                        return;
+                    }
                     let Some(uid) = self.by_link.get(&name).copied() else {
                         return;
                     };
@@ -142,7 +165,7 @@ impl Trigger {
                 What::Rules | What::Netconf => {
                     gathered.keys.insert(Key::Ground);
                 }
-                What::Addr { index } | What::Neigh { index } => {
+                What::Addr { index } | What::Neigh { index } | What::Filter { index } => {
                     gathered.keys.extend(self.on_link(Some(index)));
                 }
                 What::Route { index } => gathered.keys.extend(self.on_link(index)),
@@ -162,13 +185,21 @@ impl Trigger {
     }
 
     fn on_link(&self, index: Option<u32>) -> Option<Key> {
-        let uid = self.by_index.get(&index?)?;
+        let index = index?;
+        if self.bridges.values().any(|bridge| *bridge == Some(index)) {
+            return Some(Key::Ground);
+        }
+        let uid = self.by_index.get(&index)?;
         Some(Key::Vm(*uid))
     }
 
     /// Where a VM's host link stands, and by which number we know the namespace of its other end.
     fn place(&mut self, uid: Uid, index: u32, nsid: Option<i32>) {
-        self.places.insert(uid, (index, nsid));
+        let Some(place) = self.places.get_mut(&uid) else {
+            return;
+        };
+        place.index = Some(index);
+        place.nsid = nsid;
         self.by_index.insert(index, uid);
         if let Some(nsid) = nsid {
             self.by_nsid.insert(nsid, uid);
@@ -185,10 +216,14 @@ impl Trigger {
         self.by_index.clear();
         self.by_nsid.clear();
         self.places.clear();
+        self.learn_bridges(engine);
         for uid in uids {
-            self.learn_one(engine, uid);
+            let _all_are_looked_for_below = self.learn_one(engine, uid);
         }
         for link in link::list(&engine.hands.netlink).await? {
+            if let Some(index) = self.bridges.get_mut(&link.name) {
+                *index = Some(link.index);
+            }
             if let Some(uid) = self.by_link.get(&link.name).copied() {
                 self.place(uid, link.index, link.peer_nsid);
             }
@@ -196,25 +231,55 @@ impl Trigger {
         Ok(())
     }
 
-    fn learn_one(&mut self, engine: &Engine, uid: Uid) {
-        let names = owner::vm_names(&self.instance, uid);
-        let name = names.host_link;
-        match engine.store.read(|world| world.vm(uid).is_some()) {
-            true => {
-                self.by_link.insert(name, uid);
-                self.by_entry.insert(names.netns, uid);
-                self.by_entry.insert(uid.to_string(), uid);
-            }
-            false => {
-                self.by_link.remove(&name);
-                self.by_entry.remove(&names.netns);
-                self.by_entry.remove(&uid.to_string());
-                if let Some((index, nsid)) = self.places.remove(&uid) {
-                    self.by_index.remove(&index);
-                    nsid.map(|nsid| self.by_nsid.remove(&nsid));
-                }
-            }
+    fn learn_bridges(&mut self, engine: &Engine) {
+        let footing = engine.store.read(crate::store::World::footing);
+        let known = std::mem::take(&mut self.bridges);
+        let index = |name: &String| known.get(name).copied().flatten();
+        self.bridges = footing
+            .bridges
+            .into_keys()
+            .map(|name| (name.clone(), index(&name)))
+            .collect();
+    }
+
+    /// A link that this VM is now known to have, and that may have been made before we knew.
+    fn learn_one(&mut self, engine: &Engine, uid: Uid) -> Option<String> {
+        let Some(connected) = engine.host_link(uid) else {
+            let names = owner::vm_names(&self.instance, uid);
+            self.by_entry.remove(&names.netns);
+            self.by_entry.remove(&uid.to_string());
+            self.forget(uid);
+            return None;
+        };
+        let link = connected.link;
+        if self
+            .places
+            .get(&uid)
+            .is_some_and(|place| place.link == link)
+        {
+            return None;
         }
+        let names = owner::vm_names(&self.instance, uid);
+        self.forget(uid);
+        self.by_entry.insert(names.netns, uid);
+        self.by_entry.insert(uid.to_string(), uid);
+        self.by_link.insert(link.clone(), uid);
+        let place = Place {
+            link: link.clone(),
+            index: None,
+            nsid: None,
+        };
+        self.places.insert(uid, place);
+        connected.stands.then_some(link)
+    }
+
+    fn forget(&mut self, uid: Uid) {
+        let Some(place) = self.places.remove(&uid) else {
+            return;
+        };
+        self.by_link.remove(&place.link);
+        place.index.map(|index| self.by_index.remove(&index));
+        place.nsid.map(|nsid| self.by_nsid.remove(&nsid));
     }
 
     fn tell(&self, engine: &Engine, gathered: Gathered) {

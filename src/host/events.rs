@@ -21,9 +21,9 @@ use tokio::io::unix::AsyncFd;
 
 use super::{Error, link};
 
-/// `enum rtnetlink_groups` of `include/uapi/linux/rtnetlink.h`: LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR,
+/// `enum rtnetlink_groups` of `include/uapi/linux/rtnetlink.h`: LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR,
 /// IPV4_NETCONF.
-const ROUTE_GROUPS: [libc::c_int; 6] = [1, 3, 5, 7, 9, 24];
+const ROUTE_GROUPS: [libc::c_int; 7] = [1, 3, 4, 5, 7, 9, 24];
 
 /// `NFNLGRP_NFTABLES` of `include/uapi/linux/netfilter/nfnetlink.h`.
 const NFTABLES_GROUP: [libc::c_int; 1] = [7];
@@ -41,6 +41,10 @@ mod rtm {
     pub const DELROUTE: u16 = 25;
     pub const NEWNEIGH: u16 = 28;
     pub const DELNEIGH: u16 = 29;
+    pub const NEWQDISC: u16 = 36;
+    pub const DELQDISC: u16 = 37;
+    pub const NEWTFILTER: u16 = 44;
+    pub const DELTFILTER: u16 = 45;
     pub const NEWNETCONF: u16 = 80;
     pub const DELNETCONF: u16 = 81;
 }
@@ -90,6 +94,11 @@ pub enum What {
     /// A permanent neighbour. What ARP learns and forgets is left out.
     Neigh {
         /// The link it is on.
+        index: u32,
+    },
+    /// A filter of a link's frames, or what such filters hang on.
+    Filter {
+        /// The link.
         index: u32,
     },
     /// A setting of a link or of all, `ip_forward` among them.
@@ -357,12 +366,16 @@ fn read(message: &[u8]) -> Option<What> {
         rtm::NEWNEIGH | rtm::DELNEIGH => is_told(message)?.then_some(What::Neigh {
             index: index(message)?,
         }),
+        rtm::NEWQDISC | rtm::DELQDISC | rtm::NEWTFILTER | rtm::DELTFILTER => Some(What::Filter {
+            index: index(message)?,
+        }),
         rtm::NEWNETCONF | rtm::DELNETCONF => Some(What::Netconf),
         _ => None,
     }
 }
 
-/// `ifa_index` of `struct ifaddrmsg` and `ndm_ifindex` of `struct ndmsg` stand at the same place.
+/// `ifa_index` of `struct ifaddrmsg`, `ndm_ifindex` of `struct ndmsg` and `tcm_ifindex` of `struct tcmsg` stand at the same
+/// place.
 fn index(message: &[u8]) -> Option<u32> {
     let bytes = message.get(HEADER + 4..HEADER + 8)?;
     bytes.try_into().ok().map(u32::from_ne_bytes)

@@ -107,11 +107,8 @@ impl Engine {
             name.is_some_and(|name| known.contains(name))
         };
         let mut labels = BTreeSet::new();
-        let prefix = self.instance.link_prefix();
         for link in link::list(&self.hands.netlink).await? {
-            if link.name.starts_with(&prefix) {
-                labels.extend(self.label(link.alias.as_deref()));
-            }
+            labels.extend(self.label(link.alias.as_deref()));
         }
         for path in netns::list(&self.run_dir.netns_dir())? {
             if is_known(&path) {
@@ -199,13 +196,15 @@ fn adopt_one(txn: &mut store::Txn<'_>, record: Record, now: Timestamp) -> Result
     });
     group.spec.count = group.spec.count.max(vm.index);
     txn.put_group(group)?;
-    if let Some(lease) = &lease {
+    let gateway = match lease.as_ref().map(|lease| &lease.address) {
+        Some(Address::Block { .. }) => Some(None),
+        Some(Address::Bridged { gateway, .. }) => Some(Some(gateway.ip())),
+        Some(Address::Plugged { .. }) | None => None,
+    };
+    if let (Some(lease), Some(gateway)) = (&lease, gateway) {
         let pool = txn.world().pool(&vm.group).cloned().unwrap_or(Pool {
             range: lease.address.range(),
-            gateway: match &lease.address {
-                Address::Block { .. } => None,
-                Address::Bridged { gateway, .. } => Some(gateway.ip()),
-            },
+            gateway,
             in_use: BTreeSet::new(),
         });
         txn.put_pool(&vm.group, pool)?;

@@ -40,7 +40,7 @@ pub fn bridged(
         mac: owner::vm_names(instance, uid).guest_mac,
         ip: address.ip(),
         prefix_len: address.prefix_len(),
-        gateway: Some(address.gateway()),
+        gateway: address.gateway(),
         routes: Vec::new(),
         mtu,
         dns: Vec::new(),

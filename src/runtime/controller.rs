@@ -63,6 +63,11 @@ pub fn controller<K>(width: usize) -> (Controller<K>, Waker<K>, watch::Receiver<
 }
 
 impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
+    /// The same, running so many keys at once.
+    pub fn with_width(self, width: usize) -> Self {
+        Self { width, ..self }
+    }
+
     /// Until `stop` completes: then no new run starts, and the ones under way are finished.
     pub async fn run<F, R>(mut self, run: F, stop: impl Future<Output = ()>)
     where

@@ -38,15 +38,21 @@ impl World {
         }
         // The namespace is where the host's rules begin to matter.
         match rung {
-            Rung::Net if !self.ground_carries(vm) => Err("waits for the host's rules".into()),
+            Rung::Net | Rung::Firewall if !self.ground_carries(vm, rung) => {
+                Err("waits for the host's rules".into())
+            }
             _ => Ok(()),
         }
     }
 
-    fn ground_carries(&self, vm: &Vm) -> bool {
-        // What a chain of plugins stands on is the plugins' own.
-        if matches!(vm.spec.network, NetworkSpec::Cni(_)) {
-            return true;
+    fn ground_carries(&self, vm: &Vm, rung: Rung) -> bool {
+        match (&vm.spec.network, rung) {
+            (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), Rung::Net) => {}
+            // Where a chain of plugins has put a VM is known when they have.
+            (NetworkSpec::Cni(_), Rung::Firewall) => {}
+            (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) | NetworkSpec::Cni(_), _) => {
+                return true;
+            }
         }
         let Some(ground) = &self.ground else {
             return false;

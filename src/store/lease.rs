@@ -38,16 +38,18 @@ pub enum LeaseError {
 }
 
 impl Txn<'_> {
-    /// Gives a VM's name its address: the one it has if the group still gives it, else the next free one. None in CNI mode,
-    /// where the plugins give it.
+    /// Gives a VM's name its address: the one it has if the group still gives it, else the next free one. In CNI mode the
+    /// plugins give it: none before they did.
     ///
     /// # Errors
     /// [`LeaseError`].
     pub fn lease(&mut self, vm: &Vm, now: Timestamp) -> Result<Option<Lease>, LeaseError> {
-        if matches!(vm.spec.network, NetworkSpec::Cni(_)) {
-            return Ok(None);
-        }
         let world = self.world();
+        if matches!(vm.spec.network, NetworkSpec::Cni(_)) {
+            let noted = world.lease(&vm.meta.name);
+            let noted = noted.filter(|lease| matches!(lease.address, Address::Plugged { .. }));
+            return Ok(noted.cloned());
+        }
         let pool = world.pool(&vm.group).cloned().ok_or(LeaseError::NoPool)?;
         // Under a VM that stands, a lease never moves, whatever the group says now.
         let standing = world.page(vm.meta.uid, Rung::Net);

@@ -4,7 +4,7 @@
 use super::world::{Ground, Pool, World};
 use super::{Change, Error};
 use crate::api::host_group::HostGroup;
-use crate::api::lease::Lease;
+use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
 use crate::api::rung::{Rung, RungPage};
 use crate::api::vm::Vm;
@@ -133,14 +133,21 @@ impl<'w> Txn<'w> {
         if let Some(before) = &before {
             self.world.free(&before.address);
         }
+        // A subnet that plugins gave its first address in is news to the ground; ranges of ours come with their group.
+        let news = matches!(address, Address::Plugged { .. })
+            && !self.world.plugged.contains_key(&address.range());
         self.world.occupy(&address);
-        self.note([Change::Lease(name.clone())], move |world| {
-            world.free(&address);
-            if let Some(before) = &before {
-                world.occupy(&before.address);
-            }
-            restore(&mut world.leases, name, before);
-        });
+        let changes = std::iter::once(Change::Lease(name.clone()));
+        self.note(
+            changes.chain(news.then_some(Change::Ground)),
+            move |world| {
+                world.free(&address);
+                if let Some(before) = &before {
+                    world.occupy(&before.address);
+                }
+                restore(&mut world.leases, name, before);
+            },
+        );
         Ok(())
     }
 

@@ -27,6 +27,8 @@ pub struct World {
     pub(super) blocks: BTreeSet<Block>,
     /// Leased addresses of bridges.
     pub(super) bridged: BTreeSet<Ipv4Addr>,
+    /// How many VMs have an address of a CNI network's subnet.
+    pub(super) plugged: HashMap<Ipv4Network, usize>,
     /// The address leased last from each range; only a hint, so not on the disk.
     pub(super) cursors: HashMap<Ipv4Network, Ipv4Addr>,
     pub(super) pages: HashMap<Uid, BTreeMap<Rung, RungPage>>,
@@ -67,6 +69,9 @@ pub struct Footing {
     /// too while VMs that know it are replaced.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bridges: BTreeMap<String, BTreeSet<Ipv4Network>>,
+    /// Subnets in which CNI plugins have given addresses to VMs: isolated VMs do not reach these.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub plugged: BTreeSet<Ipv4Network>,
 }
 
 impl Footing {
@@ -85,6 +90,9 @@ impl Footing {
                 let gateways = self.bridges.get(bridge);
                 gateways.is_some_and(|gateways| gateways.contains(gateway))
             }
+            Address::Plugged { .. } => {
+                self.pools.is_empty() || self.plugged.contains(&address.range())
+            }
         }
     }
 
@@ -96,6 +104,9 @@ impl Footing {
             Address::Bridged {
                 bridge, gateway, ..
             } => self.bridge(bridge, *gateway),
+            Address::Plugged { .. } => {
+                self.plugged.insert(address.range());
+            }
         }
     }
 
@@ -110,6 +121,11 @@ impl World {
         match address {
             Address::Block { block, .. } => self.blocks.insert(*block),
             Address::Bridged { ip, .. } => self.bridged.insert(*ip),
+            Address::Plugged { .. } => {
+                let count = self.plugged.entry(address.range()).or_default();
+                *count += 1;
+                *count == 1
+            }
         };
     }
 
@@ -117,6 +133,13 @@ impl World {
         match address {
             Address::Block { block, .. } => self.blocks.remove(block),
             Address::Bridged { ip, .. } => self.bridged.remove(ip),
+            Address::Plugged { .. } => match self.plugged.get_mut(&address.range()) {
+                Some(count) if *count > 1 => {
+                    *count -= 1;
+                    false
+                }
+                _ => self.plugged.remove(&address.range()).is_some(),
+            },
         };
     }
 

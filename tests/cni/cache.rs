@@ -60,12 +60,17 @@ async fn a_record_is_what_libcni_writes_where_libcni_writes_it() {
     });
     assert_eq!(record, wanted);
     let on_disk = fs::read_to_string(stage.path("conf/10-net.conflist")).unwrap();
-    assert_eq!(read.config, serde_json::from_str::<Value>(&on_disk).unwrap());
+    assert_eq!(
+        read.config,
+        serde_json::from_str::<Value>(&on_disk).unwrap()
+    );
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(path.parent().unwrap()), 0o700);
-    // No draft is left.
-    assert_eq!(fs::read_dir(stage.path("cache")).unwrap().count(), 1);
+    // No draft is left, and no note on the way.
+    assert_eq!(fs::read_dir(stage.path("cache")).unwrap().count(), 2);
+    let notes = fs::read_dir(stage.path("cache/unfinished")).unwrap();
+    assert_eq!(notes.count(), 0);
 }
 
 #[tokio::test]
@@ -91,7 +96,8 @@ async fn what_is_empty_is_left_out_as_libcni_does() {
 async fn a_record_of_another_runtime_is_read() {
     let stage = Stage::new();
     let network = stage.chain("1.0.0", &["one"]);
-    let config = json!({"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "one", "theirs": 1}]});
+    let config =
+        json!({"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "one", "theirs": 1}]});
     // As libcni before 1.3 wrote it: without `netns`.
     let record = json!({
         "kind": "cniCacheV1",
@@ -103,11 +109,18 @@ async fn a_record_of_another_runtime_is_read() {
         "result": result("1.0.0", "theirs")
     });
     fs::create_dir_all(stage.path("cache/results")).unwrap();
-    fs::write(stage.path("cache/results/net-blue-eth0"), record.to_string()).unwrap();
+    fs::write(
+        stage.path("cache/results/net-blue-eth0"),
+        record.to_string(),
+    )
+    .unwrap();
     fs::write(stage.path("cache/results/rubbish"), "{").unwrap();
     let all = stage.runtime.attachments().unwrap();
     assert_eq!(all.len(), 1);
-    assert_eq!((all[0].network.as_str(), &all[0].attachment.netns), ("net", &None));
+    assert_eq!(
+        (all[0].network.as_str(), &all[0].attachment.netns),
+        ("net", &None)
+    );
     let seen = all[0].result(Version::V0_4_0).unwrap();
     assert_eq!(seen.interfaces[0].name, "theirs");
     stage.runtime.del(&network, &blue()).await.unwrap();

@@ -50,7 +50,10 @@ fn the_first_file_with_the_name_goes_and_lists_go_before_single_plugins() {
 fn a_network_that_is_not_there_is_reported_with_what_is() {
     let mut stage = Stage::new();
     stage.conf("10.conflist", &list("zebra", "one"));
-    stage.conf("20.conf", &json!({"cniVersion": "0.4.0", "name": "ant", "type": "one"}));
+    stage.conf(
+        "20.conf",
+        &json!({"cniVersion": "0.4.0", "name": "ant", "type": "one"}),
+    );
     stage.conf_text("30.conflist", "{ half");
     stage.conf_text("40.conflist", b"\xff");
     let error = stage.runtime.find("net").unwrap_err();
@@ -72,7 +75,10 @@ fn a_network_that_is_not_there_is_reported_with_what_is() {
     }
     stage.runtime.conf_dir = "/nowhere/net.d".into();
     let text = stage.runtime.find("net").unwrap_err().to_string();
-    assert!(text.contains("/nowhere/net.d") && text.contains("no network"), "{text}");
+    assert!(
+        text.contains("/nowhere/net.d") && text.contains("no network"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -88,7 +94,10 @@ fn plugins_of_the_drop_in_folder_are_appended_sorted() {
     let stage = Stage::new();
     stage.conf("10.conflist", &list("net", "inlined"));
     stage.conf("net/20.conf", &json!({"type": "second"}));
-    stage.conf("net/10.conf", &json!({"type": "first", "capabilities": {"mac": true}}));
+    stage.conf(
+        "net/10.conf",
+        &json!({"type": "first", "capabilities": {"mac": true}}),
+    );
     stage.conf("net/30.conflist", &json!({"type": "not-this"}));
     let network = stage.runtime.find("net").unwrap();
     assert_eq!(plugins(&network), ["inlined", "first", "second"]);
@@ -100,7 +109,10 @@ fn plugins_of_the_drop_in_folder_are_appended_sorted() {
     only["loadOnlyInlinedPlugins"] = json!(true);
     stage.conf("10.conflist", &only);
     assert_eq!(plugins(&stage.runtime.find("net").unwrap()), ["inlined"]);
-    stage.conf("10.conflist", &json!({"cniVersion": "1.1.0", "name": "net"}));
+    stage.conf(
+        "10.conflist",
+        &json!({"cniVersion": "1.1.0", "name": "net"}),
+    );
     let network = stage.runtime.find("net").unwrap();
     assert_eq!(plugins(&network), ["first", "second"]);
     stage.conf_text("net/10.conf", "[");
@@ -125,13 +137,21 @@ fn what_is_wrong_is_said_with_the_file_and_what_was_expected() {
     case("name", json!("a/b"), "network name `a/b`");
     case("cniVersion", json!(1), "`cniVersion` = 1");
     case("cniVersions", json!(["1.0.0", 1]), "a list of versions");
-    case("disableCheck", json!("perhaps"), "`disableCheck` = \"perhaps\"");
+    case(
+        "disableCheck",
+        json!("perhaps"),
+        "`disableCheck` = \"perhaps\"",
+    );
     case("disableGC", json!([]), "`disableGC` = []");
     case("plugins", json!([]), "at least one plugin");
     case("plugins", Value::Null, "at least one plugin");
     case("plugins", json!({}), "a list of plugins");
     case("plugins", json!(["bridge"]), "`plugins[0]`");
-    case("plugins", json!([{"type": "one"}, {}]), "`plugins[1]`: no `type`");
+    case(
+        "plugins",
+        json!([{"type": "one"}, {}]),
+        "`plugins[1]`: no `type`",
+    );
     case("plugins", json!([{"type": "../sh"}]), "../sh");
     case("plugins", json!([{"type": ""}]), "the name of a file");
     case("plugins", json!([{"type": 1}]), "`type` = 1");
@@ -255,7 +275,9 @@ fn nests_of_brackets_are_an_error_or_go_through_but_never_overflow_the_stack() {
     let deep = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
     stage.conf_text(
         "10.conflist",
-        format!(r#"{{"cniVersion":"1.0.0","name":"net","plugins":[{{"type":"one","deep":{deep}}}]}}"#),
+        format!(
+            r#"{{"cniVersion":"1.0.0","name":"net","plugins":[{{"type":"one","deep":{deep}}}]}}"#
+        ),
     );
     let network = stage.runtime.find("net").unwrap();
     assert_eq!(network.digest().len(), 32);

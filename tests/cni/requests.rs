@@ -77,7 +77,11 @@ fn with(mut request: Value, key: &str, value: Value) -> Value {
 
 fn first_attached(version: &str) -> Value {
     let ports = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
-    with(first(version), "runtimeConfig", json!({"portMappings": ports}))
+    with(
+        first(version),
+        "runtimeConfig",
+        json!({"portMappings": ports}),
+    )
 }
 
 fn second_attached(version: &str) -> Value {
@@ -222,7 +226,8 @@ async fn version_is_asked_with_the_latest_that_we_speak() {
 #[tokio::test]
 async fn numbers_that_no_machine_type_holds_reach_the_plugin_as_they_were_written() {
     let stage = Stage::new();
-    let odd = r#"{"big":123456789012345678901234567890,"fine":0.10000000000000000000001,"e":1E400}"#;
+    let odd =
+        r#"{"big":123456789012345678901234567890,"fine":0.10000000000000000000001,"e":1E400}"#;
     stage.plugin("one");
     stage.conf_text(
         "10.conflist",
@@ -278,7 +283,8 @@ async fn what_does_not_fit_the_protocol_reaches_no_plugin() {
 #[test]
 fn variables_of_the_daemon_choose_the_places_and_do_not_leak_into_the_protocol() {
     if std::env::var_os("CNI_STRAY").is_none() {
-        let name = "requests::variables_of_the_daemon_choose_the_places_and_do_not_leak_into_the_protocol";
+        let name =
+            "requests::variables_of_the_daemon_choose_the_places_and_do_not_leak_into_the_protocol";
         let status = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", name, "--nocapture"])
             .envs([
@@ -302,7 +308,10 @@ fn variables_of_the_daemon_choose_the_places_and_do_not_leak_into_the_protocol()
     let network = stage.runtime.find("net").unwrap();
     let attachment = blue();
     let add = stage.runtime.add(&network, &attachment);
-    tokio::runtime::Runtime::new().unwrap().block_on(add).unwrap();
+    tokio::runtime::Runtime::new()
+        .unwrap()
+        .block_on(add)
+        .unwrap();
     let mut wanted = parameters(&stage, "ADD");
     wanted.insert("CNI_ARGS", String::new());
     assert_parameters(&stage.heard()[0], &wanted);

@@ -11,7 +11,8 @@ use slicectl::cni::Network;
 use crate::stage::Stage;
 
 fn network(stage: &Stage) -> Network {
-    let ipam = json!({"type": "host-local", "dataDir": stage.path("data"), "subnet": "10.1.0.0/16"});
+    let ipam =
+        json!({"type": "host-local", "dataDir": stage.path("data"), "subnet": "10.1.0.0/16"});
     let config = json!({
         "cniVersion": "1.0.0", "name": "net",
         "plugins": [{"type": "one", "ipam": ipam}, {"type": "two", "ipam": {"type": "static"}}, {"type": "three", "ipam": ipam}]
@@ -54,14 +55,18 @@ fn a_sweep_removes_what_is_stale_and_leaves_strangers_alone() {
     put("ours-dead", "ours-dead\r\neth0");
     fs::write(neighbour.join("10.1.0.2"), "ours-dead\r\neth0").unwrap();
     let before = files(&folder);
-    let removed = stage.runtime.sweep_host_local(&network, |id| id == "ours-dead");
+    let removed = stage
+        .runtime
+        .sweep_host_local(&network, |id| id == "ours-dead");
     let gone = ["10.1.0.2", "10.1.0.3", "10.1.0.6", "fd00::2"];
     assert_eq!(removed.unwrap(), gone.map(|name| folder.join(name)));
     let mut left = before;
     left.retain(|name, _| !gone.contains(&name.as_str()));
     assert_eq!(files(&folder), left);
     assert_eq!(files(&neighbour).len(), 1);
-    let again = stage.runtime.sweep_host_local(&network, |id| id == "ours-dead");
+    let again = stage
+        .runtime
+        .sweep_host_local(&network, |id| id == "ours-dead");
     assert!(again.unwrap().is_empty());
 }
 

@@ -69,11 +69,7 @@ async fn gc_is_alone() {
     let first = stage.runtime.add(&network, &other);
     let gc = async {
         wait_for(1).await;
-        let valid = Valid {
-            container_id: "other".into(),
-            ifname: "eth0".into(),
-        };
-        runtime.gc(&network, &[valid]).await.unwrap();
+        runtime.gc(&network, &[Valid::from(&other)]).await.unwrap();
     };
     let second = async {
         wait_for(2).await;

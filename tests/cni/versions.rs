@@ -120,6 +120,7 @@ async fn the_version_is_settled_with_the_plugins_for_good() {
     let settled = stage.runtime.negotiate(&found).await.unwrap();
     assert_eq!(settled.cni_version, Version::V1_0_0);
     assert_eq!(settled.plugins, found.plugins);
+    assert_eq!(settled.digest(), found.digest());
     let back = serde_json::to_string(&settled).unwrap();
     let back: Network = serde_json::from_str(&back).unwrap();
     assert_eq!(back.cni_version, Version::V1_0_0);
@@ -132,12 +133,17 @@ async fn the_version_is_settled_with_the_plugins_for_good() {
         .append(true)
         .open(stage.path("bin/one"))
         .unwrap();
-    program.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    program
+        .set_modified(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap();
     drop(program);
     let error = stage.runtime.negotiate(&found).await.unwrap_err();
     assert!(matches!(error, Error::UnsupportedVersion { .. }));
     let text = error.to_string();
-    assert!(text.contains("`one`") && text.contains("0.1.0, 0.2.0"), "{text}");
+    assert!(
+        text.contains("`one`") && text.contains("0.1.0, 0.2.0"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -200,13 +206,25 @@ fn a_result_is_read_whole() {
     assert_eq!(eth0.socket_path.as_deref(), Some("/s"));
     assert_eq!(eth0.pci_id.as_deref(), Some("0000:00:01.0"));
     let ip = &read.ips[0];
-    assert_eq!((ip.address.ip().to_string(), ip.address.prefix()), ("10.1.0.5".into(), 16));
-    assert_eq!(ip.gateway.map(|it| it.to_string()).as_deref(), Some("10.1.0.1"));
+    assert_eq!(
+        (ip.address.ip().to_string(), ip.address.prefix()),
+        ("10.1.0.5".into(), 16)
+    );
+    assert_eq!(
+        ip.gateway.map(|it| it.to_string()).as_deref(),
+        Some("10.1.0.1")
+    );
     assert_eq!(read.interface_of(ip), Some(eth0));
-    assert_eq!((read.ips[1].gateway, read.interface_of(&read.ips[1])), (None, None));
+    assert_eq!(
+        (read.ips[1].gateway, read.interface_of(&read.ips[1])),
+        (None, None)
+    );
     let route = &read.routes[1];
     assert_eq!((route.mtu, route.advmss), (Some(1400), Some(1360)));
-    assert_eq!((route.priority, route.table, route.scope), (Some(5), Some(100), Some(253)));
+    assert_eq!(
+        (route.priority, route.table, route.scope),
+        (Some(5), Some(100), Some(253))
+    );
     assert_eq!(read.dns.domain.as_deref(), Some("a.example"));
     assert_eq!(read.dns.search, ["b.example"]);
     assert_eq!(read.dns.options, ["ndots:2"]);

@@ -8,8 +8,11 @@
 
 mod climb;
 mod descend;
+mod bridged;
 mod isolated;
+mod plugged;
 mod step;
+mod stray;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
@@ -28,9 +31,11 @@ use super::{Probe, ground};
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::event::EventType;
 use crate::api::meta::{Name, Uid};
+use crate::api::network::{Connection, NetworkSpec};
 use crate::api::rung::Rung;
 use crate::api::vm::Vm;
 use crate::clock;
+use crate::cni::Runtime;
 use crate::host::iptables::Backend;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
@@ -93,6 +98,18 @@ pub struct Engine {
     pub steps: AtomicU64,
     /// Groups that wait for one of their VMs.
     pub waiting: Mutex<HashSet<Name>>,
+    /// Runs the plugins of CNI networks.
+    pub cni: Runtime,
+    /// CNI VMs whose plugins have been asked, since the start or the last resync, whether all is as they made it.
+    pub checked: Mutex<HashSet<Uid>>,
+}
+
+/// The link of the host namespace that tells of a VM.
+pub struct HostLink {
+    /// Its name.
+    pub link: String,
+    /// It was made already.
+    pub stands: bool,
 }
 
 /// Looks again at what cannot be helped by trying harder.
@@ -141,6 +158,31 @@ impl Engine {
                     let vms = world.vms_of(&group.meta.name).count();
                     !group.meta.deleting && vms == group.spec.count as usize
                 })
+        })
+    }
+
+    /// By which link of the host namespace a VM is to be known; none when there is no such VM.
+    pub fn host_link(&self, uid: Uid) -> Option<HostLink> {
+        self.store.read(|world| {
+            let vm = world.vm(uid)?;
+            let page = world.page(uid, Rung::Net);
+            let mark = page.and_then(|page| page.mark.as_ref());
+            let known: Option<Connection> = mark.and_then(|mark| serde_json::from_str(mark).ok());
+            let link = match (&vm.spec.network, known) {
+                (NetworkSpec::Bridge(bridge), _) => bridge.tap(vm.index),
+                (
+                    NetworkSpec::Cni(_),
+                    Some(Connection {
+                        host_link: Some(link),
+                        ..
+                    }),
+                ) => link,
+                (NetworkSpec::Isolated(_) | NetworkSpec::Cni(_), _) => {
+                    owner::vm_names(&self.instance, uid).host_link
+                }
+            };
+            let stands = page.is_some_and(|page| page.held);
+            Some(HostLink { link, stands })
         })
     }
 
@@ -205,8 +247,10 @@ impl Engine {
     fn nudge_waiting_vms(&self) {
         let waiting: Vec<Uid> = self.store.read(|world| {
             let waits = |vm: &&Vm| {
-                let net = world.page(vm.meta.uid, Rung::Net);
-                !net.is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
+                [Rung::Net, Rung::Firewall].into_iter().any(|rung| {
+                    let page = world.page(vm.meta.uid, rung);
+                    !page.is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
+                })
             };
             world.vms().filter(waits).map(|vm| vm.meta.uid).collect()
         });

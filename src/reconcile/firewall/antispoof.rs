@@ -87,6 +87,17 @@ pub fn program(mac: Mac, ip: Ipv4Addr) -> Vec<Insn> {
     assemble(&lines.concat())
 }
 
+/// A name for a program: 12 hexadecimal digits of a hash over its instructions.
+pub fn digest(program: &[Insn]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for insn in program {
+        hasher.update(&insn.code.to_be_bytes());
+        hasher.update(&[insn.jt, insn.jf]);
+        hasher.update(&insn.k.to_be_bytes());
+    }
+    hasher.finalize().to_hex()[..12].to_owned()
+}
+
 fn ethernet(mac: Mac) -> Vec<Line<Label>> {
     let mut lines = at_least(PAYLOAD);
     lines.extend([

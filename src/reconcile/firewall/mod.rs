@@ -5,6 +5,7 @@ mod act;
 pub mod antispoof;
 mod observe;
 mod plan;
+pub mod port;
 pub mod redirect;
 pub mod rules;
 

@@ -3,9 +3,11 @@
 
 mod act;
 pub mod cni;
+mod files;
 mod observe;
 mod place;
 mod plan;
+pub mod port;
 mod settings;
 
 use std::sync::{Mutex, PoisonError};

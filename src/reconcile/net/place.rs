@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::super::Conflict;
-use super::RECORD;
+use super::files;
 use super::plan::NetnsSeen;
 use crate::host::error::exists_is_done;
-use crate::host::fs::Durability;
 use crate::host::link::{Change, State};
 use crate::host::netlink::Handle;
 use crate::host::netns::{self, Netns};
@@ -105,13 +104,10 @@ impl Place<'_> {
     }
 
     pub fn look(&self) -> Result<Seen, Error> {
-        let dir = self.vm_dir();
+        let files::Seen { record, dir } = files::observe(&self.vm_dir())?;
         Ok(Seen {
-            record: fs::read_text(&dir.join(RECORD))?,
-            dir: match fs::look_at_dir(&dir)? {
-                fs::Dir::Present(_) => true,
-                fs::Dir::Absent | fs::Dir::NotADirectory => false,
-            },
+            record,
+            dir,
             handle: read_link(&self.handle())?,
         })
     }
@@ -123,13 +119,6 @@ impl Place<'_> {
             Err(error) if error.kind == Kind::Absent => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    pub fn write_record(&self, record: &str) -> Result<(), Error> {
-        let dir = self.vm_dir();
-        fs::make_dir(&dir, 0o755)?;
-        let path = dir.join(RECORD);
-        fs::write(&path, record.as_bytes(), 0o600, Durability::Process)
     }
 
     /// A namespace with its label on `lo`, which is up, and whatever `settle` does before anyone can see it. `None`: there is
@@ -166,14 +155,10 @@ impl Place<'_> {
         exists_is_done(made)
     }
 
-    /// These files of the run directory and then the record: while it is there, the directory says whose it is.
-    pub fn remove_dir(&self, files: &[&str]) -> Result<(), Error> {
-        remove_vacant(&self.netns())?;
-        let dir = self.vm_dir();
-        for file in files.iter().chain([&RECORD]) {
-            fs::remove(&dir.join(file))?;
-        }
-        fs::remove_empty_dir(&dir)
+    /// The run directory, and what is left below the mount of a namespace.
+    pub fn remove_dir(&self) -> Result<(), Error> {
+        files::remove_vacant(&self.netns())?;
+        files::remove(&self.vm_dir())
     }
 }
 
@@ -217,17 +202,5 @@ fn read_link(path: &Path) -> Result<Option<PathBuf>, Error> {
         // No symlink: a mount point, a file. It points to itself.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(Some(path.to_owned())),
         Err(e) => Err(fail(e)),
-    }
-}
-
-/// The empty file below a namespace's mount, which a crash leaves when it comes just before mounting or just after unmounting.
-/// What is mounted on is busy, and stays.
-fn remove_vacant(path: &Path) -> Result<(), Error> {
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if found.is_file() && found.len() == 0 => match fs::remove(path) {
-            Err(error) if error.kind == Kind::Busy => Ok(()),
-            removed => removed,
-        },
-        _ => Ok(()),
     }
 }

@@ -31,7 +31,8 @@ const SETTINGS: [(&str, &str); 14] = [
 
 /// Switches IPv6 off on one link of the host.
 pub(super) fn ipv6_off(link: &str) -> String {
-    format!("net.ipv6.conf.{link}.disable_ipv6")
+    // Slashes, because a link's name may have dots.
+    format!("net/ipv6/conf/{link}/disable_ipv6")
 }
 
 /// Writes them all in the calling thread's namespace. A kernel without IPv6 has no IPv6 to switch off.

@@ -1,0 +1,36 @@
+//! The Firewall rung in bridge mode: the filter at a VM's TAP, read back, and then its gate, which is that the TAP is up.
+//! Not here: the TAP as the bridge's port (the Net rung); what the filter lets pass ([`super::antispoof`]).
+
+mod act;
+mod observe;
+mod plan;
+
+use crate::host;
+use crate::host::netlink::Handle;
+use crate::reconcile::{Conflict, Reconcile};
+
+pub use plan::{Action, Desired, Filter, Observed, Pass, TapSeen};
+
+/// The rung's hands.
+pub struct Gate {
+    /// A socket in the host namespace.
+    pub netlink: Handle,
+}
+
+impl Reconcile for Gate {
+    type Desired = Desired;
+    type Observed = Observed;
+    type Action = Action;
+
+    fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+        plan::plan(desired, observed)
+    }
+
+    async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
+        observe::observe(self, desired).await
+    }
+
+    async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
+        act::act(self, desired, action).await
+    }
+}

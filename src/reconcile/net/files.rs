@@ -1,0 +1,57 @@
+//! A VM's run directory: made with the record, removed with it. The same in every mode.
+//! Not here: what the record says; what the VMM keeps there.
+
+use std::path::Path;
+
+use super::{LOCK, RECORD};
+use crate::host::fs::{self, Durability};
+use crate::host::{Error, Kind};
+
+/// What of a run directory is there.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(super) struct Seen {
+    /// The record's text; none: no such file.
+    pub(super) record: Option<String>,
+    /// The directory.
+    pub(super) dir: bool,
+}
+
+pub(super) fn observe(dir: &Path) -> Result<Seen, Error> {
+    let record = fs::read_text(&dir.join(RECORD))?;
+    let dir = match fs::look_at_dir(dir)? {
+        fs::Dir::Present(_) => true,
+        fs::Dir::Absent | fs::Dir::NotADirectory => false,
+    };
+    Ok(Seen { record, dir })
+}
+
+pub(super) fn write_record(dir: &Path, record: &str) -> Result<(), Error> {
+    fs::make_dir(dir, 0o755)?;
+    fs::write(
+        &dir.join(RECORD),
+        record.as_bytes(),
+        0o600,
+        Durability::Process,
+    )
+}
+
+/// The record goes last: while it is there, the directory says whose it is.
+pub(super) fn remove(dir: &Path) -> Result<(), Error> {
+    fs::remove(&dir.join(LOCK))?;
+    let record = dir.join(RECORD);
+    fs::remove_draft(&record)?;
+    fs::remove(&record)?;
+    fs::remove_empty_dir(dir)
+}
+
+/// The empty file below a namespace's mount, which a crash leaves when it comes just before mounting or just after unmounting.
+/// What is mounted on is busy, and stays.
+pub(super) fn remove_vacant(path: &Path) -> Result<(), Error> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() && found.len() == 0 => match fs::remove(path) {
+            Err(error) if error.kind == Kind::Busy => Ok(()),
+            removed => removed,
+        },
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,143 @@
+//! One step of a VM's port.
+//! Not here: which steps, and in which order.
+
+use super::Port;
+use super::plan::{Action, Desired, Remains, Slot};
+use crate::api::network::TapOwner;
+use crate::host::error::{absent_is_done, exists_is_done};
+use crate::host::link::{Change, Link};
+use crate::host::{Error, bridge, fdb, link, neigh, sysctl, tap};
+use crate::reconcile::net::{files, settings};
+
+pub(super) async fn act(port: &Port, desired: &Desired, action: &Action) -> Result<(), Error> {
+    match (action, &desired.slot) {
+        (Action::DeleteTap(owned), _) => delete_tap(port, owned.thing()).await,
+        (Action::UnpinNeighbour(remains), _) => unpin_neighbour(port, desired, remains).await,
+        (Action::RemoveRunDir, _) => files::remove(&desired.vm_dir()),
+        (Action::WriteRecord, Some(slot)) => files::write_record(&desired.vm_dir(), &slot.record),
+        (Action::CreateTap(owner), Some(slot)) => create_tap(port, desired, slot, *owner).await,
+        (Action::Configure, Some(slot)) => configure(port, desired, slot).await,
+        (Action::DisableIpv6, Some(_)) => disable_ipv6(port, desired).await,
+        (Action::Enslave, Some(slot)) => enslave(port, desired, slot).await,
+        (Action::SetPort, Some(slot)) => set_port(port, desired, slot).await,
+        (Action::PinMac, Some(_)) => pin_mac(port, desired).await,
+        (Action::PinNeighbour, Some(slot)) => pin_neighbour(port, desired, slot).await,
+        (
+            Action::WriteRecord
+            | Action::CreateTap(_)
+            | Action::Configure
+            | Action::DisableIpv6
+            | Action::Enslave
+            | Action::SetPort
+            | Action::PinMac
+            | Action::PinNeighbour,
+            None,
+        ) => Ok(()),
+    }
+}
+
+async fn delete_tap(port: &Port, name: &str) -> Result<(), Error> {
+    match link::get(&port.netlink, name).await? {
+        None => Ok(()),
+        Some(found) => absent_is_done(link::delete(&port.netlink, found.index).await),
+    }
+}
+
+async fn create_tap(
+    port: &Port,
+    desired: &Desired,
+    slot: &Slot,
+    owner: TapOwner,
+) -> Result<(), Error> {
+    let bridge = find(port, &slot.bridge).await?;
+    let owner = tap::Owner {
+        uid: owner.uid,
+        gid: owner.gid,
+    };
+    let born = Change {
+        alias: Some(desired.label.to_string()),
+        mac: Some(desired.names().port_mac.0),
+        mtu: Some(bridge.mtu),
+        ..Change::default()
+    };
+    let name = desired.tap.clone();
+    let create = move || tap::create(&name, owner, &born);
+    exists_is_done(port.home.run(create).await)
+}
+
+async fn configure(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Error> {
+    let right = Change {
+        mac: Some(desired.names().port_mac.0),
+        mtu: Some(find(port, &slot.bridge).await?.mtu),
+        ..Change::default()
+    };
+    let tap = find(port, &desired.tap).await?;
+    link::set(&port.netlink, tap.index, &right).await
+}
+
+async fn disable_ipv6(port: &Port, desired: &Desired) -> Result<(), Error> {
+    let key = settings::ipv6_off(&desired.tap);
+    let write = move || absent_is_done(sysctl::write(&key, "1"));
+    port.home.run(write).await
+}
+
+async fn enslave(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Error> {
+    let under = Change {
+        master: Some(find(port, &slot.bridge).await?.index),
+        ..Change::default()
+    };
+    let tap = find(port, &desired.tap).await?;
+    let done = link::set(&port.netlink, tap.index, &under).await;
+    done.map_err(|error| match error.source.raw_os_error() {
+        // `find_portno` of net/bridge/br_if.c: port numbers have ten bits, and 0 is none.
+        Some(libc::EXFULL) => Error::other(
+            "add a port to bridge",
+            &slot.bridge,
+            "it has 1023 ports, and no bridge can have more",
+        ),
+        _ => error,
+    })
+}
+
+async fn set_port(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Error> {
+    let flags = bridge::Port {
+        isolated: slot.isolated,
+        learning: !slot.antispoof,
+        unicast_flood: !slot.antispoof,
+    };
+    let tap = find(port, &desired.tap).await?;
+    bridge::set_port(&port.netlink, tap.index, flags).await
+}
+
+async fn pin_mac(port: &Port, desired: &Desired) -> Result<(), Error> {
+    let tap = find(port, &desired.tap).await?;
+    let entry = fdb::Entry::sticky(tap.index, desired.names().guest_mac.0);
+    fdb::replace(&port.netlink, entry).await
+}
+
+async fn pin_neighbour(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Error> {
+    let pinned = neigh::Neigh {
+        index: find(port, &slot.bridge).await?.index,
+        ip: slot.ip,
+        mac: desired.names().guest_mac.0,
+    };
+    neigh::replace(&port.netlink, pinned).await
+}
+
+async fn unpin_neighbour(port: &Port, desired: &Desired, remains: &Remains) -> Result<(), Error> {
+    let Some(bridge) = link::get(&port.netlink, &remains.bridge).await? else {
+        return Ok(());
+    };
+    let pinned = neigh::Neigh {
+        index: bridge.index,
+        ip: remains.ip,
+        mac: desired.names().guest_mac.0,
+    };
+    absent_is_done(neigh::delete(&port.netlink, pinned).await)
+}
+
+async fn find(port: &Port, name: &str) -> Result<Link, Error> {
+    let gone = std::io::Error::from_raw_os_error(libc::ENODEV);
+    let found = link::get(&port.netlink, name).await?;
+    found.ok_or_else(|| Error::io("find link", name, gone))
+}

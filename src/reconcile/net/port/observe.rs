@@ -1,0 +1,95 @@
+//! What is there of a VM's port. No listing: each question names what it asks for, so the answer costs the same beside 1,000 VMs.
+//! Not here: what ought to be.
+
+use super::Port;
+use super::plan::{BridgeSeen, Desired, Entry, Observed, TapSeen};
+use crate::api::network::Mac;
+use crate::host::link::Link;
+use crate::host::{self, fdb, link, neigh, sysctl};
+use crate::reconcile::net::observe::{mac, tap_owner};
+use crate::reconcile::net::{files, settings};
+
+pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, host::Error> {
+    let files::Seen { record, dir } = files::observe(&desired.vm_dir())?;
+    let tap = link::get(&port.netlink, &desired.tap).await?;
+    let mut observed = Observed {
+        record,
+        dir,
+        ..Observed::default()
+    };
+    let mut bridge = None;
+    if let Some(place) = desired.place() {
+        bridge = link::get(&port.netlink, &place.bridge).await?;
+        if let Some(bridge) = &bridge {
+            let pinned = neigh::get(&port.netlink, bridge.index, place.ip).await?;
+            observed.pinned = pinned.map(|pinned| Mac(pinned.mac));
+        } else if desired.slot.is_some() {
+            return Err(host::Error::other(
+                "find bridge",
+                place.bridge,
+                "it is not there yet; the ground makes it first",
+            ));
+        }
+    }
+    if desired.slot.is_some()
+        && let Some(bridge) = bridge.as_ref().filter(|bridge| is_bridge(bridge))
+    {
+        observed.entry = observe_entry(port, desired, bridge.index, tap.as_ref()).await?;
+    }
+    let master = bridge.as_ref().map(|bridge| bridge.index);
+    observed.bridge = bridge.map(|bridge| BridgeSeen {
+        bridge: is_bridge(&bridge),
+        alias: bridge.alias,
+        mac: mac(bridge.mac),
+        mtu: bridge.mtu,
+    });
+    observed.tap = match tap {
+        Some(tap) => Some(observe_tap(port, desired, &tap, master).await?),
+        None => None,
+    };
+    Ok(observed)
+}
+
+async fn observe_tap(
+    port: &Port,
+    desired: &Desired,
+    tap: &Link,
+    master: Option<u32>,
+) -> Result<TapSeen, host::Error> {
+    let key = settings::ipv6_off(&desired.tap);
+    let ipv6 = port.home.run(move || sysctl::read_many(&[&key])).await?;
+    let flags = tap.port.unwrap_or_default();
+    Ok(TapSeen {
+        alias: tap.alias.clone(),
+        owner: tap_owner(tap),
+        mac: mac(tap.mac),
+        mtu: tap.mtu,
+        enslaved: tap.master.is_some() && tap.master == master,
+        isolated: flags.isolated,
+        learning: flags.learning,
+        unicast_flood: flags.unicast_flood,
+        // A kernel without IPv6 has none to switch off.
+        ipv6_off: ipv6.into_iter().flatten().all(|value| value == "1"),
+    })
+}
+
+async fn observe_entry(
+    port: &Port,
+    desired: &Desired,
+    bridge: u32,
+    tap: Option<&Link>,
+) -> Result<Option<Entry>, host::Error> {
+    let guest = desired.names().guest_mac;
+    let found = fdb::get(&port.netlink, bridge, guest.0).await?;
+    let leads_here = |entry: &fdb::Entry| tap.is_some_and(|tap| tap.index == entry.port);
+    Ok(found.map(|entry| match entry.sort {
+        fdb::Sort::Sticky if leads_here(&entry) => Entry::Sticky,
+        fdb::Sort::Sticky | fdb::Sort::Static | fdb::Sort::Local | fdb::Sort::Learned => {
+            Entry::Other
+        }
+    }))
+}
+
+fn is_bridge(link: &Link) -> bool {
+    link.kind.as_deref() == Some("bridge")
+}

@@ -1,0 +1,335 @@
+//! What is to be done for a VM's port. Pure.
+//! Not here: the TAP's being up; filters.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::network::{Mac, TapOwner};
+use crate::owner::{self, Label, Owned, Owner, RunDir, VmNames};
+use crate::reconcile::Conflict;
+
+/// What ought to be for one VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Desired {
+    /// Whose it is: MACs are made from it.
+    pub label: Label,
+    /// Where the record stands.
+    pub run_dir: PathBuf,
+    /// The TAP's name.
+    pub tap: String,
+    /// The port; none: nothing of it.
+    #[serde(default)]
+    pub slot: Option<Slot>,
+    /// Where the VM was, as far as that is known, when there is to be nothing.
+    #[serde(default)]
+    pub remains: Option<Remains>,
+}
+
+/// A port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Slot {
+    /// The bridge, which the ground makes unless somebody else has.
+    pub bridge: String,
+    /// The VM's address.
+    pub ip: Ipv4Addr,
+    /// Who may open the TAP.
+    pub tap_owner: TapOwner,
+    /// It does not reach other ports that are isolated, too.
+    pub isolated: bool,
+    /// The guest may send from its own MAC only, so that there is nothing to learn.
+    pub antispoof: bool,
+    /// What a daemon that has lost its state reads to adopt the VM.
+    pub record: String,
+}
+
+/// Where a VM was.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Remains {
+    /// The bridge.
+    pub bridge: String,
+    /// The VM's address.
+    pub ip: Ipv4Addr,
+}
+
+/// What is.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Observed {
+    /// The record's text; none: no such file.
+    pub record: Option<String>,
+    /// The VM's run directory is there.
+    pub dir: bool,
+    /// What bears the TAP's name.
+    pub tap: Option<TapSeen>,
+    /// What bears the bridge's name. That there is none, when a slot is wanted, is an error of looking.
+    pub bridge: Option<BridgeSeen>,
+    /// What the bridge knows of the guest's MAC.
+    pub entry: Option<Entry>,
+    /// The permanent neighbour of the VM's address on the bridge.
+    pub pinned: Option<Mac>,
+}
+
+/// A link called as the TAP.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TapSeen {
+    /// Its label.
+    pub alias: Option<String>,
+    /// It is a TAP, persistent, with one queue, and this is who may open it; none: another kind of link.
+    pub owner: Option<TapOwner>,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Bytes.
+    pub mtu: u32,
+    /// It is a port of the wanted bridge.
+    pub enslaved: bool,
+    /// It does not reach other ports that are isolated, too.
+    pub isolated: bool,
+    /// Source addresses seen here become entries.
+    pub learning: bool,
+    /// Frames to unknown addresses go out here.
+    pub unicast_flood: bool,
+    /// The host speaks no IPv6 on it.
+    pub ipv6_off: bool,
+}
+
+/// A link called as the bridge.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BridgeSeen {
+    /// It is a bridge.
+    pub bridge: bool,
+    /// Its label.
+    pub alias: Option<String>,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Bytes.
+    pub mtu: u32,
+}
+
+/// A forwarding entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Entry {
+    /// Leads to the TAP, never forgotten and never moved.
+    Sticky,
+    /// Leads elsewhere, or may.
+    Other,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Action {
+    /// Write the record.
+    WriteRecord,
+    /// Remove the TAP, and with it its place in the bridge and all entries that lead to it.
+    DeleteTap(Owned<String>),
+    /// Make the TAP, labelled, down.
+    CreateTap(TapOwner),
+    /// Set MAC and MTU.
+    Configure,
+    /// Switch IPv6 off on the TAP: what the host says there, it says to the guest alone, and no one listens to the answer.
+    DisableIpv6,
+    /// Make the TAP a port of the bridge.
+    Enslave,
+    /// Set what the bridge does with the port.
+    SetPort,
+    /// Tell the bridge where the guest's MAC is.
+    PinMac,
+    /// Tell the host the guest's MAC.
+    PinNeighbour,
+    /// Forget the guest's MAC on that bridge.
+    UnpinNeighbour(Remains),
+    /// Remove the VM's run directory.
+    RemoveRunDir,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WriteRecord => f.write_str("write the VM's record"),
+            Self::DeleteTap(tap) => write!(f, "delete TAP {}", tap.thing()),
+            Self::CreateTap(owner) => write!(f, "create the TAP for uid {owner}"),
+            Self::Configure => f.write_str("set MAC and MTU of the TAP"),
+            Self::DisableIpv6 => f.write_str("disable IPv6 on the host's side of the TAP"),
+            Self::Enslave => f.write_str("make the TAP a port of the bridge"),
+            Self::SetPort => f.write_str("set isolation, learning and flooding of the port"),
+            Self::PinMac => f.write_str("pin the guest's MAC to the port"),
+            Self::PinNeighbour => f.write_str("pin the guest's MAC on the bridge"),
+            Self::UnpinNeighbour(remains) => {
+                write!(f, "unpin neighbour {} on {}", remains.ip, remains.bridge)
+            }
+            Self::RemoveRunDir => f.write_str("remove the VM's run directory"),
+        }
+    }
+}
+
+impl Desired {
+    /// The VM's names.
+    pub fn names(&self) -> VmNames {
+        owner::names_of(&self.label)
+    }
+
+    /// Its own directory.
+    pub fn vm_dir(&self) -> PathBuf {
+        RunDir(self.run_dir.clone()).vm_dir(owner::uid_of(&self.label))
+    }
+
+    /// Where the VM is to be, or was.
+    pub fn place(&self) -> Option<Remains> {
+        let place = self.slot.as_ref().map(|slot| Remains {
+            bridge: slot.bridge.clone(),
+            ip: slot.ip,
+        });
+        place.or_else(|| self.remains.clone())
+    }
+}
+
+pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+    match &desired.slot {
+        None => Ok(teardown(desired, observed)),
+        Some(slot) => build(desired, slot, observed),
+    }
+}
+
+fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
+    let mut plan = Vec::new();
+    let tap = observed.tap.as_ref();
+    if let Some(tap) = tap.and_then(|tap| owned(desired, tap)) {
+        plan.push(Action::DeleteTap(tap));
+    }
+    // The MAC is the VM's alone: whoever now has the address has pinned another.
+    if let Some(remains) = &desired.remains
+        && observed.pinned == Some(desired.names().guest_mac)
+    {
+        plan.push(Action::UnpinNeighbour(remains.clone()));
+    }
+    if observed.dir {
+        plan.push(Action::RemoveRunDir);
+    }
+    plan
+}
+
+fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+    let bridge = the_bridge(slot, observed)?;
+    let mut plan = Vec::new();
+    if observed.record.as_ref() != Some(&slot.record) {
+        plan.push(Action::WriteRecord);
+    }
+    let kept = plan_tap(desired, slot, bridge, observed.tap.as_ref(), &mut plan)?;
+    let enslaved = kept.is_some_and(|tap| tap.enslaved);
+    if !enslaved {
+        plan.push(Action::Enslave);
+    }
+    // A new port has the kernel's flags, and its entries are gone with the old one.
+    if !kept.is_some_and(|tap| tap.enslaved && has_flags(tap, slot)) {
+        plan.push(Action::SetPort);
+    }
+    if !enslaved || observed.entry != Some(Entry::Sticky) {
+        plan.push(Action::PinMac);
+    }
+    plan_neighbour(desired, slot, bridge, observed.pinned, &mut plan)?;
+    Ok(plan)
+}
+
+fn the_bridge<'a>(slot: &Slot, observed: &'a Observed) -> Result<&'a BridgeSeen, Conflict> {
+    let usable = observed.bridge.as_ref().filter(|seen| seen.bridge);
+    usable.ok_or_else(|| Conflict {
+        thing: format!("link {}", slot.bridge),
+        remedy: format!(
+            "it is no bridge: rename or remove it (ip link set {} name OTHER), or name another bridge",
+            slot.bridge
+        ),
+    })
+}
+
+/// The TAP that stays, if one does.
+fn plan_tap<'a>(
+    desired: &Desired,
+    slot: &Slot,
+    bridge: &BridgeSeen,
+    seen: Option<&'a TapSeen>,
+    plan: &mut Vec<Action>,
+) -> Result<Option<&'a TapSeen>, Conflict> {
+    let mut kept = None;
+    if let Some(tap) = seen {
+        let ours = owned(desired, tap).ok_or_else(|| stranger(desired, tap))?;
+        match tap.owner == Some(slot.tap_owner) {
+            true => kept = Some(tap),
+            false => plan.push(Action::DeleteTap(ours)),
+        }
+    }
+    match kept {
+        None => plan.push(Action::CreateTap(slot.tap_owner)),
+        Some(tap) if tap.mac != desired.names().port_mac || tap.mtu != bridge.mtu => {
+            plan.push(Action::Configure);
+        }
+        Some(_) => {}
+    }
+    if !kept.is_some_and(|tap| tap.ipv6_off) {
+        plan.push(Action::DisableIpv6);
+    }
+    Ok(kept)
+}
+
+fn plan_neighbour(
+    desired: &Desired,
+    slot: &Slot,
+    bridge: &BridgeSeen,
+    pinned: Option<Mac>,
+    plan: &mut Vec<Action>,
+) -> Result<(), Conflict> {
+    let guest = desired.names().guest_mac;
+    let ground = desired.label.instance.ground_label();
+    let bridge_is_ours = || {
+        let alias = bridge.alias.as_deref();
+        let claimed = ground.claim_bridge(&slot.bridge, alias, bridge.mac);
+        claimed.is_some()
+    };
+    match pinned {
+        Some(mac) if mac == guest => Ok(()),
+        // On a bridge of somebody else it is somebody else's, and two machines have one address.
+        Some(mac) if !bridge_is_ours() => Err(Conflict {
+            thing: format!("the permanent neighbour {} at {mac}", slot.ip),
+            remedy: format!(
+                "remove it: ip neigh del {} dev {}; or keep that address from the group",
+                slot.ip, slot.bridge
+            ),
+        }),
+        Some(_) | None => {
+            plan.push(Action::PinNeighbour);
+            Ok(())
+        }
+    }
+}
+
+fn has_flags(tap: &TapSeen, slot: &Slot) -> bool {
+    let open = !slot.antispoof;
+    tap.isolated == slot.isolated && tap.learning == open && tap.unicast_flood == open
+}
+
+/// The TAP is born labelled, so there is no telling by its MAC.
+fn owned(desired: &Desired, tap: &TapSeen) -> Option<Owned<String>> {
+    desired
+        .label
+        .claim(desired.tap.clone(), tap.alias.as_deref())
+}
+
+fn stranger(desired: &Desired, tap: &TapSeen) -> Conflict {
+    let label: Option<Label> = tap.alias.as_deref().and_then(|alias| alias.parse().ok());
+    let whose = label.and_then(|label| match label.owner {
+        Owner::Vm { name, .. } => Some(format!("it is VM {name}'s; choose another tap_prefix")),
+        Owner::Ground => None,
+    });
+    let rename = || {
+        format!(
+            "rename or remove it: ip link set {} name OTHER",
+            desired.tap
+        )
+    };
+    Conflict {
+        thing: format!("link {}", desired.tap),
+        remedy: whose.unwrap_or_else(rename),
+    }
+}
