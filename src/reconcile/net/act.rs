@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 
 use super::plan::{Action, Desired, Side};
-use super::{LOCK, MTU, NEXT_HOP, Net, settings};
+use super::{MTU, NEXT_HOP, Net, files, settings};
 use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::link::{Change, State, VethEnd};
@@ -21,7 +21,7 @@ const FADING_STEP: std::time::Duration = std::time::Duration::from_millis(10);
 pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
         Action::WriteRecord => match &desired.slot {
-            Some(slot) => desired.place().write_record(&slot.record),
+            Some(slot) => files::write_record(&desired.vm_dir(), &slot.record),
             None => Ok(()),
         },
         Action::CreateNetns => create_netns(net, desired).await,
@@ -49,7 +49,7 @@ pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result
             net.door.leave();
             absent_is_done(netns::delete(owned.thing()).await)
         }
-        Action::RemoveRunDir => desired.place().remove_dir(&[LOCK]),
+        Action::RemoveRunDir => desired.place().remove_dir(),
     }
 }
 

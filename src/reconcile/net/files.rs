@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use super::RECORD;
-use crate::host::Error;
+use super::{LOCK, RECORD};
 use crate::host::fs::{self, Durability};
+use crate::host::{Error, Kind};
 
 /// What of a run directory is there.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -35,10 +35,23 @@ pub(super) fn write_record(dir: &Path, record: &str) -> Result<(), Error> {
     )
 }
 
-/// These files and then the record: while it is there, the directory says whose it is.
-pub(super) fn remove(dir: &Path, files: &[&str]) -> Result<(), Error> {
-    for file in files.iter().chain([&RECORD]) {
-        fs::remove(&dir.join(file))?;
-    }
+/// The record goes last: while it is there, the directory says whose it is.
+pub(super) fn remove(dir: &Path) -> Result<(), Error> {
+    fs::remove(&dir.join(LOCK))?;
+    let record = dir.join(RECORD);
+    fs::remove_draft(&record)?;
+    fs::remove(&record)?;
     fs::remove_empty_dir(dir)
+}
+
+/// The empty file below a namespace's mount, which a crash leaves when it comes just before mounting or just after unmounting.
+/// What is mounted on is busy, and stays.
+pub(super) fn remove_vacant(path: &Path) -> Result<(), Error> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() && found.len() == 0 => match fs::remove(path) {
+            Err(error) if error.kind == Kind::Busy => Ok(()),
+            removed => removed,
+        },
+        _ => Ok(()),
+    }
 }

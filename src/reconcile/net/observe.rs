@@ -10,7 +10,6 @@ use super::place::Seen;
 use super::plan::{Desired, HostLink, Inside, NetnsSeen, Observed, TapSeen, Uplink};
 use super::{NEXT_HOP, Net, settings};
 use crate::api::network::{Mac, TapOwner};
-use crate::host::error::absent_is_none;
 use crate::host::link::Link;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;

@@ -121,10 +121,6 @@ impl Place<'_> {
         }
     }
 
-    pub fn write_record(&self, record: &str) -> Result<(), Error> {
-        files::write_record(&self.vm_dir(), record)
-    }
-
     /// A namespace with its label on `lo`, which is up, and whatever `settle` does before anyone can see it. `None`: there is
     /// one already.
     pub async fn create_netns(
@@ -159,10 +155,10 @@ impl Place<'_> {
         exists_is_done(made)
     }
 
-    /// These files of the run directory and then the record: while it is there, the directory says whose it is.
-    pub fn remove_dir(&self, files: &[&str]) -> Result<(), Error> {
-        remove_vacant(&self.netns())?;
-        files::remove(&self.vm_dir(), files)
+    /// The run directory, and what is left below the mount of a namespace.
+    pub fn remove_dir(&self) -> Result<(), Error> {
+        files::remove_vacant(&self.netns())?;
+        files::remove(&self.vm_dir())
     }
 }
 
@@ -206,17 +202,5 @@ fn read_link(path: &Path) -> Result<Option<PathBuf>, Error> {
         // No symlink: a mount point, a file. It points to itself.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(Some(path.to_owned())),
         Err(e) => Err(fail(e)),
-    }
-}
-
-/// The empty file below a namespace's mount, which a crash leaves when it comes just before mounting or just after unmounting.
-/// What is mounted on is busy, and stays.
-fn remove_vacant(path: &Path) -> Result<(), Error> {
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if found.is_file() && found.len() == 0 => match fs::remove(path) {
-            Err(error) if error.kind == Kind::Busy => Ok(()),
-            removed => removed,
-        },
-        _ => Ok(()),
     }
 }

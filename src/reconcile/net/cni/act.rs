@@ -1,8 +1,12 @@
 //! One step of a data path that CNI plugins make.
 //! Not here: which steps, and in which order.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
+use ipnetwork::Ipv4Network;
+
+use super::super::files;
 use super::observe::ipv6_off;
 use super::plan::{Action, Basis, Desired, Intent};
 use super::{Attach, IFNAME, INTENT, fault, guest, tap_plugin};
@@ -11,13 +15,14 @@ use crate::cni::{Attachment, Error as CniError, Network};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::fs::Durability;
 use crate::host::link::{Change, State};
-use crate::host::{Error, fs, link, netns, sysctl, tap};
+use crate::host::netlink::Handle;
+use crate::host::{Error, addr, fs, link, netns, sysctl, tap};
 use crate::owner::TAP;
 
 pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
         Action::WriteRecord => match &desired.want {
-            Some(want) => desired.place().write_record(&want.record),
+            Some(want) => files::write_record(&desired.vm_dir(), &want.record),
             None => Ok(()),
         },
         Action::Detach(basis) => detach(attach, basis).await,
@@ -33,6 +38,7 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
                 None => Ok(()),
             }
         }
+        Action::StandIn(addresses) => stand_in(attach, addresses.clone()).await,
         Action::LinkHandle => desired.place().link_handle(),
         Action::WriteIntent => write_new_intent(attach, desired).await,
         Action::RestoreIntent(intent) => write_intent(desired, intent),
@@ -62,8 +68,24 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
             attach.door.leave();
             absent_is_done(netns::delete(owned.thing()).await)
         }
-        Action::RemoveRunDir => desired.place().remove_dir(&[INTENT]),
+        Action::RemoveRunDir => {
+            fs::remove_draft(&desired.vm_dir().join(INTENT))?;
+            desired.place().remove_dir()
+        }
     }
+}
+
+/// A TAP will do: plugins look for a link of that name and for its addresses, and delete it.
+async fn stand_in(attach: &Attach, addresses: BTreeSet<Ipv4Network>) -> Result<(), Error> {
+    let room = attach.door.inside()?;
+    let nobody = tap::Owner { uid: 0, gid: None };
+    let create = move || tap::create(IFNAME, nobody, &Change::default());
+    exists_is_done(room.netns.run(create).await)?;
+    let index = find(&room.netlink, IFNAME).await?;
+    for net in addresses {
+        exists_is_done(addr::add(&room.netlink, addr::Addr { index, net }).await)?;
+    }
+    Ok(())
 }
 
 async fn detach(attach: &Attach, basis: &Basis) -> Result<(), Error> {
@@ -186,11 +208,14 @@ async fn delete_tap(attach: &Attach) -> Result<(), Error> {
 
 async fn change(attach: &Attach, name: &str, change: Change) -> Result<(), Error> {
     let netlink = attach.door.inside()?.netlink;
-    match link::get(&netlink, name).await? {
-        Some(found) => link::set(&netlink, found.index, &change).await,
-        None => {
-            let gone = std::io::Error::from_raw_os_error(libc::ENODEV);
-            Err(Error::io("find link", name, gone))
-        }
-    }
+    let index = find(&netlink, name).await?;
+    link::set(&netlink, index, &change).await
+}
+
+async fn find(netlink: &Handle, name: &str) -> Result<u32, Error> {
+    let found = link::get(netlink, name).await?;
+    found.map(|found| found.index).ok_or_else(|| {
+        let gone = std::io::Error::from_raw_os_error(libc::ENODEV);
+        Error::io("find link", name, gone)
+    })
 }

@@ -169,6 +169,8 @@ pub struct Basis {
 pub enum Action {
     /// Write the record.
     WriteRecord,
+    /// Put a link with these addresses where the plugins' interface was: by them some find what else they have to take back.
+    StandIn(BTreeSet<Ipv4Network>),
     /// DEL of every plugin; with it the cache's record goes.
     Detach(Box<Basis>),
     /// Remove a cache record that nobody can read, and nobody knows what to DEL by.
@@ -207,6 +209,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WriteRecord => f.write_str("write the VM's record"),
+            Self::StandIn(_) => write!(f, "put a stand-in for {IFNAME}"),
             Self::Detach(basis) => write!(f, "detach from CNI network {}", basis.network.name),
             Self::Forget(network) => write!(f, "forget the damaged record of network {network}"),
             Self::RemoveIntent => f.write_str("remove the intent"),
@@ -303,6 +306,10 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
 fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let mut plan = Vec::new();
     undo(desired, observed, &mut plan);
+    if plan.contains(&Action::CreateNetns) {
+        // It is the next look's to take it away, and the run directory last.
+        return plan;
+    }
     if observed.handle.as_ref() == Some(&desired.netns()) {
         plan.push(Action::UnlinkHandle);
     }
@@ -329,7 +336,9 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
             plan.push(Action::DeleteTap);
         }
     }
-    plan.extend(gaps.netns.then_some(Action::CreateNetns));
+    if gaps.netns && !plan.contains(&Action::CreateNetns) {
+        plan.push(Action::CreateNetns);
+    }
     plan.extend(gaps.handle.then_some(Action::LinkHandle));
     let Some((added, eth, tap)) = standing else {
         plan.extend([Action::WriteIntent, Action::Attach]);
@@ -387,8 +396,24 @@ fn undo(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
     let noted = observed.intent != IntentSeen::Absent;
     let cached = observed.added != AddedSeen::Absent;
     if noted || cached {
-        match basis(desired, observed) {
-            Some(basis) => plan.push(Action::Detach(Box::new(basis))),
+        let stand_in = stand_in(observed);
+        let place = match &observed.netns {
+            NetnsSeen::Absent => stand_in.as_ref().map(|_| desired.netns()),
+            // A stranger's namespace in the place of ours is no business of the plugins.
+            NetnsSeen::Present(_) => {
+                owned_netns(desired, observed).map(|netns| netns.thing().clone())
+            }
+        };
+        match basis(desired, observed, place.clone()) {
+            Some(basis) => {
+                if let Some(addresses) = stand_in.filter(|_| place.is_some()) {
+                    if observed.netns == NetnsSeen::Absent {
+                        plan.push(Action::CreateNetns);
+                    }
+                    plan.push(Action::StandIn(addresses));
+                }
+                plan.push(Action::Detach(Box::new(basis)));
+            }
             None if cached => plan.extend(desired.network.clone().map(Action::Forget)),
             None => {}
         }
@@ -398,16 +423,26 @@ fn undo(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
     }
 }
 
+/// The addresses of an interface that ADD made and that is gone. The bridge and ptp plugins (1.1.1) find their masquerade rules by
+/// the addresses inside, and leave them behind where there are none.
+fn stand_in(observed: &Observed) -> Option<BTreeSet<Ipv4Network>> {
+    let added = observed.remembered()?;
+    let gone = observed
+        .inside
+        .as_ref()
+        .is_none_or(|seen| seen.eth.is_none());
+    let addresses = guest::expected(&added.result, &added.attachment).addresses;
+    (gone && !addresses.is_empty()).then_some(addresses)
+}
+
 /// What ADD went by or, when nobody can say that any more, what it would go by now.
-fn basis(desired: &Desired, observed: &Observed) -> Option<Basis> {
+fn basis(desired: &Desired, observed: &Observed, netns: Option<PathBuf>) -> Option<Basis> {
     let (network, attachment) = match (&observed.intent, &observed.added, &observed.conflist) {
         (IntentSeen::Written(intent), _, _) => (&intent.network, intent.attachment.clone()),
         (_, AddedSeen::Remembered(added), _) => (&added.network, added.attachment.clone()),
         (_, _, ConflistSeen::Found(network)) => (&**network, desired.attachment()),
         (_, _, ConflistSeen::Unasked | ConflistSeen::Unusable(_)) => return None,
     };
-    // A stranger's namespace in the place of ours is no business of the plugins.
-    let netns = owned_netns(desired, observed).map(|netns| netns.thing().clone());
     Some(Basis {
         network: network.clone(),
         attachment: Attachment {

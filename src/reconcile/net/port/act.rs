@@ -13,7 +13,7 @@ pub(super) async fn act(port: &Port, desired: &Desired, action: &Action) -> Resu
     match (action, &desired.slot) {
         (Action::DeleteTap(owned), _) => delete_tap(port, owned.thing()).await,
         (Action::UnpinNeighbour(remains), _) => unpin_neighbour(port, desired, remains).await,
-        (Action::RemoveRunDir, _) => files::remove(&desired.vm_dir(), &[]),
+        (Action::RemoveRunDir, _) => files::remove(&desired.vm_dir()),
         (Action::WriteRecord, Some(slot)) => files::write_record(&desired.vm_dir(), &slot.record),
         (Action::CreateTap(owner), Some(slot)) => create_tap(port, desired, slot, *owner).await,
         (Action::Configure, Some(slot)) => configure(port, desired, slot).await,
