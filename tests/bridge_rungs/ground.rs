@@ -237,3 +237,22 @@ fn the_number_of_rules_does_not_depend_on_the_number_of_vms() {
         assert!(Backend::detect().is_ok());
     });
 }
+
+#[test]
+fn a_bridge_of_a_users_without_other_ports_keeps_its_mac() {
+    kernel::private(async {
+        let mut host = Host::new().await;
+        kernel::run("ip link add br0 type bridge && ip link set br0 up");
+        let mac = || kernel::ip("link show br0")[0]["address"].clone();
+        let before = mac();
+        host.ground(footing("br0", &["192.168.137.1/24"])).await;
+        let wishes: Vec<_> = (2..6).map(|number| host.wish(number, "br0")).collect();
+        let ports = wishes.iter().map(|wish| host.port(wish));
+        futures::future::join_all(ports).await;
+        assert_eq!(mac(), before);
+        for wish in &wishes {
+            host.tear_down(wish).await;
+            assert_eq!(mac(), before);
+        }
+    });
+}

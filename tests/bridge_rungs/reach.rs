@@ -75,6 +75,27 @@ fn guests_reach_each_other_within_50_ms_of_their_taps_coming_up() {
 }
 
 #[test]
+fn what_lets_guests_reach_each_other_where_forward_drops_is_our_chain() {
+    kernel::private(async {
+        let mut host = Host::new().await;
+        host.ground(footing("brvm0", &["192.168.137.1/24"])).await;
+        let (one, two) = (host.wish(2, "brvm0"), host.wish(3, "brvm0"));
+        let (a, b) = (host.vm(&one).await, host.vm(&two).await);
+        reach(&a, &b, 1);
+        let ping = |id| {
+            let packet = a.packet(id, b.ip, Kind::Udp(9));
+            a.send(&ethernet(b.mac, a.mac, 0x0800, &packet.bytes()));
+        };
+        kernel::run(&format!("iptables -F {}", host.instance.chain("BR")));
+        ping(2);
+        host.ground(footing("brvm0", &["192.168.137.1/24"])).await;
+        ping(3);
+        let first = b.hear(PATIENCE, |seen| heard_marks(seen).is_some());
+        assert_eq!(first.as_ref().and_then(heard_marks), Some(3));
+    });
+}
+
+#[test]
 fn the_host_reaches_a_guest_that_has_never_spoken_and_is_reached() {
     kernel::private(async {
         let mut host = Host::new().await;

@@ -82,12 +82,19 @@ async fn disable_ipv6(port: &Port, desired: &Desired) -> Result<(), Error> {
     port.home.run(write).await
 }
 
+/// One at a time, so that each sees which MAC the bridge had before.
+static ENSLAVING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// A bridge that nobody gave a MAC takes the lowest of its ports', so one without other ports takes the first TAP's, and
+/// another one's when that goes: its guests would lose their gateway each time. It is made to keep the one it was found with.
 async fn enslave(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Error> {
+    let _one_at_a_time = ENSLAVING.lock().await;
+    let before = find(port, &slot.bridge).await?;
+    let tap = find_tap(port, desired).await?;
     let under = Change {
-        master: Some(find(port, &slot.bridge).await?.index),
+        master: Some(before.index),
         ..Change::default()
     };
-    let tap = find_tap(port, desired).await?;
     let done = link::set(&port.netlink, tap.index, &under).await;
     done.map_err(|error| match error.source.raw_os_error() {
         // `find_portno` of net/bridge/br_if.c: port numbers have ten bits, and 0 is none.
@@ -97,7 +104,16 @@ async fn enslave(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Erro
             "it has 1023 ports, and no bridge can have more",
         ),
         _ => error,
-    })
+    })?;
+    let after = find(port, &slot.bridge).await?;
+    if after.mac == before.mac || after.mac != tap.mac {
+        return Ok(());
+    }
+    let keep = Change {
+        mac: before.mac,
+        ..Change::default()
+    };
+    link::set(&port.netlink, before.index, &keep).await
 }
 
 async fn set_port(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Error> {
