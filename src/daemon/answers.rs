@@ -12,6 +12,7 @@ use super::intake_loop::{IntakeLoop, delete_group, store_draft};
 use super::{reach, streams};
 use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
+use crate::api::lease::subnet;
 use crate::api::manifest::{self, Draft};
 use crate::api::meta::{Name, Timestamp};
 use crate::api::policy::Packet;
@@ -316,7 +317,11 @@ impl Backend for Answers {
             return Err(unlisted(&found));
         };
         let rules = self.engine.rules(&found, block, None);
+        let footing = self.engine.store.read(store::World::footing);
+        let bridged = footing.bridges.values().flatten().map(|net| subnet(*net));
+        let closed: Vec<_> = bridged.chain(footing.plugged.iter().copied()).collect();
         let way = Way {
+            closed: &closed,
             vm: &found,
             policy,
             block,

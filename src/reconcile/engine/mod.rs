@@ -192,7 +192,10 @@ impl Engine {
         let desired = ground::Desired {
             instance: self.instance.clone(),
             footing: footing.clone(),
-            before: before.as_ref().map(|g| g.carries.clone()).unwrap_or_default(),
+            before: before
+                .as_ref()
+                .map(|g| g.carries.clone())
+                .unwrap_or_default(),
         };
         let done = self.converge(&self.ground(), &desired).await;
         let (status, reason, message) = describe(&done.result);

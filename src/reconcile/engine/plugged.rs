@@ -101,17 +101,20 @@ impl Engine {
     /// What plugins hold for containers of ours that no VM stands for: attachments in libcni's cache, reservations of
     /// `host-local`.
     pub async fn sweep_plugins(&self) {
-        let (living, networks) = self.store.read(|world| {
-            let living: Vec<Uid> = world.vms().map(|vm| vm.meta.uid).collect();
-            let networks: BTreeSet<String> = world
+        let networks: BTreeSet<String> = self.store.read(|world| {
+            let networks = world
                 .groups()
                 .filter_map(|group| match &group.spec.template.network {
                     NetworkSpec::Cni(spec) => Some(spec.network_name.clone()),
                     NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) => None,
-                })
-                .collect();
-            (living, networks.into_iter().collect::<Vec<_>>())
+                });
+            networks.collect()
         });
+        let networks: Vec<String> = networks.into_iter().collect();
+        let living = || {
+            self.store
+                .read(|world| world.vms().map(|vm| vm.meta.uid).collect())
+        };
         let swept = cni::sweep(&self.cni, &self.instance, &living, &networks).await;
         for failure in &swept.failures {
             warn!(
