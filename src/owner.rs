@@ -66,6 +66,19 @@ impl Instance {
         is_instance(instance).then(|| Self(instance.to_owned()))
     }
 
+    /// What a VM is called towards CNI plugins, who write it on what they make: `slice-<instance>-<uid>`.
+    pub fn container_id(&self, uid: Uid) -> String {
+        format!("slice-{}-{uid}", self.0)
+    }
+
+    /// The VM of ours that a plugin's thing is of; `None`: it is somebody else's.
+    pub fn uid_of_container(&self, container_id: &str) -> Option<Uid> {
+        let uid = container_id.strip_prefix(&format!("slice-{}-", self.0))?;
+        let uid = uid.parse().ok()?;
+        // A uid has many spellings, a name of ours one.
+        (self.container_id(uid) == container_id).then_some(uid)
+    }
+
     /// The label for what belongs to no VM.
     pub fn ground_label(&self) -> Label {
         Label {

@@ -20,8 +20,14 @@ const EXCEPTIONS: [(&str, &[&str]); 5] = [
 ];
 
 /// Pure files: plans, the rules and recipes that they are made of. Beside their own room they know these alone.
-const PURE: [&str; 4] = ["plan.rs", "rules.rs", "recipe.rs", "qemu.rs"];
+const PURE: [&str; 5] = ["plan.rs", "rules.rs", "recipe.rs", "qemu.rs", "guest.rs"];
 const PURE_MAY: [&str; 4] = ["api::", "owner::", "host::rule::", "store::Footing"];
+/// Pure files that may know more, and why.
+const PURE_EXCEPTIONS: [(&str, &str); 2] = [
+    // Configurations and results are data that a plan compares and carries: DEL goes by what ADD went by.
+    ("reconcile/net/cni/plan.rs", "cni::"),
+    ("reconcile/net/cni/guest.rs", "cni::"),
+];
 
 /// A file of `src`.
 struct Source {
@@ -207,7 +213,11 @@ fn plans_and_recipes_are_pure() {
         for mention in source.mentions() {
             // `use crate::owner;` is as good as `use crate::owner::Label;`.
             let path = format!("{mention}::");
+            let excepted = PURE_EXCEPTIONS
+                .iter()
+                .any(|(file, may)| *file == source.path && path.starts_with(may));
             if !mention.starts_with("reconcile")
+                && !excepted
                 && !PURE_MAY.iter().any(|may| path.starts_with(may))
             {
                 offenders.push(format!("{}: {mention}", source.path));

@@ -1,6 +1,7 @@
 //! What people write: every refusal word for word, the samples of `manifests/`, and no panic on anything.
 //! Not here: the folder's watcher (`src/intake`).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -58,6 +59,26 @@ fn every_refusal_says_where_and_why_word_for_word() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_is_sound_is_read_word_for_word() {
+    let bless = std::env::var_os("BLESS").is_some();
+    for path in yaml_files("tests/manifests/good") {
+        let drafts = check(&read(&path)).unwrap_or_else(|p| panic!("{p:?}"));
+        let networks: BTreeMap<_, _> = drafts
+            .iter()
+            .map(|draft| (&draft.name, &draft.spec.template.network))
+            .collect();
+        let read = serde_json::to_string_pretty(&networks).unwrap() + "\n";
+        let golden = path.with_extension("json");
+        if bless {
+            fs::write(&golden, &read).unwrap();
+        }
+        let expected = fs::read_to_string(&golden).unwrap_or_default();
+        assert_eq!(read, expected, "{}", golden.display());
+        assert!(drafts.iter().all(|draft| draft.warnings.is_empty()));
+    }
 }
 
 #[test]
@@ -190,17 +211,22 @@ fn a_list_that_no_packet_could_pass_in_good_time_is_refused() {
     );
 }
 
-/// A sound manifest with most of the words in it, to be broken.
-const WHOLE: &str = include_str!("../manifests/isolated.yaml");
+/// Sound manifests with most of the words in them, to be broken.
+const WHOLE: [&str; 3] = [
+    include_str!("../manifests/isolated.yaml"),
+    include_str!("manifests/good/bridge.yaml"),
+    include_str!("manifests/good/cni.yaml"),
+];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
     fn a_mutated_manifest_never_makes_it_panic(
+        whole in prop::sample::select(&WHOLE[..]),
         edits in proptest::collection::vec((any::<prop::sample::Index>(), 0_usize..6, "[-\\[\\]{}:,&*!?|>'\"%@`~#0-9a-z/. \n\t]{0,6}"), 1..6),
     ) {
-        let mut text: Vec<char> = WHOLE.chars().collect();
+        let mut text: Vec<char> = whole.chars().collect();
         for (at, gone, new) in edits {
             let at = at.index(text.len());
             let end = (at + gone).min(text.len());
@@ -211,7 +237,7 @@ proptest! {
 
     #[test]
     fn lines_cut_out_and_doubled_never_make_it_panic(picks in proptest::collection::vec(any::<prop::sample::Index>(), 0..40)) {
-        let lines: Vec<&str> = WHOLE.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+        let lines: Vec<&str> = WHOLE.iter().flat_map(|whole| whole.lines()).filter(|line| !line.trim_start().starts_with('#')).collect();
         let text: String = picks.iter().map(|pick| format!("{}\n", pick.get(&lines))).collect();
         judge(text)?;
     }

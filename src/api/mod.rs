@@ -5,6 +5,7 @@ pub mod condition;
 pub mod event;
 pub mod host_group;
 pub mod lease;
+pub mod link_name;
 pub mod manifest;
 pub mod meta;
 pub mod network;

@@ -5,6 +5,8 @@
 //! VM names need no check: `<group>-<index>` is unique when group names are, because an index has no `-`, so that all before the
 //! last `-` is the group (`a-1-1` is the first VM of `a-1`, and no VM of `a`). A test below holds that down.
 
+mod bridges;
+
 use std::collections::HashMap;
 
 use ipnetwork::Ipv4Network;
@@ -12,8 +14,9 @@ use ipnetwork::Ipv4Network;
 use super::host_group::{HostGroup, HostGroupSpec, Origin};
 use super::manifest::{Draft, Location, Problem};
 use super::meta::Name;
-use super::network::NetworkSpec;
+use super::network::{BridgeSpec, NetworkSpec};
 use super::pool;
+use bridges::Bridged;
 
 /// A draft, and where the group would belong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,13 +45,13 @@ pub fn conflicts(standing: &[&HostGroup], claims: &[Claim]) -> Vec<(usize, Probl
     refused
 }
 
-/// Puts claims in the order in which they win: what runs and keeps its range, then what runs and changes it, then what
+/// Puts claims in the order in which they win: what runs and claims what it has, then what runs and changes it, then what
 /// comes from elsewhere, then what is new; within each the order given.
 pub fn by_precedence<'a>(stored: &[HostGroup], mut claims: Vec<Claim<'a>>) -> Vec<Claim<'a>> {
     let stored: HashMap<&Name, &HostGroup> = stored.iter().map(|g| (&g.meta.name, g)).collect();
     claims.sort_by_key(|claim| match stored.get(&claim.draft.name) {
         Some(group) if group.origin != claim.origin => 2,
-        Some(group) if range(&group.spec) != range(&claim.draft.spec) => 1,
+        Some(group) if !keeps(&group.spec, &claim.draft.spec) => 1,
         Some(_) => 0,
         None => 3,
     });
@@ -100,13 +103,21 @@ impl Place<'_> {
 struct Ground<'a> {
     names: HashMap<&'a Name, Place<'a>>,
     ranges: Vec<(Ipv4Network, &'a Name, Place<'a>)>,
+    bridged: Vec<Bridged<'a>>,
 }
 
 impl<'a> Ground<'a> {
-    fn take(&mut self, name: &'a Name, spec: &HostGroupSpec, place: Place<'a>) {
+    fn take(&mut self, name: &'a Name, spec: &'a HostGroupSpec, place: Place<'a>) {
         self.names.insert(name, place);
-        if let Some(range) = range(spec) {
-            self.ranges.push((range, name, place));
+        match footprint(spec) {
+            Footprint::Range(range) => self.ranges.push((range, name, place)),
+            Footprint::Bridge(spec, count) => self.bridged.push(Bridged {
+                name,
+                place,
+                spec,
+                count,
+            }),
+            Footprint::None => {}
         }
     }
 
@@ -118,23 +129,22 @@ impl<'a> Ground<'a> {
                 message: twice(&draft.name, *place),
             }];
         }
-        let Some(range) = range(&draft.spec) else {
-            return Vec::new();
-        };
-        // One is enough: a wide range may overlap thousands.
-        self.ranges
+        match footprint(&draft.spec) {
+            Footprint::Range(range) => self.overlap(draft, range).into_iter().collect(),
+            Footprint::Bridge(spec, _) => bridges::objections(&self.bridged, draft, spec),
+            Footprint::None => Vec::new(),
+        }
+    }
+
+    /// One is enough: a wide range may overlap thousands.
+    fn overlap(&self, draft: &Draft, range: Ipv4Network) -> Option<Problem> {
+        let (taken, name, place) = self
+            .ranges
             .iter()
-            .find(|(taken, ..)| pool::overlaps(*taken, range))
-            .into_iter()
-            .map(|(taken, name, place)| Problem {
-                at: draft.range_at.clone().unwrap_or_else(|| draft.at.clone()),
-                field: format!("{}.network.range", draft.field),
-                message: format!(
-                    "{range} overlaps {taken} of group \"{name}\" {}",
-                    place.describe()
-                ),
-            })
-            .collect()
+            .find(|(taken, ..)| pool::overlaps(*taken, range))?;
+        let place = place.describe();
+        let message = format!("{range} overlaps {taken} of group \"{name}\" {place}");
+        Some(draft.problem("network.range", message))
     }
 }
 
@@ -151,138 +161,44 @@ fn twice(name: &Name, place: Place) -> String {
     }
 }
 
-fn range(spec: &HostGroupSpec) -> Option<Ipv4Network> {
+/// What of a group's spec may collide with another's.
+enum Footprint<'a> {
+    /// What it takes is chosen where nobody else is.
+    None,
+    Range(Ipv4Network),
+    /// With the group's count.
+    Bridge(&'a BridgeSpec, u32),
+}
+
+fn footprint(spec: &HostGroupSpec) -> Footprint<'_> {
     match &spec.template.network {
-        NetworkSpec::Isolated(isolated) => isolated.range,
-        NetworkSpec::Bridge(_) | NetworkSpec::Cni(_) => None,
+        NetworkSpec::Isolated(isolated) => isolated.range.map_or(Footprint::None, Footprint::Range),
+        NetworkSpec::Bridge(bridge) => Footprint::Bridge(bridge, spec.count),
+        NetworkSpec::Cni(_) => Footprint::None,
+    }
+}
+
+/// Whether an edition of a group claims what the one before did.
+fn keeps(before: &HostGroupSpec, after: &HostGroupSpec) -> bool {
+    match (footprint(before), footprint(after)) {
+        (Footprint::None, Footprint::None) => true,
+        (Footprint::Range(a), Footprint::Range(b)) => a == b,
+        (Footprint::Bridge(a, many), Footprint::Bridge(b, few)) => {
+            let claimed = |spec: &BridgeSpec| {
+                let BridgeSpec {
+                    bridge,
+                    tap_prefix,
+                    gateway,
+                    addresses,
+                    ..
+                } = spec.clone();
+                (bridge, tap_prefix, gateway, addresses)
+            };
+            many == few && claimed(a) == claimed(b)
+        }
+        (Footprint::None | Footprint::Range(_) | Footprint::Bridge(..), _) => false,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use proptest::prelude::*;
-
-    use super::super::manifest::{Source, parse};
-    use super::super::meta::Meta;
-    use super::*;
-
-    fn drafts(file: &str, groups: &[(&str, Option<&str>)]) -> Vec<Draft> {
-        let mut text = "config:\n  host_groups:\n".to_owned();
-        for (name, range) in groups {
-            let range = range.map_or(String::new(), |range| format!(", range: {range}"));
-            text += &format!("    - {{name: {name}, network: {{mode: isolated{range}}}}}\n");
-        }
-        parse(&Source {
-            name: file.into(),
-            text,
-        })
-        .expect("a sound manifest")
-    }
-
-    fn stored(origin: Origin, draft: &Draft) -> HostGroup {
-        HostGroup {
-            meta: Meta::new(draft.name.clone(), jiff::Timestamp::UNIX_EPOCH),
-            origin,
-            spec: draft.spec.clone(),
-        }
-    }
-
-    fn claim(draft: &Draft) -> Claim<'_> {
-        let origin = Origin::File(draft.at.file.clone().into());
-        Claim { draft, origin }
-    }
-
-    fn words(problems: &[(usize, Problem)]) -> Vec<String> {
-        problems.iter().map(|(_, p)| p.to_string()).collect()
-    }
-
-    #[test]
-    fn the_same_group_in_two_files_names_both_places() {
-        let (a, b) = (
-            drafts("a.yaml", &[("web", None)]),
-            drafts("b.yaml", &[("web", None)]),
-        );
-        assert_eq!(
-            words(&conflicts(&[], &[claim(&a[0]), claim(&b[0])])),
-            ["b.yaml:3:14: config.host_groups[0].name: group \"web\" is already at a.yaml:3:14"]
-        );
-    }
-
-    #[test]
-    fn overlapping_ranges_name_both_groups_both_ranges_and_both_places() {
-        let a = drafts("a.yaml", &[("one", Some("169.254.100.0/22"))]);
-        let b = drafts("b.yaml", &[("two", Some("169.254.102.0/23"))]);
-        assert_eq!(
-            words(&conflicts(&[], &[claim(&a[0]), claim(&b[0])])),
-            [
-                "b.yaml:3:52: config.host_groups[0].network.range: 169.254.102.0/23 overlaps 169.254.100.0/22 of group \"one\" at a.yaml:3:14"
-            ]
-        );
-    }
-
-    #[test]
-    fn what_runs_wins_over_what_comes_also_when_it_stands_later_in_the_alphabet() {
-        let new = drafts("a.yaml", &[("new", Some("169.254.100.0/22"))]);
-        let old = drafts("b.yaml", &[("old", Some("169.254.100.0/22"))]);
-        let running = [stored(Origin::File("b.yaml".into()), &old[0])];
-        let claims = by_precedence(&running, vec![claim(&new[0]), claim(&old[0])]);
-        let refused = conflicts(&[], &claims);
-        assert_eq!(refused.len(), 1);
-        assert_eq!(claims[refused[0].0].draft.name.as_str(), "new");
-    }
-
-    #[test]
-    fn apply_on_a_group_of_a_file_is_refused_with_the_files_name() {
-        let mine = drafts("-", &[("web", None), ("other", None)]);
-        let running = [stored(
-            Origin::File("/etc/slice/groups.d/web.yaml".into()),
-            &mine[0],
-        )];
-        let problems = check_apply(&running, &mine).unwrap_err();
-        assert_eq!(problems.len(), 1);
-        assert_eq!(
-            problems[0].to_string(),
-            "-:3:14: config.host_groups[0].name: group \"web\" belongs to the file /etc/slice/groups.d/web.yaml; change it there"
-        );
-    }
-
-    #[test]
-    fn apply_changes_its_own_groups_and_two_of_them_may_swap_ranges() {
-        let before = drafts(
-            "-",
-            &[
-                ("a", Some("169.254.100.0/22")),
-                ("b", Some("169.254.104.0/22")),
-            ],
-        );
-        let after = drafts(
-            "-",
-            &[
-                ("a", Some("169.254.104.0/22")),
-                ("b", Some("169.254.100.0/22")),
-            ],
-        );
-        let running: Vec<_> = before.iter().map(|d| stored(Origin::Apply, d)).collect();
-        assert_eq!(check_apply(&running, &after), Ok(()));
-        // Alone, the first runs into the second, which stays.
-        assert_eq!(check_apply(&running, &after[..1]).unwrap_err().len(), 1);
-    }
-
-    proptest! {
-        #[test]
-        fn vm_names_are_unique_when_group_names_are(
-            groups in proptest::collection::hash_set("[a-c1-3]{1,2}(-[1-3a]{1,2}){0,2}", 1..8),
-            count in 1_u32..40,
-        ) {
-            let mut seen = HashSet::new();
-            for group in &groups {
-                let group = Name::new(group.clone()).unwrap();
-                for index in 1..=count {
-                    prop_assert!(seen.insert(HostGroup::vm_name(&group, index).unwrap()));
-                }
-            }
-        }
-    }
-}
+mod tests;

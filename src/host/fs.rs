@@ -144,6 +144,11 @@ pub fn remove(path: &Path) -> Result<(), Error> {
     absent_is_done(fs::remove_file(path).map_err(|error| Error::io("remove", shown(path), error)))
 }
 
+/// Removes what a crash in [`write`] of this file left beside it, if anything.
+pub fn remove_draft(path: &Path) -> Result<(), Error> {
+    remove(&draft_of(path))
+}
+
 /// Removes a directory if it is empty. One that is not empty, or not there, is left alone without error.
 pub fn remove_empty_dir(path: &Path) -> Result<(), Error> {
     match fs::remove_dir(path) {

@@ -107,11 +107,8 @@ impl Engine {
             name.is_some_and(|name| known.contains(name))
         };
         let mut labels = BTreeSet::new();
-        let prefix = self.instance.link_prefix();
         for link in link::list(&self.hands.netlink).await? {
-            if link.name.starts_with(&prefix) {
-                labels.extend(self.label(link.alias.as_deref()));
-            }
+            labels.extend(self.label(link.alias.as_deref()));
         }
         for path in netns::list(&self.run_dir.netns_dir())? {
             if is_known(&path) {

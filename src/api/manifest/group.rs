@@ -1,6 +1,7 @@
 //! `config:` and its host groups.
 //! Not here: the `network:` section, comparing groups with each other.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -9,7 +10,8 @@ use super::super::meta::Name;
 use super::super::network::NetworkSpec;
 use super::super::vm::{Hypervisor, VmSpec};
 use super::section::{Field, Reader, Section};
-use super::{Draft, network};
+use super::yaml::Value;
+use super::{Draft, Location, network};
 
 const CONFIG_KEYS: [&str; 6] = [
     "image",
@@ -72,6 +74,9 @@ pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
         return Vec::new();
     };
     let boot = read_boot(reader, &config, Boot::default());
+    let network_name = config
+        .get("network_name")
+        .map(|field| network::read_network_name(reader, field));
     let Some(groups) = config.get("host_groups") else {
         reader.refuse_at(config.at, "config.host_groups", "is missing");
         return Vec::new();
@@ -79,7 +84,7 @@ pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
     reader
         .list(groups, "a list of groups ([] for none)")
         .iter()
-        .filter_map(|group| read_group(reader, group, &boot))
+        .filter_map(|group| read_group(reader, group, &boot, network_name.as_deref()))
         .collect()
 }
 
@@ -88,11 +93,6 @@ fn read_boot(reader: &mut Reader, section: &Section, default: Boot) -> Boot {
         let message =
             "disk images are not supported yet; remove it, boot from kernel_file and initrd_file";
         reader.refuse(image, message);
-    }
-    if let Some(network) = section.get("network_name") {
-        let message =
-            "CNI is not supported yet; remove it, and give each group network: {mode: isolated}";
-        reader.refuse(network, message);
     }
     let hypervisor = section
         .get("hypervisor")
@@ -123,7 +123,12 @@ fn read_hypervisor(reader: &mut Reader, field: &Field) -> Option<Hypervisor> {
     known
 }
 
-fn read_group(reader: &mut Reader, field: &Field, defaults: &Boot) -> Option<Draft> {
+fn read_group(
+    reader: &mut Reader,
+    field: &Field,
+    defaults: &Boot,
+    network_name: Option<&str>,
+) -> Option<Draft> {
     let before = reader.problem_count();
     let group = reader.section(field, &GROUP_KEYS)?;
     let name = read_name(reader, &group);
@@ -145,39 +150,30 @@ fn read_group(reader: &mut Reader, field: &Field, defaults: &Boot) -> Option<Dra
         ];
         reader.word(field, &words)
     });
-    let network = match group.get("network") {
-        Some(field) => network::read(reader, field),
-        None => {
-            let path = format!("{}.network", group.path);
-            // With `network_name` the group has been refused for CNI already.
-            if !group.has("network_name") {
-                reader.refuse_at(
-                    group.at,
-                    &path,
-                    "is missing; write network: {mode: isolated}",
-                );
-            }
-            None
-        }
+    let whose = network::Whose {
+        name: name.as_ref(),
+        count,
     };
+    let network = network::read(reader, &group, &whose, network_name);
     let hypervisor = choose_hypervisor(reader, &group, &boot);
     let (name, network) = (name?, network?);
-    check_count(reader, &group, &name, count, &network);
+    check_count(reader, &group, &name, count, &network.spec);
     if reader.problem_count() > before {
         return None;
     }
+    let at = |key| group.get(key).map_or(group.at, |field| field.node.at);
     let policy_warnings = network.spec.warnings();
     let warnings = network
         .warnings
         .into_iter()
         .chain(policy_warnings.iter().map(|warning| {
-            let at = reader.location(network.at);
+            let at = reader.location(at("network"));
             format!("{at}: {}.network: {warning}", group.path)
         }));
     Some(Draft {
-        at: reader.location(group.get("name")?.node.at),
+        at: reader.location(at("name")),
         field: group.path.clone(),
-        range_at: network.range_at.map(|at| reader.location(at)),
+        places: places(reader, &group),
         warnings: warnings.collect(),
         name,
         spec: HostGroupSpec {
@@ -290,19 +286,18 @@ fn check_count(
     group: &Section,
     name: &Name,
     count: u32,
-    network: &network::Network,
+    network: &NetworkSpec,
 ) {
     let (at, path) = match group.get("count") {
         Some(field) => (field.node.at, field.path.clone()),
         None => (group.at, format!("{}.count", group.path)),
     };
-    let range = match &network.spec {
-        NetworkSpec::Isolated(isolated) => isolated.range,
-        NetworkSpec::Bridge(_) | NetworkSpec::Cni(_) => None,
-    };
-    let (capacity, range) = network::capacity(range);
-    if count > capacity {
-        let message = format!("{count} VMs do not fit: {range} has {capacity} blocks of a /30");
+    if let Some(room) = network::room(network).filter(|room| count > room.vms) {
+        let vms = match count {
+            1 => "1 VM does".to_owned(),
+            count => format!("{count} VMs do"),
+        };
+        let message = format!("{vms} not fit: {}", room.why);
         reader.refuse_at(at, &path, message);
     }
     if HostGroup::vm_name(name, count).is_none() {
@@ -313,4 +308,20 @@ fn check_count(
         );
         reader.refuse_at(field, &format!("{}.name", group.path), message);
     }
+}
+
+/// Where a group's count and the fields of its network stand.
+fn places(reader: &Reader, group: &Section) -> BTreeMap<String, Location> {
+    let network = match group.get("network").map(|field| &field.node.value) {
+        Some(Value::Map(members)) => members.as_slice(),
+        _ => &[],
+    };
+    let network = network
+        .iter()
+        .map(|member| (format!("network.{}", member.key), member.value.at));
+    let count = group
+        .get("count")
+        .map(|count| ("count".to_owned(), count.node.at));
+    let all = network.chain(count);
+    all.map(|(key, at)| (key, reader.location(at))).collect()
 }

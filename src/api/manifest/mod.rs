@@ -10,6 +10,8 @@ mod problem;
 mod section;
 mod yaml;
 
+use std::collections::BTreeMap;
+
 use super::host_group::HostGroupSpec;
 use super::meta::Name;
 
@@ -39,10 +41,21 @@ pub struct Draft {
     pub at: Location,
     /// `config.host_groups[0]`.
     pub field: String,
-    /// Where its range stands, when it has one.
-    pub range_at: Option<Location>,
+    /// Where `count` and the fields of its network (`network.range`) stand, those that are written.
+    pub places: BTreeMap<String, Location>,
     /// What is allowed but surely not meant, each with its place.
     pub warnings: Vec<String>,
+}
+
+impl Draft {
+    /// Something wrong with one of its fields (`network.range`); it is said of the group's name when the field is not written.
+    pub fn problem(&self, field: &str, message: String) -> Problem {
+        Problem {
+            at: self.places.get(field).unwrap_or(&self.at).clone(),
+            field: format!("{}.{field}", self.field),
+            message,
+        }
+    }
 }
 
 /// The groups of a manifest, in its order, or all that is wrong with it. An empty text has no groups.

@@ -32,6 +32,15 @@ impl<'a> Section<'a> {
     pub fn has(&self, key: &str) -> bool {
         self.get(key).is_some()
     }
+
+    /// A mapping that is not written: it stands where this one does, and has nothing in it.
+    pub fn nested(&self, key: &str) -> Self {
+        Self {
+            path: format!("{}.{key}", self.path),
+            at: self.at,
+            fields: Vec::new(),
+        }
+    }
 }
 
 /// Reads, and collects what is wrong.

@@ -36,9 +36,12 @@ impl Engine {
             (NetworkSpec::Isolated(_), Some(Address::Block { block, .. })) => {
                 self.climb_isolated(&vm, block, record).await?
             }
-            (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) | NetworkSpec::Cni(_), _) => {
-                Err(Outcome::After(SLOW))
+            (NetworkSpec::Bridge(spec), Some(address @ Address::Bridged { .. })) => {
+                self.climb_bridged(&vm, spec, &address, record).await?
             }
+            (NetworkSpec::Cni(spec), _) => self.climb_plugged(&vm, spec, record).await?,
+            // A lease of another mode under a VM that stands: it waits to be replaced.
+            (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), _) => Err(Outcome::After(SLOW)),
         };
         match reached {
             Ok(connection) => self.run_process(&vm, &connection, failures).await,

@@ -6,10 +6,13 @@
 //! a run that climbs the whole ladder enters the VM's namespace once. Each rung still has its own plan, its own page, and
 //! is taken in its own transaction.
 
+mod bridged;
 mod climb;
 mod descend;
 mod isolated;
+mod plugged;
 mod step;
+mod stray;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;

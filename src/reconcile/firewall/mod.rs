@@ -6,6 +6,7 @@ pub mod antispoof;
 mod observe;
 mod plan;
 pub mod port;
+pub mod redirect;
 pub mod rules;
 
 use super::{Conflict, Reconcile};

@@ -11,7 +11,7 @@ use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::link::{Change, State, VethEnd};
 use crate::host::netlink::Handle;
-use crate::host::{self, Error, Kind, addr, fs, link, neigh, netns, route, sysctl, tap};
+use crate::host::{self, Error, addr, fs, link, neigh, netns, route, sysctl, tap};
 use crate::owner::{TAP, UPLINK};
 
 /// How often, and how often again, a veth is looked at whose namespace was deleted: 600 ms in all.
@@ -20,9 +20,12 @@ const FADING_STEP: std::time::Duration = std::time::Duration::from_millis(10);
 
 pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
-        Action::WriteRecord => write_record(desired),
+        Action::WriteRecord => match &desired.slot {
+            Some(slot) => files::write_record(&desired.vm_dir(), &slot.record),
+            None => Ok(()),
+        },
         Action::CreateNetns => create_netns(net, desired).await,
-        Action::LinkHandle => link_handle(desired),
+        Action::LinkHandle => desired.place().link_handle(),
         Action::Settle(keys) => settle(net, keys.clone()).await,
         Action::DeleteInside(side) => delete_inside(net, *side).await,
         Action::DeleteHostLink(owned) => delete_host_link(net, desired, owned.thing()).await,
@@ -43,52 +46,18 @@ pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result
         Action::AddDefaultRoute => add_default_route(net, desired).await,
         Action::UnlinkHandle => fs::remove(&desired.handle()),
         Action::DeleteNetns(owned) => {
-            net.leave();
+            net.door.leave();
             absent_is_done(netns::delete(owned.thing()).await)
         }
-        Action::RemoveRunDir => remove_run_dir(desired),
+        Action::RemoveRunDir => desired.place().remove_dir(),
     }
-}
-
-fn write_record(desired: &Desired) -> Result<(), Error> {
-    match &desired.slot {
-        Some(slot) => files::write_record(&desired.vm_dir(), &slot.record),
-        None => Ok(()),
-    }
-}
-
-fn remove_run_dir(desired: &Desired) -> Result<(), Error> {
-    files::remove_vacant(&desired.netns())?;
-    files::remove(&desired.vm_dir())
 }
 
 async fn create_netns(net: &Net, desired: &Desired) -> Result<(), Error> {
-    let label = desired.label.to_string();
-    let made = netns::create(&desired.netns(), move || {
-        settings::write_all()?;
-        let labelled = Change {
-            alias: Some(label),
-            state: Some(State::Up),
-            ..Change::default()
-        };
-        link::set_here("lo", &labelled)
-    })
-    .await;
-    match made {
-        Ok(netns) => net.enter(netns).await.map(drop),
-        Err(error) if error.kind == Kind::Exists => Ok(()),
-        Err(error) => Err(error),
+    match desired.place().create_netns(settings::write_all).await? {
+        Some(netns) => net.door.enter(netns).await.map(drop),
+        None => Ok(()),
     }
-}
-
-fn link_handle(desired: &Desired) -> Result<(), Error> {
-    let handle = desired.handle();
-    if let Some(dir) = handle.parent() {
-        fs::make_dir(dir, 0o755)?;
-    }
-    let made = std::os::unix::fs::symlink(desired.netns(), &handle)
-        .map_err(|e| Error::io("create", handle.display().to_string(), e));
-    exists_is_done(made)
 }
 
 async fn settle(net: &Net, keys: std::collections::BTreeMap<String, String>) -> Result<(), Error> {
@@ -96,7 +65,7 @@ async fn settle(net: &Net, keys: std::collections::BTreeMap<String, String>) -> 
         let keys: Vec<(&str, &str)> = keys.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         sysctl::write_many(&keys)
     };
-    net.inside()?.netns.run(write).await
+    net.door.inside()?.netns.run(write).await
 }
 
 async fn delete_inside(net: &Net, side: Side) -> Result<(), Error> {
@@ -105,7 +74,7 @@ async fn delete_inside(net: &Net, side: Side) -> Result<(), Error> {
         Side::Uplink => UPLINK,
         Side::Host => return Ok(()),
     };
-    delete_link(&net.inside()?.netlink, name).await
+    delete_link(&net.door.inside()?.netlink, name).await
 }
 
 /// With its namespace gone, the kernel is about to take the veth away: that is waited for, and only then helped along.
@@ -139,7 +108,7 @@ async fn create_tap(net: &Net, desired: &Desired, owner: TapOwner) -> Result<(),
         ..Change::default()
     };
     let create = move || tap::create(TAP, owner, &born);
-    exists_is_done(net.inside()?.netns.run(create).await)
+    exists_is_done(net.door.inside()?.netns.run(create).await)
 }
 
 async fn create_veth(net: &Net, desired: &Desired) -> Result<(), Error> {
@@ -154,7 +123,7 @@ async fn create_veth(net: &Net, desired: &Desired) -> Result<(), Error> {
         mac: names.uplink_mac.0,
         mtu: MTU,
     };
-    let inside = net.inside()?;
+    let inside = net.door.inside()?;
     exists_is_done(link::create_veth(&net.netlink, &host_end, &uplink, &inside.netns).await)
 }
 
@@ -238,8 +207,8 @@ async fn add_default_route(net: &Net, desired: &Desired) -> Result<(), Error> {
 async fn find(net: &Net, desired: &Desired, side: Side) -> Result<(Handle, u32), host::Error> {
     let (netlink, name) = match side {
         Side::Host => (net.netlink.clone(), desired.names().host_link),
-        Side::Uplink => (net.inside()?.netlink, UPLINK.to_owned()),
-        Side::Tap => (net.inside()?.netlink, TAP.to_owned()),
+        Side::Uplink => (net.door.inside()?.netlink, UPLINK.to_owned()),
+        Side::Tap => (net.door.inside()?.netlink, TAP.to_owned()),
     };
     match link::get(&netlink, &name).await? {
         Some(found) => Ok((netlink, found.index)),

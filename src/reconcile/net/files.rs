@@ -38,7 +38,9 @@ pub(super) fn write_record(dir: &Path, record: &str) -> Result<(), Error> {
 /// The record goes last: while it is there, the directory says whose it is.
 pub(super) fn remove(dir: &Path) -> Result<(), Error> {
     fs::remove(&dir.join(LOCK))?;
-    fs::remove(&dir.join(RECORD))?;
+    let record = dir.join(RECORD);
+    fs::remove_draft(&record)?;
+    fs::remove(&record)?;
     fs::remove_empty_dir(dir)
 }
 

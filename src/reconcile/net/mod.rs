@@ -2,18 +2,21 @@
 //! Not here: rules and the gate (the Firewall rung); which block a VM has (the Lease rung).
 
 mod act;
+pub mod cni;
 mod files;
 mod observe;
+mod place;
 mod plan;
 pub mod port;
 mod settings;
 
 use std::sync::{Mutex, PoisonError};
 
+use self::place::Door;
 use super::{Conflict, Reconcile};
+use crate::host;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
-use crate::host::{self, Error};
 
 pub use plan::{
     Action, Desired, HostLink, Inside, NetnsSeen, Observed, Side, Slot, TapSeen, Uplink,
@@ -38,15 +41,8 @@ pub struct Net {
     pub home: Netns,
     /// A socket in it.
     pub netlink: Handle,
-    inside: Mutex<Option<Room>>,
+    door: Door,
     seen: Mutex<Option<Observed>>,
-}
-
-/// The VM's namespace, entered once a run.
-#[derive(Clone)]
-pub(super) struct Room {
-    pub(super) netns: Netns,
-    pub(super) netlink: Handle,
 }
 
 impl Net {
@@ -55,38 +51,9 @@ impl Net {
         Self {
             home,
             netlink,
-            inside: Mutex::new(None),
+            door: Door::default(),
             seen: Mutex::new(None),
         }
-    }
-
-    /// Keeps a socket inside the namespace for the rest of the run; the one it has, if it is the same namespace.
-    async fn enter(&self, netns: Netns) -> Result<Room, Error> {
-        let known = self.room().take();
-        let room = match known {
-            Some(room) if room.netns.inode()? == netns.inode()? => room,
-            _ => Room {
-                netlink: netns.netlink().await?,
-                netns,
-            },
-        };
-        *self.room() = Some(room.clone());
-        Ok(room)
-    }
-
-    fn inside(&self) -> Result<Room, Error> {
-        let gone = std::io::Error::from_raw_os_error(libc::ENOENT);
-        let room = self.room().clone();
-        room.ok_or_else(|| Error::io("enter", "the VM's namespace", gone))
-    }
-
-    /// Lets go of the namespace: a socket inside would keep it alive.
-    fn leave(&self) {
-        self.room().take();
-    }
-
-    fn room(&self) -> std::sync::MutexGuard<'_, Option<Room>> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Option<Observed>> {

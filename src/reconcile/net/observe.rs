@@ -3,14 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
 
 use ipnetwork::Ipv4Network;
 
+use super::place::Seen;
 use super::plan::{Desired, HostLink, Inside, NetnsSeen, Observed, TapSeen, Uplink};
-use super::{NEXT_HOP, Net, files, settings};
+use super::{NEXT_HOP, Net, settings};
 use crate::api::network::{Mac, TapOwner};
-use crate::host::error::absent_is_none;
 use crate::host::link::Link;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
@@ -19,13 +18,17 @@ use crate::host::{self, Kind, addr, link, neigh, route, sysctl};
 use crate::owner::{TAP, UPLINK};
 
 pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, host::Error> {
-    let files::Seen { record, dir } = files::observe(&desired.vm_dir())?;
-    let handle = read_handle(&desired.handle())?;
+    let place = desired.place();
+    let Seen {
+        record,
+        dir,
+        handle,
+    } = place.look()?;
     let host_link = observe_host_link(net, desired).await?;
-    let (netns, inside) = match absent_is_none(Netns::open(&desired.netns()))? {
+    let (netns, inside) = match place.open()? {
         None => (NetnsSeen::Absent, None),
         Some(netns) => {
-            let inside = net.enter(netns).await?;
+            let inside = net.door.enter(netns).await?;
             let lo = link::get(&inside.netlink, "lo").await?;
             let alias = lo.and_then(|lo| lo.alias);
             let ours = desired.label.claim((), alias.as_deref()).is_some();
@@ -48,23 +51,17 @@ pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, ho
 
 /// What was seen in this run, with the record as it is now.
 pub(super) fn record_again(desired: &Desired, seen: Observed) -> Result<Observed, host::Error> {
-    let files::Seen { record, dir } = files::observe(&desired.vm_dir())?;
+    let Seen {
+        record,
+        dir,
+        handle,
+    } = desired.place().look()?;
     Ok(Observed {
         record,
         dir,
+        handle,
         ..seen
     })
-}
-
-fn read_handle(path: &Path) -> Result<Option<PathBuf>, host::Error> {
-    let fail = |e| host::Error::io("read", path.display().to_string(), e);
-    match std::fs::read_link(path) {
-        Ok(target) => Ok(Some(target)),
-        Err(e) if Kind::of(&e) == Kind::Absent => Ok(None),
-        // No symlink: a mount point, a file. It points to itself.
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(Some(path.to_owned())),
-        Err(e) => Err(fail(e)),
-    }
 }
 
 async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLink>, host::Error> {
@@ -181,7 +178,10 @@ pub(super) fn tap_owner(link: &Link) -> Option<TapOwner> {
     })
 }
 
-async fn addresses(netlink: &Handle, index: u32) -> Result<BTreeSet<Ipv4Network>, host::Error> {
+pub(super) async fn addresses(
+    netlink: &Handle,
+    index: u32,
+) -> Result<BTreeSet<Ipv4Network>, host::Error> {
     let found = addr::list(netlink, addr::Of::Link(index)).await?;
     Ok(found.into_iter().map(|addr| addr.net).collect())
 }

@@ -10,9 +10,10 @@ use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use super::super::Conflict;
+use super::place::Place;
 use super::{MTU, NEXT_HOP};
 use crate::api::network::{Block, Mac, TapOwner};
-use crate::owner::{self, Label, Owned, RunDir, TAP, UPLINK, VmNames};
+use crate::owner::{Label, Owned, TAP, UPLINK, VmNames};
 
 /// What ought to be for one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -233,22 +234,29 @@ impl fmt::Display for Action {
 impl Desired {
     /// The VM's names.
     pub fn names(&self) -> VmNames {
-        owner::names_of(&self.label)
+        self.place().names()
     }
 
     /// Where its namespace is mounted.
     pub fn netns(&self) -> PathBuf {
-        RunDir(self.run_dir.clone()).netns(&self.names())
+        self.place().netns()
     }
 
     /// Where `ip netns` finds it.
     pub fn handle(&self) -> PathBuf {
-        owner::ip_netns_path(&self.names().netns)
+        self.place().handle()
     }
 
     /// Its own directory.
     pub fn vm_dir(&self) -> PathBuf {
-        RunDir(self.run_dir.clone()).vm_dir(owner::uid_of(&self.label))
+        self.place().vm_dir()
+    }
+
+    pub(super) fn place(&self) -> Place<'_> {
+        Place {
+            label: &self.label,
+            run_dir: &self.run_dir,
+        }
     }
 }
 
@@ -307,32 +315,10 @@ fn plan_netns(
     observed: &Observed,
     plan: &mut Vec<Action>,
 ) -> Result<(), Conflict> {
-    match &observed.netns {
-        NetnsSeen::Absent => plan.push(Action::CreateNetns),
-        NetnsSeen::Present(alias) => {
-            let path = desired.netns();
-            if desired.label.claim((), alias.as_deref()).is_none() {
-                return Err(Conflict {
-                    thing: format!("namespace {}", path.display()),
-                    remedy: format!("move it away, or unmount it: umount {}", path.display()),
-                });
-            }
-        }
-    }
-    match &observed.handle {
-        None => plan.push(Action::LinkHandle),
-        Some(target) if *target == desired.netns() => {}
-        Some(target) => {
-            let handle = desired.handle();
-            // `ip netns del` would follow a symlink and take the namespace it leads to out of the way.
-            let remedy = match *target == handle {
-                true => format!("remove it: ip netns del {}", desired.names().netns),
-                false => format!("remove the link: rm {}", handle.display()),
-            };
-            let thing = handle.display().to_string();
-            return Err(Conflict { thing, remedy });
-        }
-    }
+    let place = desired.place();
+    let gaps = place.gaps(&observed.netns, observed.handle.as_ref())?;
+    plan.extend(gaps.netns.then_some(Action::CreateNetns));
+    plan.extend(gaps.handle.then_some(Action::LinkHandle));
     Ok(())
 }
 

@@ -1,113 +1,26 @@
-//! A group's `network:` section.
-//! Not here: the rest of the group, ranges of other groups.
+//! `network:` of an isolated group: its range and its lists.
+//! Not here: what other groups' ranges are, what the lists mean together (`policy`).
 
 use ipnetwork::Ipv4Network;
 
-use super::super::network::{IsolatedSpec, NetworkSpec, TapOwner};
-use super::super::policy::{self, Entry, METADATA, OnDeny, Policy};
-use super::super::pool;
-use super::problem::Place;
-use super::section::{Field, Reader, Section};
-use super::yaml::Value;
+use super::super::super::network::{IsolatedSpec, NetworkSpec};
+use super::super::super::policy::{self, Entry, METADATA, OnDeny, Policy};
+use super::super::super::pool;
+use super::super::section::{Field, Reader, Section};
+use super::super::yaml::Value;
+use super::{BRIDGE_KEYS, Network, Room, read_tap_owner};
 
-const KEYS: [&str; 13] = [
-    "mode",
-    "range",
-    "allow",
-    "drop",
-    "on_deny",
-    "allow_metadata",
-    "tap_owner",
-    "bridge",
-    "tap_prefix",
-    "gateway",
-    "addresses",
-    "antispoof",
-    "isolate_ports",
-];
-/// Words of bridge mode, known so that they are not called misspelt.
-const BRIDGE_KEYS: [&str; 6] = [
-    "bridge",
-    "tap_prefix",
-    "gateway",
-    "addresses",
-    "antispoof",
-    "isolate_ports",
-];
 /// Prefix lengths that leave room for more than one /30 and stay inside link-local space.
 const RANGE_PREFIXES: std::ops::RangeInclusive<u8> = 16..=29;
 
 /// Entries a list may have: each is a rule that packets pass one by one.
 const MAX_ENTRIES: usize = 1024;
 
-/// The section, and places that later messages name.
-pub struct Network {
-    pub spec: NetworkSpec,
-    pub at: Place,
-    pub range_at: Option<Place>,
-    pub warnings: Vec<String>,
-}
-
-#[derive(Clone, Copy)]
-enum Mode {
-    Isolated,
-    Bridge,
-    Cni,
-}
-
-pub fn read(reader: &mut Reader, field: &Field) -> Option<Network> {
-    let network = reader.section(field, &KEYS)?;
-    match read_mode(reader, field, &network)? {
-        Mode::Isolated => Some(read_isolated(reader, &network)),
-        Mode::Bridge => {
-            let (at, path) = mode_place(field, &network);
-            let message =
-                "bridge mode (the default) is not supported yet; write mode: isolated for now";
-            reader.refuse_at(at, &path, message);
-            None
-        }
-        Mode::Cni => {
-            let (at, path) = mode_place(field, &network);
-            reader.refuse_at(
-                at,
-                &path,
-                "cni mode is not supported yet; write mode: isolated for now",
-            );
-            None
-        }
-    }
-}
-
-fn mode_place(field: &Field, network: &Section) -> (Place, String) {
-    match network.get("mode") {
-        Some(mode) => (mode.node.at, mode.path.clone()),
-        None => (field.node.at, format!("{}.mode", field.path)),
-    }
-}
-
-fn read_mode(reader: &mut Reader, field: &Field, network: &Section) -> Option<Mode> {
-    const WORDS: [(&str, Mode); 3] = [
-        ("isolated", Mode::Isolated),
-        ("bridge", Mode::Bridge),
-        ("cni", Mode::Cni),
-    ];
-    let Some(mode) = network.get("mode") else {
-        // With misspelt keys only, `mode` is likely one of them and has been named.
-        return match &field.node.value {
-            Value::Map(members) if members.iter().any(|m| !KEYS.contains(&m.key.as_str())) => None,
-            _ => Some(Mode::Bridge),
-        };
-    };
-    reader.word(mode, &WORDS)
-}
-
-fn read_isolated(reader: &mut Reader, network: &Section) -> Network {
+pub fn read(reader: &mut Reader, network: &Section) -> Network {
     for key in BRIDGE_KEYS {
         if let Some(field) = network.get(key) {
-            reader.refuse(
-                field,
-                format!("{key} belongs to bridge mode, mode isolated has none"),
-            );
+            let message = format!("{key} belongs to bridge mode, mode isolated has none");
+            reader.refuse(field, message);
         }
     }
     let mut warnings = Vec::new();
@@ -136,8 +49,6 @@ fn read_isolated(reader: &mut Reader, network: &Section) -> Network {
     let range = network.get("range");
     let entries = |list: Vec<(Field, Entry)>| list.into_iter().map(|(_, entry)| entry).collect();
     Network {
-        at: network.at,
-        range_at: range.map(|field| field.node.at),
         warnings,
         spec: NetworkSpec::Isolated(IsolatedSpec {
             range: range.and_then(|field| read_range(reader, field)),
@@ -147,10 +58,7 @@ fn read_isolated(reader: &mut Reader, network: &Section) -> Network {
                 on_deny: on_deny.unwrap_or_default(),
                 allow_metadata,
             },
-            tap_owner: network
-                .get("tap_owner")
-                .and_then(|field| read_tap_owner(reader, field))
-                .unwrap_or_default(),
+            tap_owner: read_tap_owner(reader, network),
         }),
     }
 }
@@ -248,37 +156,18 @@ fn read_range(reader: &mut Reader, field: &Field) -> Option<Ipv4Network> {
     Some(range)
 }
 
-/// How many VMs fit, and what to call the room they have.
-pub fn capacity(range: Option<Ipv4Network>) -> (u32, String) {
-    match range {
-        Some(range) => (pool::capacity(range), range.to_string()),
+/// How many VMs fit, and why no more.
+pub fn room(range: Option<Ipv4Network>) -> Room {
+    let (range, words) = match range {
+        Some(range) => (range, range.to_string()),
         None => {
-            let derived = pool::pool(0);
             let words = format!("the derived range, a /{},", pool::PREFIX_LEN);
-            (pool::capacity(derived), words)
+            (pool::pool(0), words)
         }
-    }
-}
-
-fn read_tap_owner(reader: &mut Reader, field: &Field) -> Option<TapOwner> {
-    // -1 means "leave as it is" to the kernel, so it is nobody's id.
-    let id = |text: &str| match text.parse::<u32>() {
-        Ok(id) if id != u32::MAX && text.bytes().all(|b| b.is_ascii_digit()) => Some(id),
-        _ => None,
     };
-    let owner = match &field.node.value {
-        Value::Int(uid) => id(&uid.to_string()).map(|uid| TapOwner { uid, gid: None }),
-        Value::Text(text) => match text.split_once(':') {
-            None => id(text).map(|uid| TapOwner { uid, gid: None }),
-            Some((uid, gid)) => id(uid).zip(id(gid)).map(|(uid, gid)| TapOwner {
-                uid,
-                gid: Some(gid),
-            }),
-        },
-        _ => None,
-    };
-    if owner.is_none() {
-        reader.unexpected(field, "UID or \"UID:GID\" in numbers");
+    let vms = pool::capacity(range);
+    Room {
+        vms,
+        why: format!("{words} has {vms} blocks of a /30"),
     }
-    owner
 }

@@ -1,0 +1,164 @@
+//! `network:` of a bridge group: names, the gateway, which addresses its VMs get.
+//! Not here: what stands on the host already, other groups on the bridge.
+
+mod subnet;
+
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+
+use super::super::super::lease::subnet;
+use super::super::super::link_name::{self, LONGEST_TAP, MAX_PORTS};
+use super::super::super::network::{Addresses, BridgeSpec, NetworkSpec};
+use super::super::section::{Field, Reader, Section};
+use super::{Network, Room, Whose, read_tap_owner, refuse_lists};
+
+pub fn read(reader: &mut Reader, network: &Section, whose: &Whose) -> Option<Network> {
+    refuse_lists(reader, network, "bridge");
+    let bridge = network
+        .get("bridge")
+        .map(|field| read_link_name(reader, field, "the name of a bridge, such as brvm0"));
+    let prefix = network
+        .get("tap_prefix")
+        .map(|field| read_tap_prefix(reader, field, whose.count));
+    let gateway = network
+        .get("gateway")
+        .map(|field| subnet::read_gateway(reader, field));
+    let addresses = read_addresses(reader, network, gateway);
+    let mut flag = |key, default| {
+        let said = network.get(key).and_then(|field| reader.flag(field));
+        said.unwrap_or(default)
+    };
+    let (antispoof, isolate_ports) = (flag("antispoof", true), flag("isolate_ports", false));
+    let tap_owner = read_tap_owner(reader, network);
+    // Without a name nothing can be derived; the group has been refused for that.
+    let group = whose.name?;
+    let spec = BridgeSpec {
+        bridge: bridge.map_or_else(|| link_name::bridge_of(group), str::to_owned),
+        tap_prefix: prefix.map_or_else(|| link_name::tap_prefix_of(group), str::to_owned),
+        gateway: gateway.flatten(),
+        addresses,
+        antispoof,
+        isolate_ports,
+        tap_owner,
+    };
+    check_not_a_tap(reader, network, &spec, whose.count);
+    Some(Network {
+        warnings: Vec::new(),
+        spec: NetworkSpec::Bridge(spec),
+    })
+}
+
+/// One that is refused comes back all the same: it is not absent, so nothing is derived in its place.
+fn read_link_name<'n>(reader: &mut Reader, field: &Field<'n>, expected: &str) -> &'n str {
+    let Some(text) = reader.text(field, expected) else {
+        return "";
+    };
+    if let Err(why) = link_name::check(text) {
+        reader.unexpected(field, &format!("{expected} ({why})"));
+    }
+    text
+}
+
+fn read_tap_prefix<'n>(reader: &mut Reader, field: &Field<'n>, count: u32) -> &'n str {
+    let prefix = read_link_name(reader, field, "the start of the TAPs' names, such as vmtap");
+    let last = format!("{prefix}{}", count.saturating_sub(1));
+    if last.len() > LONGEST_TAP {
+        let message = format!(
+            "the last TAP would be \"{last}\", {} characters with its number; a TAP's name has at most {LONGEST_TAP}",
+            last.len()
+        );
+        // A name too long for any link has been refused for that.
+        if link_name::check(prefix).is_ok() {
+            reader.refuse(field, message);
+        }
+    }
+    prefix
+}
+
+/// A bridge cannot have the name of one of its own group's TAPs.
+fn check_not_a_tap(reader: &mut Reader, network: &Section, spec: &BridgeSpec, count: u32) {
+    let number = link_name::tap_number(&spec.tap_prefix, &spec.bridge);
+    // Two derived names never meet, so one of the two is written.
+    let field = network.get("bridge").or(network.get("tap_prefix"));
+    if let (Some(number), Some(field)) = (number.filter(|number| *number < count), field) {
+        let message = format!(
+            "the bridge and the TAP of VM {} would both be called \"{}\"",
+            number + 1,
+            spec.bridge
+        );
+        reader.refuse(field, message);
+    }
+}
+
+/// `gateway` is none when there is none, and nothing inside when it was refused.
+fn read_addresses(
+    reader: &mut Reader,
+    network: &Section,
+    gateway: Option<Option<Ipv4Network>>,
+) -> Addresses {
+    let (field, range) = match (network.get("addresses"), network.get("range")) {
+        (None, None) => return Addresses::Any,
+        (Some(_), Some(range)) => {
+            reader.refuse(range, "only one of addresses and range may be given");
+            return Addresses::Any;
+        }
+        (Some(listed), None) => (listed, None),
+        (None, Some(range)) => (range, Some(range)),
+    };
+    let gateway = match gateway {
+        None => {
+            let message =
+                "needs gateway: without it the subnet is chosen for the group, and may be another";
+            reader.refuse(field, message);
+            return Addresses::Any;
+        }
+        Some(None) => return Addresses::Any,
+        Some(Some(gateway)) => gateway,
+    };
+    match range {
+        Some(range) => subnet::read_range(reader, range, gateway),
+        None => subnet::read_list(reader, field, gateway),
+    }
+}
+
+/// How many VMs fit, and why no more.
+pub fn room(spec: &BridgeSpec) -> Room {
+    let gateway = spec.gateway;
+    let (vms, why) = match &spec.addresses {
+        Addresses::Listed(listed) => (listed.len(), format!("addresses lists {}", listed.len())),
+        Addresses::Range(first, last) => {
+            let vms = in_range(*first, *last, gateway);
+            (vms, format!("{first}-{last} has room for {vms}"))
+        }
+        Addresses::Any => {
+            let vms = in_subnet(gateway.map_or(24, |gateway| gateway.prefix()));
+            let net = match gateway {
+                Some(gateway) => subnet(gateway).to_string(),
+                None => "the derived subnet, a /24,".to_owned(),
+            };
+            (vms, format!("{net} has room for {vms} beside the gateway"))
+        }
+    };
+    match vms > MAX_PORTS as usize {
+        true => Room {
+            vms: MAX_PORTS,
+            why: format!("a bridge has at most {MAX_PORTS} ports"),
+        },
+        false => Room {
+            vms: vms as u32,
+            why,
+        },
+    }
+}
+
+fn in_range(first: Ipv4Addr, last: Ipv4Addr, gateway: Option<Ipv4Network>) -> usize {
+    let all = (u32::from(last) - u32::from(first)) as usize + 1;
+    let own = gateway.is_some_and(|gateway| (first..=last).contains(&gateway.ip()));
+    all - usize::from(own)
+}
+
+/// All but network, broadcast and gateway; a prefix is 8 to 30.
+fn in_subnet(prefix: u8) -> usize {
+    (1usize << (32 - prefix)) - 3
+}

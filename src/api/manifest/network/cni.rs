@@ -1,0 +1,46 @@
+//! CNI mode's words: `network_name`, and the little that `network:` may say beside it.
+//! Not here: whether there is such a network.
+
+use super::super::super::network::{CniSpec, NetworkSpec};
+use super::super::section::{Field, Reader, Section};
+use super::{BRIDGE_KEYS, Network, read_tap_owner, refuse_lists};
+
+/// The spec sets no limit, but the name is part of a file's (`<name>-<container>-<interface>`, in libcni's cache).
+const LONGEST_NAME: usize = 128;
+
+/// `network:` of mode cni, or nothing at all beside `network_name`: its plugins decide the rest.
+pub fn read(reader: &mut Reader, network: &Section, network_name: &str) -> Network {
+    refuse_lists(reader, network, "cni");
+    for key in BRIDGE_KEYS.iter().chain(&["range"]) {
+        if let Some(field) = network.get(key) {
+            let message = format!(
+                "mode cni has no {key}, the plugins of its network decide; only tap_owner may stand here"
+            );
+            reader.refuse(field, message);
+        }
+    }
+    Network {
+        warnings: Vec::new(),
+        spec: NetworkSpec::Cni(CniSpec {
+            network_name: network_name.to_owned(),
+            tap_owner: read_tap_owner(reader, network),
+        }),
+    }
+}
+
+/// A network's name (CNI spec 1.1.0, section 1). One that is refused comes back all the same, so that the groups that use it
+/// are not refused for having none.
+pub fn read_name(reader: &mut Reader, field: &Field) -> String {
+    const EXPECTED: &str = "the name of a CNI network: a letter or digit, then letters, digits, _, . and -, at most 128";
+    let Some(name) = reader.text(field, EXPECTED) else {
+        return String::new();
+    };
+    let follows = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let sound = name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(follows)
+        && name.len() <= LONGEST_NAME;
+    if !sound {
+        reader.unexpected(field, EXPECTED);
+    }
+    name.to_owned()
+}

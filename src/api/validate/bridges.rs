@@ -1,0 +1,176 @@
+//! Bridge groups beside each other: names of TAPs and bridges, gateways, subnets, addresses, ports.
+//! Not here: what one group can know of itself (the manifest's reader), what the host has of its own.
+
+use std::net::Ipv4Addr;
+
+use super::super::lease::subnet;
+use super::super::link_name::{MAX_PORTS, shared_tap, tap_number};
+use super::super::manifest::{Draft, Problem};
+use super::super::meta::Name;
+use super::super::network::{Addresses, BridgeSpec};
+use super::super::pool;
+use super::Place;
+
+/// A bridge group that is there.
+pub(super) struct Bridged<'a> {
+    pub name: &'a Name,
+    pub place: Place<'a>,
+    pub spec: &'a BridgeSpec,
+    pub count: u32,
+}
+
+/// The group that comes.
+struct Comer<'a> {
+    spec: &'a BridgeSpec,
+    count: u32,
+}
+
+/// A field, and what is wrong with it.
+type Objection = (&'static str, String);
+
+/// What speaks against `draft`, a group with this network, while `there` are: of each kind the first is enough.
+pub(super) fn objections(there: &[Bridged], draft: &Draft, spec: &BridgeSpec) -> Vec<Problem> {
+    let comer = Comer {
+        spec,
+        count: draft.spec.count,
+    };
+    let checks: [fn(&Comer, &Bridged) -> Option<Objection>; 5] =
+        [taps, bridge_and_tap, gateways, subnets, addresses];
+    let found = checks
+        .iter()
+        .filter_map(|check| there.iter().find_map(|other| check(&comer, other)));
+    found
+        .chain(ports(there, &comer))
+        .map(|(field, message)| draft.problem(field, message))
+        .collect()
+}
+
+impl Bridged<'_> {
+    fn describe(&self) -> String {
+        format!("group \"{}\" {}", self.name, self.place.describe())
+    }
+
+    fn shares_bridge(&self, comer: &Comer) -> bool {
+        self.spec.bridge == comer.spec.bridge
+    }
+}
+
+fn taps(comer: &Comer, other: &Bridged) -> Option<Objection> {
+    let (ours, theirs) = (&comer.spec.tap_prefix, &other.spec.tap_prefix);
+    let who = other.describe();
+    if ours == theirs {
+        return Some((
+            "network.tap_prefix",
+            format!("\"{ours}\" is the prefix of {who}"),
+        ));
+    }
+    let tap = shared_tap((ours, comer.count), (theirs, other.count))?;
+    let message = format!(
+        "a TAP would be called \"{tap}\", as one of {who}, whose {} start with \"{theirs}\"",
+        other.count
+    );
+    Some(("network.tap_prefix", message))
+}
+
+fn bridge_and_tap(comer: &Comer, other: &Bridged) -> Option<Objection> {
+    let (ours, theirs) = (comer.spec, other.spec);
+    let who = other.describe();
+    let is_tap = |spec: &BridgeSpec, count, name: &str| {
+        tap_number(&spec.tap_prefix, name).is_some_and(|number| number < count)
+    };
+    if is_tap(theirs, other.count, &ours.bridge) {
+        let message = format!("\"{}\" is a TAP of {who}", ours.bridge);
+        return Some(("network.bridge", message));
+    }
+    is_tap(ours, comer.count, &theirs.bridge).then(|| {
+        let message = format!(
+            "a TAP would be called \"{}\", as the bridge of {who}",
+            theirs.bridge
+        );
+        ("network.tap_prefix", message)
+    })
+}
+
+fn gateways(comer: &Comer, other: &Bridged) -> Option<Objection> {
+    let (ours, theirs) = (comer.spec.gateway?, other.spec.gateway?);
+    (other.shares_bridge(comer) && ours != theirs).then(|| {
+        let message = format!(
+            "{ours} is another than {theirs} of {} on bridge \"{}\"; groups on one bridge share its gateway",
+            other.describe(),
+            comer.spec.bridge
+        );
+        ("network.gateway", message)
+    })
+}
+
+fn subnets(comer: &Comer, other: &Bridged) -> Option<Objection> {
+    let ours = subnet(comer.spec.gateway?);
+    let theirs = subnet(other.spec.gateway?);
+    (!other.shares_bridge(comer) && pool::overlaps(ours, theirs)).then(|| {
+        let message = format!(
+            "{ours} of bridge \"{}\" overlaps {theirs} of bridge \"{}\" of {}",
+            comer.spec.bridge,
+            other.spec.bridge,
+            other.describe()
+        );
+        ("network.gateway", message)
+    })
+}
+
+fn addresses(comer: &Comer, other: &Bridged) -> Option<Objection> {
+    if !other.shares_bridge(comer) {
+        return None;
+    }
+    let ip = shared_address(&comer.spec.addresses, &other.spec.addresses)?;
+    let field = match comer.spec.addresses {
+        Addresses::Listed(_) => "network.addresses",
+        Addresses::Range(..) | Addresses::Any => "network.range",
+    };
+    let message = format!("{ip} is also among the addresses of {}", other.describe());
+    Some((field, message))
+}
+
+/// The first address that both name. What a group takes freely makes room for those that others list.
+fn shared_address(a: &Addresses, b: &Addresses) -> Option<Ipv4Addr> {
+    let within = |listed: &[Ipv4Addr], others: &dyn Fn(&Ipv4Addr) -> bool| {
+        listed.iter().copied().find(|ip| others(ip))
+    };
+    match (a, b) {
+        (Addresses::Any, _) | (_, Addresses::Any) => None,
+        (Addresses::Listed(a), Addresses::Listed(b)) => within(a, &|ip| b.contains(ip)),
+        (Addresses::Listed(listed), Addresses::Range(first, last))
+        | (Addresses::Range(first, last), Addresses::Listed(listed)) => {
+            within(listed, &|ip| (first..=last).contains(&ip))
+        }
+        (Addresses::Range(a, b), Addresses::Range(c, d)) => {
+            let (first, last) = (*a.max(c), *b.min(d));
+            (first <= last).then_some(first)
+        }
+    }
+}
+
+fn ports(there: &[Bridged], comer: &Comer) -> Option<Objection> {
+    let sharing: Vec<&Bridged> = there.iter().filter(|o| o.shares_bridge(comer)).collect();
+    let taken: u64 = sharing.iter().map(|other| u64::from(other.count)).sum();
+    let all = taken + u64::from(comer.count);
+    // One that adds none is not what is too much.
+    if all <= u64::from(MAX_PORTS) || comer.count == 0 || sharing.is_empty() {
+        return None;
+    }
+    let others: Vec<String> = sharing
+        .iter()
+        .take(3)
+        .map(|other| format!("{} of {}", other.count, other.describe()))
+        .collect();
+    let more = match sharing.len() > others.len() {
+        true => " and others",
+        false => "",
+    };
+    let message = format!(
+        "bridge \"{}\" would have {all} ports, {} with {}{more}; a bridge has at most {MAX_PORTS}",
+        comer.spec.bridge,
+        comer.count,
+        others.join(", ")
+    );
+    Some(("count", message))
+}

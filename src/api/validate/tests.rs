@@ -1,0 +1,255 @@
+//! Groups at peace, and groups that are not: each refusal word for word.
+//! Not here: what one manifest can be refused for (`tests/manifests.rs`).
+
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::super::manifest::{Source, parse};
+use super::super::meta::Meta;
+use super::*;
+
+fn drafts(file: &str, groups: &[(&str, Option<&str>)]) -> Vec<Draft> {
+    let mut text = "config:\n  host_groups:\n".to_owned();
+    for (name, range) in groups {
+        let range = range.map_or(String::new(), |range| format!(", range: {range}"));
+        text += &format!("    - {{name: {name}, network: {{mode: isolated{range}}}}}\n");
+    }
+    parse(&Source {
+        name: file.into(),
+        text,
+    })
+    .expect("a sound manifest")
+}
+
+fn stored(origin: Origin, draft: &Draft) -> HostGroup {
+    HostGroup {
+        meta: Meta::new(draft.name.clone(), jiff::Timestamp::UNIX_EPOCH),
+        origin,
+        spec: draft.spec.clone(),
+    }
+}
+
+fn claim(draft: &Draft) -> Claim<'_> {
+    let origin = Origin::File(draft.at.file.clone().into());
+    Claim { draft, origin }
+}
+
+fn words(problems: &[(usize, Problem)]) -> Vec<String> {
+    problems.iter().map(|(_, p)| p.to_string()).collect()
+}
+
+#[test]
+fn the_same_group_in_two_files_names_both_places() {
+    let (a, b) = (
+        drafts("a.yaml", &[("web", None)]),
+        drafts("b.yaml", &[("web", None)]),
+    );
+    assert_eq!(
+        words(&conflicts(&[], &[claim(&a[0]), claim(&b[0])])),
+        ["b.yaml:3:14: config.host_groups[0].name: group \"web\" is already at a.yaml:3:14"]
+    );
+}
+
+#[test]
+fn overlapping_ranges_name_both_groups_both_ranges_and_both_places() {
+    let a = drafts("a.yaml", &[("one", Some("169.254.100.0/22"))]);
+    let b = drafts("b.yaml", &[("two", Some("169.254.102.0/23"))]);
+    assert_eq!(
+        words(&conflicts(&[], &[claim(&a[0]), claim(&b[0])])),
+        [
+            "b.yaml:3:52: config.host_groups[0].network.range: 169.254.102.0/23 overlaps 169.254.100.0/22 of group \"one\" at a.yaml:3:14"
+        ]
+    );
+}
+
+#[test]
+fn what_runs_wins_over_what_comes_also_when_it_stands_later_in_the_alphabet() {
+    let new = drafts("a.yaml", &[("new", Some("169.254.100.0/22"))]);
+    let old = drafts("b.yaml", &[("old", Some("169.254.100.0/22"))]);
+    let running = [stored(Origin::File("b.yaml".into()), &old[0])];
+    let claims = by_precedence(&running, vec![claim(&new[0]), claim(&old[0])]);
+    let refused = conflicts(&[], &claims);
+    assert_eq!(refused.len(), 1);
+    assert_eq!(claims[refused[0].0].draft.name.as_str(), "new");
+}
+
+#[test]
+fn apply_on_a_group_of_a_file_is_refused_with_the_files_name() {
+    let mine = drafts("-", &[("web", None), ("other", None)]);
+    let running = [stored(
+        Origin::File("/etc/slice/groups.d/web.yaml".into()),
+        &mine[0],
+    )];
+    let problems = check_apply(&running, &mine).unwrap_err();
+    assert_eq!(problems.len(), 1);
+    assert_eq!(
+        problems[0].to_string(),
+        "-:3:14: config.host_groups[0].name: group \"web\" belongs to the file /etc/slice/groups.d/web.yaml; change it there"
+    );
+}
+
+#[test]
+fn apply_changes_its_own_groups_and_two_of_them_may_swap_ranges() {
+    let before = drafts(
+        "-",
+        &[
+            ("a", Some("169.254.100.0/22")),
+            ("b", Some("169.254.104.0/22")),
+        ],
+    );
+    let after = drafts(
+        "-",
+        &[
+            ("a", Some("169.254.104.0/22")),
+            ("b", Some("169.254.100.0/22")),
+        ],
+    );
+    let running: Vec<_> = before.iter().map(|d| stored(Origin::Apply, d)).collect();
+    assert_eq!(check_apply(&running, &after), Ok(()));
+    // Alone, the first runs into the second, which stays.
+    assert_eq!(check_apply(&running, &after[..1]).unwrap_err().len(), 1);
+}
+
+/// A file each, with one group: name, count and network.
+fn bridged(groups: &[(&str, u32, &str)]) -> Vec<Draft> {
+    let one = |(name, count, network): &(&str, u32, &str)| {
+        let group = format!("{{name: {name}, count: {count}, network: {{{network}}}}}");
+        let text = format!("config:\n  host_groups:\n    - {group}\n");
+        let file = format!("{name}.yaml");
+        parse(&Source { name: file, text }).expect("a sound manifest")
+    };
+    groups.iter().flat_map(one).collect()
+}
+
+fn said(groups: &[(&str, u32, &str)]) -> Vec<String> {
+    let drafts = bridged(groups);
+    let claims: Vec<Claim> = drafts.iter().map(claim).collect();
+    words(&conflicts(&[], &claims))
+}
+
+#[test]
+fn bridge_groups_that_get_in_each_others_way_are_told_with_both_groups_and_places() {
+    let cases: &[(&str, &str, &str)] = &[
+        (
+            "tap_prefix: vm",
+            "tap_prefix: vm",
+            "b.yaml:3:49: config.host_groups[0].network.tap_prefix: \"vm\" is the prefix of group \"a\" at a.yaml:3:14",
+        ),
+        (
+            "tap_prefix: vm",
+            "tap_prefix: vm1",
+            "b.yaml:3:49: config.host_groups[0].network.tap_prefix: a TAP would be called \"vm10\", as one of group \"a\" at a.yaml:3:14, whose 20 start with \"vm\"",
+        ),
+        (
+            "bridge: vm3",
+            "tap_prefix: vm",
+            "b.yaml:3:49: config.host_groups[0].network.tap_prefix: a TAP would be called \"vm3\", as the bridge of group \"a\" at a.yaml:3:14",
+        ),
+        (
+            "tap_prefix: vm",
+            "bridge: vm19",
+            "b.yaml:3:45: config.host_groups[0].network.bridge: \"vm19\" is a TAP of group \"a\" at a.yaml:3:14",
+        ),
+        (
+            "bridge: br0, gateway: 10.0.0.1/24",
+            "bridge: br0, gateway: 10.0.0.1/16",
+            "b.yaml:3:59: config.host_groups[0].network.gateway: 10.0.0.1/16 is another than 10.0.0.1/24 of group \"a\" at a.yaml:3:14 on bridge \"br0\"; groups on one bridge share its gateway",
+        ),
+        (
+            "bridge: br0, gateway: 10.0.0.1/24",
+            "bridge: br1, gateway: 10.0.200.1/16",
+            "b.yaml:3:59: config.host_groups[0].network.gateway: 10.0.0.0/16 of bridge \"br1\" overlaps 10.0.0.0/24 of bridge \"br0\" of group \"a\" at a.yaml:3:14",
+        ),
+        (
+            "bridge: br0, gateway: 10.0.0.1/24, range: 10.0.0.10-10.0.0.40",
+            "bridge: br0, gateway: 10.0.0.1/24, range: 10.0.0.40-10.0.0.60",
+            "b.yaml:3:79: config.host_groups[0].network.range: 10.0.0.40 is also among the addresses of group \"a\" at a.yaml:3:14",
+        ),
+        (
+            "bridge: br0, gateway: 10.0.0.1/24, range: 10.0.0.10-10.0.0.40",
+            "bridge: br0, gateway: 10.0.0.1/24, addresses: [10.0.0.2, 10.0.0.3, 10.0.0.4, 10.0.0.5, 10.0.0.12]",
+            "b.yaml:3:72: config.host_groups[0].network.addresses: 10.0.0.12 is also among the addresses of group \"a\" at a.yaml:3:14",
+        ),
+    ];
+    for (a, b, expected) in cases {
+        assert_eq!(said(&[("a", 20, a), ("b", 5, b)]), [*expected]);
+    }
+    // The lists of two groups, whichever comes first.
+    let list = "bridge: br0, gateway: 10.0.0.1/24, addresses: [10.0.0.9]";
+    assert_eq!(
+        said(&[("a", 1, list), ("b", 1, list)]),
+        [
+            "b.yaml:3:72: config.host_groups[0].network.addresses: 10.0.0.9 is also among the addresses of group \"a\" at a.yaml:3:14"
+        ]
+    );
+}
+
+#[test]
+fn bridge_groups_that_only_come_close_are_at_peace() {
+    let cases: &[(&str, &str)] = &[
+        ("bridge: br0, gateway: 10.0.0.1/24", "bridge: br0"),
+        ("bridge: br0", "bridge: br0"),
+        (
+            "bridge: br0, gateway: 10.0.0.1/24",
+            "bridge: br0, gateway: 10.0.0.1/24",
+        ),
+        (
+            "bridge: br0, gateway: 10.0.0.1/24",
+            "bridge: br1, gateway: 10.0.1.1/24",
+        ),
+        ("tap_prefix: vm", "tap_prefix: vm3"),
+        ("tap_prefix: vm", "tap_prefix: vm0"),
+        ("tap_prefix: vm", "bridge: vm20"),
+        (
+            "bridge: br0, gateway: 10.0.0.1/24, range: 10.0.0.10-10.0.0.40",
+            "bridge: br0, gateway: 10.0.0.1/24, range: 10.0.0.41-10.0.0.60",
+        ),
+        ("", "mode: bridge"),
+    ];
+    for (a, b) in cases {
+        assert_eq!(said(&[("a", 20, a), ("b", 5, b)]), [""; 0], "{a} {b}");
+    }
+}
+
+#[test]
+fn a_bridge_has_1023_ports_however_many_groups_share_them() {
+    let net = "bridge: br0, gateway: 10.0.0.1/16";
+    assert_eq!(said(&[("a", 1000, net), ("b", 23, net)]), [""; 0]);
+    assert_eq!(
+        said(&[("a", 1000, net), ("b", 20, net), ("c", 4, net)]),
+        [
+            "c.yaml:3:24: config.host_groups[0].count: bridge \"br0\" would have 1024 ports, 4 with 1000 of group \"a\" at a.yaml:3:14, 20 of group \"b\" at b.yaml:3:14; a bridge has at most 1023"
+        ]
+    );
+}
+
+#[test]
+fn a_running_group_that_grows_into_anothers_taps_loses_to_it() {
+    let before = bridged(&[("a", 5, "tap_prefix: vm"), ("b", 5, "tap_prefix: vm1")]);
+    let running: Vec<_> = before
+        .iter()
+        .map(|d| stored(Origin::File(d.at.file.clone().into()), d))
+        .collect();
+    let after = bridged(&[("a", 20, "tap_prefix: vm"), ("b", 5, "tap_prefix: vm1")]);
+    let claims = by_precedence(&running, after.iter().map(claim).collect());
+    let refused = conflicts(&[], &claims);
+    assert_eq!(refused.len(), 1);
+    assert_eq!(claims[refused[0].0].draft.name.as_str(), "a");
+}
+
+proptest! {
+    #[test]
+    fn vm_names_are_unique_when_group_names_are(
+        groups in proptest::collection::hash_set("[a-c1-3]{1,2}(-[1-3a]{1,2}){0,2}", 1..8),
+        count in 1_u32..40,
+    ) {
+        let mut seen = HashSet::new();
+        for group in &groups {
+            let group = Name::new(group.clone()).unwrap();
+            for index in 1..=count {
+                prop_assert!(seen.insert(HostGroup::vm_name(&group, index).unwrap()));
+            }
+        }
+    }
+}

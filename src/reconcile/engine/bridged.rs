@@ -1,0 +1,102 @@
+//! The two middle rungs of a VM on a bridge: its TAP as a port, and the filter and the gate at it.
+//! Not here: the bridge itself (the ground); the lease below and the VMM above, which are the same in every mode.
+
+use super::Engine;
+use super::climb::Reached;
+use super::step::Step;
+use crate::api::lease::Address;
+use crate::api::network::BridgeSpec;
+use crate::api::rung::Rung;
+use crate::api::vm::Vm;
+use crate::owner;
+use crate::reconcile::firewall::port::{self as filter, Gate, Pass};
+use crate::reconcile::net::port::{self, Port};
+use crate::reconcile::{connection, net};
+use crate::runtime::queue::Outcome;
+use crate::store;
+
+impl Engine {
+    pub(super) async fn climb_bridged(
+        &self,
+        vm: &Vm,
+        spec: &BridgeSpec,
+        address: &Address,
+        record: String,
+    ) -> Result<Reached, store::Error> {
+        let uid = vm.meta.uid;
+        let (label, tap) = (
+            self.instance.vm_label(&vm.meta.name, uid),
+            spec.tap(vm.index),
+        );
+        let desired = port::Desired {
+            label: label.clone(),
+            run_dir: self.run_dir.0.clone(),
+            tap: tap.clone(),
+            slot: Some(port::Slot {
+                bridge: spec.bridge.clone(),
+                ip: address.ip(),
+                tap_owner: spec.tap_owner,
+                isolated: spec.isolate_ports,
+                antispoof: spec.antispoof,
+                record,
+            }),
+            remains: None,
+        };
+        let seen = match self.step(vm, Rung::Net, &self.port(), &desired).await? {
+            Step::Ready(seen) => seen,
+            Step::Not(outcome) => return Ok(Err(outcome)),
+        };
+        let mtu = seen.bridge.map_or(net::MTU, |bridge| bridge.mtu);
+        let place = (spec.bridge.as_str(), tap.clone());
+        let connected = connection::bridged(&self.instance, uid, address, place, mtu);
+        let mark = serde_json::to_string(&connected).ok();
+        if !self.ready_and_take(vm, Rung::Net, mark).await? {
+            return Ok(Err(Outcome::Converged));
+        }
+        let pass = self.pass(vm, spec, address);
+        let desired = filter::Desired {
+            label,
+            tap,
+            pass: Some(pass),
+        };
+        if let Step::Not(outcome) = self
+            .step(vm, Rung::Firewall, &self.gate(), &desired)
+            .await?
+        {
+            return Ok(Err(outcome));
+        }
+        if !self
+            .ready_and_take(vm, Rung::Firewall, Some(pass.digest()))
+            .await?
+        {
+            return Ok(Err(Outcome::Converged));
+        }
+        Ok(Ok(connected))
+    }
+
+    /// What of a bridge VM's frames may pass.
+    pub(super) fn pass(&self, vm: &Vm, spec: &BridgeSpec, address: &Address) -> Pass {
+        match spec.antispoof {
+            true => Pass::Only(filter::Filter {
+                mac: owner::vm_names(&self.instance, vm.meta.uid).guest_mac,
+                ip: address.ip(),
+            }),
+            false => Pass::Any,
+        }
+    }
+
+    /// Hands for the Net rung in bridge mode.
+    pub(super) fn port(&self) -> Port {
+        Port {
+            home: self.hands.home.clone(),
+            netlink: self.hands.netlink.clone(),
+        }
+    }
+
+    /// Hands for the Firewall rung in bridge mode.
+    pub(super) fn gate(&self) -> Gate {
+        Gate {
+            netlink: self.hands.netlink.clone(),
+        }
+    }
+}

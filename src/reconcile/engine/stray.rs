@@ -1,0 +1,69 @@
+//! What no object wants, off the host: all that bears the label, from the top.
+//! Not here: finding such labels ([`super::super::adopt`]).
+
+use tracing::info;
+
+use super::Engine;
+use super::descend::Standing;
+use crate::api::event::EventType;
+use crate::api::rung::LADDER;
+use crate::host::{self, fs, link};
+use crate::owner::{self, Label};
+use crate::reconcile::net::cni::INTENT;
+use crate::runtime::queue::Outcome;
+use crate::store;
+
+impl Engine {
+    /// Something of ours that no object wants: all of it, from the top.
+    pub(super) async fn run_stray(&self, label: &Label) -> Result<Outcome, store::Error> {
+        let uid = owner::uid_of(label);
+        if self.store.read(|world| world.vm(uid).is_some()) {
+            return Ok(Outcome::Converged);
+        }
+        let object = label.to_string();
+        let standings = match self.standings(label).await {
+            Ok(standings) => standings,
+            Err(error) => {
+                let message = format!("{error}: {}", error.source);
+                self.note(EventType::Warning, &object, "ObserveFailed", &message);
+                return Ok(Outcome::Failed);
+            }
+        };
+        for rung in LADDER.into_iter().rev() {
+            for standing in &standings {
+                if let Err((_, reason, message)) = self.take_down(rung, label, standing).await {
+                    self.note(EventType::Warning, &object, &reason.to_string(), &message);
+                    return Ok(Outcome::Failed);
+                }
+            }
+        }
+        info!(%label, "removed what nothing wants");
+        self.note(
+            EventType::Normal,
+            &object,
+            "GarbageCollected",
+            "removed what no object wants",
+        );
+        Ok(Outcome::Converged)
+    }
+
+    /// In which modes something may stand: no object is left to tell. The plugins come before the namespace that they worked in.
+    async fn standings(&self, label: &Label) -> Result<Vec<Standing>, host::Error> {
+        let text = label.to_string();
+        let mut standings = Vec::new();
+        for found in link::list(&self.hands.netlink).await? {
+            if found.tun.is_some() && found.alias.as_deref() == Some(text.as_str()) {
+                standings.push(Standing::Bridged {
+                    tap: found.name,
+                    place: None,
+                });
+            }
+        }
+        let intent = self.run_dir.vm_dir(owner::uid_of(label)).join(INTENT);
+        if fs::read_text(&intent)?.is_some() {
+            standings.push(Standing::Plugged);
+        }
+        standings.push(Standing::Isolated);
+        Ok(standings)
+    }
+}

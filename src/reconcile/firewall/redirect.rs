@@ -1,0 +1,155 @@
+//! The Firewall rung in CNI mode: all goes from the plugins' interface to the TAP and back; then the gate, the TAP's being up.
+//! Not here: the interface and the TAP (the Net rung).
+//!
+//! # Why
+//! What is redirected by-passes the namespace's netfilter and its addresses, so the guest is to the network what the plugins' interface
+//! was: it has its MAC and its address. Filters of strangers stay where they are; ours are known by priority and number.
+
+mod plan;
+
+use crate::host::error::{absent_is_done, exists_is_done};
+use crate::host::link::{Change, Link, State};
+use crate::host::netlink::Handle;
+use crate::host::netns::Netns;
+use crate::host::tc::{self, NUMBER, PRIORITY, What};
+use crate::host::{Error, Kind, link};
+
+use super::super::{Conflict, Reconcile};
+
+pub use plan::{Action, Desired, End, Filter, Join, Observed, Way};
+
+/// The rung's hands.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Redirect;
+
+impl Reconcile for Redirect {
+    type Desired = Desired;
+    type Observed = Observed;
+    type Action = Action;
+
+    fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+        plan::plan(desired, observed)
+    }
+
+    async fn observe(&self, desired: &Desired) -> Result<Observed, Error> {
+        let netns = match Netns::open(&desired.netns) {
+            Ok(netns) => netns,
+            // Nothing is to be there. Otherwise the rung below has work to do.
+            Err(error) if error.kind == Kind::Absent && desired.join.is_none() => {
+                return Ok(Observed::default());
+            }
+            Err(error) => return Err(error),
+        };
+        let netlink = netns.netlink().await?;
+        let lo = link::get(&netlink, "lo").await?;
+        let label = lo.and_then(|lo| lo.alias).unwrap_or_default();
+        let mut observed = Observed {
+            netns: Some(label),
+            ..Observed::default()
+        };
+        match &desired.join {
+            None => {
+                let tap = link::get(&netlink, &desired.tap).await?;
+                observed.tap = tap.map(|tap| bare(&tap));
+            }
+            Some(Join::Chains) => observed.tap = Some(bare(&find(&netlink, &desired.tap).await?)),
+            Some(Join::Ours(eth)) => {
+                observed.eth = Some(end(&netlink, eth).await?);
+                observed.tap = Some(end(&netlink, &desired.tap).await?);
+            }
+        }
+        Ok(observed)
+    }
+
+    async fn act(&self, desired: &Desired, action: &Action) -> Result<(), Error> {
+        match act(desired, action).await {
+            // With its namespace or its link, the gate is gone.
+            Err(error) if error.kind == Kind::Absent && *action == Action::ShutGate => Ok(()),
+            done => done,
+        }
+    }
+}
+
+async fn act(desired: &Desired, action: &Action) -> Result<(), Error> {
+    let netlink = Netns::open(&desired.netns)?.netlink().await?;
+    let tap = find(&netlink, &desired.tap).await?.index;
+    let ends = async |way: Way| -> Result<Option<(u32, u32)>, Error> {
+        let Some(Join::Ours(eth)) = &desired.join else {
+            return Ok(None);
+        };
+        let eth = find(&netlink, eth).await?.index;
+        Ok(Some(match way {
+            Way::In => (eth, tap),
+            Way::Out => (tap, eth),
+        }))
+    };
+    match action {
+        Action::ShutGate => set(&netlink, tap, State::Down).await,
+        Action::OpenGate => set(&netlink, tap, State::Up).await,
+        Action::Unredirect(way) => match ends(*way).await? {
+            Some((from, _)) => unredirect(&netlink, from).await,
+            None => Ok(()),
+        },
+        Action::Redirect(way) => match ends(*way).await? {
+            Some((from, to)) => {
+                exists_is_done(tc::add_hook(&netlink, from).await)?;
+                exists_is_done(tc::add_redirect(&netlink, from, to).await)
+            }
+            None => Ok(()),
+        },
+    }
+}
+
+async fn set(netlink: &Handle, index: u32, state: State) -> Result<(), Error> {
+    let change = Change {
+        state: Some(state),
+        ..Change::default()
+    };
+    link::set(netlink, index, &change).await
+}
+
+async fn unredirect(netlink: &Handle, index: u32) -> Result<(), Error> {
+    let filters = tc::list(netlink, index).await?;
+    for filter in filters.iter().filter(|filter| is_ours(filter)) {
+        absent_is_done(tc::delete(netlink, index, filter).await)?;
+    }
+    Ok(())
+}
+
+async fn find(netlink: &Handle, name: &str) -> Result<Link, Error> {
+    let found = link::get(netlink, name).await?;
+    found.ok_or_else(|| {
+        let gone = std::io::Error::from_raw_os_error(libc::ENODEV);
+        Error::io("find link", name, gone)
+    })
+}
+
+fn bare(link: &Link) -> End {
+    End {
+        index: link.index,
+        up: link.up,
+        filter: Filter::Absent,
+    }
+}
+
+async fn end(netlink: &Handle, name: &str) -> Result<End, Error> {
+    let link = find(netlink, name).await?;
+    let filters = tc::list(netlink, link.index).await?;
+    let mut ours = filters.into_iter().filter(is_ours);
+    let filter = match (ours.next(), ours.next()) {
+        (None, _) => Filter::Absent,
+        (Some(only), None) => match only.what {
+            What::Redirect(to) => Filter::To(to),
+            What::Program(_) | What::Other(_) => Filter::Wrong,
+        },
+        (Some(_), Some(_)) => Filter::Wrong,
+    };
+    Ok(End {
+        filter,
+        ..bare(&link)
+    })
+}
+
+fn is_ours(filter: &tc::Filter) -> bool {
+    filter.priority == PRIORITY && filter.number() == NUMBER && filter.chain == 0
+}

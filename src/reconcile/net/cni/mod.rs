@@ -1,0 +1,104 @@
+//! The Net rung in CNI mode: a VM's record and namespace, the plugins' ADD, CHECK and DEL, and the TAP.
+//! Not here: how plugins are run (`cni`); the redirect between their interface and the TAP (the Firewall rung).
+//!
+//! # Why
+//! The network's configuration is looked for here and not given: it is a file that people change, so it is something to be
+//! seen, and a VM that was attached needs it no more, be it gone or broken.
+//!
+//! Before the first plugin runs, an [`Intent`] is written beside the VM's record. With it and the cache's record, every look can
+//! tell a whole ADD from one that was cut short, and knows what to DEL by: what ADD was given, not what the file says now.
+
+mod act;
+mod guest;
+mod observe;
+mod plan;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::AtomicBool;
+
+use super::super::{Conflict, Reconcile};
+use super::place::Door;
+use crate::cni::{self, Network, Runtime};
+use crate::host;
+
+pub use plan::{
+    Action, Added, AddedSeen, Basis, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen,
+    Observed, Tap, Want,
+};
+pub use sweep::{Swept, sweep};
+
+/// What the plugins call their interface inside.
+pub const IFNAME: &str = "eth0";
+
+/// The file in a VM's run directory that holds the [`Intent`].
+pub const INTENT: &str = "cni.json";
+
+/// The plugin that makes TAPs, and is told by arguments how.
+const TAP_PLUGIN: &str = "tc-redirect-tap";
+
+/// The rung's hands for one run about one VM.
+pub struct Attach {
+    runtime: Runtime,
+    door: Door,
+    /// The plugins are still to be asked whether all is well.
+    check: AtomicBool,
+}
+
+/// Whether a run asks the plugins if all is well (CHECK), which starts every one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checking {
+    /// At its first look that finds an ADD done before.
+    Once,
+    /// It looks for itself only.
+    Never,
+}
+
+impl Attach {
+    /// Hands for one run.
+    pub fn new(runtime: Runtime, checking: Checking) -> Self {
+        Self {
+            runtime,
+            door: Door::default(),
+            check: AtomicBool::new(checking == Checking::Once),
+        }
+    }
+}
+
+impl Reconcile for Attach {
+    type Desired = Desired;
+    type Observed = Observed;
+    type Action = Action;
+
+    fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+        plan::plan(desired, observed)
+    }
+
+    async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
+        observe::observe(self, desired).await
+    }
+
+    async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
+        act::act(self, desired, action).await
+    }
+}
+
+/// A plugin of the chain makes the TAP.
+fn tap_plugin(network: &Network) -> bool {
+    let mut plugins = network.plugins.iter();
+    plugins.any(|plugin| plugin.name == TAP_PLUGIN)
+}
+
+/// The plugins' world in the host's words.
+fn fault(doing: &'static str, network: &str, error: cni::Error) -> host::Error {
+    host::Error::other(doing, format!("CNI network `{network}`"), error)
+}
+
+/// With its cause.
+fn one_line(error: &cni::Error) -> String {
+    match std::error::Error::source(error) {
+        None => error.to_string(),
+        Some(cause) => format!("{error}: {cause}"),
+    }
+}

@@ -1,0 +1,194 @@
+//! What is there of a data path that CNI plugins make.
+//! Not here: what ought to be.
+
+use std::sync::atomic::Ordering;
+
+use super::super::NetnsSeen;
+use super::super::observe::{addresses, mac, tap_owner};
+use super::super::place::{Room, Seen};
+use super::plan::{
+    Added, AddedSeen, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Observed, Tap,
+};
+use super::{Attach, IFNAME, INTENT, fault, guest, one_line};
+use crate::cni::{Cached, Error, Outcome};
+use crate::host::{self, fs, link, sysctl};
+use crate::owner::TAP;
+
+pub(super) async fn observe(attach: &Attach, desired: &Desired) -> Result<Observed, host::Error> {
+    let place = desired.place();
+    let Seen {
+        record,
+        dir,
+        handle,
+    } = place.look()?;
+    let intent = look_at_intent(desired)?;
+    let added = look_at_cache(attach, desired, &intent)?;
+    let conflist = look_at_conflist(attach, desired, &intent, &added);
+    let tap = match &added {
+        AddedSeen::Remembered(added) => guest::tap(&added.result, &added.attachment),
+        AddedSeen::Absent | AddedSeen::Damaged => TAP,
+    };
+    let (netns, inside) = match place.open()? {
+        None => (NetnsSeen::Absent, None),
+        Some(netns) => {
+            let room = attach.door.enter(netns).await?;
+            let lo = link::get(&room.netlink, "lo").await?;
+            let alias = lo.and_then(|lo| lo.alias);
+            let ours = desired.label.claim((), alias.as_deref()).is_some();
+            let inside = match ours {
+                true => Some(look_inside(&room, tap).await?),
+                false => None,
+            };
+            (NetnsSeen::Present(alias), inside)
+        }
+    };
+    let mut observed = Observed {
+        record,
+        dir,
+        netns,
+        handle,
+        conflist,
+        intent,
+        added,
+        inside,
+        complaint: None,
+    };
+    observed.complaint = check(attach, desired, &observed).await?;
+    Ok(observed)
+}
+
+fn look_at_intent(desired: &Desired) -> Result<IntentSeen, host::Error> {
+    let Some(bytes) = fs::read(&desired.vm_dir().join(INTENT))? else {
+        return Ok(IntentSeen::Absent);
+    };
+    Ok(match serde_json::from_slice::<Intent>(&bytes) {
+        Ok(intent) => IntentSeen::Written(Box::new(intent)),
+        Err(_) => IntentSeen::Damaged,
+    })
+}
+
+/// By the network's name: a listing is long where there are many VMs.
+fn look_at_cache(
+    attach: &Attach,
+    desired: &Desired,
+    intent: &IntentSeen,
+) -> Result<AddedSeen, host::Error> {
+    let runtime = &attach.runtime;
+    let attachment = desired.attachment();
+    let network = match intent {
+        IntentSeen::Written(intent) => Some(&intent.network.name),
+        IntentSeen::Absent | IntentSeen::Damaged => desired.network.as_ref(),
+    };
+    let found = match network {
+        Some(network) => runtime.cached(network, &attachment),
+        None => runtime.attachments().map(|all| {
+            all.into_iter().find(|found| {
+                found.attachment.container_id == attachment.container_id
+                    && found.attachment.ifname == attachment.ifname
+            })
+        }),
+    };
+    match found {
+        Ok(None) => Ok(AddedSeen::Absent),
+        Ok(Some(cached)) => Ok(read_cached(&cached)),
+        Err(Error::DamagedCache { .. }) => Ok(AddedSeen::Damaged),
+        Err(error) => {
+            let network = network.map_or("", String::as_str);
+            Err(fault("read what the cache knows of", network, error))
+        }
+    }
+}
+
+fn read_cached(cached: &Cached) -> AddedSeen {
+    let added = cached.config().and_then(|network| {
+        Ok(Added {
+            result: cached.result(network.cni_version)?,
+            attachment: cached.attachment.clone(),
+            network,
+        })
+    });
+    match added {
+        Ok(added) => AddedSeen::Remembered(Box::new(added)),
+        Err(_) => AddedSeen::Damaged,
+    }
+}
+
+fn look_at_conflist(
+    attach: &Attach,
+    desired: &Desired,
+    intent: &IntentSeen,
+    added: &AddedSeen,
+) -> ConflistSeen {
+    let nothing_else_to_go_by = match (intent, added) {
+        (IntentSeen::Written(_), _) | (_, AddedSeen::Remembered(_)) => false,
+        (IntentSeen::Absent, AddedSeen::Absent) => false,
+        (IntentSeen::Absent | IntentSeen::Damaged, AddedSeen::Absent | AddedSeen::Damaged) => true,
+    };
+    let Some(network) = &desired.network else {
+        return ConflistSeen::Unasked;
+    };
+    if desired.want.is_none() && !nothing_else_to_go_by {
+        return ConflistSeen::Unasked;
+    }
+    match attach.runtime.find(network) {
+        Ok(network) => ConflistSeen::Found(Box::new(network)),
+        Err(error) => ConflistSeen::Unusable(one_line(&error)),
+    }
+}
+
+async fn look_inside(room: &Room, tap: &str) -> Result<Inside, host::Error> {
+    let eth = match link::get(&room.netlink, IFNAME).await? {
+        None => None,
+        Some(eth) => Some(Eth {
+            mac: mac(eth.mac),
+            up: eth.up,
+            mtu: eth.mtu,
+            addresses: addresses(&room.netlink, eth.index).await?,
+        }),
+    };
+    let tap = match link::get(&room.netlink, tap).await? {
+        None => None,
+        Some(found) => {
+            let key = ipv6_off(tap);
+            let read = move || sysctl::read_many(&[&key]);
+            let ipv6 = room.netns.run(read).await?.pop().flatten();
+            Some(Tap {
+                owner: tap_owner(&found),
+                mtu: found.mtu,
+                ipv6_off: ipv6.is_none_or(|value| value == "1"),
+            })
+        }
+    };
+    Ok(Inside { eth, tap })
+}
+
+/// With slashes: a link may have dots in its name.
+pub(super) fn ipv6_off(link: &str) -> String {
+    format!("net/ipv6/conf/{link}/disable_ipv6")
+}
+
+/// Asks the plugins, if that is still to be done and there is something to ask about.
+async fn check(
+    attach: &Attach,
+    desired: &Desired,
+    observed: &Observed,
+) -> Result<Option<String>, host::Error> {
+    let AddedSeen::Remembered(added) = &observed.added else {
+        return Ok(None);
+    };
+    let eth = observed.inside.as_ref().and_then(|seen| seen.eth.as_ref());
+    if desired.want.is_none() || eth.is_none() || !attach.check.swap(false, Ordering::Relaxed) {
+        return Ok(None);
+    }
+    match attach
+        .runtime
+        .check(&added.network, &added.attachment)
+        .await
+    {
+        Ok(Outcome::Done | Outcome::Disabled | Outcome::Unknown) => Ok(None),
+        // It was looked, and it is not as it was made.
+        Err(Error::Plugin(failure)) => Ok(Some(failure.to_string())),
+        // It was not looked.
+        Err(error) => Err(fault("check", &added.network.name, error)),
+    }
+}

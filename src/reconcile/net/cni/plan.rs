@@ -1,0 +1,468 @@
+//! What is to be done for a data path that CNI plugins make. Pure.
+//! Not here: what a plugin is told; the redirect between the plugins' interface and the TAP.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+
+use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+
+use super::super::super::Conflict;
+use super::super::NetnsSeen;
+use super::super::place::Place;
+use super::{IFNAME, guest};
+use crate::api::network::{Connection, Mac, TapOwner};
+use crate::cni::{Attachment, CniResult, Network};
+use crate::owner::{self, Label, Owned, TAP};
+
+/// What ought to be for one VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Desired {
+    /// Whose it is: names are made from it.
+    pub label: Label,
+    /// Where the namespace, the record and the intent stand.
+    pub run_dir: PathBuf,
+    /// The name of the CNI network; none: not known (any more), and so nothing can be wanted.
+    pub network: Option<String>,
+    /// The data path; none: nothing of it.
+    pub want: Option<Want>,
+}
+
+/// A data path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Want {
+    /// Who may open the TAP.
+    pub tap_owner: TapOwner,
+    /// What a daemon that has lost its state reads to adopt the VM.
+    pub record: String,
+}
+
+/// What the plugins are asked, written down before the first of them is. Whatever becomes of the configuration or of us, DEL goes by
+/// what ADD went by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The configuration's [`digest`](Network::digest) as it was found.
+    pub digest: String,
+    /// The configuration, with the version that all its plugins speak.
+    pub network: Network,
+    /// For whom.
+    pub attachment: Attachment,
+}
+
+/// What is.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Observed {
+    /// The record's text; none: no such file.
+    pub record: Option<String>,
+    /// The VM's run directory is there.
+    pub dir: bool,
+    /// The namespace.
+    pub netns: NetnsSeen,
+    /// Where `/run/netns/<name>` points to; none: nothing there. A file that is no symlink points to itself.
+    pub handle: Option<PathBuf>,
+    /// The network's configuration as it is now.
+    pub conflist: ConflistSeen,
+    /// What was written down before the ADD.
+    pub intent: IntentSeen,
+    /// What the cache remembers of the ADD.
+    pub added: AddedSeen,
+    /// What is in the namespace, if it is ours.
+    pub inside: Option<Inside>,
+    /// What a plugin complained of at CHECK.
+    pub complaint: Option<String>,
+}
+
+/// A network's configuration.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub enum ConflistSeen {
+    /// Nobody had to know.
+    #[default]
+    Unasked,
+    /// It is there.
+    Found(Box<Network>),
+    /// It is not there, or cannot be used; why.
+    Unusable(String),
+}
+
+/// The intent.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub enum IntentSeen {
+    /// No such file.
+    #[default]
+    Absent,
+    /// It cannot be understood.
+    Damaged,
+    /// It is there.
+    Written(Box<Intent>),
+}
+
+/// The cache's record.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub enum AddedSeen {
+    /// None.
+    #[default]
+    Absent,
+    /// It cannot be understood.
+    Damaged,
+    /// It is there.
+    Remembered(Box<Added>),
+}
+
+/// An ADD that succeeded, as the cache has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Added {
+    /// The configuration.
+    pub network: Network,
+    /// For whom.
+    pub attachment: Attachment,
+    /// What came of it.
+    pub result: CniResult,
+}
+
+/// The namespace's inside.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Inside {
+    /// The plugins' interface.
+    pub eth: Option<Eth>,
+    /// The TAP, ours or the chain's.
+    pub tap: Option<Tap>,
+}
+
+/// The plugins' interface.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Eth {
+    /// Its MAC.
+    pub mac: Mac,
+    /// Administratively up.
+    pub up: bool,
+    /// Bytes.
+    pub mtu: u32,
+    /// IPv4 addresses.
+    pub addresses: BTreeSet<Ipv4Network>,
+}
+
+/// A TAP, or what bears its name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tap {
+    /// It is a TAP, persistent, with one queue, and this is who may open it; none: another kind of link.
+    pub owner: Option<TapOwner>,
+    /// Bytes.
+    pub mtu: u32,
+    /// IPv6 is off on it (or the kernel has none).
+    pub ipv6_off: bool,
+}
+
+/// What a DEL goes by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Basis {
+    /// The configuration.
+    pub network: Network,
+    /// For whom; without a namespace when it is gone.
+    pub attachment: Attachment,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Action {
+    /// Write the record.
+    WriteRecord,
+    /// Put a link with these addresses where the plugins' interface was: by them some find what else they have to take back.
+    StandIn(BTreeSet<Ipv4Network>),
+    /// DEL of every plugin; with it the cache's record goes.
+    Detach(Box<Basis>),
+    /// Remove a cache record that nobody can read, and nobody knows what to DEL by.
+    Forget(String),
+    /// Remove the intent.
+    RemoveIntent,
+    /// Make the namespace: label, `lo`, and only then its name.
+    CreateNetns,
+    /// Make it visible to `ip netns`.
+    LinkHandle,
+    /// Settle the version with the plugins, and write down what they will be asked.
+    WriteIntent,
+    /// Write down again what they were asked.
+    RestoreIntent(Box<Intent>),
+    /// ADD of every plugin. What it leaves when it fails is taken back at once.
+    Attach,
+    /// Set the plugins' interface up.
+    RaiseEth,
+    /// Remove what bears the TAP's name; everything inside is ours.
+    DeleteTap,
+    /// Make the TAP, with the MTU of the plugins' interface.
+    CreateTap(TapOwner, u32),
+    /// Give the TAP that MTU.
+    SetTapMtu(u32),
+    /// Switch IPv6 off on the TAP: the namespace itself has nothing to say to the guest.
+    DisableIpv6,
+    /// Remove the namespace's name.
+    UnlinkHandle,
+    /// Remove the namespace.
+    DeleteNetns(Owned<PathBuf>),
+    /// Remove the VM's run directory.
+    RemoveRunDir,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WriteRecord => f.write_str("write the VM's record"),
+            Self::StandIn(_) => write!(f, "put a stand-in for {IFNAME}"),
+            Self::Detach(basis) => write!(f, "detach from CNI network {}", basis.network.name),
+            Self::Forget(network) => write!(f, "forget the damaged record of network {network}"),
+            Self::RemoveIntent => f.write_str("remove the intent"),
+            Self::CreateNetns => f.write_str("create the namespace"),
+            Self::LinkHandle => f.write_str("show the namespace to ip netns"),
+            Self::WriteIntent => f.write_str("write the intent"),
+            Self::RestoreIntent(_) => f.write_str("write the intent again"),
+            Self::Attach => f.write_str("attach to the CNI network"),
+            Self::RaiseEth => write!(f, "bring {IFNAME} up"),
+            Self::DeleteTap => write!(f, "delete the wrong {TAP}"),
+            Self::CreateTap(owner, mtu) => write!(f, "create {TAP} for uid {owner}, MTU {mtu}"),
+            Self::SetTapMtu(mtu) => write!(f, "set the MTU of {TAP} to {mtu}"),
+            Self::DisableIpv6 => write!(f, "disable IPv6 on {TAP}"),
+            Self::UnlinkHandle => f.write_str("hide the namespace from ip netns"),
+            Self::DeleteNetns(path) => write!(f, "delete namespace {}", path.thing().display()),
+            Self::RemoveRunDir => f.write_str("remove the VM's run directory"),
+        }
+    }
+}
+
+impl Desired {
+    /// Where its namespace is mounted.
+    pub fn netns(&self) -> PathBuf {
+        self.place().netns()
+    }
+
+    /// Where `ip netns` finds it.
+    pub fn handle(&self) -> PathBuf {
+        self.place().handle()
+    }
+
+    /// Its own directory.
+    pub fn vm_dir(&self) -> PathBuf {
+        self.place().vm_dir()
+    }
+
+    pub(in super::super) fn place(&self) -> Place<'_> {
+        Place {
+            label: &self.label,
+            run_dir: &self.run_dir,
+        }
+    }
+
+    /// What the plugins are told of it.
+    pub fn attachment(&self) -> Attachment {
+        let id = self.label.instance.container_id(owner::uid_of(&self.label));
+        Attachment::new(id, self.netns(), IFNAME)
+    }
+}
+
+impl Observed {
+    /// How the guest is connected. `None` until the plan is empty.
+    pub fn connection(&self) -> Option<Connection> {
+        let eth = self.inside.as_ref()?.eth.as_ref()?;
+        let added = self.remembered()?;
+        guest::connection(&added.result, &added.attachment, eth)
+    }
+
+    /// The chain made the TAP itself, and joined it with its interface: there is nothing to redirect.
+    pub fn chain_made_the_tap(&self) -> bool {
+        self.remembered()
+            .is_some_and(|added| guest::chains_tap(&added.result, &added.attachment).is_some())
+    }
+
+    /// The network's configuration is another one now, or gone; this VM keeps what it was given.
+    pub fn network_changed(&self) -> bool {
+        match (&self.intent, &self.conflist) {
+            (IntentSeen::Written(intent), ConflistSeen::Found(now)) => {
+                let now = now.digest();
+                // An intent that was restored from the cache has no other digest.
+                intent.digest != now && intent.network.digest() != now
+            }
+            (IntentSeen::Written(_), ConflistSeen::Unusable(_)) => true,
+            (IntentSeen::Written(_), ConflistSeen::Unasked) => false,
+            (IntentSeen::Absent | IntentSeen::Damaged, _) => false,
+        }
+    }
+
+    fn remembered(&self) -> Option<&Added> {
+        match &self.added {
+            AddedSeen::Remembered(added) => Some(added),
+            AddedSeen::Absent | AddedSeen::Damaged => None,
+        }
+    }
+}
+
+pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+    match &desired.want {
+        None => Ok(teardown(desired, observed)),
+        Some(want) => build(desired, want, observed),
+    }
+}
+
+fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
+    let mut plan = Vec::new();
+    undo(desired, observed, &mut plan);
+    if plan.contains(&Action::CreateNetns) {
+        // It is the next look's to take it away, and the run directory last.
+        return plan;
+    }
+    if observed.handle.as_ref() == Some(&desired.netns()) {
+        plan.push(Action::UnlinkHandle);
+    }
+    plan.extend(owned_netns(desired, observed).map(Action::DeleteNetns));
+    if observed.dir {
+        plan.push(Action::RemoveRunDir);
+    }
+    plan
+}
+
+fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+    let gaps = desired
+        .place()
+        .gaps(&observed.netns, observed.handle.as_ref())?;
+    let mut plan = Vec::new();
+    if observed.record.as_ref() != Some(&want.record) {
+        plan.push(Action::WriteRecord);
+    }
+    let standing = standing(observed);
+    if standing.is_none() {
+        undo(desired, observed, &mut plan);
+        let tap = observed.inside.as_ref().and_then(|seen| seen.tap.as_ref());
+        if tap.is_some() && makes_a_tap(&observed.conflist) {
+            plan.push(Action::DeleteTap);
+        }
+    }
+    if gaps.netns && !plan.contains(&Action::CreateNetns) {
+        plan.push(Action::CreateNetns);
+    }
+    plan.extend(gaps.handle.then_some(Action::LinkHandle));
+    let Some((added, eth, tap)) = standing else {
+        plan.extend([Action::WriteIntent, Action::Attach]);
+        // The TAP's MTU is that of an interface which no look has found yet.
+        return Ok(plan);
+    };
+    if !matches!(observed.intent, IntentSeen::Written(_)) {
+        plan.push(Action::RestoreIntent(Box::new(Intent {
+            digest: added.network.digest(),
+            network: added.network.clone(),
+            attachment: added.attachment.clone(),
+        })));
+    }
+    if !eth.up {
+        plan.push(Action::RaiseEth);
+    }
+    if guest::chains_tap(&added.result, &added.attachment).is_none() {
+        plan_tap(want, eth, tap, &mut plan);
+    }
+    Ok(plan)
+}
+
+fn plan_tap(want: &Want, eth: &Eth, seen: Option<&Tap>, plan: &mut Vec<Action>) {
+    let kept = seen.filter(|tap| tap.owner == Some(want.tap_owner));
+    match kept {
+        Some(tap) if tap.mtu == eth.mtu => {}
+        Some(_) => plan.push(Action::SetTapMtu(eth.mtu)),
+        None => {
+            plan.extend(seen.map(|_| Action::DeleteTap));
+            plan.push(Action::CreateTap(want.tap_owner, eth.mtu));
+        }
+    }
+    if !kept.is_some_and(|tap| tap.ipv6_off) {
+        plan.push(Action::DisableIpv6);
+    }
+}
+
+/// The ADD, if it was not cut short and what it made is still as it made it.
+fn standing(observed: &Observed) -> Option<(&Added, &Eth, Option<&Tap>)> {
+    let added = observed.remembered()?;
+    let inside = observed.inside.as_ref()?;
+    let eth = inside.eth.as_ref()?;
+    let (result, attachment) = (&added.result, &added.attachment);
+    let expected = guest::expected(result, attachment);
+    let sound = observed.complaint.is_none()
+        && guest::unfit(result, attachment).is_none()
+        && expected.mac.is_none_or(|mac| mac == eth.mac)
+        && expected.addresses.is_subset(&eth.addresses)
+        && (guest::chains_tap(result, attachment).is_none() || inside.tap.is_some());
+    sound.then_some((added, eth, inside.tap.as_ref()))
+}
+
+/// DEL of what an ADD left, whole or cut short.
+fn undo(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
+    let noted = observed.intent != IntentSeen::Absent;
+    let cached = observed.added != AddedSeen::Absent;
+    if noted || cached {
+        let stand_in = stand_in(observed);
+        let place = match &observed.netns {
+            NetnsSeen::Absent => stand_in.as_ref().map(|_| desired.netns()),
+            // A stranger's namespace in the place of ours is no business of the plugins.
+            NetnsSeen::Present(_) => {
+                owned_netns(desired, observed).map(|netns| netns.thing().clone())
+            }
+        };
+        match basis(desired, observed, place.clone()) {
+            Some(basis) => {
+                if let Some(addresses) = stand_in.filter(|_| place.is_some()) {
+                    if observed.netns == NetnsSeen::Absent {
+                        plan.push(Action::CreateNetns);
+                    }
+                    plan.push(Action::StandIn(addresses));
+                }
+                plan.push(Action::Detach(Box::new(basis)));
+            }
+            None if cached => plan.extend(desired.network.clone().map(Action::Forget)),
+            None => {}
+        }
+    }
+    if noted {
+        plan.push(Action::RemoveIntent);
+    }
+}
+
+/// The addresses of an interface that ADD made and that is gone. The bridge and ptp plugins (1.1.1) find their masquerade rules by
+/// the addresses inside, and leave them behind where there are none.
+fn stand_in(observed: &Observed) -> Option<BTreeSet<Ipv4Network>> {
+    let added = observed.remembered()?;
+    let gone = observed
+        .inside
+        .as_ref()
+        .is_none_or(|seen| seen.eth.is_none());
+    let addresses = guest::expected(&added.result, &added.attachment).addresses;
+    (gone && !addresses.is_empty()).then_some(addresses)
+}
+
+/// What ADD went by or, when nobody can say that any more, what it would go by now.
+fn basis(desired: &Desired, observed: &Observed, netns: Option<PathBuf>) -> Option<Basis> {
+    let (network, attachment) = match (&observed.intent, &observed.added, &observed.conflist) {
+        (IntentSeen::Written(intent), _, _) => (&intent.network, intent.attachment.clone()),
+        (_, AddedSeen::Remembered(added), _) => (&added.network, added.attachment.clone()),
+        (_, _, ConflistSeen::Found(network)) => (&**network, desired.attachment()),
+        (_, _, ConflistSeen::Unasked | ConflistSeen::Unusable(_)) => return None,
+    };
+    Some(Basis {
+        network: network.clone(),
+        attachment: Attachment {
+            netns,
+            ..attachment
+        },
+    })
+}
+
+fn owned_netns(desired: &Desired, observed: &Observed) -> Option<Owned<PathBuf>> {
+    match &observed.netns {
+        NetnsSeen::Absent => None,
+        NetnsSeen::Present(alias) => desired.label.claim(desired.netns(), alias.as_deref()),
+    }
+}
+
+/// A plugin that makes a TAP wants its name to be free.
+fn makes_a_tap(conflist: &ConflistSeen) -> bool {
+    match conflist {
+        ConflistSeen::Found(network) => super::tap_plugin(network),
+        ConflistSeen::Unasked | ConflistSeen::Unusable(_) => false,
+    }
+}

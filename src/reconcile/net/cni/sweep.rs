@@ -1,0 +1,112 @@
+//! What a daemon that died left with the plugins, of VMs that nobody wants any more.
+//! Not here: VMs that are still known; they go down their ladder.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use super::{IFNAME, one_line};
+use crate::api::meta::Uid;
+use crate::cni::{self, Attachment, Cached, Network, Runtime, Valid};
+use crate::host::netns::Netns;
+use crate::owner::Instance;
+
+/// What was swept, and what could not be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Container ids that the plugins forgot.
+    pub detached: Vec<String>,
+    /// Reservations of `host-local` that were removed.
+    pub reservations: Vec<PathBuf>,
+    /// In words.
+    pub failures: Vec<String>,
+}
+
+/// DEL by the cache's record for every container of ours that is no living VM's; where there was one, GC, too (for networks of
+/// 1.1.0), with what all runtimes of this host remember as valid; then the reservations of `host-local` in these and
+/// in the `networks` named. What bears no name of ours stays. Every failure is noted, and stops nothing.
+pub async fn sweep(
+    runtime: &Runtime,
+    instance: &Instance,
+    living: &[Uid],
+    networks: &[String],
+) -> Swept {
+    let living: BTreeSet<Uid> = living.iter().copied().collect();
+    let stale = |container: &str| {
+        let uid = instance.uid_of_container(container);
+        uid.is_some_and(|uid| !living.contains(&uid))
+    };
+    let mut swept = Swept::default();
+    let mut left: BTreeMap<String, Network> = BTreeMap::new();
+    let remembered = runtime.attachments();
+    for cached in note(remembered, &mut swept).unwrap_or_default() {
+        if !stale(&cached.attachment.container_id) {
+            continue;
+        }
+        if let Some(network) = detach(runtime, &cached, &mut swept).await {
+            left.insert(network.name.clone(), network);
+        }
+    }
+    for network in left.values() {
+        let ours = living.iter().map(|uid| instance.container_id(*uid));
+        collect(runtime, network, ours.collect(), &mut swept).await;
+    }
+    for name in networks {
+        if let Ok(network) = runtime.find(name) {
+            left.entry(name.clone()).or_insert(network);
+        }
+    }
+    for network in left.values() {
+        let removed = runtime.sweep_host_local(network, stale);
+        let removed = note(removed, &mut swept).unwrap_or_default();
+        swept.reservations.extend(removed);
+    }
+    swept
+}
+
+fn note<T>(result: Result<T, cni::Error>, swept: &mut Swept) -> Option<T> {
+    let failed = |error| swept.failures.push(one_line(&error));
+    result.map_err(failed).ok()
+}
+
+/// The network that it was detached from, or is to be.
+async fn detach(runtime: &Runtime, cached: &Cached, swept: &mut Swept) -> Option<Network> {
+    let network = note(cached.config(), swept)?;
+    let attachment = Attachment {
+        netns: still_there(&cached.attachment),
+        ..cached.attachment.clone()
+    };
+    let done = runtime.del(&network, &attachment).await;
+    if note(done, swept).is_some() {
+        swept.detached.push(attachment.container_id);
+    }
+    Some(network)
+}
+
+fn still_there(attachment: &Attachment) -> Option<PathBuf> {
+    let path = attachment.netns.as_ref()?;
+    Netns::open(path).is_ok().then(|| path.clone())
+}
+
+/// Those that are wanted, and those that any runtime remembers. If it is not known who these are, nobody is forgotten.
+async fn collect(runtime: &Runtime, network: &Network, wanted: Vec<String>, swept: &mut Swept) {
+    let Some(remembered) = note(runtime.attachments(), swept) else {
+        return;
+    };
+    let of_network = remembered
+        .into_iter()
+        .filter(|cached| cached.network == network.name);
+    let mut valid: BTreeSet<Valid> = of_network
+        .map(|cached| Valid {
+            container_id: cached.attachment.container_id,
+            ifname: cached.attachment.ifname,
+        })
+        .collect();
+    valid.extend(wanted.into_iter().map(|container_id| Valid {
+        container_id,
+        ifname: IFNAME.to_owned(),
+    }));
+    let valid: Vec<Valid> = valid.into_iter().collect();
+    if let Err(errors) = runtime.gc(network, &valid).await {
+        swept.failures.extend(errors.iter().map(one_line));
+    }
+}

@@ -1,0 +1,2 @@
+//! The guest's connection out of results.
+//! Not here: plans.
