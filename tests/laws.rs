@@ -3,6 +3,8 @@
 
 #[path = "laws/firewall.rs"]
 mod firewall;
+#[path = "laws/gate.rs"]
+mod gate;
 #[path = "laws/ground.rs"]
 mod ground;
 #[path = "laws/group.rs"]
@@ -11,3 +13,5 @@ mod group;
 mod model;
 #[path = "laws/net.rs"]
 mod net;
+#[path = "laws/port.rs"]
+mod port;
