@@ -169,7 +169,8 @@ pub struct Basis {
 pub enum Action {
     /// Write the record.
     WriteRecord,
-    /// Put a link with these addresses where the plugins' interface was: by them some find what else they have to take back.
+    /// Have these addresses on the plugins' interface or, where it is gone, on a link of its name: by them some plugins find
+    /// what else they have to take back.
     StandIn(BTreeSet<Ipv4Network>),
     /// DEL of every plugin; with it the cache's record goes.
     Detach(Box<Basis>),
@@ -209,7 +210,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WriteRecord => f.write_str("write the VM's record"),
-            Self::StandIn(_) => write!(f, "put a stand-in for {IFNAME}"),
+            Self::StandIn(_) => write!(f, "give {IFNAME} its addresses back for DEL"),
             Self::Detach(basis) => write!(f, "detach from CNI network {}", basis.network.name),
             Self::Forget(network) => write!(f, "forget the damaged record of network {network}"),
             Self::RemoveIntent => f.write_str("remove the intent"),
@@ -423,16 +424,14 @@ fn undo(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
     }
 }
 
-/// The addresses of an interface that ADD made and that is gone. The bridge and ptp plugins (1.1.1) find their masquerade rules by
-/// the addresses inside, and leave them behind where there are none.
+/// The addresses that ADD gave and that are gone, be it with the interface. The bridge and ptp plugins (1.1.1) find their
+/// masquerade rules by the addresses inside, and leave those behind that they find no address for.
 fn stand_in(observed: &Observed) -> Option<BTreeSet<Ipv4Network>> {
     let added = observed.remembered()?;
-    let gone = observed
-        .inside
-        .as_ref()
-        .is_none_or(|seen| seen.eth.is_none());
-    let addresses = guest::expected(&added.result, &added.attachment).addresses;
-    (gone && !addresses.is_empty()).then_some(addresses)
+    let eth = observed.inside.as_ref().and_then(|seen| seen.eth.as_ref());
+    let given = guest::expected(&added.result, &added.attachment).addresses;
+    let whole = eth.is_some_and(|eth| given.is_subset(&eth.addresses));
+    (!whole && !given.is_empty()).then_some(given)
 }
 
 /// What ADD went by or, when nobody can say that any more, what it would go by now.
