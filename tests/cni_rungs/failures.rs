@@ -68,6 +68,7 @@ fn what_is_missing_is_named_with_the_places_that_were_searched() {
         let said = failure(&ground).await;
         let conf = ground.path("conf").display().to_string();
         assert!(said.contains("`net`") && said.contains(&conf), "{said}");
+        assert!(!ground.netns().exists(), "a namespace for nothing");
 
         ground.configure("1.0.0", &json!([{"type": "nowhere"}]));
         let said = failure(&ground).await;

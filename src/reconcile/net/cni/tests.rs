@@ -2,7 +2,7 @@
 //! Not here: plans (`tests/plans.rs`, `tests/laws`).
 
 use super::guest::{chains_tap, connection, expected, unfit};
-use super::plan::Eth;
+use super::state::Eth;
 use crate::api::network::Connection;
 use crate::cni::{Attachment, CniResult, Version};
 
