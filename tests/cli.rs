@@ -101,6 +101,36 @@ fn every_verb_answers_as_its_golden_says() {
 }
 
 #[test]
+fn bridge_and_cni_objects_are_shown_without_what_they_do_not_have() {
+    let fixture = Fixture::start();
+    for object in world::other_modes() {
+        fixture.world.put(object);
+    }
+    let cases: &[(&str, &str)] = &[
+        (
+            "modes-get-hostgroups-wide",
+            "get hg web job sandbox -o wide",
+        ),
+        ("modes-get-vms-wide", "get vms -o wide"),
+        ("modes-get-leases-wide", "get leases -o wide"),
+        ("modes-describe-vm", "describe vm/web-1 vm/job-1"),
+        ("modes-describe-hostgroup", "describe hg web job"),
+        ("modes-describe-lease", "describe lease/web-1"),
+        ("modes-get-vm-json", "get vm/web-1 -o json"),
+        ("route", "route web"),
+        ("route-json", "route hostgroup/web -o json"),
+        ("route-via", "route web --via 10.9.8.7"),
+        ("route-same-subnet", "route web --via 192.168.137.9"),
+        ("route-offline", "route offline"),
+        ("route-offline-via", "route offline --via 10.9.8.7"),
+        ("route-isolated", "route sandbox"),
+        ("route-cni", "route job"),
+        ("route-missing", "route none-such"),
+    ];
+    golden::check(&fixture, cases);
+}
+
+#[test]
 fn manifests_are_applied_compared_and_deleted() {
     let fixture = Fixture::start();
     let file = fixture.dir.path().join("two.yaml");
@@ -195,6 +225,78 @@ fn wrong_usage_exits_with_2_and_says_what_is_meant() {
             "new a --net=isolated --gateway 10.0.0.1/24",
             "belongs to --net=bridge",
         ),
+        (
+            "new a --net=isolated --bridge br0",
+            "--bridge belongs to --net=bridge",
+        ),
+        (
+            "new a --net=isolated --isolate-ports",
+            "--isolate-ports belongs to --net=bridge",
+        ),
+        (
+            "new a --net=bridge --drop 10.0.0.0/8",
+            "--drop belongs to --net=isolated",
+        ),
+        (
+            "new a --net=bridge --on-deny reject",
+            "--on-deny belongs to --net=isolated",
+        ),
+        (
+            "new a --net=bridge --network-name x",
+            "--network-name belongs to --net=cni",
+        ),
+        (
+            "new a --net=cni --range 10.0.0.2-10.0.0.3",
+            "--range belongs to --net=isolated and --net=bridge",
+        ),
+        (
+            "new a --net=cni --gateway 10.0.0.1/24",
+            "--gateway belongs to --net=bridge",
+        ),
+        (
+            "new a --net=cni --network-name .x",
+            "--network-name: found \".x\", expected the name of a CNI network",
+        ),
+        (
+            "new a --net=bridge --bridge ve-1",
+            "--bridge: found \"ve-1\"",
+        ),
+        (
+            "new a --net=bridge --tap-prefix much-too-long-a-prefix",
+            "--tap-prefix: found",
+        ),
+        (
+            "new a --net=bridge --gateway 10.0.0.0/24",
+            "--gateway: found \"10.0.0.0/24\", expected an address in it",
+        ),
+        (
+            "new a --net=bridge --range 10.0.0.2-10.0.0.3",
+            "--range: needs gateway",
+        ),
+        ("new a --net=bridge --addresses 10.0.0.2", "--gateway"),
+        (
+            "new a --net=bridge --gateway 10.0.0.1/24 --addresses 10.0.0.2 --range 10.0.0.2-10.0.0.3",
+            "cannot be used",
+        ),
+        (
+            "new a --net=bridge --gateway 10.0.0.1/24 --addresses 10.0.1.2",
+            "--addresses: 10.0.1.2 is outside 10.0.0.0/24",
+        ),
+        (
+            "new a --net=bridge --gateway 10.0.0.1/24 --addresses ],#",
+            "--addresses: found \"]\"",
+        ),
+        (
+            "new a --net=bridge --count 2 --gateway 10.0.0.1/24 --addresses 10.0.0.2",
+            "--count: 2 VMs do not fit",
+        ),
+        (
+            "new a --net=isolated --count 300",
+            "--count: 300 VMs do not fit",
+        ),
+        ("route", "GROUP"),
+        ("route vm/web-1", "is no host group"),
+        ("route web --via somewhere", "invalid value"),
         ("new a --net=isolated --drop 10.0.0.1/8", "host bits"),
         (
             "new a --net=isolated --allow 169.254.169.254:80",
@@ -243,8 +345,22 @@ fn new_prints_the_documented_yaml() {
                 "new-never-matches",
                 "new a --net=isolated --allow 10.0.0.0/8 --drop 10.1.0.0/16",
             ),
-            ("new-bridge", "new a --net=bridge --gateway 10.0.0.1/24"),
-            ("new-cni", "new a --net=cni"),
+            ("new-bridge", "new web --net=bridge"),
+            (
+                "new-bridge-range",
+                "new web --net=bridge --count 3 --bridge brvm0 --tap-prefix vmtap --gateway 192.168.137.1/24 \
+                 --range 192.168.137.20-192.168.137.80 --no-antispoof --isolate-ports --tap-owner 1000",
+            ),
+            (
+                "new-bridge-addresses",
+                "new a-group-with-a-long-name --net=bridge --count 2 --gateway 192.168.137.1/24 \
+                 --addresses 192.168.137.2/24,192.168.137.3",
+            ),
+            ("new-cni", "new job --net=cni"),
+            (
+                "new-cni-full",
+                "new job --net=cni --count 2 --network-name slicer-ptp --tap-owner 1000:36 --ram-mb 128",
+            ),
         ],
     );
 }
@@ -275,6 +391,14 @@ fn what_new_prints_is_read_back_as_it_was_asked_for() {
         group["network"]["drop"][1].as_str(),
         Some("1.1.1.1:1-9/udp")
     );
+    // What bridge and CNI print, the daemon's own reader takes: `new` refuses to print anything else.
+    let bridge = read("new 7 --net=bridge --bridge 08 --tap-prefix 1e --count 2");
+    let network = &bridge["config"]["host_groups"][0]["network"];
+    assert_eq!(network["bridge"].as_str(), Some("08"));
+    assert_eq!(network["tap_prefix"].as_str(), Some("1e"));
+    let cni = read("new 7 --net=cni --network-name 0x1");
+    assert_eq!(cni["config"]["network_name"].as_str(), Some("0x1"));
+    assert!(cni["config"]["host_groups"][0].get("network").is_none());
     let known = ["name", "count", "vcpu", "ram_mb", "dns_servers", "network"];
     for key in group.as_mapping().unwrap().keys() {
         assert!(known.contains(&key.as_str().unwrap()), "{key:?}");
@@ -328,6 +452,7 @@ fn every_verb_has_help_and_those_with_arguments_show_examples() {
         "gc",
         "explain",
         "new",
+        "route",
         "completion",
     ];
     for verb in verbs {

@@ -10,6 +10,7 @@
 //! | `drift` | everything that somebody can break, seen and repaired |
 //! | `recovery` | kill -9, lost and broken state, two daemons |
 //! | `leftovers` | garbage |
+//! | `reach` | the way to bridge groups, and their quarrels |
 //! | `guests` | QEMU |
 //! | `service` | the process: signals, logs, errors, rest |
 
@@ -21,6 +22,7 @@ mod daemon {
     mod guests;
     mod leftovers;
     mod origin;
+    mod reach;
     mod recovery;
     mod reload;
     mod service;

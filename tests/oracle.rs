@@ -302,6 +302,7 @@ fn explained(
         ruleset,
         instance: &instance,
         host_addresses: &[],
+        closed: &[],
     };
     explain(&way, &asked(packet), String::new())
 }

@@ -1,6 +1,7 @@
 //! The verbs of `slicectl`, their arguments and their help.
 //! Not here: doing them.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -67,6 +68,8 @@ pub enum Verb {
     Doctor(FormatArgs),
     /// Say whether a packet from a VM passes, and which rule and YAML entry decide
     Explain(ExplainArgs),
+    /// Print the commands by which another machine on the LAN reaches a bridge group's VMs
+    Route(RouteArgs),
     /// Print the YAML of a new host group
     New(Box<NewArgs>),
     /// Print the completion script of a shell
@@ -307,6 +310,27 @@ pub struct ExplainArgs {
     /// Where to
     #[arg(value_name = "DST[:PORT[/PROTO]]", value_parser = packet::parse)]
     pub packet: Packet,
+    /// The format of the answer
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// Arguments of `route`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The commands are for the other machine. This host forwards by itself: nothing is to be done on it.
+
+Examples:
+  slicectl route web
+  slicectl route web --via 192.168.1.20
+  slicectl route web -o json")]
+pub struct RouteArgs {
+    /// The group, in bridge mode
+    #[arg(value_name = "GROUP", value_parser = super::target::group)]
+    pub group: Name,
+    /// This host's address on the LAN; that of the link of its default route when it is not said
+    #[arg(long, value_name = "HOST_IP")]
+    pub via: Option<Ipv4Addr>,
     /// The format of the answer
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,

@@ -12,7 +12,7 @@ use super::table::{Field, Table};
 use super::target::{self, Target};
 use super::{events, print, rows};
 use crate::api::event::Event;
-use crate::api::network::NetworkSpec;
+use crate::api::network::{Addresses, NetworkSpec};
 use crate::api::policy::Policy;
 use crate::api::view::{
     ConditionView, FirewallStatus, GroupView, LeaseView, MetaView, NetworkStatus, Object, VmView,
@@ -145,7 +145,14 @@ impl Page {
             None => self.line("Network", "<none>"),
             Some(network) => self.section("Network", |page| page.network(network)),
         }
-        self.section("Firewall", |page| page.firewall(&vm.status.firewall));
+        self.section("Firewall", |page| match &vm.spec.network {
+            NetworkSpec::Isolated(_) => page.firewall(&vm.status.firewall),
+            NetworkSpec::Bridge(bridge) => {
+                page.line("Antispoof", on_off(bridge.antispoof));
+                page.maybe("Digest", vm.status.firewall.digest.as_ref());
+            }
+            NetworkSpec::Cni(_) => page.line("Rules", "the plugins' own"),
+        });
         self.section("Vmm", |page| page.vmm(&vm.status.vmm));
         self.conditions(&vm.status.conditions);
         self.warnings(&vm.status.warnings);
@@ -154,7 +161,9 @@ impl Page {
     fn lease(&mut self, lease: &LeaseView) {
         self.metadata("Lease", &lease.metadata);
         self.line("IP", lease.ip);
-        self.maybe("Block", lease.block);
+        if let Some(block) = lease.block {
+            self.line("Block", block);
+        }
         self.line("Range", lease.range);
     }
 
@@ -177,9 +186,13 @@ impl Page {
             NetworkSpec::Bridge(bridge) => {
                 self.line("Bridge", &bridge.bridge);
                 self.line("TAP prefix", &bridge.tap_prefix);
-                self.maybe("Gateway", bridge.gateway);
-                self.line("Antispoof", bridge.antispoof);
-                self.line("Isolate ports", bridge.isolate_ports);
+                match bridge.gateway {
+                    Some(gateway) => self.line("Gateway", gateway),
+                    None => self.line("Gateway", "chosen for the group"),
+                }
+                self.line("Addresses", addresses(&bridge.addresses));
+                self.line("Antispoof", on_off(bridge.antispoof));
+                self.line("Isolate ports", on_off(bridge.isolate_ports));
                 self.line("TAP owner", bridge.tap_owner);
             }
             NetworkSpec::Cni(cni) => {
@@ -258,6 +271,22 @@ impl Page {
         let recent = &happened[happened.len().saturating_sub(20)..];
         let drawn = (!recent.is_empty()).then(|| events::listing(recent));
         self.table("Events", drawn);
+    }
+}
+
+fn on_off(flag: bool) -> &'static str {
+    match flag {
+        true => "on",
+        false => "off",
+    }
+}
+
+/// Where a bridge group's addresses come from.
+fn addresses(addresses: &Addresses) -> String {
+    match addresses {
+        Addresses::Any => "any free one of the subnet".to_owned(),
+        Addresses::Range(first, last) => format!("{first}-{last}"),
+        Addresses::Listed(listed) => list(listed),
     }
 }
 

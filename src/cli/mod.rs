@@ -14,6 +14,7 @@ pub mod manifests;
 pub mod new;
 pub mod paint;
 pub mod print;
+pub mod route;
 pub mod rows;
 pub mod sliced;
 pub mod table;
@@ -60,6 +61,7 @@ async fn run(args: Args) -> Result<(), Failure> {
         Verb::Gc(verb) => check::gc(&client, verb).await,
         Verb::Doctor(verb) => check::doctor(&client, verb).await,
         Verb::Explain(verb) => verdict::explain(&client, verb).await,
+        Verb::Route(verb) => route::route(&client, verb).await,
         Verb::New(verb) => new::new(*verb),
         Verb::Completion { shell } => args::completion(shell),
         Verb::Version(verb) => check::version(&client, verb).await,

@@ -88,15 +88,22 @@ pub fn targets(words: &[String]) -> Result<Vec<Target>, Failure> {
 
 /// One VM, written `NAME` or `vm/NAME`.
 pub fn vm(text: &str) -> Result<Name, String> {
-    match text.split_once('/') {
-        None => text.parse().map_err(|e| format!("{e}")),
-        Some(_) => match text.parse::<Target>()? {
-            Target {
-                kind: Kind::Vm,
-                name,
-            } => Ok(name),
-            other => Err(format!("`{other}` is no VM")),
-        },
+    of_kind(text, Kind::Vm, "VM")
+}
+
+/// One group, written `NAME` or `hostgroup/NAME`.
+pub fn group(text: &str) -> Result<Name, String> {
+    of_kind(text, Kind::HostGroup, "host group")
+}
+
+fn of_kind(text: &str, kind: Kind, words: &str) -> Result<Name, String> {
+    if !text.contains('/') {
+        return text.parse().map_err(|e| format!("{e}"));
+    }
+    let target: Target = text.parse()?;
+    match target.kind == kind {
+        true => Ok(target.name),
+        false => Err(format!("`{target}` is no {words}")),
     }
 }
 

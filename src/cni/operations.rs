@@ -159,8 +159,13 @@ impl Runtime {
     /// ones. An error stops nothing; all are returned.
     ///
     /// `valid` must name *every* attachment of the network, those of other runtimes on this host too: see
-    /// [`attachments`](Self::attachments). Not a substitute for DEL.
-    pub async fn gc(&self, network: &Network, valid: &[Valid]) -> Result<Outcome, Vec<Error>> {
+    /// [`attachments`](Self::attachments). It is asked when no operation of ours is under way any more: what was added while
+    /// this waited is among them. Not a substitute for DEL.
+    pub async fn gc(
+        &self,
+        network: &Network,
+        valid: impl FnOnce() -> Result<Vec<Valid>, Error>,
+    ) -> Result<Outcome, Vec<Error>> {
         if !network.cni_version.has_gc_and_status() {
             return Ok(Outcome::Unknown);
         }
@@ -168,9 +173,10 @@ impl Runtime {
             return Ok(Outcome::Disabled);
         }
         let _turn = self.turns.alone().await;
+        let valid = valid().map_err(|error| vec![error])?;
         let mut errors = Vec::new();
         for plugin in &network.plugins {
-            let asked = self.ask(network, plugin, Command::Gc, About::Valid(valid));
+            let asked = self.ask(network, plugin, Command::Gc, About::Valid(&valid));
             errors.extend(asked.await.err());
         }
         match errors.is_empty() {

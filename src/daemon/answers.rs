@@ -9,16 +9,17 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 use super::intake_loop::{IntakeLoop, delete_group, store_draft};
-use super::streams;
+use super::{reach, streams};
 use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
+use crate::api::lease::subnet;
 use crate::api::manifest::{self, Draft};
 use crate::api::meta::{Name, Timestamp};
 use crate::api::policy::Packet;
 use crate::api::validate;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, Object,
-    Server, Source,
+    Reach, Server, Source,
 };
 use crate::api::vm::Vm;
 use crate::cli::sliced::Args;
@@ -275,6 +276,7 @@ impl Backend for Answers {
             .await
             .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
         if effect == Effect::Commit {
+            self.engine.sweep_plugins().await;
             for label in &strays {
                 self.engine.waker.renew(Key::Stray(label.clone()));
             }
@@ -315,7 +317,11 @@ impl Backend for Answers {
             return Err(unlisted(&found));
         };
         let rules = self.engine.rules(&found, block, None);
+        let footing = self.engine.store.read(store::World::footing);
+        let bridged = footing.bridges.values().flatten().map(|net| subnet(*net));
+        let closed: Vec<_> = bridged.chain(footing.plugged.iter().copied()).collect();
         let way = Way {
+            closed: &closed,
             vm: &found,
             policy,
             block,
@@ -324,6 +330,10 @@ impl Backend for Answers {
             host_addresses: &host_addresses,
         };
         Ok(explain::explain(&way, &asked, packet::text(&asked)))
+    }
+
+    async fn route(&self, group: Name) -> Result<Reach, Refusal> {
+        reach::of(&self.engine, group).await
     }
 
     async fn version(&self) -> Server {

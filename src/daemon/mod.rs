@@ -2,8 +2,10 @@
 //! Not here: decisions.
 
 mod answers;
+mod conflists;
 mod difference;
 mod intake_loop;
+mod reach;
 mod removals;
 mod streams;
 mod trigger;
@@ -328,6 +330,14 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
         async move { Trigger::new(engine.instance.clone()).run(&engine).await }
     });
     tasks.spawn(async move { intake.run().await });
+    tasks.spawn({
+        let engine = engine.clone();
+        async move { conflists::run(&engine).await }
+    });
+    tasks.spawn({
+        let engine = engine.clone();
+        async move { engine.sweep_plugins().await }
+    });
     tasks.spawn(tell_when_quiet(engine.clone(), daemon.idle));
     let wire = tokio::spawn(wire::server::serve(door, answers, stop.clone()));
     let run = {
@@ -405,6 +415,7 @@ async fn resync(engine: Arc<Engine>, every: Duration) {
     ticks.tick().await;
     loop {
         ticks.tick().await;
+        engine.ask_plugins_again();
         engine.nudge_everything();
         match engine.strays().await {
             Ok(strays) => {

@@ -80,6 +80,15 @@ impl Kind {
     }
 }
 
+/// Absent is an answer, too.
+pub fn absent_is_none<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind == Kind::Absent => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Absent on delete is success: somebody was faster.
 pub fn absent_is_done(result: Result<(), Error>) -> Result<(), Error> {
     match result {

@@ -83,7 +83,21 @@ pub struct Change {
 
 /// All links of the namespace.
 pub async fn list(handle: &Handle) -> Result<Vec<Link>, Error> {
+    dump(handle, LinkMessage::default()).await
+}
+
+/// All bridges of the namespace. The kernel picks them out, so the answer costs little beside thousands of other links.
+pub async fn list_bridges(handle: &Handle) -> Result<Vec<Link>, Error> {
     let mut message = LinkMessage::default();
+    message
+        .attributes
+        .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
+            InfoKind::Bridge,
+        )]));
+    dump(handle, message).await
+}
+
+async fn dump(handle: &Handle, mut message: LinkMessage) -> Result<Vec<Link>, Error> {
     message.attributes.push(without_statistics());
     let answer = handle
         .dump(RouteNetlinkMessage::GetLink(message))

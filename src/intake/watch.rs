@@ -40,9 +40,13 @@ pub struct WatchError {
     pub source: notify::Error,
 }
 
+/// Which files of a folder matter, by their names.
+pub type Wanted = fn(&OsStr) -> bool;
+
 /// Wake-ups for one folder, which need not exist.
 pub struct Watch {
     dir: PathBuf,
+    wanted: Wanted,
     woken: Arc<Notify>,
     /// Woken, and not yet told: so that dropping the future of [`Watch::changed`] loses nothing.
     pending: bool,
@@ -51,14 +55,20 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// Watches the manifests in a folder, see [`Watch::of`].
+    pub fn new(dir: &Path) -> Result<Self, WatchError> {
+        Self::of(dir, is_manifest)
+    }
+
     /// Starts watching. What happens from now on ends in a wake-up; what is there already does not.
     /// A relative `dir` is taken from the current directory.
-    pub fn new(dir: &Path) -> Result<Self, WatchError> {
+    pub fn of(dir: &Path, wanted: Wanted) -> Result<Self, WatchError> {
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
         let woken = Arc::new(Notify::new());
-        let watcher = arm(&dir, &woken)?;
+        let watcher = arm(&dir, wanted, &woken)?;
         Ok(Self {
             dir,
+            wanted,
             woken,
             pending: false,
             _watcher: watcher,
@@ -77,18 +87,18 @@ impl Watch {
         let _ = timeout(PATIENCE, quiet).await;
         self.pending = false;
         // Before the caller reads: what happens after the new watcher stands wakes us again.
-        self._watcher = arm(&self.dir, &self.woken)?;
+        self._watcher = arm(&self.dir, self.wanted, &self.woken)?;
         Ok(())
     }
 }
 
 /// A new watcher for what lies on the path now.
-fn arm(dir: &Path, woken: &Arc<Notify>) -> Result<RecommendedWatcher, WatchError> {
+fn arm(dir: &Path, wanted: Wanted, woken: &Arc<Notify>) -> Result<RecommendedWatcher, WatchError> {
     let failed = |source| WatchError {
         path: dir.to_owned(),
         source,
     };
-    let mut targets = Targets::of(dir);
+    let mut targets = Targets::of(dir, wanted);
     let mut tries = 0;
     loop {
         tries += 1;
@@ -96,7 +106,7 @@ fn arm(dir: &Path, woken: &Arc<Notify>) -> Result<RecommendedWatcher, WatchError
         let waker = Arc::clone(woken);
         let told = move |event: notify::Result<Event>| {
             // An error of the queue may hide anything.
-            if event.map_or(true, |event| concern.concerned_by(&event)) {
+            if event.map_or(true, |event| concern.concerned_by(&event, wanted)) {
                 waker.notify_one();
             }
         };
@@ -111,7 +121,7 @@ fn arm(dir: &Path, woken: &Arc<Notify>) -> Result<RecommendedWatcher, WatchError
             }
         }
         // What changed between the look and the watch would be lost: look once more.
-        let now = Targets::of(dir);
+        let now = Targets::of(dir, wanted);
         if now == targets && !gone {
             return Ok(watcher);
         }
@@ -143,7 +153,7 @@ struct Targets {
 
 impl Targets {
     /// Walks to the folder, and from it to whatever its manifests link to.
-    fn of(dir: &Path) -> Self {
+    fn of(dir: &Path, wanted: Wanted) -> Self {
         let mut targets = Self::default();
         let Some(folder) = targets.walk(dir) else {
             return targets;
@@ -151,7 +161,7 @@ impl Targets {
         if let Ok(entries) = std::fs::read_dir(&folder) {
             for entry in entries.flatten() {
                 let link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
-                if link && is_manifest(&entry.file_name()) {
+                if link && wanted(&entry.file_name()) {
                     targets.walk(&entry.path());
                 }
             }
@@ -201,7 +211,7 @@ impl Targets {
         self.folder.as_deref().into_iter().chain(parents).collect()
     }
 
-    fn concerned_by(&self, event: &Event) -> bool {
+    fn concerned_by(&self, event: &Event, wanted: Wanted) -> bool {
         if event.need_rescan() {
             return true;
         }
@@ -220,7 +230,7 @@ impl Targets {
             self.exact.contains(path)
                 // A watched directory itself went away.
                 || self.places().contains(path.as_path())
-                || inside && path.file_name().is_some_and(is_manifest)
+                || inside && path.file_name().is_some_and(wanted)
         })
     }
 }

@@ -3,6 +3,8 @@
 
 use std::net::Ipv4Addr;
 
+use ipnetwork::Ipv4Network;
+
 use crate::api::network::Block;
 use crate::api::policy::{self, Entry, Origin, Packet, Policy, Verdict};
 use crate::api::view::Explanation;
@@ -26,6 +28,8 @@ pub struct Way<'a> {
     pub instance: &'a Instance,
     /// The host's own addresses.
     pub host_addresses: &'a [Ipv4Addr],
+    /// Subnets of VMs in other modes.
+    pub closed: &'a [Ipv4Network],
 }
 
 /// Judges a packet that leaves the VM with its own source address and MAC. `text` is the packet as it is to be shown.
@@ -67,6 +71,9 @@ fn onwards(way: &Way<'_>, policy: &Policy, packet: &Packet) -> Decision {
     let at_host = way.host_addresses.contains(&packet.destination);
     match (verdict, at_host) {
         (Verdict::Allow, true) => at_the_host(way, policy, packet),
+        (Verdict::Allow, false) if among_other_vms(way, packet).is_some() => {
+            to_other_vms(way, packet)
+        }
         (Verdict::Allow | Verdict::Deny, _) => {
             let rule = rule_of(way.ruleset, packet);
             (
@@ -100,6 +107,26 @@ fn at_the_host(way: &Way<'_>, policy: &Policy, packet: &Packet) -> Decision {
                 .to_owned(),
         ),
     }
+}
+
+fn among_other_vms(way: &Way<'_>, packet: &Packet) -> Option<Ipv4Network> {
+    let mut closed = way.closed.iter();
+    closed
+        .find(|subnet| subnet.contains(packet.destination))
+        .copied()
+}
+
+/// The namespace lets it go, but no isolated VM reaches VMs of other modes.
+fn to_other_vms(way: &Way<'_>, packet: &Packet) -> Decision {
+    let chain = way.instance.chain("OUT");
+    let subnet = among_other_vms(way, packet).map(|subnet| subnet.to_string());
+    let subnet = subnet.unwrap_or_default();
+    (
+        Verdict::Deny,
+        format!("host FORWARD {chain}"),
+        format!("-A {chain} to {subnet} -j DROP"),
+        format!("{subnet} has VMs on a bridge or a CNI network, which isolated VMs do not reach"),
+    )
 }
 
 /// The rule of the lists that decides, found as the kernel finds it: the first that matches.

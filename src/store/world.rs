@@ -80,6 +80,17 @@ impl Footing {
         self.pools.is_empty() && self.bridges.is_empty()
     }
 
+    /// What was carried before on bridges, too, and may still be there.
+    #[must_use]
+    pub fn and_bridges_of(mut self, before: &Self) -> Self {
+        for (bridge, gateways) in &before.bridges {
+            for gateway in gateways {
+                self.bridge(bridge, *gateway);
+            }
+        }
+        self
+    }
+
     /// Whether it carries who has this address.
     pub fn carries(&self, address: &Address) -> bool {
         match address {

@@ -11,7 +11,8 @@ use crate::api::event::Event;
 use crate::api::meta::Name;
 use crate::api::policy::Packet;
 use crate::api::view::{
-    ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, Server, Source,
+    ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, Reach, Server,
+    Source,
 };
 
 /// Whether something is done or only thought through.
@@ -117,6 +118,9 @@ pub trait Backend: Send + Sync + 'static {
         vm: Name,
         packet: Packet,
     ) -> impl Future<Output = Result<Explanation, Refusal>> + Send;
+
+    /// How other machines reach the VMs of a group: only a bridge group's can be.
+    fn route(&self, group: Name) -> impl Future<Output = Result<Reach, Refusal>> + Send;
 
     /// Who answers.
     fn version(&self) -> impl Future<Output = Server> + Send;

@@ -23,8 +23,8 @@ use crate::api::event::Event;
 use crate::api::meta::Name;
 use crate::api::policy::Packet;
 use crate::api::view::{
-    ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, Problem, Server,
-    Source,
+    ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, Problem, Reach,
+    Server, Source,
 };
 
 /// How long an answer may take to begin. `gc` and `doctor` look at the whole host.
@@ -181,6 +181,12 @@ impl Client {
     pub async fn explain(&self, vm: &Name, packet: &Packet) -> Result<Explanation> {
         let packet = escaped(&packet::text(packet));
         let path = format!("/v1/explain/{vm}?packet={packet}");
+        self.json(Method::GET, &path, NOTHING).await
+    }
+
+    /// See [`super::Backend::route`].
+    pub async fn route(&self, group: &Name) -> Result<Reach> {
+        let path = format!("/v1/route/{group}");
         self.json(Method::GET, &path, NOTHING).await
     }
 

@@ -16,6 +16,7 @@
 //! | `POST /v1/gc?dry_run=false` | array of [`Leftover`](crate::api::view::Leftover) |
 //! | `GET /v1/doctor` | array of [`Check`](crate::api::view::Check) |
 //! | `GET /v1/explain/{vm}?packet=1.2.3.4:443/tcp` | [`Explanation`](crate::api::view::Explanation) |
+//! | `GET /v1/route/{group}` | [`Reach`](crate::api::view::Reach) |
 //!
 //! "Lines" are `application/x-ndjson`: one JSON value a line, flushed as it comes. What fails answers 400 (the request
 //! makes no sense), 403 (the peer may not ask), 404, 409, 413, 422 or 500 with a [`Problem`](crate::api::view::Problem).

@@ -85,6 +85,7 @@ fn router<B: Backend>(shared: Arc<Shared<B>>) -> Router {
         .route("/v1/gc", post(gc::<B>))
         .route("/v1/doctor", get(doctor::<B>))
         .route("/v1/explain/{vm}", get(explain::<B>))
+        .route("/v1/route/{group}", get(route::<B>))
         .fallback(nowhere)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
@@ -224,6 +225,13 @@ async fn explain<B: Backend>(
 ) -> Result<Response, Refused> {
     let packet = packet::parse(&question.packet).map_err(|why| Refusal::Invalid(vec![why]))?;
     Ok(Json(hall.backend.explain(read(&vm)?, packet).await?).into_response())
+}
+
+async fn route<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Path(group)): Asked<Path<String>>,
+) -> Result<Response, Refused> {
+    Ok(Json(hall.backend.route(read(&group)?).await?).into_response())
 }
 
 async fn nowhere(request: Request) -> Response {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use slicectl::api::event::{Event, EventType};
 use slicectl::api::meta::Name;
+use slicectl::api::network::NetworkSpec;
 use slicectl::api::policy::Packet;
 use slicectl::api::view::*;
 use slicectl::wire::{Backend, Door, Effect, Refusal, Span, packet, server};
@@ -367,6 +368,23 @@ impl Backend for World {
             rule: format!("-A SLICE-POLICY -m comment --comment \"{verdict:?}\""),
             place: "namespace SLICE-POLICY".into(),
             entry: origin.to_string(),
+        })
+    }
+
+    async fn route(&self, group: Name) -> Result<Reach, Refusal> {
+        let Object::HostGroup(found) = self.find(Kind::HostGroup, &group)? else {
+            return Err(Refusal::Failed("it is no group".into()));
+        };
+        let NetworkSpec::Bridge(bridge) = &found.spec.template.network else {
+            let mode = found.spec.template.network.mode();
+            let why = format!("hostgroup/{group} is in {mode} mode: no route leads to its VMs");
+            return Err(Refusal::Conflict(vec![why]));
+        };
+        Ok(Reach {
+            bridge: bridge.bridge.clone(),
+            subnet: found.status.range.unwrap(),
+            host: (group.as_str() != "offline").then(|| [192, 168, 1, 20].into()),
+            group,
         })
     }
 

@@ -3,11 +3,14 @@
 
 use std::sync::OnceLock;
 
+use ipnetwork::Ipv4Network;
 use slicectl::api::condition::{Reason, Status};
 use slicectl::api::event::{Event, EventType};
 use slicectl::api::host_group::{HostGroupSpec, Origin, UpdatePolicy};
 use slicectl::api::meta::{Name, Timestamp, Uid};
-use slicectl::api::network::{Block, IsolatedSpec, Mac, Mode, NetworkSpec};
+use slicectl::api::network::{
+    Addresses, Block, BridgeSpec, CniSpec, IsolatedSpec, Mac, Mode, NetworkSpec,
+};
 use slicectl::api::policy::{OnDeny, Policy};
 use slicectl::api::view::*;
 use slicectl::api::vm::{Hypervisor, VmSpec};
@@ -304,6 +307,76 @@ fn lease_object(vm: &str, number: u8) -> Object {
         ip: block(number).guest(),
         range: "169.254.100.0/22".parse().unwrap(),
     })
+}
+
+/// A bridge group `web`, one called `offline`, and a CNI group `job`, with a VM each.
+pub fn other_modes() -> Vec<Object> {
+    let bridge = |group: &str| {
+        NetworkSpec::Bridge(BridgeSpec {
+            bridge: "brvm0".into(),
+            tap_prefix: format!("t-{group}-"),
+            gateway: Some("192.168.137.1/24".parse().unwrap()),
+            addresses: Addresses::Range([192, 168, 137, 20].into(), [192, 168, 137, 80].into()),
+            antispoof: true,
+            isolate_ports: false,
+            tap_owner: Default::default(),
+        })
+    };
+    let cni = NetworkSpec::Cni(CniSpec {
+        network_name: "slicer".into(),
+        tap_owner: Default::default(),
+    });
+    let mut objects = Vec::new();
+    for (number, group, network) in [
+        (11, "web", bridge("web")),
+        (12, "offline", bridge("offline")),
+        (13, "job", cni),
+    ] {
+        objects.extend(in_mode(number, group, &network));
+    }
+    objects
+}
+
+/// A group with one VM that is up and, in bridge mode, its lease.
+fn in_mode(number: u8, group: &str, network: &NetworkSpec) -> Vec<Object> {
+    let vm = format!("{group}-1");
+    let (ip, range) = ([192, 168, 137, number + 9].into(), "192.168.137.0/24");
+    let range: Option<Ipv4Network> = range.parse().ok();
+    let wanted = Group {
+        name: name(group),
+        count: 1,
+        warnings: vec![],
+    };
+    let mut objects = vec![group_object(&wanted, 1), vm_object(&vm, number, State::Up)];
+    if network.mode() == Mode::Bridge {
+        objects.push(lease_object(&vm, 1));
+    }
+    for object in &mut objects {
+        match object {
+            Object::HostGroup(group) => {
+                group.spec.template.network = network.clone();
+                group.status.range = range.filter(|_| network.mode() == Mode::Bridge);
+            }
+            Object::Vm(vm) => {
+                vm.spec.network = network.clone();
+                (vm.status.firewall.allow, vm.status.firewall.drop) = (vec![], vec![]);
+                let status = vm.status.network.as_mut().unwrap();
+                status.mode = network.mode();
+                (status.ip, status.prefix_len) = (ip, 24);
+                status.gateway = Some([192, 168, 137, 1].into());
+                if let NetworkSpec::Bridge(bridge) = network {
+                    status.netns = None;
+                    status.tap = bridge.tap(1);
+                    status.host_link = Some(bridge.bridge.clone());
+                }
+            }
+            Object::Lease(lease) => {
+                (lease.block, lease.ip) = (None, ip);
+                lease.range = range.unwrap();
+            }
+        }
+    }
+    objects
 }
 
 pub fn event(kind: EventType, object: &str, reason: &str, message: &str) -> Event {

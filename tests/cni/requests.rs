@@ -179,7 +179,11 @@ async fn gc_tells_every_plugin_which_attachments_are_valid_and_nothing_of_any() 
         container_id: "green".into(),
         ifname: "eth1".into(),
     }];
-    let outcome = stage.runtime.gc(&network, &valid).await.unwrap();
+    let outcome = stage
+        .runtime
+        .gc(&network, || Ok(valid.to_vec()))
+        .await
+        .unwrap();
     assert_eq!(outcome, Outcome::Done);
     assert_eq!(stage.order(), ["GC one", "GC two"]);
     let valid = json!([{"containerID": "green", "ifname": "eth1"}]);

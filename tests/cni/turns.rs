@@ -69,7 +69,10 @@ async fn gc_is_alone() {
     let first = stage.runtime.add(&network, &other);
     let gc = async {
         wait_for(1).await;
-        runtime.gc(&network, &[Valid::from(&other)]).await.unwrap();
+        runtime
+            .gc(&network, || Ok(vec![Valid::from(&other)]))
+            .await
+            .unwrap();
     };
     let second = async {
         wait_for(2).await;

@@ -2,16 +2,19 @@
 //! Not here: which packets the chains pass.
 
 use proptest::prelude::*;
+use slicectl::api::lease::subnet;
 use slicectl::host::rule::{Chain, Policy as ChainPolicy, Rule, Ruleset, Table, TableName, Target};
 use slicectl::owner::Instance;
-use slicectl::reconcile::ground::rules::{Carried, chains, jumps};
-use slicectl::reconcile::ground::{Action, Desired, Ground, Observed};
+use slicectl::reconcile::ground::rules::{self, Carried, Placed, Side, Standing};
+use slicectl::reconcile::ground::{Action, Commit, Desired, Ground, Jump, Observed};
 use slicectl::reconcile::{Conflict, Reconcile};
 use slicectl::store::Footing;
 
 use self::states::{case, footing};
 use crate::model::{self, Model};
 
+#[path = "ground_bridges.rs"]
+mod bridges;
 #[path = "ground_states.rs"]
 mod states;
 
@@ -27,7 +30,7 @@ const TABLES: [TableName; 4] = [
 proptest! {
     #[test]
     fn a_firm_ground_has_an_empty_plan(footing in footing(), docker in any::<bool>()) {
-        let desired = wanted(footing);
+        let desired = wanted(footing, Footing::default());
         model::rest::<GroundModel>(&desired, &converged(&desired, docker))?;
     }
 
@@ -48,13 +51,13 @@ proptest! {
 
     #[test]
     fn deletion_leaves_nothing_of_the_ground_and_all_rules_of_strangers((desired, world) in case(true)) {
-        let nothing = Desired { footing: Footing::default(), ..desired };
+        let nothing = Desired { before: desired.footing.clone(), footing: Footing::default(), ..desired };
         model::deletion::<GroundModel>(&nothing, world)?;
     }
 
     #[test]
-    fn without_a_pool_nothing_is_made(docker in any::<bool>()) {
-        let nothing = wanted(Footing::default());
+    fn without_a_pool_and_a_bridge_nothing_is_made(docker in any::<bool>()) {
+        let nothing = wanted(Footing::default(), Footing::default());
         prop_assert_eq!(GroundModel::plan(&nothing, &bare(docker)).unwrap(), vec![]);
     }
 }
@@ -69,42 +72,17 @@ impl Model for GroundModel {
     }
 
     fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
-        let commit = match action {
-            Action::EnableForwarding => {
-                world.forwarding = true;
-                return;
-            }
-            Action::Commit(commit) => commit,
-        };
-        let prefix = desired.instance.chain("");
-        let mut tables = Tables::of(&world.ruleset);
-        for (table, chain) in &commit.write {
-            let place = tables.chain(*table, &chain.name);
-            assert!(is_ours(desired, place), "{} is a stranger's", chain.name);
-            *place = chain.clone();
+        match action {
+            Action::EnableForwarding => world.forwarding = true,
+            Action::Commit(commit) => apply_commit(desired, world, commit),
+            Action::CreateBridge(_)
+            | Action::LabelBridge(_)
+            | Action::ConfigureBridge(_)
+            | Action::AddGateway(..)
+            | Action::RemoveGateway(..)
+            | Action::RaiseBridge(_)
+            | Action::DeleteBridge(_) => bridges::apply(desired, world, action),
         }
-        for (table, chain, rule) in &commit.unjump {
-            assert!(jumps_to_us(&prefix, rule), "not our jump: {rule}");
-            let rules = &mut tables.chain(*table, chain).rules;
-            let at = rules
-                .iter()
-                .position(|found| found == rule)
-                .expect("the rule to remove");
-            rules.remove(at);
-        }
-        for jump in &commit.jump {
-            assert!(jump.rules.iter().all(|rule| jumps_to_us(&prefix, rule)));
-            let rules = &mut tables.chain(jump.table, &jump.chain).rules;
-            rules.splice(0..0, jump.rules.iter().cloned());
-        }
-        for (table, name) in &commit.remove {
-            assert!(
-                is_ours(desired, tables.chain(*table, name)),
-                "{name} is a stranger's"
-            );
-            tables.remove(*table, name);
-        }
-        world.ruleset = tables.ruleset();
     }
 
     /// Every chain without our jumps, but for our chains; and which of our names strangers hold.
@@ -130,6 +108,7 @@ impl Model for GroundModel {
                 }
             }
         }
+        foreign.extend(bridges::foreign(desired, world));
         foreign
     }
 
@@ -150,11 +129,12 @@ impl Model for GroundModel {
                 ours.extend(to_us.filter(held).map(ToString::to_string));
             }
         }
+        ours.extend(bridges::ours(desired, world));
         ours
     }
 
     fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
-        if desired.footing.pools.is_empty() {
+        if desired.footing.is_empty() {
             return Self::ours(desired, world).is_empty();
         }
         let prefix = desired.instance.chain("");
@@ -162,10 +142,22 @@ impl Model for GroundModel {
             .ruleset
             .chain(TableName::Filter, "DOCKER-USER")
             .is_some();
-        let written = our_chains(desired)
+        let wanted = our_chains(desired, world);
+        let written = wanted
             .iter()
             .all(|(table, chain)| world.ruleset.chain(*table, &chain.name) == Some(chain));
-        let first = jumps(&desired.instance, docker).iter().all(|jump| {
+        let is_wanted = |table: TableName, chain: &Chain| {
+            let same = |(at, wanted): &&Placed| *at == table && wanted.name == chain.name;
+            wanted.iter().any(|placed| same(&placed))
+        };
+        let none_else = world.ruleset.tables().iter().all(|table| {
+            let mut ours = table
+                .chains
+                .iter()
+                .filter(|chain| chain.name.starts_with(&prefix) && is_ours(desired, chain));
+            ours.all(|chain| is_wanted(table.name, chain))
+        });
+        let first = our_jumps(desired, world, docker).iter().all(|jump| {
             let rules = world.ruleset.rules(jump.table, &jump.chain);
             let others = rules
                 .iter()
@@ -175,8 +167,40 @@ impl Model for GroundModel {
                 rules[others..].split_at(jump.rules.len().min(rules.len() - others));
             first == jump.rules && !rest.iter().any(|rule| jumps_to_us(&prefix, rule))
         });
-        world.forwarding && written && first
+        world.forwarding && written && none_else && first && bridges::are_as_wanted(desired, world)
     }
+}
+
+fn apply_commit(desired: &Desired, world: &mut Observed, commit: &Commit) {
+    let prefix = desired.instance.chain("");
+    let mut tables = Tables::of(&world.ruleset);
+    for (table, chain) in &commit.write {
+        let place = tables.chain(*table, &chain.name);
+        assert!(is_ours(desired, place), "{} is a stranger's", chain.name);
+        *place = chain.clone();
+    }
+    for (table, chain, rule) in &commit.unjump {
+        assert!(jumps_to_us(&prefix, rule), "not our jump: {rule}");
+        let rules = &mut tables.chain(*table, chain).rules;
+        let at = rules
+            .iter()
+            .position(|found| found == rule)
+            .expect("the rule to remove");
+        rules.remove(at);
+    }
+    for jump in &commit.jump {
+        assert!(jump.rules.iter().all(|rule| jumps_to_us(&prefix, rule)));
+        let rules = &mut tables.chain(jump.table, &jump.chain).rules;
+        rules.splice(0..0, jump.rules.iter().cloned());
+    }
+    for (table, name) in &commit.remove {
+        assert!(
+            is_ours(desired, tables.chain(*table, name)),
+            "{name} is a stranger's"
+        );
+        tables.remove(*table, name);
+    }
+    world.ruleset = tables.ruleset();
 }
 
 /// All four tables with their builtin chains, also the empty ones.
@@ -245,25 +269,53 @@ fn neighbour() -> Rule {
         .jump(other.chain("OUT"))
 }
 
-/// What a footing wants.
-pub fn wanted(footing: Footing) -> Desired {
+/// What a footing wants where another one was carried before.
+pub fn wanted(footing: Footing, before: Footing) -> Desired {
     Desired {
         instance: Instance::of("/state".as_ref()),
         footing,
+        before,
     }
 }
 
-fn our_chains(desired: &Desired) -> Vec<(TableName, Chain)> {
+fn our_chains(desired: &Desired, world: &Observed) -> Vec<Placed> {
+    with_carried(desired, world, rules::chains)
+}
+
+fn our_jumps(desired: &Desired, world: &Observed, docker: bool) -> Vec<Jump> {
+    with_carried(desired, world, |carried| rules::jumps(carried, docker))
+}
+
+fn with_carried<T>(desired: &Desired, world: &Observed, of: impl Fn(&Carried<'_>) -> T) -> T {
     let openings: Vec<_> = desired
         .footing
         .openings
         .iter()
         .map(|(pool, entry)| (*pool, entry.parse().unwrap()))
         .collect();
-    chains(&Carried {
+    let mut sides = Vec::new();
+    for (bridge, gateways) in &desired.footing.bridges {
+        for gateway in gateways {
+            let standing = match world.bridges.get(bridge) {
+                None => Some(Standing::Ours),
+                Some(seen) if bridges::is_ours(desired, bridge, seen) => Some(Standing::Ours),
+                Some(seen) if !seen.bridge => None,
+                Some(seen) if seen.addresses.contains(gateway) => Some(Standing::Hosted),
+                Some(_) => Some(Standing::Joined),
+            };
+            sides.extend(standing.map(|standing| Side {
+                bridge: bridge.clone(),
+                subnet: subnet(*gateway),
+                standing,
+            }));
+        }
+    }
+    of(&Carried {
         instance: &desired.instance,
         pools: &desired.footing.pools,
         openings: &openings,
+        sides: &sides,
+        plugged: &desired.footing.plugged,
     })
 }
 
@@ -306,33 +358,30 @@ pub fn bare(docker: bool) -> Observed {
     ]);
     Observed {
         ruleset,
-        forwarding: false,
+        ..Observed::default()
     }
 }
 
-/// Other people's rules, and ours as they must stand.
+/// Other people's rules, and ours as they must stand, and our bridges.
 pub fn converged(desired: &Desired, docker: bool) -> Observed {
-    let mut tables = Tables::of(&bare(docker).ruleset);
-    for (table, chain) in our_chains(desired) {
+    let mut world = Observed {
+        forwarding: true,
+        bridges: bridges::converged(desired),
+        ..bare(docker)
+    };
+    let mut tables = Tables::of(&world.ruleset);
+    for (table, chain) in our_chains(desired, &world) {
         let name = chain.name.clone();
         *tables.chain(table, &name) = chain;
     }
-    if !desired.footing.pools.is_empty() {
-        for jump in jumps(&desired.instance, docker) {
-            let rules = &mut tables.chain(jump.table, &jump.chain).rules;
-            rules.splice(0..0, jump.rules);
-        }
+    for jump in our_jumps(desired, &world, docker) {
+        let rules = &mut tables.chain(jump.table, &jump.chain).rules;
+        rules.splice(0..0, jump.rules);
     }
-    if desired.footing.pools.is_empty() {
-        return Observed {
-            forwarding: true,
-            ..bare(docker)
-        };
+    if !desired.footing.is_empty() {
+        world.ruleset = tables.ruleset();
     }
-    Observed {
-        ruleset: tables.ruleset(),
-        forwarding: true,
-    }
+    world
 }
 
 /// Changes one chain.

@@ -1,36 +1,62 @@
 //! Footings, and what people do to the host's tables.
 //! Not here: the laws; how a commit is carried out.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnetwork::Ipv4Network;
 use proptest::prelude::*;
 use slicectl::host::rule::Rule;
-use slicectl::reconcile::ground::rules::jumps;
 use slicectl::reconcile::ground::{Desired, Observed};
 use slicectl::store::Footing;
 
-use super::{bare, converged, edit, neighbour, our_chains, remove, wanted};
+use super::{bare, bridges, converged, edit, neighbour, our_chains, our_jumps, remove, wanted};
 
 pub fn footing() -> impl Strategy<Value = Footing> {
+    prop_oneof![
+        (pools(1), bridges(0)).prop_map(|(pools, bridges)| Footing { bridges, ..pools }),
+        (pools(0), bridges(1)).prop_map(|(pools, bridges)| Footing { bridges, ..pools }),
+    ]
+}
+
+fn pools(least: usize) -> impl Strategy<Value = Footing> {
     let pools = vec!["169.254.100.0/22", "169.254.104.0/22", "169.254.108.0/23"];
     let openings = vec!["10.0.0.1:53/udp", "10.0.0.1:80-90/tcp", "192.168.1.1:3128"];
     (
-        prop::sample::subsequence(pools, 1..=3),
+        prop::sample::subsequence(pools, least..=3),
         prop::sample::subsequence(openings, 0..=3),
+        prop::sample::subsequence(vec!["10.88.0.0/16"], 0..=1),
     )
-        .prop_map(|(pools, openings)| {
-            let pools: Vec<_> = pools
+        .prop_map(|(pools, openings, plugged)| {
+            let pools: BTreeSet<Ipv4Network> = pools
                 .into_iter()
                 .map(|pool| pool.parse().unwrap())
                 .collect();
-            let first = pools[0];
+            let first = pools.first().copied();
+            let open = |entry: &str| Some((first?, entry.to_owned()));
             Footing {
-                pools: pools.into_iter().collect(),
-                openings: openings
-                    .into_iter()
-                    .map(|entry| (first, entry.to_owned()))
-                    .collect(),
+                openings: openings.into_iter().filter_map(open).collect(),
+                plugged: plugged.iter().map(|net| net.parse().unwrap()).collect(),
+                pools,
                 ..Footing::default()
             }
         })
+}
+
+fn bridges(least: usize) -> impl Strategy<Value = BTreeMap<String, BTreeSet<Ipv4Network>>> {
+    let gateways = vec![
+        ("brvm0", "192.168.137.1/24"),
+        ("brvm0", "192.168.137.254/24"),
+        ("brvm0", "192.168.138.1/24"),
+        ("brvm1", "10.7.0.1/16"),
+    ];
+    prop::sample::subsequence(gateways, least..=4).prop_map(|gateways| {
+        let mut bridges: BTreeMap<String, BTreeSet<Ipv4Network>> = BTreeMap::new();
+        for (bridge, gateway) in gateways {
+            let known = bridges.entry(bridge.to_owned()).or_default();
+            known.insert(gateway.parse().unwrap());
+        }
+        bridges
+    })
 }
 
 /// One act of meddling with our chains and jumps.
@@ -45,54 +71,62 @@ enum Meddling {
     Takeover(usize),
     Neighbour(usize),
     ForwardingOff,
+    Bridge(usize, bridges::Act),
 }
 
 fn meddling(strangers: bool) -> impl Strategy<Value = Meddling> {
     let harmless = prop_oneof![
-        (0_usize..6).prop_map(Meddling::FlushOurs),
-        (0_usize..6).prop_map(Meddling::RemoveOurs),
-        (0_usize..6).prop_map(Meddling::DropLastRule),
+        (0_usize..7).prop_map(Meddling::FlushOurs),
+        (0_usize..7).prop_map(Meddling::RemoveOurs),
+        (0_usize..7).prop_map(Meddling::DropLastRule),
         (0_usize..5).prop_map(Meddling::Unjump),
         (0_usize..5).prop_map(Meddling::JumpTwice),
         (0_usize..5).prop_map(Meddling::PutFirst),
         (0_usize..5).prop_map(Meddling::Neighbour),
         Just(Meddling::ForwardingOff),
+        (0_usize..2, bridges::act()).prop_map(|(at, how)| Meddling::Bridge(at, how)),
     ];
     match strangers {
         false => harmless.boxed(),
-        true => prop_oneof![3 => harmless, 1 => (0_usize..6).prop_map(Meddling::Takeover)].boxed(),
+        true => prop_oneof![3 => harmless, 1 => (0_usize..7).prop_map(Meddling::Takeover)].boxed(),
     }
 }
 
 fn meddle(desired: &Desired, world: &mut Observed, how: &Meddling) {
-    let chains = our_chains(desired);
-    let jumps = jumps(&desired.instance, false);
+    let chains = our_chains(desired, world);
+    let jumps = our_jumps(desired, world, false);
+    if chains.is_empty() {
+        return;
+    }
     let stranger = || "-s 192.0.2.77/32 -j ACCEPT".parse::<Rule>().unwrap();
-    match *how {
-        Meddling::FlushOurs(at) => edit(world, chains[at].0, &chains[at].1.name, Vec::clear),
-        Meddling::RemoveOurs(at) => remove(world, chains[at].0, &chains[at].1.name),
-        Meddling::DropLastRule(at) => edit(world, chains[at].0, &chains[at].1.name, |rules| {
+    let chain = |at: usize| &chains[at % chains.len()];
+    let jump = |at: usize| &jumps[at % jumps.len()];
+    match how {
+        Meddling::FlushOurs(at) => edit(world, chain(*at).0, &chain(*at).1.name, Vec::clear),
+        Meddling::RemoveOurs(at) => remove(world, chain(*at).0, &chain(*at).1.name),
+        Meddling::DropLastRule(at) => edit(world, chain(*at).0, &chain(*at).1.name, |rules| {
             drop(rules.pop())
         }),
-        Meddling::Unjump(at) => edit(world, jumps[at].table, &jumps[at].chain, |rules| {
-            rules.retain(|rule| !jumps[at].rules.contains(rule));
+        Meddling::Unjump(at) => edit(world, jump(*at).table, &jump(*at).chain, |rules| {
+            rules.retain(|rule| !jump(*at).rules.contains(rule));
         }),
-        Meddling::JumpTwice(at) => edit(world, jumps[at].table, &jumps[at].chain, |rules| {
-            let target = jumps[at].rules[0].jump();
+        Meddling::JumpTwice(at) => edit(world, jump(*at).table, &jump(*at).chain, |rules| {
+            let target = jump(*at).rules[0].jump();
             if rules.iter().any(|rule| rule.jump() == target) {
-                rules.push(jumps[at].rules[0].clone());
+                rules.push(jump(*at).rules[0].clone());
             }
         }),
-        Meddling::PutFirst(at) => edit(world, jumps[at].table, &jumps[at].chain, |rules| {
+        Meddling::PutFirst(at) => edit(world, jump(*at).table, &jump(*at).chain, |rules| {
             rules.insert(0, stranger())
         }),
-        Meddling::Takeover(at) => edit(world, chains[at].0, &chains[at].1.name, |rules| {
+        Meddling::Takeover(at) => edit(world, chain(*at).0, &chain(*at).1.name, |rules| {
             rules.insert(0, stranger())
         }),
-        Meddling::Neighbour(at) => edit(world, jumps[at].table, &jumps[at].chain, |rules| {
+        Meddling::Neighbour(at) => edit(world, jump(*at).table, &jump(*at).chain, |rules| {
             rules.insert(0, neighbour())
         }),
         Meddling::ForwardingOff => world.forwarding = false,
+        Meddling::Bridge(at, how) => bridges::meddle(desired, world, *at, how),
     }
 }
 
@@ -106,12 +140,12 @@ pub fn case(strangers: bool) -> impl Strategy<Value = (Desired, Observed)> {
         meddlings,
     )
         .prop_map(|(now, before, [built, docker], meddlings)| {
-            let desired = wanted(now);
-            let before = before.map_or_else(|| desired.clone(), wanted);
+            let before = before.unwrap_or_else(|| now.clone());
             let mut world = match built {
-                true => converged(&before, docker),
+                true => converged(&wanted(before.clone(), Footing::default()), docker),
                 false => bare(docker),
             };
+            let desired = wanted(now, before);
             for how in &meddlings {
                 meddle(&desired, &mut world, how);
             }

@@ -66,6 +66,18 @@ impl Guest {
         guest
     }
 
+    /// Opens a TAP of this namespace and asks nobody anything.
+    pub fn plug(tap: &str, mac: [u8; 6], ip: Ipv4Addr, gateway: Ipv4Addr) -> Self {
+        Self {
+            tap: tap::attach(tap, Framing::Bare).expect("the TAP"),
+            framing: Framing::Bare,
+            mac,
+            ip,
+            gateway,
+            gateway_mac: frames::BROADCAST,
+        }
+    }
+
     /// Who has this address? `None`: nobody says.
     pub fn resolve(&self, address: Ipv4Addr) -> Option<[u8; 6]> {
         self.send(&frames::who_has(self.mac, self.ip, address));

@@ -2,12 +2,14 @@
 //! Not here: the objects.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
-use super::super::meta::Timestamp;
+use super::super::meta::{Name, Timestamp};
 use super::{MetaView, Object};
 
 /// The kinds that people name. Written `hostgroup`, `vm` and `lease`; read with their plurals and short forms too.
@@ -147,6 +149,19 @@ impl fmt::Display for CheckVerdict {
             Self::Fail => "fail",
         })
     }
+}
+
+/// What another machine on the LAN needs to know to reach a bridge group's VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// The group.
+    pub group: Name,
+    /// Its bridge.
+    pub bridge: String,
+    /// The VMs' subnet.
+    pub subnet: Ipv4Network,
+    /// The host's address on the LAN: the first of the link of its default route. None when it has no such route.
+    pub host: Option<Ipv4Addr>,
 }
 
 /// Which daemon answers.

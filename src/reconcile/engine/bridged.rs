@@ -24,7 +24,10 @@ impl Engine {
         record: String,
     ) -> Result<Reached, store::Error> {
         let uid = vm.meta.uid;
-        let (label, tap) = (self.instance.vm_label(&vm.meta.name, uid), spec.tap(vm.index));
+        let (label, tap) = (
+            self.instance.vm_label(&vm.meta.name, uid),
+            spec.tap(vm.index),
+        );
         let desired = port::Desired {
             label: label.clone(),
             run_dir: self.run_dir.0.clone(),
@@ -56,10 +59,16 @@ impl Engine {
             tap,
             pass: Some(pass),
         };
-        if let Step::Not(outcome) = self.step(vm, Rung::Firewall, &self.gate(), &desired).await? {
+        if let Step::Not(outcome) = self
+            .step(vm, Rung::Firewall, &self.gate(), &desired)
+            .await?
+        {
             return Ok(Err(outcome));
         }
-        if !self.ready_and_take(vm, Rung::Firewall, Some(pass.digest())).await? {
+        if !self
+            .ready_and_take(vm, Rung::Firewall, Some(pass.digest()))
+            .await?
+        {
             return Ok(Err(Outcome::Converged));
         }
         Ok(Ok(connected))

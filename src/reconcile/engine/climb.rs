@@ -30,7 +30,10 @@ impl Engine {
             Ok(taken) => taken,
             Err(outcome) => return Ok(outcome),
         };
-        let record = self.record(&vm, lease.clone());
+        // What plugins gave is remembered in their own cache.
+        let kept = lease.clone();
+        let kept = kept.filter(|lease| !matches!(lease.address, Address::Plugged { .. }));
+        let record = self.record(&vm, kept);
         let address = lease.map(|lease| lease.address);
         let reached = match (&vm.spec.network, address) {
             (NetworkSpec::Isolated(_), Some(Address::Block { block, .. })) => {

@@ -6,9 +6,9 @@
 //! a run that climbs the whole ladder enters the VM's namespace once. Each rung still has its own plan, its own page, and
 //! is taken in its own transaction.
 
+mod bridged;
 mod climb;
 mod descend;
-mod bridged;
 mod isolated;
 mod plugged;
 mod step;
@@ -188,11 +188,15 @@ impl Engine {
 
     async fn run_ground(&self) -> Result<Outcome, store::Error> {
         let footing = self.store.read(store::World::footing);
+        let before = self.store.read(|world| world.ground().cloned());
         let desired = ground::Desired {
             instance: self.instance.clone(),
             footing: footing.clone(),
+            before: before
+                .as_ref()
+                .map(|g| g.carries.clone())
+                .unwrap_or_default(),
         };
-        let before = self.store.read(|world| world.ground().cloned());
         let done = self.converge(&self.ground(), &desired).await;
         let (status, reason, message) = describe(&done.result);
         let was_firm = before
@@ -221,6 +225,7 @@ impl Engine {
             .as_ref()
             .filter(|g| g.condition.status == status)
             .map_or(now, |g| g.condition.since);
+        let firm = status == Status::True;
         let page = store::Ground {
             condition: Condition {
                 status,
@@ -229,10 +234,13 @@ impl Engine {
                 since,
                 observed_generation: 0,
             },
-            carries: footing.clone(),
+            carries: match firm {
+                true => footing,
+                // What could not be taken away is ours to take away the next time.
+                false => footing.and_bridges_of(&desired.before),
+            },
             boot_id: self.hands.boot_id.clone(),
         };
-        let firm = status == Status::True;
         self.write(|txn| txn.put_ground(page)).await?;
         if firm && !was_firm {
             self.nudge_waiting_vms();
@@ -350,6 +358,7 @@ impl Engine {
     pub fn ground(&self) -> Ground {
         Ground {
             home: self.hands.home.clone(),
+            netlink: self.hands.netlink.clone(),
             backend: self.hands.backend.clone(),
         }
     }

@@ -9,7 +9,7 @@ use crate::api::event::EventType;
 use crate::api::rung::LADDER;
 use crate::host::{self, fs, link};
 use crate::owner::{self, Label};
-const INTENT: &str = "cni.json";
+use crate::reconcile::net::cni::INTENT;
 use crate::runtime::queue::Outcome;
 use crate::store;
 

@@ -1,12 +1,16 @@
-//! One step of the host's own rules.
+//! One step of the host's own rules and bridges.
 //! Not here: which steps.
 
 use super::Ground;
-use super::observe::FORWARDING;
+use super::observe::{FORWARDING, look};
 use super::plan::{Action, Commit, Desired};
+use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::iptables::{self, Edit, Input, Lock};
+use crate::host::link::{Change, Link, State};
 use crate::host::rule::TableName;
-use crate::host::{Error, sysctl};
+use crate::host::{Error, addr, bridge, link, sysctl};
+use crate::owner;
+use crate::reconcile::net::MTU;
 
 const TABLES: [TableName; 4] = [
     TableName::Raw,
@@ -15,7 +19,7 @@ const TABLES: [TableName; 4] = [
     TableName::Filter,
 ];
 
-pub(super) async fn act(ground: &Ground, _: &Desired, action: &Action) -> Result<(), Error> {
+pub(super) async fn act(ground: &Ground, desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
         Action::EnableForwarding => ground.home.run(|| sysctl::write(FORWARDING, "1")).await,
         Action::Commit(commit) => {
@@ -24,6 +28,83 @@ pub(super) async fn act(ground: &Ground, _: &Desired, action: &Action) -> Result
             let restore = move || iptables::restore(&backend, &input, Lock::Shared);
             ground.home.run(restore).await
         }
+        Action::CreateBridge(name) => create(ground, desired, name).await,
+        Action::LabelBridge(name) => {
+            let label = Change {
+                alias: Some(desired.instance.ground_label().to_string()),
+                ..Change::default()
+            };
+            change(ground, desired, name, label).await
+        }
+        Action::ConfigureBridge(name) => configure(ground, desired, name).await,
+        Action::AddGateway(name, address) => {
+            let index = find(ground, desired, name).await?.index;
+            let address = addr::Addr {
+                index,
+                net: *address,
+            };
+            exists_is_done(addr::add(&ground.netlink, address).await)
+        }
+        Action::RemoveGateway(name, address) => {
+            let index = find(ground, desired, name).await?.index;
+            let address = addr::Addr {
+                index,
+                net: *address,
+            };
+            absent_is_done(addr::delete(&ground.netlink, address).await)
+        }
+        Action::RaiseBridge(name) => {
+            let up = Change {
+                state: Some(State::Up),
+                ..Change::default()
+            };
+            change(ground, desired, name, up).await
+        }
+        Action::DeleteBridge(owned) => match find(ground, desired, owned.thing()).await {
+            Ok(bridge) => absent_is_done(link::delete(&ground.netlink, bridge.index).await),
+            Err(error) => absent_is_done(Err(error)),
+        },
+    }
+}
+
+async fn create(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Error> {
+    let birth = bridge::Birth {
+        name: name.to_owned(),
+        mac: owner::bridge_mac(&desired.instance, name).0,
+        mtu: MTU,
+    };
+    exists_is_done(bridge::create(&ground.netlink, &birth).await)
+}
+
+async fn configure(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Error> {
+    let right = Change {
+        mac: Some(owner::bridge_mac(&desired.instance, name).0),
+        mtu: Some(MTU),
+        ..Change::default()
+    };
+    change(ground, desired, name, right).await?;
+    let bridge = find(ground, desired, name).await?;
+    bridge::calm(&ground.netlink, bridge.index).await
+}
+
+async fn change(
+    ground: &Ground,
+    desired: &Desired,
+    name: &str,
+    change: Change,
+) -> Result<(), Error> {
+    let bridge = find(ground, desired, name).await?;
+    link::set(&ground.netlink, bridge.index, &change).await
+}
+
+/// The bridge, if it is ours: somebody may have been faster than we and have made one of that name.
+async fn find(ground: &Ground, desired: &Desired, name: &str) -> Result<Link, Error> {
+    let found = link::get(&ground.netlink, name).await?;
+    let gone = || std::io::Error::from_raw_os_error(libc::ENODEV);
+    let found = found.ok_or_else(|| Error::io("find bridge", name, gone()))?;
+    match look(&found).owned(desired, name) {
+        Some(_) => Ok(found),
+        None => Err(Error::other("change bridge", name, "it is not ours")),
     }
 }
 

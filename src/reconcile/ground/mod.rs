@@ -1,7 +1,8 @@
-//! The ground: what belongs to the host and to no VM. Our chains, the jumps into them, `ip_forward`.
+//! The ground: what belongs to the host and to no VM. Our chains, the jumps into them, `ip_forward`, bridges.
 //! Not here: anything that is one VM's. The number of rules does not depend on the number of VMs.
 
 mod act;
+mod bridges;
 mod observe;
 mod plan;
 pub mod rules;
@@ -9,14 +10,18 @@ pub mod rules;
 use super::{Conflict, Reconcile};
 use crate::host;
 use crate::host::iptables::Backend;
+use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 
-pub use plan::{Action, Desired, Jump, Observed};
+pub use bridges::BridgeSeen;
+pub use plan::{Action, Commit, Desired, Jump, Observed};
 
 /// The ground's hands.
 pub struct Ground {
     /// The namespace that the daemon was started in.
     pub home: Netns,
+    /// A socket in it.
+    pub netlink: Handle,
     /// Which kernel interface the host's iptables speaks.
     pub backend: Backend,
 }
@@ -30,8 +35,8 @@ impl Reconcile for Ground {
         plan::plan(desired, observed)
     }
 
-    async fn observe(&self, _: &Desired) -> Result<Observed, host::Error> {
-        observe::observe(self).await
+    async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
+        observe::observe(self, desired).await
     }
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {

@@ -1,14 +1,17 @@
 //! What is to be done for the host's own rules. Pure.
 //! Not here: which rules they are ([`super::rules`]).
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use super::super::Conflict;
+use super::bridges::{self, BridgeSeen};
 use super::rules::{self, Carried};
 use crate::host::rule::{Chain, Rule, Ruleset, TableName};
-use crate::owner::Instance;
+use crate::owner::{Instance, Owned};
 use crate::store::Footing;
 
 /// What ought to be.
@@ -16,8 +19,11 @@ use crate::store::Footing;
 pub struct Desired {
     /// Whose.
     pub instance: Instance,
-    /// What the rules must carry; without a pool there is to be nothing of ours.
+    /// What the rules and bridges must carry; without a pool and a bridge there is to be nothing of ours.
     pub footing: Footing,
+    /// What they were made to carry before: its addresses are ours to take off a bridge of ours.
+    #[serde(default)]
+    pub before: Footing,
 }
 
 /// What is.
@@ -28,6 +34,8 @@ pub struct Observed {
     pub ruleset: Ruleset,
     /// `net.ipv4.ip_forward` of the host.
     pub forwarding: bool,
+    /// Links that bear wanted bridges' names, and bridges that are ours.
+    pub bridges: BTreeMap<String, BridgeSeen>,
 }
 
 /// Rules of ours that stand first in a chain that is not ours.
@@ -48,6 +56,20 @@ pub enum Action {
     Commit(Commit),
     /// `ip_forward`.
     EnableForwarding,
+    /// Make a bridge: without a spanning tree, with a MAC of its own, down.
+    CreateBridge(String),
+    /// Label it.
+    LabelBridge(String),
+    /// Set its MAC and MTU, turn off its spanning tree and its delay.
+    ConfigureBridge(String),
+    /// Give the host an address on it.
+    AddGateway(String, Ipv4Network),
+    /// Take one away that was ours.
+    RemoveGateway(String, Ipv4Network),
+    /// Set it up.
+    RaiseBridge(String),
+    /// Remove it.
+    DeleteBridge(Owned<String>),
 }
 
 /// One transaction over the host's tables.
@@ -67,6 +89,17 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::EnableForwarding => f.write_str("switch the host's ip_forward on"),
+            Self::CreateBridge(bridge) => write!(f, "create bridge {bridge}"),
+            Self::LabelBridge(bridge) => write!(f, "label bridge {bridge}"),
+            Self::ConfigureBridge(bridge) => {
+                write!(f, "set MAC and MTU of bridge {bridge}, spanning tree off")
+            }
+            Self::AddGateway(bridge, address) => write!(f, "add address {address} to {bridge}"),
+            Self::RemoveGateway(bridge, address) => {
+                write!(f, "take address {address} off {bridge}")
+            }
+            Self::RaiseBridge(bridge) => write!(f, "set bridge {bridge} up"),
+            Self::DeleteBridge(bridge) => write!(f, "delete bridge {}", bridge.thing()),
             Self::Commit(commit) => {
                 let mut parts = Vec::new();
                 let names = |chains: &mut dyn Iterator<Item = String>| {
@@ -98,24 +131,24 @@ impl fmt::Display for Action {
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let mut commit = Commit::default();
-    let prefix = desired.instance.chain("");
-    match desired.footing.pools.is_empty() {
-        true => plan_nothing(desired, &prefix, observed, &mut commit),
-        false => plan_chains(desired, &prefix, observed, &mut commit)?,
+    match desired.footing.is_empty() {
+        true => plan_nothing(desired, observed, &mut commit),
+        false => plan_chains(desired, observed, &mut commit)?,
     }
     let mut plan = Vec::new();
     if commit != Commit::default() {
         plan.push(Action::Commit(commit));
     }
-    if !desired.footing.pools.is_empty() && !observed.forwarding {
+    if !desired.footing.is_empty() && !observed.forwarding {
         plan.push(Action::EnableForwarding);
     }
+    // After the rules: what keeps isolated VMs from a bridge stands before there is somebody on it.
+    plan.extend(bridges::plan(desired, observed));
     Ok(plan)
 }
 
 fn plan_chains(
     desired: &Desired,
-    prefix: &str,
     observed: &Observed,
     commit: &mut Commit,
 ) -> Result<(), Conflict> {
@@ -125,66 +158,99 @@ fn plan_chains(
         .iter()
         .filter_map(|(pool, entry)| Some((*pool, entry.parse().ok()?)))
         .collect();
-    let chains = rules::chains(&Carried {
+    let carried = Carried {
         instance: &desired.instance,
         pools: &desired.footing.pools,
         openings: &openings,
-    });
-    for (table, chain) in chains {
-        let seen = observed.ruleset.chain(table, &chain.name);
+        sides: &bridges::sides(desired, observed),
+        plugged: &desired.footing.plugged,
+    };
+    let wanted = rules::chains(&carried);
+    for (table, chain) in &wanted {
+        let seen = observed.ruleset.chain(*table, &chain.name);
         if let Some(seen) = seen.filter(|seen| !is_ours(&desired.instance, seen)) {
             return Err(Conflict {
                 thing: format!("chain {} of table {table}", seen.name),
                 remedy: format!("rename it: iptables -t {table} -E {} OTHER", seen.name),
             });
         }
-        if seen != Some(&chain) {
-            commit.write.push((table, chain));
+        if seen != Some(chain) {
+            commit.write.push((*table, chain.clone()));
         }
     }
     let docker = observed.ruleset.chain(TableName::Filter, "DOCKER-USER");
-    for jump in rules::jumps(&desired.instance, docker.is_some()) {
-        let standing = observed.ruleset.rules(jump.table, &jump.chain);
-        let ours: Vec<&Rule> = jumps_into(prefix, standing).collect();
-        // Another daemon's jumps concern its own links. Two that both insisted on the very first place would never rest.
-        let others = standing
-            .iter()
-            .take_while(|rule| leads_to_another(&desired.instance, rule))
-            .count();
-        let first = standing[others..].starts_with(&jump.rules);
-        if first && ours.len() == jump.rules.len() {
-            continue;
-        }
-        let stale = ours.into_iter().cloned();
-        let place = |rule| (jump.table, jump.chain.clone(), rule);
-        commit.unjump.extend(stale.map(place));
-        commit.jump.push(jump);
+    let jumps = rules::jumps(&carried, docker.is_some());
+    sweep(desired, observed, commit, |table, chain| {
+        let keeps = |(at, kept): &rules::Placed| *at == table && kept.name == chain;
+        wanted.iter().any(keeps)
+    });
+    for jump in jumps {
+        plan_jump(desired, observed, jump, commit);
     }
     Ok(())
 }
 
-fn plan_nothing(desired: &Desired, prefix: &str, observed: &Observed, commit: &mut Commit) {
+/// Puts a jump first in its chain, and away wherever else it stands there.
+fn plan_jump(desired: &Desired, observed: &Observed, jump: Jump, commit: &mut Commit) {
+    let prefix = desired.instance.chain("");
+    let standing = observed.ruleset.rules(jump.table, &jump.chain);
+    let gone = |rule: &&Rule| {
+        let place = (jump.table, jump.chain.clone(), (*rule).clone());
+        commit.unjump.contains(&place)
+    };
+    let left: Vec<&Rule> = standing.iter().filter(|rule| !gone(rule)).collect();
+    let strangers = |rule: &Rule| {
+        let target = rule.jump().unwrap_or_default();
+        let seen = observed.ruleset.chain(jump.table, target);
+        seen.is_some_and(|chain| !is_ours(&desired.instance, chain))
+    };
+    let ours = left
+        .iter()
+        .filter(|rule| jumps_into(&prefix, rule) && !strangers(rule));
+    // Another daemon's jumps concern its own links. Two that both insisted on the very first place would never rest.
+    let others = left
+        .iter()
+        .take_while(|rule| leads_to_another(&desired.instance, rule))
+        .count();
+    let first = left[others..].iter().copied();
+    if first.take(jump.rules.len()).eq(&jump.rules) && ours.clone().count() == jump.rules.len() {
+        return;
+    }
+    let place = |rule: &&Rule| (jump.table, jump.chain.clone(), (*rule).clone());
+    let stale: Vec<_> = ours.map(place).collect();
+    commit.unjump.extend(stale);
+    commit.jump.push(jump);
+}
+
+fn plan_nothing(desired: &Desired, observed: &Observed, commit: &mut Commit) {
+    sweep(desired, observed, commit, |_, _| false);
+}
+
+/// Removes every chain of ours that is not kept, and every jump to it. A chain of a stranger under our name keeps the jumps that
+/// lead to it: they are the stranger's too.
+fn sweep(
+    desired: &Desired,
+    observed: &Observed,
+    commit: &mut Commit,
+    is_kept: impl Fn(TableName, &str) -> bool,
+) {
+    let prefix = desired.instance.chain("");
+    let goes = |table: TableName, target: &str| {
+        let seen = observed.ruleset.chain(table, target);
+        let ours = seen.is_none_or(|chain| is_ours(&desired.instance, chain));
+        ours && !is_kept(table, target)
+    };
     for table in observed.ruleset.tables() {
         for chain in &table.chains {
-            let ours = jumps_into(prefix, &chain.rules).cloned();
-            commit
-                .unjump
-                .extend(ours.map(|rule| (table.name, chain.name.clone(), rule)));
-            if chain.name.starts_with(prefix) && is_ours(&desired.instance, chain) {
+            let jumps = chain.rules.iter().filter(|rule| jumps_into(&prefix, rule));
+            let stale = jumps.filter(|rule| rule.jump().is_some_and(|to| goes(table.name, to)));
+            let place = |rule: &Rule| (table.name, chain.name.clone(), rule.clone());
+            commit.unjump.extend(stale.map(place));
+            if chain.name.starts_with(&prefix) && goes(table.name, &chain.name) {
                 commit.remove.push((table.name, chain.name.clone()));
             }
         }
     }
-    // A chain of a stranger under our name keeps the jumps that lead to it: they are the stranger's too.
-    let kept = |table: TableName, target: &str| {
-        observed
-            .ruleset
-            .chain(table, target)
-            .is_some_and(|chain| !is_ours(&desired.instance, chain))
-    };
-    commit
-        .unjump
-        .retain(|(table, _, rule)| !rule.jump().is_some_and(|target| kept(*table, target)));
 }
 
 /// A chain is ours by the label in its first rule. One that somebody has flushed holds nothing foreign.
@@ -201,8 +267,6 @@ fn leads_to_another(instance: &Instance, rule: &Rule) -> bool {
     target.is_some_and(|other| other != *instance)
 }
 
-fn jumps_into<'a>(prefix: &'a str, rules: &'a [Rule]) -> impl Iterator<Item = &'a Rule> {
-    rules
-        .iter()
-        .filter(move |rule| rule.jump().is_some_and(|chain| chain.starts_with(prefix)))
+fn jumps_into(prefix: &str, rule: &Rule) -> bool {
+    rule.jump().is_some_and(|chain| chain.starts_with(prefix))
 }

@@ -1,5 +1,14 @@
 //! The host's own rules: the same number for one VM and for a thousand. Pure.
-//! Not here: committing them.
+//! Not here: committing them; which bridges there are.
+//!
+//! # Why
+//! - What leaves a bridge's subnet for another link is masqueraded, also when the other link is another bridge: its guests may
+//!   have another machine for their gateway, and would send answers to addresses of ours there.
+//! - On a bridge that is not ours there are others than our VMs. Of them, too, only what belongs to the VMs' subnet is accepted,
+//!   and where the gateway is another machine this host forwards nothing for the subnet: it only bridges. (Bridged packets pass
+//!   these chains where `net.bridge.bridge-nf-call-iptables` is on, from and to the bridge.)
+//! - Isolated VMs do not reach a bridge of ours at all, and on others' bridges not the VMs' subnet: the way to the internet may lead
+//!   over that very bridge.
 
 use std::collections::BTreeSet;
 
@@ -21,19 +30,51 @@ pub struct Carried<'a> {
     pub pools: &'a BTreeSet<Ipv4Network>,
     /// One address and its ports on the host, opened to a pool.
     pub openings: &'a [(Ipv4Network, Entry)],
+    /// Subnets on bridges, by the bridges' names.
+    pub sides: &'a [Side],
+    /// Subnets of CNI networks.
+    pub plugged: &'a BTreeSet<Ipv4Network>,
+}
+
+/// A subnet on a bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Side {
+    /// The bridge's name.
+    pub bridge: String,
+    /// The VMs' subnet.
+    pub subnet: Ipv4Network,
+    /// What this host is to it.
+    pub standing: Standing,
+}
+
+/// What this host is to a subnet on a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The bridge is ours: only VMs are on it, and the host is their gateway.
+    Ours,
+    /// The bridge is somebody else's, and the host is the subnet's gateway.
+    Hosted,
+    /// The bridge is somebody else's, and so is the gateway.
+    Joined,
 }
 
 /// Every chain of ours. The first rule of each carries our label.
 pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
     let label = carried.instance.ground_label().to_string();
+    let isolated = |rules: Vec<Rule>| match carried.pools.is_empty() {
+        true => Vec::new(),
+        false => rules,
+    };
     let mut chains = vec![
-        (TableName::Raw, "RAW", raw(carried)),
-        (TableName::Mangle, "MSS", mss()),
+        (TableName::Raw, "RAW", isolated(raw(carried))),
+        (TableName::Mangle, "MSS", isolated(mss())),
         (TableName::Nat, "NAT", nat(carried)),
-        (TableName::Filter, "OUT", out(carried.instance)),
-        (TableName::Filter, "IN", back_in()),
-        (TableName::Filter, "HOST", to_host(carried)),
+        (TableName::Filter, "OUT", isolated(out(carried))),
+        (TableName::Filter, "IN", isolated(back_in())),
+        (TableName::Filter, "HOST", isolated(to_host(carried))),
+        (TableName::Filter, "BR", over_bridges(carried)),
     ];
+    chains.retain(|(_, _, rules)| !rules.is_empty());
     chains
         .drain(..)
         .map(|(table, role, mut rules)| {
@@ -46,7 +87,8 @@ pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
 }
 
 /// The jumps into them; each must stand first in its chain.
-pub fn jumps(instance: &Instance, docker_user: bool) -> Vec<Jump> {
+pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
+    let instance = carried.instance;
     let ours = instance.link_wildcard();
     let from = |role: &str| Rule::when().in_if(&ours).jump(instance.chain(role));
     let to = |role: &str| Rule::when().out_if(&ours).jump(instance.chain(role));
@@ -56,17 +98,23 @@ pub fn jumps(instance: &Instance, docker_user: bool) -> Vec<Jump> {
         chain: chain.to_owned(),
         rules,
     };
+    let forward = || vec![from("OUT"), to("IN"), all("BR")];
     let mut jumps = vec![
         jump(TableName::Raw, "PREROUTING", vec![from("RAW")]),
         jump(TableName::Mangle, "FORWARD", vec![from("MSS"), to("MSS")]),
         jump(TableName::Nat, "POSTROUTING", vec![all("NAT")]),
         jump(TableName::Filter, "INPUT", vec![from("HOST")]),
-        jump(TableName::Filter, "FORWARD", vec![from("OUT"), to("IN")]),
+        jump(TableName::Filter, "FORWARD", forward()),
     ];
     if docker_user {
-        let rules = vec![from("OUT"), to("IN")];
-        jumps.push(jump(TableName::Filter, "DOCKER-USER", rules));
+        jumps.push(jump(TableName::Filter, "DOCKER-USER", forward()));
     }
+    let made = chains(carried);
+    for jump in &mut jumps {
+        let leads = |rule: &Rule| made.iter().any(|(_, to)| rule.jump() == Some(&to.name));
+        jump.rules.retain(leads);
+    }
+    jumps.retain(|jump| !jump.rules.is_empty());
     jumps
 }
 
@@ -116,15 +164,26 @@ fn openings(carried: &Carried<'_>, target: &Target) -> Vec<Rule> {
     rules
 }
 
-/// From our VMs onwards: not to each other, and nothing that could not be masqueraded.
-fn out(instance: &Instance) -> Vec<Rule> {
-    vec![
-        Rule::when()
-            .out_if(instance.link_wildcard())
-            .then(Target::Drop),
+/// From our isolated VMs onwards: not to each other, nor to VMs on bridges or CNI networks, and nothing that could not be
+/// masqueraded.
+fn out(carried: &Carried<'_>) -> Vec<Rule> {
+    let to_isolated = Rule::when().out_if(carried.instance.link_wildcard());
+    let mut rules = vec![to_isolated.then(Target::Drop)];
+    for side in carried.sides {
+        let to_side = Rule::when().out_if(&side.bridge);
+        let rule = match side.standing {
+            Standing::Ours => to_side,
+            Standing::Hosted | Standing::Joined => to_side.dst(side.subnet),
+        };
+        push_once(&mut rules, rule.then(Target::Drop));
+    }
+    let to_plugged = |subnet: &Ipv4Network| Rule::when().dst(*subnet).then(Target::Drop);
+    rules.extend(carried.plugged.iter().map(to_plugged));
+    rules.extend([
         Rule::when().ctstate([CtState::Invalid]).then(Target::Drop),
         Rule::when().then(Target::Accept),
-    ]
+    ]);
+    rules
 }
 
 /// To our VMs: answers only.
@@ -137,18 +196,57 @@ fn back_in() -> Vec<Rule> {
     ]
 }
 
+/// From and to VMs on bridges: whatever the policy of the host's chain, as Docker sets it to DROP.
+fn over_bridges(carried: &Carried<'_>) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for Side {
+        bridge,
+        subnet,
+        standing,
+    } in carried.sides
+    {
+        let (from, to) = (
+            Rule::when().in_if(bridge).src(*subnet),
+            Rule::when().out_if(bridge).dst(*subnet),
+        );
+        let pair = match standing {
+            Standing::Ours => [Rule::when().in_if(bridge), Rule::when().out_if(bridge)],
+            Standing::Hosted => [from, to],
+            Standing::Joined => [from.out_if(bridge), to.in_if(bridge)],
+        };
+        for rule in pair {
+            push_once(&mut rules, rule.then(Target::Accept));
+        }
+    }
+    rules
+}
+
 fn nat(carried: &Carried<'_>) -> Vec<Rule> {
     let wildcard = carried.instance.link_wildcard();
-    carried
-        .pools
-        .iter()
-        .map(|pool| {
-            Rule::when()
-                .src(*pool)
-                .not_out_if(&wildcard)
-                .then(Target::Masquerade)
-        })
-        .collect()
+    let masquerade = |subnet: Ipv4Network, but: &str| {
+        Rule::when()
+            .src(subnet)
+            .not_out_if(but)
+            .then(Target::Masquerade)
+    };
+    let pools = carried.pools.iter();
+    let mut rules: Vec<Rule> = pools.map(|pool| masquerade(*pool, &wildcard)).collect();
+    for side in carried.sides {
+        match side.standing {
+            Standing::Ours | Standing::Hosted => {
+                push_once(&mut rules, masquerade(side.subnet, &side.bridge));
+            }
+            Standing::Joined => {}
+        }
+    }
+    rules
+}
+
+/// Two subnets on a bridge may want the same rule.
+fn push_once(rules: &mut Vec<Rule>, rule: Rule) {
+    if !rules.contains(&rule) {
+        rules.push(rule);
+    }
 }
 
 fn mss() -> Vec<Rule> {

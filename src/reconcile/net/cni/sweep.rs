@@ -26,16 +26,17 @@ pub struct Swept {
 /// DEL by the cache's record for every container of ours that is no living VM's; where there was one, GC, too (for networks of
 /// 1.1.0), with what all runtimes of this host remember as valid; then the reservations of `host-local` in these and
 /// in the `networks` named. What bears no name of ours stays. Every failure is noted, and stops nothing.
+///
+/// Which VMs are `living` is asked anew each time: VMs are made while this goes on, and each is stored before its plugins run.
 pub async fn sweep(
     runtime: &Runtime,
     instance: &Instance,
-    living: &[Uid],
+    living: &(impl Fn() -> BTreeSet<Uid> + Sync),
     networks: &[String],
 ) -> Swept {
-    let living: BTreeSet<Uid> = living.iter().copied().collect();
     let stale = |container: &str| {
         let uid = instance.uid_of_container(container);
-        uid.is_some_and(|uid| !living.contains(&uid))
+        uid.is_some_and(|uid| !living().contains(&uid))
     };
     let mut swept = Swept::default();
     let mut left: BTreeMap<String, Network> = BTreeMap::new();
@@ -49,8 +50,11 @@ pub async fn sweep(
         }
     }
     for network in left.values() {
-        let ours = living.iter().map(|uid| instance.container_id(*uid));
-        collect(runtime, network, ours.collect(), &mut swept).await;
+        let ours = || {
+            let living = living().into_iter();
+            living.map(|uid| instance.container_id(uid)).collect()
+        };
+        collect(runtime, network, ours, &mut swept).await;
     }
     for name in networks {
         if let Ok(network) = runtime.find(name) {
@@ -118,26 +122,28 @@ fn path(netns: &Netns) -> PathBuf {
     PathBuf::from(format!("/proc/{}/fd/{descriptor}", std::process::id()))
 }
 
-/// Those that are wanted, and those that any runtime remembers. If it is not known who these are, nobody is forgotten.
-async fn collect(runtime: &Runtime, network: &Network, wanted: Vec<String>, swept: &mut Swept) {
-    let Some(remembered) = note(runtime.attachments(), swept) else {
-        return;
+/// Has the plugins forget all but those that are wanted, and those that any runtime remembers. If it is not known who these
+/// are, nobody is forgotten.
+async fn collect(
+    runtime: &Runtime,
+    network: &Network,
+    wanted: impl FnOnce() -> Vec<String>,
+    swept: &mut Swept,
+) {
+    let valid = || {
+        let remembered = runtime.attachments()?;
+        let of_network = remembered
+            .into_iter()
+            .filter(|cached| cached.network == network.name)
+            .map(|cached| Valid::from(&cached.attachment));
+        let wanted = wanted().into_iter().map(|container_id| Valid {
+            container_id,
+            ifname: IFNAME.to_owned(),
+        });
+        let valid: BTreeSet<Valid> = of_network.chain(wanted).collect();
+        Ok(valid.into_iter().collect())
     };
-    let of_network = remembered
-        .into_iter()
-        .filter(|cached| cached.network == network.name);
-    let mut valid: BTreeSet<Valid> = of_network
-        .map(|cached| Valid {
-            container_id: cached.attachment.container_id,
-            ifname: cached.attachment.ifname,
-        })
-        .collect();
-    valid.extend(wanted.into_iter().map(|container_id| Valid {
-        container_id,
-        ifname: IFNAME.to_owned(),
-    }));
-    let valid: Vec<Valid> = valid.into_iter().collect();
-    if let Err(errors) = runtime.gc(network, &valid).await {
+    if let Err(errors) = runtime.gc(network, valid).await {
         swept.failures.extend(errors.iter().map(one_line));
     }
 }

@@ -71,22 +71,30 @@ async fn configure(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Er
         mtu: Some(find(port, &slot.bridge).await?.mtu),
         ..Change::default()
     };
-    let tap = find(port, &desired.tap).await?;
+    let tap = find_tap(port, desired).await?;
     link::set(&port.netlink, tap.index, &right).await
 }
 
 async fn disable_ipv6(port: &Port, desired: &Desired) -> Result<(), Error> {
+    find_tap(port, desired).await?;
     let key = settings::ipv6_off(&desired.tap);
     let write = move || absent_is_done(sysctl::write(&key, "1"));
     port.home.run(write).await
 }
 
+/// One at a time, so that each sees which MAC the bridge had before.
+static ENSLAVING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// A bridge that nobody gave a MAC takes the lowest of its ports', so one without other ports takes the first TAP's, and
+/// another one's when that goes: its guests would lose their gateway each time. It is made to keep the one it was found with.
 async fn enslave(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Error> {
+    let _one_at_a_time = ENSLAVING.lock().await;
+    let before = find(port, &slot.bridge).await?;
+    let tap = find_tap(port, desired).await?;
     let under = Change {
-        master: Some(find(port, &slot.bridge).await?.index),
+        master: Some(before.index),
         ..Change::default()
     };
-    let tap = find(port, &desired.tap).await?;
     let done = link::set(&port.netlink, tap.index, &under).await;
     done.map_err(|error| match error.source.raw_os_error() {
         // `find_portno` of net/bridge/br_if.c: port numbers have ten bits, and 0 is none.
@@ -96,7 +104,16 @@ async fn enslave(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Erro
             "it has 1023 ports, and no bridge can have more",
         ),
         _ => error,
-    })
+    })?;
+    let after = find(port, &slot.bridge).await?;
+    if after.mac == before.mac || after.mac != tap.mac {
+        return Ok(());
+    }
+    let keep = Change {
+        mac: before.mac,
+        ..Change::default()
+    };
+    link::set(&port.netlink, before.index, &keep).await
 }
 
 async fn set_port(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Error> {
@@ -105,12 +122,12 @@ async fn set_port(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Err
         learning: !slot.antispoof,
         unicast_flood: !slot.antispoof,
     };
-    let tap = find(port, &desired.tap).await?;
+    let tap = find_tap(port, desired).await?;
     bridge::set_port(&port.netlink, tap.index, flags).await
 }
 
 async fn pin_mac(port: &Port, desired: &Desired) -> Result<(), Error> {
-    let tap = find(port, &desired.tap).await?;
+    let tap = find_tap(port, desired).await?;
     let entry = fdb::Entry::sticky(tap.index, desired.names().guest_mac.0);
     fdb::replace(&port.netlink, entry).await
 }
@@ -134,6 +151,15 @@ async fn unpin_neighbour(port: &Port, desired: &Desired, remains: &Remains) -> R
         mac: desired.names().guest_mac.0,
     };
     absent_is_done(neigh::delete(&port.netlink, pinned).await)
+}
+
+/// The TAP, if it is ours: somebody may have been faster than we and have made a link of that name.
+async fn find_tap(port: &Port, desired: &Desired) -> Result<Link, Error> {
+    let found = find(port, &desired.tap).await?;
+    match desired.label.claim((), found.alias.as_deref()) {
+        Some(_) => Ok(found),
+        None => Err(Error::other("change link", &desired.tap, "it is not ours")),
+    }
 }
 
 async fn find(port: &Port, name: &str) -> Result<Link, Error> {

@@ -1,28 +1,41 @@
 //! `new`: the YAML of a host group, with comments, ready to be edited and applied.
 //! Not here: checking what the daemon alone can check.
 
-use std::fmt::Write;
+mod bridge;
+mod cni;
+mod isolated;
+mod text;
+
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use ipnetwork::Ipv4Network;
 
+use self::text::Text;
 use super::failure::Failure;
 use super::{print, yaml};
+use crate::api::manifest::{self, Source};
 use crate::api::meta::Name;
 use crate::api::network::TapOwner;
-use crate::api::policy::{Entry, OnDeny, Policy, reserved};
+use crate::api::policy::Entry;
 
 /// Data paths that people may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Net {
     /// A namespace and a /30 of its own, egress through allow and drop
     Isolated,
-    /// A shared bridge; not supported yet
+    /// A bridge shared with the host, the LAN and each other
     Bridge,
-    /// A chain of CNI plugins; not supported yet
+    /// Whatever a chain of CNI plugins makes
     Cni,
+}
+
+impl Net {
+    fn option(&self) -> String {
+        let word = self.to_possible_value();
+        let word = word.as_ref().map_or("", |word| word.get_name());
+        format!("--net={word}")
+    }
 }
 
 /// What a denied packet gets.
@@ -49,6 +62,8 @@ pub enum Vmm {
 Examples:
   slicectl new sandbox --net=isolated > sandbox.yaml
   slicectl new sandbox --net=isolated --count 2 --drop 192.168.1.0/24 --allow 192.168.1.7:443/tcp
+  slicectl new web --net=bridge --count 3 --gateway 192.168.137.1/24 --range 192.168.137.20-192.168.137.80
+  slicectl new job --net=cni --network-name slicer
   slicectl new guest --net=isolated --kernel-file /boot/vmlinuz --initrd-file /boot/initrd.img --ram-mb 128
   slicectl new sandbox --net=isolated | slicectl apply -f -")]
 pub struct NewArgs {
@@ -60,24 +75,49 @@ pub struct NewArgs {
     /// How many VMs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub count: u32,
-    /// Where /30s are taken from, a block of 169.254.0.0/16 such as 169.254.100.0/22
-    #[arg(long, value_name = "CIDR", value_parser = range)]
-    pub range: Option<Ipv4Network>,
-    /// Let through, asked before --drop: IP or CIDR, then :PORT or :FROM-TO, then /tcp or /udp; may be repeated
+    /// Where addresses are taken from. isolated: a block of 169.254.0.0/16 such as 169.254.100.0/22; bridge: FIRST-LAST of the
+    /// gateway's subnet
+    #[arg(long, value_name = "CIDR|FIRST-LAST")]
+    pub range: Option<String>,
+    /// isolated: let through, asked before --drop: IP or CIDR, then :PORT or :FROM-TO, then /tcp or /udp; may be repeated
     #[arg(long, value_name = "ENTRY", value_delimiter = ',')]
     pub allow: Vec<Entry>,
-    /// Deny, written as --allow; may be repeated
+    /// isolated: deny, written as --allow; may be repeated
     #[arg(long, value_name = "ENTRY", value_delimiter = ',')]
     pub drop: Vec<Entry>,
-    /// What a denied packet gets
-    #[arg(long, value_enum, default_value = "drop")]
-    pub on_deny: Denial,
+    /// isolated: what a denied packet gets; drop when it is not said
+    #[arg(long, value_enum)]
+    pub on_deny: Option<Denial>,
     /// Who may open the TAP
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub tap_owner: Option<TapOwner>,
-    /// The bridge's gateway, with --net=bridge
-    #[arg(long, value_name = "CIDR")]
-    pub gateway: Option<Ipv4Network>,
+    /// bridge: its name; one that exists is used and left as it is. Derived from NAME when it is not said
+    #[arg(long, value_name = "LINK")]
+    pub bridge: Option<String>,
+    /// bridge: what the TAPs' names start with, a number follows. Derived from NAME when it is not said
+    #[arg(long, value_name = "TEXT")]
+    pub tap_prefix: Option<String>,
+    /// bridge: the host's address on it, with the subnet's prefix length
+    #[arg(long, value_name = "IP/LEN")]
+    pub gateway: Option<String>,
+    /// bridge: the VMs' addresses, in their order; may be repeated
+    #[arg(
+        long,
+        value_name = "IP",
+        value_delimiter = ',',
+        conflicts_with = "range",
+        requires = "gateway"
+    )]
+    pub addresses: Vec<String>,
+    /// bridge: VMs may send with any MAC and address
+    #[arg(long)]
+    pub no_antispoof: bool,
+    /// bridge: VMs of the group do not reach each other
+    #[arg(long)]
+    pub isolate_ports: bool,
+    /// cni: which network of /etc/cni/net.d; slicer when it is not said
+    #[arg(long, value_name = "NAME")]
+    pub network_name: Option<String>,
     /// Name servers for the guest, two at most; may be repeated
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub dns: Vec<Ipv4Addr>,
@@ -103,46 +143,83 @@ pub struct NewArgs {
 
 /// `new NAME --net=…`.
 pub fn new(args: NewArgs) -> Result<(), Failure> {
-    match args.net {
-        Net::Isolated => {}
-        Net::Bridge => return Err(unsupported("bridge")),
-        Net::Cni => return Err(unsupported("cni")),
-    }
     let usage = |text: &str| Err(Failure::Usage(text.to_owned()));
-    if args.gateway.is_some() {
-        return usage(
-            "--gateway belongs to --net=bridge; an isolated VM's gateway is .1 of its /30",
-        );
-    }
+    foreign(&args)?;
     if args.dns.len() > 2 {
         return usage("a guest can be given two name servers at most");
-    }
-    if let Some((entry, closed)) = closed(&args.allow) {
-        return Err(Failure::Usage(format!(
-            "--allow {entry} lies in {closed}, which is always closed"
-        )));
     }
     if args.hypervisor == Some(Vmm::Qemu) && args.kernel_file.is_none() {
         return usage("--hypervisor qemu needs --kernel-file");
     }
-    print::out(&isolated(&args)?)
+    let text = group(&args)?;
+    read_back(&text)?;
+    print::out(&text)
 }
 
-/// The first entry in a range that no list opens.
-fn closed(allow: &[Entry]) -> Option<(Entry, Ipv4Network)> {
-    allow.iter().find_map(|entry| {
-        let range = reserved().find(|range| entry.network.is_subnet_of(*range))?;
-        Some((*entry, range))
-    })
+/// Refuses what only another mode has.
+fn foreign(args: &NewArgs) -> Result<(), Failure> {
+    const LISTS: &[Net] = &[Net::Isolated];
+    const BRIDGE: &[Net] = &[Net::Bridge];
+    let given = [
+        ("--allow", !args.allow.is_empty(), LISTS, ""),
+        ("--drop", !args.drop.is_empty(), LISTS, ""),
+        ("--on-deny", args.on_deny.is_some(), LISTS, ""),
+        (
+            "--range",
+            args.range.is_some(),
+            &[Net::Isolated, Net::Bridge],
+            "",
+        ),
+        ("--bridge", args.bridge.is_some(), BRIDGE, ""),
+        ("--tap-prefix", args.tap_prefix.is_some(), BRIDGE, ""),
+        (
+            "--gateway",
+            args.gateway.is_some(),
+            BRIDGE,
+            "; an isolated VM's gateway is .1 of its /30, a CNI network's plugins choose theirs",
+        ),
+        ("--addresses", !args.addresses.is_empty(), BRIDGE, ""),
+        ("--no-antispoof", args.no_antispoof, BRIDGE, ""),
+        ("--isolate-ports", args.isolate_ports, BRIDGE, ""),
+        (
+            "--network-name",
+            args.network_name.is_some(),
+            &[Net::Cni],
+            "",
+        ),
+    ];
+    let foreign = given
+        .into_iter()
+        .find(|(_, given, modes, _)| *given && !modes.contains(&args.net));
+    match foreign {
+        None => Ok(()),
+        Some((option, _, modes, more)) => {
+            let modes: Vec<String> = modes.iter().map(Net::option).collect();
+            let text = format!("{option} belongs to {}{more}", modes.join(" and "));
+            Err(Failure::Usage(text))
+        }
+    }
 }
 
-fn unsupported(mode: &str) -> Failure {
-    Failure::one(format!(
-        "network mode {mode} is not supported yet; --net=isolated is"
-    ))
+/// What is printed must be what the daemon takes; its reader knows all the rules.
+fn read_back(text: &str) -> Result<(), Failure> {
+    let source = Source {
+        name: "new".to_owned(),
+        text: text.to_owned(),
+    };
+    let Err(problems) = manifest::parse(&source) else {
+        return Ok(());
+    };
+    let said = problems.iter().map(|problem| {
+        let field = problem.field.rsplit('.').next().unwrap_or_default();
+        // `addresses[2]` comes from `--addresses`.
+        let option = field.split('[').next().unwrap_or_default();
+        format!("--{}: {}", option.replace('_', "-"), problem.message)
+    });
+    Err(Failure::Usage(said.collect::<Vec<_>>().join("; ")))
 }
 
-fn isolated(args: &NewArgs) -> Result<String, Failure> {
+fn group(args: &NewArgs) -> Result<String, Failure> {
     let mut text = Text::default();
     text.line(
         0,
@@ -150,16 +227,33 @@ fn isolated(args: &NewArgs) -> Result<String, Failure> {
     );
     text.line(0, "config:");
     boot(&mut text, args)?;
+    if args.net == Net::Cni {
+        cni::network_name(&mut text, args)?;
+    }
     text.line(1, "host_groups:");
     text.line(2, &format!("- name: {}", yaml::scalar(args.name.as_str())?));
     text.note(3, &format!("count: {}", args.count), &vms(args));
     text.line(3, &format!("vcpu: {}", args.vcpu));
+    memory(&mut text, args);
+    dns(&mut text, args);
+    match args.net {
+        Net::Isolated => isolated::network(&mut text, args)?,
+        Net::Bridge => bridge::network(&mut text, args)?,
+        Net::Cni => cni::network(&mut text, args),
+    }
+    Ok(text.0)
+}
+
+fn memory(text: &mut Text, args: &NewArgs) {
     let memory = match (args.ram_mb, args.ram_gb) {
         (Some(mib), _) => format!("ram_mb: {mib}"),
         (None, Some(gib)) => format!("ram_gb: {gib}"),
         (None, None) => "ram_gb: 4".to_owned(),
     };
     text.note(3, &memory, "ram_mb, ram_gb or ram_bytes: exactly one");
+}
+
+fn dns(text: &mut Text, args: &NewArgs) {
     match args.dns.as_slice() {
         [] => text.note(
             3,
@@ -171,10 +265,6 @@ fn isolated(args: &NewArgs) -> Result<String, Failure> {
             text.line(3, &format!("dns_servers: [{}]", dns.join(", ")));
         }
     }
-    text.line(3, "network:");
-    text.line(4, "mode: isolated");
-    network(&mut text, args);
-    Ok(text.0)
 }
 
 fn boot(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
@@ -206,43 +296,13 @@ fn boot(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn network(text: &mut Text, args: &NewArgs) {
-    match args.range {
-        Some(range) => text.note(4, &format!("range: {range}"), "a /30 of it for each VM"),
-        None => text.note(
-            4,
-            "# range: 169.254.100.0/22",
-            "else derived from the group's name",
-        ),
-    }
-    let policy = Policy {
-        allow: args.allow.clone(),
-        drop: args.drop.clone(),
-        on_deny: match args.on_deny {
-            Denial::Drop => OnDeny::Drop,
-            Denial::Reject => OnDeny::Reject,
-        },
-        allow_metadata: false,
-    };
-    text.line(4, &format!("# {}", in_words(&policy)));
-    match policy.allow.as_slice() {
-        [] => text.line(4, "# allow: [\"192.168.222.1:3128\", \"1.1.1.1:53/udp\"]"),
-        allow => text.line(4, &format!("allow: {}", flow(allow))),
-    }
-    match policy.drop.as_slice() {
-        [] => text.line(4, "# drop: [\"192.168.1.0/24\"]"),
-        drop => text.line(4, &format!("drop: {}", flow(drop))),
-    }
-    text.note(4, &format!("on_deny: {}", policy.on_deny), "drop or reject");
+fn tap_owner(text: &mut Text, args: &NewArgs) {
     if let Some(owner) = args.tap_owner {
         text.note(
             4,
             &format!("tap_owner: \"{owner}\""),
             "who may open the TAP",
         );
-    }
-    for warning in policy.warnings() {
-        super::failure::warn(&warning);
     }
 }
 
@@ -254,59 +314,8 @@ fn vms(args: &NewArgs) -> String {
     }
 }
 
-/// What the lists mean together.
-fn in_words(policy: &Policy) -> &'static str {
-    match (policy.allow.is_empty(), policy.drop.is_empty()) {
-        (true, true) => "Neither allow nor drop: every destination is open but the reserved ones.",
-        (true, false) => "What drop does not match is open.",
-        (false, true) => "Only what allow matches is open.",
-        (false, false) => "allow is asked first, then drop; what matches neither is open.",
-    }
-}
-
-/// Entries are of digits and `./:-` and two words, so double quotes need no escapes.
-fn flow(entries: &[Entry]) -> String {
-    let quoted: Vec<String> = entries.iter().map(|entry| format!("\"{entry}\"")).collect();
-    format!("[{}]", quoted.join(", "))
-}
-
 fn scalar(path: &std::path::Path) -> Result<String, Failure> {
     yaml::scalar(&path.to_string_lossy())
-}
-
-#[derive(Default)]
-struct Text(String);
-
-impl Text {
-    /// A line, two spaces a level.
-    fn line(&mut self, level: usize, text: &str) {
-        let indent = level * 2;
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.0, "{:indent$}{text}", "");
-    }
-
-    /// A line with a comment behind it, the comments under each other.
-    fn note(&mut self, level: usize, text: &str, comment: &str) {
-        let width = 42usize.saturating_sub(level * 2);
-        self.line(level, &format!("{text:<width$} # {comment}"));
-    }
-}
-
-/// A network of 169.254.0.0/16 that has room for more than one /30.
-fn range(text: &str) -> Result<Ipv4Network, String> {
-    let range: Ipv4Network = text.parse().map_err(|e| format!("{e}"))?;
-    let link_local = range.ip().octets()[..2] == [169, 254];
-    match range.network() == range.ip() {
-        _ if !link_local || !(16..=29).contains(&range.prefix()) => {
-            Err("it must be a /16 to /29 of 169.254.0.0/16".into())
-        }
-        true => Ok(range),
-        false => Err(format!(
-            "it has host bits set, {}/{} has none",
-            range.network(),
-            range.prefix()
-        )),
-    }
 }
 
 /// `UID[:GID]`.

@@ -1,0 +1,97 @@
+//! `new --net=bridge`: names, the gateway, the VMs' addresses.
+//! Not here: the rest of the group.
+
+use super::super::failure::Failure;
+use super::super::yaml;
+use super::text::Text;
+use super::{NewArgs, tap_owner};
+use crate::api::link_name;
+
+/// `network:` with what is derived written out.
+pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
+    text.line(3, "network:");
+    text.note(4, "mode: bridge", "the default mode");
+    names(text, args)?;
+    match &args.gateway {
+        Some(gateway) => text.note(
+            4,
+            &format!("gateway: {}", yaml::scalar(gateway)?),
+            "the host's address on the bridge",
+        ),
+        None => text.note(
+            4,
+            "# gateway: 192.168.137.1/24",
+            "else chosen by the group's name, and kept",
+        ),
+    }
+    addresses(text, args)?;
+    match args.no_antispoof {
+        true => text.note(4, "antispoof: false", "VMs may send as anybody"),
+        false => text.note(
+            4,
+            "antispoof: true",
+            "VMs send with their own MAC and address only",
+        ),
+    }
+    let isolate = format!("isolate_ports: {}", args.isolate_ports);
+    text.note(4, &isolate, "true: VMs do not reach each other");
+    tap_owner(text, args);
+    Ok(())
+}
+
+fn names(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
+    let bridge = match &args.bridge {
+        Some(bridge) => bridge.clone(),
+        None => link_name::bridge_of(&args.name),
+    };
+    let bridge = format!("bridge: {}", yaml::scalar(&bridge)?);
+    text.note(
+        4,
+        &bridge,
+        "made if absent; one that exists is left as it is",
+    );
+    let prefix = match &args.tap_prefix {
+        Some(prefix) => prefix.clone(),
+        None => link_name::tap_prefix_of(&args.name),
+    };
+    let taps = match args.count {
+        0 | 1 => format!("the TAP is {prefix}0"),
+        count => format!("the TAPs are {prefix}0 to {prefix}{}", count - 1),
+    };
+    let prefix = format!("tap_prefix: {}", yaml::scalar(&prefix)?);
+    text.note(4, &prefix, &taps);
+    Ok(())
+}
+
+fn addresses(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
+    let free = match args.gateway {
+        Some(_) => "Any free address of the gateway's subnet, unless one of these says which:",
+        None => "Any free address of the subnet, unless gateway and one of these say which:",
+    };
+    match (&args.range, args.addresses.as_slice()) {
+        (None, []) => {
+            text.line(4, &format!("# {free}"));
+            text.line(4, "# addresses: [192.168.137.2/24, 192.168.137.3/24]");
+            text.line(4, "# range: 192.168.137.20-192.168.137.80");
+        }
+        (Some(range), _) => {
+            let range = format!("range: {}", yaml::scalar(range)?);
+            text.note(4, &range, "where the VMs' addresses are taken from");
+        }
+        (None, listed) => {
+            let listed: Result<Vec<String>, Failure> = listed.iter().map(|ip| quoted(ip)).collect();
+            let listed = format!("addresses: [{}]", listed?.join(", "));
+            text.note(4, &listed, "one for each VM, in order");
+        }
+    }
+    Ok(())
+}
+
+/// In a list, commas and brackets mean something, too.
+fn quoted(text: &str) -> Result<String, Failure> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '/');
+    match text.starts_with(|c: char| c.is_ascii_digit()) && text.chars().all(plain) {
+        true => yaml::scalar(text),
+        false => serde_json::to_string(text).map_err(|error| Failure::one(error.to_string())),
+    }
+}

@@ -1,0 +1,69 @@
+//! How other machines reach a group's VMs: the subnet, and the host's own address on the LAN.
+//! Not here: the words of a route command (`cli`).
+
+use std::net::Ipv4Addr;
+
+use crate::api::host_group::HostGroup;
+use crate::api::meta::Name;
+use crate::api::network::NetworkSpec;
+use crate::api::view::Reach;
+use crate::host::netlink::Handle;
+use crate::host::{self, addr, route};
+use crate::reconcile::engine::Engine;
+use crate::wire::Refusal;
+
+/// Answers for a bridge group; for others says why there is no way.
+pub(super) async fn of(engine: &Engine, group: Name) -> Result<Reach, Refusal> {
+    let known = engine.store.read(|world| {
+        let found = world.group(&group).cloned()?;
+        Some((found, world.pool(&group).map(|pool| pool.range)))
+    });
+    let Some((found, subnet)) = known else {
+        return Err(Refusal::NotFound(format!("hostgroup/{group}")));
+    };
+    let bridge = bridge_of(&found).map_err(|why| Refusal::Conflict(vec![why]))?;
+    let Some(subnet) = subnet else {
+        let why = format!("hostgroup/{group} has no subnet yet: see slicectl describe");
+        return Err(Refusal::Conflict(vec![why]));
+    };
+    let host = lan_address(&engine.hands.netlink)
+        .await
+        .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
+    Ok(Reach {
+        group,
+        bridge,
+        subnet,
+        host,
+    })
+}
+
+fn bridge_of(group: &HostGroup) -> Result<String, String> {
+    let name = &group.meta.name;
+    match &group.spec.template.network {
+        NetworkSpec::Bridge(bridge) => Ok(bridge.bridge.clone()),
+        NetworkSpec::Isolated(_) => Err(format!(
+            "hostgroup/{name} is in isolated mode: nothing from outside reaches its VMs, so there is no route to them; \
+             only bridge mode has one"
+        )),
+        NetworkSpec::Cni(cni) => Err(format!(
+            "hostgroup/{name} is in cni mode: whether its VMs can be reached, and how, is for the plugins of network \"{}\"; \
+             only bridge mode has a route of ours",
+            cni.network_name
+        )),
+    }
+}
+
+/// The first address of the link that the best default route leaves by.
+async fn lan_address(netlink: &Handle) -> Result<Option<Ipv4Addr>, host::Error> {
+    let routes = route::list(netlink).await?;
+    let best = routes
+        .iter()
+        .filter(|route| route.dst.prefix() == 0)
+        .filter_map(|route| Some((route.metric, route.link?)))
+        .min();
+    let Some((_, link)) = best else {
+        return Ok(None);
+    };
+    let addresses = addr::list(netlink, addr::Of::Link(link)).await?;
+    Ok(addresses.first().map(|addr| addr.net.ip()))
+}

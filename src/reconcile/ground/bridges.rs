@@ -1,0 +1,126 @@
+//! The bridges: those that are ours are made and kept as they must be, those of others are used as they are. Pure.
+//! Not here: their ports; the rules about them ([`super::rules`]).
+//!
+//! # Why
+//! A link that is called as a wanted bridge and is none stops neither the ground nor other groups: nothing is done and no rule is
+//! made about it, and the VMs that want it say so (the Net rung).
+
+use std::collections::BTreeSet;
+
+use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+
+use super::plan::{Action, Desired, Observed};
+use super::rules::{Side, Standing};
+use crate::api::lease::subnet;
+use crate::api::network::Mac;
+use crate::owner::{self, Owned};
+use crate::reconcile::net::MTU;
+
+/// A link that bears a wanted bridge's name, or a bridge that is ours.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BridgeSeen {
+    /// It is a bridge.
+    pub bridge: bool,
+    /// Its label.
+    #[serde(default)]
+    pub alias: Option<String>,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// It makes no spanning tree and forwards without delay.
+    pub calm: bool,
+    /// IPv4 addresses of the host on it.
+    #[serde(default)]
+    pub addresses: BTreeSet<Ipv4Network>,
+}
+
+impl BridgeSeen {
+    /// Whose it is, if it is ours.
+    pub fn owned(&self, desired: &Desired, name: &str) -> Option<Owned<String>> {
+        let label = desired.instance.ground_label();
+        let claimed = label.claim_bridge(name, self.alias.as_deref(), self.mac);
+        claimed.filter(|_| self.bridge)
+    }
+}
+
+pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
+    let wanted = &desired.footing.bridges;
+    let mut plan = Vec::new();
+    for (name, gateways) in wanted {
+        match observed.bridges.get(name) {
+            None => make(name, gateways, &mut plan),
+            Some(seen) if seen.owned(desired, name).is_some() => {
+                keep(desired, name, seen, &mut plan);
+            }
+            Some(_) => {}
+        }
+    }
+    let unwanted = observed.bridges.iter();
+    let unwanted = unwanted.filter(|(name, _)| !wanted.contains_key(*name));
+    plan.extend(
+        unwanted
+            .filter_map(|(name, seen)| seen.owned(desired, name))
+            .map(Action::DeleteBridge),
+    );
+    plan
+}
+
+fn make(name: &str, gateways: &BTreeSet<Ipv4Network>, plan: &mut Vec<Action>) {
+    plan.push(Action::CreateBridge(name.to_owned()));
+    plan.push(Action::LabelBridge(name.to_owned()));
+    let add = |gateway: &Ipv4Network| Action::AddGateway(name.to_owned(), *gateway);
+    plan.extend(gateways.iter().map(add));
+    plan.push(Action::RaiseBridge(name.to_owned()));
+}
+
+fn keep(desired: &Desired, name: &str, seen: &BridgeSeen, plan: &mut Vec<Action>) {
+    let bridge = || name.to_owned();
+    if seen.alias.is_none() {
+        plan.push(Action::LabelBridge(bridge()));
+    }
+    let mac = owner::bridge_mac(&desired.instance, name);
+    if seen.mac != mac || seen.mtu != MTU || !seen.calm {
+        plan.push(Action::ConfigureBridge(bridge()));
+    }
+    let gateways = desired.footing.bridges.get(name);
+    let is_wanted = |address: &&Ipv4Network| gateways.is_some_and(|all| all.contains(*address));
+    // What was never ours to carry somebody else has added.
+    let before = desired.before.bridges.get(name).into_iter().flatten();
+    let stale = before.filter(|address| !is_wanted(address) && seen.addresses.contains(*address));
+    plan.extend(stale.map(|address| Action::RemoveGateway(bridge(), *address)));
+    let missing = gateways.into_iter().flatten();
+    let missing = missing.filter(|address| !seen.addresses.contains(*address));
+    plan.extend(missing.map(|address| Action::AddGateway(bridge(), *address)));
+    if !seen.up {
+        plan.push(Action::RaiseBridge(bridge()));
+    }
+}
+
+/// What the rules must know of each subnet on a bridge.
+pub(super) fn sides(desired: &Desired, observed: &Observed) -> Vec<Side> {
+    let mut sides = Vec::new();
+    for (name, gateways) in &desired.footing.bridges {
+        let seen = observed.bridges.get(name);
+        if seen.is_some_and(|seen| !seen.bridge) {
+            continue;
+        }
+        sides.extend(gateways.iter().map(|gateway| Side {
+            bridge: name.clone(),
+            subnet: subnet(*gateway),
+            standing: match seen {
+                Some(seen) if seen.owned(desired, name).is_none() => {
+                    match seen.addresses.contains(gateway) {
+                        true => Standing::Hosted,
+                        false => Standing::Joined,
+                    }
+                }
+                Some(_) | None => Standing::Ours,
+            },
+        }));
+    }
+    sides
+}

@@ -1,0 +1,92 @@
+//! Words about bridge and CNI groups that only a daemon on a host can say: the way to them, and their quarrels.
+//! Not here: whether packets find that way.
+
+use crate::support::house::{House, inhabited, slots};
+use crate::support::kernel::run;
+
+const WEB: &str = "\
+config:
+  host_groups:
+    - {name: web, network: {bridge: brvm0, tap_prefix: vm, gateway: 192.168.137.1/24}}
+";
+
+/// An uplink with two addresses and the better default route, and another uplink.
+fn lan() {
+    for (link, addresses, gateway, metric) in [
+        ("wlan0", "10.9.0.7/24", "10.9.0.1", 600),
+        ("eth0", "192.168.1.20/24 192.168.1.21/24", "192.168.1.1", 10),
+    ] {
+        run(&format!(
+            "ip link add {link} type veth peer name {link}p && ip link set {link}p up && ip link set {link} up"
+        ));
+        for address in addresses.split(' ') {
+            run(&format!("ip addr add {address} dev {link}"));
+        }
+        run(&format!(
+            "ip route add default via {gateway} metric {metric}"
+        ));
+    }
+}
+
+/// Stores it without waiting for its VMs.
+fn store(house: &House, manifest: &str) {
+    let path = house.write("manifest.yaml", manifest);
+    house.ctl(&format!("apply -f {path}"));
+}
+
+#[test]
+fn route_names_the_bridges_subnet_and_the_hosts_address_on_its_best_default_route() {
+    inhabited(|house| {
+        store(&house, WEB);
+        let said = house.until("a subnet", || {
+            let output = house.try_ctl("route web --via 192.168.1.99");
+            output.status.success().then_some(output.stdout)
+        });
+        assert!(String::from_utf8(said).unwrap().contains("192.168.1.99"));
+        let said = house.refused("route web", 1);
+        assert!(said.contains("--via"), "{said}");
+        lan();
+        let said = house.ctl("route web");
+        let commands: Vec<&str> = said.lines().filter(|l| !l.starts_with('#')).collect();
+        assert_eq!(
+            commands,
+            [
+                "ip route add 192.168.137.0/24 via 192.168.1.20",
+                "route -n add -net 192.168.137.0/24 192.168.1.20"
+            ]
+        );
+    });
+}
+
+#[test]
+fn there_is_no_route_to_isolated_and_cni_groups_and_the_reason_is_said() {
+    inhabited(|house| {
+        store(&house, &slots(0, ""));
+        store(
+            &house,
+            "config: {host_groups: [{name: job, count: 0, network_name: absent}]}",
+        );
+        let said = house.refused("route sandbox", 1);
+        assert!(
+            said.contains("isolated mode: nothing from outside"),
+            "{said}"
+        );
+        let said = house.refused("route job", 1);
+        assert!(said.contains("the plugins of network \"absent\""), "{said}");
+        let said = house.refused("route none-such", 1);
+        assert!(said.contains("hostgroup/none-such not found"), "{said}");
+    });
+}
+
+#[test]
+fn a_bridge_group_that_would_take_anothers_taps_is_refused_with_its_name() {
+    inhabited(|house| {
+        store(&house, WEB);
+        let path = house.write("other.yaml", &WEB.replace("name: web", "name: other"));
+        let said = house.refused(&format!("apply -f {path}"), 1);
+        assert!(
+            said.contains("\"vm\" is the prefix of group \"web\" made by slicectl apply"),
+            "{said}"
+        );
+    });
+}
