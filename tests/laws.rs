@@ -1,6 +1,8 @@
 //! Laws that hold for every plan, whatever was found: rest, convergence, modesty, deletion, safety of every prefix.
 //! Not here: the kernel. Small models of the host carry out the actions; `tests/host_*.rs` and `tests/crash.rs` hold the real one to it.
 
+#[path = "laws/cni.rs"]
+mod cni;
 #[path = "laws/firewall.rs"]
 mod firewall;
 #[path = "laws/gate.rs"]
@@ -15,3 +17,5 @@ mod model;
 mod net;
 #[path = "laws/port.rs"]
 mod port;
+#[path = "laws/redirect.rs"]
+mod redirect;

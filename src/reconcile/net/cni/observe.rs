@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::super::NetnsSeen;
 use super::super::observe::{addresses, mac, tap_owner};
 use super::super::place::{Room, Seen};
-use super::plan::{
+use super::state::{
     Added, AddedSeen, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Observed, Tap,
 };
 use super::{Attach, IFNAME, INTENT, fault, guest, one_line};
