@@ -94,7 +94,7 @@ fn a_sweep_takes_what_nobody_wants_and_spares_the_living_and_strangers() {
 
         let uid = slicectl::owner::uid_of(&living.label);
         let networks = [NETWORK.to_owned()];
-        let swept = sweep(&ground.runtime, &instance(), &[uid], &networks).await;
+        let swept = sweep(&ground.runtime, &instance(), &|| [uid].into(), &networks).await;
         assert_eq!(swept.failures, Vec::<String>::new());
         assert_eq!(swept.detached, [instance().container_id(lost)]);
         assert_eq!(swept.reservations, [reservation("10.77.0.77")]);
