@@ -57,7 +57,10 @@ fn the_tap_belongs_to_whom_it_is_to_belong() {
         ground.up().await.unwrap();
         let tap = ground.inside("ip -d link show tap0");
         assert!(tap.contains("user 54321 group 54322"), "{tap}");
-        assert!(tap.contains("persist on") && tap.contains("vnet_hdr on"), "{tap}");
+        assert!(
+            tap.contains("persist on") && tap.contains("vnet_hdr on"),
+            "{tap}"
+        );
         ground.desired.want.as_mut().unwrap().tap_owner = owner(54_323, None);
         let (connection, _) = ground.up().await.unwrap();
         assert!(ground.inside("ip -d link show tap0").contains("user 54323"));
