@@ -67,12 +67,12 @@ fn a_sweep_takes_what_nobody_wants_and_spares_the_living_and_strangers() {
         ground.down().await.unwrap();
         let before = ground.left();
 
-        let living = ground.desired.clone();
+        let first = ground.desired.clone();
         let (connection, _) = ground.up().await.unwrap();
         let with_one = ground.left();
         // A second VM, whose namespace and run directory are lost, as after a boot.
         let lost: Uid = "00000000-0000-4000-8000-000000000001".parse().unwrap();
-        let mut second = living.clone();
+        let mut second = first.clone();
         second.label = instance().vm_label(&"web-2".parse().unwrap(), lost);
         let hands = Attach::new(ground.runtime.clone(), Checking::Never);
         let done = converge(&hands, &second, &slicectl::reconcile::unprobed()).await;
@@ -92,9 +92,10 @@ fn a_sweep_takes_what_nobody_wants_and_spares_the_living_and_strangers() {
         std::fs::write(reservation("10.77.0.77"), format!("{nobody}\r\neth0")).unwrap();
         std::fs::write(reservation("10.77.0.78"), "somebody\r\neth0").unwrap();
 
-        let uid = slicectl::owner::uid_of(&living.label);
+        let uid = slicectl::owner::uid_of(&first.label);
+        let living = || [uid].into();
         let networks = [NETWORK.to_owned()];
-        let swept = sweep(&ground.runtime, &instance(), &|| [uid].into(), &networks).await;
+        let swept = sweep(&ground.runtime, &instance(), &living, &networks).await;
         assert_eq!(swept.failures, Vec::<String>::new());
         assert_eq!(swept.detached, [instance().container_id(lost)]);
         assert_eq!(swept.reservations, [reservation("10.77.0.77")]);

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use super::{IFNAME, act, guest, one_line};
 use crate::api::meta::Uid;
 use crate::cni::{self, Attachment, Cached, Network, Runtime, Valid};
-use crate::host;
 use crate::host::netns::{self, Netns};
-use crate::owner::Instance;
+use crate::host::{self, link};
+use crate::owner::{self, Instance, Label};
 
 /// What was swept, and what could not be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,7 +77,7 @@ fn note<T>(result: Result<T, cni::Error>, swept: &mut Swept) -> Option<T> {
 /// The network that it was detached from, or is to be.
 async fn detach(runtime: &Runtime, cached: &Cached, swept: &mut Swept) -> Option<Network> {
     let network = note(cached.config(), swept)?;
-    let netns = match still_there(&cached.attachment) {
+    let netns = match still_there(&cached.attachment).await {
         Some(netns) => Some(netns),
         None => stand_in(cached, &network).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "detaching without a namespace");
@@ -95,8 +95,14 @@ async fn detach(runtime: &Runtime, cached: &Cached, swept: &mut Swept) -> Option
     Some(network)
 }
 
-fn still_there(attachment: &Attachment) -> Option<Netns> {
-    Netns::open(attachment.netns.as_ref()?).ok()
+/// The VM's namespace. A stranger's in its place is no business of the plugins.
+async fn still_there(attachment: &Attachment) -> Option<Netns> {
+    let netns = Netns::open(attachment.netns.as_ref()?).ok()?;
+    let netlink = netns.netlink().await.ok()?;
+    let lo = link::get(&netlink, "lo").await.ok()??;
+    let label: Label = lo.alias?.parse().ok()?;
+    let its = label.instance.container_id(owner::uid_of(&label));
+    (its == attachment.container_id).then_some(netns)
 }
 
 /// A namespace that only we hold, with a link that has the addresses of the one that is gone.
