@@ -2,6 +2,8 @@
 //! strangers. All in private kernels, with the real loop and a real database.
 //! Not here: events and drift (the daemon's tests); packets.
 
+#[path = "crash/bridges.rs"]
+mod bridges;
 #[path = "crash/life.rs"]
 mod life;
 #[path = "crash/process.rs"]

@@ -5,6 +5,10 @@ mod support;
 
 #[path = "packets/answers.rs"]
 mod answers;
+#[path = "packets/bridge.rs"]
+mod bridge;
+#[path = "packets/bridge_guard.rs"]
+mod bridge_guard;
 #[path = "packets/host.rs"]
 mod host;
 #[path = "packets/live.rs"]

@@ -83,6 +83,13 @@ impl Engine {
                         txn.set_mark(uid, rung, None)?;
                     }
                 }
+                // No VM climbs before the ground has been looked at: its bridges are gone.
+                if let Some(mut ground) = txn.world().ground().cloned() {
+                    ground.condition.status = Status::Unknown;
+                    ground.condition.reason = Reason::Waiting;
+                    "the host was restarted".clone_into(&mut ground.condition.message);
+                    txn.put_ground(ground)?;
+                }
                 Ok::<_, store::Error>(())
             })
             .await?;

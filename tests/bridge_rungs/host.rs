@@ -185,6 +185,7 @@ fn gate_of(wish: &Wish, pass: Option<Pass>) -> gate::Desired {
         label: wish.port.label.clone(),
         tap: wish.port.tap.clone(),
         pass,
+        before: None,
     }
 }
 

@@ -133,7 +133,7 @@ async fn hold(
     engine
 }
 
-fn leases(dirs: &Dirs) -> Vec<String> {
+pub fn leases(dirs: &Dirs) -> Vec<String> {
     let (store, _) = Store::open(&dirs.state).unwrap();
     let leases = store.read(|world| {
         world
@@ -146,7 +146,7 @@ fn leases(dirs: &Dirs) -> Vec<String> {
 }
 
 /// As a boot does: what the store remembers of the ground is of another one.
-fn rewrite_boot_id(dirs: &Dirs) {
+pub fn rewrite_boot_id(dirs: &Dirs) {
     let (store, _) = Store::open(&dirs.state).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()

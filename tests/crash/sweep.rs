@@ -1,11 +1,12 @@
-//! Every single action: killed before it, failing at it, the state lost at it.
-//! Not here: how a life is lived and ended.
+//! Every single action: killed before it, failing at it, the state lost at it; for each scene.
+//! Not here: how a life is lived and ended; the scenes of single modes beside these ([`crate::bridges`]).
 
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use slicectl::api::host_group::{HostGroupSpec, UpdatePolicy};
+use slicectl::api::vm::VmSpec;
 
 use crate::life::{Dirs, End, Intent};
 use crate::support::kernel::{self, Canaries};
@@ -15,11 +16,62 @@ use crate::world::whole;
 /// Private kernels at once; more than the cores, because lives wait for disks and backoffs.
 const KERNELS: usize = 4;
 
-const GROUP: &str = "web";
+pub const GROUP: &str = "web";
+
+/// What is built and taken down again and again.
+pub struct Scene {
+    /// Two of these.
+    pub template: fn() -> VmSpec,
+    /// A shell command that puts strangers' things there before anything of ours.
+    pub strangers: &'static str,
+    /// A shell command by which strangers settle where ours stands; they must be as before when it is gone.
+    pub settlers: &'static str,
+    /// A build takes at least so many actions.
+    pub build: usize,
+    /// A teardown, too.
+    pub teardown: usize,
+}
+
+const ISOLATED: Scene = Scene {
+    template: || spec(Some("169.254.100.0/22"), "192.168.1.0/24"),
+    strangers: "true",
+    settlers: "true",
+    build: 35,
+    teardown: 10,
+};
 
 #[test]
 fn killed_before_any_action_of_a_build_the_next_life_finishes_it() {
-    sweep(35, |place, at| {
+    killed_building(&ISOLATED);
+}
+
+#[test]
+fn killed_before_any_action_of_a_teardown_the_next_life_finishes_it() {
+    killed_taking_down(&ISOLATED);
+}
+
+#[test]
+fn an_action_of_a_build_that_fails_is_tried_again() {
+    failing_building(&ISOLATED);
+}
+
+#[test]
+fn an_action_of_a_teardown_that_fails_is_tried_again() {
+    failing_taking_down(&ISOLATED);
+}
+
+#[test]
+fn killed_and_robbed_of_its_state_during_a_build_the_next_life_adopts_what_stands() {
+    robbed_building(&ISOLATED);
+}
+
+#[test]
+fn killed_and_robbed_of_its_state_during_a_teardown_nothing_is_left_over_in_the_end() {
+    robbed_taking_down(&ISOLATED);
+}
+
+pub fn killed_building(scene: &Scene) {
+    sweep(scene, scene.build, |place, at| {
         let end = place.dirs.live_until_killed(place.apply(), at);
         assert_eq!(place.dirs.live(Intent::Same), End::Converged);
         place.assert_built();
@@ -28,10 +80,9 @@ fn killed_before_any_action_of_a_build_the_next_life_finishes_it() {
     });
 }
 
-#[test]
-fn killed_before_any_action_of_a_teardown_the_next_life_finishes_it() {
-    sweep(10, |place, at| {
-        assert_eq!(place.dirs.live(place.apply()), End::Converged);
+pub fn killed_taking_down(scene: &Scene) {
+    sweep(scene, scene.teardown, |place, at| {
+        place.build();
         let end = place.dirs.live_until_killed(Intent::Delete(GROUP), at);
         assert_eq!(place.dirs.live(Intent::Same), End::Converged);
         place.assert_empty();
@@ -39,9 +90,8 @@ fn killed_before_any_action_of_a_teardown_the_next_life_finishes_it() {
     });
 }
 
-#[test]
-fn an_action_of_a_build_that_fails_is_tried_again() {
-    sweep(35, |place, at| {
+pub fn failing_building(scene: &Scene) {
+    sweep(scene, scene.build, |place, at| {
         let (end, failed) = place.dirs.live_with_an_error(place.apply(), at);
         assert_eq!(end, End::Converged);
         place.assert_built();
@@ -50,10 +100,9 @@ fn an_action_of_a_build_that_fails_is_tried_again() {
     });
 }
 
-#[test]
-fn an_action_of_a_teardown_that_fails_is_tried_again() {
-    sweep(10, |place, at| {
-        assert_eq!(place.dirs.live(place.apply()), End::Converged);
+pub fn failing_taking_down(scene: &Scene) {
+    sweep(scene, scene.teardown, |place, at| {
+        place.build();
         let (end, failed) = place.dirs.live_with_an_error(Intent::Delete(GROUP), at);
         assert_eq!(end, End::Converged);
         place.assert_empty();
@@ -61,9 +110,8 @@ fn an_action_of_a_teardown_that_fails_is_tried_again() {
     });
 }
 
-#[test]
-fn killed_and_robbed_of_its_state_during_a_build_the_next_life_adopts_what_stands() {
-    sweep(35, |place, at| {
+pub fn robbed_building(scene: &Scene) {
+    sweep(scene, scene.build, |place, at| {
         let end = place.dirs.live_until_killed(place.apply(), at);
         fs::remove_dir_all(&place.dirs.state).unwrap();
         // By the records alone it comes to rest; then the folder of manifests is read.
@@ -75,10 +123,9 @@ fn killed_and_robbed_of_its_state_during_a_build_the_next_life_adopts_what_stand
     });
 }
 
-#[test]
-fn killed_and_robbed_of_its_state_during_a_teardown_nothing_is_left_over_in_the_end() {
-    sweep(10, |place, at| {
-        assert_eq!(place.dirs.live(place.apply()), End::Converged);
+pub fn robbed_taking_down(scene: &Scene) {
+    sweep(scene, scene.teardown, |place, at| {
+        place.build();
         let end = place.dirs.live_until_killed(Intent::Delete(GROUP), at);
         fs::remove_dir_all(&place.dirs.state).unwrap();
         // What had its record is a VM again: nobody remembers that it was to go.
@@ -89,16 +136,18 @@ fn killed_and_robbed_of_its_state_during_a_teardown_nothing_is_left_over_in_the_
 }
 
 /// A private kernel, and what it looks like without and with the group.
-struct Place {
+pub struct Place {
     dirs: Dirs,
     spec: HostGroupSpec,
+    settlers: &'static str,
     empty: String,
     built: String,
     canaries: Canaries,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new(scene: &Scene) -> Self {
+        kernel::run(scene.strangers);
         // As after any first build: switching it off again is never ours.
         kernel::run("echo 1 > /proc/sys/net/ipv4/ip_forward");
         let mut place = Self {
@@ -106,8 +155,9 @@ impl Place {
             spec: HostGroupSpec {
                 count: 2,
                 update: UpdatePolicy::Rolling,
-                template: spec(Some("169.254.100.0/22"), "192.168.1.0/24"),
+                template: (scene.template)(),
             },
+            settlers: scene.settlers,
             empty: String::new(),
             built: String::new(),
             canaries: Canaries::release(),
@@ -128,6 +178,12 @@ impl Place {
 
     fn apply(&self) -> Intent<'_> {
         Intent::Apply(GROUP, &self.spec)
+    }
+
+    /// Builds it, and strangers settle there.
+    fn build(&self) {
+        assert_eq!(self.dirs.live(self.apply()), End::Converged);
+        kernel::run(self.settlers);
     }
 
     fn assert_built(&self) {
@@ -171,13 +227,13 @@ fn ended(failed: bool) -> End {
 }
 
 /// Runs `one` for every action from the first until one that is not reached any more, over several kernels.
-fn sweep(at_least: usize, one: impl Fn(&Place, usize) -> End + Sync) {
+fn sweep(scene: &Scene, at_least: usize, one: impl Fn(&Place, usize) -> End + Sync) {
     let (next, reached) = (AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for _ in 0..KERNELS {
             scope.spawn(|| {
                 kernel::private_sync(|| {
-                    let place = Place::new();
+                    let place = Place::new(scene);
                     loop {
                         let at = next.fetch_add(1, SeqCst);
                         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

@@ -7,9 +7,10 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use slicectl::api::lease::Lease;
+use slicectl::api::lease::{Address, Lease};
 use slicectl::api::rung::LADDER;
 use slicectl::owner::{Instance, vm_names};
+use slicectl::reconcile::firewall::antispoof;
 use slicectl::store::{Store, World};
 
 use crate::life::Dirs;
@@ -72,6 +73,8 @@ fn space(inside: &str) -> String {
             .lines()
             .map(str::to_owned),
     );
+    lines.extend(entries(&run("bridge -j fdb show")));
+    lines.extend(filters(&run));
     for tool in ["iptables", "ip6tables"] {
         lines.extend(rules(&run(&format!("{tool}-save"))).map(|rule| format!("{tool} {rule}")));
     }
@@ -100,9 +103,63 @@ fn link(link: &Value) -> String {
     let part = |key: &str| link[key].to_string();
     let [name, alias, mac, mtu] = ["ifname", "ifalias", "address", "mtu"].map(part);
     format!(
-        "{name} {alias} {mac} mtu {mtu} up {up} {addresses:?} {}",
-        link["linkinfo"]["info_kind"]
+        "{name} {alias} {mac} mtu {mtu} up {up} {addresses:?} {}{}",
+        link["linkinfo"]["info_kind"],
+        bridging(link)
     )
+}
+
+/// What a bridge does, or does with this port.
+fn bridging(link: &Value) -> String {
+    let of = |data: &Value, keys: &[&str]| -> String {
+        let part = |key: &&str| format!(" {key} {}", data[*key]);
+        keys.iter().map(part).collect()
+    };
+    let info = &link["linkinfo"];
+    if info["info_kind"] == "bridge" {
+        let keys = ["stp_state", "forward_delay", "vlan_filtering"];
+        return of(&info["info_data"], &keys);
+    }
+    match &link["master"] {
+        Value::Null => String::new(),
+        master => {
+            let keys = ["isolated", "learning", "flood"];
+            format!(" on {master}{}", of(&info["info_slave_data"], &keys))
+        }
+    }
+}
+
+/// What bridges were told of MACs, not what they have learned.
+fn entries(json: &str) -> Vec<String> {
+    let entries: Vec<Value> = serde_json::from_str(json).unwrap();
+    let told = entries
+        .iter()
+        .filter(|entry| !entry["master"].is_null() && entry["state"] != "");
+    let text = |entry: &Value| {
+        let [mac, port, bridge, vlan, state, flags] =
+            ["mac", "ifname", "master", "vlan", "state", "flags"].map(|key| &entry[key]);
+        format!("fdb {mac} {port} {bridge} {vlan} {state} {flags}")
+    };
+    told.map(text).collect()
+}
+
+/// Filters where frames come in. A program's text says its MAC in numbers; ours says in its name which one it is.
+fn filters(run: &impl Fn(&str) -> String) -> Vec<String> {
+    let qdiscs = run("tc qdisc show");
+    let hooks = qdiscs.lines().filter(|line| line.contains("clsact"));
+    let links = hooks.filter_map(|line| line.split(" dev ").nth(1)?.split(' ').next());
+    let mut links: Vec<&str> = links.collect();
+    links.sort_unstable();
+    let mut found = Vec::new();
+    for link in links {
+        found.push(format!("tc {link} clsact"));
+        for filter in run(&format!("tc filter show dev {link} ingress")).lines() {
+            let (before, rest) = filter.split_once("bytecode '").unwrap_or((filter, ""));
+            let after = rest.split_once('\'').map_or("", |(_, after)| after);
+            found.push(format!("tc {link} {before}{after}"));
+        }
+    }
+    found
 }
 
 /// Rules, chains and policies that say something, with their table.
@@ -190,6 +247,7 @@ fn normalise(text: &str, instance: &Instance, world: &World) -> String {
             ("up", names.uplink_mac),
             ("tap", names.tap_mac),
             ("guest", names.guest_mac),
+            ("port", names.port_mac),
         ];
         for (role, mac) in macs {
             for mac in [mac.to_string(), mac.to_string().to_uppercase()] {
@@ -205,9 +263,28 @@ fn normalise(text: &str, instance: &Instance, world: &World) -> String {
         }
     }
     for lease in world.leases() {
+        if let Address::Bridged { ip, .. } = lease.address
+            && let Some(vm) = world.vms().find(|vm| vm.meta.name == lease.name)
+        {
+            let mac = vm_names(instance, vm.meta.uid).guest_mac;
+            let program = antispoof::digest(&antispoof::program(mac, ip));
+            text = text.replace(&program, &format!("<{} program>", lease.name));
+        }
         text = name_addresses(&text, lease);
     }
     in_order(&text)
+}
+
+/// Its role and the VM, if the address is the lease's alone.
+fn address_role(lease: &Lease, address: Ipv4Addr) -> Option<u8> {
+    match &lease.address {
+        Address::Block { block, .. } => {
+            let role = address.octets()[3] & 3;
+            block.network().contains(address).then_some(role)
+        }
+        Address::Bridged { ip, .. } => (*ip == address).then_some(2),
+        Address::Plugged { plugged, .. } => (plugged.ip() == address).then_some(2),
+    }
 }
 
 /// Addresses of a lease's block under its name; the network of a whole pool stays.
@@ -220,14 +297,12 @@ fn name_addresses(text: &str, lease: &Lease) -> String {
             .map_or(rest.len(), |n| start + n);
         let (token, after) = (&rest[start..end], &rest[end..]);
         named.push_str(&rest[..start]);
-        match token.parse::<Ipv4Addr>() {
-            Ok(address)
-                if lease.address.block().unwrap().network().contains(address)
-                    && !after.starts_with("/22") =>
-            {
-                let _ = write!(named, "<{} .{}>", lease.name, address.octets()[3] & 3);
+        let role = token.parse().ok().and_then(|ip| address_role(lease, ip));
+        match role.filter(|_| !after.starts_with("/22")) {
+            Some(role) => {
+                let _ = write!(named, "<{} .{role}>", lease.name);
             }
-            _ => named.push_str(token),
+            None => named.push_str(token),
         }
         rest = after;
     }
@@ -252,7 +327,8 @@ fn in_order(text: &str) -> String {
         let mut lines: Vec<&str> = section.lines().collect();
         // Rules keep their order; links, routes and neighbours have none.
         lines[1..].sort_by_key(|line| {
-            match line.starts_with("ip") || section.starts_with("STORE") {
+            match line.starts_with("ip") || line.starts_with("tc ") || section.starts_with("STORE")
+            {
                 true => "~",
                 false => *line,
             }

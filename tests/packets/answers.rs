@@ -138,7 +138,7 @@ fn another_default_route_needs_no_action() {
 }
 
 /// What docker leaves on a host, written with the given program.
-fn docker(iptables: &str) -> String {
+pub fn docker(iptables: &str) -> String {
     format!(
         "{iptables} -P FORWARD DROP
          for c in DOCKER-USER DOCKER-ISOLATION-STAGE-1; do {iptables} -N $c; {iptables} -A $c -j RETURN; done
@@ -165,8 +165,8 @@ fn a_forward_policy_of_drop_with_docker_chains_is_no_obstacle() {
     });
 }
 
-#[test]
-fn the_older_iptables_does_the_same() {
+/// A folder to live as long as the test, and a `PATH` on which iptables is the older one.
+pub fn older_iptables() -> (tempfile::TempDir, String) {
     let tools = tempfile::tempdir().unwrap();
     for name in ["iptables", "iptables-save", "iptables-restore"] {
         let multi = "/usr/sbin/xtables-legacy-multi";
@@ -174,6 +174,12 @@ fn the_older_iptables_does_the_same() {
     }
     let path = std::env::var("PATH").unwrap();
     let path = format!("{}:{path}", tools.path().display());
+    (tools, path)
+}
+
+#[test]
+fn the_older_iptables_does_the_same() {
+    let (_tools, path) = older_iptables();
     let before = |house: &mut house::House| {
         kernel::run(&docker("iptables-legacy"));
         house.env.push(("PATH", path));

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use slicectl::api::meta::Uid;
+use slicectl::api::vm::VmSpec;
 use slicectl::daemon::Daemon;
 use slicectl::host::netns::Netns;
 use slicectl::host::tap::{self, Framing};
@@ -44,15 +46,21 @@ fn salvo(to_mac: [u8; 6], mac: [u8; 6], ip: Ipv4Addr) -> Vec<Vec<u8>> {
 }
 
 /// Looks for the VM by what it leaves in the run directory, attaches as soon as it can, and sends all of its salvo each time.
-#[derive(Default)]
 struct Eager {
-    attached: Option<(std::fs::File, Vec<Vec<u8>>)>,
+    find: Find,
+    attached: Option<Attached>,
 }
+
+/// A guest's end, and what it sends.
+type Attached = (std::fs::File, Vec<Vec<u8>>);
+
+/// Looks for the only VM there is.
+type Find = fn(&Instance) -> Option<Attached>;
 
 impl Eager {
     fn attack(&mut self, instance: &Instance) -> bool {
         if self.attached.is_none() {
-            self.attached = attach(instance);
+            self.attached = (self.find)(instance);
         }
         let Some((tap, salvo)) = &self.attached else {
             return false;
@@ -66,11 +74,23 @@ impl Eager {
     }
 }
 
-fn attach(instance: &Instance) -> Option<(std::fs::File, Vec<Vec<u8>>)> {
+fn the_uid() -> Option<Uid> {
     let dirs = std::fs::read_dir(Path::new(RUN).join("vm")).ok()?;
-    let uid = dirs
-        .flatten()
-        .find_map(|dir| dir.file_name().to_str()?.parse().ok())?;
+    dirs.flatten()
+        .find_map(|dir| dir.file_name().to_str()?.parse().ok())
+}
+
+/// On a bridge, to its gateway and to everybody.
+fn attach_to_port(instance: &Instance) -> Option<Attached> {
+    let names = vm_names(instance, the_uid()?);
+    let tap = tap::attach("vmtap0", Framing::Bare).ok()?;
+    let all = [GATEWAY_MAC, frames::BROADCAST];
+    let salvos = all.map(|to| salvo(to, names.guest_mac.0, BRIDGED));
+    Some((tap, salvos.concat()))
+}
+
+fn attach_in_namespace(instance: &Instance) -> Option<Attached> {
+    let uid = the_uid()?;
     let names = vm_names(instance, uid);
     let netns = Netns::open(&Path::new(RUN).join("netns").join(&names.netns)).ok()?;
     let tap = netns.run_here(|| tap::attach("tap0", Framing::Bare)).ok()?;
@@ -92,7 +112,7 @@ fn attach(instance: &Instance) -> Option<(std::fs::File, Vec<Vec<u8>>)> {
 }
 
 /// All IPv4 that any neighbour has seen; they are silent themselves.
-fn seen(places: &[Place; 3]) -> usize {
+fn seen(places: &[Place]) -> usize {
     let of = |place: &Place| {
         let frames = place.sniffer.frames();
         frames
@@ -106,22 +126,53 @@ fn seen(places: &[Place; 3]) -> usize {
 /// What was about to be done, whether the salvo was fired before it, and what had been seen by then.
 type Log = Arc<Mutex<Vec<(String, bool, usize)>>>;
 
+const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const BRIDGED: Ipv4Addr = Ipv4Addr::new(192, 168, 137, 2);
+
 #[test]
 fn nothing_passes_before_the_rules_stand_nor_after_the_gate_is_shut() {
-    kernel::private(async {
+    let template = objects::spec(Some("169.254.100.0/24"), "");
+    watch_over(template, attach_in_namespace, || {
         let (lan, net, container) = neighbourhood();
+        vec![lan, net, container]
+    });
+}
+
+#[test]
+fn nothing_passes_a_port_before_its_filter_stands_nor_after_the_gate_is_shut() {
+    let template = objects::bridged("br0", "192.168.137.1/24");
+    watch_over(template, attach_to_port, || {
+        let (lan, net, container) = neighbourhood();
+        // Somebody else is on the bridge, and sees whatever is for everybody.
+        let beside = Place::settle("nic0", "192.168.137.1/24", "192.168.137.10/24");
+        kernel::run(
+            "ip link add br0 address 02:00:00:00:00:01 type bridge forward_delay 0
+             ip addr flush dev nic0
+             ip link set nic0 master br0
+             ip link set br0 up
+             ip addr add 192.168.137.1/24 dev br0",
+        );
+        vec![lan, net, container, beside]
+    });
+}
+
+fn watch_over(template: VmSpec, find: Find, settle: impl FnOnce() -> Vec<Place> + Send) {
+    kernel::private(async {
+        let places: Arc<[Place]> = settle().into();
         let canaries = Canaries::release();
-        let places = Arc::new([lan, net, container]);
         let state = tempfile::tempdir().unwrap();
         let state = state.path().canonicalize().unwrap();
         let instance = Instance::of(&state);
-        let eager = Arc::new(Mutex::new(Eager::default()));
+        let eager = Arc::new(Mutex::new(Eager {
+            find,
+            attached: None,
+        }));
         let over = Arc::new(AtomicBool::new(false));
         let flood = flood(eager.clone(), instance.clone(), over.clone());
 
         let log = Log::default();
         let daemon = prepare(&state, &log, &eager, &instance, &places).await;
-        let group = objects::group("sandbox", 1, objects::spec(Some("169.254.100.0/24"), ""));
+        let group = objects::group("sandbox", 1, template);
         let write = |txn: &mut store::Txn<'_>| txn.put_group(group.clone());
         daemon.engine.store.write(write).await.unwrap();
         let engine = daemon.engine.clone();
@@ -181,7 +232,7 @@ async fn prepare(
     log: &Log,
     eager: &Arc<Mutex<Eager>>,
     instance: &Instance,
-    places: &Arc<[Place; 3]>,
+    places: &Arc<[Place]>,
 ) -> Daemon {
     let (log, eager, instance, places) =
         (log.clone(), eager.clone(), instance.clone(), places.clone());

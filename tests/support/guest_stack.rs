@@ -78,6 +78,14 @@ impl Guest {
         }
     }
 
+    /// [`Self::plug`], and asks for the gateway's MAC.
+    pub fn join(tap: &str, mac: [u8; 6], ip: Ipv4Addr, gateway: Ipv4Addr) -> Self {
+        let mut guest = Self::plug(tap, mac, ip, gateway);
+        let found = (0..50).find_map(|_| guest.resolve(gateway));
+        guest.gateway_mac = found.expect("the gateway answers ARP");
+        guest
+    }
+
     /// Who has this address? `None`: nobody says.
     pub fn resolve(&self, address: Ipv4Addr) -> Option<[u8; 6]> {
         self.send(&frames::who_has(self.mac, self.ip, address));
@@ -104,6 +112,11 @@ impl Guest {
     pub fn send_ip(&self, packet: &Ip) {
         let frame = frames::ethernet(self.gateway_mac, self.mac, 0x0800, &packet.bytes());
         self.send(&frame);
+    }
+
+    /// One packet to a neighbour on the same wire.
+    pub fn send_ip_to(&self, mac: [u8; 6], packet: &Ip) {
+        self.send(&frames::ethernet(mac, self.mac, 0x0800, &packet.bytes()));
     }
 
     /// A probe with a number, from a source port or echo identity of its own.

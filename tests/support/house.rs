@@ -378,6 +378,24 @@ pub fn group(name: &str, count: u32, range: &str, network: &str) -> String {
     )
 }
 
+/// A group of slots without VMM in bridge mode; `network` are the lines of its network.
+pub fn bridge_group(name: &str, count: u32, network: &str) -> String {
+    let network = network.replace('\n', "\n        ");
+    format!(
+        "config:
+  host_groups:
+    - name: {name}
+      count: {count}
+      vcpu: 1
+      ram_mb: 128
+      hypervisor: none
+      network:
+        mode: bridge
+        {network}
+"
+    )
+}
+
 /// Where a VM's things are, as `slicectl` answers.
 pub struct Place {
     /// The VM's uid.

@@ -55,7 +55,8 @@ pub struct Place {
 }
 
 impl Place {
-    fn settle(name: &str, ours: &str, theirs: &str) -> Self {
+    /// A neighbour of its own and its sniffer.
+    pub fn settle(name: &str, ours: &str, theirs: &str) -> Self {
         let neighbour = Neighbour::join(name, ours, theirs);
         let link = neighbour.ip("link show dev eth0");
         let own = mac(link[0]["address"].as_str().expect("a MAC"));
@@ -143,6 +144,21 @@ impl Lab {
         let text = |key: &str| network[key].as_str().expect(key);
         let ip = text("ip").parse().expect("an address");
         Guest::attach(Path::new(text("netns")), framing, mac(text("mac")), ip)
+    }
+
+    /// Applies a group in bridge mode with these lines of `network:`; waits until it is Ready.
+    pub fn apply_bridge(&self, name: &str, count: u32, network: &str) {
+        self.house.apply(&house::bridge_group(name, count, network));
+    }
+
+    /// Attaches to the TAP of a VM on a bridge, and asks for the gateway as a guest would.
+    pub fn port(&self, vm: &str) -> Guest {
+        let found = self.house.get(&format!("vm {vm}"));
+        let network = &found["status"]["network"];
+        let text = |key: &str| network[key].as_str().expect(key);
+        let address = |key: &str| text(key).parse().expect("an address");
+        let mac = mac(text("mac"));
+        Guest::join(text("tap"), mac, address("ip"), address("gateway"))
     }
 
     /// One VM with that network, and its guest.

@@ -3,7 +3,7 @@
 
 use slicectl::api::host_group::{HostGroup, HostGroupSpec, Origin, UpdatePolicy};
 use slicectl::api::meta::{Meta, Name, Timestamp};
-use slicectl::api::network::{IsolatedSpec, NetworkSpec, TapOwner};
+use slicectl::api::network::{Addresses, BridgeSpec, IsolatedSpec, NetworkSpec, TapOwner};
 use slicectl::api::policy::Policy;
 use slicectl::api::vm::{Hypervisor, Vm, VmSpec};
 
@@ -27,6 +27,22 @@ pub fn spec(range: Option<&str>, drop: &str) -> VmSpec {
             },
             tap_owner: TapOwner::default(),
         }),
+    }
+}
+
+/// A `none` slot on a bridge with that gateway; TAPs `vmtap0`, `vmtap1`, ….
+pub fn bridged(bridge: &str, gateway: &str) -> VmSpec {
+    VmSpec {
+        network: NetworkSpec::Bridge(BridgeSpec {
+            bridge: bridge.to_owned(),
+            tap_prefix: "vmtap".to_owned(),
+            gateway: Some(gateway.parse().expect("an address")),
+            addresses: Addresses::Any,
+            antispoof: true,
+            isolate_ports: false,
+            tap_owner: TapOwner::default(),
+        }),
+        ..spec(None, "")
     }
 }
 

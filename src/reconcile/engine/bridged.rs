@@ -58,6 +58,10 @@ impl Engine {
             label,
             tap,
             pass: Some(pass),
+            before: self.store.read(|world| {
+                let page = world.page(uid, Rung::Firewall);
+                page.and_then(|page| page.mark.clone())
+            }),
         };
         if let Step::Not(outcome) = self
             .step(vm, Rung::Firewall, &self.gate(), &desired)

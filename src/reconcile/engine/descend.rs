@@ -141,6 +141,7 @@ impl Engine {
                     label: label.clone(),
                     tap: tap.clone(),
                     pass: None,
+                    before: None,
                 };
                 emptied(self.converge(&self.gate(), &desired).await)
             }

@@ -65,7 +65,7 @@ pub(super) async fn choose(
     let in_use = seen
         .hosts
         .into_iter()
-        .filter(|ip| range.contains(*ip) && !ours.contains(ip))
+        .filter(|ip| range.contains(*ip) && *ip != gateway.ip() && !ours.contains(ip))
         .map(Ipv4Network::from)
         .collect();
     Ok(Some(Pool {

@@ -21,6 +21,9 @@ pub struct Desired {
     /// What may come in; none: the gate is shut, and that is all.
     #[serde(default)]
     pub pass: Option<Pass>,
+    /// The name of what was last verified to stand there ([`Pass::digest`]), if anything was.
+    #[serde(default)]
+    pub before: Option<String>,
 }
 
 /// What of the guest's frames may pass.
@@ -165,7 +168,9 @@ fn filtered(
         (true, true) => {}
         (true, false) => plan.push(Action::OpenGate),
         (false, up) => {
-            if up {
+            // A filter is missing. Where none was wanted so far, flows that it will allow go on: nothing passes that did not.
+            let is_live = desired.before.as_ref() == Some(&Pass::Any.digest());
+            if up && !(is_live && observed.in_the_way.is_none()) {
                 plan.push(Action::ShutGate);
             }
             if let Some(stranger) = &observed.in_the_way {
