@@ -130,6 +130,7 @@ fn wanted(pass: Option<Pass>) -> Desired {
         label: label(),
         tap: "vmtap0".into(),
         pass,
+        before: None,
     }
 }
 
