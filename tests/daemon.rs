@@ -11,12 +11,16 @@
 //! | `recovery` | kill -9, lost and broken state, two daemons |
 //! | `leftovers` | garbage |
 //! | `reach` | the way to bridge groups, and their quarrels |
+//! | `cni` | CNI groups, with the plugins of Debian |
+//! | `cni_faults` | plugins that fail, daemons that die |
 //! | `guests` | QEMU |
 //! | `service` | the process: signals, logs, errors, rest |
 
 mod support;
 
 mod daemon {
+    mod cni;
+    mod cni_faults;
     mod converge;
     mod drift;
     mod guests;
