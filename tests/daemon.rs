@@ -14,6 +14,8 @@
 //! | `recovery` | kill -9, lost and broken state, two daemons |
 //! | `leftovers` | garbage |
 //! | `reach` | the way to bridge groups, and their quarrels |
+//! | `cni` | CNI groups, with the plugins of Debian |
+//! | `cni_faults` | plugins that fail, daemons that die |
 //! | `guests` | QEMU |
 //! | `service` | the process: signals, logs, errors, rest |
 
@@ -22,6 +24,8 @@ mod support;
 mod daemon {
     mod bridge;
     mod bridge_drift;
+    mod cni;
+    mod cni_faults;
     mod converge;
     mod drift;
     mod guests;

@@ -54,17 +54,25 @@ pub struct Args {
     #[arg(long, env = "SLICE_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
     /// How often everything is looked at although nothing has happened
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = resync)]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = at_least_a_second)]
     pub resync: Duration,
     /// How many VMs are looked at or worked on at once. More than the cores: most of a run is waiting
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
+    /// How long one CNI plugin may take for one operation; then it is killed, and what it left is undone
+    #[arg(long, env = "SLICE_CNI_DEADLINE", value_name = "TIME", default_value = "1m", value_parser = at_least_a_second)]
+    pub cni_deadline: Duration,
     /// The group, by name or number, whose members may talk to the socket
     #[arg(long, value_name = "GROUP", default_value = "slice")]
     pub socket_group: String,
 }
 
 const EXAMPLES: &str = "\
+Environment:
+  SLICE_CNI_CONF_DIR   where CNI networks are configured [default: /etc/cni/net.d]
+  CNI_PATH             the folders of CNI plugins [default: /opt/cni/bin:/usr/lib/cni]
+  SLICE_CNI_CACHE_DIR  what CNI attachments are remembered in, as libcni does [default: /var/lib/cni]
+
 Examples:
   # As a service would
   sliced
@@ -73,7 +81,7 @@ Examples:
   # In a script: converge once, exit 0 when everything is as written
   sliced --once";
 
-fn resync(text: &str) -> Result<Duration, String> {
+fn at_least_a_second(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|e| e.to_string())?;
     match time >= Duration::from_secs(1) {
         true => Ok(time),
@@ -94,6 +102,8 @@ mod tests {
         assert_eq!(args.resync, Duration::from_secs(600));
         assert_eq!(args.socket_group, "slice");
         assert!(!args.once);
+        assert_eq!(args.cni_deadline, crate::cni::DEADLINE);
         assert!(Args::try_parse_from(["sliced", "--resync", "0s"]).is_err());
+        assert!(Args::try_parse_from(["sliced", "--cni-deadline", "0s"]).is_err());
     }
 }

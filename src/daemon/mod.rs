@@ -131,6 +131,19 @@ impl Daemon {
     /// # Errors
     /// [`Error`].
     pub async fn prepare(state_dir: &Path, run_dir: &Path, probe: Probe) -> Result<Self, Error> {
+        Self::prepare_with(state_dir, run_dir, probe, cni::Runtime::from_env()).await
+    }
+
+    /// The same, with CNI networks and plugins of the caller's.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn prepare_with(
+        state_dir: &Path,
+        run_dir: &Path,
+        probe: Probe,
+        cni: cni::Runtime,
+    ) -> Result<Self, Error> {
         let lacking = crate::doctor::lacking();
         if !lacking.is_empty() {
             let why = format!(
@@ -162,7 +175,7 @@ impl Daemon {
             steps: Default::default(),
             troubles: Default::default(),
             waiting: Default::default(),
-            cni: cni::Runtime::from_env(),
+            cni,
             checked: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
@@ -295,7 +308,9 @@ async fn take_over(engine: &Engine, opened: Opened) -> Result<(), Error> {
 }
 
 async fn run(args: Args) -> Result<bool, Error> {
-    let daemon = Daemon::prepare(&args.state_dir, &args.run_dir, unprobed()).await?;
+    let mut cni = cni::Runtime::from_env();
+    cni.deadline = args.cni_deadline;
+    let daemon = Daemon::prepare_with(&args.state_dir, &args.run_dir, unprobed(), cni).await?;
     let daemon = daemon.with_width(args.concurrency.into());
     let engine = daemon.engine.clone();
     let intake = IntakeLoop::new(&args.config_dir, engine.clone());

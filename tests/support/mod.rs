@@ -5,6 +5,7 @@
 //! - [`objects`]: groups and VMs.
 //! - [`lab`]: neighbours around a house, [`sniffer`]s in them; [`guest_stack`]: a guest at a TAP; [`frames`]: what it sends.
 //! - [`house`]: the real `sliced` and `slicectl` in one.
+//! - [`plugs`]: CNI networks for it.
 #![allow(
     dead_code,
     reason = "every integration test file compiles this anew and uses a part of it"
@@ -16,4 +17,5 @@ pub mod house;
 pub mod kernel;
 pub mod lab;
 pub mod objects;
+pub mod plugs;
 pub mod sniffer;

@@ -1,0 +1,308 @@
+//! CNI groups, with Debian's plugins: from a manifest to guests that talk, what is missing, what is changed by others.
+//! Not here: plugins that fail, daemons that die (`cni_faults`); the rungs alone (`tests/cni_rungs`).
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use slicectl::host::tap::Framing;
+
+use crate::support::frames::{self, ICMP};
+use crate::support::guest_stack::{Guest, Kind::Ping};
+use crate::support::house::{House, Place};
+use crate::support::kernel::{Canaries, ip, run};
+use crate::support::plugs::{self, Plugs, at, guest, inhabited, left, pod};
+
+/// The specification's, for what is seen through events.
+const BOUND: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Pings its gateway, which answers.
+#[track_caller]
+pub fn assert_reaches_its_gateway(guest: &Guest) {
+    guest.probe(7, guest.gateway, Ping);
+    let answer = guest.hear(PATIENCE, |seen| {
+        (seen.source, seen.destination, seen.protocol) == (guest.gateway, guest.ip, ICMP)
+    });
+    assert!(answer.is_some(), "no answer to a ping");
+}
+
+/// The message of that condition.
+pub fn message(house: &House, vm: &str, rung: &str) -> String {
+    let vm = house.get(&format!("vm {vm}"));
+    let mut conditions = vm["status"]["conditions"].as_array().into_iter().flatten();
+    let found = conditions.find(|condition| condition["type"] == rung);
+    let message = found.and_then(|found| found["message"].as_str());
+    message.unwrap_or_default().to_owned()
+}
+
+pub fn is_ready(house: &House, vm: &str) -> Option<()> {
+    (house.get(&format!("vm {vm}"))["status"]["ready"] == true).then_some(())
+}
+
+fn inside(netns: &Value, words: &str) -> Value {
+    let netns = netns.as_str().expect("a namespace");
+    serde_json::from_str(&run(&format!("nsenter --net={netns} ip -j -d {words}"))).expect("JSON")
+}
+
+#[test]
+fn a_cni_group_is_connected_talks_grows_shrinks_and_goes_without_a_trace() {
+    inhabited(|house, plugs| {
+        let canaries = Canaries::release();
+        plugs.bridge("cni0", "10.77.0.0/24");
+        house.apply(&pod(2));
+        let vm = house.get("vm pod-1");
+        let network = &vm["status"]["network"];
+        assert_eq!(network["mode"], "cni");
+        assert_eq!(
+            (&network["gateway"], &network["prefix_len"]),
+            (&json!("10.77.0.1"), &json!(24))
+        );
+        let eth = inside(&network["netns"], "addr show dev eth0");
+        assert_eq!(
+            (&network["ip"], &network["mac"]),
+            (&eth[0]["addr_info"][0]["local"], &eth[0]["address"])
+        );
+        assert_eq!(
+            inside(&network["netns"], "link show dev tap0")[0]["ifname"],
+            network["tap"]
+        );
+        let host_link = network["host_link"].as_str().expect("a host link");
+        let seen = ip(&format!("link show dev {host_link}"));
+        assert_eq!(
+            (&seen[0]["linkinfo"]["info_kind"], &seen[0]["master"]),
+            (&json!("veth"), &json!("cni0"))
+        );
+        let lease = house.get("lease pod-1");
+        assert_eq!(lease["ip"], network["ip"], "{lease}");
+
+        let (one, two) = (guest(&house, "pod-1"), guest(&house, "pod-2"));
+        assert_reaches_its_gateway(&one);
+        assert_reaches_its_gateway(&two);
+        assert_hears(&one, &two);
+        assert_hears(&two, &one);
+
+        let (mac, uid) = (network["mac"].clone(), vm["metadata"]["uid"].clone());
+        house.apply(&pod(3));
+        assert_reaches_its_gateway(&guest(&house, "pod-3"));
+        house.apply(&pod(1));
+        house.until("one is left", || (house.vms() == ["pod-1"]).then_some(()));
+        house.until("the leases of the others are gone", || {
+            (house.get("leases")["items"].as_array()?.len() == 1).then_some(())
+        });
+        let vm = house.get("vm pod-1");
+        assert_eq!(
+            (&vm["status"]["network"]["mac"], &vm["metadata"]["uid"]),
+            (&mac, &uid)
+        );
+        assert_hears_nothing_new(&house, &one);
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
+        house.ctl("delete hg pod --wait=20s");
+        assert_eq!(left(&house.run), [""; 0]);
+        canaries.assert_alive();
+    });
+}
+
+/// A packet of one guest's comes to the other, who was asked for its MAC.
+#[track_caller]
+fn assert_hears(from: &Guest, to: &Guest) {
+    from.send(&frames::who_has(from.mac, from.ip, to.ip));
+    let asked = to.receive(PATIENCE, |frame| {
+        frame.get(12..14) == Some(&[8, 6]) && frame.get(38..42) == Some(&to.ip.octets())
+    });
+    assert!(asked.is_some(), "a question that never came");
+    from.send_ip_to(to.mac, &from.packet(8, to.ip, Ping));
+    let heard = to.hear(PATIENCE, |seen| frames::marked(&seen.payload) == Some(8));
+    assert_eq!(heard.expect("a packet").source, from.ip);
+}
+
+#[track_caller]
+fn assert_hears_nothing_new(house: &House, guest: &Guest) {
+    assert_reaches_its_gateway(guest);
+    house.stays(Duration::from_millis(300), || {
+        house.get("vm pod-1")["status"].clone()
+    });
+}
+
+#[test]
+fn point_to_point_and_port_mappings_leave_nothing_either() {
+    inhabited(|house, plugs| {
+        for name in ["ptp", "portmap"] {
+            plugs.configure(&match name {
+                "ptp" => json!([{"type": "ptp", "ipMasq": true, "mtu": 1400, "ipam": plugs::ipam("10.78.0.0/24")}, {"type": "firewall"}]),
+                _ => json!([{"type": "ptp", "ipMasq": true, "ipam": plugs::ipam("10.78.0.0/24")},
+                            {"type": "portmap", "capabilities": {"portMappings": true}}]),
+            });
+            house.apply(&pod(2));
+            let network = &house.get("vm pod-2")["status"]["network"];
+            assert_eq!(network["mtu"], if name == "ptp" { 1400 } else { 1500 });
+            assert_reaches_its_gateway(&guest(&house, "pod-1"));
+            assert_reaches_its_gateway(&guest(&house, "pod-2"));
+            house.ctl("delete hg pod --wait=20s");
+            assert_eq!(left(&house.run), [""; 0], "{name}");
+        }
+    });
+}
+
+#[test]
+fn a_missing_network_or_plugin_is_a_condition_with_the_places_searched_and_heals() {
+    inhabited(|house, plugs| {
+        let file = house.write("m.yaml", &pod(1));
+        house.ctl(&format!("apply -f {file}"));
+        let told = |words: &[&str]| {
+            house.until(&format!("a condition with {words:?}"), || {
+                let message = message(&house, "pod-1", "Net");
+                words
+                    .iter()
+                    .all(|word| message.contains(word))
+                    .then_some(())
+            });
+        };
+        let conf = at("conf").display().to_string();
+        told(&["`net`", &conf]);
+        // Of another name.
+        let other = json!({"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "ptp"}]});
+        std::fs::write(at("conf/05-other.conflist"), other.to_string()).unwrap();
+        told(&["`net`", &conf]);
+        plugs.configure(&json!([{"type": "one", "ipam": plugs::ipam("10.77.0.0/24")}]));
+        let bin = at("bin").display().to_string();
+        told(&["`one`", &bin, "/usr/lib/cni"]);
+        assert!(house.ctl("describe vm/pod-1").contains(&bin));
+        plugs.recorder("one");
+        house.until("the plugin is found", || is_ready(&house, "pod-1"));
+        assert_reaches_its_gateway(&guest(&house, "pod-1"));
+        house.ctl("delete hg pod --wait=20s");
+
+        std::fs::remove_file(at("conf/10-net.conflist")).unwrap();
+        house.ctl(&format!("apply -f {file}"));
+        told(&["`net`", &conf]);
+        // Whatever the backoff has come to.
+        std::thread::sleep(Duration::from_secs(2));
+        plugs.ptp("10.78.0.0/24");
+        house.within(BOUND, "the network is found", || is_ready(&house, "pod-1"));
+    });
+}
+
+#[test]
+fn a_changed_configuration_is_for_new_vms_and_running_ones_keep_what_they_have() {
+    inhabited(|house, plugs| {
+        plugs.bridge("cni0", "10.77.0.0/24");
+        house.apply(&pod(1));
+        let network = || house.get("vm pod-1")["status"]["network"].clone();
+        let before = network();
+        plugs.bridge("cni1", "10.79.0.0/24");
+        house.within(BOUND, "it is told", || {
+            let told = house.ctl("describe vm/pod-1");
+            told.contains("configuration has changed").then_some(())
+        });
+        assert!(is_ready(&house, "pod-1").is_some());
+        house.apply(&pod(2));
+        assert_eq!(network(), before);
+        assert_eq!(
+            house.get("vm pod-2")["status"]["network"]["gateway"],
+            "10.79.0.1"
+        );
+        assert_reaches_its_gateway(&guest(&house, "pod-1"));
+        assert_reaches_its_gateway(&guest(&house, "pod-2"));
+        assert!(
+            !house
+                .ctl("describe vm/pod-2")
+                .contains("configuration has changed")
+        );
+
+        // Put back, it is as if nothing had been.
+        plugs.bridge("cni0", "10.77.0.0/24");
+        house.within(BOUND, "it is told no more", || {
+            message(&house, "pod-1", "Net").is_empty().then_some(())
+        });
+        // Gone, nobody minds who is connected; and DEL goes by what ADD went by.
+        std::fs::remove_file(at("conf/10-net.conflist")).unwrap();
+        house.within(BOUND, "it is told again", || {
+            (!message(&house, "pod-1", "Net").is_empty()).then_some(())
+        });
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
+        house.ctl("delete hg pod --wait=20s");
+        assert_eq!(left(&house.run), [""; 0]);
+    });
+}
+
+/// Breaks a VM with a command: it is whole again in time, and an event tells of `word`; the one beside it is not touched.
+fn repaired(word: &str, sabotage: impl FnOnce(&Place) -> String + Send) {
+    inhabited(|house, plugs: Plugs| {
+        plugs.bridge("cni0", "10.77.0.0/24");
+        house.apply(&pod(2));
+        let place = cni_place(&house);
+        let beside = house.get("vm pod-2");
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
+        run(&sabotage(&place));
+        house.within(BOUND, word, || {
+            let told = house.messages("vm/pod-1", "Drift");
+            told.iter().any(|told| told.contains(word)).then_some(())
+        });
+        house.ctl("wait vm/pod-1 --for ready --timeout 10s");
+        assert_reaches_its_gateway(&guest(&house, "pod-1"));
+        assert_eq!(house.get("vm pod-2"), beside, "the VM beside it");
+        house.ctl("delete hg pod --wait=20s");
+        assert_eq!(left(&house.run), [""; 0]);
+    });
+}
+
+/// A lease of plugins has no block.
+fn cni_place(house: &House) -> Place {
+    let found = house.get("vm pod-1");
+    let network = &found["status"]["network"];
+    let text = |key: &str| network[key].as_str().expect(key).to_owned();
+    let netns = text("netns");
+    Place {
+        uid: found["metadata"]["uid"].as_str().expect("a uid").to_owned(),
+        name: netns.rsplit('/').next().expect("a name").to_owned(),
+        netns,
+        link: text("host_link"),
+        ip: text("ip"),
+        gateway: text("gateway"),
+        block: String::new(),
+    }
+}
+
+macro_rules! repaired {
+    ($($name:ident: $word:literal, $sabotage:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            repaired($word, $sabotage);
+        }
+    )*};
+}
+
+repaired! {
+    a_deleted_tap_comes_back: "create tap0",
+        |place| format!("ip -n {} link del tap0", place.name);
+    a_deleted_redirect_comes_back: "redirect",
+        |place| format!("nsenter --net={} tc filter del dev tap0 ingress", place.netns);
+    a_vm_whose_veth_was_removed_on_the_host_is_attached_anew: "attach to the CNI network",
+        |place| format!("ip link del {}", place.link);
+    a_vm_whose_namespace_was_removed_is_attached_anew: "attach to the CNI network",
+        |place| format!("ip netns del {0}; umount {1} || true; rm -f {1}", place.name, place.netns);
+}
+
+#[test]
+fn a_tap_is_opened_with_and_without_vnet_headers_and_that_is_no_drift() {
+    inhabited(|house, plugs| {
+        plugs.ptp("10.78.0.0/24");
+        house.apply(&pod(1));
+        for framing in [Framing::Bare, Framing::VnetHdr] {
+            let found = house.get("vm pod-1");
+            let network = &found["status"]["network"];
+            let text = |key: &str| network[key].as_str().expect(key);
+            let address = |key: &str| text(key).parse().expect("an address");
+            let guest = Guest::attach_via(
+                text("netns").as_ref(),
+                framing,
+                crate::support::lab::mac(text("mac")),
+                address("ip"),
+                address("gateway"),
+            );
+            assert_reaches_its_gateway(&guest);
+            house.stays(Duration::from_millis(800), || house.messages("", "Drift"));
+        }
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
+    });
+}
