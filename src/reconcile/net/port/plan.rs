@@ -217,7 +217,8 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
     let kept = plan_tap(desired, slot, bridge, observed.tap.as_ref(), &mut plan)?;
     let enslaved = kept.is_some_and(|tap| tap.enslaved);
     // A new TAP is born a port of a bridge of ours, whose MAC is its own whatever its ports'.
-    if !enslaved && !(kept.is_none() && is_ours(desired, slot, bridge)) {
+    let born_enslaved = kept.is_none() && is_ours(desired, slot, bridge);
+    if !enslaved && !born_enslaved {
         plan.push(Action::Enslave);
     }
     // A new port has the kernel's flags, and its entries are gone with the old one.
