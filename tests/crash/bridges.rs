@@ -24,7 +24,7 @@ const FRESH: Scene = Scene {
     teardown: 8,
 };
 
-/// The user made the bridge, with a NIC, addresses and a filter.
+/// The user made the bridge, with a NIC, addresses and a filter. The NIC's MAC, which is the bridge's, is higher than most.
 const THEIRS: Scene = Scene {
     template: || bridged("br0", "192.168.137.1/24"),
     strangers: USERS_BRIDGE,
@@ -35,7 +35,7 @@ const THEIRS: Scene = Scene {
 
 const USERS_BRIDGE: &str = "
     ip link add br0 type bridge
-    ip link add nic0 type veth peer name cable0
+    ip link add nic0 address fe:80:00:00:00:00 type veth peer name cable0
     ip link set nic0 master br0
     ip link set nic0 up
     ip link set cable0 up
