@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Speed, as ratios taken in one run: these numbers are compared with what the kernel and a careful script need on the same
+# Speed of the three modes, as ratios taken in one run: these numbers are compared with what the kernel and a careful script need on the same
 # machine in the same minutes. Everything happens in network and mount namespaces of its own.
 #   benches/run.sh [SLOTS]     256 unless told
 set -euo pipefail
@@ -15,16 +15,24 @@ failed=0
 fresh() {
   unshare --net --mount --propagation private -- bash -euc '
     mount -t tmpfs none /run && mkdir /run/netns && ip link set lo up
+    mkdir -p /var/lib/cni && mount -t tmpfs none /var/lib/cni
     "$@"' fresh "$@"
 }
 
-manifest() { # GROUPS SLOTS DROP
+manifest() { # GROUPS SLOTS DROP; MODE is a variable
   echo "config: {hypervisor: none, host_groups: ["
   for ((g = 0; g < $1; g++)); do
-    echo "  {name: bench$g, count: $(($2 / $1)), vcpu: 1, ram_mb: 128," \
-      "network: {mode: isolated, range: 169.254.$((100 + 4 * g)).0/22, drop: [\"$3\"]}},"
+    echo "  {name: bench$g, count: $(($2 / $1)), vcpu: 1, ram_mb: 128, $(network "$g" "$3")},"
   done
   echo "]}"
+}
+
+network() { # GROUP DROP
+  case $MODE in
+    isolated) echo "network: {mode: isolated, range: 169.254.$((100 + 4 * $1)).0/22, drop: [\"$2\"]}" ;;
+    bridge) echo "network: {bridge: bench$1, tap_prefix: b$1-, gateway: 10.64.$((4 * $1)).1/22}" ;;
+    cni) echo "network_name: bench" ;;
+  esac
 }
 
 now() { date +%s%N; }
@@ -32,7 +40,7 @@ since() { echo $((($(now) - $1) / 1000)); } # microseconds
 per() { awk "BEGIN { printf \"%.2f\", $1 / $2 }"; }
 
 begin() { # starts sliced, waits for its socket
-  sliced 2>>"$work/log" &
+  sliced --concurrency "${CONCURRENCY:-16}" 2>>"$work/log" &
   daemon=$!
   for ((i = 0; i < 200; i++)); do
     slicectl version >/dev/null 2>&1 && return
@@ -49,8 +57,8 @@ resident_kb() { awk '/VmRSS/ { print $2 }' "/proc/$daemon/status"; }
 # build, rest, policy, restart, delete; prints `name value` lines
 life() { # GROUPS SLOTS
   local t
-  export SLICE_CONFIG_DIR=/run/groups.d SLICE_STATE_DIR=$work/state-$2 SLICE_RUN_DIR=/run/slice
-  export SLICE_SOCKET=/run/slice/sliced.sock
+  export SLICE_CONFIG_DIR=/run/groups.d SLICE_STATE_DIR=$work/state-$MODE-$2-${CONCURRENCY:-16} SLICE_RUN_DIR=/run/slice
+  export SLICE_SOCKET=/run/slice/sliced.sock SLICE_CNI_CONF_DIR=$work/cni
   mkdir -p /run/groups.d
   manifest "$1" "$2" 192.168.1.0/24 >"$work/m.yaml"
   begin
@@ -96,8 +104,31 @@ say() { # NAME VALUE BOUND TEST
   printf '%-58s %10s   wanted %s %-8s %s\n' "$1" "$2" "$4" "$3" "$word"
 }
 
-export PATH="$target/release:$PATH" work
-export -f fresh manifest now since begin host_rules cpu_ticks resident_kb life per
+# Builds a group and takes it away again; prints microseconds a slot.
+price() { # MODE SLOTS [GROUPS] [CONCURRENCY]
+  local built
+  built=$(MODE=$1 CONCURRENCY=${4:-16} fresh bash -euc "life ${3:-1} $2")
+  per "$(of "$built" build)" "$2"
+}
+
+# A chain of plugins as `sliced` reads it, and each plugin's part as the plugin does.
+chain() {
+  mkdir -p "$work/cni"
+  local head='"cniVersion": "1.0.0", "name": "bench"'
+  local bridge='"type": "bridge", "bridge": "bench0", "isGateway": true, "ipMasq": true,
+    "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.99.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}'
+  local firewall='"type": "firewall"'
+  echo "{$head, \"plugins\": [{$bridge}, {$firewall}]}" >"$work/cni/bench.conflist"
+  echo "{$head, $bridge}" >"$work/bridge.json"
+  echo "{$head, $firewall}" >"$work/firewall.json"
+}
+
+by_hand_cni() { # SLOTS
+  fresh bash benches/yardsticks/by-hand-cni.sh "$1" 0 "$work/bridge.json" "$work/firewall.json"
+}
+
+export PATH="$target/release:$PATH" work MODE=isolated
+export -f fresh network manifest now since begin host_rules cpu_ticks resident_kb life per
 
 cc -O2 -o "$work/floor" benches/yardsticks/floor.c
 echo "$(nproc) cores, $(uname -r), $(iptables --version), $slots slots"
@@ -128,4 +159,32 @@ printf '\nmicroseconds a slot: 16 slots %s, 1000 slots in four groups %s\n' "$fe
 say "1000 slots: ratio of the price of a slot to that at 16" "$(per "$many_each" "$few_each")" 1.5 '<='
 one=$(fresh bash -euc "life 1 1")
 say "host rules for 1 slot" "$(of "$one" rules)" "$(of "$whole" rules)" '=='
+
+t=$(now)
+fresh bash benches/yardsticks/by-hand-bridge.sh "$by_hand_slots"
+by_hand=$(per "$(since "$t")" "$by_hand_slots")
+ours=$(price bridge "$slots")
+few_each=$(price bridge 16) many_each=$(price bridge 1000 4)
+printf '\nbridge, microseconds a slot: by hand %s, ours %s; 16 slots %s, 1000 slots in four groups %s\n' \
+  "$by_hand" "$ours" "$few_each" "$many_each"
+say "bridge: times faster than by hand" "$(per "$by_hand" "$ours")" 8 '>='
+say "bridge: 1000 slots, ratio of the price of a slot to that at 16" "$(per "$many_each" "$few_each")" 1.5 '<='
+
+[ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ] || {
+  echo 'CNI is left out: there are no plugins here (apt-get install containernetworking-plugins)'
+  exit 1
+}
+chain
+cni_slots=32
+t=$(now)
+spent=$(by_hand_cni "$cni_slots")
+loop=$(since "$t")
+plugins=$(per "$spent" "$cni_slots")
+one_at_a_time=$(price cni "$cni_slots" 1 1)
+eight=$(price cni "$cni_slots" 1 8)
+printf '\nCNI, microseconds a slot: the plugins alone %s, a loop of them %s, ours one at a time %s, ours eight at a time %s\n' \
+  "$plugins" "$(per "$loop" "$cni_slots")" "$one_at_a_time" "$eight"
+overhead=$(awk "BEGIN { printf \"%.1f\", ($one_at_a_time / $plugins - 1) * 100 }")
+say "CNI: beyond the plugins' own time, one at a time, %" "$overhead" 15 '<='
+say "CNI: eight at a time, times faster than the loop" "$(awk "BEGIN { printf \"%.2f\", $loop / $cni_slots / $eight }")" 1 '>='
 exit "$failed"

@@ -9,8 +9,12 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use slicectl::reconcile::firewall::Firewall;
+use slicectl::reconcile::firewall::port::Gate;
+use slicectl::reconcile::firewall::redirect::Redirect;
 use slicectl::reconcile::ground::Ground;
 use slicectl::reconcile::net::Net;
+use slicectl::reconcile::net::cni::Attach;
+use slicectl::reconcile::net::port::Port;
 use slicectl::reconcile::vmm::Vmm;
 use slicectl::reconcile::{Conflict, Reconcile, group};
 
@@ -33,7 +37,17 @@ fn every_firewall_plan_is_the_one_on_disk() {
 
 #[test]
 fn every_ground_plan_is_the_one_on_disk() {
-    check("ground", Ground::plan, 12);
+    check("ground", Ground::plan, 45);
+}
+
+#[test]
+fn every_port_plan_is_the_one_on_disk() {
+    check("port", Port::plan, 40);
+}
+
+#[test]
+fn every_gate_plan_is_the_one_on_disk() {
+    check("gate", Gate::plan, 19);
 }
 
 #[test]
@@ -51,12 +65,25 @@ fn every_vmm_plan_is_the_one_on_disk() {
 }
 
 #[test]
+fn every_cni_plan_is_the_one_on_disk() {
+    check("cni", Attach::plan, 40);
+}
+
+#[test]
+fn every_redirect_plan_is_the_one_on_disk() {
+    check("redirect", Redirect::plan, 14);
+}
+
+#[test]
 fn every_folder_of_plans_is_looked_at() {
     let folders: BTreeSet<_> = fs::read_dir(plans())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
-    let known = ["firewall", "ground", "group", "net", "vmm"].map(Into::into);
+    let known = [
+        "cni", "firewall", "gate", "ground", "group", "net", "port", "redirect", "vmm",
+    ]
+    .map(Into::into);
     assert_eq!(folders, known.into());
 }
 

@@ -61,7 +61,9 @@ post_witnesses() {
     # What a guest gets delivered to the host itself, or as far as the way to another guest.
     witness host mangle INPUT proxy -i sl+ -d 192.168.222.1 -p tcp --dport 3128 -j ACCEPT
     witness host mangle INPUT host -i sl+
-    for link in sl+ brteam brpods; do witness host mangle FORWARD neighbours -i sl+ -o "$link"; done
+    witness host mangle FORWARD neighbours -i sl+ -o sl+
+    # The way to guests of other modes ends in the host's own FORWARD: nothing comes out of it.
+    for link in brteam brpods; do witness host mangle POSTROUTING neighbours -s "$pool" -o "$link"; done
 }
 
 witness() { # PLACE TABLE CHAIN NAME MATCH...

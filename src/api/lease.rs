@@ -1,6 +1,8 @@
-//! `Lease`: which address a VM's name has. It outlives the VM's uid, so that a replaced VM keeps its address. In CNI mode
-//! it is a note of what the plugins gave: their own address management decides.
+//! `Lease`: which address a VM's name has.
 //! Not here: who gets which.
+//!
+//! It outlives the VM's uid, so that a replaced VM keeps its address. In CNI mode it is a note of what the plugins gave: their own
+//! address management decides.
 
 use std::net::Ipv4Addr;
 

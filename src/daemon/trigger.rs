@@ -151,8 +151,8 @@ impl Trigger {
                     deleted,
                     peer_nsid,
                 } => {
-                    if self.bridges.contains_key(&name) {
-                        self.bridges.insert(name, (!deleted).then_some(index));
+                    if let Some(bridge) = self.bridges.get_mut(&name) {
+                        *bridge = (!deleted).then_some(index);
                         gathered.keys.insert(Key::Ground);
                         return;
                     }

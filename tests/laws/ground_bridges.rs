@@ -62,7 +62,8 @@ pub fn meddle(desired: &Desired, world: &mut Observed, at: usize, how: &Act) {
     };
     let stranger = BridgeSeen {
         bridge: !matches!(how, Act::PutOtherLink),
-        alias: None,
+        // Only bridges are ever labelled so.
+        alias: matches!(how, Act::PutOtherLink).then(|| label(desired)),
         mac: STRANGE,
         mtu: 9000,
         up: false,

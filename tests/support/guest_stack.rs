@@ -37,6 +37,17 @@ pub struct Guest {
 impl Guest {
     /// Opens `tap0` of the namespace and asks for the gateway's MAC, as a guest would.
     pub fn attach(netns: &Path, framing: Framing, mac: [u8; 6], ip: Ipv4Addr) -> Self {
+        Self::attach_via(netns, framing, mac, ip, Ipv4Addr::from(u32::from(ip) - 1))
+    }
+
+    /// The same, where the gateway is not the address before the guest's.
+    pub fn attach_via(
+        netns: &Path,
+        framing: Framing,
+        mac: [u8; 6],
+        ip: Ipv4Addr,
+        gateway: Ipv4Addr,
+    ) -> Self {
         let netns = Netns::open(netns).expect("the VM's namespace");
         let tap = netns
             .run_here(|| tap::attach("tap0", framing))
@@ -46,7 +57,7 @@ impl Guest {
             framing,
             mac,
             ip,
-            gateway: Ipv4Addr::from(u32::from(ip) - 1),
+            gateway,
             gateway_mac: frames::BROADCAST,
         };
         // The kernel starts a TAP's queue a moment after it is attached to; a guest asks again, too.

@@ -7,16 +7,18 @@ use std::sync::atomic::Ordering;
 use ipnetwork::Ipv4Network;
 
 use super::super::files;
-use super::observe::ipv6_off;
-use super::plan::{Action, Basis, Desired, Intent};
+use super::super::place::Room;
+use super::plan::{Action, Basis};
+use super::state::{Desired, Intent};
 use super::{Attach, IFNAME, INTENT, fault, guest, tap_plugin};
 use crate::api::network::TapOwner;
 use crate::cni::{Attachment, Error as CniError, Network};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::fs::Durability;
-use crate::host::link::{Change, State};
+use crate::host::link::{Change, Ipv6Addresses, State};
 use crate::host::netlink::Handle;
-use crate::host::{Error, addr, fs, link, netns, sysctl, tap};
+use crate::host::netns::Netns;
+use crate::host::{Error, addr, fs, link, netns, tap};
 use crate::owner::TAP;
 
 pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> Result<(), Error> {
@@ -38,7 +40,10 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
                 None => Ok(()),
             }
         }
-        Action::StandIn(addresses) => stand_in(attach, addresses.clone()).await,
+        Action::StandIn(addresses) => {
+            let Room { netns, netlink } = attach.door.inside()?;
+            stand_in(&netns, &netlink, addresses).await
+        }
         Action::LinkHandle => desired.place().link_handle(),
         Action::WriteIntent => write_new_intent(attach, desired).await,
         Action::RestoreIntent(intent) => write_intent(desired, intent),
@@ -59,9 +64,12 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
             };
             change(attach, TAP, mtu).await
         }
-        Action::DisableIpv6 => {
-            let write = || absent_is_done(sysctl::write(&ipv6_off(TAP), "1"));
-            attach.door.inside()?.netns.run(write).await
+        Action::StripIpv6 => {
+            let bare = Change {
+                ipv6_addresses: Some(Ipv6Addresses::Bare),
+                ..Change::default()
+            };
+            change(attach, TAP, bare).await
         }
         Action::UnlinkHandle => fs::remove(&desired.handle()),
         Action::DeleteNetns(owned) => {
@@ -75,15 +83,20 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
     }
 }
 
-/// A TAP will do: plugins look for a link of that name and for its addresses, and delete it.
-async fn stand_in(attach: &Attach, addresses: BTreeSet<Ipv4Network>) -> Result<(), Error> {
-    let room = attach.door.inside()?;
-    let nobody = tap::Owner { uid: 0, gid: None };
-    let create = move || tap::create(IFNAME, nobody, &Change::default());
-    exists_is_done(room.netns.run(create).await)?;
-    let index = find(&room.netlink, IFNAME).await?;
-    for net in addresses {
-        exists_is_done(addr::add(&room.netlink, addr::Addr { index, net }).await)?;
+/// A TAP will do where the interface is gone: plugins look for a link of that name and for its addresses, and delete it.
+pub(super) async fn stand_in(
+    netns: &Netns,
+    netlink: &Handle,
+    addresses: &BTreeSet<Ipv4Network>,
+) -> Result<(), Error> {
+    if link::get(netlink, IFNAME).await?.is_none() {
+        let nobody = tap::Owner { uid: 0, gid: None };
+        let create = move || tap::create(IFNAME, nobody, &Change::default());
+        exists_is_done(netns.run(create).await)?;
+    }
+    let index = find(netlink, IFNAME).await?;
+    for net in addresses.iter().copied() {
+        exists_is_done(addr::add(netlink, addr::Addr { index, net }).await)?;
     }
     Ok(())
 }
@@ -192,6 +205,7 @@ async fn create_tap(
     let born = Change {
         mac: Some(desired.place().names().tap_mac.0),
         mtu: Some(mtu),
+        ipv6_addresses: Some(Ipv6Addresses::Bare),
         ..Change::default()
     };
     let create = move || tap::create(TAP, owner, &born);

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 
-use super::plan::Eth;
+use super::state::Eth;
 use crate::api::network::{Connection, Mac};
 use crate::cni::{Attachment, CniResult, Interface, Ip};
 use crate::owner::TAP;

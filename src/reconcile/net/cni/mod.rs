@@ -12,6 +12,7 @@ mod act;
 mod guest;
 mod observe;
 mod plan;
+mod state;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -23,9 +24,9 @@ use super::place::Door;
 use crate::cni::{self, Network, Runtime};
 use crate::host;
 
-pub use plan::{
-    Action, Added, AddedSeen, Basis, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen,
-    Observed, Tap, Want,
+pub use plan::{Action, Basis};
+pub use state::{
+    Added, AddedSeen, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Observed, Tap, Want,
 };
 pub use sweep::{Swept, sweep};
 

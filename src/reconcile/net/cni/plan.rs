@@ -10,150 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::super::super::Conflict;
 use super::super::NetnsSeen;
-use super::super::place::Place;
+use super::state::{
+    Added, AddedSeen, ConflistSeen, Desired, Eth, Intent, IntentSeen, Observed, Tap, Want,
+};
 use super::{IFNAME, guest};
-use crate::api::network::{Connection, Mac, TapOwner};
-use crate::cni::{Attachment, CniResult, Network};
-use crate::owner::{self, Label, Owned, TAP};
-
-/// What ought to be for one VM.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Desired {
-    /// Whose it is: names are made from it.
-    pub label: Label,
-    /// Where the namespace, the record and the intent stand.
-    pub run_dir: PathBuf,
-    /// The name of the CNI network; none: not known (any more), and so nothing can be wanted.
-    pub network: Option<String>,
-    /// The data path; none: nothing of it.
-    pub want: Option<Want>,
-}
-
-/// A data path.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Want {
-    /// Who may open the TAP.
-    pub tap_owner: TapOwner,
-    /// What a daemon that has lost its state reads to adopt the VM.
-    pub record: String,
-}
-
-/// What the plugins are asked, written down before the first of them is. Whatever becomes of the configuration or of us, DEL goes by
-/// what ADD went by.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Intent {
-    /// The configuration's [`digest`](Network::digest) as it was found.
-    pub digest: String,
-    /// The configuration, with the version that all its plugins speak.
-    pub network: Network,
-    /// For whom.
-    pub attachment: Attachment,
-}
-
-/// What is.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Observed {
-    /// The record's text; none: no such file.
-    pub record: Option<String>,
-    /// The VM's run directory is there.
-    pub dir: bool,
-    /// The namespace.
-    pub netns: NetnsSeen,
-    /// Where `/run/netns/<name>` points to; none: nothing there. A file that is no symlink points to itself.
-    pub handle: Option<PathBuf>,
-    /// The network's configuration as it is now.
-    pub conflist: ConflistSeen,
-    /// What was written down before the ADD.
-    pub intent: IntentSeen,
-    /// What the cache remembers of the ADD.
-    pub added: AddedSeen,
-    /// What is in the namespace, if it is ours.
-    pub inside: Option<Inside>,
-    /// What a plugin complained of at CHECK.
-    pub complaint: Option<String>,
-}
-
-/// A network's configuration.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-pub enum ConflistSeen {
-    /// Nobody had to know.
-    #[default]
-    Unasked,
-    /// It is there.
-    Found(Box<Network>),
-    /// It is not there, or cannot be used; why.
-    Unusable(String),
-}
-
-/// The intent.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-pub enum IntentSeen {
-    /// No such file.
-    #[default]
-    Absent,
-    /// It cannot be understood.
-    Damaged,
-    /// It is there.
-    Written(Box<Intent>),
-}
-
-/// The cache's record.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-pub enum AddedSeen {
-    /// None.
-    #[default]
-    Absent,
-    /// It cannot be understood.
-    Damaged,
-    /// It is there.
-    Remembered(Box<Added>),
-}
-
-/// An ADD that succeeded, as the cache has it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Added {
-    /// The configuration.
-    pub network: Network,
-    /// For whom.
-    pub attachment: Attachment,
-    /// What came of it.
-    pub result: CniResult,
-}
-
-/// The namespace's inside.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Inside {
-    /// The plugins' interface.
-    pub eth: Option<Eth>,
-    /// The TAP, ours or the chain's.
-    pub tap: Option<Tap>,
-}
-
-/// The plugins' interface.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Eth {
-    /// Its MAC.
-    pub mac: Mac,
-    /// Administratively up.
-    pub up: bool,
-    /// Bytes.
-    pub mtu: u32,
-    /// IPv4 addresses.
-    pub addresses: BTreeSet<Ipv4Network>,
-}
-
-/// A TAP, or what bears its name.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Tap {
-    /// It is a TAP, persistent, with one queue, and this is who may open it; none: another kind of link.
-    pub owner: Option<TapOwner>,
-    /// Bytes.
-    pub mtu: u32,
-    /// IPv6 is off on it (or the kernel has none).
-    pub ipv6_off: bool,
-}
+use crate::api::network::TapOwner;
+use crate::cni::{Attachment, Network};
+use crate::owner::{Owned, TAP};
 
 /// What a DEL goes by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -169,7 +32,8 @@ pub struct Basis {
 pub enum Action {
     /// Write the record.
     WriteRecord,
-    /// Put a link with these addresses where the plugins' interface was: by them some find what else they have to take back.
+    /// Have these addresses on the plugins' interface or, where it is gone, on a link of its name: by them some plugins find
+    /// what else they have to take back.
     StandIn(BTreeSet<Ipv4Network>),
     /// DEL of every plugin; with it the cache's record goes.
     Detach(Box<Basis>),
@@ -195,8 +59,8 @@ pub enum Action {
     CreateTap(TapOwner, u32),
     /// Give the TAP that MTU.
     SetTapMtu(u32),
-    /// Switch IPv6 off on the TAP: the namespace itself has nothing to say to the guest.
-    DisableIpv6,
+    /// Have the kernel give the TAP no IPv6 address: the namespace itself has nothing to say to the guest.
+    StripIpv6,
     /// Remove the namespace's name.
     UnlinkHandle,
     /// Remove the namespace.
@@ -209,7 +73,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WriteRecord => f.write_str("write the VM's record"),
-            Self::StandIn(_) => write!(f, "put a stand-in for {IFNAME}"),
+            Self::StandIn(_) => write!(f, "give {IFNAME} its addresses back for DEL"),
             Self::Detach(basis) => write!(f, "detach from CNI network {}", basis.network.name),
             Self::Forget(network) => write!(f, "forget the damaged record of network {network}"),
             Self::RemoveIntent => f.write_str("remove the intent"),
@@ -222,76 +86,10 @@ impl fmt::Display for Action {
             Self::DeleteTap => write!(f, "delete the wrong {TAP}"),
             Self::CreateTap(owner, mtu) => write!(f, "create {TAP} for uid {owner}, MTU {mtu}"),
             Self::SetTapMtu(mtu) => write!(f, "set the MTU of {TAP} to {mtu}"),
-            Self::DisableIpv6 => write!(f, "disable IPv6 on {TAP}"),
+            Self::StripIpv6 => write!(f, "keep IPv6 addresses off {TAP}"),
             Self::UnlinkHandle => f.write_str("hide the namespace from ip netns"),
             Self::DeleteNetns(path) => write!(f, "delete namespace {}", path.thing().display()),
             Self::RemoveRunDir => f.write_str("remove the VM's run directory"),
-        }
-    }
-}
-
-impl Desired {
-    /// Where its namespace is mounted.
-    pub fn netns(&self) -> PathBuf {
-        self.place().netns()
-    }
-
-    /// Where `ip netns` finds it.
-    pub fn handle(&self) -> PathBuf {
-        self.place().handle()
-    }
-
-    /// Its own directory.
-    pub fn vm_dir(&self) -> PathBuf {
-        self.place().vm_dir()
-    }
-
-    pub(in super::super) fn place(&self) -> Place<'_> {
-        Place {
-            label: &self.label,
-            run_dir: &self.run_dir,
-        }
-    }
-
-    /// What the plugins are told of it.
-    pub fn attachment(&self) -> Attachment {
-        let id = self.label.instance.container_id(owner::uid_of(&self.label));
-        Attachment::new(id, self.netns(), IFNAME)
-    }
-}
-
-impl Observed {
-    /// How the guest is connected. `None` until the plan is empty.
-    pub fn connection(&self) -> Option<Connection> {
-        let eth = self.inside.as_ref()?.eth.as_ref()?;
-        let added = self.remembered()?;
-        guest::connection(&added.result, &added.attachment, eth)
-    }
-
-    /// The chain made the TAP itself, and joined it with its interface: there is nothing to redirect.
-    pub fn chain_made_the_tap(&self) -> bool {
-        self.remembered()
-            .is_some_and(|added| guest::chains_tap(&added.result, &added.attachment).is_some())
-    }
-
-    /// The network's configuration is another one now, or gone; this VM keeps what it was given.
-    pub fn network_changed(&self) -> bool {
-        match (&self.intent, &self.conflist) {
-            (IntentSeen::Written(intent), ConflistSeen::Found(now)) => {
-                let now = now.digest();
-                // An intent that was restored from the cache has no other digest.
-                intent.digest != now && intent.network.digest() != now
-            }
-            (IntentSeen::Written(_), ConflistSeen::Unusable(_)) => true,
-            (IntentSeen::Written(_), ConflistSeen::Unasked) => false,
-            (IntentSeen::Absent | IntentSeen::Damaged, _) => false,
-        }
-    }
-
-    fn remembered(&self) -> Option<&Added> {
-        match &self.added {
-            AddedSeen::Remembered(added) => Some(added),
-            AddedSeen::Absent | AddedSeen::Damaged => None,
         }
     }
 }
@@ -336,12 +134,16 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
             plan.push(Action::DeleteTap);
         }
     }
+    if standing.is_none() {
+        // First, for it may turn out that nothing can be attached.
+        plan.push(Action::WriteIntent);
+    }
     if gaps.netns && !plan.contains(&Action::CreateNetns) {
         plan.push(Action::CreateNetns);
     }
     plan.extend(gaps.handle.then_some(Action::LinkHandle));
     let Some((added, eth, tap)) = standing else {
-        plan.extend([Action::WriteIntent, Action::Attach]);
+        plan.push(Action::Attach);
         // The TAP's MTU is that of an interface which no look has found yet.
         return Ok(plan);
     };
@@ -371,8 +173,9 @@ fn plan_tap(want: &Want, eth: &Eth, seen: Option<&Tap>, plan: &mut Vec<Action>) 
             plan.push(Action::CreateTap(want.tap_owner, eth.mtu));
         }
     }
-    if !kept.is_some_and(|tap| tap.ipv6_off) {
-        plan.push(Action::DisableIpv6);
+    // A new one is born so.
+    if kept.is_some_and(|tap| !tap.ipv6_off) {
+        plan.push(Action::StripIpv6);
     }
 }
 
@@ -423,16 +226,14 @@ fn undo(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
     }
 }
 
-/// The addresses of an interface that ADD made and that is gone. The bridge and ptp plugins (1.1.1) find their masquerade rules by
-/// the addresses inside, and leave them behind where there are none.
+/// The addresses that ADD gave and that are gone, be it with the interface. The bridge and ptp plugins (1.1.1) find their
+/// masquerade rules by the addresses inside, and leave those behind that they find no address for.
 fn stand_in(observed: &Observed) -> Option<BTreeSet<Ipv4Network>> {
     let added = observed.remembered()?;
-    let gone = observed
-        .inside
-        .as_ref()
-        .is_none_or(|seen| seen.eth.is_none());
-    let addresses = guest::expected(&added.result, &added.attachment).addresses;
-    (gone && !addresses.is_empty()).then_some(addresses)
+    let eth = observed.inside.as_ref().and_then(|seen| seen.eth.as_ref());
+    let given = guest::expected(&added.result, &added.attachment).addresses;
+    let whole = eth.is_some_and(|eth| given.is_subset(&eth.addresses));
+    (!whole && !given.is_empty()).then_some(given)
 }
 
 /// What ADD went by or, when nobody can say that any more, what it would go by now.

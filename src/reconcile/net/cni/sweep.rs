@@ -2,13 +2,15 @@
 //! Not here: VMs that are still known; they go down their ladder.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
-use super::{IFNAME, one_line};
+use super::{IFNAME, act, guest, one_line};
 use crate::api::meta::Uid;
 use crate::cni::{self, Attachment, Cached, Network, Runtime, Valid};
-use crate::host::netns::Netns;
-use crate::owner::Instance;
+use crate::host::netns::{self, Netns};
+use crate::host::{self, link};
+use crate::owner::{self, Instance, Label};
 
 /// What was swept, and what could not be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,8 +77,15 @@ fn note<T>(result: Result<T, cni::Error>, swept: &mut Swept) -> Option<T> {
 /// The network that it was detached from, or is to be.
 async fn detach(runtime: &Runtime, cached: &Cached, swept: &mut Swept) -> Option<Network> {
     let network = note(cached.config(), swept)?;
+    let netns = match still_there(&cached.attachment).await {
+        Some(netns) => Some(netns),
+        None => stand_in(cached, &network).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "detaching without a namespace");
+            None
+        }),
+    };
     let attachment = Attachment {
-        netns: still_there(&cached.attachment),
+        netns: netns.as_ref().map(path),
         ..cached.attachment.clone()
     };
     let done = runtime.del(&network, &attachment).await;
@@ -86,9 +95,37 @@ async fn detach(runtime: &Runtime, cached: &Cached, swept: &mut Swept) -> Option
     Some(network)
 }
 
-fn still_there(attachment: &Attachment) -> Option<PathBuf> {
-    let path = attachment.netns.as_ref()?;
-    Netns::open(path).is_ok().then(|| path.clone())
+/// The VM's namespace. A stranger's in its place is no business of the plugins.
+async fn still_there(attachment: &Attachment) -> Option<Netns> {
+    let netns = Netns::open(attachment.netns.as_ref()?).ok()?;
+    let netlink = netns.netlink().await.ok()?;
+    let lo = link::get(&netlink, "lo").await.ok()??;
+    let label: Label = lo.alias?.parse().ok()?;
+    let its = label.instance.container_id(owner::uid_of(&label));
+    (its == attachment.container_id).then_some(netns)
+}
+
+/// A namespace that only we hold, with a link that has the addresses of the one that is gone.
+async fn stand_in(cached: &Cached, network: &Network) -> Result<Option<Netns>, host::Error> {
+    let (Some(place), Ok(result)) = (&cached.attachment.netns, cached.result(network.cni_version))
+    else {
+        return Ok(None);
+    };
+    let given = guest::expected(&result, &cached.attachment).addresses;
+    if given.is_empty() {
+        return Ok(None);
+    }
+    let netns = netns::create(place, || Ok(())).await?;
+    netns::delete(place).await?;
+    let netlink = netns.netlink().await?;
+    act::stand_in(&netns, &netlink, &given).await?;
+    Ok(Some(netns))
+}
+
+/// Where the plugins find it: among our open files, mounted or not.
+fn path(netns: &Netns) -> PathBuf {
+    let descriptor = netns.as_fd().as_raw_fd();
+    PathBuf::from(format!("/proc/{}/fd/{descriptor}", std::process::id()))
 }
 
 /// Has the plugins forget all but those that are wanted, and those that any runtime remembers. If it is not known who these

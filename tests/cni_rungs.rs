@@ -1,0 +1,15 @@
+//! CNI mode's two rungs on the real kernel: Debian's plugins, a guest at the TAP, crashes before every step.
+//! Not here: the runtime alone (`tests/cni.rs`); plans (`tests/plans.rs`, `tests/laws.rs`).
+
+mod support;
+
+#[path = "cni_rungs/crash.rs"]
+mod crash;
+#[path = "cni_rungs/drift.rs"]
+mod drift;
+#[path = "cni_rungs/failures.rs"]
+mod failures;
+#[path = "cni_rungs/ground.rs"]
+mod ground;
+#[path = "cni_rungs/life.rs"]
+mod life;

@@ -1,0 +1,177 @@
+//! The laws of bridge mode's Firewall rung, and a TAP with a filter made of data.
+//! Not here: the laws in general; what the filter lets pass.
+
+use proptest::prelude::*;
+use slicectl::api::network::Mac;
+use slicectl::owner::{Instance, Label};
+use slicectl::reconcile::firewall::port::{Action, Desired, Filter, Gate, Observed, Pass, TapSeen};
+use slicectl::reconcile::{Conflict, Reconcile};
+
+use crate::model::{self, Model};
+
+pub struct GateModel;
+
+proptest! {
+    #[test]
+    fn an_open_gate_has_an_empty_plan(pass in pass()) {
+        let desired = wanted(Some(pass));
+        let program = match pass {
+            Pass::Any => None,
+            Pass::Only(filter) => Some(filter.digest()),
+        };
+        let tap = Some(TapSeen { alias: Some(label().to_string()), up: true });
+        model::rest::<GateModel>(&desired, &Observed { tap, program, in_the_way: None })?;
+    }
+
+    #[test]
+    fn any_gate_opens(pass in pass(), world in ours()) {
+        model::convergence::<GateModel>(&wanted(Some(pass)), world)?;
+    }
+
+    #[test]
+    fn a_gate_opens_after_a_crash_between_any_two_actions(pass in pass(), world in ours()) {
+        model::prefix_safety::<GateModel>(&wanted(Some(pass)), world)?;
+    }
+
+    #[test]
+    fn a_strangers_tap_or_filter_is_never_touched(pass in pass(), world in anyones()) {
+        model::modesty::<GateModel>(&wanted(Some(pass)), world)?;
+    }
+
+    #[test]
+    fn deletion_shuts_our_gate_and_no_other(world in anyones()) {
+        model::deletion::<GateModel>(&wanted(None), world)?;
+    }
+
+    #[test]
+    fn a_gate_is_open_only_while_its_filter_stands(filter in filter(), world in anyones()) {
+        let desired = wanted(Some(Pass::Only(filter)));
+        let mut world = world;
+        let ours = world.tap.as_ref().is_some_and(|tap| tap.alias == Some(label().to_string()));
+        for _ in 0..4 {
+            let Ok(plan) = GateModel::plan(&desired, &world) else { break };
+            for action in plan {
+                GateModel::apply(&desired, &mut world, &action);
+            }
+        }
+        let open = world.tap.as_ref().is_some_and(|tap| tap.up);
+        let stands = world.program == Some(filter.digest());
+        prop_assert!(!ours || !open || stands, "{world:?}");
+    }
+
+    #[test]
+    fn an_open_gate_is_not_shut_when_the_filter_is_given_up(world in ours()) {
+        let plan = GateModel::plan(&wanted(Some(Pass::Any)), &world).unwrap();
+        prop_assert!(!plan.contains(&Action::ShutGate));
+    }
+}
+
+impl Model for GateModel {
+    type Desired = Desired;
+    type World = Observed;
+    type Action = Action;
+
+    fn plan(desired: &Desired, world: &Observed) -> Result<Vec<Action>, Conflict> {
+        Gate::plan(desired, world)
+    }
+
+    fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
+        let tap = world.tap.as_mut().expect("a TAP");
+        assert_eq!(tap.alias, Some(label().to_string()), "a stranger's");
+        match action {
+            Action::ShutGate => tap.up = false,
+            Action::OpenGate => {
+                if let Some(Pass::Only(filter)) = desired.pass {
+                    assert_eq!(world.program, Some(filter.digest()), "opened unfiltered");
+                }
+                tap.up = true;
+            }
+            Action::SetFilter { digest } => {
+                assert!(!tap.up, "a filter is set while frames pass");
+                assert_eq!(world.in_the_way, None, "the kernel refuses");
+                world.program = Some(digest.clone());
+            }
+            Action::RemoveFilter => assert!(world.program.take().is_some()),
+        }
+    }
+
+    fn foreign(_: &Desired, world: &Observed) -> Vec<String> {
+        let mut foreign: Vec<String> = world.in_the_way.iter().cloned().collect();
+        let tap = world.tap.as_ref();
+        let strange = tap.filter(|tap| tap.alias != Some(label().to_string()));
+        foreign.extend(strange.map(|tap| format!("{tap:?} {:?}", world.program)));
+        foreign
+    }
+
+    fn ours(_: &Desired, world: &Observed) -> Vec<String> {
+        let open = |tap: &&TapSeen| tap.up && tap.alias == Some(label().to_string());
+        let tap = world.tap.as_ref().filter(open);
+        tap.map(|_| "an open gate".to_owned()).into_iter().collect()
+    }
+
+    fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
+        let filtered = match desired.pass {
+            None => return Self::ours(desired, world).is_empty(),
+            Some(Pass::Any) => world.program.is_none(),
+            Some(Pass::Only(filter)) => world.program == Some(filter.digest()),
+        };
+        filtered && !Self::ours(desired, world).is_empty()
+    }
+}
+
+fn label() -> Label {
+    let uid = "7b1f6a52-8c1d-4e53-9a3e-0d6b7f1c2a44".parse().unwrap();
+    let instance = Instance::of("/state".as_ref());
+    instance.vm_label(&"web-1".parse().unwrap(), uid)
+}
+
+fn wanted(pass: Option<Pass>) -> Desired {
+    Desired {
+        label: label(),
+        tap: "vmtap0".into(),
+        pass,
+        before: None,
+    }
+}
+
+fn filter() -> impl Strategy<Value = Filter> {
+    let filter = |last| Filter {
+        mac: Mac([2, 0, 0, 0, 0, last]),
+        ip: [192, 168, 137, last].into(),
+    };
+    (2_u8..4).prop_map(filter)
+}
+
+fn pass() -> impl Strategy<Value = Pass> {
+    prop_oneof![1 => Just(Pass::Any), 3 => filter().prop_map(Pass::Only)]
+}
+
+fn world(alias: impl Strategy<Value = Option<String>>) -> impl Strategy<Value = Observed> {
+    let program = prop_oneof![
+        Just("0123456789ab".to_owned()),
+        filter().prop_map(|filter| filter.digest())
+    ];
+    (alias, any::<bool>(), prop::option::of(program)).prop_map(|(alias, up, program)| Observed {
+        tap: Some(TapSeen { alias, up }),
+        program,
+        in_the_way: None,
+    })
+}
+
+fn ours() -> impl Strategy<Value = Observed> {
+    world(Just(Some(label().to_string())))
+}
+
+fn anyones() -> impl Strategy<Value = Observed> {
+    let aliases = vec![Some(label().to_string()), Some("mine".to_owned()), None];
+    let world = world(prop::sample::select(aliases));
+    (world, prop::bool::weighted(0.3)).prop_map(|(world, taken)| match taken {
+        // They cannot stand beside each other.
+        true => Observed {
+            program: None,
+            in_the_way: Some("a filter of kind u32 at priority 1".into()),
+            ..world
+        },
+        false => world,
+    })
+}
