@@ -20,7 +20,7 @@ const FRESH: Scene = Scene {
         tc qdisc add dev foreign0 clsact
         tc filter add dev foreign0 ingress prio 7 protocol ip bpf da bytecode '1,6 0 0 4294967295'",
     settlers: "ip link set foreign0 master brvm0",
-    build: 22,
+    build: 19,
     teardown: 8,
 };
 
@@ -29,7 +29,7 @@ const THEIRS: Scene = Scene {
     template: || bridged("br0", "192.168.137.1/24"),
     strangers: USERS_BRIDGE,
     settlers: "true",
-    build: 18,
+    build: 17,
     teardown: 6,
 };
 
