@@ -478,7 +478,7 @@ fn look(filter: &str, more: &str) -> String {
              iptables-save | grep -v '^#' | sed 's/ \[[0-9:]*\]$//'
              ip6tables-save | grep '^:' | sed 's/ \[[0-9:]*\]$//'
              cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/disable_ipv6
-             bridge -d link show | sed -nE 's/^[0-9]+: ([^:]+):.*/port \1/p; s/.*(learning [a-z]+ flood [a-z]+).*(isolated [a-z]+).*/\1 \2/p'
+             bridge -d link show | sed -nE 'N; s/^[0-9]+: ([^:]+):.*(learning [a-z]+ flood [a-z]+).*(isolated [a-z]+).*/port \1 \2 \3/p' | sort
              bridge fdb show | grep -w static | sort
              tc qdisc show | sed -n 's/.*clsact .* dev \([^ ]*\) .*/\1/p' | sort | while read -r link; do echo "filters at $link"; tc filter show dev "$link" ingress; done
              {more}
