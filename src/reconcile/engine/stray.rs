@@ -59,11 +59,25 @@ impl Engine {
                 });
             }
         }
-        let intent = self.run_dir.vm_dir(owner::uid_of(label)).join(INTENT);
-        if fs::read_text(&intent)?.is_some() {
+        if self.is_plugged(label)? {
             standings.push(Standing::Plugged);
         }
         standings.push(Standing::Isolated);
         Ok(standings)
+    }
+
+    /// Plugins were asked for it, or are remembered to have been.
+    fn is_plugged(&self, label: &Label) -> Result<bool, host::Error> {
+        let uid = owner::uid_of(label);
+        if fs::read_text(&self.run_dir.vm_dir(uid).join(INTENT))?.is_some() {
+            return Ok(true);
+        }
+        let fail = |error| host::Error::other("list", "what the CNI cache knows of", error);
+        let container = label.instance.container_id(uid);
+        let remembered = self.cni.attachments().map_err(fail)?;
+        let mut containers = remembered
+            .iter()
+            .map(|known| &known.attachment.container_id);
+        Ok(containers.any(|known| *known == container))
     }
 }
