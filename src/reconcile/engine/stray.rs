@@ -74,10 +74,7 @@ impl Engine {
         }
         let fail = |error| host::Error::other("list", "what the CNI cache knows of", error);
         let container = label.instance.container_id(uid);
-        let remembered = self.cni.attachments().map_err(fail)?;
-        let mut containers = remembered
-            .iter()
-            .map(|known| &known.attachment.container_id);
-        Ok(containers.any(|known| *known == container))
+        let remembered = self.cni.attachments_of(&container).map_err(fail)?;
+        Ok(!remembered.is_empty())
     }
 }
