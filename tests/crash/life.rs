@@ -63,6 +63,11 @@ impl Dirs {
         self.run(intent, unprobed(), |_| {}, Until::Rest)
     }
 
+    /// The same, and before each action `probe` is asked.
+    pub fn live_probed(&self, intent: Intent<'_>, probe: Probe) -> End {
+        self.run(intent, probe, |_| {}, Until::Rest)
+    }
+
     /// The same; counts the actions.
     pub fn live_counting(&self, intent: Intent<'_>) -> (End, Vec<String>) {
         let actions: Arc<Mutex<Vec<String>>> = Arc::default();

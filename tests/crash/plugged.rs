@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use slicectl::api::host_group::{HostGroupSpec, UpdatePolicy};
+use slicectl::reconcile::Probe;
 
 use crate::life::{Dirs, End, Intent};
 use crate::support::kernel::{self, Canaries};
-use crate::support::objects::plugged;
+use crate::support::objects::{plugged, spec as isolated};
 use crate::support::plugs::{self, NETWORK};
 use crate::sweep::{self, Scene};
 use crate::world::whole;
@@ -148,4 +150,44 @@ fn a_stray_with_nothing_but_a_record_is_detached_and_goes() {
         remains.lose("cni.json");
         remains.lose_the_namespace();
     });
+}
+
+/// The plugins choose the subnet, so the ground learns of it only when they have been asked.
+#[test]
+fn no_redirect_is_set_before_the_ground_has_closed_the_subnet_to_isolated_vms() {
+    kernel::private_sync(|| {
+        kernel::run(NETWORKS);
+        let dirs = Dirs::below(Path::new("/run/place"));
+        let mut spec = HostGroupSpec {
+            count: 1,
+            update: UpdatePolicy::Rolling,
+            template: isolated(Some("169.254.100.0/22"), ""),
+        };
+        assert_eq!(dirs.live(Intent::Apply("shut", &spec)), End::Converged);
+        assert!(!is_closed(), "before anybody asked for it");
+        spec.template = plugged(NETWORK);
+        let redirects: Arc<Mutex<Vec<bool>>> = Arc::default();
+        let seen = redirects.clone();
+        let probe: Probe = Arc::new(move |action| {
+            if action.contains("redirect") {
+                seen.lock().unwrap().push(is_closed());
+            }
+            Ok(())
+        });
+        let end = dirs.live_probed(Intent::Apply("web", &spec), probe);
+        assert_eq!(end, End::Converged);
+        let redirects = redirects.lock().unwrap();
+        assert!(
+            redirects.len() >= 2 && redirects.iter().all(|closed| *closed),
+            "{redirects:?}"
+        );
+        assert_eq!(dirs.live(Intent::Delete("web")), End::Converged);
+        assert!(!is_closed(), "nobody is there any more");
+    });
+}
+
+fn is_closed() -> bool {
+    let rules = kernel::rules("filter");
+    let drops = |rule: &String| rule.contains("-d 10.78.0.0/24") && rule.ends_with("-j DROP");
+    rules.iter().any(drops)
 }
