@@ -6,6 +6,8 @@
 mod bridges;
 #[path = "crash/life.rs"]
 mod life;
+#[path = "crash/plugged.rs"]
+mod plugged;
 #[path = "crash/process.rs"]
 mod process;
 #[path = "crash/scenes.rs"]

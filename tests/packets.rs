@@ -13,6 +13,8 @@ mod bridge_guard;
 mod host;
 #[path = "packets/live.rs"]
 mod live;
+#[path = "packets/modes.rs"]
+mod modes;
 #[path = "packets/odd.rs"]
 mod odd;
 #[path = "packets/others.rs"]

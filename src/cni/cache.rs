@@ -169,18 +169,26 @@ pub(super) fn read(
     }
 }
 
-/// All records of ADDs that succeeded, sorted by file name; other runtimes' too. What cannot be read is passed over.
-pub(super) fn list(folder: &Path) -> Result<Vec<Cached>, Error> {
-    let results = Shelf::Results.within(folder);
-    let wrap = |error| Error::io("list", &results, error);
-    let entries = match fs::read_dir(&results) {
+/// The records on a shelf, sorted by file name; other runtimes' too. What cannot be read is passed over, and so is, unread, what
+/// is not `wanted` by its file name.
+pub(super) fn list(
+    folder: &Path,
+    shelf: Shelf,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Vec<Cached>, Error> {
+    let shelf = shelf.within(folder);
+    let wrap = |error| Error::io("list", &shelf, error);
+    let entries = match fs::read_dir(&shelf) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(wrap(error)),
     };
     let mut paths = Vec::new();
     for entry in entries {
-        paths.push(entry.map_err(wrap)?.path());
+        let entry = entry.map_err(wrap)?;
+        if wanted(&entry.file_name().to_string_lossy()) {
+            paths.push(entry.path());
+        }
     }
     paths.sort();
     let read = |path: &PathBuf| match open(path) {

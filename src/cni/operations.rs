@@ -204,7 +204,20 @@ impl Runtime {
 
     /// Everything that the cache remembers, of other runtimes on this host, too.
     pub fn attachments(&self) -> Result<Vec<Cached>, Error> {
-        cache::list(&self.cache_dir)
+        cache::list(&self.cache_dir, Shelf::Results, |_| true)
+    }
+
+    /// The same of one container, without reading what is of others.
+    pub fn attachments_of(&self, container_id: &str) -> Result<Vec<Cached>, Error> {
+        let its = |file: &str| file.contains(container_id);
+        let mut found = cache::list(&self.cache_dir, Shelf::Results, its)?;
+        found.retain(|cached| cached.attachment.container_id == container_id);
+        Ok(found)
+    }
+
+    /// What is remembered of ADDs of ours that are under way, or were cut short; with the result so far.
+    pub fn unfinished(&self) -> Result<Vec<Cached>, Error> {
+        cache::list(&self.cache_dir, Shelf::Unfinished, |_| true)
     }
 
     /// Removes what the cache remembers of an attachment, and nothing else. DEL does so by itself.

@@ -440,5 +440,7 @@ async fn resync(engine: Arc<Engine>, every: Duration) {
             }
             Err(error) => warn!(%error, "cannot look for what nothing wants"),
         }
+        // A plugin that could not let go at the start may now.
+        engine.sweep_plugins().await;
     }
 }

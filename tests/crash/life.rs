@@ -15,6 +15,7 @@ use slicectl::reconcile::{Probe, unprobed};
 use slicectl::store::{Store, Txn};
 
 use crate::support::objects::{group, name};
+use crate::support::plugs;
 
 /// Long enough on a machine that does seven things at once.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -60,6 +61,11 @@ impl Dirs {
     /// A life that nobody disturbs.
     pub fn live(&self, intent: Intent<'_>) -> End {
         self.run(intent, unprobed(), |_| {}, Until::Rest)
+    }
+
+    /// The same, and before each action `probe` is asked.
+    pub fn live_probed(&self, intent: Intent<'_>, probe: Probe) -> End {
+        self.run(intent, probe, |_| {}, Until::Rest)
     }
 
     /// The same; counts the actions.
@@ -118,7 +124,7 @@ impl Dirs {
             .build()
             .unwrap();
         let end = runtime.block_on(async {
-            let daemon = Daemon::prepare(&self.state, &self.run, probe)
+            let daemon = Daemon::prepare_with(&self.state, &self.run, probe, plugs::runtime())
                 .await
                 .unwrap();
             let engine = daemon.engine.clone();

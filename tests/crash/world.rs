@@ -8,13 +8,15 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use slicectl::api::lease::{Address, Lease};
-use slicectl::api::rung::LADDER;
+use slicectl::api::network::{Connection, NetworkSpec};
+use slicectl::api::rung::{LADDER, Rung};
 use slicectl::owner::{Instance, vm_names};
 use slicectl::reconcile::firewall::antispoof;
 use slicectl::store::{Store, World};
 
 use crate::life::Dirs;
 use crate::support::kernel;
+use crate::support::plugs;
 
 /// Host and store of the daemon with these directories. The store must be closed.
 pub fn whole(dirs: &Dirs) -> String {
@@ -53,6 +55,9 @@ pub fn host(dirs: &Dirs) -> String {
         .filter(|line| !empty.iter().any(|dir| dir == line))
     {
         let _ = writeln!(text, "FILE {line}");
+    }
+    for path in plugs::records().into_iter().chain(plugs::reservations()) {
+        let _ = writeln!(text, "FILE {}", path.display());
     }
     text + &records(&dirs.run.join("vm"))
 }
@@ -101,7 +106,11 @@ fn link(link: &Value) -> String {
         .collect();
     let up = link["flags"].as_array().unwrap().contains(&json!("UP"));
     let part = |key: &str| link[key].to_string();
-    let [name, alias, mac, mtu] = ["ifname", "ifalias", "address", "mtu"].map(part);
+    let [name, alias, mut mac, mtu] = ["ifname", "ifalias", "address", "mtu"].map(part);
+    // The host's end of a veth that a plugin made has whatever MAC the kernel drew.
+    if name.starts_with("\"veth") {
+        mac = "any".to_owned();
+    }
     format!(
         "{name} {alias} {mac} mtu {mtu} up {up} {addresses:?} {}{}",
         link["linkinfo"]["info_kind"],
@@ -154,6 +163,8 @@ fn filters(run: &impl Fn(&str) -> String) -> Vec<String> {
     for link in links {
         found.push(format!("tc {link} clsact"));
         for filter in run(&format!("tc filter show dev {link} ingress")).lines() {
+            // Actions are counted through.
+            let filter = filter.split(" index ").next().unwrap_or(filter);
             let (before, rest) = filter.split_once("bytecode '").unwrap_or((filter, ""));
             let after = rest.split_once('\'').map_or("", |(_, after)| after);
             found.push(format!("tc {link} {before}{after}"));
@@ -262,6 +273,7 @@ fn normalise(text: &str, instance: &Instance, world: &World) -> String {
             text = text.replace(&name, &format!("<{who} {role}>"));
         }
     }
+    text = name_plugins_links(&text, world);
     for lease in world.leases() {
         if let Address::Bridged { ip, .. } = lease.address
             && let Some(vm) = world.vms().find(|vm| vm.meta.name == lease.name)
@@ -273,6 +285,28 @@ fn normalise(text: &str, instance: &Instance, world: &World) -> String {
         text = name_addresses(&text, lease);
     }
     in_order(&text)
+}
+
+/// What plugins draw at random: the names of their links on the host, the MACs inside.
+fn name_plugins_links(text: &str, world: &World) -> String {
+    let mut text = text.to_owned();
+    for vm in world.vms() {
+        let mark = world
+            .page(vm.meta.uid, Rung::Net)
+            .and_then(|page| page.mark.clone());
+        let known: Option<Connection> = mark.and_then(|mark| serde_json::from_str(&mark).ok());
+        let Some(known) = known.filter(|_| matches!(vm.spec.network, NetworkSpec::Cni(_))) else {
+            continue;
+        };
+        text = text.replace(
+            &known.mac.to_string(),
+            &format!("<{} guest mac>", vm.meta.name),
+        );
+        if let Some(link) = known.host_link {
+            text = text.replace(&link, &format!("<{} link>", vm.meta.name));
+        }
+    }
+    text
 }
 
 /// Its role and the VM, if the address is the lease's alone.

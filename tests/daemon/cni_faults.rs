@@ -301,6 +301,35 @@ fn when_everything_is_lost_the_cache_still_tells_what_to_take_back_and_strangers
 }
 
 #[test]
+fn an_add_that_was_cut_short_is_undone_even_when_nobody_remembers_the_vm() {
+    inhabited(|mut house, plugs| {
+        plugs.recorders(SUBNET);
+        plugs.hang("three", "ADD");
+        apply_one(&house);
+        let pid = house.until("it hangs", || plugs.hanging());
+        house.kill();
+        signal(pid, Signal::KILL);
+        fs::remove_dir_all(house.state()).unwrap();
+        lose_the_run_directory(&house);
+        plugs.unsay();
+        plugs.heard();
+        // The first time a plugin has something else to do.
+        plugs.fail("one", "DEL", 11);
+        house.args = vec!["--resync".into(), "1s".into()];
+        house.start();
+        let mut heard = Vec::new();
+        house.until("a try", || {
+            heard.extend(plugs.heard());
+            heard.ends_with(&DELS.map(str::to_owned)).then_some(())
+        });
+        assert_eq!(reservations().len(), 1);
+        plugs.unsay();
+        house.until("the sweep", || left(&house.run).is_empty().then_some(()));
+        assert!(house.vms().is_empty());
+    });
+}
+
+#[test]
 fn after_a_reboot_a_cni_vm_is_the_same_and_its_attachment_is_made_anew() {
     inhabited(|mut house, plugs| {
         plugs.bridge("cni0", SUBNET);

@@ -3,7 +3,7 @@
 
 use slicectl::api::host_group::{HostGroup, HostGroupSpec, Origin, UpdatePolicy};
 use slicectl::api::meta::{Meta, Name, Timestamp};
-use slicectl::api::network::{Addresses, BridgeSpec, IsolatedSpec, NetworkSpec, TapOwner};
+use slicectl::api::network::{Addresses, BridgeSpec, CniSpec, IsolatedSpec, NetworkSpec, TapOwner};
 use slicectl::api::policy::Policy;
 use slicectl::api::vm::{Hypervisor, Vm, VmSpec};
 
@@ -40,6 +40,17 @@ pub fn bridged(bridge: &str, gateway: &str) -> VmSpec {
             addresses: Addresses::Any,
             antispoof: true,
             isolate_ports: false,
+            tap_owner: TapOwner::default(),
+        }),
+        ..spec(None, "")
+    }
+}
+
+/// A `none` slot in that CNI network.
+pub fn plugged(network: &str) -> VmSpec {
+    VmSpec {
+        network: NetworkSpec::Cni(CniSpec {
+            network_name: network.to_owned(),
             tap_owner: TapOwner::default(),
         }),
         ..spec(None, "")

@@ -62,8 +62,7 @@ impl Engine {
                 });
             }
         }
-        let intent = self.run_dir.vm_dir(owner::uid_of(label)).join(INTENT);
-        if fs::read_text(&intent)?.is_some() {
+        if self.is_plugged(label)? {
             standings.push(Standing::Plugged);
         }
         standings.push(Standing::Isolated);
@@ -86,5 +85,17 @@ impl Engine {
                 let link = links.iter().find(|link| link.index == entry.index)?;
                 Some((link.name.clone(), entry.ip))
             }))
+    }
+
+    /// Plugins were asked for it, or are remembered to have been.
+    fn is_plugged(&self, label: &Label) -> Result<bool, host::Error> {
+        let uid = owner::uid_of(label);
+        if fs::read_text(&self.run_dir.vm_dir(uid).join(INTENT))?.is_some() {
+            return Ok(true);
+        }
+        let fail = |error| host::Error::other("list", "what the CNI cache knows of", error);
+        let container = label.instance.container_id(uid);
+        let remembered = self.cni.attachments_of(&container).map_err(fail)?;
+        Ok(!remembered.is_empty())
     }
 }

@@ -67,7 +67,7 @@ fn look_at_intent(desired: &Desired) -> Result<IntentSeen, host::Error> {
     })
 }
 
-/// By the network's name: a listing is long where there are many VMs.
+/// By the network's name, where that is known: a listing is long where there are many VMs.
 fn look_at_cache(
     attach: &Attach,
     desired: &Desired,
@@ -81,11 +81,9 @@ fn look_at_cache(
     };
     let found = match network {
         Some(network) => runtime.cached(network, &attachment),
-        None => runtime.attachments().map(|all| {
-            all.into_iter().find(|found| {
-                found.attachment.container_id == attachment.container_id
-                    && found.attachment.ifname == attachment.ifname
-            })
+        None => runtime.attachments_of(&attachment.container_id).map(|its| {
+            let mut its = its.into_iter();
+            its.find(|found| found.attachment.ifname == attachment.ifname)
         }),
     };
     match found {

@@ -23,9 +23,10 @@ pub struct Swept {
     pub failures: Vec<String>,
 }
 
-/// DEL by the cache's record for every container of ours that is no living VM's; where there was one, GC, too (for networks of
-/// 1.1.0), with what all runtimes of this host remember as valid; then the reservations of `host-local` in these and
-/// in the `networks` named. What bears no name of ours stays. Every failure is noted, and stops nothing.
+/// DEL by the cache's record, be it of an ADD that was cut short, for every container of ours that is no living VM's; where
+/// there was one, GC, too (for networks of 1.1.0), with what all runtimes of this host remember as valid; then the
+/// reservations of `host-local` in these and in the `networks` named. What bears no name of ours stays. Every failure is noted,
+/// and stops nothing.
 ///
 /// Which VMs are `living` is asked anew each time: VMs are made while this goes on, and each is stored before its plugins run.
 pub async fn sweep(
@@ -40,8 +41,9 @@ pub async fn sweep(
     };
     let mut swept = Swept::default();
     let mut left: BTreeMap<String, Network> = BTreeMap::new();
-    let remembered = runtime.attachments();
-    for cached in note(remembered, &mut swept).unwrap_or_default() {
+    let shelves = [runtime.attachments(), runtime.unfinished()];
+    let remembered = shelves.map(|shelf| note(shelf, &mut swept).unwrap_or_default());
+    for cached in remembered.concat() {
         if !stale(&cached.attachment.container_id) {
             continue;
         }
