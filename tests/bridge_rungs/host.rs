@@ -76,7 +76,11 @@ impl Host {
                 slot: Some(slot),
                 remains: None,
             },
-            pass: Pass::Only(Filter { mac, ip }),
+            pass: Pass::Only(Filter {
+                mac,
+                ip,
+                apart: None,
+            }),
         }
     }
 

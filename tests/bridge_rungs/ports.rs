@@ -28,7 +28,7 @@ fn every_field_of_a_port_that_drifts_comes_back_and_the_tap_stays() {
             format!("bridge fdb replace {mac} dev vmtap2 master static"),
             format!("ip neigh del {ip} dev brvm0"),
             format!("ip neigh replace {ip} lladdr 02:00:00:00:00:43 dev brvm0 nud permanent"),
-            "echo 0 > /proc/sys/net/ipv6/conf/vmtap2/disable_ipv6".into(),
+            "ip link set vmtap2 addrgenmode eui64".into(),
             format!(
                 "rm /run/slice/vm/{}/record.json",
                 slicectl::owner::uid_of(&wish.port.label)

@@ -279,7 +279,7 @@ fn normalise(text: &str, instance: &Instance, world: &World) -> String {
             && let Some(vm) = world.vms().find(|vm| vm.meta.name == lease.name)
         {
             let mac = vm_names(instance, vm.meta.uid).guest_mac;
-            let program = antispoof::digest(&antispoof::program(mac, ip));
+            let program = antispoof::digest(&antispoof::program(mac, ip, None));
             text = text.replace(&program, &format!("<{} program>", lease.name));
         }
         text = name_addresses(&text, lease);

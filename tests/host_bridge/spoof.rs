@@ -23,7 +23,7 @@ async fn two_vms(handle: &Handle) -> (Wire, Wire) {
 }
 
 async fn guard(handle: &Handle, guest: &Wire) {
-    let program = antispoof::program(Mac(MAC), IP);
+    let program = antispoof::program(Mac(MAC), IP, None);
     tc::add_hook(handle, guest.index).await.unwrap();
     tc::replace_program(handle, guest.index, &program)
         .await

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 use slicectl::api::network::Mac;
 use slicectl::owner::{Instance, Label};
+use slicectl::reconcile::firewall::antispoof::Apart;
 use slicectl::reconcile::firewall::port::{Action, Desired, Filter, Gate, Observed, Pass, TapSeen};
 use slicectl::reconcile::{Conflict, Reconcile};
 
@@ -15,10 +16,7 @@ proptest! {
     #[test]
     fn an_open_gate_has_an_empty_plan(pass in pass()) {
         let desired = wanted(Some(pass));
-        let program = match pass {
-            Pass::Any => None,
-            Pass::Only(filter) => Some(filter.digest()),
-        };
+        let program = program_of(pass);
         let tap = Some(TapSeen { alias: Some(label().to_string()), up: true });
         model::rest::<GateModel>(&desired, &Observed { tap, program, in_the_way: None })?;
     }
@@ -55,7 +53,7 @@ proptest! {
             }
         }
         let open = world.tap.as_ref().is_some_and(|tap| tap.up);
-        let stands = world.program == Some(filter.digest());
+        let stands = world.program == Some(Pass::Only(filter).digest());
         prop_assert!(!ours || !open || stands, "{world:?}");
     }
 
@@ -81,9 +79,11 @@ impl Model for GateModel {
         match action {
             Action::ShutGate => tap.up = false,
             Action::OpenGate => {
-                if let Some(Pass::Only(filter)) = desired.pass {
-                    assert_eq!(world.program, Some(filter.digest()), "opened unfiltered");
-                }
+                let wanted = desired.pass.and_then(program_of);
+                assert!(
+                    wanted.is_none() || world.program == wanted,
+                    "opened unfiltered"
+                );
                 tap.up = true;
             }
             Action::SetFilter { digest } => {
@@ -112,8 +112,7 @@ impl Model for GateModel {
     fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
         let filtered = match desired.pass {
             None => return Self::ours(desired, world).is_empty(),
-            Some(Pass::Any) => world.program.is_none(),
-            Some(Pass::Only(filter)) => world.program == Some(filter.digest()),
+            Some(pass) => world.program == program_of(pass),
         };
         filtered && !Self::ours(desired, world).is_empty()
     }
@@ -134,22 +133,39 @@ fn wanted(pass: Option<Pass>) -> Desired {
     }
 }
 
+/// The name of the program that must stand.
+fn program_of(pass: Pass) -> Option<String> {
+    pass.program().map(|_| pass.digest())
+}
+
 fn filter() -> impl Strategy<Value = Filter> {
     let filter = |last| Filter {
         mac: Mac([2, 0, 0, 0, 0, last]),
         ip: [192, 168, 137, last].into(),
+        apart: None,
     };
     (2_u8..4).prop_map(filter)
 }
 
 fn pass() -> impl Strategy<Value = Pass> {
-    prop_oneof![1 => Just(Pass::Any), 3 => filter().prop_map(Pass::Only)]
+    let apart = Apart {
+        bridge: Mac([2, 0, 0, 0, 0, 0xbb]),
+        subnet: "192.168.137.0/24".parse().unwrap(),
+        gateway: [192, 168, 137, 1].into(),
+    };
+    let both = filter().prop_map(move |filter| {
+        Pass::Only(Filter {
+            apart: Some(apart),
+            ..filter
+        })
+    });
+    prop_oneof![1 => Just(Pass::Any), 2 => filter().prop_map(Pass::Only), 1 => both, 1 => Just(Pass::Apart(apart))]
 }
 
 fn world(alias: impl Strategy<Value = Option<String>>) -> impl Strategy<Value = Observed> {
     let program = prop_oneof![
         Just("0123456789ab".to_owned()),
-        filter().prop_map(|filter| filter.digest())
+        filter().prop_map(|filter| Pass::Only(filter).digest())
     ];
     (alias, any::<bool>(), prop::option::of(program)).prop_map(|(alias, up, program)| Observed {
         tap: Some(TapSeen { alias, up }),

@@ -127,7 +127,7 @@ fn forged_frames_do_not_pass_and_do_where_antispoof_is_off_which_is_changed_live
 }
 
 #[test]
-fn isolated_ports_cut_guests_from_each_other_on_the_bridge_and_from_nothing_else() {
+fn isolated_ports_cut_guests_from_each_other_also_by_way_of_the_host_and_from_nothing_else() {
     lab(|lab| {
         apply(lab, "");
         let before = uids(lab);
@@ -140,9 +140,26 @@ fn isolated_ports_cut_guests_from_each_other_on_the_bridge_and_from_nothing_else
             })
             .is_some()
         };
+        // Handed to the host, which routes it back to the bridge.
+        let reaches_by_the_host = |from: &Guest, to: &Guest| {
+            let id = lab.id();
+            from.send_ip_to(from.gateway_mac, &from.packet(id, to.ip, Udp(53)));
+            to.hear(Duration::from_millis(100), |seen| {
+                frames::marked(&seen.payload) == Some(id)
+            })
+            .is_some()
+        };
         assert!(reaches(&one, &two) && reaches(&two, &one));
+        assert!(reaches_by_the_host(&one, &two));
+        for policy in [
+            "isolate_ports: true",
+            "antispoof: false\nisolate_ports: true",
+        ] {
+            apply(lab, policy);
+            assert!(!reaches(&one, &two) && !reaches(&two, &one));
+            assert!(!reaches_by_the_host(&one, &two) && !reaches_by_the_host(&two, &one));
+        }
         apply(lab, "isolate_ports: true");
-        assert!(!reaches(&one, &two) && !reaches(&two, &one));
         let host = UdpSocket::bind("0.0.0.0:4000").unwrap();
         host.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         for guest in [&one, &two] {

@@ -5,10 +5,11 @@ use super::Engine;
 use super::climb::Reached;
 use super::step::Step;
 use crate::api::lease::Address;
-use crate::api::network::BridgeSpec;
+use crate::api::network::{BridgeSpec, Mac};
 use crate::api::rung::Rung;
 use crate::api::vm::Vm;
 use crate::owner;
+use crate::reconcile::firewall::antispoof::Apart;
 use crate::reconcile::firewall::port::{self as filter, Gate, Pass};
 use crate::reconcile::net::port::{self, Port};
 use crate::reconcile::{connection, net};
@@ -46,14 +47,15 @@ impl Engine {
             Step::Ready(seen) => seen,
             Step::Not(outcome) => return Ok(Err(outcome)),
         };
-        let mtu = seen.bridge.map_or(net::MTU, |bridge| bridge.mtu);
+        let mtu = seen.bridge.as_ref().map_or(net::MTU, |bridge| bridge.mtu);
+        let bridge_mac = seen.bridge.map(|bridge| bridge.mac);
         let place = (spec.bridge.as_str(), tap.clone());
         let connected = connection::bridged(&self.instance, uid, address, place, mtu);
         let mark = serde_json::to_string(&connected).ok();
         if !self.ready_and_take(vm, Rung::Net, mark).await? {
             return Ok(Err(Outcome::Converged));
         }
-        let pass = self.pass(vm, spec, address);
+        let pass = self.pass(vm, spec, address, bridge_mac);
         let desired = filter::Desired {
             label,
             tap,
@@ -79,13 +81,23 @@ impl Engine {
     }
 
     /// What of a bridge VM's frames may pass.
-    pub(super) fn pass(&self, vm: &Vm, spec: &BridgeSpec, address: &Address) -> Pass {
-        match spec.antispoof {
-            true => Pass::Only(filter::Filter {
+    fn pass(&self, vm: &Vm, spec: &BridgeSpec, address: &Address, bridge: Option<Mac>) -> Pass {
+        let apart = bridge
+            .zip(address.gateway())
+            .map(|(bridge, gateway)| Apart {
+                bridge,
+                subnet: address.range(),
+                gateway,
+            });
+        let apart = apart.filter(|_| spec.isolate_ports);
+        match (spec.antispoof, apart) {
+            (true, apart) => Pass::Only(filter::Filter {
                 mac: owner::vm_names(&self.instance, vm.meta.uid).guest_mac,
                 ip: address.ip(),
+                apart,
             }),
-            false => Pass::Any,
+            (false, Some(apart)) => Pass::Apart(apart),
+            (false, None) => Pass::Any,
         }
     }
 

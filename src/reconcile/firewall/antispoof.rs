@@ -15,6 +15,11 @@
 //! Every other EtherType is dropped: spanning tree, LLDP, EAPOL, PPPoE and so on are what switches and access concentrators say,
 //! and VLAN tags, one or two, in the frame or beside it, would lead past the checks.
 //!
+//! # Apart
+//! The bridge keeps isolated ports from each other, but not from the host, which routes: a guest that hands a frame for its
+//! neighbour's address to the host would see it brought. So [`Apart`] drops IPv4 to the bridge's MAC that is for the bridge's own
+//! subnet and not for the host.
+//!
 //! # Why
 //! A program that reads behind the end of a frame ends with 0, which means that the frame is *accepted*. So each part asks for the
 //! length first. Frames pass with [`PASS`], not `ACCEPT`, so that others' filters still judge them.
@@ -27,6 +32,9 @@ mod tests;
 
 use std::net::Ipv4Addr;
 
+use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+
 use crate::api::network::Mac;
 use crate::host::tc::Insn;
 
@@ -37,6 +45,7 @@ use self::assemble::{Line, assemble, op};
 /// The parts of the program, to jump to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Label {
+    Judge,
     Ipv4,
     Arp,
     ArpKind,
@@ -74,9 +83,22 @@ const PAYLOAD: u32 = 14;
 /// Behind an IPv6 header.
 const BEHIND_IPV6: u32 = PAYLOAD + 40;
 
-/// The program for a VM's TAP. Its answers are `PASS` and `DROP` of [`crate::host::tc`].
-pub fn program(mac: Mac, ip: Ipv4Addr) -> Vec<Insn> {
+/// From whom a port is kept apart, also by way of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Apart {
+    /// The bridge's MAC, by which the host is reached.
+    pub bridge: Mac,
+    /// The subnet on the bridge.
+    pub subnet: Ipv4Network,
+    /// The host's own address on it.
+    pub gateway: Ipv4Addr,
+}
+
+/// The program for a VM's TAP that keeps it from sending as another, and apart if that is wanted. Its answers are `PASS` and
+/// `DROP` of [`crate::host::tc`].
+pub fn program(mac: Mac, ip: Ipv4Addr, apart: Option<&Apart>) -> Vec<Insn> {
     let lines = [
+        apart.map(not_by_the_host).unwrap_or_default(),
         ethernet(mac),
         ipv4(ip),
         arp(mac, ip),
@@ -85,6 +107,13 @@ pub fn program(mac: Mac, ip: Ipv4Addr) -> Vec<Insn> {
         upper_ipv6(),
     ];
     assemble(&lines.concat())
+}
+
+/// The program for a VM's TAP that may send as whom it likes, but is kept apart.
+pub fn program_apart(apart: &Apart) -> Vec<Insn> {
+    let mut lines = not_by_the_host(apart);
+    lines.push(Test(op::AT_LEAST, 0, Pass, Pass));
+    assemble(&lines)
 }
 
 /// A name for a program: 12 hexadecimal digits of a hash over its instructions.
@@ -96,6 +125,28 @@ pub fn digest(program: &[Insn]) -> String {
         hasher.update(&insn.k.to_be_bytes());
     }
     hasher.finalize().to_hex()[..12].to_owned()
+}
+
+/// Whatever is too short to say, or is something else, is for what follows to judge.
+fn not_by_the_host(apart: &Apart) -> Vec<Line<Label>> {
+    let [a, b, c, d, e, f] = apart.bridge.0;
+    let rest = u32::from(u16::from_be_bytes([e, f]));
+    let on = Part(Label::Judge);
+    vec![
+        Do(op::LOAD_LENGTH, 0),
+        Test(op::AT_LEAST, PAYLOAD + 20, Next, on),
+        Do(op::LOAD_HALF, ETHERTYPE),
+        Test(op::EQUAL, IPV4, Next, on),
+        Do(op::LOAD_WORD, 0),
+        Test(op::EQUAL, u32::from_be_bytes([a, b, c, d]), Next, on),
+        Do(op::LOAD_HALF, 4),
+        Test(op::EQUAL, rest, Next, on),
+        Do(op::LOAD_WORD, PAYLOAD + 16),
+        Test(op::EQUAL, apart.gateway.to_bits(), on, Next),
+        Do(op::AND, apart.subnet.mask().to_bits()),
+        Test(op::EQUAL, apart.subnet.network().to_bits(), Drop, Next),
+        At(Label::Judge),
+    ]
 }
 
 fn ethernet(mac: Mac) -> Vec<Line<Label>> {

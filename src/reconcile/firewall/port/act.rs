@@ -3,11 +3,10 @@
 
 use super::Gate;
 use super::observe::is_ours;
-use super::plan::{Action, Desired, Pass};
+use super::plan::{Action, Desired};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::link::{Change, State};
 use crate::host::{Error, link, tc};
-use crate::reconcile::firewall::antispoof;
 
 pub(super) async fn act(gate: &Gate, desired: &Desired, action: &Action) -> Result<(), Error> {
     let Some(tap) = link::get(&gate.netlink, &desired.tap).await? else {
@@ -38,10 +37,9 @@ async fn set(gate: &Gate, tap: u32, state: State) -> Result<(), Error> {
 }
 
 async fn set_filter(gate: &Gate, desired: &Desired, tap: u32) -> Result<(), Error> {
-    let Some(Pass::Only(filter)) = desired.pass else {
+    let Some(program) = desired.pass.and_then(|pass| pass.program()) else {
         return Ok(());
     };
-    let program = antispoof::program(filter.mac, filter.ip);
     exists_is_done(tc::add_hook(&gate.netlink, tap).await)?;
     tc::replace_program(&gate.netlink, tap, &program).await
 }

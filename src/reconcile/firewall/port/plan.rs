@@ -7,9 +7,10 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::api::network::Mac;
+use crate::host::tc::Insn;
 use crate::owner::Label;
 use crate::reconcile::Conflict;
-use crate::reconcile::firewall::antispoof;
+use crate::reconcile::firewall::antispoof::{self, Apart};
 
 /// What ought to be at one VM's TAP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,6 +35,8 @@ pub enum Pass {
     Any,
     /// What [`antispoof::program`] lets pass.
     Only(Filter),
+    /// All but what reaches a neighbour by way of the host ([`antispoof::program_apart`]).
+    Apart(Apart),
 }
 
 /// What the filter is made from.
@@ -43,6 +46,9 @@ pub struct Filter {
     pub mac: Mac,
     /// The guest's.
     pub ip: Ipv4Addr,
+    /// Kept apart from its neighbours, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apart: Option<Apart>,
 }
 
 /// What is.
@@ -93,19 +99,21 @@ impl fmt::Display for Action {
     }
 }
 
-impl Filter {
-    /// The program's name.
-    pub fn digest(&self) -> String {
-        antispoof::digest(&antispoof::program(self.mac, self.ip))
-    }
-}
-
 impl Pass {
     /// A name for it, for the rung's page.
     pub fn digest(&self) -> String {
+        self.program()
+            .map_or("any".to_owned(), |program| antispoof::digest(&program))
+    }
+
+    /// What stands at the TAP; nothing when all may pass.
+    pub fn program(&self) -> Option<Vec<Insn>> {
         match self {
-            Self::Any => "any".to_owned(),
-            Self::Only(filter) => filter.digest(),
+            Self::Any => None,
+            Self::Only(Filter { mac, ip, apart }) => {
+                Some(antispoof::program(*mac, *ip, apart.as_ref()))
+            }
+            Self::Apart(apart) => Some(antispoof::program_apart(apart)),
         }
     }
 }
@@ -125,7 +133,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     }
     match pass {
         Pass::Any => Ok(unfiltered(tap, observed)),
-        Pass::Only(filter) => filtered(desired, filter, tap, observed),
+        Pass::Only(_) | Pass::Apart(_) => filtered(desired, pass, tap, observed),
     }
 }
 
@@ -156,11 +164,11 @@ fn unfiltered(tap: &TapSeen, observed: &Observed) -> Vec<Action> {
 
 fn filtered(
     desired: &Desired,
-    filter: &Filter,
+    pass: &Pass,
     tap: &TapSeen,
     observed: &Observed,
 ) -> Result<Vec<Action>, Conflict> {
-    let digest = filter.digest();
+    let digest = pass.digest();
     // Only a look that found the filter standing opens the gate.
     let standing = observed.program.as_ref() == Some(&digest);
     let mut plan = Vec::new();
@@ -168,8 +176,13 @@ fn filtered(
         (true, true) => {}
         (true, false) => plan.push(Action::OpenGate),
         (false, up) => {
-            // A filter is missing. Where none was wanted so far, flows that it will allow go on: nothing passes that did not.
-            let is_live = desired.before.as_ref() == Some(&Pass::Any.digest());
+            // Where all stands as it was last verified, the wish has changed and not the world: the new filter takes the old one's
+            // place at once, and flows that both allow go on. Nothing passes meanwhile that did not before.
+            let seen = observed
+                .program
+                .clone()
+                .unwrap_or_else(|| Pass::Any.digest());
+            let is_live = desired.before.as_ref() == Some(&seen);
             if up && !(is_live && observed.in_the_way.is_none()) {
                 plan.push(Action::ShutGate);
             }
