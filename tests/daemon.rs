@@ -13,6 +13,7 @@
 //! | `reach` | the way to bridge groups, and their quarrels |
 //! | `cni` | CNI groups, with the plugins of Debian |
 //! | `cni_faults` | plugins that fail, daemons that die |
+//! | `cni_guest` | QEMU in a CNI network |
 //! | `guests` | QEMU |
 //! | `service` | the process: signals, logs, errors, rest |
 
@@ -21,6 +22,7 @@ mod support;
 mod daemon {
     mod cni;
     mod cni_faults;
+    mod cni_guest;
     mod converge;
     mod drift;
     mod guests;
