@@ -14,8 +14,8 @@ help:
 	@echo 'make build      release binaries in $(TARGET)/release'
 	@echo 'make test       all tests; as root installs what they need'
 	@echo 'make lint       format, clippy, and cargo deny where it is installed'
-	@echo 'make demo       two guests in a private lab, judged line by line; KEEP=1 leaves it up'
-	@echo 'make bench      ratios against a shell script and against the floor'
+	@echo 'make demo       six guests in a private lab, judged line by line; KEEP=1 leaves it up'
+	@echo 'make bench      ratios against shell scripts, against the floor and against the plugins alone'
 	@echo 'make install    binaries, unit, completions, examples; PREFIX=$(PREFIX) DESTDIR='
 	@echo 'make uninstall  takes them away; configuration and state stay'
 
@@ -54,10 +54,14 @@ install: $(TARGET)/release/sliced $(TARGET)/release/slicectl
 	install -d -m 755 $(SHAREDIR)/slicectl/manifests
 	cp -R manifests/. $(SHAREDIR)/slicectl/manifests
 	chmod -R u=rwX,go=rX $(SHAREDIR)/slicectl
+	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/cni/net.d
+	@if [ -e $(DESTDIR)$(SYSCONFDIR)/cni/net.d/51-slicer.conflist ]; \
+	then echo '$(SYSCONFDIR)/cni/net.d/51-slicer.conflist is there already and stays as it is'; \
+	else install -m 644 manifests/cni/51-slicer.conflist $(DESTDIR)$(SYSCONFDIR)/cni/net.d/51-slicer.conflist; fi
 	@echo 'Installed. Host groups go to $(SYSCONFDIR)/slice/groups.d, see $(PREFIX)/share/slicectl/manifests;'
 	@echo 'start with: systemctl daemon-reload && systemctl enable --now sliced && slicectl doctor'
 
-# Configuration, state and running VMs stay.
+# Configuration, the CNI network among it, state and running VMs stay.
 uninstall:
 	rm -f $(BINDIR)/sliced $(BINDIR)/slicectl $(DESTDIR)$(UNITDIR)/sliced.service
 	rm -f $(SHAREDIR)/bash-completion/completions/slicectl $(SHAREDIR)/zsh/site-functions/_slicectl

@@ -57,7 +57,7 @@ resident_kb() { awk '/VmRSS/ { print $2 }' "/proc/$daemon/status"; }
 # build, rest, policy, restart, delete; prints `name value` lines
 life() { # GROUPS SLOTS
   local t
-  export SLICE_CONFIG_DIR=/run/groups.d SLICE_STATE_DIR=$work/state-$2 SLICE_RUN_DIR=/run/slice
+  export SLICE_CONFIG_DIR=/run/groups.d SLICE_STATE_DIR=$work/state-$MODE-$2-${CONCURRENCY:-16} SLICE_RUN_DIR=/run/slice
   export SLICE_SOCKET=/run/slice/sliced.sock SLICE_CNI_CONF_DIR=$work/cni
   mkdir -p /run/groups.d
   manifest "$1" "$2" 192.168.1.0/24 >"$work/m.yaml"

@@ -261,8 +261,9 @@ pub struct VmNames {
     pub uplink_mac: Mac,
     /// The MAC of `tap0`, the guest's gateway.
     pub tap_mac: Mac,
-    /// The MAC of the TAP as a port of a bridge. It begins with `fe`, as high as they come: a bridge without a MAC of its own
-    /// takes its ports' lowest (`br_stp_recalculate_bridge_id`), and a user's bridge must keep the one it has.
+    /// The MAC of the TAP as a port of a bridge. It begins with `fe:ff`, as high as they come: a bridge without a MAC of its own
+    /// takes its ports' lowest (`br_stp_recalculate_bridge_id`), and a user's bridge must keep the one it has. With another MAC,
+    /// even for a moment, it forgets all its neighbours (`neigh_changeaddr`), those that we pinned, too.
     pub port_mac: Mac,
     /// The MAC the guest must use.
     pub guest_mac: Mac,
@@ -350,8 +351,8 @@ fn mac(role: &str, bytes: &[u8]) -> Mac {
 }
 
 fn port_mac(id: &[u8]) -> Mac {
-    let [_, b, c, d, e, f] = mac("port", id).0;
-    Mac([0xfe, b, c, d, e, f])
+    let [_, _, c, d, e, f] = mac("port", id).0;
+    Mac([0xfe, 0xff, c, d, e, f])
 }
 
 fn digest(role: &str, bytes: &[u8]) -> [u8; 32] {

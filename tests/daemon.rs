@@ -4,10 +4,13 @@
 //!
 //! | file | what it tests |
 //! |---|---|
+//! | `bridge` | the same questions of groups in bridge mode |
+//! | `modes` | groups of all modes on one host |
 //! | `converge` | from a manifest to what stands, and what scripts rely on |
 //! | `reload` | a saved file, live and not |
 //! | `origin` | whose a group is: a file's or an apply's |
 //! | `drift` | everything that somebody can break, seen and repaired |
+//! | `bridge_drift` | the same in bridge mode |
 //! | `recovery` | kill -9, lost and broken state, two daemons |
 //! | `leftovers` | garbage |
 //! | `reach` | the way to bridge groups, and their quarrels |
@@ -20,6 +23,8 @@
 mod support;
 
 mod daemon {
+    mod bridge;
+    mod bridge_drift;
     mod cni;
     mod cni_faults;
     mod cni_guest;
@@ -27,6 +32,7 @@ mod daemon {
     mod drift;
     mod guests;
     mod leftovers;
+    mod modes;
     mod origin;
     mod reach;
     mod recovery;

@@ -21,6 +21,7 @@ fn host() -> Host {
         instance: instance(),
         run_dir: "/run/slice".into(),
         config_dir: "/run/groups.d".into(),
+        cni: slicectl::cni::Runtime::new(),
     }
 }
 

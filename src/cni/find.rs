@@ -42,6 +42,16 @@ pub(super) fn network(folder: &Path, network: &str) -> Result<Network, Error> {
     })
 }
 
+/// The names that the folder's files have, sorted. A file that cannot be read is an error.
+pub(super) fn names(folder: &Path) -> Result<Vec<String>, Error> {
+    let files = files(folder, &["conflist", "conf", "json"])?;
+    let names = files.iter().map(|path| Ok(peek(path)?.0));
+    let mut names = names.collect::<Result<Vec<_>, Error>>()?;
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
 /// The program of a plugin: the first regular file of that name.
 pub(super) fn program(folders: &[PathBuf], plugin: &str) -> Result<PathBuf, Error> {
     let candidates = folders.iter().map(|folder| folder.join(plugin));

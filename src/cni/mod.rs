@@ -113,6 +113,19 @@ impl Runtime {
         find::network(&self.conf_dir, network)
     }
 
+    /// The names of all networks that are configured, sorted.
+    pub fn networks(&self) -> Result<Vec<String>, Error> {
+        find::names(&self.conf_dir)
+    }
+
+    /// Why plugins of a network cannot be run, a line each; none: all are there.
+    pub fn lacking(&self, network: &Network) -> Vec<String> {
+        let plugins = network.plugins.iter();
+        let missing =
+            plugins.filter_map(|plugin| find::program(&self.bin_dirs, &plugin.name).err());
+        missing.map(|error| error.to_string()).collect()
+    }
+
     /// `CNI_PATH`.
     fn search_path(&self) -> OsString {
         request::search_path(&self.bin_dirs)

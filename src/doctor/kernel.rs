@@ -15,6 +15,10 @@ const NAMESPACES: &str = "network namespaces";
 const TUN: &str = "/dev/net/tun";
 const FLOWS: &str = "connection tracking";
 const IPV6: &str = "IPv6";
+/// Bridge mode stands on them.
+const BRIDGES: &str = "bridges";
+/// The anti-spoofing of bridge mode and the redirect of CNI mode.
+const FILTERS: &str = "traffic filters";
 
 /// One line each: `FEATURE yes`, `FEATURE no WHY`. All rules at once first, which is one process; only if that fails each by
 /// itself, to learn which. `-w 1`: wait a second for the lock of the older back end.
@@ -27,6 +31,15 @@ try() {
 if command -v ip >/dev/null; then
     try veth ip link add v0 type veth peer name v1
     try tap ip tuntap add t0 mode tap
+    try bridge ip link add b0 type bridge
+fi
+if command -v tc >/dev/null; then
+    hook() { tc qdisc add dev lo clsact; }
+    program() { tc filter add dev lo ingress prio 1 protocol all bpf da bytecode '1,6 0 0 0'; }
+    redirect() { tc filter add dev lo ingress prio 2 protocol all u32 match u32 0 0 action mirred egress redirect dev lo; }
+    try sch_ingress hook
+    try cls_bpf program
+    try mirred redirect
 fi
 all=yes
 if ! command -v iptables >/dev/null || ! command -v iptables-restore >/dev/null; then
@@ -60,9 +73,17 @@ fi
 "#;
 
 /// A thing that is tried: its word in [`TRIAL`], the check it belongs to, the kernel options that bring it.
-const FEATURES: [(&str, &str, &str); 10] = [
+const FEATURES: [(&str, &str, &str); 14] = [
     ("veth", "veth links", "CONFIG_VETH"),
     ("tap", "TAP links", "CONFIG_TUN"),
+    ("bridge", BRIDGES, "CONFIG_BRIDGE"),
+    ("sch_ingress", FILTERS, "CONFIG_NET_SCH_INGRESS"),
+    ("cls_bpf", FILTERS, "CONFIG_NET_CLS_BPF"),
+    (
+        "mirred",
+        FILTERS,
+        "CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED (act_mirred)",
+    ),
     (
         "comment",
         "netfilter",
@@ -153,7 +174,7 @@ fn judge_trial(said: &str) -> Vec<Check> {
         return vec![fail(NAMESPACES, "none can be made", remedy)];
     }
     let mut checks = vec![ok(NAMESPACES, "one was made and left")];
-    for name in ["veth links", "TAP links", "netfilter"] {
+    for name in ["veth links", "TAP links", BRIDGES, FILTERS, "netfilter"] {
         let parts = FEATURES.iter().filter(|(_, check, _)| *check == name);
         let parts: Vec<_> = parts
             .map(|(feature, _, option)| (*feature, *option, answer(feature)))
@@ -280,10 +301,10 @@ mod tests {
 
     #[test]
     fn what_was_not_tried_is_not_called_missing() {
-        let checks = judge_trial("namespace yes\nveth yes\ntap yes\n");
+        let checks = judge_trial("namespace yes\nveth yes\ntap yes\nbridge yes\n");
         let verdicts: Vec<_> = checks.iter().map(|check| check.verdict).collect();
         use CheckVerdict::{Ok, Warn};
-        assert_eq!(verdicts, [Ok, Ok, Ok, Warn]);
+        assert_eq!(verdicts, [Ok, Ok, Ok, Ok, Warn, Warn]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Each check is a look and a judgement. Looking may fail, and then that is what is found; judging is a pure function of
 //! what was seen. Looks run at the same time and each has a deadline of [`PATIENCE`], so all of them take less than a second.
 
+mod cni;
 mod filter;
 mod forward;
 mod kernel;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::api::view::{Check, CheckVerdict};
+use crate::cni::Runtime;
 use crate::host::netns::Netns;
 use crate::host::{Error, process};
 use crate::owner::Instance;
@@ -38,6 +40,8 @@ pub struct Host {
     pub run_dir: PathBuf,
     /// Where it reads manifests.
     pub config_dir: PathBuf,
+    /// Where it finds CNI networks and plugins.
+    pub cni: Runtime,
 }
 
 /// Looks at everything. Changes nothing: what must be tried is tried in a namespace that ends with the trial.
@@ -49,9 +53,10 @@ pub async fn examine(cx: &Host) -> Vec<Check> {
         managers::checks(cx),
         limits::checks(cx),
         vmm::checks(cx),
+        cni::checks(cx),
     );
-    let (place, kernel, filter, managers, limits, vmm) = groups;
-    [place, kernel, filter, managers, limits, vmm].concat()
+    let (place, kernel, filter, managers, limits, vmm, cni) = groups;
+    [place, kernel, filter, managers, limits, vmm, cni].concat()
 }
 
 async fn packet_filter(cx: &Host) -> Vec<Check> {

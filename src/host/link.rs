@@ -2,12 +2,13 @@
 //! Not here: what ought to be.
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::OnceLock;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Nla};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoPortData, InfoTun, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags,
-    LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortData, InfoTun, InfoVeth,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 
 use super::netlink::{self, Handle};
@@ -37,12 +38,23 @@ pub struct Link {
     pub peer_index: Option<u32>,
     /// What this namespace calls the namespace of its other end (`IFLA_LINK_NETNSID`).
     pub peer_nsid: Option<i32>,
+    /// What it does with IPv6; `None` when the kernel, or a link with so small an MTU, has none.
+    pub ipv6: Option<Ipv6>,
     /// What only TUN and TAP devices have.
     pub tun: Option<tap::TunInfo>,
     /// What only bridges have.
     pub bridge: Option<bridge::BridgeInfo>,
     /// What its bridge does with it, when `master` is a bridge.
     pub port: Option<bridge::Port>,
+}
+
+/// A link's IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6 {
+    /// `disable_ipv6`: no IPv6 packet comes in or goes out.
+    pub disabled: bool,
+    /// The kernel gives it no address by itself, and so asks for no router (`IN6_ADDR_GEN_MODE_NONE`).
+    pub bare: bool,
 }
 
 /// Up or down.
@@ -79,6 +91,15 @@ pub struct Change {
     pub state: Option<State>,
     /// The bridge to be a port of, by index; 0 takes it out.
     pub master: Option<u32>,
+    /// Which IPv6 addresses the kernel gives it by itself.
+    pub ipv6_addresses: Option<Ipv6Addresses>,
+}
+
+/// IPv6 addresses that the kernel gives a link by itself (`IFLA_INET6_ADDR_GEN_MODE`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ipv6Addresses {
+    /// None. Nothing to say, too, for a kernel without IPv6.
+    Bare,
 }
 
 /// All links of the namespace.
@@ -217,8 +238,25 @@ fn to_message(change: &Change) -> LinkMessage {
     let mac = change.mac.map(|mac| LinkAttribute::Address(mac.to_vec()));
     let mtu = change.mtu.map(LinkAttribute::Mtu);
     let master = change.master.map(LinkAttribute::Controller);
-    message.attributes = [alias, mac, mtu, master].into_iter().flatten().collect();
+    // A kernel without IPv6 would refuse the whole message for this.
+    let addresses = change.ipv6_addresses.filter(|_| has_ipv6()).map(|how| {
+        let mode = match how {
+            Ipv6Addresses::Bare => In6AddrGenMode::None,
+        };
+        let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
+        LinkAttribute::AfSpecUnspec(vec![inet6])
+    });
+    message.attributes = [alias, mac, mtu, master, addresses]
+        .into_iter()
+        .flatten()
+        .collect();
     message
+}
+
+/// Whether this kernel speaks IPv6 at all; that does not change while it runs.
+fn has_ipv6() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| std::path::Path::new("/proc/sys/net/ipv6").exists())
 }
 
 /// Reads what we want of a link's message, which may also be an event.
@@ -238,10 +276,30 @@ pub(super) fn read(message: LinkMessage) -> Link {
             LinkAttribute::Link(index) => link.peer_index = Some(index),
             LinkAttribute::LinkNetNsId(nsid) => link.peer_nsid = Some(nsid),
             LinkAttribute::LinkInfo(infos) => read_infos(&mut link, infos),
+            LinkAttribute::AfSpecUnspec(families) => link.ipv6 = read_ipv6(&families),
             _ => {}
         }
     }
     link
+}
+
+fn read_ipv6(families: &[AfSpecUnspec]) -> Option<Ipv6> {
+    let inet6 = families.iter().find_map(|family| match family {
+        AfSpecUnspec::Inet6(attributes) => Some(attributes),
+        _ => None,
+    })?;
+    let mut ipv6 = Ipv6 {
+        disabled: false,
+        bare: false,
+    };
+    for attribute in inet6 {
+        match attribute {
+            AfSpecInet6::DevConf(settings) => ipv6.disabled = settings.disable_ipv6 == 1,
+            AfSpecInet6::AddrGenMode(mode) => ipv6.bare = *mode == In6AddrGenMode::None,
+            _ => {}
+        }
+    }
+    Some(ipv6)
 }
 
 fn read_infos(link: &mut Link, infos: Vec<LinkInfo>) {

@@ -174,6 +174,41 @@ fn two_guests_reach_what_they_may_through_live_changes_and_the_death_of_the_daem
 }
 
 #[test]
+fn guests_on_a_bridge_have_their_addresses_and_reach_each_other_and_are_reached() {
+    inhabited(|house| {
+        let probes = "ping host 192.168.137.1\nping one 192.168.137.20\nping two 192.168.137.21\n";
+        let network = "bridge: brvm0\ngateway: 192.168.137.1/24\naddresses: [192.168.137.20/24, 192.168.137.21/24]";
+        let slots = house::bridge_group("web", 2, network);
+        let qemu = format!(
+            "hypervisor: qemu\n      kernel_file: {}\n      initrd_file: {}",
+            kernel(),
+            initrd(&house, probes)
+        );
+        house.apply(&slots.replace("hypervisor: none", &qemu));
+        for vm in ["web-1", "web-2"] {
+            for reached in ["host", "one", "two"] {
+                says(&house, vm, &format!("GUEST {vm} {reached} ok"), 1);
+            }
+        }
+        for address in ["192.168.137.20", "192.168.137.21"] {
+            run(&format!("busybox ping -c 1 -W 5 {address}"));
+        }
+        let before = pids(&house);
+        // A TAP that is gone is another one: the VMM is started at it.
+        let network = &house.get("vm web-1")["status"]["network"];
+        run(&format!("ip link del {}", network["tap"].as_str().unwrap()));
+        house.until("another VMM", || {
+            let now = pids(&house);
+            (now.len() == 2 && now[0] != before[0] && is_alive(now[0])).then_some(())
+        });
+        says(&house, "web-1", "GUEST web-1 two ok", 1);
+        assert_eq!(pids(&house)[1], before[1], "the other one stays");
+        house.ctl("delete hg web --wait=30s");
+        assert!(!run("ip -o link").contains("brvm0"));
+    });
+}
+
+#[test]
 fn a_killed_vmm_comes_back_and_the_event_names_how_it_ended() {
     inhabited(|house| {
         house.apply(&guests(1, &kernel(), &initrd(&house, ""), ""));

@@ -164,11 +164,11 @@ impl Model for CniModel {
                 *tap = Some(Tap {
                     owner: Some(*owner),
                     mtu: *mtu,
-                    ipv6_off: false,
+                    ipv6_off: true,
                 });
             }
             Action::SetTapMtu(mtu) => tap(desired, world).mtu = *mtu,
-            Action::DisableIpv6 => tap(desired, world).ipv6_off = true,
+            Action::StripIpv6 => tap(desired, world).ipv6_off = true,
             Action::UnlinkHandle => {
                 let handle = world.handle.take();
                 assert_eq!(handle, Some(desired.netns()), "that handle is a stranger's");

@@ -95,19 +95,19 @@ impl Model for PortModel {
                     owner: Some(*owner),
                     mac: names.port_mac,
                     mtu: world.bridge.as_ref().expect("a bridge").mtu,
-                    enslaved: false,
+                    // Of a bridge of ours it is a port from the start.
+                    enslaved: bridge_is_ours(desired, world),
                     isolated: false,
                     learning: true,
                     unicast_flood: true,
-                    ipv6_off: false,
+                    bare: true,
                 });
             }
             Action::Configure => {
                 let mtu = world.bridge.as_ref().expect("a bridge").mtu;
                 let tap = ours_mut(desired, world);
-                (tap.mac, tap.mtu) = (names.port_mac, mtu);
+                (tap.mac, tap.mtu, tap.bare) = (names.port_mac, mtu, true);
             }
-            Action::DisableIpv6 => ours_mut(desired, world).ipv6_off = true,
             Action::Enslave => {
                 let tap = ours_mut(desired, world);
                 assert!(!tap.enslaved);
@@ -169,7 +169,7 @@ impl Model for PortModel {
             is_ours(desired, tap)
                 && tap.owner == Some(slot.tap_owner)
                 && (tap.mac, tap.mtu) == (names.port_mac, bridge.mtu)
-                && (tap.enslaved, tap.ipv6_off) == (true, true)
+                && (tap.enslaved, tap.bare) == (true, true)
                 && (tap.isolated, tap.learning) == (slot.isolated, !slot.antispoof)
                 && tap.unicast_flood != slot.antispoof
         });
@@ -197,13 +197,16 @@ fn forget_port(world: &mut Observed) {
 
 /// Another MAC for the VM's address, on a bridge that is not ours.
 fn is_strange_pin(desired: &Desired, world: &Observed) -> bool {
+    let pinned = world.pinned;
+    !bridge_is_ours(desired, world) && pinned.is_some_and(|mac| mac != desired.names().guest_mac)
+}
+
+fn bridge_is_ours(desired: &Desired, world: &Observed) -> bool {
     let instance = &desired.label.instance;
-    let ours = world.bridge.as_ref().is_some_and(|bridge| {
+    world.bridge.as_ref().is_some_and(|bridge| {
         let by_birth = bridge.alias.is_none() && bridge.mac == owner::bridge_mac(instance, "brvm0");
         by_birth || bridge.alias == Some(instance.ground_label().to_string())
-    });
-    let pinned = world.pinned;
-    !ours && pinned.is_some_and(|mac| mac != desired.names().guest_mac)
+    })
 }
 
 fn slot(desired: &Desired) -> &Slot {
@@ -285,7 +288,7 @@ fn converged(desired: &Desired, bridge: BridgeSeen) -> Observed {
             isolated: slot.isolated,
             learning: !slot.antispoof,
             unicast_flood: !slot.antispoof,
-            ipv6_off: true,
+            bare: true,
         }),
         bridge: Some(bridge),
         entry: Some(Entry::Sticky),
@@ -304,7 +307,7 @@ fn tap(alias: impl Strategy<Value = Option<String>>) -> impl Strategy<Value = Ta
         any::<[bool; 5]>(),
     )
         .prop_map(|(alias, owner, mac, mtu, flags)| {
-            let [enslaved, isolated, learning, unicast_flood, ipv6_off] = flags;
+            let [enslaved, isolated, learning, unicast_flood, bare] = flags;
             TapSeen {
                 alias,
                 owner,
@@ -314,7 +317,7 @@ fn tap(alias: impl Strategy<Value = Option<String>>) -> impl Strategy<Value = Ta
                 isolated,
                 learning,
                 unicast_flood,
-                ipv6_off,
+                bare,
             }
         })
 }

@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use slicectl::api::network::Mac;
+
+use super::guest_stack::Guest;
 use super::kernel;
 
 /// For what must happen, however busy the machine is. The bounds of the specification are asked for with [`House::within`].
@@ -436,6 +439,18 @@ impl House {
     }
 }
 
+impl House {
+    /// Attaches to the TAP of a VM on a bridge, and asks for the gateway as a guest would.
+    pub fn port(&self, vm: &str) -> Guest {
+        let found = self.get(&format!("vm {vm}"));
+        let network = &found["status"]["network"];
+        let text = |key: &str| network[key].as_str().expect(key);
+        let address = |key: &str| text(key).parse().expect("an address");
+        let mac = Mac::try_from(text("mac").to_owned()).expect("a MAC").0;
+        Guest::join(text("tap"), mac, address("ip"), address("gateway"))
+    }
+}
+
 /// All that stands in the calling thread's namespaces and in every namespace in `/run/netns`: links, addresses, routes,
 /// permanent neighbours, rules and switches. What differs between two builds of the same (indices, handles) is left out.
 pub fn world() -> String {
@@ -463,6 +478,9 @@ fn look(filter: &str, more: &str) -> String {
              iptables-save | grep -v '^#' | sed 's/ \[[0-9:]*\]$//'
              ip6tables-save | grep '^:' | sed 's/ \[[0-9:]*\]$//'
              cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/disable_ipv6
+             bridge -d link show | sed -nE 'N; s/^[0-9]+: ([^:]+):.*(learning [a-z]+ flood [a-z]+).*(isolated [a-z]+).*/port \1 \2 \3/p' | sort
+             bridge fdb show | grep -w static | sort
+             tc qdisc show | sed -n 's/.*clsact .* dev \([^ ]*\) .*/\1/p' | sort | while read -r link; do echo "filters at $link"; tc filter show dev "$link" ingress; done
              {more}
 END
            )"

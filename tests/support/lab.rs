@@ -151,14 +151,9 @@ impl Lab {
         self.house.apply(&house::bridge_group(name, count, network));
     }
 
-    /// Attaches to the TAP of a VM on a bridge, and asks for the gateway as a guest would.
+    /// [`House::port`].
     pub fn port(&self, vm: &str) -> Guest {
-        let found = self.house.get(&format!("vm {vm}"));
-        let network = &found["status"]["network"];
-        let text = |key: &str| network[key].as_str().expect(key);
-        let address = |key: &str| text(key).parse().expect("an address");
-        let mac = mac(text("mac"));
-        Guest::join(text("tap"), mac, address("ip"), address("gateway"))
+        self.house.port(vm)
     }
 
     /// One VM with that network, and its guest.

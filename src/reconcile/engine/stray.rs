@@ -1,13 +1,15 @@
 //! What no object wants, off the host: all that bears the label, from the top.
 //! Not here: finding such labels ([`super::super::adopt`]).
 
+use std::net::Ipv4Addr;
+
 use tracing::info;
 
 use super::Engine;
 use super::descend::Standing;
 use crate::api::event::EventType;
 use crate::api::rung::LADDER;
-use crate::host::{self, fs, link};
+use crate::host::{self, fs, link, neigh};
 use crate::owner::{self, Label};
 use crate::reconcile::net::cni::INTENT;
 use crate::runtime::queue::Outcome;
@@ -51,11 +53,12 @@ impl Engine {
     async fn standings(&self, label: &Label) -> Result<Vec<Standing>, host::Error> {
         let text = label.to_string();
         let mut standings = Vec::new();
-        for found in link::list(&self.hands.netlink).await? {
+        let links = link::list(&self.hands.netlink).await?;
+        for found in &links {
             if found.tun.is_some() && found.alias.as_deref() == Some(text.as_str()) {
                 standings.push(Standing::Bridged {
-                    tap: found.name,
-                    place: None,
+                    tap: found.name.clone(),
+                    place: self.pinned(label, &links).await?,
                 });
             }
         }
@@ -64,6 +67,24 @@ impl Engine {
         }
         standings.push(Standing::Isolated);
         Ok(standings)
+    }
+
+    /// On which bridge the host knows the VM's MAC, and by which address: the entry outlives the TAP, and would keep the address
+    /// from everybody else.
+    async fn pinned(
+        &self,
+        label: &Label,
+        links: &[link::Link],
+    ) -> Result<Option<(String, Ipv4Addr)>, host::Error> {
+        let mac = owner::names_of(label).guest_mac;
+        let known = neigh::list(&self.hands.netlink).await?;
+        Ok(known
+            .iter()
+            .filter(|entry| entry.mac == mac.0)
+            .find_map(|entry| {
+                let link = links.iter().find(|link| link.index == entry.index)?;
+                Some((link.name.clone(), entry.ip))
+            }))
     }
 
     /// Plugins were asked for it, or are remembered to have been.

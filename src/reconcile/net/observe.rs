@@ -14,7 +14,7 @@ use crate::host::link::Link;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 use crate::host::tap::Layer;
-use crate::host::{self, Kind, addr, link, neigh, route, sysctl};
+use crate::host::{self, Kind, addr, link, neigh, route};
 use crate::owner::{TAP, UPLINK};
 
 pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, host::Error> {
@@ -75,13 +75,6 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
         Some(guest) => route::lookup(&net.netlink, guest).await? == Some((seen.index, None)),
         None => false,
     };
-    let key = settings::ipv6_off(&name);
-    let ipv6 = net
-        .home
-        .run(move || sysctl::read_many(&[&key]))
-        .await?
-        .pop()
-        .flatten();
     let addresses = match addresses(&net.netlink, seen.index).await {
         Ok(addresses) => addresses,
         // The kernel's own word: a link that was fading away has gone since it was found.
@@ -98,7 +91,7 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
         mtu: seen.mtu,
         neighbours,
         routed,
-        ipv6_off: ipv6.is_none_or(|value| value == "1"),
+        ipv6_off: seen.ipv6.is_none_or(|ipv6| ipv6.disabled),
     }))
 }
 

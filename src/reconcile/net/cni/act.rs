@@ -8,7 +8,6 @@ use ipnetwork::Ipv4Network;
 
 use super::super::files;
 use super::super::place::Room;
-use super::observe::ipv6_off;
 use super::plan::{Action, Basis};
 use super::state::{Desired, Intent};
 use super::{Attach, IFNAME, INTENT, fault, guest, tap_plugin};
@@ -16,10 +15,10 @@ use crate::api::network::TapOwner;
 use crate::cni::{Attachment, Error as CniError, Network};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::fs::Durability;
-use crate::host::link::{Change, State};
+use crate::host::link::{Change, Ipv6Addresses, State};
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
-use crate::host::{Error, addr, fs, link, netns, sysctl, tap};
+use crate::host::{Error, addr, fs, link, netns, tap};
 use crate::owner::TAP;
 
 pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> Result<(), Error> {
@@ -65,9 +64,12 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
             };
             change(attach, TAP, mtu).await
         }
-        Action::DisableIpv6 => {
-            let write = || absent_is_done(sysctl::write(&ipv6_off(TAP), "1"));
-            attach.door.inside()?.netns.run(write).await
+        Action::StripIpv6 => {
+            let bare = Change {
+                ipv6_addresses: Some(Ipv6Addresses::Bare),
+                ..Change::default()
+            };
+            change(attach, TAP, bare).await
         }
         Action::UnlinkHandle => fs::remove(&desired.handle()),
         Action::DeleteNetns(owned) => {
@@ -203,6 +205,7 @@ async fn create_tap(
     let born = Change {
         mac: Some(desired.place().names().tap_mac.0),
         mtu: Some(mtu),
+        ipv6_addresses: Some(Ipv6Addresses::Bare),
         ..Change::default()
     };
     let create = move || tap::create(TAP, owner, &born);

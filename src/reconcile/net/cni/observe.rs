@@ -11,7 +11,7 @@ use super::state::{
 };
 use super::{Attach, IFNAME, INTENT, fault, guest, one_line};
 use crate::cni::{Cached, Error, Outcome};
-use crate::host::{self, fs, link, sysctl};
+use crate::host::{self, fs, link};
 use crate::owner::TAP;
 
 pub(super) async fn observe(attach: &Attach, desired: &Desired) -> Result<Observed, host::Error> {
@@ -146,23 +146,13 @@ async fn look_inside(room: &Room, tap: &str) -> Result<Inside, host::Error> {
     };
     let tap = match link::get(&room.netlink, tap).await? {
         None => None,
-        Some(found) => {
-            let key = ipv6_off(tap);
-            let read = move || sysctl::read_many(&[&key]);
-            let ipv6 = room.netns.run(read).await?.pop().flatten();
-            Some(Tap {
-                owner: tap_owner(&found),
-                mtu: found.mtu,
-                ipv6_off: ipv6.is_none_or(|value| value == "1"),
-            })
-        }
+        Some(found) => Some(Tap {
+            owner: tap_owner(&found),
+            mtu: found.mtu,
+            ipv6_off: found.ipv6.is_none_or(|ipv6| ipv6.bare || ipv6.disabled),
+        }),
     };
     Ok(Inside { eth, tap })
-}
-
-/// With slashes: a link may have dots in its name.
-pub(super) fn ipv6_off(link: &str) -> String {
-    format!("net/ipv6/conf/{link}/disable_ipv6")
 }
 
 /// Asks the plugins, if that is still to be done and there is something to ask about.

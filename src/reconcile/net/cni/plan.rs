@@ -59,8 +59,8 @@ pub enum Action {
     CreateTap(TapOwner, u32),
     /// Give the TAP that MTU.
     SetTapMtu(u32),
-    /// Switch IPv6 off on the TAP: the namespace itself has nothing to say to the guest.
-    DisableIpv6,
+    /// Have the kernel give the TAP no IPv6 address: the namespace itself has nothing to say to the guest.
+    StripIpv6,
     /// Remove the namespace's name.
     UnlinkHandle,
     /// Remove the namespace.
@@ -86,7 +86,7 @@ impl fmt::Display for Action {
             Self::DeleteTap => write!(f, "delete the wrong {TAP}"),
             Self::CreateTap(owner, mtu) => write!(f, "create {TAP} for uid {owner}, MTU {mtu}"),
             Self::SetTapMtu(mtu) => write!(f, "set the MTU of {TAP} to {mtu}"),
-            Self::DisableIpv6 => write!(f, "disable IPv6 on {TAP}"),
+            Self::StripIpv6 => write!(f, "keep IPv6 addresses off {TAP}"),
             Self::UnlinkHandle => f.write_str("hide the namespace from ip netns"),
             Self::DeleteNetns(path) => write!(f, "delete namespace {}", path.thing().display()),
             Self::RemoveRunDir => f.write_str("remove the VM's run directory"),
@@ -173,8 +173,9 @@ fn plan_tap(want: &Want, eth: &Eth, seen: Option<&Tap>, plan: &mut Vec<Action>) 
             plan.push(Action::CreateTap(want.tap_owner, eth.mtu));
         }
     }
-    if !kept.is_some_and(|tap| tap.ipv6_off) {
-        plan.push(Action::DisableIpv6);
+    // A new one is born so.
+    if kept.is_some_and(|tap| !tap.ipv6_off) {
+        plan.push(Action::StripIpv6);
     }
 }
 

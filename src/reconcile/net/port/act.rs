@@ -2,12 +2,13 @@
 //! Not here: which steps, and in which order.
 
 use super::Port;
-use super::plan::{Action, Desired, Remains, Slot};
+use super::observe::describe;
+use super::plan::{Action, Desired, Remains, Slot, is_ours};
 use crate::api::network::TapOwner;
 use crate::host::error::{absent_is_done, exists_is_done};
-use crate::host::link::{Change, Link};
-use crate::host::{Error, bridge, fdb, link, neigh, sysctl, tap};
-use crate::reconcile::net::{files, settings};
+use crate::host::link::{Change, Ipv6Addresses, Link};
+use crate::host::{Error, bridge, fdb, link, neigh, tap};
+use crate::reconcile::net::files;
 
 pub(super) async fn act(port: &Port, desired: &Desired, action: &Action) -> Result<(), Error> {
     match (action, &desired.slot) {
@@ -17,7 +18,6 @@ pub(super) async fn act(port: &Port, desired: &Desired, action: &Action) -> Resu
         (Action::WriteRecord, Some(slot)) => files::write_record(&desired.vm_dir(), &slot.record),
         (Action::CreateTap(owner), Some(slot)) => create_tap(port, desired, slot, *owner).await,
         (Action::Configure, Some(slot)) => configure(port, desired, slot).await,
-        (Action::DisableIpv6, Some(_)) => disable_ipv6(port, desired).await,
         (Action::Enslave, Some(slot)) => enslave(port, desired, slot).await,
         (Action::SetPort, Some(slot)) => set_port(port, desired, slot).await,
         (Action::PinMac, Some(_)) => pin_mac(port, desired).await,
@@ -26,7 +26,6 @@ pub(super) async fn act(port: &Port, desired: &Desired, action: &Action) -> Resu
             Action::WriteRecord
             | Action::CreateTap(_)
             | Action::Configure
-            | Action::DisableIpv6
             | Action::Enslave
             | Action::SetPort
             | Action::PinMac
@@ -50,6 +49,7 @@ async fn create_tap(
     owner: TapOwner,
 ) -> Result<(), Error> {
     let bridge = find(port, &slot.bridge).await?;
+    let seen = describe(&bridge);
     let owner = tap::Owner {
         uid: owner.uid,
         gid: owner.gid,
@@ -58,28 +58,37 @@ async fn create_tap(
         alias: Some(desired.label.to_string()),
         mac: Some(desired.names().port_mac.0),
         mtu: Some(bridge.mtu),
+        master: is_ours(desired, slot, &seen).then_some(bridge.index),
+        ipv6_addresses: Some(Ipv6Addresses::Bare),
         ..Change::default()
     };
     let name = desired.tap.clone();
     let create = move || tap::create(&name, owner, &born);
-    exists_is_done(port.home.run(create).await)
+    let made = exists_is_done(port.home.run(create).await);
+    made.map_err(|error| full(slot, error))
+}
+
+/// `find_portno` of net/bridge/br_if.c: port numbers have ten bits, and 0 is none.
+fn full(slot: &Slot, error: Error) -> Error {
+    match error.source.raw_os_error() {
+        Some(libc::EXFULL) => Error::other(
+            "add a port to bridge",
+            &slot.bridge,
+            "it has 1023 ports, and no bridge can have more",
+        ),
+        _ => error,
+    }
 }
 
 async fn configure(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Error> {
     let right = Change {
         mac: Some(desired.names().port_mac.0),
         mtu: Some(find(port, &slot.bridge).await?.mtu),
+        ipv6_addresses: Some(Ipv6Addresses::Bare),
         ..Change::default()
     };
     let tap = find_tap(port, desired).await?;
     link::set(&port.netlink, tap.index, &right).await
-}
-
-async fn disable_ipv6(port: &Port, desired: &Desired) -> Result<(), Error> {
-    find_tap(port, desired).await?;
-    let key = settings::ipv6_off(&desired.tap);
-    let write = move || absent_is_done(sysctl::write(&key, "1"));
-    port.home.run(write).await
 }
 
 /// One at a time, so that each sees which MAC the bridge had before.
@@ -96,15 +105,7 @@ async fn enslave(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Erro
         ..Change::default()
     };
     let done = link::set(&port.netlink, tap.index, &under).await;
-    done.map_err(|error| match error.source.raw_os_error() {
-        // `find_portno` of net/bridge/br_if.c: port numbers have ten bits, and 0 is none.
-        Some(libc::EXFULL) => Error::other(
-            "add a port to bridge",
-            &slot.bridge,
-            "it has 1023 ports, and no bridge can have more",
-        ),
-        _ => error,
-    })?;
+    done.map_err(|error| full(slot, error))?;
     let after = find(port, &slot.bridge).await?;
     if after.mac == before.mac || after.mac != tap.mac {
         return Ok(());

@@ -5,9 +5,9 @@ use super::Port;
 use super::plan::{BridgeSeen, Desired, Entry, Observed, TapSeen};
 use crate::api::network::Mac;
 use crate::host::link::Link;
-use crate::host::{self, fdb, link, neigh, sysctl};
+use crate::host::{self, fdb, link, neigh};
+use crate::reconcile::net::files;
 use crate::reconcile::net::observe::{mac, tap_owner};
-use crate::reconcile::net::{files, settings};
 
 pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, host::Error> {
     let files::Seen { record, dir } = files::observe(&desired.vm_dir())?;
@@ -37,29 +37,14 @@ pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, 
         observed.entry = observe_entry(port, desired, bridge.index, tap.as_ref()).await?;
     }
     let master = bridge.as_ref().map(|bridge| bridge.index);
-    observed.bridge = bridge.map(|bridge| BridgeSeen {
-        bridge: is_bridge(&bridge),
-        alias: bridge.alias,
-        mac: mac(bridge.mac),
-        mtu: bridge.mtu,
-    });
-    observed.tap = match tap {
-        Some(tap) => Some(observe_tap(port, desired, &tap, master).await?),
-        None => None,
-    };
+    observed.bridge = bridge.as_ref().map(describe);
+    observed.tap = tap.map(|tap| describe_tap(&tap, master));
     Ok(observed)
 }
 
-async fn observe_tap(
-    port: &Port,
-    desired: &Desired,
-    tap: &Link,
-    master: Option<u32>,
-) -> Result<TapSeen, host::Error> {
-    let key = settings::ipv6_off(&desired.tap);
-    let ipv6 = port.home.run(move || sysctl::read_many(&[&key])).await?;
+fn describe_tap(tap: &Link, master: Option<u32>) -> TapSeen {
     let flags = tap.port.unwrap_or_default();
-    Ok(TapSeen {
+    TapSeen {
         alias: tap.alias.clone(),
         owner: tap_owner(tap),
         mac: mac(tap.mac),
@@ -68,9 +53,8 @@ async fn observe_tap(
         isolated: flags.isolated,
         learning: flags.learning,
         unicast_flood: flags.unicast_flood,
-        // A kernel without IPv6 has none to switch off.
-        ipv6_off: ipv6.into_iter().flatten().all(|value| value == "1"),
-    })
+        bare: tap.ipv6.is_none_or(|ipv6| ipv6.bare || ipv6.disabled),
+    }
 }
 
 async fn observe_entry(
@@ -88,6 +72,15 @@ async fn observe_entry(
             Entry::Other
         }
     }))
+}
+
+pub(super) fn describe(bridge: &Link) -> BridgeSeen {
+    BridgeSeen {
+        bridge: is_bridge(bridge),
+        alias: bridge.alias.clone(),
+        mac: mac(bridge.mac),
+        mtu: bridge.mtu,
+    }
 }
 
 fn is_bridge(link: &Link) -> bool {

@@ -91,8 +91,8 @@ pub struct TapSeen {
     pub learning: bool,
     /// Frames to unknown addresses go out here.
     pub unicast_flood: bool,
-    /// The host speaks no IPv6 on it.
-    pub ipv6_off: bool,
+    /// The host has no IPv6 address on it, and so says nothing there by itself.
+    pub bare: bool,
 }
 
 /// A link called as the bridge.
@@ -127,10 +127,8 @@ pub enum Action {
     DeleteTap(Owned<String>),
     /// Make the TAP, labelled, down.
     CreateTap(TapOwner),
-    /// Set MAC and MTU.
+    /// Set MAC and MTU, and have the kernel give it no IPv6 address.
     Configure,
-    /// Switch IPv6 off on the TAP: what the host says there, it says to the guest alone, and no one listens to the answer.
-    DisableIpv6,
     /// Make the TAP a port of the bridge.
     Enslave,
     /// Set what the bridge does with the port.
@@ -152,7 +150,6 @@ impl fmt::Display for Action {
             Self::DeleteTap(tap) => write!(f, "delete TAP {}", tap.thing()),
             Self::CreateTap(owner) => write!(f, "create the TAP for uid {owner}"),
             Self::Configure => f.write_str("set MAC and MTU of the TAP"),
-            Self::DisableIpv6 => f.write_str("disable IPv6 on the host's side of the TAP"),
             Self::Enslave => f.write_str("make the TAP a port of the bridge"),
             Self::SetPort => f.write_str("set isolation, learning and flooding of the port"),
             Self::PinMac => f.write_str("pin the guest's MAC to the port"),
@@ -219,7 +216,9 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
     }
     let kept = plan_tap(desired, slot, bridge, observed.tap.as_ref(), &mut plan)?;
     let enslaved = kept.is_some_and(|tap| tap.enslaved);
-    if !enslaved {
+    // A new TAP is born a port of a bridge of ours, whose MAC is its own whatever its ports'.
+    let born_enslaved = kept.is_none() && is_ours(desired, slot, bridge);
+    if !enslaved && !born_enslaved {
         plan.push(Action::Enslave);
     }
     // A new port has the kernel's flags, and its entries are gone with the old one.
@@ -262,13 +261,10 @@ fn plan_tap<'a>(
     }
     match kept {
         None => plan.push(Action::CreateTap(slot.tap_owner)),
-        Some(tap) if tap.mac != desired.names().port_mac || tap.mtu != bridge.mtu => {
+        Some(tap) if tap.mac != desired.names().port_mac || tap.mtu != bridge.mtu || !tap.bare => {
             plan.push(Action::Configure);
         }
         Some(_) => {}
-    }
-    if !kept.is_some_and(|tap| tap.ipv6_off) {
-        plan.push(Action::DisableIpv6);
     }
     Ok(kept)
 }
@@ -281,16 +277,10 @@ fn plan_neighbour(
     plan: &mut Vec<Action>,
 ) -> Result<(), Conflict> {
     let guest = desired.names().guest_mac;
-    let ground = desired.label.instance.ground_label();
-    let bridge_is_ours = || {
-        let alias = bridge.alias.as_deref();
-        let claimed = ground.claim_bridge(&slot.bridge, alias, bridge.mac);
-        claimed.is_some()
-    };
     match pinned {
         Some(mac) if mac == guest => Ok(()),
         // On a bridge of somebody else it is somebody else's, and two machines have one address.
-        Some(mac) if !bridge_is_ours() => Err(Conflict {
+        Some(mac) if !is_ours(desired, slot, bridge) => Err(Conflict {
             thing: format!("the permanent neighbour {} at {mac}", slot.ip),
             remedy: format!(
                 "remove it: ip neigh del {} dev {}; or keep that address from the group",
@@ -302,6 +292,14 @@ fn plan_neighbour(
             Ok(())
         }
     }
+}
+
+/// The bridge is the ground's.
+pub(super) fn is_ours(desired: &Desired, slot: &Slot, bridge: &BridgeSeen) -> bool {
+    let ground = desired.label.instance.ground_label();
+    let alias = bridge.alias.as_deref();
+    let claimed = ground.claim_bridge(&slot.bridge, alias, bridge.mac);
+    claimed.is_some()
 }
 
 fn has_flags(tap: &TapSeen, slot: &Slot) -> bool {

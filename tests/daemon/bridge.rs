@@ -1,0 +1,313 @@
+//! Bridge groups from the manifest on: what is derived, changed live, adopted after a death, found in the way, and left over.
+//! Not here: drift (`bridge_drift`), packets; a crash after every single action (in process).
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::frames;
+use crate::support::house::{self, House, bridge_group, empty, inhabited};
+use crate::support::kernel::{Canaries, ip, run};
+
+const WEB: &str = "bridge: brvm0\ntap_prefix: vmtap\ngateway: 192.168.137.1/24";
+
+/// A reload's bound.
+const BOUND: Duration = Duration::from_secs(1);
+
+fn web(count: u32, more: &str) -> String {
+    bridge_group("web", count, &format!("{WEB}\n{more}"))
+}
+
+/// uid and address of each VM.
+fn identities(house: &House) -> Vec<[Value; 2]> {
+    let list = house.get("vms");
+    let items = list["items"].as_array().expect("items").iter();
+    let pair = |vm: &Value| {
+        let address = vm["status"]["network"]["ip"].clone();
+        [vm["metadata"]["uid"].clone(), address]
+    };
+    items.map(pair).collect()
+}
+
+fn ready(house: &House, count: u32) -> Option<()> {
+    let status = &house.get("hg web")["status"];
+    (status["ready"] == true && status["ready_count"] == count && status["current"] == count)
+        .then_some(())
+}
+
+#[test]
+fn the_shortest_group_derives_bridge_taps_gateway_and_addresses() {
+    inhabited(|house| {
+        house
+            .apply("config: {hypervisor: none, host_groups: [{name: web, count: 2, network: {}}]}");
+        let network = house.get("vm web-2")["status"]["network"].clone();
+        let text = |key: &str| network[key].as_str().expect(key).to_owned();
+        let (bridge, tap, gateway) = (text("host_link"), text("tap"), text("gateway"));
+        assert_eq!(
+            (&network["mode"], &network["netns"]),
+            (&json!("bridge"), &Value::Null)
+        );
+        assert_eq!(network["prefix_len"], 24);
+        assert!(
+            gateway.starts_with("192.168.") && gateway.ends_with(".1"),
+            "{gateway}"
+        );
+        let found = ip(&format!("addr show dev {bridge}"));
+        assert_eq!(found[0]["linkinfo"]["info_kind"], "bridge");
+        assert_eq!(found[0]["addr_info"][0]["local"], gateway.as_str());
+        let port = &ip(&format!("link show dev {tap}"))[0];
+        assert_eq!(port["master"], bridge.as_str());
+        assert!(port["ifalias"].as_str().unwrap().contains("/vm/web-2@"));
+        assert_ne!(text("ip"), house.get("vm web-1")["status"]["network"]["ip"]);
+        assert_eq!(house.get("lease web-2")["ip"], network["ip"]);
+    });
+}
+
+#[test]
+fn only_the_vm_whose_address_left_the_list_is_replaced() {
+    inhabited(|house| {
+        let listed = |second: &str| {
+            web(
+                3,
+                &format!("addresses: [192.168.137.2/24, {second}/24, 192.168.137.4/24]"),
+            )
+        };
+        house.save("web.yaml", &listed("192.168.137.3"));
+        house.until("the group", || ready(&house, 3));
+        let before = identities(&house);
+        house.save("web.yaml", &listed("192.168.137.33"));
+        let after = house.until("the new address", || {
+            let now = identities(&house);
+            (now.get(1)?[1] == "192.168.137.33" && ready(&house, 3).is_some()).then_some(now)
+        });
+        assert_eq!((&after[0], &after[2]), (&before[0], &before[2]));
+        assert_ne!(after[1][0], before[1][0], "another VM");
+        house.save(
+            "web.yaml",
+            &listed("192.168.137.33").replace("count: 3", "count: 1"),
+        );
+        house.within(BOUND, "one VM", || ready(&house, 1));
+        house.until("one TAP", || {
+            (run("ip -o link show master brvm0").lines().count() == 1).then_some(())
+        });
+        house.save("web.yaml", &listed("192.168.137.33"));
+        house.within(BOUND, "three VMs", || ready(&house, 3));
+        let grown = identities(&house);
+        assert_eq!(grown[0], before[0]);
+        assert_eq!(grown[1][1], "192.168.137.33");
+    });
+}
+
+#[test]
+fn a_replaced_vm_on_a_bridge_keeps_its_address() {
+    inhabited(|house| {
+        house.save("web.yaml", &web(2, ""));
+        house.until("the group", || ready(&house, 2));
+        let before = identities(&house);
+        house.save("web.yaml", &web(2, "").replace("vcpu: 1", "vcpu: 2"));
+        let after = house.until("replaced", || {
+            let now = identities(&house);
+            let other = now.iter().zip(&before).all(|(new, old)| new[0] != old[0]);
+            (other && ready(&house, 2).is_some()).then_some(now)
+        });
+        for (old, new) in before.iter().zip(&after) {
+            assert_eq!(old[1], new[1]);
+        }
+        assert_eq!(run("ip -o link show master brvm0").lines().count(), 2);
+    });
+}
+
+#[test]
+fn kill_9_and_a_restart_take_no_action_on_a_bridge_and_lose_no_packet() {
+    inhabited(|mut house| {
+        house.save("web.yaml", &web(4, ""));
+        house.until("the group", || ready(&house, 4));
+        let guest = house.port("web-1");
+        let before = (house::world_to_the_last_handle(), identities(&house));
+        let host = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let (sent, stop) = (AtomicU32::new(0), AtomicBool::new(false));
+        let heard = Mutex::new(0..0);
+        std::thread::scope(|scope| {
+            let (guest, sent, stop, heard) = (&guest, &sent, &stop, &heard);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let number = sent.load(Ordering::Relaxed);
+                    host.send_to(&frames::mark(number), (guest.ip, 9))
+                        .expect("sent");
+                    let came = guest.hear(Duration::from_secs(1), |seen| {
+                        frames::marked(&seen.payload) == Some(number)
+                    });
+                    if came.is_some() {
+                        heard.lock().unwrap().end = number + 1;
+                    }
+                    sent.store(number + 1, Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            house.kill();
+            house.start();
+            house.ctl("wait hg/web --for ready --timeout 20s");
+            house.stays(Duration::from_secs(1), || house.messages("", "Drift"));
+            stop.store(true, Ordering::Relaxed);
+        });
+        let sent = sent.into_inner();
+        assert!(sent > 200, "only {sent}");
+        assert_eq!(heard.into_inner().unwrap(), 0..sent);
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
+        assert_eq!(
+            (house::world_to_the_last_handle(), identities(&house)),
+            before
+        );
+    });
+}
+
+#[test]
+fn a_lost_database_is_made_anew_from_the_vms_on_a_bridge() {
+    inhabited(|mut house| {
+        house.save("web.yaml", &web(3, "isolate_ports: true"));
+        house.until("the group", || ready(&house, 3));
+        let before = (house::world_to_the_last_handle(), identities(&house));
+        house.kill();
+        std::fs::remove_dir_all(house.state()).unwrap();
+        house.start();
+        house.ctl("wait hg/web --for ready --timeout 20s");
+        house.stays(Duration::from_secs(1), || house.messages("", "Drift"));
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
+        assert_eq!(
+            (house::world_to_the_last_handle(), identities(&house)),
+            before
+        );
+    });
+}
+
+#[test]
+fn after_a_reboot_the_bridge_comes_back_with_the_same_leases() {
+    let shelf = tempfile::tempdir().unwrap();
+    let before = Mutex::new(Value::Null);
+    let leases = |house: &House| -> Value {
+        let leases = house.get("leases");
+        let items = leases["items"].as_array().unwrap().iter();
+        items.map(|lease| lease["ip"].clone()).collect()
+    };
+    inhabited(|mut house| {
+        house.apply(&web(3, ""));
+        house.apply(&web(2, ""));
+        *before.lock().unwrap() = leases(&house);
+        house.stop();
+        run(&format!(
+            "cp -a {}/. {}",
+            house.state().display(),
+            shelf.path().display()
+        ));
+    });
+    empty(|mut house| {
+        run(&format!(
+            "cp -a {}/. {}",
+            shelf.path().display(),
+            house.state().display()
+        ));
+        house.start();
+        house.until("the ports", || {
+            let ports = run("ip -o link show type tun").lines().count();
+            (ports == 2 && ready(&house, 2).is_some()).then_some(())
+        });
+        assert_eq!(leases(&house), *before.lock().unwrap());
+        assert_eq!(run("ip -o link show master brvm0").lines().count(), 2);
+    });
+}
+
+#[test]
+fn a_strangers_link_under_a_taps_name_is_a_conflict_with_a_remedy_and_heals_when_it_goes() {
+    inhabited(|house| {
+        run("ip link add vmtap1 type bridge; ip link set vmtap1 alias mine");
+        let theirs = run("ip -o link show vmtap1");
+        let file = house.write("web.yaml", &web(2, ""));
+        house.ctl(&format!("apply -f {file}"));
+        let told = house.until("the conflict", || {
+            let vm = house.get("vm web-2");
+            let conditions = vm["status"]["conditions"].as_array()?.iter();
+            let mut found = conditions.filter(|c| c["reason"] == "Conflict" && c["type"] == "Net");
+            Some(found.next()?["message"].as_str()?.to_owned())
+        });
+        assert!(
+            told.contains("vmtap1") && told.contains("ip link set vmtap1"),
+            "{told}"
+        );
+        house.ctl("wait vm/web-1 --for ready --timeout 10s");
+        assert_eq!(run("ip -o link show vmtap1"), theirs);
+        run("ip link set vmtap1 name theirs");
+        house.ctl("wait hg/web --for ready --timeout 20s");
+        house.ctl("delete hg web --wait=20s");
+        assert!(run("ip -o link show theirs").contains("alias mine"));
+    });
+}
+
+#[test]
+fn a_port_that_nobody_wants_goes_with_its_neighbour_entry_and_the_others_stay() {
+    inhabited(|mut house| {
+        let canaries = Canaries::release();
+        run(
+            "ip link add br0 type bridge forward_delay 0; ip link set br0 up; ip addr add 192.168.137.1/24 dev br0",
+        );
+        let group = |count| {
+            web(count, "addresses: [192.168.137.2/24, 192.168.137.3/24]").replace("brvm0", "br0")
+        };
+        house.apply(&group(2));
+        let kept = identities(&house)[0].clone();
+        let lost = house.get("vm web-2")["metadata"]["uid"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        house.kill();
+        // Neither the store nor a record knows of the second any more.
+        std::fs::remove_dir_all(house.state()).unwrap();
+        std::fs::remove_file(house.run.join("vm").join(&lost).join("record.json")).unwrap();
+        house.start();
+        house.until("it is gone", || {
+            (!run("ip -o link").contains(&lost)).then_some(())
+        });
+        house.apply(&group(2));
+        let now = identities(&house);
+        assert_eq!(now[0], kept);
+        assert_ne!(now[1][0], lost.as_str());
+        house.ctl("delete hg web --wait=20s");
+        assert_eq!(
+            run("ip neigh show dev br0 nud permanent; ip -o link show master br0"),
+            ""
+        );
+        canaries.assert_alive();
+    });
+}
+
+#[test]
+fn two_daemons_with_a_bridge_each_let_each_other_be() {
+    inhabited(|house| {
+        house.apply(&web(2, ""));
+        let mut other = House::new("other");
+        other.start();
+        let amber = "bridge: brvm1\ntap_prefix: amber\ngateway: 192.168.138.1/24";
+        other.apply(&bridge_group("amber", 2, amber));
+        let together = house::world_to_the_last_handle();
+        other.ctl("gc");
+        house.ctl("gc");
+        house.stays(Duration::from_millis(1200), || {
+            (house.messages("", "Drift"), other.messages("", "Drift"))
+        });
+        assert_eq!(house::world_to_the_last_handle(), together);
+        // The name of a bridge of another daemon's: used, not taken.
+        other.apply(&bridge_group(
+            "guest",
+            1,
+            &WEB.replace("vmtap", "other")
+                .replace("/24", "/24\naddresses: [192.168.137.77/24]"),
+        ));
+        other.ctl("delete hg guest amber --wait=20s");
+        other.stop();
+        house.stays(Duration::from_millis(800), || house.messages("", "Drift"));
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
+        house.ctl("wait hg/web --for ready --timeout 5s");
+        assert_eq!(run("ip -o link show master brvm0").lines().count(), 2);
+    });
+}
