@@ -16,6 +16,7 @@
 //! | `reach` | the way to bridge groups, and their quarrels |
 //! | `cni` | CNI groups, with the plugins of Debian |
 //! | `cni_faults` | plugins that fail, daemons that die |
+//! | `cni_guest` | QEMU in a CNI network |
 //! | `guests` | QEMU |
 //! | `service` | the process: signals, logs, errors, rest |
 
@@ -26,6 +27,7 @@ mod daemon {
     mod bridge_drift;
     mod cni;
     mod cni_faults;
+    mod cni_guest;
     mod converge;
     mod drift;
     mod guests;

@@ -25,7 +25,7 @@ fn guest_dir() -> PathBuf {
 }
 
 /// The base guest with these probes.
-fn initrd(house: &House, probes: &str) -> String {
+pub fn initrd(house: &House, probes: &str) -> String {
     let words = house.write("probes", probes);
     let out = house.dir.path().join("initrd").display().to_string();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/guest/with-probes.sh");
@@ -44,11 +44,11 @@ fn guests(count: u32, kernel: &str, initrd: &str, network: &str) -> String {
     slots.replace("hypervisor: none", &qemu)
 }
 
-fn kernel() -> String {
+pub fn kernel() -> String {
     guest_dir().join("vmlinuz").display().to_string()
 }
 
-fn pids(house: &House) -> Vec<u32> {
+pub fn pids(house: &House) -> Vec<u32> {
     let list = house.get("vms");
     let items = list["items"].as_array().expect("items").iter();
     let pid = |vm: &Value| {
@@ -60,7 +60,7 @@ fn pids(house: &House) -> Vec<u32> {
 }
 
 /// Until the guest has said it on its console, `times` times.
-fn says(house: &House, vm: &str, words: &str, times: usize) {
+pub fn says(house: &House, vm: &str, words: &str, times: usize) {
     house.until(&format!("{vm} says {words}"), || {
         let log = house.try_ctl(&format!("logs {vm}")).stdout;
         (String::from_utf8_lossy(&log).matches(words).count() >= times).then_some(())
