@@ -20,7 +20,7 @@ const PTP: Scene = Scene {
     template: || plugged(NETWORK),
     strangers: NETWORKS,
     settlers: "true",
-    build: 20,
+    build: 18,
     teardown: 10,
 };
 
