@@ -25,8 +25,8 @@ pub struct Swept {
 
 /// DEL by the cache's record, be it of an ADD that was cut short, for every container of ours that is no living VM's; where
 /// there was one, GC, too (for networks of 1.1.0), with what all runtimes of this host remember as valid; then the
-/// reservations of `host-local` in these and in the `networks` named. What bears no name of ours stays. Every failure is noted,
-/// and stops nothing.
+/// reservations of `host-local` in these and in the `networks` named, but for containers whose DEL has failed: their interface may
+/// still have the address. What bears no name of ours stays. Every failure is noted, and stops nothing else.
 ///
 /// Which VMs are `living` is asked anew each time: VMs are made while this goes on, and each is stored before its plugins run.
 pub async fn sweep(
@@ -63,12 +63,24 @@ pub async fn sweep(
             left.entry(name.clone()).or_insert(network);
         }
     }
+    let Some(attached) = remembered_containers(runtime, &mut swept) else {
+        return swept;
+    };
+    let gone = |container: &str| stale(container) && !attached.contains(container);
     for network in left.values() {
-        let removed = runtime.sweep_host_local(network, stale);
+        let removed = runtime.sweep_host_local(network, gone);
         let removed = note(removed, &mut swept).unwrap_or_default();
         swept.reservations.extend(removed);
     }
     swept
+}
+
+/// Every container that the cache has something of; none: that cannot be told.
+fn remembered_containers(runtime: &Runtime, swept: &mut Swept) -> Option<BTreeSet<String>> {
+    let finished = note(runtime.attachments(), swept)?;
+    let unfinished = note(runtime.unfinished(), swept)?;
+    let all = finished.into_iter().chain(unfinished);
+    Some(all.map(|cached| cached.attachment.container_id).collect())
 }
 
 fn note<T>(result: Result<T, cni::Error>, swept: &mut Swept) -> Option<T> {
