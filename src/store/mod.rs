@@ -76,6 +76,9 @@ struct Shared {
     events: Events,
 }
 
+/// Tells that a transaction is on the disk, or why it was taken back.
+type Durable = oneshot::Receiver<Result<(), String>>;
+
 /// One transaction on its way to the disk.
 struct Commit {
     writes: Vec<txn::Write>,
@@ -131,45 +134,67 @@ impl Store {
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let (value, durable) = {
-            let mut world = lock(&self.shared.world);
-            let mut txn = Txn::new(&mut world);
-            let value = match change(&mut txn) {
-                Ok(value) => value,
-                Err(error) => {
-                    txn.roll_back();
-                    return Err(error);
-                }
-            };
-            let (writes, undo, changes) = txn.finish();
-            if writes.is_empty() {
-                return Ok(value);
-            }
-            let (done, durable) = oneshot::channel();
-            // Queued under the world's lock: commits reach the disk in the order they were made.
-            let sent = lock(&self.shared.queue).as_ref().map(|queue| {
-                queue.send(Commit {
-                    writes,
-                    undo,
-                    changes: changes.clone(),
-                    done,
-                })
-            });
-            drop(world);
-            if !matches!(sent, Some(Ok(()))) {
-                return Err(Error::Write("the database is closed".into()).into());
-            }
-            for change in changes {
-                // No watcher is no error.
-                let _ = self.shared.changes.send(change);
-            }
-            (value, durable)
-        };
-        match durable.await {
-            Ok(Ok(())) => Ok(value),
-            Ok(Err(why)) => Err(Error::Write(why).into()),
-            Err(_) => Err(Error::Write("the database is closed".into()).into()),
+        let (value, durable) = self.queue(change)?;
+        match durable {
+            None => Ok(value),
+            Some(durable) => match durable.await {
+                Ok(Ok(())) => Ok(value),
+                Ok(Err(why)) => Err(Error::Write(why).into()),
+                Err(_) => Err(Error::Write("the database is closed".into()).into()),
+            },
         }
+    }
+
+    /// As [`Store::write`], but does not wait: durable soon, and after all that was written before. For what was found out and
+    /// would be found out again after a crash; never for what must be remembered before the host is touched.
+    ///
+    /// # Errors
+    /// What `change` said, or [`Error::Write`] when the database is closed.
+    pub fn write_behind<T, E: From<Error>>(
+        &self,
+        change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let (value, _nobody_waits) = self.queue(change)?;
+        Ok(value)
+    }
+
+    /// Changes the world, and has it written; tells when that is done. Nothing to tell: nothing has changed.
+    fn queue<T, E: From<Error>>(
+        &self,
+        change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
+    ) -> Result<(T, Option<Durable>), E> {
+        let mut world = lock(&self.shared.world);
+        let mut txn = Txn::new(&mut world);
+        let value = match change(&mut txn) {
+            Ok(value) => value,
+            Err(error) => {
+                txn.roll_back();
+                return Err(error);
+            }
+        };
+        let (writes, undo, changes) = txn.finish();
+        if writes.is_empty() {
+            return Ok((value, None));
+        }
+        let (done, durable) = oneshot::channel();
+        // Queued under the world's lock: commits reach the disk in the order they were made.
+        let sent = lock(&self.shared.queue).as_ref().map(|queue| {
+            queue.send(Commit {
+                writes,
+                undo,
+                changes: changes.clone(),
+                done,
+            })
+        });
+        drop(world);
+        if !matches!(sent, Some(Ok(()))) {
+            return Err(Error::Write("the database is closed".into()).into());
+        }
+        for change in changes {
+            // No watcher is no error.
+            let _ = self.shared.changes.send(change);
+        }
+        Ok((value, Some(durable)))
     }
 
     /// Changes from now on. A lagging receiver must look at everything.

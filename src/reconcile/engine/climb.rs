@@ -11,13 +11,13 @@ use crate::api::lease::{Address, Lease};
 use crate::api::meta::Uid;
 use crate::api::network::{Connection, NetworkSpec};
 use crate::api::rung::{LADDER, Rung};
-use crate::api::vm::Vm;
+use crate::api::vm::{Hypervisor, Vm};
 use crate::clock;
 use crate::host::process::Identity;
 use crate::reconcile::fold::ProcessMark;
 use crate::reconcile::record::Record;
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Gate, LeaseError};
+use crate::store::{self, Gate, LeaseError, Txn};
 
 /// How far a VM has climbed before its VMM: it is connected, or why not yet.
 pub(super) type Reached = Result<Connection, Outcome>;
@@ -92,6 +92,8 @@ impl Engine {
     }
 
     /// Writes that a rung is Ready and takes the next one, in one transaction. False: the next one cannot be taken.
+    ///
+    /// It is waited for until that is durable if the next rung will touch the host.
     pub(super) async fn ready_and_take(
         &self,
         vm: &Vm,
@@ -100,21 +102,25 @@ impl Engine {
     ) -> Result<bool, store::Error> {
         let now = clock::now();
         let (uid, generation) = (vm.meta.uid, vm.meta.generation);
-        self.write(|txn| {
+        let next = LADDER.into_iter().find(|next| *next > rung);
+        let change = |txn: &mut Txn<'_>| {
             let found = (Status::True, Reason::Converged, String::new());
             txn.set_condition(uid, rung, found, generation, now)?;
             if mark.is_some() {
                 txn.set_mark(uid, rung, mark)?;
             }
-            let Some(next) = LADDER.into_iter().find(|next| *next > rung) else {
+            let Some(next) = next else {
                 return Ok(true);
             };
             Ok(match txn.take_rung(uid, next, now)? {
                 Gate::Open(now) => now.meta.generation == generation,
                 Gate::Closed(_) | Gate::Gone => false,
             })
-        })
-        .await
+        };
+        match (next, vm.spec.hypervisor) {
+            (None, _) | (Some(Rung::Vmm), Hypervisor::None) => self.store.write_behind(change),
+            (Some(_), _) => self.write(change).await,
+        }
     }
 
     /// The last rung. A VMM that ends again and again backs off with its key.
