@@ -124,8 +124,10 @@ impl Model for NetModel {
                 });
             }
             Action::CreateVeth => create_veth(desired, world),
-            Action::LabelHostLink => host(desired, world).alias = Some(desired.label.to_string()),
-            Action::DisableIpv6 => host(desired, world).ipv6_off = true,
+            Action::LabelHostLink => {
+                let host = host(desired, world);
+                (host.alias, host.bare) = (Some(desired.label.to_string()), true);
+            }
             Action::Configure(side) => configure(desired, world, *side),
             Action::AddAddress(side, address) => add_address(desired, world, *side, *address),
             Action::AddNeighbour(side, ip, mac) => {
@@ -230,7 +232,7 @@ impl Model for NetModel {
             && pair(Some(host), Some(uplink))
             && host.alias == Some(desired.label.to_string())
             && (host.up, host.mtu, host.mac) == (true, MTU, names.host_mac)
-            && host.ipv6_off
+            && host.bare
             && host.routed
             && host.addresses.contains(&gateway)
             && host.neighbours.get(&guest) == Some(&names.uplink_mac)
@@ -318,7 +320,7 @@ fn create_veth(desired: &Desired, world: &mut Observed) {
         addresses: BTreeSet::new(),
         neighbours: BTreeMap::new(),
         routed: false,
-        ipv6_off: false,
+        bare: false,
     });
     inside(world).uplink = Some(Uplink {
         index: 3,

@@ -60,7 +60,7 @@ pub fn converged(desired: &Desired, index: u32) -> Observed {
             addresses: [gateway(slot.block)].into(),
             neighbours: [(slot.block.guest(), names.uplink_mac)].into(),
             routed: true,
-            ipv6_off: true,
+            bare: true,
         }),
         inside: Some(Inside {
             tap: Some(TapSeen {
@@ -123,7 +123,7 @@ pub fn host_link(indices: impl Strategy<Value = Option<u32>>) -> impl Strategy<V
         pinned,
     )
         .prop_map(
-            |((alias, mac), peer, [up, routed, ipv6_off], mtu, addresses, neighbours)| HostLink {
+            |((alias, mac), peer, [up, routed, bare], mtu, addresses, neighbours)| HostLink {
                 alias,
                 mac,
                 index: 50,
@@ -133,7 +133,7 @@ pub fn host_link(indices: impl Strategy<Value = Option<u32>>) -> impl Strategy<V
                 routed: routed && up,
                 addresses,
                 neighbours,
-                ipv6_off,
+                bare,
             },
         )
 }

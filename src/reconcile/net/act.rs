@@ -9,7 +9,7 @@ use super::plan::{Action, Desired, Side};
 use super::{MTU, NEXT_HOP, Net, files, settings};
 use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::error::{absent_is_done, exists_is_done};
-use crate::host::link::{Change, State, VethEnd};
+use crate::host::link::{Change, Ipv6Addresses, State, VethEnd};
 use crate::host::netlink::Handle;
 use crate::host::{self, Error, addr, fs, link, neigh, netns, route, sysctl, tap};
 use crate::owner::{TAP, UPLINK};
@@ -34,11 +34,11 @@ pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result
         Action::LabelHostLink => {
             let label = Change {
                 alias: Some(desired.label.to_string()),
+                ipv6_addresses: Some(Ipv6Addresses::Bare),
                 ..Change::default()
             };
             change(net, desired, Side::Host, label).await
         }
-        Action::DisableIpv6 => disable_ipv6(net, desired).await,
         Action::Configure(side) => configure(net, desired, *side).await,
         Action::AddAddress(side, address) => add_address(net, desired, *side, *address).await,
         Action::AddNeighbour(side, ip, mac) => add_neighbour(net, desired, *side, *ip, *mac).await,
@@ -125,12 +125,6 @@ async fn create_veth(net: &Net, desired: &Desired) -> Result<(), Error> {
     };
     let inside = net.door.inside()?;
     exists_is_done(link::create_veth(&net.netlink, &host_end, &uplink, &inside.netns).await)
-}
-
-async fn disable_ipv6(net: &Net, desired: &Desired) -> Result<(), Error> {
-    let key = settings::ipv6_off(&desired.names().host_link);
-    let write = move || absent_is_done(sysctl::write(&key, "1"));
-    net.home.run(write).await
 }
 
 async fn configure(net: &Net, desired: &Desired, side: Side) -> Result<(), Error> {

@@ -91,7 +91,7 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
         mtu: seen.mtu,
         neighbours,
         routed,
-        ipv6_off: seen.ipv6.is_none_or(|ipv6| ipv6.disabled),
+        bare: seen.ipv6.is_none_or(|ipv6| ipv6.bare || ipv6.disabled),
     }))
 }
 

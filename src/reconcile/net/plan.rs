@@ -86,8 +86,8 @@ pub struct HostLink {
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
     /// The host sends the guest's packets straight over it.
     pub routed: bool,
-    /// IPv6 is off on it (or the kernel has none).
-    pub ipv6_off: bool,
+    /// The host has no IPv6 address on it, and so says nothing there by itself.
+    pub bare: bool,
 }
 
 /// The namespace's inside.
@@ -171,10 +171,8 @@ pub enum Action {
     CreateTap(TapOwner),
     /// Make the veth, both ends in place.
     CreateVeth,
-    /// Label the host's end.
+    /// Label the host's end, and have the kernel give it no IPv6 address.
     LabelHostLink,
-    /// Switch IPv6 off on the host's end.
-    DisableIpv6,
     /// Set MAC and MTU, bring up.
     Configure(Side),
     /// Give a link an address.
@@ -218,7 +216,6 @@ impl fmt::Display for Action {
             Self::CreateTap(owner) => write!(f, "create {TAP} for uid {owner}"),
             Self::CreateVeth => f.write_str("create the veth"),
             Self::LabelHostLink => write!(f, "label {}", Side::Host),
-            Self::DisableIpv6 => write!(f, "disable IPv6 on {}", Side::Host),
             Self::Configure(side) => write!(f, "configure {side} and bring it up"),
             Self::AddAddress(side, address) => write!(f, "add address {address} to {side}"),
             Self::AddNeighbour(side, ip, mac) => write!(f, "pin neighbour {ip} {mac} on {side}"),
@@ -394,11 +391,8 @@ fn plan_host_end(
     plan: &mut Vec<Action>,
 ) {
     let label = desired.label.to_string();
-    if host.is_none_or(|host| host.alias.as_ref() != Some(&label)) {
+    if !host.is_some_and(|host| host.alias.as_ref() == Some(&label) && host.bare) {
         plan.push(Action::LabelHostLink);
-    }
-    if !host.is_some_and(|host| host.ipv6_off) {
-        plan.push(Action::DisableIpv6);
     }
     if !host.is_some_and(|host| host.up && host.mtu == MTU && host.mac == names.host_mac) {
         plan.push(Action::Configure(Side::Host));

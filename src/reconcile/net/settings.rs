@@ -29,12 +29,6 @@ const SETTINGS: [(&str, &str); 14] = [
     ("net.ipv4.conf.all.arp_ignore", "1"),
 ];
 
-/// Switches IPv6 off on one link of the host.
-pub(super) fn ipv6_off(link: &str) -> String {
-    // Slashes, because a link's name may have dots.
-    format!("net/ipv6/conf/{link}/disable_ipv6")
-}
-
 /// Writes them all in the calling thread's namespace. A kernel without IPv6 has no IPv6 to switch off.
 pub(super) fn write_all() -> Result<(), Error> {
     for (key, value) in SETTINGS {
