@@ -52,7 +52,7 @@ fn a_namespace_is_prepared_before_it_is_visible_and_ip_netns_sees_it() {
     kernel::private(async {
         let canaries = Canaries::release();
         let ns = netns::create(&path("one"), prepare).await.unwrap();
-        let lo = link::get(&ns.netlink().await.unwrap(), "lo")
+        let lo = link::get(&ns.netlink().unwrap(), "lo")
             .await
             .unwrap()
             .unwrap();
@@ -179,9 +179,9 @@ fn a_panic_inside_a_namespace_does_not_leave_the_thread_there() {
 #[test]
 fn a_veth_is_born_whole_with_its_far_end_in_the_namespace() {
     kernel::private(async {
-        let host = Netns::current().unwrap().netlink().await.unwrap();
+        let host = Netns::current().unwrap().netlink().unwrap();
         let ns = netns::create(&path("one"), prepare).await.unwrap();
-        let inside = ns.netlink().await.unwrap();
+        let inside = ns.netlink().unwrap();
         link::create_veth(&host, &end("sl0", HERE), &end("up0", THERE), &ns)
             .await
             .unwrap();
@@ -236,9 +236,9 @@ fn a_veth_is_born_whole_with_its_far_end_in_the_namespace() {
 #[test]
 fn addresses_routes_and_neighbours_are_read_back_as_they_were_added() {
     kernel::private(async {
-        let host = Netns::current().unwrap().netlink().await.unwrap();
+        let host = Netns::current().unwrap().netlink().unwrap();
         let ns = netns::create(&path("one"), prepare).await.unwrap();
-        let inside = ns.netlink().await.unwrap();
+        let inside = ns.netlink().unwrap();
         link::create_veth(&host, &end("sl0", HERE), &end("up0", THERE), &ns)
             .await
             .unwrap();
@@ -333,7 +333,7 @@ fn a_tap_outlives_its_maker_is_owned_and_labelled_and_can_be_opened_either_way()
         ns.run(make.clone()).await.unwrap();
         assert_eq!(kind(ns.run(make).await), Some(Kind::Exists));
 
-        let inside = ns.netlink().await.unwrap();
+        let inside = ns.netlink().unwrap();
         let found = link::get(&inside, "tap0").await.unwrap().unwrap();
         assert_eq!(
             (found.alias.as_deref(), found.mac, found.mtu, found.up),
@@ -405,7 +405,7 @@ fn many_lists_asked_for_at_once_over_one_socket_are_all_whole() {
             .collect();
         std::fs::write("/run/batch", batch).unwrap();
         kernel::run("ip -batch /run/batch");
-        let handle = Netns::current().unwrap().netlink().await.unwrap();
+        let handle = Netns::current().unwrap().netlink().unwrap();
         let lists = (0..16).map(|_| addr::list(&handle, Of::All));
         for list in futures::future::join_all(lists).await {
             // And 127.0.0.1.

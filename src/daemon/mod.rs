@@ -161,7 +161,7 @@ impl Daemon {
             instance: Instance::of(&state_dir),
             store,
             hands: HostHands {
-                netlink: home.netlink().await?,
+                netlink: home.netlink()?,
                 home,
                 backend: Backend::detect()?,
                 boot_id: fs::boot_id()?.to_owned(),
@@ -177,6 +177,7 @@ impl Daemon {
             waiting: Default::default(),
             cni,
             checked: Default::default(),
+            seen_rules: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
         // Before anything can change: a change that nobody hears wakes nobody.

@@ -144,7 +144,7 @@ fn judge_seen(mounts: &Mounts) -> Check {
 
 /// Networks that others use on this host: addresses and routes longer than /16 of links that are not ours.
 async fn taken(cx: &Host) -> Result<Vec<Ipv4Network>, Error> {
-    let netlink = cx.home.netlink().await?;
+    let netlink = cx.home.netlink()?;
     let prefix = cx.instance.link_prefix();
     let links = link::list(&netlink).await?;
     let ours = |index: u32| {

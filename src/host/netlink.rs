@@ -5,49 +5,70 @@
 //! `rtnetlink`'s own verbs take the end of the stream for the end of the answer, so a connection that breaks half way
 //! looks like a short list. To us unseen is not absent: this [`Handle`] has the kernel's own DONE and ACK forwarded, and
 //! an answer without them is an error.
+//!
+//! Whoever asks drives the connection, instead of a task that would have to be woken for every question and to wake the asker.
 
+mod at_once;
+
+use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, Stream, StreamExt};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::{AsyncSocket, Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use tokio::sync::Mutex;
 
+use self::at_once::AtOnce;
 use super::{Error, Kind};
 
 /// How often a dump that the world changed under is begun again before we say `Busy`.
 const DUMP_ROUNDS: usize = 50;
 
 /// Between two rounds: while hundreds of links are being made, a quiet moment has to be waited for.
-const DUMP_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
+const DUMP_PAUSE: Duration = Duration::from_millis(2);
+
+/// Before an answer is looked for again that was not there at once.
+const LATE: Duration = Duration::from_millis(1);
 
 /// A socket's answers fit: the kernel never packs more than 32 KiB into one datagram (`netlink(7)`, `NLMSG_GOODSIZE`).
 const ANSWER: usize = 64 * 1024;
 
 /// A conversation with one namespace's rtnetlink. Cheap to clone; the socket closes with the last clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Handle {
-    connection: rtnetlink::Handle,
-    /// The kernel has one listing under way a socket, and answers EBUSY to a second one (`__netlink_dump_start`).
-    listing: Arc<Mutex<()>>,
+    asker: rtnetlink::Handle,
+    /// One question at a time. The kernel has one listing under way a socket, and answers EBUSY to a second one
+    /// (`__netlink_dump_start`).
+    connection: Arc<Mutex<Connection>>,
+}
+
+type Connection = rtnetlink::proto::Connection<RouteNetlinkMessage, AtOnce>;
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
 }
 
 impl Handle {
-    /// Opens a socket in the calling thread's namespace. Must be called within a tokio runtime.
+    /// Opens a socket in the calling thread's namespace.
     pub(super) fn open() -> io::Result<Self> {
-        let (mut connection, handle, _unsolicited) = rtnetlink::new_connection_with_strict_check()?;
+        let socket = AtOnce::new(NETLINK_ROUTE)?;
+        socket.socket_ref().set_netlink_get_strict_chk(true)?;
+        let (mut connection, asker, _unsolicited) = rtnetlink::from_socket(socket);
         connection.set_forward_done(true);
         connection.set_forward_ack(true);
-        tokio::spawn(connection);
         Ok(Self {
-            connection: handle,
-            listing: Arc::default(),
+            asker,
+            connection: Arc::new(Mutex::new(connection)),
         })
     }
 
@@ -114,20 +135,17 @@ impl Handle {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> io::Result<(Vec<RouteNetlinkMessage>, Wholeness)> {
-        let _turn = match flags & NLM_F_DUMP {
-            NLM_F_DUMP => Some(self.listing.lock().await),
-            _ => None,
-        };
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
+        let mut connection = self.connection.lock().await;
         let mut answers = self
-            .connection
+            .asker
             .clone()
             .request(request)
             .map_err(|_| broken("the netlink connection is gone"))?;
         let mut answer = Vec::new();
         let mut whole = Wholeness::OneMoment;
-        while let Some(part) = answers.next().await {
+        while let Some(part) = next(&mut connection, &mut answers).await {
             if part.header.flags & NLM_F_DUMP_INTR != 0 {
                 whole = Wholeness::Torn;
             }
@@ -148,6 +166,37 @@ impl Handle {
             "the netlink connection broke before the answer was whole",
         ))
     }
+}
+
+/// The next part of an answer.
+async fn next<T>(
+    connection: &mut Connection,
+    answers: &mut (impl Stream<Item = T> + Unpin),
+) -> Option<T> {
+    loop {
+        if let Some(part) = answers.next().now_or_never() {
+            return part;
+        }
+        drive(connection).await;
+        match answers.next().now_or_never() {
+            Some(part) => return part,
+            None if connection.should_shut_down() => return None,
+            None => tokio::time::sleep(LATE).await,
+        }
+    }
+}
+
+/// Sends what is to be sent, and reads what is there.
+async fn drive(connection: &mut Connection) {
+    std::future::poll_fn(|context| {
+        connection.poll_requests(context);
+        connection.poll_send_messages(context);
+        connection.poll_read_messages(context);
+        connection.forward_unsolicited_messages();
+        connection.forward_responses();
+        Poll::Ready(())
+    })
+    .await;
 }
 
 /// Whether an answer of several datagrams tells of one moment.

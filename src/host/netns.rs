@@ -71,7 +71,8 @@ impl Netns {
             .map_err(|e| Error::io("look at", &*self.name, e))
     }
 
-    /// Runs `act` inside, on the calling thread, which must not be one that async code runs on. Blocks.
+    /// Runs `act` inside, on the calling thread. For what is brief: code that is not async cannot be left half way, so the
+    /// thread is back home before any other task runs on it, and a handful of system calls cost less than a change of thread.
     pub fn run_here<T>(&self, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         let way_back = WayBack::remember()?;
         enter(self.as_fd()).map_err(|e| Error::io("enter", &*self.name, e))?;
@@ -80,7 +81,7 @@ impl Netns {
         result
     }
 
-    /// Runs `act` inside, on a thread that may block.
+    /// Runs `act` inside, on a thread that may block: for what waits, for a process or for much of the kernel's work.
     pub async fn run<T: Send + 'static>(
         &self,
         act: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -90,12 +91,11 @@ impl Netns {
     }
 
     /// A conversation with the namespace's rtnetlink. It holds a socket, and by that the namespace: don't hoard.
-    pub async fn netlink(&self) -> Result<Handle, Error> {
-        let name = self.name.clone();
-        self.run(move || {
-            Handle::open().map_err(|e| Error::io("open a netlink socket in", &*name, e))
+    pub fn netlink(&self) -> Result<Handle, Error> {
+        self.run_here(|| {
+            let fail = |e| Error::io("open a netlink socket in", &*self.name, e);
+            Handle::open().map_err(fail)
         })
-        .await
     }
 
     fn of(file: File, name: &str) -> Self {

@@ -122,7 +122,7 @@ impl Engine {
                 continue;
             }
             let inside = match Netns::open(&path) {
-                Ok(netns) => netns.netlink().await?,
+                Ok(netns) => netns.netlink()?,
                 // An empty file that a crash left; whoever builds there next uses it.
                 Err(error) if error.kind == Kind::Absent => continue,
                 Err(error) => return Err(error),

@@ -46,7 +46,7 @@ impl Host {
         let home = Netns::current().unwrap();
         Self {
             instance: Instance::of("/state".as_ref()),
-            netlink: home.netlink().await.unwrap(),
+            netlink: home.netlink().unwrap(),
             home,
             backend: Backend::detect().unwrap(),
             before: Footing::default(),
@@ -151,10 +151,7 @@ impl Host {
     }
 
     fn port_hands(&self) -> Port {
-        Port {
-            home: self.home.clone(),
-            netlink: self.netlink.clone(),
-        }
+        Port::new(self.home.clone(), self.netlink.clone())
     }
 
     fn gate_hands(&self) -> Gate {

@@ -26,7 +26,7 @@ pub async fn kernel() -> Handle {
          echo 0 > /proc/sys/net/bridge/bridge-nf-call-ip6tables
          echo 0 > /proc/sys/net/bridge/bridge-nf-call-arptables",
     );
-    Netns::current().unwrap().netlink().await.unwrap()
+    Netns::current().unwrap().netlink().unwrap()
 }
 
 pub async fn index(handle: &Handle, name: &str) -> u32 {

@@ -103,10 +103,7 @@ impl Engine {
 
     /// Hands for the Net rung in bridge mode.
     pub(super) fn port(&self) -> Port {
-        Port {
-            home: self.hands.home.clone(),
-            netlink: self.hands.netlink.clone(),
-        }
+        Port::new(self.hands.home.clone(), self.hands.netlink.clone())
     }
 
     /// Hands for the Firewall rung in bridge mode.

@@ -19,22 +19,22 @@ pub(super) async fn act(
         Err(error) if error.kind == Kind::Absent && *action == Action::ShutGate => return Ok(()),
         Err(error) => return Err(error),
     };
-    let backend = firewall.backend.clone();
-    let lock = desired.lock.clone();
-    let rules = desired.rules.clone();
-    let action = action.clone();
-    netns
-        .run(move || match (action, rules) {
-            (Action::ShutGate, _) => sysctl::write(GATE, "0"),
-            (Action::OpenGate, _) => sysctl::write(GATE, "1"),
-            (Action::SealIpv6, _) => iptables::seal_ipv6(),
-            (Action::CommitRules { .. }, Some(rules)) => {
-                iptables::restore_whole(&backend, &rules.ruleset, Lock::Private(&lock))
-            }
-            (Action::CutFlows(_), Some(rules)) => forbidden(&rules)?
+    match (action, &desired.rules) {
+        (Action::ShutGate, _) => netns.run_here(|| sysctl::write(GATE, "0")),
+        (Action::OpenGate, _) => netns.run_here(|| sysctl::write(GATE, "1")),
+        (Action::SealIpv6, _) => netns.run_here(iptables::seal_ipv6),
+        (Action::CommitRules { .. }, Some(rules)) => {
+            let backend = firewall.backend.clone();
+            let lock = desired.lock.clone();
+            let ruleset = rules.ruleset.clone();
+            let commit = move || iptables::restore_whole(&backend, &ruleset, Lock::Private(&lock));
+            netns.run(commit).await
+        }
+        (Action::CutFlows(_), Some(rules)) => netns.run_here(|| {
+            forbidden(rules)?
                 .iter()
-                .try_for_each(|flow| absent_is_done(conntrack::delete(flow))),
-            (Action::CommitRules { .. } | Action::CutFlows(_), None) => Ok(()),
-        })
-        .await
+                .try_for_each(|flow| absent_is_done(conntrack::delete(flow)))
+        }),
+        (Action::CommitRules { .. } | Action::CutFlows(_), None) => Ok(()),
+    }
 }

@@ -12,10 +12,7 @@ use crate::host::{self, Kind, iptables, sysctl};
 /// The gate.
 pub(super) const GATE: &str = "net.ipv4.ip_forward";
 
-pub(super) async fn observe(
-    firewall: &Firewall,
-    desired: &Desired,
-) -> Result<Observed, host::Error> {
+pub(super) fn observe(firewall: &Firewall, desired: &Desired) -> Result<Observed, host::Error> {
     let netns = match Netns::open(&desired.netns) {
         Ok(netns) => netns,
         // Nothing is to be there: no namespace is as good as a shut gate. Otherwise the rung below has work to do.
@@ -26,30 +23,29 @@ pub(super) async fn observe(
     };
     let backend = firewall.backend.clone();
     let rules = desired.rules.clone();
-    netns
-        .run(move || {
-            let gate_open = sysctl::read(GATE)? == "1";
-            let Some(rules) = rules else {
-                return Ok(Observed {
-                    netns: true,
-                    gate_open,
-                    ..Observed::default()
-                });
-            };
-            let ruleset = backend.read(&[TableName::Filter])?;
-            let forbidden_flows = match ruleset == rules.ruleset {
-                true => forbidden(&rules)?.len(),
-                false => 0,
-            };
-            Ok(Observed {
+    netns.run_here(move || {
+        let gate_open = sysctl::read(GATE)? == "1";
+        let Some(rules) = rules else {
+            return Ok(Observed {
                 netns: true,
-                ipv6_sealed: iptables::ipv6_sealed()?,
                 gate_open,
-                ruleset,
-                forbidden_flows,
-            })
+                ..Observed::default()
+            });
+        };
+        let (ruleset, generation) = backend.read_dated(&[TableName::Filter])?;
+        let forbidden_flows = match ruleset == rules.ruleset {
+            true => forbidden(&rules)?.len(),
+            false => 0,
+        };
+        Ok(Observed {
+            netns: true,
+            ipv6_sealed: iptables::ipv6_sealed()?,
+            gate_open,
+            ruleset,
+            generation,
+            forbidden_flows,
         })
-        .await
+    })
 }
 
 /// The calling thread's namespace's flows that the rules forbid; none when these rules have judged them already.

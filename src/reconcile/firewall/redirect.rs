@@ -40,7 +40,7 @@ impl Reconcile for Redirect {
             }
             Err(error) => return Err(error),
         };
-        let netlink = netns.netlink().await?;
+        let netlink = netns.netlink()?;
         let lo = link::get(&netlink, "lo").await?;
         let label = lo.and_then(|lo| lo.alias).unwrap_or_default();
         let mut observed = Observed {
@@ -71,7 +71,7 @@ impl Reconcile for Redirect {
 }
 
 async fn act(desired: &Desired, action: &Action) -> Result<(), Error> {
-    let netlink = Netns::open(&desired.netns)?.netlink().await?;
+    let netlink = Netns::open(&desired.netns)?.netlink()?;
     let tap = find(&netlink, &desired.tap).await?.index;
     let ends = async |way: Way| -> Result<Option<(u32, u32)>, Error> {
         let Some(Join::Ours(eth)) = &desired.join else {

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
-use super::plan::{Action, Desired, Side};
-use super::{MTU, NEXT_HOP, Net, files, settings};
+use super::plan::Desired;
+use super::{Action, MTU, NEXT_HOP, Net, Side, files, settings};
 use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::link::{Change, Ipv6Addresses, State, VethEnd};
@@ -65,7 +65,7 @@ async fn settle(net: &Net, keys: std::collections::BTreeMap<String, String>) -> 
         let keys: Vec<(&str, &str)> = keys.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         sysctl::write_many(&keys)
     };
-    net.door.inside()?.netns.run(write).await
+    net.door.inside()?.netns.run_here(write)
 }
 
 async fn delete_inside(net: &Net, side: Side) -> Result<(), Error> {
@@ -108,7 +108,7 @@ async fn create_tap(net: &Net, desired: &Desired, owner: TapOwner) -> Result<(),
         ..Change::default()
     };
     let create = move || tap::create(TAP, owner, &born);
-    exists_is_done(net.door.inside()?.netns.run(create).await)
+    exists_is_done(net.door.inside()?.netns.run_here(create))
 }
 
 async fn create_veth(net: &Net, desired: &Desired) -> Result<(), Error> {
@@ -204,12 +204,6 @@ async fn find(net: &Net, desired: &Desired, side: Side) -> Result<(Handle, u32),
         Side::Uplink => (net.door.inside()?.netlink, UPLINK.to_owned()),
         Side::Tap => (net.door.inside()?.netlink, TAP.to_owned()),
     };
-    match link::get(&netlink, &name).await? {
-        Some(found) => Ok((netlink, found.index)),
-        None => Err(Error::io(
-            "find link",
-            name,
-            std::io::Error::from_raw_os_error(libc::ENODEV),
-        )),
-    }
+    let index = net.found.index(&netlink, &name, |_| Ok(())).await?;
+    Ok((netlink, index))
 }

@@ -2,8 +2,10 @@
 //! Not here: rules and the gate (the Firewall rung); which block a VM has (the Lease rung).
 
 mod act;
+mod action;
 pub mod cni;
 mod files;
+mod found;
 mod observe;
 mod place;
 mod plan;
@@ -12,15 +14,15 @@ mod settings;
 
 use std::sync::{Mutex, PoisonError};
 
+use self::found::Found;
 use self::place::Door;
 use super::{Conflict, Reconcile};
 use crate::host;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 
-pub use plan::{
-    Action, Desired, HostLink, Inside, NetnsSeen, Observed, Side, Slot, TapSeen, Uplink,
-};
+pub use action::{Action, Side};
+pub use plan::{Desired, HostLink, Inside, NetnsSeen, Observed, Slot, TapSeen, Uplink};
 
 /// What the VM's namespace routes through: an address that no pool can hold, so that it is on-link everywhere.
 /// Nobody has it: a permanent neighbour entry stands for it.
@@ -42,6 +44,7 @@ pub struct Net {
     /// A socket in it.
     pub netlink: Handle,
     door: Door,
+    found: Found,
     seen: Mutex<Option<Observed>>,
 }
 
@@ -52,6 +55,7 @@ impl Net {
             home,
             netlink,
             door: Door::default(),
+            found: Found::default(),
             seen: Mutex::new(None),
         }
     }
@@ -74,7 +78,10 @@ impl Reconcile for Net {
         let seen = self.seen().take();
         let seen = match seen {
             Some(seen) => observe::record_again(desired, seen)?,
-            None => observe::observe(self, desired).await?,
+            None => {
+                self.found.forget();
+                observe::observe(self, desired).await?
+            }
         };
         *self.seen() = Some(seen.clone());
         Ok(seen)
@@ -85,6 +92,9 @@ impl Reconcile for Net {
         // a policy writes one, so this halves what such a change costs.
         if *action != Action::WriteRecord {
             self.seen().take();
+        }
+        if action.changes_names() {
+            self.found.forget();
         }
         act::act(self, desired, action).await
     }

@@ -140,7 +140,7 @@ async fn observe_inside(
         tap,
         uplink,
         default_via,
-        strayed: netns.run(settings::strayed).await?,
+        strayed: netns.run_here(settings::strayed)?,
     })
 }
 

@@ -169,7 +169,7 @@ impl Door {
         let room = match known {
             Some(room) if room.netns.inode()? == netns.inode()? => room,
             _ => Room {
-                netlink: netns.netlink().await?,
+                netlink: netns.netlink()?,
                 netns,
             },
         };

@@ -2,7 +2,6 @@
 //! Not here: rules.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -11,9 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::super::Conflict;
 use super::place::Place;
-use super::{MTU, NEXT_HOP};
+use super::{Action, MTU, NEXT_HOP, Side};
 use crate::api::network::{Block, Mac, TapOwner};
-use crate::owner::{Label, Owned, TAP, UPLINK, VmNames};
+use crate::owner::{Label, Owned, VmNames};
 
 /// What ought to be for one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -138,94 +137,6 @@ pub struct Uplink {
     pub mtu: u32,
     /// Permanent neighbours.
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
-}
-
-/// Where a neighbour entry goes, and where a link is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Side {
-    /// The veth end in the host namespace.
-    Host,
-    /// `up0`.
-    Uplink,
-    /// `tap0`.
-    Tap,
-}
-
-/// One step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Action {
-    /// Write the record.
-    WriteRecord,
-    /// Make the namespace: settings, label, `lo`, and only then its name.
-    CreateNetns,
-    /// Make it visible to `ip netns`.
-    LinkHandle,
-    /// Put the namespace's settings right.
-    Settle(BTreeMap<String, String>),
-    /// Remove a link inside that is not as it must be; everything inside is ours.
-    DeleteInside(Side),
-    /// Remove the veth.
-    DeleteHostLink(Owned<String>),
-    /// Make the TAP.
-    CreateTap(TapOwner),
-    /// Make the veth, both ends in place.
-    CreateVeth,
-    /// Label the host's end, and have the kernel give it no IPv6 address.
-    LabelHostLink,
-    /// Set MAC and MTU, bring up.
-    Configure(Side),
-    /// Give a link an address.
-    AddAddress(Side, Ipv4Network),
-    /// Pin a neighbour.
-    AddNeighbour(Side, Ipv4Addr, Mac),
-    /// Route the block over a link; its address does that by itself, unless somebody took the route away.
-    AddBlockRoute(Side, Block),
-    /// Route everything over `up0`.
-    AddDefaultRoute,
-    /// Remove the namespace's name.
-    UnlinkHandle,
-    /// Remove the namespace.
-    DeleteNetns(Owned<PathBuf>),
-    /// Remove the VM's run directory.
-    RemoveRunDir,
-}
-
-impl fmt::Display for Side {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Host => "the host's veth end",
-            Self::Uplink => UPLINK,
-            Self::Tap => TAP,
-        })
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::WriteRecord => f.write_str("write the VM's record"),
-            Self::CreateNetns => f.write_str("create the namespace"),
-            Self::LinkHandle => f.write_str("show the namespace to ip netns"),
-            Self::Settle(keys) => {
-                let keys: Vec<&str> = keys.keys().map(String::as_str).collect();
-                write!(f, "set {}", keys.join(", "))
-            }
-            Self::DeleteInside(side) => write!(f, "delete the wrong {side}"),
-            Self::DeleteHostLink(link) => write!(f, "delete link {}", link.thing()),
-            Self::CreateTap(owner) => write!(f, "create {TAP} for uid {owner}"),
-            Self::CreateVeth => f.write_str("create the veth"),
-            Self::LabelHostLink => write!(f, "label {}", Side::Host),
-            Self::Configure(side) => write!(f, "configure {side} and bring it up"),
-            Self::AddAddress(side, address) => write!(f, "add address {address} to {side}"),
-            Self::AddNeighbour(side, ip, mac) => write!(f, "pin neighbour {ip} {mac} on {side}"),
-            Self::AddBlockRoute(side, block) => write!(f, "add the route to {block} over {side}"),
-            Self::AddDefaultRoute => write!(f, "add the default route over {UPLINK}"),
-            Self::UnlinkHandle => f.write_str("hide the namespace from ip netns"),
-            Self::DeleteNetns(path) => write!(f, "delete namespace {}", path.thing().display()),
-            Self::RemoveRunDir => f.write_str("remove the VM's run directory"),
-        }
-    }
 }
 
 impl Desired {

@@ -92,7 +92,7 @@ pub(super) async fn stand_in(
     if link::get(netlink, IFNAME).await?.is_none() {
         let nobody = tap::Owner { uid: 0, gid: None };
         let create = move || tap::create(IFNAME, nobody, &Change::default());
-        exists_is_done(netns.run(create).await)?;
+        exists_is_done(netns.run_here(create))?;
     }
     let index = find(netlink, IFNAME).await?;
     for net in addresses.iter().copied() {
@@ -209,7 +209,7 @@ async fn create_tap(
         ..Change::default()
     };
     let create = move || tap::create(TAP, owner, &born);
-    exists_is_done(attach.door.inside()?.netns.run(create).await)
+    exists_is_done(attach.door.inside()?.netns.run_here(create))
 }
 
 async fn delete_tap(attach: &Attach) -> Result<(), Error> {

@@ -112,7 +112,7 @@ async fn detach(runtime: &Runtime, cached: &Cached, swept: &mut Swept) -> Option
 /// The VM's namespace. A stranger's in its place is no business of the plugins.
 async fn still_there(attachment: &Attachment) -> Option<Netns> {
     let netns = Netns::open(attachment.netns.as_ref()?).ok()?;
-    let netlink = netns.netlink().await.ok()?;
+    let netlink = netns.netlink().ok()?;
     let lo = link::get(&netlink, "lo").await.ok()??;
     let label: Label = lo.alias?.parse().ok()?;
     let its = label.instance.container_id(owner::uid_of(&label));
@@ -131,7 +131,7 @@ async fn stand_in(cached: &Cached, network: &Network) -> Result<Option<Netns>, h
     }
     let netns = netns::create(place, || Ok(())).await?;
     netns::delete(place).await?;
-    let netlink = netns.netlink().await?;
+    let netlink = netns.netlink()?;
     act::stand_in(&netns, &netlink, &given).await?;
     Ok(Some(netns))
 }

@@ -8,7 +8,7 @@ use crate::api::network::TapOwner;
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::link::{Change, Ipv6Addresses, Link};
 use crate::host::{Error, bridge, fdb, link, neigh, tap};
-use crate::reconcile::net::files;
+use crate::reconcile::net::{files, found};
 
 pub(super) async fn act(port: &Port, desired: &Desired, action: &Action) -> Result<(), Error> {
     match (action, &desired.slot) {
@@ -36,6 +36,7 @@ pub(super) async fn act(port: &Port, desired: &Desired, action: &Action) -> Resu
 }
 
 async fn delete_tap(port: &Port, name: &str) -> Result<(), Error> {
+    port.found.forget();
     match link::get(&port.netlink, name).await? {
         None => Ok(()),
         Some(found) => absent_is_done(link::delete(&port.netlink, found.index).await),
@@ -48,7 +49,7 @@ async fn create_tap(
     slot: &Slot,
     owner: TapOwner,
 ) -> Result<(), Error> {
-    let bridge = find(port, &slot.bridge).await?;
+    let bridge = found::get(&port.netlink, &slot.bridge).await?;
     let seen = describe(&bridge);
     let owner = tap::Owner {
         uid: owner.uid,
@@ -64,7 +65,7 @@ async fn create_tap(
     };
     let name = desired.tap.clone();
     let create = move || tap::create(&name, owner, &born);
-    let made = exists_is_done(port.home.run(create).await);
+    let made = exists_is_done(port.home.run_here(create));
     made.map_err(|error| full(slot, error))
 }
 
@@ -83,12 +84,12 @@ fn full(slot: &Slot, error: Error) -> Error {
 async fn configure(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Error> {
     let right = Change {
         mac: Some(desired.names().port_mac.0),
-        mtu: Some(find(port, &slot.bridge).await?.mtu),
+        mtu: Some(found::get(&port.netlink, &slot.bridge).await?.mtu),
         ipv6_addresses: Some(Ipv6Addresses::Bare),
         ..Change::default()
     };
     let tap = find_tap(port, desired).await?;
-    link::set(&port.netlink, tap.index, &right).await
+    link::set(&port.netlink, tap, &right).await
 }
 
 /// One at a time, so that each sees which MAC the bridge had before.
@@ -98,15 +99,16 @@ static ENSLAVING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// another one's when that goes: its guests would lose their gateway each time. It is made to keep the one it was found with.
 async fn enslave(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Error> {
     let _one_at_a_time = ENSLAVING.lock().await;
-    let before = find(port, &slot.bridge).await?;
-    let tap = find_tap(port, desired).await?;
+    let before = found::get(&port.netlink, &slot.bridge).await?;
+    let tap = found::get(&port.netlink, &desired.tap).await?;
+    ours(desired, &tap)?;
     let under = Change {
         master: Some(before.index),
         ..Change::default()
     };
     let done = link::set(&port.netlink, tap.index, &under).await;
     done.map_err(|error| full(slot, error))?;
-    let after = find(port, &slot.bridge).await?;
+    let after = found::get(&port.netlink, &slot.bridge).await?;
     if after.mac == before.mac || after.mac != tap.mac {
         return Ok(());
     }
@@ -124,18 +126,21 @@ async fn set_port(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Err
         unicast_flood: !slot.antispoof,
     };
     let tap = find_tap(port, desired).await?;
-    bridge::set_port(&port.netlink, tap.index, flags).await
+    bridge::set_port(&port.netlink, tap, flags).await
 }
 
 async fn pin_mac(port: &Port, desired: &Desired) -> Result<(), Error> {
     let tap = find_tap(port, desired).await?;
-    let entry = fdb::Entry::sticky(tap.index, desired.names().guest_mac.0);
+    let entry = fdb::Entry::sticky(tap, desired.names().guest_mac.0);
     fdb::replace(&port.netlink, entry).await
 }
 
 async fn pin_neighbour(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Error> {
     let pinned = neigh::Neigh {
-        index: find(port, &slot.bridge).await?.index,
+        index: port
+            .found
+            .index(&port.netlink, &slot.bridge, |_| Ok(()))
+            .await?,
         ip: slot.ip,
         mac: desired.names().guest_mac.0,
     };
@@ -154,17 +159,15 @@ async fn unpin_neighbour(port: &Port, desired: &Desired, remains: &Remains) -> R
     absent_is_done(neigh::delete(&port.netlink, pinned).await)
 }
 
-/// The TAP, if it is ours: somebody may have been faster than we and have made a link of that name.
-async fn find_tap(port: &Port, desired: &Desired) -> Result<Link, Error> {
-    let found = find(port, &desired.tap).await?;
-    match desired.label.claim((), found.alias.as_deref()) {
-        Some(_) => Ok(found),
-        None => Err(Error::other("change link", &desired.tap, "it is not ours")),
-    }
+/// The TAP's index, if it is ours: somebody may have been faster than we and have made a link of that name.
+async fn find_tap(port: &Port, desired: &Desired) -> Result<u32, Error> {
+    let check = |tap: &Link| ours(desired, tap);
+    port.found.index(&port.netlink, &desired.tap, check).await
 }
 
-async fn find(port: &Port, name: &str) -> Result<Link, Error> {
-    let gone = std::io::Error::from_raw_os_error(libc::ENODEV);
-    let found = link::get(&port.netlink, name).await?;
-    found.ok_or_else(|| Error::io("find link", name, gone))
+fn ours(desired: &Desired, tap: &Link) -> Result<(), Error> {
+    match desired.label.claim((), tap.alias.as_deref()) {
+        Some(_) => Ok(()),
+        None => Err(Error::other("change link", &desired.tap, "it is not ours")),
+    }
 }

@@ -16,6 +16,7 @@ mod act;
 mod observe;
 mod plan;
 
+use super::found::Found;
 use crate::host;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
@@ -23,12 +24,24 @@ use crate::reconcile::{Conflict, Reconcile};
 
 pub use plan::{Action, BridgeSeen, Desired, Entry, Observed, Remains, Slot, TapSeen};
 
-/// The rung's hands.
+/// The rung's hands for one run about one VM.
 pub struct Port {
     /// The namespace that the daemon was started in.
     pub home: Netns,
     /// A socket in it.
     pub netlink: Handle,
+    found: Found,
+}
+
+impl Port {
+    /// Hands for one run.
+    pub fn new(home: Netns, netlink: Handle) -> Self {
+        Self {
+            home,
+            netlink,
+            found: Found::default(),
+        }
+    }
 }
 
 impl Reconcile for Port {
@@ -41,6 +54,7 @@ impl Reconcile for Port {
     }
 
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
+        self.found.forget();
         observe::observe(self, desired).await
     }
 
