@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use slicectl::host::addr::{self, Addr};
 use slicectl::host::events::{Event, Events, What};
+use slicectl::host::iptables::{Backend, Generation};
 use slicectl::host::link::{self, Change, State, VethEnd};
 use slicectl::host::netns::{self, Netns};
+use slicectl::host::rule::TableName;
 use slicectl::host::{Handle, sysctl};
 use support::kernel;
 
@@ -29,11 +31,11 @@ struct Slot {
 impl Slot {
     async fn make() -> Self {
         let mut events = Events::listen().unwrap();
-        let host = Netns::current().unwrap().netlink().await.unwrap();
+        let host = Netns::current().unwrap().netlink().unwrap();
         let ns = netns::create(Path::new("/run/netns/one"), || Ok(()))
             .await
             .unwrap();
-        let inside = ns.netlink().await.unwrap();
+        let inside = ns.netlink().unwrap();
         let end = |name: &str, last| VethEnd {
             name: name.into(),
             mac: [2, 0, 0, 0, 0, last],
@@ -80,6 +82,21 @@ impl Slot {
         tokio::time::timeout(SOON, wanted)
             .await
             .expect("no such event");
+    }
+
+    /// The next transaction of the namespace's rules.
+    async fn hears_of_rules(&mut self) -> Generation {
+        let wanted = async {
+            loop {
+                let event = self.events.next().await.unwrap();
+                if let (Some(_), What::Rules { generation }) = (event.nsid, event.what) {
+                    return generation;
+                }
+            }
+        };
+        tokio::time::timeout(SOON, wanted)
+            .await
+            .expect("no rules event")
     }
 
     async fn hears_nothing(&mut self) {
@@ -176,12 +193,30 @@ fn rules_changed_inside_are_heard_once_a_transaction() {
     kernel::private(async {
         let mut slot = Slot::make().await;
         slot.run("nft \"add table ip t; add chain ip t c; add rule ip t c drop; add rule ip t c accept\"");
-        slot.hears(|what| *what == What::Rules).await;
+        slot.hears(|what| matches!(what, What::Rules { .. })).await;
         slot.hears_nothing().await;
         slot.run("nft flush ruleset");
-        slot.hears(|what| *what == What::Rules).await;
+        slot.hears(|what| matches!(what, What::Rules { .. })).await;
         slot.run("iptables -A FORWARD -j DROP");
-        slot.hears(|what| *what == What::Rules).await;
+        slot.hears(|what| matches!(what, What::Rules { .. })).await;
+    });
+}
+
+#[test]
+fn a_look_covers_the_rules_that_were_committed_before_it_and_none_that_came_after() {
+    kernel::private(async {
+        let mut slot = Slot::make().await;
+        let backend = Backend::detect().unwrap();
+        slot.run("iptables -A FORWARD -j DROP");
+        let look = || backend.read_dated(&[TableName::Filter]);
+        let (_, seen) = slot.ns.run_here(look).unwrap();
+        let seen = seen.expect("there are rules");
+        // One for the builtin chains, one for the rule, at least.
+        let committed = slot.hears_of_rules().await;
+        assert!(seen.covers(committed), "{seen:?} {committed:?}");
+        slot.run("iptables -F FORWARD");
+        let flushed = slot.hears_of_rules().await;
+        assert!(!seen.covers(flushed), "{seen:?} {flushed:?}");
     });
 }
 
@@ -225,12 +260,8 @@ fn changes_in_our_own_namespace_are_heard_without_a_number() {
         );
         kernel::run("nft add table ip t");
         let rules = async {
-            while events.next().await.unwrap()
-                != (Event {
-                    nsid: None,
-                    what: What::Rules,
-                })
-            {}
+            let heard = |event: &Event| (event.nsid, matches!(event.what, What::Rules { .. }));
+            while heard(&events.next().await.unwrap()) != (None, true) {}
         };
         tokio::time::timeout(SOON, rules)
             .await

@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 use super::removals::{Removals, Removed};
 use crate::api::meta::Uid;
 use crate::host::events::{Event, Events, What};
+use crate::host::iptables::Generation;
 use crate::host::{Error, link};
 use crate::owner::{self, Instance};
 use crate::reconcile::engine::{Engine, Key};
@@ -47,6 +48,8 @@ struct Place {
 #[derive(Default)]
 struct Gathered {
     keys: HashSet<Key>,
+    /// VMs whose rules changed, and what the last change left behind.
+    rules: HashMap<Uid, Generation>,
     everything: bool,
 }
 
@@ -141,8 +144,13 @@ impl Trigger {
         }
         match event.nsid {
             Some(nsid) => {
-                let key = self.by_nsid.get(&nsid).map(|uid| Key::Vm(*uid));
-                gathered.keys.extend(key);
+                let Some(uid) = self.by_nsid.get(&nsid).copied() else {
+                    return;
+                };
+                match event.what {
+                    What::Rules { generation } => drop(gathered.rules.insert(uid, generation)),
+                    _ => drop(gathered.keys.insert(Key::Vm(uid))),
+                }
             }
             None => match event.what {
                 What::Link {
@@ -162,7 +170,7 @@ impl Trigger {
                     self.place(uid, index, peer_nsid.filter(|_| !deleted));
                     gathered.keys.insert(Key::Vm(uid));
                 }
-                What::Rules | What::Netconf => {
+                What::Rules { .. } | What::Netconf => {
                     gathered.keys.insert(Key::Ground);
                 }
                 What::Addr { index } | What::Neigh { index } | What::Filter { index } => {
@@ -288,7 +296,12 @@ impl Trigger {
             engine.nudge_everything();
             return;
         }
-        for key in gathered.keys {
+        let news =
+            |(uid, generation): &(Uid, Generation)| !engine.seen_rules.covers(*uid, *generation);
+        let by_rules = gathered.rules.into_iter().filter(news);
+        let mut keys = gathered.keys;
+        keys.extend(by_rules.map(|(uid, _)| Key::Vm(uid)));
+        for key in keys {
             engine.waker.nudge(key);
         }
     }
@@ -310,6 +323,6 @@ async fn next_removal(removals: &mut Option<Removals>) -> Removed {
 
 impl Gathered {
     fn is_something(&self) -> bool {
-        self.everything || !self.keys.is_empty()
+        self.everything || !self.keys.is_empty() || !self.rules.is_empty()
     }
 }

@@ -19,6 +19,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::iptables::Generation;
 use super::{Error, link};
 
 /// `enum rtnetlink_groups` of `include/uapi/linux/rtnetlink.h`: LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR,
@@ -104,7 +105,10 @@ pub enum What {
     /// A setting of a link or of all, `ip_forward` among them.
     Netconf,
     /// nftables rules, those of iptables-nft among them; one event for a transaction.
-    Rules,
+    Rules {
+        /// What the transaction left behind.
+        generation: Generation,
+    },
     /// More happened than we were told: look at everything, everywhere.
     Overrun,
 }
@@ -334,7 +338,7 @@ fn read_all(protocol: libc::c_int, mut bytes: &[u8], nsid: Option<i32>) -> Vec<E
     while let Some((message, rest)) = split(bytes) {
         bytes = rest;
         let what = match protocol {
-            libc::NETLINK_NETFILTER => Some(What::Rules),
+            libc::NETLINK_NETFILTER => read_generation(message),
             _ => read(message),
         };
         let event = what.map(|what| Event { nsid, what });
@@ -351,6 +355,11 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let message = bytes.get(..length).filter(|m| m.len() >= HEADER)?;
     let next = length.next_multiple_of(4).min(bytes.len());
     Some((message, &bytes[next..]))
+}
+
+fn read_generation(message: &[u8]) -> Option<What> {
+    let generation = Generation::of(message.get(HEADER..)?)?;
+    Some(What::Rules { generation })
 }
 
 fn read(message: &[u8]) -> Option<What> {

@@ -164,6 +164,7 @@ pub fn converged(desired: &Desired) -> World {
         ruleset: desired.rules.as_ref().unwrap().ruleset.clone(),
         ipv6_sealed: true,
         gate_open: true,
+        generation: None,
         forbidden_flows: 0,
     };
     World { seen, forbidden: 0 }
@@ -232,6 +233,7 @@ fn case() -> impl Strategy<Value = (Desired, World)> {
                 ruleset,
                 ipv6_sealed: sealed,
                 gate_open: open,
+                generation: None,
                 forbidden_flows: 0,
             };
             (

@@ -23,6 +23,7 @@ use std::process::Command;
 use super::Error;
 use super::rule::{Policy, Ruleset, TableName};
 
+pub use netlink::Generation;
 pub use restore::{Edit, Input, Lock, restore, restore_whole};
 pub use seal::{ipv6_sealed, seal_ipv6};
 
@@ -78,9 +79,14 @@ impl Backend {
 
     /// Reads tables back from the kernel, whole, foreign rules at their places.
     pub fn read(&self, tables: &[TableName]) -> Result<Ruleset, Error> {
+        self.read_dated(tables).map(|(ruleset, _)| ruleset)
+    }
+
+    /// [`read`](Self::read), and the generation that was read, or a later one. None: there is none to tell.
+    pub fn read_dated(&self, tables: &[TableName]) -> Result<(Ruleset, Option<Generation>), Error> {
         match self.flavour {
             Flavour::Nft => nft::read(tables),
-            Flavour::Legacy => legacy::read(tables),
+            Flavour::Legacy => legacy::read(tables).map(|ruleset| (ruleset, None)),
         }
     }
 }

@@ -36,6 +36,24 @@ const GENERIC_HEADER: usize = 4;
 /// The kernel fills a reply of a dump up to the reader's buffer, at most 32 KiB (`netlink_dump`).
 const BUFFER: usize = 32 * 1024;
 
+/// Counts the transactions of a namespace's nf_tables: each leaves another behind (`base_seq`, of which messages carry the
+/// lower half in `nfgenmsg`'s `res_id`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation(u16);
+
+impl Generation {
+    /// Of a message of nf_tables, without its `nlmsghdr`.
+    pub fn of(body: &[u8]) -> Option<Self> {
+        let bytes = body.get(2..4)?.try_into().ok()?;
+        Some(Self(u16::from_be_bytes(bytes)))
+    }
+
+    /// Whether whoever saw this one saw `other`, too: it is the same, or came later.
+    pub fn covers(self, other: Self) -> bool {
+        self.0.wrapping_sub(other.0) < 1 << 15
+    }
+}
+
 /// A message under construction.
 pub struct Message(Vec<u8>);
 
@@ -126,6 +144,7 @@ pub struct Netfilter {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    generation: Option<Generation>,
 }
 
 impl Netfilter {
@@ -141,7 +160,13 @@ impl Netfilter {
             socket: open().map_err(|e| Error::io("open", "a netfilter socket", e))?,
             sequence: 0,
             buffer: Vec::with_capacity(BUFFER),
+            generation: None,
         })
+    }
+
+    /// Of the first thing that was listed since this was asked the last time. Whatever happened since is not in it.
+    pub fn take_generation(&mut self) -> Option<Generation> {
+        self.generation.take()
     }
 
     /// Asks for a list and gives each answer's attributes to `each`. [`Busy`](crate::host::Kind::Busy): the list changed
@@ -149,26 +174,34 @@ impl Netfilter {
     pub fn dump(
         &mut self,
         thing: &'static str,
-        mut message: Message,
+        message: Message,
         mut each: impl FnMut(&[u8]),
     ) -> Result<(), Error> {
-        let error = |e| Error::io("list", thing, e);
+        let mut generation = self.generation;
+        let listed = self.list(message, |body| {
+            generation = generation.or_else(|| Generation::of(body));
+            each(body.get(GENERIC_HEADER..).unwrap_or(&[]));
+        });
+        self.generation = generation;
+        listed.map_err(|e| Error::io("list", thing, e))
+    }
+
+    fn list(&mut self, mut message: Message, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         self.sequence += 1;
-        self.send(message.seal(DUMP, self.sequence))
-            .map_err(error)?;
+        self.send(message.seal(DUMP, self.sequence))?;
         let mut interrupted = false;
         loop {
-            for (header, body) in self.receive().map_err(error)? {
+            for (header, body) in self.receive()? {
                 interrupted |= header.flags & DUMP_INTERRUPTED != 0;
                 match header.kind {
                     DONE | ERROR => {
-                        verdict(body).map_err(error)?;
+                        verdict(body)?;
                         return match interrupted {
                             false => Ok(()),
-                            true => Err(error(io::Error::from_raw_os_error(libc::EAGAIN))),
+                            true => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
                         };
                     }
-                    _ => each(body.get(GENERIC_HEADER..).unwrap_or(&[])),
+                    _ => each(body),
                 }
             }
         }
@@ -258,5 +291,27 @@ fn verdict(body: &[u8]) -> io::Result<()> {
     match body.get(..4).map_or(0, |code| u32_ne(code) as i32) {
         0 => Ok(()),
         errno => Err(io::Error::from_raw_os_error(-errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generation_covers_itself_and_those_before_it_past_the_end_of_the_numbers_too() {
+        for (seen, other, covers) in [
+            (5, 5, true),
+            (5, 4, true),
+            (5, 6, false),
+            (2, u16::MAX, true),
+            (u16::MAX, 2, false),
+        ] {
+            assert_eq!(
+                Generation(seen).covers(Generation(other)),
+                covers,
+                "{seen} {other}"
+            );
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! Not here: what one rule's expressions mean.
 
 use super::expr;
-use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
+use super::netlink::{Generation, Message, NFTABLES, Netfilter, attr, be32, text};
 use crate::host::rule::{Chain, Policy, Rule, Ruleset, Table, TableName};
 use crate::host::{Error, Kind};
 
@@ -13,11 +13,15 @@ const GETRULE: u16 = NFTABLES | 7;
 /// A dump that meets a change is asked again, this often.
 const ATTEMPTS: usize = 16;
 
-/// Reads tables of family `ip`.
-pub fn read(tables: &[TableName]) -> Result<Ruleset, Error> {
+/// Reads tables of family `ip`, and the generation that they are of, or of a later one. None: there are none.
+pub fn read(tables: &[TableName]) -> Result<(Ruleset, Option<Generation>), Error> {
     let mut netfilter = Netfilter::open()?;
-    let tables = consistent(|| read_once(&mut netfilter, libc::AF_INET as u8, tables))?;
-    Ok(Ruleset::new(tables))
+    let (tables, generation) = consistent(|| {
+        netfilter.take_generation();
+        let tables = read_once(&mut netfilter, libc::AF_INET as u8, tables)?;
+        Ok((tables, netfilter.take_generation()))
+    })?;
+    Ok((Ruleset::new(tables), generation))
 }
 
 /// [`read`], in family `ip6`.
@@ -25,6 +29,19 @@ pub fn read_ipv6(tables: &[TableName]) -> Result<Ruleset, Error> {
     let mut netfilter = Netfilter::open()?;
     let tables = consistent(|| read_once(&mut netfilter, libc::AF_INET6 as u8, tables))?;
     Ok(Ruleset::new(tables))
+}
+
+/// The names of a family's tables, iptables' or not.
+pub fn tables(family: u8) -> Result<Vec<String>, Error> {
+    let mut netfilter = Netfilter::open()?;
+    consistent(|| {
+        let mut names = Vec::new();
+        let query = Message::new(GETTABLE, 0, family);
+        netfilter.dump("packet filter tables", query, |table| {
+            names.extend(attr(table, 1).map(text));
+        })?;
+        Ok(names)
+    })
 }
 
 fn consistent<T>(mut read: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {

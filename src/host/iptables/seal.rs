@@ -58,6 +58,15 @@ pub fn begin(ruleset: &Ruleset) -> Result<Begun, Error> {
             }),
         );
     }
+    // The kernel's refusal would say the same, after an RCU grace period (`__nf_tables_abort`): 8 ms.
+    let standing = nft::tables(family)?;
+    if ruleset
+        .tables()
+        .iter()
+        .any(|table| standing.contains(&table.name.to_string()))
+    {
+        return Ok(Begun::Before);
+    }
     let outcome = commit(batch).map_err(|e| Error::io("begin", "packet filter tables", e));
     match outcome {
         Ok(()) => Ok(Begun::Now),

@@ -47,8 +47,9 @@ impl Engine {
             rules: Some(rules),
         };
         let hands = self.firewall();
-        if let Step::Not(outcome) = self.step(vm, Rung::Firewall, &hands, &desired).await? {
-            return Ok(Err(outcome));
+        match self.step(vm, Rung::Firewall, &hands, &desired).await? {
+            Step::Ready(seen) => self.seen_rules.note(uid, seen.generation),
+            Step::Not(outcome) => return Ok(Err(outcome)),
         }
         if !self
             .ready_and_take(vm, Rung::Firewall, Some(digest))

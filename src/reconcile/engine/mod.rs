@@ -11,6 +11,7 @@ mod climb;
 mod descend;
 mod isolated;
 mod plugged;
+mod seen_rules;
 mod step;
 mod stray;
 
@@ -44,6 +45,7 @@ use crate::runtime::controller::Waker;
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Store, Txn};
 
+pub use seen_rules::SeenRules;
 use step::describe;
 
 /// What can be looked at.
@@ -102,6 +104,8 @@ pub struct Engine {
     pub cni: Runtime,
     /// CNI VMs whose plugins have been asked, since the start or the last resync, whether all is as they made it.
     pub checked: Mutex<HashSet<Uid>>,
+    /// Which rules of the isolated VMs have been looked at.
+    pub seen_rules: SeenRules,
 }
 
 /// The link of the host namespace that tells of a VM.
@@ -303,6 +307,7 @@ impl Engine {
     async fn run_vm(&self, uid: Uid, failures: u32) -> Result<Outcome, store::Error> {
         let Some(vm) = self.store.read(|world| world.vm(uid).cloned()) else {
             self.contests.forget(uid);
+            self.seen_rules.forget(uid);
             return Ok(Outcome::Converged);
         };
         let was_ready = self.store.read(|world| world.is_ready(&vm));

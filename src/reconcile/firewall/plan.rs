@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::iptables::Generation;
 use crate::host::rule::{Policy, Ruleset, TableName};
 
 /// What ought to be in one VM's namespace.
@@ -46,6 +47,9 @@ pub struct Observed {
     pub ipv6_sealed: bool,
     /// `net.ipv4.ip_forward`.
     pub gate_open: bool,
+    /// The generation that [`ruleset`](Self::ruleset) is of, or of a later one.
+    #[serde(skip)]
+    pub generation: Option<Generation>,
     /// Flows that the desired rules forbid: looked for only when the rules stand and these flows were not yet judged by them.
     pub forbidden_flows: usize,
 }
