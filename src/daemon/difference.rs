@@ -14,7 +14,7 @@ use crate::reconcile::group;
 pub async fn of(engine: &Engine, drafts: &[Draft]) -> BTreeMap<String, Vec<String>> {
     let mut actions = BTreeMap::new();
     for draft in drafts {
-        // Of a VM that is changed and then removed at once, only the removal is seen: it comes last.
+        // What is said of a VM last holds: one that is changed and then removed at once is only removed.
         actions.extend(of_group(engine, draft).await);
     }
     actions.retain(|_, steps| !steps.is_empty());
@@ -27,11 +27,20 @@ async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Vec<String>)> 
         update: draft.spec.update,
         template: Some(draft.spec.template.clone()),
     };
-    let (observed, vms) = engine.store.read(|world| {
+    let (observed, vms, update_before) = engine.store.read(|world| {
         let vms: Vec<Vm> = world.vms_of(&draft.name).cloned().collect();
-        (group::observed(world, &draft.name, &desired), vms)
+        let before = world.group(&draft.name).map(|group| group.spec.update);
+        let observed = group::observed(world, &draft.name, &desired);
+        (observed, vms, before)
     });
     let mut found = Vec::new();
+    if update_before.is_some_and(|before| before != desired.update) {
+        // Their records tell of it.
+        for vm in vms.iter().filter(|vm| !vm.meta.deleting) {
+            let steps = update(engine, vm, vm.spec.clone()).await;
+            found.push((format!("vm/{}", vm.meta.name), steps));
+        }
+    }
     for action in group::plan(&desired, &observed) {
         match action {
             group::Action::Create { index, spec } => {

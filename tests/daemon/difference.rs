@@ -2,6 +2,7 @@
 //! Not here: how it is printed (`tests/cli`); VMs that are to be made, of which it says no single steps.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -195,6 +196,23 @@ fn a_live_change_of_a_bridge_group_is_foretold_step_by_step() {
             assert_eq!(told.len(), 2);
             assert_in_order(&told["vm/web-2"], &[record, port, "set filter"]);
         }
+    });
+}
+
+#[test]
+fn how_a_group_is_updated_is_told_to_its_vms_records_in_every_mode_and_that_is_no_drift() {
+    talkative(|house, plugs| {
+        plugs.ptp("10.78.0.0/24");
+        for group in [slots(1, ""), web(1, ""), pod(1)] {
+            house.apply(&group);
+            let next = group.replace("vcpu: 1", "vcpu: 1\n      update: on-delete");
+            let told = comes_true(&house, &next, house.vms().len());
+            let steps: Vec<_> = told.into_values().flatten().collect();
+            assert_eq!(steps, ["write the VM's record"]);
+        }
+        house.ctl("gc");
+        house.stays(Duration::from_millis(500), || house.messages("", "Drift"));
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
     });
 }
 
