@@ -8,6 +8,7 @@
 //! | `modes` | groups of all modes on one host |
 //! | `converge` | from a manifest to what stands, and what scripts rely on |
 //! | `reload` | a saved file, live and not |
+//! | `difference` | what `diff` says, and what is then done |
 //! | `origin` | whose a group is: a file's or an apply's |
 //! | `drift` | everything that somebody can break, seen and repaired |
 //! | `bridge_drift` | the same in bridge mode |
@@ -29,6 +30,7 @@ mod daemon {
     mod cni_faults;
     mod cni_guest;
     mod converge;
+    mod difference;
     mod drift;
     mod guests;
     mod leftovers;

@@ -183,9 +183,7 @@ impl Backend for Answers {
     async fn diff(&self, sources: Vec<Source>) -> Result<DiffResult, Refusal> {
         let drafts = self.checked(sources)?;
         let groups = self.thought_through(&drafts);
-        let actions = super::difference::of(&self.engine, &drafts)
-            .await
-            .map_err(|error| Refusal::Failed(error.to_string()))?;
+        let actions = super::difference::of(&self.engine, &drafts).await;
         Ok(DiffResult { groups, actions })
     }
 

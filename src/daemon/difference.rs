@@ -7,37 +7,40 @@ use crate::api::host_group::HostGroup;
 use crate::api::manifest::Draft;
 use crate::api::network::NetworkSpec;
 use crate::api::vm::{Vm, VmSpec};
-use crate::owner;
 use crate::reconcile::engine::Engine;
-use crate::reconcile::{Error, diff, firewall, group, net};
+use crate::reconcile::group;
 
 /// Object to actions, in the order they would be taken. A VM that is to be made has no uid yet, so of it only that is said.
-///
-/// # Errors
-/// The host could not be looked at.
-pub async fn of(engine: &Engine, drafts: &[Draft]) -> Result<BTreeMap<String, Vec<String>>, Error> {
+pub async fn of(engine: &Engine, drafts: &[Draft]) -> BTreeMap<String, Vec<String>> {
     let mut actions = BTreeMap::new();
     for draft in drafts {
-        for (object, steps) in of_group(engine, draft).await? {
-            if !steps.is_empty() {
-                actions.insert(object, steps);
-            }
-        }
+        // What is said of a VM last holds: one that is changed and then removed at once is only removed.
+        actions.extend(of_group(engine, draft).await);
     }
-    Ok(actions)
+    actions.retain(|_, steps| !steps.is_empty());
+    actions
 }
 
-async fn of_group(engine: &Engine, draft: &Draft) -> Result<Vec<(String, Vec<String>)>, Error> {
+async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Vec<String>)> {
     let desired = group::Desired {
         count: draft.spec.count,
         update: draft.spec.update,
         template: Some(draft.spec.template.clone()),
     };
-    let (observed, vms) = engine.store.read(|world| {
+    let (observed, vms, update_before) = engine.store.read(|world| {
         let vms: Vec<Vm> = world.vms_of(&draft.name).cloned().collect();
-        (group::observed(world, &draft.name), vms)
+        let before = world.group(&draft.name).map(|group| group.spec.update);
+        let observed = group::observed(world, &draft.name, &desired);
+        (observed, vms, before)
     });
     let mut found = Vec::new();
+    if update_before.is_some_and(|before| before != desired.update) {
+        // Their records tell of it.
+        for vm in vms.iter().filter(|vm| !vm.meta.deleting) {
+            let steps = update(engine, vm, vm.spec.clone()).await;
+            found.push((format!("vm/{}", vm.meta.name), steps));
+        }
+    }
     for action in group::plan(&desired, &observed) {
         match action {
             group::Action::Create { index, spec } => {
@@ -47,22 +50,20 @@ async fn of_group(engine: &Engine, draft: &Draft) -> Result<Vec<(String, Vec<Str
             }
             group::Action::Update { uid, spec } => {
                 if let Some(vm) = vms.iter().find(|vm| vm.meta.uid == uid) {
-                    found.push((
-                        format!("vm/{}", vm.meta.name),
-                        update(engine, vm, *spec).await?,
-                    ));
+                    let steps = update(engine, vm, *spec).await;
+                    found.push((format!("vm/{}", vm.meta.name), steps));
                 }
             }
             group::Action::Delete { uid } => {
                 if let Some(vm) = vms.iter().find(|vm| vm.meta.uid == uid) {
-                    let steps = removal(engine, vm, &desired).await?;
+                    let steps = removal(engine, vm, &desired).await;
                     found.push((format!("vm/{}", vm.meta.name), steps));
                 }
             }
             group::Action::Release { .. } | group::Action::RemoveGroup => {}
         }
     }
-    Ok(found)
+    found
 }
 
 fn creation(spec: &VmSpec) -> Vec<String> {
@@ -89,39 +90,18 @@ fn creation(spec: &VmSpec) -> Vec<String> {
     steps
 }
 
-async fn update(engine: &Engine, vm: &Vm, spec: VmSpec) -> Result<Vec<String>, Error> {
-    let Some(lease) = engine
-        .store
-        .read(|world| world.lease(&vm.meta.name).cloned())
-    else {
-        return Ok(vec!["commit the rules".to_owned()]);
-    };
-    let Some(block) = lease.address.block() else {
-        return Ok(vec!["change the port and its filter".to_owned()]);
-    };
+/// What a VM becomes, and what is done for it while it goes on.
+async fn update(engine: &Engine, vm: &Vm, spec: VmSpec) -> Vec<String> {
     let mut changed = vm.clone();
     changed.spec = spec;
-    let names = owner::vm_names(&engine.instance, vm.meta.uid);
-    let desired = firewall::Desired {
-        netns: engine.run_dir.netns(&names),
-        lock: engine.run_dir.vm_dir(vm.meta.uid).join(net::LOCK),
-        rules: Some(engine.rules(&changed, block, None)),
-    };
-    diff(&engine.firewall(), &desired).await
+    changed.meta.generation += 1;
+    engine.preview_change(&changed).await
 }
 
-async fn removal(engine: &Engine, vm: &Vm, group: &group::Desired) -> Result<Vec<String>, Error> {
-    let label = engine.instance.vm_label(&vm.meta.name, vm.meta.uid);
-    let nothing = engine.processes.nothing(&label);
-    let mut steps = diff(&engine.processes.rung, &nothing).await?;
-    let desired = net::Desired {
-        label,
-        run_dir: engine.run_dir.0.clone(),
-        slot: None,
-    };
-    steps.extend(diff(&engine.net(), &desired).await?);
+async fn removal(engine: &Engine, vm: &Vm, group: &group::Desired) -> Vec<String> {
+    let mut steps = engine.preview_removal(vm).await;
     if vm.index <= group.count {
         steps.push("create it anew: this change cannot be made live".to_owned());
     }
-    Ok(steps)
+    steps
 }

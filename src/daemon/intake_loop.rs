@@ -13,6 +13,7 @@ use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::Draft;
 use crate::api::meta::{Meta, Name};
 use crate::api::view::Applied;
+use crate::api::vm::Vm;
 use crate::clock;
 use crate::intake::{Folder, Intake, SETTLE, Watch};
 use crate::reconcile::engine::Engine;
@@ -240,6 +241,9 @@ pub fn store_draft(
             if group.spec != draft.spec {
                 group.meta.generation += 1;
             }
+            if group.spec.update != draft.spec.update || group.origin != *origin {
+                renew_records(txn, &draft.name)?;
+            }
             group.spec = draft.spec.clone();
             group.origin = origin.clone();
             (group, Applied::Configured)
@@ -247,6 +251,16 @@ pub fn store_draft(
     };
     txn.put_group(group)?;
     Ok(applied)
+}
+
+/// Each VM's record tells of its group: writing it anew is a new wish, and no drift.
+fn renew_records(txn: &mut Txn<'_>, group: &Name) -> Result<(), store::Error> {
+    let vms: Vec<Vm> = txn.world().vms_of(group).cloned().collect();
+    for mut vm in vms {
+        vm.meta.generation += 1;
+        txn.put_vm(vm)?;
+    }
+    Ok(())
 }
 
 /// Marks a group as to be removed. False: there is none.

@@ -168,15 +168,15 @@ async fn rounds<R: Reconcile>(
     Err(Error::NotConverging(left))
 }
 
-/// The plan alone: what the loop would do first.
+/// The plan alone, what the loop would do first, and the look that it was made from.
 ///
 /// # Errors
 /// As the loop's, without having touched anything.
 pub async fn diff<R: Reconcile>(
     reconciler: &R,
     desired: &R::Desired,
-) -> Result<Vec<String>, Error> {
+) -> Result<(Vec<String>, R::Observed), Error> {
     let observed = reconciler.observe(desired).await.map_err(Error::Observe)?;
     let plan = R::plan(desired, &observed)?;
-    Ok(plan.iter().map(ToString::to_string).collect())
+    Ok((plan.iter().map(ToString::to_string).collect(), observed))
 }

@@ -110,7 +110,8 @@ impl Host {
     /// What would be done first; or why nothing can be.
     pub async fn port_diff(&self, wish: &Wish) -> Result<Vec<String>, String> {
         let plan = diff(&self.port_hands(), &wish.port).await;
-        plan.map_err(|error| error.to_string())
+        plan.map(|(steps, _)| steps)
+            .map_err(|error| error.to_string())
     }
 
     /// Why the port cannot be made.
@@ -196,7 +197,7 @@ async fn firm<R: Reconcile>(hands: &R, desired: &R::Desired) -> Vec<String> {
     if let Err(error) = done.result {
         panic!("{error}; taken: {:?}", done.taken);
     }
-    let left = diff(hands, desired).await.unwrap();
+    let (left, _) = diff(hands, desired).await.unwrap();
     assert_eq!(left, Vec::<String>::new());
     done.taken
 }

@@ -1,6 +1,8 @@
 //! A group belongs to where it came from: a file, or an apply.
 //! Not here: how a change is carried out (`reload`).
 
+use std::time::Duration;
+
 use crate::support::house::{House, group, inhabited, slots};
 
 fn vm_is_ready(house: &House, vm: &str) {
@@ -117,5 +119,24 @@ fn apply_says_created_configured_unchanged_and_a_dry_run_stores_nothing() {
             house.ctl(&format!("apply -f {file}")),
             "hostgroup/sandbox configured\n"
         );
+    });
+}
+
+#[test]
+fn a_renamed_file_goes_on_owning_its_group_and_that_is_no_drift() {
+    inhabited(|house| {
+        house.save("old.yaml", &slots(1, ""));
+        vm_is_ready(&house, "sandbox-1");
+        let uid = || house.get("vm sandbox-1")["metadata"]["uid"].clone();
+        let before = uid();
+        std::fs::rename(house.conf().join("old.yaml"), house.conf().join("new.yaml")).unwrap();
+        house.until("the new owner", || {
+            let said = house.ctl("describe hg/sandbox");
+            said.contains("new.yaml").then_some(())
+        });
+        house.ctl("gc");
+        house.stays(Duration::from_millis(500), || house.messages("", "Drift"));
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
+        assert_eq!(uid(), before);
     });
 }

@@ -2,10 +2,9 @@
 //! Not here: the bridge itself (the ground); the lease below and the VMM above, which are the same in every mode.
 
 use super::Engine;
-use super::climb::Reached;
-use super::step::Step;
+use super::step::{Ascent, Ready};
 use crate::api::lease::Address;
-use crate::api::network::{BridgeSpec, Mac};
+use crate::api::network::{BridgeSpec, Connection, Mac};
 use crate::api::rung::Rung;
 use crate::api::vm::Vm;
 use crate::owner;
@@ -13,17 +12,16 @@ use crate::reconcile::firewall::antispoof::Apart;
 use crate::reconcile::firewall::port::{self as filter, Gate, Pass};
 use crate::reconcile::net::port::{self, Port};
 use crate::reconcile::{connection, net};
-use crate::runtime::queue::Outcome;
-use crate::store;
 
 impl Engine {
-    pub(super) async fn climb_bridged(
+    pub(super) async fn connect_bridged<A: Ascent>(
         &self,
         vm: &Vm,
         spec: &BridgeSpec,
         address: &Address,
         record: String,
-    ) -> Result<Reached, store::Error> {
+        ascent: &mut A,
+    ) -> Result<Connection, A::Stop> {
         let uid = vm.meta.uid;
         let (label, tap) = (
             self.instance.vm_label(&vm.meta.name, uid),
@@ -43,41 +41,25 @@ impl Engine {
             }),
             remains: None,
         };
-        let seen = match self.step(vm, Rung::Net, &self.port(), &desired).await? {
-            Step::Ready(seen) => seen,
-            Step::Not(outcome) => return Ok(Err(outcome)),
-        };
+        let seen = ascent.meet(Rung::Net, &self.port(), &desired).await?;
         let mtu = seen.bridge.as_ref().map_or(net::MTU, |bridge| bridge.mtu);
         let bridge_mac = seen.bridge.map(|bridge| bridge.mac);
         let place = (spec.bridge.as_str(), tap.clone());
         let connected = connection::bridged(&self.instance, uid, address, place, mtu);
-        let mark = serde_json::to_string(&connected).ok();
-        if !self.ready_and_take(vm, Rung::Net, mark).await? {
-            return Ok(Err(Outcome::Converged));
-        }
+        let ready = Ready::connected(&connected);
+        ascent.ready(Rung::Net, ready).await?;
         let pass = self.pass(vm, spec, address, bridge_mac);
         let desired = filter::Desired {
             label,
             tap,
             pass: Some(pass),
-            before: self.store.read(|world| {
-                let page = world.page(uid, Rung::Firewall);
-                page.and_then(|page| page.mark.clone())
-            }),
+            before: self.mark(uid, Rung::Firewall),
         };
-        if let Step::Not(outcome) = self
-            .step(vm, Rung::Firewall, &self.gate(), &desired)
-            .await?
-        {
-            return Ok(Err(outcome));
-        }
-        if !self
-            .ready_and_take(vm, Rung::Firewall, Some(pass.digest()))
-            .await?
-        {
-            return Ok(Err(Outcome::Converged));
-        }
-        Ok(Ok(connected))
+        let hands = self.gate();
+        ascent.meet(Rung::Firewall, &hands, &desired).await?;
+        let ready = Ready::marked(pass.digest());
+        ascent.ready(Rung::Firewall, ready).await?;
+        Ok(connected)
     }
 
     /// What of a bridge VM's frames may pass.

@@ -4,16 +4,17 @@
 use tracing::debug;
 
 use super::Engine;
-use super::step::describe;
+use super::step::{Meet, describe};
 use crate::api::condition::{Reason, Status};
 use crate::api::lease::Address;
+use crate::api::meta::Uid;
 use crate::api::network::NetworkSpec;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
 use crate::clock;
 use crate::owner::{self, Label};
 use crate::reconcile::net::port::{self, Remains};
-use crate::reconcile::{Convergence, firewall, net};
+use crate::reconcile::{Convergence, Reconcile, firewall, net};
 use crate::runtime::queue::Outcome;
 use crate::store;
 
@@ -41,11 +42,7 @@ impl Engine {
         let uid = vm.meta.uid;
         let label = self.instance.vm_label(&vm.meta.name, uid);
         let standing = self.standing(vm);
-        for rung in LADDER.into_iter().rev() {
-            let held = |world: &store::World| world.page(uid, rung).is_some_and(|page| page.held);
-            if !self.store.read(held) {
-                continue;
-            }
+        for rung in self.held(uid).into_iter().rev() {
             if let Err(found) = self.take_down(rung, &label, &standing).await {
                 self.set_condition(vm, rung, found).await?;
                 return Ok(Outcome::Failed);
@@ -55,6 +52,14 @@ impl Engine {
         }
         self.write(|txn| txn.remove_if_free(uid)).await?;
         Ok(Outcome::Converged)
+    }
+
+    /// Which rungs a VM has taken, from below.
+    pub(super) fn held(&self, uid: Uid) -> Vec<Rung> {
+        self.store.read(|world| {
+            let held = |rung: &Rung| world.page(uid, *rung).is_some_and(|page| page.held);
+            LADDER.into_iter().filter(held).collect()
+        })
     }
 
     /// What a VM may have on the host.
@@ -81,24 +86,47 @@ impl Engine {
         label: &Label,
         standing: &Standing,
     ) -> Result<(), Stuck> {
-        let taken = match rung {
-            Rung::Lease => return Ok(()),
-            Rung::Net => self.take_down_net(label, standing).await,
-            Rung::Firewall => self.take_down_firewall(label, standing).await,
-            Rung::Vmm => {
-                self.processes.watch(owner::uid_of(label), None);
-                let desired = self.processes.nothing(label);
-                emptied(self.converge(&self.processes.rung, &desired).await)
-            }
+        let uid = owner::uid_of(label);
+        match rung {
+            // Nobody is to be told of its end.
+            Rung::Vmm => self.processes.watch(uid, None),
+            // Nothing is left that its plugins could be asked about.
+            Rung::Net => self.check_again(uid),
+            Rung::Lease | Rung::Firewall => {}
+        }
+        let mut emptying = Emptying {
+            engine: self,
+            label,
         };
-        taken.map(|taken| debug!(%label, %rung, ?taken, "taken down"))
+        self.empty(rung, label, standing, &mut emptying).await
     }
 
-    async fn take_down_net(
+    /// Of that rung, nothing is wanted.
+    pub(super) async fn empty<M: Meet>(
+        &self,
+        rung: Rung,
+        label: &Label,
+        standing: &Standing,
+        meet: &mut M,
+    ) -> Result<(), M::Stop> {
+        match rung {
+            Rung::Lease => Ok(()),
+            Rung::Net => self.empty_net(label, standing, meet).await,
+            Rung::Firewall => self.empty_firewall(label, standing, meet).await,
+            Rung::Vmm => {
+                let desired = self.processes.nothing(label);
+                let hands = &self.processes.rung;
+                meet.meet(rung, hands, &desired).await.map(drop)
+            }
+        }
+    }
+
+    async fn empty_net<M: Meet>(
         &self,
         label: &Label,
         standing: &Standing,
-    ) -> Result<Vec<String>, Stuck> {
+        meet: &mut M,
+    ) -> Result<(), M::Stop> {
         match standing {
             Standing::Isolated => {
                 let desired = net::Desired {
@@ -106,7 +134,7 @@ impl Engine {
                     run_dir: self.run_dir.0.clone(),
                     slot: None,
                 };
-                emptied(self.converge(&self.net(), &desired).await)
+                meet.meet(Rung::Net, &self.net(), &desired).await.map(drop)
             }
             Standing::Bridged { tap, place } => {
                 let desired = port::Desired {
@@ -116,17 +144,18 @@ impl Engine {
                     slot: None,
                     remains: place.clone().map(|(bridge, ip)| Remains { bridge, ip }),
                 };
-                emptied(self.converge(&self.port(), &desired).await)
+                meet.meet(Rung::Net, &self.port(), &desired).await.map(drop)
             }
-            Standing::Plugged => self.unplug(label).await,
+            Standing::Plugged => self.unplug(label, meet).await,
         }
     }
 
-    async fn take_down_firewall(
+    async fn empty_firewall<M: Meet>(
         &self,
         label: &Label,
         standing: &Standing,
-    ) -> Result<Vec<String>, Stuck> {
+        meet: &mut M,
+    ) -> Result<(), M::Stop> {
         match standing {
             Standing::Isolated => {
                 let desired = firewall::Desired {
@@ -134,7 +163,8 @@ impl Engine {
                     lock: self.run_dir.vm_dir(owner::uid_of(label)).join(net::LOCK),
                     rules: None,
                 };
-                emptied(self.converge(&self.firewall(), &desired).await)
+                let hands = self.firewall();
+                meet.meet(Rung::Firewall, &hands, &desired).await.map(drop)
             }
             Standing::Bridged { tap, .. } => {
                 let desired = firewall::port::Desired {
@@ -143,16 +173,34 @@ impl Engine {
                     pass: None,
                     before: None,
                 };
-                emptied(self.converge(&self.gate(), &desired).await)
+                let hands = self.gate();
+                meet.meet(Rung::Firewall, &hands, &desired).await.map(drop)
             }
-            Standing::Plugged => self.stop_redirecting(label).await,
+            Standing::Plugged => self.stop_redirecting(label, meet).await,
         }
     }
 }
 
-pub(super) fn emptied<O>(done: Convergence<O>) -> Result<Vec<String>, Stuck> {
-    match done.result {
-        Ok(_) => Ok(done.taken),
-        Err(_) => Err(describe(&done.result)),
+/// What bears a label, on its way off the host.
+struct Emptying<'a> {
+    engine: &'a Engine,
+    label: &'a Label,
+}
+
+impl Meet for Emptying<'_> {
+    type Stop = Stuck;
+
+    async fn meet<R: Reconcile>(
+        &mut self,
+        rung: Rung,
+        reconciler: &R,
+        desired: &R::Desired,
+    ) -> Result<R::Observed, Stuck> {
+        let Convergence { taken, result } = self.engine.converge(reconciler, desired).await;
+        debug!(label = %self.label, %rung, ?taken, "taken down");
+        match result {
+            Ok(observed) => Ok(observed),
+            Err(_) => Err(describe(&result)),
+        }
     }
 }

@@ -2,23 +2,21 @@
 //! Not here: the lease below them and the VMM above, which are the same in every mode.
 
 use super::Engine;
-use super::climb::Reached;
-use super::step::Step;
-use crate::api::network::Block;
+use super::step::{Ascent, Ready};
+use crate::api::network::{Block, Connection};
 use crate::api::rung::Rung;
 use crate::api::vm::Vm;
 use crate::owner;
 use crate::reconcile::{connection, firewall, net};
-use crate::runtime::queue::Outcome;
-use crate::store;
 
 impl Engine {
-    pub(super) async fn climb_isolated(
+    pub(super) async fn connect_isolated<A: Ascent>(
         &self,
         vm: &Vm,
         block: Block,
         record: String,
-    ) -> Result<Reached, store::Error> {
+        ascent: &mut A,
+    ) -> Result<Connection, A::Stop> {
         let uid = vm.meta.uid;
         let desired = net::Desired {
             label: self.instance.vm_label(&vm.meta.name, uid),
@@ -29,40 +27,28 @@ impl Engine {
                 record,
             }),
         };
-        if let Step::Not(outcome) = self.step(vm, Rung::Net, &self.net(), &desired).await? {
-            return Ok(Err(outcome));
-        }
-        if !self.ready_and_take(vm, Rung::Net, None).await? {
-            return Ok(Err(Outcome::Converged));
-        }
-        let judged = self.store.read(|world| {
-            let page = world.page(uid, Rung::Firewall);
-            page.and_then(|page| page.mark.clone())
-        });
-        let rules = self.rules(vm, block, judged);
-        let digest = rules.digest.clone();
+        ascent.meet(Rung::Net, &self.net(), &desired).await?;
+        ascent.ready(Rung::Net, Ready::default()).await?;
+        let rules = self.rules(vm, block, self.mark(uid, Rung::Firewall));
+        let ready = Ready::marked(rules.digest.clone());
         let desired = firewall::Desired {
             netns: desired.netns(),
             lock: self.run_dir.vm_dir(uid).join(net::LOCK),
             rules: Some(rules),
         };
         let hands = self.firewall();
-        match self.step(vm, Rung::Firewall, &hands, &desired).await? {
-            Step::Ready(seen) => self.seen_rules.note(uid, seen.generation),
-            Step::Not(outcome) => return Ok(Err(outcome)),
-        }
-        if !self
-            .ready_and_take(vm, Rung::Firewall, Some(digest))
-            .await?
-        {
-            return Ok(Err(Outcome::Converged));
-        }
-        Ok(Ok(connection::isolated(
+        let seen = ascent.meet(Rung::Firewall, &hands, &desired).await?;
+        let ready = Ready {
+            rules: seen.generation,
+            ..ready
+        };
+        ascent.ready(Rung::Firewall, ready).await?;
+        Ok(connection::isolated(
             &self.instance,
             &self.run_dir,
             uid,
             block,
-        )))
+        ))
     }
 
     /// The rules that an isolated VM wants.

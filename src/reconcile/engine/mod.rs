@@ -11,6 +11,7 @@ mod climb;
 mod descend;
 mod isolated;
 mod plugged;
+mod preview;
 mod seen_rules;
 mod step;
 mod stray;
@@ -335,6 +336,12 @@ impl Engine {
         waiting.contains(group)
     }
 
+    /// What was noted of a VM's rung when it was last Ready.
+    fn mark(&self, uid: Uid, rung: Rung) -> Option<String> {
+        self.store
+            .read(|world| world.page(uid, rung).and_then(|page| page.mark.clone()))
+    }
+
     async fn set_condition(
         &self,
         vm: &Vm,
@@ -368,13 +375,13 @@ impl Engine {
         }
     }
 
-    /// Hands for the Net rung, for one run.
-    pub fn net(&self) -> Net {
+    /// Hands for the Net rung in isolated mode, for one run.
+    fn net(&self) -> Net {
         Net::new(self.hands.home.clone(), self.hands.netlink.clone())
     }
 
-    /// Hands for the Firewall rung.
-    pub fn firewall(&self) -> Firewall {
+    /// Hands for the Firewall rung in isolated mode.
+    fn firewall(&self) -> Firewall {
         Firewall {
             backend: self.hands.backend.clone(),
         }

@@ -4,37 +4,34 @@
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
+use ipnetwork::Ipv4Network;
 use tracing::{info, warn};
 
 use super::Engine;
-use super::climb::Reached;
-use super::descend::{Stuck, emptied};
-use super::step::Step;
-use crate::api::condition::{Reason, Status};
+use super::step::{Ascent, Meet, Ready};
 use crate::api::event::EventType;
-use crate::api::lease::{Address, Lease};
+use crate::api::lease::Address;
 use crate::api::meta::Uid;
 use crate::api::network::{CniSpec, Connection, NetworkSpec};
 use crate::api::rung::Rung;
 use crate::api::vm::Vm;
-use crate::clock;
 use crate::owner::{self, Label, TAP};
 use crate::reconcile::firewall::redirect::{self, Join, Redirect};
 use crate::reconcile::net::cni::{self, Attach, Checking, Desired, IFNAME, Want};
-use crate::runtime::queue::Outcome;
-use crate::store::{self, Gate};
 
 /// Of the condition of a VM whose network's configuration is another one than it was connected by.
 const CHANGED: &str =
     "the network's configuration has changed since; this VM keeps what it was given";
 
 impl Engine {
-    pub(super) async fn climb_plugged(
+    /// None: the plugins' result tells of no connection.
+    pub(super) async fn connect_plugged<A: Ascent>(
         &self,
         vm: &Vm,
         spec: &CniSpec,
         record: String,
-    ) -> Result<Reached, store::Error> {
+        ascent: &mut A,
+    ) -> Result<Option<Connection>, A::Stop> {
         let uid = vm.meta.uid;
         let label = self.instance.vm_label(&vm.meta.name, uid);
         let desired = Desired {
@@ -46,24 +43,21 @@ impl Engine {
                 record,
             }),
         };
-        let hands = Attach::new(self.cni.clone(), self.checking(uid));
-        let seen = match self.step(vm, Rung::Net, &hands, &desired).await? {
-            Step::Ready(seen) => seen,
-            Step::Not(outcome) => {
-                self.check_again(uid);
-                return Ok(Err(outcome));
-            }
-        };
+        let hands = Attach::new(self.cni.clone(), ascent.checking());
+        let seen = ascent.meet(Rung::Net, &hands, &desired).await;
+        let seen = seen.inspect_err(|_| self.check_again(uid))?;
         let Some(connected) = seen.connection() else {
-            return Ok(Err(Outcome::Failed));
+            return Ok(None);
         };
-        let message = match seen.network_changed() {
-            true => CHANGED,
-            false => "",
+        let ready = Ready {
+            message: match seen.network_changed() {
+                true => CHANGED,
+                false => "",
+            },
+            address: plugged(spec, &connected),
+            ..Ready::connected(&connected)
         };
-        if !self.note_connection(vm, spec, &connected, message).await? {
-            return Ok(Err(Outcome::Converged));
-        }
+        ascent.ready(Rung::Net, ready).await?;
         let join = match seen.chain_made_the_tap() {
             true => Join::Chains,
             false => Join::Ours(IFNAME.to_owned()),
@@ -74,17 +68,13 @@ impl Engine {
             tap: connected.tap.clone(),
             join: Some(join),
         };
-        if let Step::Not(outcome) = self.step(vm, Rung::Firewall, &Redirect, &desired).await? {
-            return Ok(Err(outcome));
-        }
-        if !self.ready_and_take(vm, Rung::Firewall, None).await? {
-            return Ok(Err(Outcome::Converged));
-        }
-        Ok(Ok(connected))
+        ascent.meet(Rung::Firewall, &Redirect, &desired).await?;
+        ascent.ready(Rung::Firewall, Ready::default()).await?;
+        Ok(Some(connected))
     }
 
     /// Once after the start and after each resync the plugins are asked, too.
-    fn checking(&self, uid: Uid) -> Checking {
+    pub(super) fn checking(&self, uid: Uid) -> Checking {
         let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
         match checked.insert(uid) {
             true => Checking::Once,
@@ -130,54 +120,12 @@ impl Engine {
         }
     }
 
-    fn check_again(&self, uid: Uid) {
+    pub(super) fn check_again(&self, uid: Uid) {
         let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
         checked.remove(&uid);
     }
 
-    /// In one transaction: the rung is Ready, what the plugins gave is noted as a lease, the next rung is taken. False: it
-    /// cannot be, perhaps because the ground must close that subnet to isolated VMs first.
-    async fn note_connection(
-        &self,
-        vm: &Vm,
-        spec: &CniSpec,
-        connected: &Connection,
-        message: &str,
-    ) -> Result<bool, store::Error> {
-        let now = clock::now();
-        let (uid, generation) = (vm.meta.uid, vm.meta.generation);
-        let mark = serde_json::to_string(connected).ok();
-        let plugged = ipnetwork::Ipv4Network::new(connected.ip, connected.prefix_len).ok();
-        self.write(|txn| {
-            let found = (Status::True, Reason::Converged, message.to_owned());
-            txn.set_condition(uid, Rung::Net, found, generation, now)?;
-            txn.set_mark(uid, Rung::Net, mark)?;
-            let address = plugged.map(|plugged| Address::Plugged {
-                network: spec.network_name.clone(),
-                plugged,
-                gateway: connected.gateway,
-            });
-            let noted = txn
-                .world()
-                .lease(&vm.meta.name)
-                .map(|lease| lease.address.clone());
-            if let Some(address) = address.filter(|address| noted.as_ref() != Some(address)) {
-                txn.put_lease(Lease {
-                    name: vm.meta.name.clone(),
-                    group: vm.group.clone(),
-                    address,
-                    since: now,
-                })?;
-            }
-            Ok(match txn.take_rung(uid, Rung::Firewall, now)? {
-                Gate::Open(now) => now.meta.generation == generation,
-                Gate::Closed(_) | Gate::Gone => false,
-            })
-        })
-        .await
-    }
-
-    pub(super) async fn unplug(&self, label: &Label) -> Result<Vec<String>, Stuck> {
+    pub(super) async fn unplug<M: Meet>(&self, label: &Label, meet: &mut M) -> Result<(), M::Stop> {
         let desired = Desired {
             label: label.clone(),
             run_dir: self.run_dir.0.clone(),
@@ -185,9 +133,7 @@ impl Engine {
             want: None,
         };
         let hands = Attach::new(self.cni.clone(), Checking::Never);
-        let done = emptied(self.converge(&hands, &desired).await);
-        self.check_again(owner::uid_of(label));
-        done
+        meet.meet(Rung::Net, &hands, &desired).await.map(drop)
     }
 
     fn network_of(&self, uid: Uid) -> Option<String> {
@@ -197,7 +143,11 @@ impl Engine {
         })
     }
 
-    pub(super) async fn stop_redirecting(&self, label: &Label) -> Result<Vec<String>, Stuck> {
+    pub(super) async fn stop_redirecting<M: Meet>(
+        &self,
+        label: &Label,
+        meet: &mut M,
+    ) -> Result<(), M::Stop> {
         let uid = owner::uid_of(label);
         let desired = redirect::Desired {
             label: label.clone(),
@@ -205,15 +155,25 @@ impl Engine {
             tap: self.known_tap(uid).unwrap_or_else(|| TAP.to_owned()),
             join: None,
         };
-        emptied(self.converge(&Redirect, &desired).await)
+        meet.meet(Rung::Firewall, &Redirect, &desired)
+            .await
+            .map(drop)
     }
 
     /// A chain of plugins may have given the TAP a name of its own.
     fn known_tap(&self, uid: Uid) -> Option<String> {
-        self.store.read(|world| {
-            let mark = world.page(uid, Rung::Net)?.mark.clone()?;
-            let known: Connection = serde_json::from_str(&mark).ok()?;
-            Some(known.tap)
-        })
+        let mark = self.mark(uid, Rung::Net)?;
+        let known: Connection = serde_json::from_str(&mark).ok()?;
+        Some(known.tap)
     }
+}
+
+/// What the plugins gave, to be noted as a lease.
+fn plugged(spec: &CniSpec, connected: &Connection) -> Option<Address> {
+    let plugged = Ipv4Network::new(connected.ip, connected.prefix_len).ok()?;
+    Some(Address::Plugged {
+        network: spec.network_name.clone(),
+        plugged,
+        gateway: connected.gateway,
+    })
 }

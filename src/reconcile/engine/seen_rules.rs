@@ -17,12 +17,8 @@ pub struct SeenRules(Mutex<HashMap<Uid, Generation>>);
 
 impl SeenRules {
     /// A look found the rules right.
-    pub fn note(&self, uid: Uid, generation: Option<Generation>) {
-        let mut seen = self.seen();
-        match generation {
-            Some(generation) => seen.insert(uid, generation),
-            None => seen.remove(&uid),
-        };
+    pub fn note(&self, uid: Uid, generation: Generation) {
+        self.seen().insert(uid, generation);
     }
 
     /// Whether a look has seen what the transaction left behind that ended in `generation`.

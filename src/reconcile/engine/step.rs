@@ -1,24 +1,171 @@
-//! One rung's loop with its events, its condition, and the patience for those who want the opposite.
-//! Not here: the order of the rungs.
+//! One rung: its loop with its events, its condition, and the patience for those who want the opposite; its being written down.
+//! Not here: the order of the rungs; what is wanted of each.
+
+use std::future::Future;
 
 use tracing::debug;
 
 use super::{Engine, SLOW};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
-use crate::api::rung::Rung;
-use crate::api::vm::Vm;
+use crate::api::lease::{Address, Lease};
+use crate::api::network::Connection;
+use crate::api::rung::{LADDER, Rung};
+use crate::api::vm::{Hypervisor, Vm};
 use crate::clock;
+use crate::host::iptables::Generation;
+use crate::reconcile::net::cni::Checking;
 use crate::reconcile::{Conflict, Convergence, Error, Reconcile, converge};
 use crate::runtime::queue::Outcome;
-use crate::store;
+use crate::store::{self, Gate, Txn};
 
-/// What a rung's loop came to.
-pub(super) enum Step<O> {
-    /// The plan is empty.
-    Ready(O),
-    /// It is not; the condition says why.
-    Not(Outcome),
+/// How what is wanted of a rung is met: on the way up, on the way down, or by telling what would be done.
+pub(super) trait Meet: Send {
+    /// Why it goes no further.
+    type Stop: Send;
+
+    /// As it is once it is met.
+    fn meet<R: Reconcile>(
+        &mut self,
+        rung: Rung,
+        reconciler: &R,
+        desired: &R::Desired,
+    ) -> impl Future<Output = Result<R::Observed, Self::Stop>> + Send;
+}
+
+/// The way up, where a rung is written down once it is met.
+pub(super) trait Ascent: Meet {
+    /// How plugins are looked at.
+    fn checking(&self) -> Checking;
+
+    /// A rung is Ready, and the next one can be taken.
+    fn ready(
+        &mut self,
+        rung: Rung,
+        ready: Ready,
+    ) -> impl Future<Output = Result<(), Self::Stop>> + Send;
+}
+
+/// What is to be remembered of a rung that is Ready.
+#[derive(Default)]
+pub(super) struct Ready {
+    /// For its page; none: what is there stays.
+    pub(super) mark: Option<String>,
+    /// For its condition.
+    pub(super) message: &'static str,
+    /// What plugins gave, to be noted as the VM's lease.
+    pub(super) address: Option<Address>,
+    /// Which rules of an isolated VM were found right.
+    pub(super) rules: Option<Generation>,
+}
+
+impl Ready {
+    pub(super) fn marked(mark: String) -> Self {
+        Self {
+            mark: Some(mark),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn connected(connection: &Connection) -> Self {
+        Self {
+            mark: serde_json::to_string(connection).ok(),
+            ..Self::default()
+        }
+    }
+}
+
+/// A VM on its way up.
+pub(super) struct Climbing<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) vm: &'a Vm,
+}
+
+/// Why a VM comes no further up now.
+pub(super) enum Stop {
+    /// The condition says it.
+    Outcome(Outcome),
+    /// It could not be written down.
+    Store(store::Error),
+}
+
+impl From<store::Error> for Stop {
+    fn from(error: store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Meet for Climbing<'_> {
+    type Stop = Stop;
+
+    /// A rung's loop, its events and, if it failed, its condition.
+    async fn meet<R: Reconcile>(
+        &mut self,
+        rung: Rung,
+        reconciler: &R,
+        desired: &R::Desired,
+    ) -> Result<R::Observed, Stop> {
+        let (engine, vm) = (self.engine, self.vm);
+        let was_ready = engine.store.read(|world| {
+            let page = world.page(vm.meta.uid, rung);
+            page.is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
+        });
+        let Convergence { taken, result } = engine.converge(reconciler, desired).await;
+        let object = format!("vm/{}", vm.meta.name);
+        if !taken.is_empty() {
+            debug!(vm = %vm.meta.name, %rung, ?taken, "acted");
+        }
+        if was_ready && !taken.is_empty() {
+            let message = format!("{rung} repaired: {}", taken.join("; "));
+            engine.note(EventType::Warning, &object, "Drift", &message);
+            if let Some(count) = engine.contests.count(vm.meta.uid, rung, clock::monotonic()) {
+                let steps = taken.join("; ");
+                let (reason, message) = match rung {
+                    Rung::Vmm => (
+                        Reason::CrashLoop,
+                        format!("{count} times in a minute: {steps}"),
+                    ),
+                    Rung::Lease | Rung::Net | Rung::Firewall => (
+                        Reason::Contested,
+                        format!(
+                            "repaired {count} times in a minute: somebody wants the opposite of: {steps}"
+                        ),
+                    ),
+                };
+                engine.note(EventType::Warning, &object, &reason.to_string(), &message);
+                engine
+                    .set_condition(vm, rung, (Status::False, reason, message))
+                    .await?;
+                return Err(Stop::Outcome(Outcome::Shun(SLOW)));
+            }
+        }
+        match &result {
+            Ok(_) => {}
+            Err(_) => {
+                let found = describe(&result);
+                engine.note(EventType::Warning, &object, &found.1.to_string(), &found.2);
+                engine.set_condition(vm, rung, found).await?;
+            }
+        }
+        result.map_err(|_| Stop::Outcome(Outcome::Failed))
+    }
+}
+
+impl Ascent for Climbing<'_> {
+    fn checking(&self) -> Checking {
+        self.engine.checking(self.vm.meta.uid)
+    }
+
+    async fn ready(&mut self, rung: Rung, ready: Ready) -> Result<(), Stop> {
+        if let Some(generation) = ready.rules {
+            self.engine.seen_rules.note(self.vm.meta.uid, generation);
+        }
+        match self.engine.ready_and_take(self.vm, rung, ready).await? {
+            true => Ok(()),
+            // It was changed or deleted meanwhile, or the ground must be laid first.
+            false => Err(Stop::Outcome(Outcome::Converged)),
+        }
+    }
 }
 
 impl Engine {
@@ -35,55 +182,46 @@ impl Engine {
         done
     }
 
-    /// A rung's loop, its events and, if it failed, its condition.
-    pub(super) async fn step<R: Reconcile>(
+    /// Writes that a rung is Ready and takes the next one, in one transaction. False: the next one cannot be taken.
+    ///
+    /// It is waited for until that is durable if the next rung will touch the host.
+    async fn ready_and_take(
         &self,
         vm: &Vm,
         rung: Rung,
-        reconciler: &R,
-        desired: &R::Desired,
-    ) -> Result<Step<R::Observed>, store::Error> {
-        let was_ready = self.store.read(|world| {
-            let page = world.page(vm.meta.uid, rung);
-            page.is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
-        });
-        let Convergence { taken, result } = self.converge(reconciler, desired).await;
-        let object = format!("vm/{}", vm.meta.name);
-        if !taken.is_empty() {
-            debug!(vm = %vm.meta.name, %rung, ?taken, "acted");
-        }
-        if was_ready && !taken.is_empty() {
-            let message = format!("{rung} repaired: {}", taken.join("; "));
-            self.note(EventType::Warning, &object, "Drift", &message);
-            if let Some(count) = self.contests.count(vm.meta.uid, rung, clock::monotonic()) {
-                let steps = taken.join("; ");
-                let (reason, message) = match rung {
-                    Rung::Vmm => (
-                        Reason::CrashLoop,
-                        format!("{count} times in a minute: {steps}"),
-                    ),
-                    Rung::Lease | Rung::Net | Rung::Firewall => (
-                        Reason::Contested,
-                        format!(
-                            "repaired {count} times in a minute: somebody wants the opposite of: {steps}"
-                        ),
-                    ),
-                };
-                self.note(EventType::Warning, &object, &reason.to_string(), &message);
-                self.set_condition(vm, rung, (Status::False, reason, message))
-                    .await?;
-                return Ok(Step::Not(Outcome::Shun(SLOW)));
+        ready: Ready,
+    ) -> Result<bool, store::Error> {
+        let now = clock::now();
+        let (uid, generation) = (vm.meta.uid, vm.meta.generation);
+        let next = LADDER.into_iter().find(|next| *next > rung);
+        let change = |txn: &mut Txn<'_>| {
+            let found = (Status::True, Reason::Converged, ready.message.to_owned());
+            txn.set_condition(uid, rung, found, generation, now)?;
+            if ready.mark.is_some() {
+                txn.set_mark(uid, rung, ready.mark)?;
             }
-        }
-        match &result {
-            Ok(_) => {}
-            Err(_) => {
-                let found = describe(&result);
-                self.note(EventType::Warning, &object, &found.1.to_string(), &found.2);
-                self.set_condition(vm, rung, found).await?;
+            let lease = txn.world().lease(&vm.meta.name);
+            let noted = lease.map(|lease| lease.address.clone());
+            if let Some(address) = ready.address.filter(|given| noted.as_ref() != Some(given)) {
+                txn.put_lease(Lease {
+                    name: vm.meta.name.clone(),
+                    group: vm.group.clone(),
+                    address,
+                    since: now,
+                })?;
             }
+            let Some(next) = next else {
+                return Ok(true);
+            };
+            Ok(match txn.take_rung(uid, next, now)? {
+                Gate::Open(now) => now.meta.generation == generation,
+                Gate::Closed(_) | Gate::Gone => false,
+            })
+        };
+        match (next, vm.spec.hypervisor) {
+            (None, _) | (Some(Rung::Vmm), Hypervisor::None) => self.store.write_behind(change),
+            (Some(_), _) => self.write(change).await,
         }
-        Ok(result.map_or(Step::Not(Outcome::Failed), Step::Ready))
     }
 }
 

@@ -62,7 +62,7 @@ pub async fn reconcile(
                 txn.put_pool(name, pool)?;
             }
             let desired = desired(txn.world(), name);
-            let observed = observed(txn.world(), name);
+            let observed = observed(txn.world(), name, &desired);
             let plan = plan(&desired, &observed);
             for action in &plan {
                 debug!(group = %name, %action, "group");
@@ -91,10 +91,10 @@ fn desired(world: &World, name: &Name) -> Desired {
     }
 }
 
-/// What is stored of a group.
-pub fn observed(world: &World, name: &Name) -> Observed {
+/// What is stored of a group, judged by what it is to be.
+pub fn observed(world: &World, name: &Name, desired: &Desired) -> Observed {
     let pool = world.pool(name);
-    let template = world.group(name).map(|group| &group.spec.template.network);
+    let template = desired.template.as_ref().map(|spec| &spec.network);
     let members = world.vms_of(name).map(|vm| {
         let lease = world.lease(&vm.meta.name);
         let misplaced = match (pool, template, lease) {

@@ -1,0 +1,333 @@
+//! What `slicectl diff` says will be done to VMs, against what is then done: the same steps in the same order, in every mode.
+//! Not here: how it is printed (`tests/cli`); VMs that are to be made, of which it says no single steps.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::guests::{initrd, kernel};
+use crate::support::house::{self, House, bridge_group, slots, world_to_the_last_handle};
+use crate::support::kernel::run;
+use crate::support::plugs::{Plugs, at, pod};
+
+/// Steps for each VM, by the name that `diff` gives it.
+type Steps = BTreeMap<String, Vec<String>>;
+
+const WEB: &str = "bridge: brvm0\ntap_prefix: vmtap\ngateway: 192.168.137.1/24";
+
+fn web(count: u32, more: &str) -> String {
+    bridge_group("web", count, &format!("{WEB}\n{more}"))
+}
+
+/// A house whose daemon says every step that it takes.
+fn talkative(test: impl FnOnce(House, Plugs) + Send) {
+    house::empty(|mut house| {
+        let plugs = Plugs::lay();
+        plugs.tell(&mut house);
+        house.env.push(("SLICE_LOG", "slicectl=debug".into()));
+        house.start();
+        test(house, plugs);
+    });
+}
+
+/// What `diff` says of this manifest; saying it changes nothing.
+fn foretold(house: &House, manifest: &str) -> Steps {
+    let file = house.write("next.yaml", manifest);
+    let (world, said) = (world_to_the_last_handle(), taken(&house.log()));
+    let told = house.ctl(&format!("diff -f {file} -o json"));
+    assert_eq!(world_to_the_last_handle(), world);
+    assert_eq!(taken(&house.log()), said);
+    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    serde_json::from_value(told["actions"].clone()).expect("steps")
+}
+
+/// Every step on the way up or down, as the daemon's log tells it.
+fn taken(log: &str) -> Steps {
+    let mut steps = Steps::new();
+    for (line, list) in log.lines().filter_map(|line| line.split_once(" taken=")) {
+        let vm = match (line.split_once("acted vm="), line.split_once("/vm/")) {
+            (Some((_, vm)), _) => vm.split(' ').next(),
+            (None, Some((_, label))) => label.split('@').next(),
+            (None, None) => None,
+        };
+        let list: Vec<String> = serde_json::from_str(list).expect("a list of strings");
+        if !list.is_empty() {
+            let vm = format!("vm/{}", vm.expect("whose steps"));
+            steps.entry(vm).or_default().extend(list);
+        }
+    }
+    steps
+}
+
+/// Applies it, and gives what was done until the group had `count` VMs, all Ready.
+fn done(house: &House, manifest: &str, count: usize) -> Steps {
+    let before = house.log().len();
+    house.apply(manifest);
+    house.until("the others are gone", || {
+        (house.vms().len() == count).then_some(())
+    });
+    taken(&house.log()[before..])
+}
+
+/// From one manifest to another the steps are those foretold; afterwards nothing is left to say.
+fn comes_true(house: &House, manifest: &str, count: usize) -> Steps {
+    let told = foretold(house, manifest);
+    assert_eq!(done(house, manifest, count), told);
+    assert_eq!(foretold(house, manifest), Steps::new());
+    told
+}
+
+/// `words` are in these steps, in this order.
+#[track_caller]
+fn assert_in_order(steps: &[String], words: &[&str]) {
+    let mut rest = steps.iter();
+    for word in words {
+        assert!(
+            rest.any(|step| step.contains(word)),
+            "{word} in {steps:#?} out of {words:?}"
+        );
+    }
+}
+
+#[test]
+fn what_removes_an_isolated_vm_is_foretold_step_by_step() {
+    talkative(|house, _| {
+        house.apply(&slots(3, ""));
+        let told = comes_true(&house, &slots(1, ""), 1);
+        assert_eq!(
+            told.keys().collect::<Vec<_>>(),
+            ["vm/sandbox-2", "vm/sandbox-3"]
+        );
+        let words = [
+            "shut the gate",
+            "delete namespace",
+            "delete link",
+            "run directory",
+        ];
+        assert_in_order(&told["vm/sandbox-2"], &words);
+    });
+}
+
+#[test]
+fn what_removes_a_vm_from_a_bridge_is_foretold_step_by_step() {
+    talkative(|house, _| {
+        house.apply(&web(3, ""));
+        let ip = house.get("vm web-3")["status"]["network"]["ip"].clone();
+        let told = comes_true(&house, &web(1, ""), 1);
+        assert_eq!(told.keys().collect::<Vec<_>>(), ["vm/web-2", "vm/web-3"]);
+        assert_eq!(
+            told["vm/web-3"],
+            [
+                "shut the gate (TAP down)",
+                "delete TAP vmtap2",
+                &format!(
+                    "unpin neighbour {} on brvm0",
+                    ip.as_str().expect("an address")
+                ),
+                "remove the VM's run directory",
+            ]
+        );
+    });
+}
+
+#[test]
+fn what_removes_a_vm_from_a_cni_network_is_foretold_step_by_step() {
+    talkative(|house, plugs| {
+        plugs.bridge("cni0", "10.77.0.0/24");
+        house.apply(&pod(3));
+        let told = comes_true(&house, &pod(1), 1);
+        assert_eq!(told.keys().collect::<Vec<_>>(), ["vm/pod-2", "vm/pod-3"]);
+        let words = [
+            "shut the gate (TAP down)",
+            "detach from CNI network net",
+            "remove the intent",
+            "delete namespace",
+            "remove the VM's run directory",
+        ];
+        assert_in_order(&told["vm/pod-3"], &words);
+    });
+}
+
+#[test]
+fn a_vm_that_no_plugin_could_connect_is_removed_by_the_steps_foretold() {
+    talkative(|house, plugs| {
+        plugs.ptp("10.78.0.0/24");
+        house.apply(&pod(1));
+        std::fs::remove_file(at("conf/10-net.conflist")).expect("removed");
+        let file = house.write("two.yaml", &pod(2));
+        house.ctl(&format!("apply -f {file}"));
+        house.until("it is stuck", || {
+            let said = house.ctl("describe vm/pod-2");
+            said.contains("`net`").then_some(())
+        });
+        let told = comes_true(&house, &pod(1), 1);
+        assert_in_order(&told["vm/pod-2"], &["remove the VM's run directory"]);
+    });
+}
+
+#[test]
+fn a_live_change_of_an_isolated_group_is_foretold_step_by_step() {
+    talkative(|house, _| {
+        house.apply(&slots(2, "drop: [192.168.1.0/24]"));
+        let told = comes_true(&house, &slots(2, "drop: [10.0.0.0/8]"), 2);
+        assert_eq!(told.len(), 2);
+        assert_in_order(&told["vm/sandbox-2"], &["record", "commit rules"]);
+    });
+}
+
+#[test]
+fn a_live_change_of_a_bridge_group_is_foretold_step_by_step() {
+    talkative(|house, _| {
+        house.apply(&web(2, ""));
+        let record = "write the VM's record";
+        let port = "set isolation, learning and flooding of the port";
+        let open = comes_true(&house, &web(2, "antispoof: false"), 2);
+        assert_eq!(
+            open["vm/web-1"],
+            [record, port, "remove the filter from the TAP"]
+        );
+        for more in [
+            "",
+            "isolate_ports: true",
+            "isolate_ports: true\nantispoof: false",
+        ] {
+            let told = comes_true(&house, &web(2, more), 2);
+            assert_eq!(told.len(), 2);
+            assert_in_order(&told["vm/web-2"], &[record, port, "set filter"]);
+        }
+    });
+}
+
+#[test]
+fn how_a_group_is_updated_is_told_to_its_vms_records_in_every_mode_and_that_is_no_drift() {
+    talkative(|house, plugs| {
+        plugs.ptp("10.78.0.0/24");
+        for group in [slots(1, ""), web(1, ""), pod(1)] {
+            house.apply(&group);
+            let next = group.replace("vcpu: 1", "vcpu: 1\n      update: on-delete");
+            let told = comes_true(&house, &next, house.vms().len());
+            let steps: Vec<_> = told.into_values().flatten().collect();
+            assert_eq!(steps, ["write the VM's record"]);
+        }
+        house.ctl("gc");
+        house.stays(Duration::from_millis(500), || house.messages("", "Drift"));
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
+    });
+}
+
+#[test]
+fn an_address_that_leaves_the_list_is_foretold_to_cost_its_vm_alone() {
+    talkative(|house, _| {
+        let listed = |second: &str| {
+            let list = format!("[192.168.137.2/24, {second}/24, 192.168.137.4/24]");
+            web(3, &format!("addresses: {list}"))
+        };
+        house.apply(&listed("192.168.137.3"));
+        let next = listed("192.168.137.33");
+        let mut told = foretold(&house, &next);
+        let mut done = done(&house, &next, 3);
+        assert_new(
+            &mut told,
+            &mut done,
+            "vm/web-2",
+            "unpin neighbour 192.168.137.3 on",
+        );
+        assert_eq!(done, told);
+        assert_eq!(told["vm/web-1"], ["write the VM's record"]);
+    });
+}
+
+/// Takes a VM that is replaced out of both: it was removed by the steps foretold, `word` among them, and then made anew.
+#[track_caller]
+fn assert_new(told: &mut Steps, done: &mut Steps, vm: &str, word: &str) {
+    let mut told = told.remove(vm).expect("foretold");
+    let done = done.remove(vm).expect("done");
+    let last = told.pop().expect("a last word");
+    assert!(last.starts_with("create it anew"), "{last}");
+    assert_in_order(&told, &[word, "remove the VM's run directory"]);
+    assert_eq!(done[..told.len()], told);
+    assert_eq!(done[told.len()], "write the VM's record");
+}
+
+#[test]
+fn a_change_that_cannot_be_made_live_is_foretold_as_a_removal_in_every_mode() {
+    talkative(|house, plugs| {
+        plugs.bridge("cni0", "10.77.0.0/24");
+        for (vm, group, word) in [
+            ("vm/sandbox-1", slots(1, ""), "delete namespace"),
+            ("vm/web-1", web(1, ""), "delete TAP vmtap0"),
+            ("vm/pod-1", pod(1), "detach from CNI network net"),
+        ] {
+            house.apply(&group);
+            let next = group.replace("vcpu: 1", "vcpu: 2");
+            let mut told = foretold(&house, &next);
+            let before = house.log().len();
+            house.apply(&next);
+            let mut done = taken(&house.log()[before..]);
+            assert_new(&mut told, &mut done, vm, word);
+            assert_eq!((told, done), (Steps::new(), Steps::new()));
+        }
+    });
+}
+
+#[test]
+fn a_stranger_in_the_way_of_one_vm_is_told_and_the_others_steps_are_told_too() {
+    talkative(|house, _| {
+        run("ip link add vmtap0 type bridge");
+        let file = house.write("web.yaml", &web(2, ""));
+        house.ctl(&format!("apply -f {file}"));
+        house.ctl("wait vm/web-2 --for ready --timeout 10s");
+        let told = foretold(&house, &web(2, "antispoof: false"));
+        let why = told["vm/web-1"].last().expect("a reason");
+        assert!(
+            why.contains("stuck") && why.contains("link vmtap0 is not ours"),
+            "{why}"
+        );
+        assert_in_order(&told["vm/web-2"], &["record", "remove the filter"]);
+        // Nothing of it stands but its record.
+        let told = foretold(&house, &web(1, "").replace("vmtap", "other"));
+        assert_in_order(&told["vm/web-2"], &["delete TAP vmtap1"]);
+    });
+}
+
+#[test]
+fn stopping_a_running_guest_is_foretold_and_a_live_change_leaves_it_alone() {
+    talkative(|house, plugs| {
+        plugs.ptp("10.78.0.0/24");
+        let (kernel, image) = (kernel(), initrd(&house, ""));
+        let qemu =
+            format!("hypervisor: qemu\n      kernel_file: {kernel}\n      initrd_file: {image}");
+        let guests = |group: String| group.replace("hypervisor: none", &qemu);
+        for (two, one) in [
+            (slots(2, ""), slots(1, "")),
+            (web(2, ""), web(1, "")),
+            (pod(2), pod(1)),
+        ] {
+            house.apply(&guests(two));
+            let told = foretold(&house, &guests(one.clone()));
+            let [(vm, steps)] = &told.iter().collect::<Vec<_>>()[..] else {
+                panic!("{told:?}");
+            };
+            assert_in_order(steps, &["terminate", "shut the gate", "run directory"]);
+            let before = house.log().len();
+            house.apply(&guests(one));
+            house.until("it is gone", || {
+                (!house
+                    .vms()
+                    .contains(&vm.trim_start_matches("vm/").to_owned()))
+                .then_some(())
+            });
+            assert_eq!(taken(&house.log()[before..]), told);
+        }
+        let told = foretold(&house, &guests(web(1, "antispoof: false")));
+        assert_eq!(
+            json!(told),
+            json!({"vm/web-1": [
+                "write the VM's record",
+                "set isolation, learning and flooding of the port",
+                "remove the filter from the TAP",
+            ]})
+        );
+    });
+}
