@@ -4,12 +4,14 @@
 //! # Why
 //! Netlink tells nothing of names in a file system. `ip netns del` on a namespace in which a process still runs takes its
 //! name and its mount away and leaves every link as it was; only the directory knows.
+//!
+//! inotify itself and not `notify`, which asks to be told of each opening, too: every look at a VM opens its directory, and
+//! would wake a thread to be told so.
 
-use std::path::{Path, PathBuf};
+use std::io;
 
-use notify::event::{EventKind, ModifyKind, RenameMode};
-use notify::{Config, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::mpsc;
+use futures::StreamExt;
+use inotify::{Event, EventMask, EventStream, Inotify, WatchMask};
 
 use crate::owner::RunDir;
 
@@ -22,68 +24,48 @@ pub enum Removed {
     Unknown,
 }
 
+/// Bytes: some hundred removals at once.
+const BUFFER: usize = 16 * 1024;
+
 /// Tells of removals in the three directories that hold our names.
-pub struct Removals {
-    removed: mpsc::UnboundedReceiver<Removed>,
-    /// Held for its thread and its watches.
-    _watcher: RecommendedWatcher,
-}
+pub struct Removals(EventStream<Vec<u8>>);
 
 impl Removals {
-    /// From now on. The directories are made if need be.
+    /// From now on. The directories are made if need be. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// A directory cannot be made, or the inotify limits are used up.
-    pub fn watch(run_dir: &RunDir) -> Result<Self, notify::Error> {
+    pub fn watch(run_dir: &RunDir) -> io::Result<Self> {
         let handles = crate::owner::ip_netns_path("");
-        let dirs = [run_dir.netns_dir(), run_dir.vm_dirs(), handles];
-        let (tell, removed) = mpsc::unbounded_channel();
-        let watched = dirs.clone().map(|dir| plain(&dir));
-        let mut watcher = RecommendedWatcher::new(
-            move |event| {
-                for removed in removals(&watched, event) {
-                    // Nobody listens any more: the daemon ends.
-                    let _ = tell.send(removed);
-                }
-            },
-            Config::default(),
-        )?;
-        for dir in &dirs {
-            std::fs::create_dir_all(dir).map_err(notify::Error::io)?;
-            watcher.watch(dir, RecursiveMode::NonRecursive)?;
+        let inotify = Inotify::init()?;
+        let gone = WatchMask::DELETE
+            | WatchMask::MOVED_FROM
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF
+            | WatchMask::ONLYDIR;
+        for dir in [run_dir.netns_dir(), run_dir.vm_dirs(), handles] {
+            std::fs::create_dir_all(&dir)?;
+            inotify.watches().add(&dir, gone)?;
         }
-        Ok(Self {
-            removed,
-            _watcher: watcher,
-        })
+        inotify.into_event_stream(vec![0; BUFFER]).map(Self)
     }
 
     /// The next one. Nothing is lost when the wait is dropped.
     pub async fn next(&mut self) -> Removed {
-        self.removed.recv().await.unwrap_or(Removed::Unknown)
+        match self.0.next().await {
+            Some(Ok(event)) => removed(&event),
+            Some(Err(_)) | None => Removed::Unknown,
+        }
     }
 }
 
-/// Without a trailing slash, as inotify's answers are.
-fn plain(dir: &Path) -> PathBuf {
-    dir.components().collect()
-}
-
-fn removals(dirs: &[PathBuf], event: notify::Result<notify::Event>) -> Vec<Removed> {
-    let event = match event {
-        Ok(event) if !event.need_rescan() => event,
-        Ok(_) | Err(_) => return vec![Removed::Unknown],
-    };
-    match event.kind {
-        EventKind::Remove(_)
-        | EventKind::Modify(ModifyKind::Name(RenameMode::From | RenameMode::Both)) => {}
-        _ => return Vec::new(),
+/// Whatever tells of no entry tells of a directory, or of a queue that has run over.
+fn removed<S: AsRef<std::ffi::OsStr>>(event: &Event<S>) -> Removed {
+    let gone = event
+        .mask
+        .intersects(EventMask::DELETE | EventMask::MOVED_FROM);
+    match event.name.as_ref().filter(|_| gone) {
+        Some(name) => Removed::Entry(name.as_ref().to_string_lossy().into_owned()),
+        None => Removed::Unknown,
     }
-    // Of a rename it is the first path that is gone.
-    let gone = event.paths.iter().take(1).map(|path| plain(path));
-    gone.filter_map(|path| match dirs.contains(&path) {
-        true => Some(Removed::Unknown),
-        false => Some(Removed::Entry(path.file_name()?.to_str()?.to_owned())),
-    })
-    .collect()
 }

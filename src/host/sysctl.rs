@@ -4,12 +4,13 @@
 //! `net.*` keys are those of the calling thread's namespace: call from inside [`super::netns::Netns::run`].
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::error::absent_is_done;
 use super::{Error, Kind};
 
 /// Reads a key such as `net.ipv4.ip_forward`, without the newline. `Absent` when this kernel has it not.
@@ -24,18 +25,15 @@ pub fn read(key: &str) -> Result<String, Error> {
 pub fn write(key: &str, value: &str) -> Result<(), Error> {
     path(key)
         .and_then(|path| fs::OpenOptions::new().write(true).open(path))
-        .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
+        .and_then(|mut file| file.write_all(value.as_bytes()))
         .map_err(|e| Error::io("write sysctl", key, e))
 }
 
 /// Reads several keys, in their order; `None` where this kernel has one not.
-///
-/// Each directory is walked to once: the kernel keeps the entries of all namespaces under one name in one hash chain
-/// (`proc_sys_compare`), so that each step of a path costs more the more namespaces there are.
 pub fn read_many(keys: &[&str]) -> Result<Vec<Option<String>>, Error> {
-    let mut open = Vec::new();
+    let mut dirs = Dirs::default();
     keys.iter()
-        .map(|key| match read_in(&mut open, key) {
+        .map(|key| match dirs.read(key) {
             Ok(value) => Ok(Some(value)),
             Err(error) if Kind::of(&error) == Kind::Absent => Ok(None),
             Err(error) => Err(Error::io("read sysctl", *key, error)),
@@ -43,26 +41,59 @@ pub fn read_many(keys: &[&str]) -> Result<Vec<Option<String>>, Error> {
         .collect()
 }
 
-/// Reads a key in its directory, which is opened if it is not among the `open` ones.
-fn read_in(open: &mut Vec<(PathBuf, OwnedFd)>, key: &str) -> io::Result<String> {
-    let path = path(key)?;
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    if !open.iter().any(|(known, _)| known == dir) {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        open.push((dir.to_owned(), rustix::fs::open(dir, flags, Mode::empty())?));
-    }
-    let known = open.iter().find(|(known, _)| known == dir);
-    let (_, dir) = known.ok_or(io::ErrorKind::NotFound)?;
-    let file = rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let value = io::read_to_string(fs::File::from(file))?;
-    Ok(value.trim_end().to_owned())
+/// Writes several keys, in their order, up to the first that fails. What this kernel has not need not be written.
+pub fn write_many(values: &[(&str, &str)]) -> Result<(), Error> {
+    let mut dirs = Dirs::default();
+    values.iter().try_for_each(|(key, value)| {
+        let written = dirs.write(key, value);
+        absent_is_done(written.map_err(|e| Error::io("write sysctl", *key, e)))
+    })
 }
 
-/// Writes several keys, in their order, up to the first that fails.
-pub fn write_many(values: &[(&str, &str)]) -> Result<(), Error> {
-    values.iter().try_for_each(|(key, value)| write(key, value))
+/// Directories that were walked to: each once, because the kernel keeps the entries of all namespaces under one name in one
+/// hash chain (`proc_sys_compare`), so that each step of a path costs more the more namespaces there are.
+#[derive(Default)]
+struct Dirs(Vec<(PathBuf, OwnedFd)>);
+
+impl Dirs {
+    fn read(&mut self, key: &str) -> io::Result<String> {
+        // Longer than any value that is asked for here; what is longer still is read in parts.
+        let mut value = Vec::with_capacity(64);
+        let file = self.open(key, OFlags::RDONLY)?;
+        while rustix::io::read(&file, rustix::buffer::spare_capacity(&mut value))? != 0 {
+            value.reserve(64);
+        }
+        let value = String::from_utf8(value).map_err(io::Error::other)?;
+        Ok(value.trim_end().to_owned())
+    }
+
+    fn write(&mut self, key: &str, value: &str) -> io::Result<()> {
+        let mut file = fs::File::from(self.open(key, OFlags::WRONLY)?);
+        file.write_all(value.as_bytes())
+    }
+
+    fn open(&mut self, key: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        let path = path(key)?;
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let known = match self.0.iter().position(|(known, _)| known == dir) {
+            Some(known) => known,
+            None => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let opened = rustix::fs::open(dir, flags, Mode::empty())?;
+                self.0.push((dir.to_owned(), opened));
+                self.0.len() - 1
+            }
+        };
+        let flags = flags | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(
+            &self.0[known].1,
+            name,
+            flags,
+            Mode::empty(),
+        )?)
+    }
 }
 
 /// As `sysctl.d(5)` has it: dots part the key, unless a slash comes first; then slashes do, and dots are part of names

@@ -31,10 +31,7 @@ const SETTINGS: [(&str, &str); 14] = [
 
 /// Writes them all in the calling thread's namespace. A kernel without IPv6 has no IPv6 to switch off.
 pub(super) fn write_all() -> Result<(), Error> {
-    for (key, value) in SETTINGS {
-        crate::host::error::absent_is_done(sysctl::write(key, value))?;
-    }
-    Ok(())
+    sysctl::write_many(&SETTINGS)
 }
 
 /// Those that stand otherwise in the calling thread's namespace, with the value they ought to have.
