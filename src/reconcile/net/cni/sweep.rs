@@ -68,7 +68,7 @@ pub async fn sweep(
     };
     let gone = |container: &str| stale(container) && !attached.contains(container);
     for network in left.values() {
-        let removed = runtime.sweep_host_local(network, gone);
+        let removed = runtime.sweep_host_local(network, || gone).await;
         let removed = note(removed, &mut swept).unwrap_or_default();
         swept.reservations.extend(removed);
     }
