@@ -105,14 +105,22 @@ fn disturbed(house: &House) -> Option<(Duration, String)> {
     (!rests).then_some((spent, said))
 }
 
-/// What all threads of a process have spent so far, to the nanosecond (`Documentation/scheduler/sched-stats.rst`).
+/// What a process has spent so far, in threads that have ended, too (clock_getcpuclockid(3)).
 fn processor_time(pid: u32) -> Duration {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let spent = tasks.filter_map(|task| {
-        let stat = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        stat.split(' ').next()?.parse::<u64>().ok()
-    });
-    Duration::from_nanos(spent.sum())
+    let mut clock = 0;
+    let mut spent = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let pid = libc::pid_t::try_from(pid).unwrap();
+    // SAFETY: it writes one clock id to where there is room for one.
+    let found = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
+    assert_eq!(found, 0, "no clock of process {pid}");
+    // SAFETY: it writes one time to where there is room for one.
+    let read = unsafe { libc::clock_gettime(clock, &raw mut spent) };
+    assert_eq!(read, 0, "the clock of process {pid} cannot be read");
+    let seconds = Duration::from_secs(spent.tv_sec.try_into().unwrap());
+    seconds + Duration::from_nanos(spent.tv_nsec.try_into().unwrap())
 }
 
 #[test]
