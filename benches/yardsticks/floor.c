@@ -2,101 +2,14 @@
 // mounted, a persistent TAP, a veth made with its far end in place, addresses, links up, ip_forward, and one
 // iptables-restore. Nobody can be much cheaper. Prints milliseconds.
 // Only ever start it in a throw-away network and mount namespace: benches/run.sh does.
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/if.h>
+#include "netlink.h"
+
 #include <linux/if_tun.h>
-#include <linux/rtnetlink.h>
-#include <linux/veth.h>
-#include <sched.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
-
-static void must(int ok, const char *what) {
-  if (!ok) {
-    perror(what);
-    exit(1);
-  }
-}
-
-struct request {
-  struct nlmsghdr head;
-  char body[1024];
-};
-
-static void *end_of(struct request *r) { return (char *)r + NLMSG_ALIGN(r->head.nlmsg_len); }
-
-static void begin(struct request *r, int type, int flags, const void *body, size_t length) {
-  memset(r, 0, sizeof *r);
-  r->head.nlmsg_type = type;
-  r->head.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-  r->head.nlmsg_len = NLMSG_LENGTH(length);
-  memcpy(r->body, body, length);
-}
-
-static struct rtattr *put(struct request *r, int type, const void *value, size_t length) {
-  struct rtattr *a = end_of(r);
-  a->rta_type = type;
-  a->rta_len = RTA_LENGTH(length);
-  if (length) memcpy(RTA_DATA(a), value, length);
-  r->head.nlmsg_len = NLMSG_ALIGN(r->head.nlmsg_len) + RTA_ALIGN(a->rta_len);
-  return a;
-}
-
-static void close_nest(struct request *r, struct rtattr *a) { a->rta_len = (char *)end_of(r) - (char *)a; }
-
-static void ask(int sock, struct request *r, const char *what) {
-  char answer[8192];
-  must(send(sock, r, r->head.nlmsg_len, 0) >= 0, what);
-  must(recv(sock, answer, sizeof answer, 0) >= 0, what);
-  struct nlmsgerr *e = NLMSG_DATA((struct nlmsghdr *)answer);
-  errno = -e->error;
-  must(e->error == 0, what);
-}
-
-static void veth(int sock, const char *name, int home) {
-  struct request r;
-  struct ifinfomsg none = {0};
-  begin(&r, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &none, sizeof none);
-  put(&r, IFLA_IFNAME, "up0", 4);
-  struct rtattr *info = put(&r, IFLA_LINKINFO, NULL, 0);
-  put(&r, IFLA_INFO_KIND, "veth", 4);
-  struct rtattr *data = put(&r, IFLA_INFO_DATA, NULL, 0);
-  struct rtattr *peer = put(&r, VETH_INFO_PEER, NULL, 0);
-  memcpy(end_of(&r), &none, sizeof none);
-  r.head.nlmsg_len += sizeof none;
-  put(&r, IFLA_IFNAME, name, strlen(name) + 1);
-  put(&r, IFLA_NET_NS_FD, &home, sizeof home);
-  close_nest(&r, peer), close_nest(&r, data), close_nest(&r, info);
-  ask(sock, &r, "veth");
-}
-
-static void up(int sock, int index) {
-  struct request r;
-  struct ifinfomsg link = {.ifi_index = index, .ifi_flags = IFF_UP, .ifi_change = IFF_UP};
-  begin(&r, RTM_NEWLINK, 0, &link, sizeof link);
-  ask(sock, &r, "link up");
-}
-
-static void address(int sock, int index, const char *text) {
-  struct request r;
-  struct in_addr ip;
-  struct ifaddrmsg a = {.ifa_family = AF_INET, .ifa_prefixlen = 30, .ifa_index = index};
-  inet_pton(AF_INET, text, &ip);
-  begin(&r, RTM_NEWADDR, NLM_F_CREATE, &a, sizeof a);
-  put(&r, IFA_LOCAL, &ip, sizeof ip);
-  put(&r, IFA_ADDRESS, &ip, sizeof ip);
-  ask(sock, &r, "address");
-}
 
 static void tap(void) {
   struct ifreq r = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
@@ -138,9 +51,9 @@ static void slot(int number, int home) {
   must(!mount("/proc/thread-self/ns/net", path, "none", MS_BIND, NULL), "mount");
   int sock = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
   tap();
-  veth(sock, name, home);
+  veth(sock, "up0", name, home);
   up(sock, 1), up(sock, 2), up(sock, 3);
-  address(sock, 2, "10.0.0.1"), address(sock, 3, "169.254.100.2");
+  address(sock, 2, "10.0.0.1", 30), address(sock, 3, "169.254.100.2", 30);
   int gate = open("/proc/sys/net/ipv4/ip_forward", O_WRONLY);
   must(write(gate, "1", 1) == 1, "ip_forward");
   close(gate);

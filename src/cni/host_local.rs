@@ -17,12 +17,13 @@ use super::{Error, Network, Runtime};
 const FOLDER: &str = "/var/lib/cni/networks";
 
 impl Runtime {
-    /// Removes the reservations in a network whose container is `stale`, and returns their files. The caller answers for
-    /// `stale`: it must say no to every container that is not his. Blocks while `host-local` holds its lock.
-    pub fn sweep_host_local(
+    /// Removes the reservations in a network whose container is stale, and returns their files. Who is stale is `judged` under
+    /// the lock of `host-local`, once for all that is reserved in a folder and after it was read. The judge must say no to every
+    /// container that is not the caller's. Waits while `host-local` holds its lock.
+    pub async fn sweep_host_local<J: Fn(&str) -> bool>(
         &self,
         network: &Network,
-        stale: impl Fn(&str) -> bool,
+        judged: impl Fn() -> J,
     ) -> Result<Vec<PathBuf>, Error> {
         let mut removed = Vec::new();
         let mut swept = Vec::new();
@@ -36,7 +37,9 @@ impl Runtime {
             };
             let folder = folder.join(&network.name);
             if !swept.contains(&folder) {
-                removed.extend(sweep(&folder, &stale)?);
+                if let Some(reserved) = Reserved::wait_for(&folder).await? {
+                    removed.extend(reserved.release(judged())?);
+                }
                 swept.push(folder);
             }
         }
@@ -44,29 +47,57 @@ impl Runtime {
     }
 }
 
-fn sweep(folder: &Path, stale: &impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, Error> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io("list", folder, error)),
-    };
-    let _lock = lock(folder)?;
-    let mut removed = Vec::new();
-    for entry in entries {
-        let path = entry
-            .map_err(|error| Error::io("list", folder, error))?
-            .path();
-        if holder(&path).is_some_and(|container| stale(&container)) {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::io("remove", &path, error));
-                }
-                _ => removed.push(path),
-            }
+/// All reservations in a folder, which stay as they are until this is dropped.
+struct Reserved {
+    _lock: File,
+    /// Files with the container that holds each.
+    all: Vec<(PathBuf, String)>,
+}
+
+impl Reserved {
+    /// On a thread of its own: `host-local` keeps its lock for as long as a plugin may take. None: no such folder.
+    async fn wait_for(folder: &Path) -> Result<Option<Self>, Error> {
+        let its = folder.to_owned();
+        match tokio::task::spawn_blocking(move || Self::read(&its)).await {
+            Ok(read) => read,
+            Err(failed) => match failed.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(cancelled) => Err(Error::io("lock", folder, io::Error::other(cancelled))),
+            },
         }
     }
-    removed.sort();
-    Ok(removed)
+
+    fn read(folder: &Path) -> Result<Option<Self>, Error> {
+        let wrap = |error| Error::io("list", folder, error);
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(wrap(error)),
+        };
+        let lock = lock(folder)?;
+        let mut all = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(wrap)?.path();
+            if let Some(container) = holder(&path) {
+                all.push((path, container));
+            }
+        }
+        all.sort();
+        Ok(Some(Self { _lock: lock, all }))
+    }
+
+    fn release(&self, stale: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, Error> {
+        let mut removed = Vec::new();
+        for (path, _) in self.all.iter().filter(|(_, holder)| stale(holder)) {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", path, error));
+                }
+                _ => removed.push(path.clone()),
+            }
+        }
+        Ok(removed)
+    }
 }
 
 /// The lock that `host-local` takes for every operation; held until the file is closed.

@@ -262,7 +262,9 @@ proptest! {
             Ok(network) => {
                 prop_assert!(!network.plugins.is_empty());
                 prop_assert!(!network.digest().is_empty());
-                prop_assert!(stage.runtime.sweep_host_local(&network, |_| false).is_ok());
+                let swept = stage.runtime.sweep_host_local(&network, || |_: &str| false);
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                prop_assert!(runtime.block_on(swept).is_ok());
             }
             Err(error) => prop_assert!(!error.to_string().is_empty()),
         }

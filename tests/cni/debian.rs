@@ -317,7 +317,9 @@ fn a_reservation_that_outlived_its_container_is_swept_and_a_strangers_is_not() {
         let kept = runtime.add(&network, &theirs).await.unwrap();
         kernel::run("ip netns del one");
         runtime.forget("slicer", &ours).unwrap();
-        let removed = runtime.sweep_host_local(&network, |id| id == "vm-one");
+        let removed = runtime
+            .sweep_host_local(&network, || |id: &str| id == "vm-one")
+            .await;
         assert_eq!(removed.unwrap().len(), 1);
         assert_eq!(reserved("slicer"), [address(&kept)]);
         let check = runtime.check(&network, &theirs).await.unwrap();

@@ -2,9 +2,13 @@
 //! Not here: what host-local itself does.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
+use rustix::fs::FlockOperation;
 use serde_json::json;
 use slicectl::cni::Network;
 
@@ -33,8 +37,8 @@ fn files(folder: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
-#[test]
-fn a_sweep_removes_what_is_stale_and_leaves_strangers_alone() {
+#[tokio::test]
+async fn a_sweep_removes_what_is_stale_and_leaves_strangers_alone() {
     let stage = Stage::new();
     let network = network(&stage);
     let folder = stage.path("data/net");
@@ -57,7 +61,8 @@ fn a_sweep_removes_what_is_stale_and_leaves_strangers_alone() {
     let before = files(&folder);
     let removed = stage
         .runtime
-        .sweep_host_local(&network, |id| id == "ours-dead");
+        .sweep_host_local(&network, || |id: &str| id == "ours-dead")
+        .await;
     let gone = ["10.1.0.2", "10.1.0.3", "10.1.0.6", "fd00::2"];
     assert_eq!(removed.unwrap(), gone.map(|name| folder.join(name)));
     let mut left = before;
@@ -66,33 +71,84 @@ fn a_sweep_removes_what_is_stale_and_leaves_strangers_alone() {
     assert_eq!(files(&neighbour).len(), 1);
     let again = stage
         .runtime
-        .sweep_host_local(&network, |id| id == "ours-dead");
+        .sweep_host_local(&network, || |id: &str| id == "ours-dead")
+        .await;
     assert!(again.unwrap().is_empty());
 }
 
-#[test]
-fn a_sweep_of_what_was_never_used_makes_nothing() {
+#[tokio::test]
+async fn a_sweep_of_what_was_never_used_makes_nothing() {
     let stage = Stage::new();
     let network = network(&stage);
-    let removed = stage.runtime.sweep_host_local(&network, |_| true);
+    let removed = stage
+        .runtime
+        .sweep_host_local(&network, || |_: &str| true)
+        .await;
     assert!(removed.unwrap().is_empty());
     assert!(!stage.path("data").exists());
 }
 
-#[test]
-fn a_sweep_waits_for_the_lock_of_host_local() {
-    let stage = Stage::new();
-    let network = network(&stage);
+/// A folder with a reservation of a container that is gone, and its lock in somebody's hands.
+fn locked(stage: &Stage) -> (PathBuf, File) {
     let folder = stage.path("data/net");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("10.1.0.2"), "dead\r\neth0").unwrap();
-    let lock = fs::File::create(folder.join("lock")).unwrap();
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    std::thread::scope(|scope| {
-        let sweep = scope.spawn(|| stage.runtime.sweep_host_local(&network, |_| true));
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        assert!(folder.join("10.1.0.2").exists());
+    let lock = File::create(folder.join("lock")).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
+    (folder.join("10.1.0.2"), lock)
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_sweep_waits_for_the_lock_of_host_local_and_another_task_goes_on_meanwhile() {
+    let stage = Stage::new();
+    let network = network(&stage);
+    let (reserved, lock) = locked(&stage);
+    let seen = reserved.clone();
+    let holder = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(1));
+        let stood = seen.exists();
         drop(lock);
-        assert_eq!(sweep.join().unwrap().unwrap().len(), 1);
+        stood
     });
+    let steps = Arc::new(AtomicU32::new(0));
+    let other = Arc::clone(&steps);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            other.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let swept = stage.runtime.sweep_host_local(&network, || |_: &str| true);
+    assert_eq!(swept.await.unwrap(), [reserved]);
+    assert!(holder.join().unwrap(), "it did not wait");
+    // There is one thread: were it blocked, there would be none.
+    let steps = steps.load(Ordering::Relaxed);
+    assert!(steps >= 10, "the other task has come {steps} steps far");
+}
+
+#[tokio::test]
+async fn who_is_stale_is_judged_once_after_all_that_is_reserved_was_read_and_under_the_lock() {
+    let stage = Stage::new();
+    let network = network(&stage);
+    let (reserved, lock) = locked(&stage);
+    fs::write(reserved.with_file_name("10.1.0.3"), "new\r\neth0").unwrap();
+    drop(lock);
+    let asked = std::cell::Cell::new(0);
+    let judged = || {
+        asked.set(asked.get() + 1);
+        // The lock is held, and what is reserved from here on, in spite of it, is judged the next time.
+        let lock = File::open(reserved.with_file_name("lock")).unwrap();
+        let taken = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        assert_eq!(taken, Err(rustix::io::Errno::WOULDBLOCK));
+        fs::write(reserved.with_file_name("10.1.0.4"), "dead\r\neth0").unwrap();
+        |id: &str| id == "dead"
+    };
+    let removed = stage.runtime.sweep_host_local(&network, judged).await;
+    assert_eq!(removed.unwrap(), std::slice::from_ref(&reserved));
+    assert_eq!(asked.get(), 1, "once for a folder");
+    let left = files(reserved.parent().unwrap());
+    assert_eq!(
+        left.into_keys().collect::<Vec<_>>(),
+        ["10.1.0.3", "10.1.0.4"]
+    );
 }

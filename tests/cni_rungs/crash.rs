@@ -1,9 +1,13 @@
 //! A crash before every step, on the way up and on the way down; the next life makes it good.
 //! Not here: a crash between two plugins of one ADD (`tests/cni`).
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use slicectl::api::meta::Uid;
 use slicectl::reconcile::converge;
-use slicectl::reconcile::net::cni::{Attach, Checking, sweep};
+use slicectl::reconcile::net::cni::{Attach, Checking, Swept, sweep};
 
 use crate::ground::{Ground, NETWORK, crash_before, instance, ping};
 use crate::support::kernel::{self, Canaries};
@@ -104,5 +108,61 @@ fn a_sweep_takes_what_nobody_wants_and_spares_the_living_and_strangers() {
         ping(&connection);
         ground.down().await.unwrap();
         assert_eq!(ground.left(), before);
+    });
+}
+
+/// A record of an attachment, and the address reserved for it.
+fn attached(ground: &Ground, uid: Uid, ip: &str) {
+    reserve(ground, uid, ip);
+    let id = instance().container_id(uid);
+    let results = ground.path("cache/results");
+    std::fs::create_dir_all(&results).unwrap();
+    let record = serde_json::json!({
+        "kind": "cniCacheV1", "containerId": id, "ifName": "eth0", "networkName": NETWORK, "config": "e30="
+    });
+    std::fs::write(
+        results.join(format!("{NETWORK}-{id}-eth0")),
+        record.to_string(),
+    )
+    .unwrap();
+}
+
+fn reserve(ground: &Ground, uid: Uid, ip: &str) {
+    let folder = ground.path("data/net");
+    std::fs::create_dir_all(&folder).unwrap();
+    let id = instance().container_id(uid);
+    std::fs::write(folder.join(ip), format!("{id}\r\neth0")).unwrap();
+}
+
+#[test]
+fn a_vm_that_is_born_while_a_sweep_looks_keeps_all_and_the_living_are_asked_a_few_times_only() {
+    kernel::private(async {
+        let ground = Ground::bridge();
+        let many: Vec<Uid> = (0..200).map(|_| Uid::random()).collect();
+        for (uid, at) in many.iter().zip(2..) {
+            attached(&ground, *uid, &format!("10.77.0.{at}"));
+        }
+        let known = Mutex::new(BTreeSet::from_iter(many));
+        let asked = AtomicUsize::new(0);
+        let living = || {
+            let before = known.lock().unwrap().clone();
+            // Stored right after we were asked; then the plugins run, who are done with one of them.
+            let at = asked.fetch_add(1, Ordering::Relaxed);
+            let born = [Uid::random(), Uid::random()];
+            known.lock().unwrap().extend(born);
+            attached(&ground, born[0], &format!("10.77.1.{at}"));
+            reserve(&ground, born[1], &format!("10.77.2.{at}"));
+            before
+        };
+        let before = ground.left();
+        let networks = [NETWORK.to_owned()];
+        let swept = sweep(&ground.runtime, &instance(), &living, &networks).await;
+        assert_eq!(swept, Swept::default());
+        let left = ground.left();
+        assert!(left.is_superset(&before));
+        let asked = asked.into_inner();
+        assert!((2..5).contains(&asked), "asked {asked} times");
+        let reserved = left.iter().filter(|left| left.contains("/10.77."));
+        assert_eq!(reserved.count(), 200 + 2 * asked);
     });
 }

@@ -66,6 +66,26 @@ fn the_shortest_group_derives_bridge_taps_gateway_and_addresses() {
 }
 
 #[test]
+fn automatic_addresses_are_none_that_a_neighbour_on_the_users_bridge_has() {
+    inhabited(|house| {
+        run("ip link add brvm0 type bridge forward_delay 0 \
+             && ip addr add 192.168.137.1/24 dev brvm0 && ip link set brvm0 up \
+             && ip netns add machine \
+             && ip link add nic0 type veth peer name eth0 netns machine \
+             && ip link set nic0 master brvm0 up && ip -n machine link set eth0 up");
+        for address in ["192.168.137.2", "192.168.137.4"] {
+            run(&format!(
+                "ip -n machine addr add {address}/24 dev eth0 && ping -q -c 1 -w 10 {address}"
+            ));
+        }
+        house.apply(&web(3, ""));
+        let given: Vec<Value> = identities(&house).into_iter().map(|[_, ip]| ip).collect();
+        assert_eq!(given, ["192.168.137.3", "192.168.137.5", "192.168.137.6"]);
+        run("ip netns del machine");
+    });
+}
+
+#[test]
 fn only_the_vm_whose_address_left_the_list_is_replaced() {
     inhabited(|house| {
         let listed = |second: &str| {

@@ -225,6 +225,35 @@ fn a_changed_configuration_is_for_new_vms_and_running_ones_keep_what_they_have()
     });
 }
 
+#[test]
+fn a_change_of_a_configuration_is_noticed_when_nothing_else_has_happened_for_long() {
+    inhabited(|house, plugs| {
+        plugs.ptp("10.78.0.0/24");
+        house.apply(&pod(1));
+        let file = at("conf/10-net.conflist");
+        let here = std::fs::read_to_string(&file).unwrap();
+        let other = here.replace("10.78.0.0", "10.79.0.0");
+        let changes: [(&str, bool, &dyn Fn()); 4] = [
+            ("overwritten", true, &|| {
+                std::fs::write(&file, &other).unwrap();
+            }),
+            ("replaced", false, &|| plugs.ptp("10.78.0.0/24")),
+            ("removed", true, &|| std::fs::remove_file(&file).unwrap()),
+            ("new", false, &|| std::fs::write(&file, &here).unwrap()),
+        ];
+        for (change, told, make) in changes {
+            // What building has stirred up in the kernel has the VM looked at, too.
+            std::thread::sleep(Duration::from_secs(3));
+            assert_eq!(message(&house, "pod-1", "Net").is_empty(), told, "{change}");
+            make();
+            house.within(BOUND, change, || {
+                (message(&house, "pod-1", "Net").is_empty() != told).then_some(())
+            });
+        }
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
+    });
+}
+
 /// Breaks a VM with a command: it is whole again in time, and an event tells of `word`; the one beside it is not touched.
 fn repaired(word: &str, sabotage: impl FnOnce(&Place) -> String + Send) {
     inhabited(|house, plugs: Plugs| {

@@ -17,6 +17,7 @@ use crate::support::plugs::{
 
 const DELS: [&str; 3] = ["DEL three", "DEL two", "DEL one"];
 const ADDS: [&str; 3] = ["ADD one", "ADD two", "ADD three"];
+const CHECKS: [&str; 3] = ["CHECK one", "CHECK two", "CHECK three"];
 const SUBNET: &str = "10.78.0.0/24";
 
 /// Applies one VM and does not wait.
@@ -197,7 +198,7 @@ fn after_kill_9_a_vm_is_adopted_its_plugins_checked_once_and_its_packets_go_on()
         house.ctl("wait hg/pod --for ready --timeout 20s");
         house.stays(Duration::from_secs(1), || house.messages("", "Drift"));
         assert_reaches_its_gateway(&guest);
-        assert_eq!(plugs.heard(), ["CHECK one", "CHECK two", "CHECK three"]);
+        assert_eq!(plugs.heard(), CHECKS);
         let after = (
             house::world_to_the_last_handle(),
             identity(&house),
@@ -218,6 +219,39 @@ fn after_kill_9_a_vm_is_adopted_its_plugins_checked_once_and_its_packets_go_on()
 }
 
 #[test]
+fn a_resync_has_the_plugins_check_all_again_and_what_only_they_can_see_is_made_good() {
+    house::empty(|mut house| {
+        let plugs = Plugs::lay();
+        plugs.tell(&mut house);
+        house.args = vec!["--resync".into(), "1s".into()];
+        house.start();
+        plugs.recorders(SUBNET);
+        house.apply(&pod(1));
+        let heard = house.until("a second CHECK", || {
+            let heard = fs::read_to_string(at("heard")).unwrap_or_default();
+            (heard.matches("CHECK three").count() >= 2).then_some(heard)
+        });
+        let heard: Vec<&str> = heard.lines().take(9).collect();
+        assert_eq!(heard, [ADDS, CHECKS, CHECKS].concat());
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
+
+        // The routes inside are the plugins' business: we have a guest's packets redirected past them.
+        let netns = house.get("vm pod-1")["status"]["network"]["netns"].clone();
+        let netns = netns.as_str().expect("a namespace");
+        run(&format!("nsenter --net={netns} ip route flush dev eth0"));
+        house.until("it is told", || house.messages("vm/pod-1", "Drift").pop());
+        house.until("the gate is open again", || {
+            let tap = run(&format!(
+                "nsenter --net={netns} ip -o link show up dev tap0 || true"
+            ));
+            (!tap.is_empty()).then_some(())
+        });
+        assert_one_attachment(&house);
+        assert_goes_without_a_trace(&house);
+    });
+}
+
+#[test]
 fn a_lost_state_database_is_made_anew_from_the_records_of_cni_vms() {
     inhabited(|mut house, plugs| {
         plugs.recorders(SUBNET);
@@ -233,7 +267,7 @@ fn a_lost_state_database_is_made_anew_from_the_records_of_cni_vms() {
             (house::world_to_the_last_handle(), identity(&house)),
             before
         );
-        assert_eq!(plugs.heard(), ["CHECK one", "CHECK two", "CHECK three"]);
+        assert_eq!(plugs.heard(), CHECKS);
         assert_eq!(house.get("lease pod-1")["ip"], before.1[1]);
         assert_reaches_its_gateway(&guest);
         assert_goes_without_a_trace(&house);

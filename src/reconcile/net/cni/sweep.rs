@@ -28,25 +28,26 @@ pub struct Swept {
 /// reservations of `host-local` in these and in the `networks` named, but for containers whose DEL has failed: their interface may
 /// still have the address. What bears no name of ours stays. Every failure is noted, and stops nothing else.
 ///
-/// Which VMs are `living` is asked anew each time: VMs are made while this goes on, and each is stored before its plugins run.
+/// VMs are made while this goes on. Each is stored before its plugins run, and its uid never comes back; so who is not among the
+/// `living` *after* something of his was seen is gone for good. They are asked once after each look, never before it.
 pub async fn sweep(
     runtime: &Runtime,
     instance: &Instance,
     living: &(impl Fn() -> BTreeSet<Uid> + Sync),
     networks: &[String],
 ) -> Swept {
-    let stale = |container: &str| {
+    let stale = |living: &BTreeSet<Uid>, container: &str| {
         let uid = instance.uid_of_container(container);
-        uid.is_some_and(|uid| !living().contains(&uid))
+        uid.is_some_and(|uid| !living.contains(&uid))
     };
     let mut swept = Swept::default();
     let mut left: BTreeMap<String, Network> = BTreeMap::new();
     let shelves = [runtime.attachments(), runtime.unfinished()];
     let remembered = shelves.map(|shelf| note(shelf, &mut swept).unwrap_or_default());
-    for cached in remembered.concat() {
-        if !stale(&cached.attachment.container_id) {
-            continue;
-        }
+    let alive = living();
+    let mut remembered = remembered.concat();
+    remembered.retain(|cached| stale(&alive, &cached.attachment.container_id));
+    for cached in remembered {
         if let Some(network) = detach(runtime, &cached, &mut swept).await {
             left.insert(network.name.clone(), network);
         }
@@ -66,9 +67,13 @@ pub async fn sweep(
     let Some(attached) = remembered_containers(runtime, &mut swept) else {
         return swept;
     };
-    let gone = |container: &str| stale(container) && !attached.contains(container);
+    let attached = &attached;
+    let judged = || {
+        let alive = living();
+        move |container: &str| stale(&alive, container) && !attached.contains(container)
+    };
     for network in left.values() {
-        let removed = runtime.sweep_host_local(network, gone);
+        let removed = runtime.sweep_host_local(network, judged).await;
         let removed = note(removed, &mut swept).unwrap_or_default();
         swept.reservations.extend(removed);
     }
