@@ -86,6 +86,7 @@ impl Call<'_> {
     /// Its standard output, if it succeeded. Whatever comes of it, the plugin has ended and is reaped, except when this
     /// future is dropped: then it is killed, and reaped in a moment.
     pub(super) async fn run(self) -> Result<String, Error> {
+        let began = crate::clock::monotonic();
         let mut running = Running::of(self.start().await?);
         let heard = running.hear(self.stdin.as_bytes());
         let heard = match tokio::time::timeout(self.deadline, heard).await {
@@ -101,7 +102,8 @@ impl Call<'_> {
                 });
             }
         };
-        tracing::debug!(plugin = self.plugin, command = %self.command, status = %heard.status, "a CNI plugin ended");
+        let microseconds = crate::clock::monotonic().duration_since(began).as_micros();
+        tracing::debug!(plugin = self.plugin, command = %self.command, status = %heard.status, microseconds, "a CNI plugin ended");
         self.judge(heard)
     }
 
