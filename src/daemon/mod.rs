@@ -10,6 +10,7 @@ mod removals;
 mod streams;
 mod trigger;
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -75,6 +76,12 @@ impl From<host::Error> for Error {
     fn from(error: host::Error) -> Self {
         Self::Host(format!("{error}: {}", error.source))
     }
+}
+
+/// The runtime's threads, and one who waits for a late answer.
+fn askers() -> NonZeroUsize {
+    let threads = std::thread::available_parallelism();
+    threads.map_or(NonZeroUsize::MIN, |threads| threads.saturating_add(1))
 }
 
 /// `sliced`, from its arguments to its exit status.
@@ -161,7 +168,7 @@ impl Daemon {
             instance: Instance::of(&state_dir),
             store,
             hands: HostHands {
-                netlink: home.netlink()?,
+                netlink: home.netlink_for(askers())?,
                 home,
                 backend: Backend::detect()?,
                 boot_id: fs::boot_id()?.to_owned(),

@@ -12,6 +12,7 @@ mod at_once;
 
 use std::fmt;
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{AsyncSocket, Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use self::at_once::AtOnce;
 use super::{Error, Kind};
@@ -41,13 +42,17 @@ const LATE: Duration = Duration::from_millis(1);
 /// A socket's answers fit: the kernel never packs more than 32 KiB into one datagram (`netlink(7)`, `NLMSG_GOODSIZE`).
 const ANSWER: usize = 64 * 1024;
 
-/// A conversation with one namespace's rtnetlink. Cheap to clone; the socket closes with the last clone.
+/// A conversation with one namespace's rtnetlink. Cheap to clone; its sockets close with the last clone.
 #[derive(Clone)]
 pub struct Handle {
+    lines: Arc<[Mutex<Line>]>,
+}
+
+/// A socket: one question at a time. The kernel has one listing under way a socket, and answers EBUSY to a second one
+/// (`__netlink_dump_start`).
+struct Line {
     asker: rtnetlink::Handle,
-    /// One question at a time. The kernel has one listing under way a socket, and answers EBUSY to a second one
-    /// (`__netlink_dump_start`).
-    connection: Arc<Mutex<Connection>>,
+    connection: Connection,
 }
 
 type Connection = rtnetlink::proto::Connection<RouteNetlinkMessage, AtOnce>;
@@ -59,16 +64,11 @@ impl fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// Opens a socket in the calling thread's namespace.
-    pub(super) fn open() -> io::Result<Self> {
-        let socket = AtOnce::new(NETLINK_ROUTE)?;
-        socket.socket_ref().set_netlink_get_strict_chk(true)?;
-        let (mut connection, asker, _unsolicited) = rtnetlink::from_socket(socket);
-        connection.set_forward_done(true);
-        connection.set_forward_ack(true);
+    /// Opens sockets in the calling thread's namespace: as many as there will be who ask at the same time.
+    pub(super) fn open(sockets: NonZeroUsize) -> io::Result<Self> {
+        let lines = (0..sockets.get()).map(|_| Line::open().map(Mutex::new));
         Ok(Self {
-            asker,
-            connection: Arc::new(Mutex::new(connection)),
+            lines: lines.collect::<io::Result<_>>()?,
         })
     }
 
@@ -130,6 +130,14 @@ impl Handle {
         }
     }
 
+    /// One that nobody uses; if there is none, the first, in turn.
+    async fn free_line(&self) -> MutexGuard<'_, Line> {
+        match self.lines.iter().find_map(|line| line.try_lock().ok()) {
+            Some(free) => free,
+            None => self.lines[0].lock().await,
+        }
+    }
+
     async fn ask_for_all(
         &self,
         message: RouteNetlinkMessage,
@@ -137,15 +145,14 @@ impl Handle {
     ) -> io::Result<(Vec<RouteNetlinkMessage>, Wholeness)> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
-        let mut connection = self.connection.lock().await;
-        let mut answers = self
-            .asker
-            .clone()
+        let mut line = self.free_line().await;
+        let Line { asker, connection } = &mut *line;
+        let mut answers = asker
             .request(request)
             .map_err(|_| broken("the netlink connection is gone"))?;
         let mut answer = Vec::new();
         let mut whole = Wholeness::OneMoment;
-        while let Some(part) = next(&mut connection, &mut answers).await {
+        while let Some(part) = next(connection, &mut answers).await {
             if part.header.flags & NLM_F_DUMP_INTR != 0 {
                 whole = Wholeness::Torn;
             }
@@ -165,6 +172,17 @@ impl Handle {
         Err(broken(
             "the netlink connection broke before the answer was whole",
         ))
+    }
+}
+
+impl Line {
+    fn open() -> io::Result<Self> {
+        let socket = AtOnce::new(NETLINK_ROUTE)?;
+        socket.socket_ref().set_netlink_get_strict_chk(true)?;
+        let (mut connection, asker, _unsolicited) = rtnetlink::from_socket(socket);
+        connection.set_forward_done(true);
+        connection.set_forward_ack(true);
+        Ok(Self { asker, connection })
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -90,11 +91,17 @@ impl Netns {
         blocking("enter", self.name.to_string(), move || this.run_here(act)).await
     }
 
-    /// A conversation with the namespace's rtnetlink. It holds a socket, and by that the namespace: don't hoard.
+    /// A conversation with the namespace's rtnetlink, for one who asks at a time. It holds a socket, and by that the
+    /// namespace: don't hoard.
     pub fn netlink(&self) -> Result<Handle, Error> {
+        self.netlink_for(NonZeroUsize::MIN)
+    }
+
+    /// The same for several who ask at the same time: each finds a socket of its own.
+    pub fn netlink_for(&self, askers: NonZeroUsize) -> Result<Handle, Error> {
         self.run_here(|| {
             let fail = |e| Error::io("open a netlink socket in", &*self.name, e);
-            Handle::open().map_err(fail)
+            Handle::open(askers).map_err(fail)
         })
     }
 
