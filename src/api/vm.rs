@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::meta::{Meta, Name};
+use super::life::Life;
 use super::network::NetworkSpec;
+use super::storage::Storage;
 
 /// One VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +43,12 @@ pub struct VmSpec {
     /// Handed to the guest, at most what `ip=` carries: two.
     #[serde(default)]
     pub dns_servers: Vec<Ipv4Addr>,
+    /// Its disks.
+    #[serde(default, skip_serializing_if = "Storage::is_default")]
+    pub storage: Storage,
+    /// How its VMM is started and stopped.
+    #[serde(default, skip_serializing_if = "Life::is_default")]
+    pub life: Life,
     /// Its data path.
     pub network: NetworkSpec,
 }

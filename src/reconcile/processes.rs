@@ -74,6 +74,7 @@ impl Processes {
             name: name.clone(),
             dir: nothing.dir.clone(),
             connection: connection.clone(),
+            disks: Vec::new(),
         };
         let want = vmm::recipe(spec, &slot, machine).map_err(|unfit| unfit.to_string())?;
         Ok(Desired { want, ..nothing })

@@ -135,6 +135,8 @@ fn spec(hypervisor: Hypervisor) -> VmSpec {
         kernel_file: Some("/var/lib/slice/images/vmlinuz".into()),
         initrd_file: None,
         dns_servers: vec!["1.1.1.1".parse().unwrap()],
+        storage: Default::default(),
+        life: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
             range: Some("169.254.100.0/22".parse().unwrap()),
             policy: policy(),

@@ -241,6 +241,8 @@ pub fn spec(vcpu: u32, drop: &str) -> VmSpec {
         kernel_file: None,
         initrd_file: None,
         dns_servers: vec![],
+        storage: Default::default(),
+        life: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
             range: None,
             policy: Policy {

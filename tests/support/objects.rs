@@ -16,6 +16,8 @@ pub fn spec(range: Option<&str>, drop: &str) -> VmSpec {
         kernel_file: None,
         initrd_file: None,
         dns_servers: vec![],
+        storage: Default::default(),
+        life: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
             range: range.map(|range| range.parse().expect("a range")),
             policy: Policy {

@@ -54,6 +54,8 @@ fn spec(initrd: Option<PathBuf>) -> VmSpec {
         kernel_file: Some(guest_dir().join("vmlinuz")),
         initrd_file: initrd,
         dns_servers: vec!["1.1.1.1".parse().unwrap()],
+        storage: Default::default(),
+        life: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
             range: None,
             policy: slicectl::api::policy::Policy::default(),
@@ -78,6 +80,7 @@ fn slot(dir: &Path, net: &PrivateNet) -> Slot {
             mtu: 1500,
             dns: Vec::new(),
         },
+        disks: vec![],
     }
 }
 
@@ -238,6 +241,7 @@ fn a_slot_without_hypervisor_runs_nothing_and_a_vmm_without_kernel_is_refused() 
             mtu: 1500,
             dns: Vec::new(),
         },
+        disks: vec![],
     };
     let machine = Machine {
         accel: Accel::Kvm,

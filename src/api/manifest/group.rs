@@ -186,6 +186,8 @@ fn read_group(
                 kernel_file: boot.kernel_file,
                 initrd_file: boot.initrd_file,
                 dns_servers,
+                storage: Default::default(),
+                life: Default::default(),
                 network: network.spec,
             },
         },

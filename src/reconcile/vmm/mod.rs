@@ -42,7 +42,7 @@ use crate::host::process::{Exit, Identity};
 use crate::owner::{Label, Owned};
 
 pub use machine::{Accel, Machine};
-pub use recipe::{Launch, Slot, Unfit, recipe};
+pub use recipe::{Access, Disk, Launch, Slot, Unfit, recipe};
 pub use watch::{rotate, watch};
 
 /// Where the newborn notes itself.

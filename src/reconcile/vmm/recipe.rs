@@ -19,6 +19,28 @@ pub struct Slot {
     pub dir: PathBuf,
     /// How it is connected.
     pub connection: Connection,
+    /// Its disks, in their order: the first is the root disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
+}
+
+/// A disk that is there to be opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// A raw image or a block device.
+    pub path: PathBuf,
+    /// Whether the guest may write to it.
+    pub access: Access,
+}
+
+/// What a guest may do with a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Read it.
+    ReadOnly,
+    /// Read and write it.
+    ReadWrite,
 }
 
 /// How to start a VMM.
