@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::meta::{Meta, Name};
 use super::life::Life;
+use super::meta::{Meta, Name};
 use super::network::NetworkSpec;
 use super::storage::Storage;
 

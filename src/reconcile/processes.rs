@@ -87,7 +87,8 @@ impl Processes {
             connection: connection.clone(),
             disks: Vec::new(),
         };
-        let want = vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
+        let want =
+            vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
         Ok(Desired { want, ..nothing })
     }
 

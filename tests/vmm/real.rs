@@ -253,7 +253,10 @@ async fn cloud_hypervisor_takes_the_order_and_goes_by_the_next_step() {
     let identity = place.boot(&desired).await;
     let control = place.control();
     control.pause(&desired.dir, identity.pid).await.unwrap();
-    control.power_down(&desired.dir, identity.pid).await.unwrap();
+    control
+        .power_down(&desired.dir, identity.pid)
+        .await
+        .unwrap();
     let state = control.state(&desired.dir, identity.pid).await.unwrap();
     assert_eq!(state, GuestState::Running, "one that is held hears nothing");
     let observed = place.rung.observe(&desired).await.unwrap();
@@ -280,15 +283,14 @@ async fn takes_every_word(hypervisor: Hypervisor) {
         slot.connection.mtu = 1400;
         spec.life.cmdline = Some("loglevel=7".to_owned());
         let disk = |path, access| Disk { path, access };
-        slot.disks = vec![
-            disk(root, Access::ReadWrite),
-            disk(data, Access::ReadOnly),
-        ];
+        slot.disks = vec![disk(root, Access::ReadWrite), disk(data, Access::ReadOnly)];
     });
     place.net.run("ip link set tap0 mtu 1400");
     let identity = place.boot(&desired).await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", identity.pid)).unwrap();
-    let line = limits.lines().find(|line| line.starts_with("Max file size"));
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max file size"));
     assert!(line.unwrap().contains(&(8 << 20).to_string()), "{line:?}");
     place.clear(desired).await;
 }

@@ -240,7 +240,10 @@ fn what_a_version_cannot_do_safely_is_refused_in_words() {
     many.spec.vcpu = 33;
     let cases = [
         (case(Firecracker, 1, 9), "firecracker 1.9 is too old: 1.10"),
-        (case(CloudHypervisor, 37, 0), "cloud-hypervisor 37.0 is too old: 38.0"),
+        (
+            case(CloudHypervisor, 37, 0),
+            "cloud-hypervisor 37.0 is too old: 38.0",
+        ),
         (case(Qemu, 6, 2), "qemu 6.2 is too old: 7.2"),
         (many, "firecracker runs at most 32 vcpus"),
         (case(CloudHypervisor, 50, 0).disks(&[ROOT]), "51.0 or newer"),
@@ -250,7 +253,9 @@ fn what_a_version_cannot_do_safely_is_refused_in_words() {
             "cannot take the path",
         ),
         (
-            case(Firecracker, 1, 17).routes(60).cmdline(&"x".repeat(600)),
+            case(Firecracker, 1, 17)
+                .routes(60)
+                .cmdline(&"x".repeat(600)),
             "2047 is the most",
         ),
     ];

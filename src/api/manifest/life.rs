@@ -18,7 +18,7 @@ const PROGRAMS: [(&str, Hypervisor); 3] = [
 #[derive(Clone, Default)]
 pub struct Start {
     /// In the order of [`PROGRAMS`].
-    programs: [Option<PathBuf>; 3],
+    programs: [Option<PathBuf>; PROGRAMS.len()],
     cmdline: Option<String>,
 }
 
@@ -43,10 +43,7 @@ pub fn read(reader: &mut Reader, section: &Section, default: Start) -> Start {
 fn read_cmdline(reader: &mut Reader, field: &Field) -> Option<String> {
     let text = reader.text(field, "words for the kernel")?;
     if text.len() > MAX_CMDLINE {
-        let message = format!(
-            "found {} bytes, expected at most {MAX_CMDLINE}",
-            text.len()
-        );
+        let message = format!("found {} bytes, expected at most {MAX_CMDLINE}", text.len());
         reader.refuse(field, message);
         return None;
     }
@@ -61,8 +58,7 @@ fn read_cmdline(reader: &mut Reader, field: &Field) -> Option<String> {
         );
         return None;
     }
-    let text = text.trim();
-    (!text.is_empty()).then(|| text.to_owned())
+    Some(text.trim().to_owned())
 }
 
 /// What of it is for a VM of this group. A group's own word that its hypervisor would not hear is refused; what `config:` says
@@ -84,6 +80,7 @@ pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, star
     let own = programs.find(|(_, (_, whose))| *whose == hypervisor);
     Life {
         program: own.and_then(|(program, _)| program),
-        cmdline: start.cmdline,
+        // Empty: a group that wants none of what `config:` says.
+        cmdline: start.cmdline.filter(|words| !words.is_empty()),
     }
 }

@@ -18,6 +18,8 @@ const TERM_DEADLINE: Duration = Duration::from_secs(2);
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// For a new VMM to answer on its control socket, or to give up.
 const START_DEADLINE: Duration = Duration::from_secs(3);
+/// Of what a VMM said before it gave up.
+const LAST_LINES: usize = 3;
 /// How often is looked whether its socket is there.
 const SOCKET_STEP: Duration = Duration::from_millis(5);
 
@@ -142,12 +144,13 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
         Life::Alive(_) => "does not run properly".to_owned(),
     };
     let said = fs::tail(&desired.dir.join(CONSOLE), 1024)?.unwrap_or_default();
-    let said = said
-        .lines()
-        .map(str::trim)
-        .rfind(|line| !line.is_empty())
-        .unwrap_or("nothing")
-        .to_owned();
+    let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut lines: Vec<&str> = lines.collect();
+    // The reason, and what followed from it.
+    let said = match lines.split_off(lines.len().saturating_sub(LAST_LINES)) {
+        none if none.is_empty() => "nothing".to_owned(),
+        last => last.join("; "),
+    };
     Ok(Error::other(
         "start",
         "the VMM",

@@ -84,17 +84,17 @@ const SOCKETS: [&str; 6] = [
 ];
 /// Every name in a run directory that is ours to remove.
 pub const OURS: [&str; 11] = [
-    CONSOLE,
-    CONSOLE_OLD,
-    RECORD,
-    VERSION,
-    CONFIG,
-    Control::Qmp.socket(),
-    Control::Firecracker.socket(),
+    AGENT,
     Control::CloudHypervisor.socket(),
     CONTROL_LOCK,
+    CONSOLE,
+    CONSOLE_OLD,
+    Control::Firecracker.socket(),
+    RECORD,
+    Control::Qmp.socket(),
+    VERSION,
+    CONFIG,
     VSOCK,
-    AGENT,
 ];
 
 /// Bytes. The kernel lets no file of a VMM grow beyond this; with the rotated one a VM has at most twice as much, 4 MiB.

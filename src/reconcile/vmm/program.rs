@@ -136,7 +136,13 @@ async fn ask(path: &Path) -> Result<Version, String> {
         .map_err(|error| format!("{error}: {}", error.source))?
         .output;
     Version::said(&said).ok_or_else(|| {
-        let first: String = said.lines().next().unwrap_or_default().chars().take(80).collect();
+        let first: String = said
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .take(80)
+            .collect();
         format!("`{shown} --version` says {first:?}, which tells no version")
     })
 }
@@ -179,7 +185,10 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(look(None).unwrap().0, path);
         let why = look(Some(Path::new("/nowhere/fc"))).unwrap_err();
-        assert!(why.contains("/nowhere/fc") && why.contains("firecracker_bin"), "{why}");
+        assert!(
+            why.contains("/nowhere/fc") && why.contains("firecracker_bin"),
+            "{why}"
+        );
     }
 
     #[tokio::test]

@@ -73,7 +73,10 @@ pub struct NewFile {
 impl Launch {
     /// In its slot's place; without files.
     pub(super) fn new(argv: Vec<String>, slot: &Slot) -> Self {
-        let writable = slot.disks.iter().filter(|disk| disk.access == Access::ReadWrite);
+        let writable = slot
+            .disks
+            .iter()
+            .filter(|disk| disk.access == Access::ReadWrite);
         Self {
             argv,
             netns: slot.connection.netns.clone(),
@@ -158,13 +161,8 @@ pub fn recipe(
     program: &Program,
     machine: &Machine,
 ) -> Result<Option<Launch>, Unfit> {
-    let least = match spec.hypervisor {
-        Hypervisor::None => return Ok(None),
-        Hypervisor::Qemu => Version::new(7, 2),
-        Hypervisor::Firecracker => Version::new(1, 10),
-        Hypervisor::CloudHypervisor => Version::new(38, 0),
-    };
-    if program.version < least {
+    let least = Version::least(spec.hypervisor);
+    if let Some(least) = least.filter(|least| program.version < *least) {
         return Err(Unfit::TooOld {
             hypervisor: spec.hypervisor,
             found: program.version,

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::recipe::NewFile;
+use crate::api::vm::Hypervisor;
 
 /// A program that runs VMs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +34,16 @@ impl Version {
     /// `major.minor`.
     pub const fn new(major: u32, minor: u32) -> Self {
         Self { major, minor }
+    }
+
+    /// The oldest that is run.
+    pub const fn least(hypervisor: Hypervisor) -> Option<Self> {
+        match hypervisor {
+            Hypervisor::None => None,
+            Hypervisor::Qemu => Some(Self::new(7, 2)),
+            Hypervisor::Firecracker => Some(Self::new(1, 10)),
+            Hypervisor::CloudHypervisor => Some(Self::new(38, 0)),
+        }
     }
 
     /// Out of what a program says to `--version`: the first word of the first line that is a number, or `v` and a number.
@@ -88,7 +99,10 @@ mod tests {
         for (said, version) in [
             ("Firecracker v1.17.0-dev\n\n2026 [x] exit\n", (1, 17)),
             ("Firecracker v1.10.1\n", (1, 10)),
-            ("cloud-hypervisor v53.0-246-gae44c2971-dirty\nx 9.9", (53, 0)),
+            (
+                "cloud-hypervisor v53.0-246-gae44c2971-dirty\nx 9.9",
+                (53, 0),
+            ),
             ("cloud-hypervisor v38.0\n", (38, 0)),
             (
                 "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\n",
@@ -98,7 +112,13 @@ mod tests {
             let version = Some(Version::new(version.0, version.1));
             assert_eq!(Version::said(said), version, "{said}");
         }
-        for said in ["", "\n1.2", "sleep (GNU coreutils)", "v1 v.2 v1.x 1", "99999999999.1"] {
+        for said in [
+            "",
+            "\n1.2",
+            "sleep (GNU coreutils)",
+            "v1 v.2 v1.x 1",
+            "99999999999.1",
+        ] {
             assert_eq!(Version::said(said), None, "{said}");
         }
     }

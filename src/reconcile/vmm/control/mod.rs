@@ -118,7 +118,9 @@ impl Control {
     pub async fn state(self, dir: &Path, pid: u32) -> Result<GuestState, Error> {
         let ask = async || match self {
             Self::Qmp => qmp::state(connect(&self.path(dir), pid).await?).await,
-            Self::Firecracker => rest::firecracker_state(connect(&self.path(dir), pid).await?).await,
+            Self::Firecracker => {
+                rest::firecracker_state(connect(&self.path(dir), pid).await?).await
+            }
             Self::CloudHypervisor => {
                 rest::cloud_hypervisor_state(connect(&self.path(dir), pid).await?).await
             }
@@ -128,7 +130,15 @@ impl Control {
 
     /// Comes back when process `pid` runs its guest. Never, if it does not: bound it.
     pub async fn wait_until_up(self, dir: &Path, pid: u32) {
-        while matches!(self.state(dir, pid).await, Err(_) | Ok(GuestState::Starting)) {
+        match self {
+            // Asked before, it would panic instead of telling what is wrong with its configuration.
+            Self::Firecracker => wait_for_thread(pid, "fc_vcpu").await,
+            Self::Qmp | Self::CloudHypervisor => {}
+        }
+        while matches!(
+            self.state(dir, pid).await,
+            Err(_) | Ok(GuestState::Starting)
+        ) {
             tokio::time::sleep(RETRY).await;
         }
     }
@@ -158,6 +168,21 @@ impl Control {
 
     fn path(self, dir: &Path) -> std::path::PathBuf {
         dir.join(self.socket())
+    }
+}
+
+/// Comes back when process `pid` has a thread whose name starts so (proc(5), `comm`).
+async fn wait_for_thread(pid: u32, name: &str) {
+    let there = || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+        let mut threads = threads.into_iter().flatten().flatten();
+        threads.any(|thread| {
+            let comm = std::fs::read_to_string(thread.path().join("comm"));
+            comm.is_ok_and(|comm| comm.starts_with(name))
+        })
+    };
+    while !there() {
+        tokio::time::sleep(RETRY).await;
     }
 }
 

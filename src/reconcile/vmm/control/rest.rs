@@ -90,7 +90,10 @@ async fn ask(
     let request = request.body(body).map_err(io::Error::other)?;
     // The connection moves only while it is polled.
     let _driver = AbortOnDropHandle::new(tokio::spawn(connection));
-    let answer = sender.send_request(request).await.map_err(io::Error::other)?;
+    let answer = sender
+        .send_request(request)
+        .await
+        .map_err(io::Error::other)?;
     let status = answer.status();
     let said = Limited::new(answer.into_body(), LONGEST_ANSWER).collect();
     let said = said.await.map_err(io::Error::other)?.to_bytes();
