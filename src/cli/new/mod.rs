@@ -282,14 +282,14 @@ fn boot(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
         Vmm::Qemu => text.note(
             1,
             "hypervisor: qemu",
-            "qemu, firecracker, cloud-hypervisor, or none to start a VMM of your own",
+            "or firecracker, cloud-hypervisor, none (a VMM of your own)",
         ),
         Vmm::Firecracker => text.line(1, "hypervisor: firecracker"),
         Vmm::CloudHypervisor => text.line(1, "hypervisor: cloud-hypervisor"),
         Vmm::None => text.note(
             1,
             "hypervisor: none",
-            "prepares the slot for a VMM of your own; or qemu, firecracker, cloud-hypervisor",
+            "a slot for a VMM of your own; or qemu, firecracker, cloud-hypervisor",
         ),
     }
     match &args.kernel_file {

@@ -1,6 +1,7 @@
-//! The few requests to Firecracker's and Cloud Hypervisor's HTTP APIs that we make: `src/firecracker/swagger/firecracker.yaml`
-//! and `vmm/src/api/openapi/cloud-hypervisor.yaml` of their sources.
+//! The few requests to the HTTP APIs of Firecracker and Cloud Hypervisor that we make.
 //! Not here: connecting, deadlines, when to make them.
+//!
+//! Their words: `src/firecracker/swagger/firecracker.yaml`, `vmm/src/api/openapi/cloud-hypervisor.yaml` of their sources.
 
 use std::io;
 
