@@ -133,6 +133,30 @@ fn a_group_overrides_what_config_says_and_qemu_is_the_default_with_a_kernel() {
 }
 
 #[test]
+fn a_group_takes_the_program_of_its_own_hypervisor_and_its_words_for_the_kernel() {
+    let text = "config:\n  kernel_file: /a\n  cmdline: quiet\n  firecracker_bin: /opt/fc\n  cloud_hypervisor_bin: /opt/ch\n  host_groups:\n";
+    let life = |rest: &str| {
+        let group = format!("{text}    - {{name: g, network: {{mode: isolated}}{rest}}}\n");
+        let life = one(&group).spec.template.life;
+        (life.program, life.cmdline)
+    };
+    let said = |program: Option<&str>, cmdline: Option<&str>| {
+        (program.map(Into::into), cmdline.map(str::to_owned))
+    };
+    assert_eq!(life(""), said(None, Some("quiet")));
+    assert_eq!(
+        life(", hypervisor: firecracker"),
+        said(Some("/opt/fc"), Some("quiet"))
+    );
+    assert_eq!(
+        life(", hypervisor: cloud-hypervisor, cloud_hypervisor_bin: /b/ch, cmdline: ' root=/dev/vda2  ro '"),
+        said(Some("/b/ch"), Some("root=/dev/vda2  ro"))
+    );
+    assert_eq!(life(", cmdline: ''"), said(None, None), "none of its own, and not config's");
+    assert_eq!(life(", hypervisor: none"), said(None, None));
+}
+
+#[test]
 fn metadata_opens_only_when_asked_for_and_a_tap_owner_may_be_a_pair() {
     let network = one(
         "config: {host_groups: [{name: g, network: {mode: isolated, allow_metadata: true, allow: [169.254.169.254:80/tcp], tap_owner: '1000:36', range: 169.254.64.0/18, on_deny: reject}}]}",

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::meta::{Meta, Name};
 use super::life::Life;
+use super::meta::{Meta, Name};
 use super::network::NetworkSpec;
 use super::storage::Storage;
 
@@ -63,7 +63,7 @@ impl VmSpec {
     }
 }
 
-/// Which VMM runs a VM. The ones that do not exist yet are refused by [`super::manifest`].
+/// Which VMM runs a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hypervisor {
@@ -71,6 +71,10 @@ pub enum Hypervisor {
     None,
     /// `qemu-system-x86_64 -M microvm`.
     Qemu,
+    /// `firecracker`.
+    Firecracker,
+    /// `cloud-hypervisor`.
+    CloudHypervisor,
 }
 
 impl fmt::Display for Hypervisor {
@@ -78,6 +82,8 @@ impl fmt::Display for Hypervisor {
         f.pad(match self {
             Self::None => "none",
             Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+            Self::CloudHypervisor => "cloud-hypervisor",
         })
     }
 }

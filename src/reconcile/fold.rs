@@ -138,9 +138,9 @@ impl House {
         let dir = self.run_dir.vm_dir(vm.meta.uid);
         let state = match (vm.spec.hypervisor, &mark) {
             (Hypervisor::None, _) => VmmState::None,
-            (Hypervisor::Qemu, Some(_)) => VmmState::Running,
-            (Hypervisor::Qemu, None) if ready || vm.meta.deleting => VmmState::Stopped,
-            (Hypervisor::Qemu, None) => match page.map(|page| page.condition.status) {
+            (_, Some(_)) => VmmState::Running,
+            (_, None) if ready || vm.meta.deleting => VmmState::Stopped,
+            (_, None) => match page.map(|page| page.condition.status) {
                 Some(Status::False) => VmmState::Stopped,
                 _ => VmmState::Starting,
             },
@@ -151,7 +151,8 @@ impl House {
             pid: mark.as_ref().map(|mark| mark.identity.pid),
             state,
             started_at: mark.as_ref().map(|mark| mark.started_at),
-            api_socket: has_process.then(|| dir.join(vmm::QMP)),
+            api_socket: vmm::Control::of(vm.spec.hypervisor)
+                .map(|control| dir.join(control.socket())),
             log: has_process.then(|| dir.join(vmm::CONSOLE)),
         }
     }

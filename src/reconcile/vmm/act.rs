@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, CONSOLE, Desired, LABEL_VAR, LOG_LIMIT, Launch, QMP, RECORD, RUN_DIR_VAR, qmp, watch,
+    Action, CONSOLE, Control, Desired, LABEL_VAR, LOG_LIMIT, Launch, RECORD, RUN_DIR_VAR, SOCKETS,
+    watch,
 };
 use crate::host::process::{self, Identity, Life, Process, Record, Spawn, Stop};
 use crate::host::{Error, fs};
@@ -17,6 +18,10 @@ const TERM_DEADLINE: Duration = Duration::from_secs(2);
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// For a new VMM to answer on its control socket, or to give up.
 const START_DEADLINE: Duration = Duration::from_secs(3);
+/// Of what a VMM said before it gave up.
+const LAST_LINES: usize = 3;
+/// How often is looked whether its socket is there.
+const SOCKET_STEP: Duration = Duration::from_millis(5);
 
 pub(super) async fn act(desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
@@ -41,7 +46,10 @@ async fn ask(desired: &Desired, identity: &Identity) -> Result<(), Error> {
     let Life::Alive(process) = process::look(identity)? else {
         return Ok(());
     };
-    if let Err(error) = qmp::power_down(&desired.dir.join(QMP), identity.pid).await {
+    let Some(control) = Control::in_dir(&desired.dir) else {
+        return Ok(());
+    };
+    if let Err(error) = control.power_down(&desired.dir, identity.pid).await {
         tracing::debug!(pid = identity.pid, %error, "a VMM does not take orders");
         return Ok(());
     }
@@ -72,13 +80,17 @@ async fn wait(process: &Process, deadline: Duration) -> Result<bool, Error> {
 async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
     forget_the_last(desired)?;
     watch::rotate(&desired.dir)?;
+    for file in &launch.files {
+        let (path, text) = (desired.dir.join(&file.name), file.text.as_bytes());
+        fs::write(&path, text, 0o600, fs::Durability::Process)?;
+    }
     let identity = spawn(desired.clone(), launch.clone()).await?;
     tracing::debug!(pid = identity.pid, "started a VMM");
     let Life::Alive(process) = process::look(&identity)? else {
         return Err(stillborn(desired, &identity)?);
     };
-    let socket = desired.dir.join(QMP);
-    let up = tokio::time::timeout(START_DEADLINE, qmp::wait_until_up(&socket));
+    let up = wait_until_up(desired, identity.pid);
+    let up = tokio::time::timeout(START_DEADLINE, up);
     tokio::select! {
         ended = process.ended() => {
             ended?;
@@ -86,6 +98,16 @@ async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
         }
         // Past the deadline it is slow, not dead: whether it runs is for the next look.
         _ = up => Ok(()),
+    }
+}
+
+/// The socket that it makes says which VMM it is.
+async fn wait_until_up(desired: &Desired, pid: u32) {
+    loop {
+        if let Some(control) = Control::in_dir(&desired.dir) {
+            return control.wait_until_up(&desired.dir, pid).await;
+        }
+        tokio::time::sleep(SOCKET_STEP).await;
     }
 }
 
@@ -99,13 +121,20 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
             netns: launch.netns(),
             needs_link: &launch.tap,
             log: &desired.dir.join(CONSOLE),
-            file_limit: LOG_LIMIT,
+            file_limit: file_limit(&launch),
             record: &desired.dir.join(RECORD),
         })
     };
     tokio::task::spawn_blocking(start)
         .await
         .map_err(|error| Error::other("start", "the VMM", error))?
+}
+
+/// In bytes. A limit below a disk's length would make the disk's end one that cannot be written to.
+fn file_limit(launch: &Launch) -> u64 {
+    let disks = launch.writes.iter();
+    let lengths = disks.filter_map(|path| std::fs::metadata(path).ok());
+    lengths.map(|found| found.len()).fold(LOG_LIMIT, u64::max)
 }
 
 /// It ended before it was up: its own words are the reason.
@@ -115,12 +144,13 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
         Life::Alive(_) => "does not run properly".to_owned(),
     };
     let said = fs::tail(&desired.dir.join(CONSOLE), 1024)?.unwrap_or_default();
-    let said = said
-        .lines()
-        .map(str::trim)
-        .rfind(|line| !line.is_empty())
-        .unwrap_or("nothing")
-        .to_owned();
+    let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut lines: Vec<&str> = lines.collect();
+    // The reason, and what followed from it.
+    let said = match lines.split_off(lines.len().saturating_sub(LAST_LINES)) {
+        none if none.is_empty() => "nothing".to_owned(),
+        last => last.join("; "),
+    };
     Ok(Error::other(
         "start",
         "the VMM",
@@ -135,10 +165,11 @@ fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
         .try_for_each(|name| fs::remove(&desired.dir.join(name)))
 }
 
-/// Reaps the process on record, if it was our child and has ended, and takes away the socket that it left.
+/// Reaps the process on record, if it was our child and has ended, and takes away the sockets that it left.
 fn forget_the_last(desired: &Desired) -> Result<(), Error> {
     if let Record::Of(identity) = process::read_record(&desired.dir.join(RECORD))? {
         process::reap(&identity)?;
     }
-    fs::remove(&desired.dir.join(QMP))
+    let mut left = SOCKETS.iter().map(|name| desired.dir.join(name));
+    left.try_for_each(|path| fs::remove(&path))
 }

@@ -5,31 +5,29 @@
 //! - `microvm` has virtio over MMIO only and boots in about two seconds even without KVM. ACPI stays on: Debian's kernel
 //!   needs it, and the power button is the polite way to stop.
 //! - `tsc_early_khz`: without KVM the guest may hang calibrating its clock, so it is told the rate.
-//! - `ip=` is the kernel's own format (Documentation/admin-guide/nfs/nfsroot.rst); kernels without IP_PNP leave it to the init.
 //! - `script=no`: the TAP is there, with all that belongs to it. That it is there is checked by whoever starts this.
 
-use std::net::Ipv4Addr;
-
-use super::recipe::{Launch, Slot, Unfit};
-use super::{Accel, CONSOLE, Machine, QMP};
+use super::cmdline::{self, Own};
+use super::recipe::{Access, Disk, Launch, Slot, Unfit};
+use super::{AGENT, Accel, CONSOLE, Control, Machine, Program};
 use crate::api::network::Connection;
-use crate::api::vm::{Hypervisor, VmSpec};
+use crate::api::vm::VmSpec;
 
 /// Bytes, IEEE 802.3; what a virtio network card without `host_mtu` has.
 const ETHERNET_MTU: u32 = 1500;
 
-/// The program, looked up in `PATH`.
-pub(super) const PROGRAM: &str = "qemu-system-x86_64";
-
-pub(super) fn recipe(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<Launch, Unfit> {
-    let kernel = spec
-        .kernel_file
-        .as_ref()
-        .ok_or(Unfit::NoKernel(Hypervisor::Qemu))?;
-    let mut argv: Vec<String> = vec![PROGRAM.to_owned()];
+pub(super) fn recipe(
+    spec: &VmSpec,
+    slot: &Slot,
+    program: &Program,
+    machine: &Machine,
+) -> Result<Launch, Unfit> {
+    let kernel = slot.kernel(spec)?;
+    let mut argv: Vec<String> = vec![program.path.display().to_string()];
     let mut say = |option: &str, value: String| argv.extend([option.to_owned(), value]);
     say("-name", format!("guest={}", slot.name));
     say("-M", "microvm".to_owned());
+    say("-global", "virtio-mmio.force-legacy=false".to_owned());
     for (option, value) in accelerator(machine.accel) {
         say(option, value.to_owned());
     }
@@ -48,10 +46,8 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<La
     );
     say("-serial", "chardev:console".to_owned());
     // Relative to the run directory: a socket's path holds 107 bytes at most (unix(7)).
-    say(
-        "-chardev",
-        format!("socket,id=qmp,path={QMP},server=on,wait=off"),
-    );
+    let listen = |id: &str, name: &str| format!("socket,id={id},path={name},server=on,wait=off");
+    say("-chardev", listen("qmp", Control::Qmp.socket()));
     say("-mon", "chardev=qmp,mode=control".to_owned());
     say(
         "-netdev",
@@ -61,16 +57,48 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<La
         ),
     );
     say("-device", network_card(&slot.connection));
+    say("-device", "virtio-rng-device".to_owned());
+    say("-chardev", listen("agent", AGENT));
+    say("-device", "virtio-serial-device".to_owned());
+    say(
+        "-device",
+        "virtserialport,chardev=agent,name=org.slicectl.agent.0".to_owned(),
+    );
+    for [drive, device] in disks(&slot.disks) {
+        say("-drive", drive);
+        say("-device", device);
+    }
     say("-kernel", kernel.display().to_string());
     if let Some(initrd) = &spec.initrd_file {
         say("-initrd", initrd.display().to_string());
     }
-    say("-append", command_line(spec, slot, machine));
+    say("-append", command_line(spec, slot, machine)?);
     argv.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
-    Ok(Launch {
-        argv,
-        netns: slot.connection.netns.clone(),
-        tap: slot.connection.tap.clone(),
+    Ok(Launch::new(argv, slot))
+}
+
+/// KASLR costs a translated guest a second, and hides nothing from a guest that is alone.
+fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<String, Unfit> {
+    let words = match (machine.accel, machine.tsc_khz) {
+        (Accel::Tcg, Some(khz)) => format!("nokaslr tsc_early_khz={khz}"),
+        (Accel::Tcg, None) | (Accel::Kvm, _) => "nokaslr".to_owned(),
+    };
+    let reserved = 0;
+    cmdline::command_line(spec, slot, &Own { words, reserved })
+}
+
+/// The machine's transports are filled from the last, and a guest counts them from the first: so the last disk comes first.
+fn disks(disks: &[Disk]) -> impl Iterator<Item = [String; 2]> {
+    disks.iter().enumerate().rev().map(|(place, disk)| {
+        let path = escape(&disk.path.display().to_string());
+        let read_only = match disk.access {
+            Access::ReadOnly => "on",
+            Access::ReadWrite => "off",
+        };
+        [
+            format!("file={path},format=raw,if=none,id=disk{place},readonly={read_only}"),
+            format!("virtio-blk-device,drive=disk{place},serial=disk{place}"),
+        ]
     })
 }
 
@@ -91,40 +119,6 @@ fn network_card(connection: &Connection) -> String {
     }
 }
 
-/// `ip=` knows one route; the others are for the guest's init: `slice.route=NETWORK[,NEXT HOP]`, as often as there are some.
-fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> String {
-    let connection = &slot.connection;
-    let text = |address: Option<&Ipv4Addr>| address.map(ToString::to_string).unwrap_or_default();
-    // The user's own name servers win over the network's.
-    let servers = match spec.dns_servers.as_slice() {
-        [] => &connection.dns,
-        _ => &spec.dns_servers,
-    };
-    let dns = |place: usize| text(servers.get(place));
-    let mut line = format!(
-        "console=ttyS0 quiet panic=-1 nokaslr ip={}::{}:{}:{}:eth0:off:{}:{}",
-        connection.ip,
-        text(connection.gateway.as_ref()),
-        netmask(connection.prefix_len),
-        slot.name,
-        dns(0),
-        dns(1),
-    );
-    for (network, next_hop) in &connection.routes {
-        let via = next_hop.map(|hop| format!(",{hop}")).unwrap_or_default();
-        line.push_str(&format!(" slice.route={network}{via}"));
-    }
-    if let (Accel::Tcg, Some(khz)) = (machine.accel, machine.tsc_khz) {
-        line.push_str(&format!(" tsc_early_khz={khz}"));
-    }
-    line
-}
-
-fn netmask(prefix_len: u8) -> Ipv4Addr {
-    let host_bits = 32 - u32::from(prefix_len.min(32));
-    Ipv4Addr::from(u32::MAX.checked_shl(host_bits).unwrap_or(0))
-}
-
 /// In QEMU's option lists a comma is written twice.
 fn escape(value: &str) -> String {
     value.replace(',', ",,")
@@ -133,13 +127,6 @@ fn escape(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn masks() {
-        assert_eq!(netmask(30), Ipv4Addr::new(255, 255, 255, 252));
-        assert_eq!(netmask(0), Ipv4Addr::UNSPECIFIED);
-        assert_eq!(netmask(32), Ipv4Addr::BROADCAST);
-    }
 
     #[test]
     fn a_comma_in_a_path_starts_no_option() {
