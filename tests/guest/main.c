@@ -1,8 +1,8 @@
 // A guest for tests: answers, says that it is ready, echoes what it hears, stops when asked, or misbehaves as told.
 #include "tiny.h"
 
-// While something happens we look a thousand times a second, at rest fifty times: dozens of us share a processor.
-enum { AWAKE = 1000, AT_REST = 20000, DROWSY_AFTER = 200 };
+// Microseconds. While something happens we look a thousand times a second, at rest fifty times: dozens of us share a processor.
+enum { AWAKE = 1000, AT_REST = 20000, DROWSY_AFTER = 20 };
 
 // Lines come back as `heard: LINE`.
 static void echo(void) {
@@ -49,12 +49,12 @@ void main(const void *start_info, const void *boot_params) {
             leave(words.name, " by itself");
         if (words.flood)
             say("tiny: %s floods, and floods, and floods, and floods, and floods, and floods, and floods\n", words.name);
-        net_tick();
         if (quiet == 0)
             tick_every(AWAKE);
         if (quiet == DROWSY_AFTER)
             tick_every(AT_REST);
         if (!words.flood)
             nap();
+        net_tick(quiet < DROWSY_AFTER || words.flood ? AWAKE : AT_REST);
     }
 }

@@ -1,4 +1,4 @@
-// ARP (RFC 826) and ICMP echo (RFC 792): answers both, and pings the gateway once.
+// ARP (RFC 826) and ICMP echo (RFC 792): answers both, and pings the gateway for ever.
 // Not here: how frames come and go.
 #include "tiny.h"
 
@@ -21,8 +21,9 @@ enum { IP_BYTES = 20, ICMP_BYTES = 8, MINIMUM = 60, PINGED = 8 };
 static uint32_t ip, gateway; // network order, as all below
 static const char *name;
 static uint8_t gateway_mac[6];
-static enum { NOBODY, ASKED_WHO, KNOWN, PINGED_IT, READY } state;
-static int ticks_left;
+// Whether gateway_mac is filled in; whether it has answered our pings lately.
+static bool known, ready;
+static uint32_t unanswered, wait; // wait: microseconds
 static uint8_t out[FRAME_MAX];
 
 static uint16_t swap16(uint16_t value) { return __builtin_bswap16(value); }
@@ -81,10 +82,11 @@ static void ping_gateway(void) {
 static void on_arp(const struct arp *arp) {
     if (arp->operation == swap16(ARP_REQUEST) && arp->to == ip)
         send_arp(ARP_REPLY, arp->from_mac, arp->from);
-    if (arp->operation == swap16(ARP_REPLY) && arp->from == gateway && state == ASKED_WHO) {
+    if (arp->operation == swap16(ARP_REPLY) && arp->from == gateway && !known) {
         copy(gateway_mac, arp->from_mac, 6);
-        state = KNOWN;
-        net_tick();
+        known = true;
+        wait = 0;
+        net_tick(0);
     }
 }
 
@@ -94,9 +96,11 @@ static void on_icmp(const struct icmp *icmp, size_t bytes) {
         return;
     if (length < IP_BYTES + ICMP_BYTES || length + sizeof icmp->link > bytes)
         return;
-    if (icmp->type == ECHO_REPLY && icmp->from == gateway && state == PINGED_IT) {
-        state = READY;
-        say("ready %s %i\n", name, __builtin_bswap32(ip));
+    if (icmp->type == ECHO_REPLY && icmp->from == gateway) {
+        unanswered = 0;
+        if (!ready)
+            say("ready %s %i\n", name, __builtin_bswap32(ip));
+        ready = true;
     }
     if (icmp->type != ECHO_REQUEST)
         return;
@@ -121,7 +125,7 @@ void net_start(const struct words *words) {
     name = words->name;
     if (!ip || !gateway)
         say("tiny: no %s on the command line\n", ip ? "gateway" : "address");
-    net_tick();
+    net_tick(0);
 }
 
 bool net_poll(void) {
@@ -137,20 +141,24 @@ bool net_poll(void) {
     return true;
 }
 
-void net_tick(void) {
-    enum { AGAIN = 20 };
-    if (!ip || !gateway || state == READY)
+void net_tick(uint32_t passed) {
+    enum { SOON = 50000, LATER = 1000000, PATIENCE = 3 };
+    if (!ip || !gateway)
         return;
-    if (state == KNOWN) {
-        ping_gateway();
-        state = PINGED_IT;
-        ticks_left = AGAIN;
-    } else if (ticks_left-- <= 0) {
-        // The first time, or what we sent got lost: a bridge port may not forward yet.
-        send_arp(ARP_REQUEST, NULL, gateway);
-        state = ASKED_WHO;
-        ticks_left = AGAIN;
+    wait -= passed < wait ? passed : wait;
+    if (wait)
+        return;
+    if (unanswered++ >= PATIENCE) {
+        if (ready)
+            say("lost %s %i\n", name, __builtin_bswap32(gateway));
+        unanswered = 0;
+        known = ready = false;
     }
+    if (known)
+        ping_gateway();
+    else
+        send_arp(ARP_REQUEST, NULL, gateway);
+    wait = ready ? LATER : SOON;
 }
 
-bool net_is_ready(void) { return state == READY; }
+bool net_is_ready(void) { return ready; }

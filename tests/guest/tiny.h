@@ -72,7 +72,7 @@ void transmit(const uint8_t *frame, size_t bytes);
 void net_start(const struct words *words);
 // Answers what has come; whether anything had.
 bool net_poll(void);
-// Every tick; asks the gateway until it answers.
-void net_tick(void);
-// Whether the gateway has answered our ping, now or earlier.
+// So many microseconds have passed: asks the gateway, often until it answers, then once a second.
+void net_tick(uint32_t passed);
+// Whether the gateway answers our pings.
 bool net_is_ready(void);
