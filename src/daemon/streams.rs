@@ -144,7 +144,7 @@ pub(super) fn log(
             Some(lines) => start_of_last(&path, lines).await?,
             None => 0,
         };
-        Ok(log_from(path, at, span))
+        Ok::<_, io::Error>(log_from(path, at, span))
     })
     .try_flatten()
     .boxed()
