@@ -87,9 +87,9 @@ fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<String,
     cmdline::command_line(spec, slot, &Own { words, reserved })
 }
 
-/// The machine's transports are filled from the last, and a guest counts them from the first: so the last disk comes first.
+/// In their order: Linux finds the first one first (`/dev/vda`).
 fn disks(disks: &[Disk]) -> impl Iterator<Item = [String; 2]> {
-    disks.iter().enumerate().rev().map(|(place, disk)| {
+    disks.iter().enumerate().map(|(place, disk)| {
         let path = escape(&disk.path.display().to_string());
         let read_only = match disk.access {
             Access::ReadOnly => "on",
