@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use slicectl::api::life::Board;
 use slicectl::api::manifest::{Draft, Problem, Source, parse};
 use slicectl::api::network::NetworkSpec;
 use slicectl::api::validate;
@@ -149,10 +150,21 @@ fn a_group_takes_the_program_of_its_own_hypervisor_and_its_words_for_the_kernel(
         said(Some("/opt/fc"), Some("quiet"))
     );
     assert_eq!(
-        life(", hypervisor: cloud-hypervisor, cloud_hypervisor_bin: /b/ch, cmdline: ' root=/dev/vda2  ro '"),
+        life(
+            ", hypervisor: cloud-hypervisor, cloud_hypervisor_bin: /b/ch, cmdline: ' root=/dev/vda2  ro '"
+        ),
         said(Some("/b/ch"), Some("root=/dev/vda2  ro"))
     );
-    assert_eq!(life(", cmdline: ''"), said(None, None), "none of its own, and not config's");
+    let text = "config: {machine: q35, kernel_file: /a, host_groups: [{name: g, network: {mode: isolated}, hypervisor: HH}]}";
+    for (hypervisor, board) in [("qemu", Board::Q35), ("firecracker", Board::Microvm)] {
+        let life = one(&text.replace("HH", hypervisor)).spec.template.life;
+        assert_eq!(life.board, board, "{hypervisor}");
+    }
+    assert_eq!(
+        life(", cmdline: ''"),
+        said(None, None),
+        "none of its own, and not config's"
+    );
     assert_eq!(life(", hypervisor: none"), said(None, None));
 }
 

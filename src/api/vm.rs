@@ -69,7 +69,7 @@ impl VmSpec {
 pub enum Hypervisor {
     /// The slot is prepared and nothing is started: bring your own VMM.
     None,
-    /// `qemu-system-x86_64 -M microvm`.
+    /// `qemu-system-x86_64`.
     Qemu,
     /// `firecracker`.
     Firecracker,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use slicectl::api::life::Board;
 use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::Kind;
@@ -91,6 +92,15 @@ pub fn slot(dir: &Path, net: &PrivateNet) -> Slot {
 
 #[tokio::test]
 async fn a_guest_boots_reaches_its_gateway_and_powers_down_when_asked() {
+    from_boot_to_power_down(Board::Microvm).await;
+}
+
+#[tokio::test]
+async fn a_guest_on_a_q35_boots_reaches_its_gateway_and_powers_down_when_asked() {
+    from_boot_to_power_down(Board::Q35).await;
+}
+
+async fn from_boot_to_power_down(board: Board) {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     net.add_tap("169.254.100.1/30");
     let initrd = initrd_with_probes(
@@ -102,13 +112,9 @@ async fn a_guest_boots_reaches_its_gateway_and_powers_down_when_asked() {
         .await
         .unwrap();
     let mut desired = some_vm(dir.path(), None);
-    desired.want = recipe(
-        &spec(Some(initrd)),
-        &slot(&desired.dir, &net),
-        &qemu,
-        &machine,
-    )
-    .unwrap();
+    let mut spec = spec(Some(initrd));
+    spec.life.board = board;
+    desired.want = recipe(&spec, &slot(&desired.dir, &net), &qemu, &machine).unwrap();
     let rung = Vmm::default();
     let (running, steps) = converge(&rung, &desired).await;
     assert_eq!(steps, ["create the run directory", "start the VMM"]);

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use slicectl::api::life::Board;
 use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::reconcile::vmm::{
@@ -104,6 +105,11 @@ impl Case {
         self
     }
 
+    fn q35(mut self) -> Self {
+        self.spec.life.board = Board::Q35;
+        self
+    }
+
     fn kvm(mut self) -> Self {
         self.machine.accel = Accel::Kvm;
         self
@@ -165,6 +171,7 @@ fn every_recipe_is_the_one_on_disk() {
                 .disks(&[ROOT, DATA, ("/srv/a,b.img", Access::ReadOnly)])
                 .cmdline("loglevel=7"),
         ),
+        ("qemu-7.2-q35", case(Qemu, 7, 2).q35().disks(&[ROOT, DATA])),
         ("qemu-10.0-mtu", case(Qemu, 10, 0).kvm().mtu(9000)),
     ];
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vmm/recipes");

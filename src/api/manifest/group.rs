@@ -13,12 +13,13 @@ use super::section::{Field, Reader, Section};
 use super::yaml::Value;
 use super::{Draft, Location, life, network};
 
-const CONFIG_KEYS: [&str; 10] = [
+const CONFIG_KEYS: [&str; 11] = [
     "image",
     "kernel_file",
     "initrd_file",
     "cmdline",
     "hypervisor",
+    "machine",
     "qemu_bin",
     "firecracker_bin",
     "cloud_hypervisor_bin",
@@ -26,7 +27,7 @@ const CONFIG_KEYS: [&str; 10] = [
     "host_groups",
 ];
 
-const GROUP_KEYS: [&str; 18] = [
+const GROUP_KEYS: [&str; 19] = [
     "name",
     "count",
     "vcpu",
@@ -35,6 +36,7 @@ const GROUP_KEYS: [&str; 18] = [
     "ram_bytes",
     "dns_servers",
     "hypervisor",
+    "machine",
     "qemu_bin",
     "firecracker_bin",
     "cloud_hypervisor_bin",

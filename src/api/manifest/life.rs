@@ -1,9 +1,9 @@
-//! `cmdline` and the VMMs' programs: how a VM's VMM is started.
+//! `cmdline`, `machine` and the VMMs' programs: how a VM's VMM is started.
 //! Not here: which VMM; the files that it boots from.
 
 use std::path::PathBuf;
 
-use super::super::life::{Life, MAX_CMDLINE};
+use super::super::life::{Board, Life, MAX_CMDLINE};
 use super::super::vm::Hypervisor;
 use super::section::{Field, Reader, Section};
 
@@ -20,6 +20,7 @@ pub struct Start {
     /// In the order of [`PROGRAMS`].
     programs: [Option<PathBuf>; PROGRAMS.len()],
     cmdline: Option<String>,
+    board: Option<Board>,
 }
 
 /// What this section says, else `default`.
@@ -32,9 +33,14 @@ pub fn read(reader: &mut Reader, section: &Section, default: Start) -> Start {
     let cmdline = section
         .get("cmdline")
         .and_then(|field| read_cmdline(reader, field));
+    let boards = [("microvm", Board::Microvm), ("q35", Board::Q35)];
+    let board = section
+        .get("machine")
+        .and_then(|field| reader.word(field, &boards));
     Start {
         programs,
         cmdline: cmdline.or(default.cmdline),
+        board: board.or(default.board),
     }
 }
 
@@ -64,7 +70,8 @@ fn read_cmdline(reader: &mut Reader, field: &Field) -> Option<String> {
 /// What of it is for a VM of this group. A group's own word that its hypervisor would not hear is refused; what `config:` says
 /// is for whichever group can use it.
 pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, start: Start) -> Life {
-    for (key, whose) in PROGRAMS {
+    let boards = [("machine", Hypervisor::Qemu)];
+    for (key, whose) in PROGRAMS.into_iter().chain(boards) {
         if let Some(field) = group.get(key).filter(|_| whose != hypervisor) {
             let message = format!("is of no use with hypervisor \"{hypervisor}\"");
             reader.refuse(field, message);
@@ -82,5 +89,11 @@ pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, star
         program: own.and_then(|(program, _)| program),
         // Empty: a group that wants none of what `config:` says.
         cmdline: start.cmdline.filter(|words| !words.is_empty()),
+        board: match hypervisor {
+            Hypervisor::Qemu => start.board.unwrap_or_default(),
+            Hypervisor::None | Hypervisor::Firecracker | Hypervisor::CloudHypervisor => {
+                Board::default()
+            }
+        },
     }
 }

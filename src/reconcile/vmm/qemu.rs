@@ -1,4 +1,4 @@
-//! QEMU's microvm machine. Pure.
+//! QEMU's machines `microvm` and `q35`. Pure.
 //! Not here: other VMMs; starting it.
 //!
 //! # Why these words
@@ -10,6 +10,7 @@
 use super::cmdline::{self, Own};
 use super::recipe::{Access, Disk, Launch, Slot, Unfit};
 use super::{AGENT, Accel, CONSOLE, Control, Machine, Program};
+use crate::api::life::Board;
 use crate::api::network::Connection;
 use crate::api::vm::VmSpec;
 
@@ -26,8 +27,14 @@ pub(super) fn recipe(
     let mut argv: Vec<String> = vec![program.path.display().to_string()];
     let mut say = |option: &str, value: String| argv.extend([option.to_owned(), value]);
     say("-name", format!("guest={}", slot.name));
-    say("-M", "microvm".to_owned());
-    say("-global", "virtio-mmio.force-legacy=false".to_owned());
+    let (machine_name, bus) = match spec.life.board {
+        Board::Microvm => ("microvm", "device"),
+        Board::Q35 => ("q35", "pci"),
+    };
+    say("-M", machine_name.to_owned());
+    if spec.life.board == Board::Microvm {
+        say("-global", "virtio-mmio.force-legacy=false".to_owned());
+    }
     for (option, value) in accelerator(machine.accel) {
         say(option, value.to_owned());
     }
@@ -56,15 +63,15 @@ pub(super) fn recipe(
             slot.connection.tap
         ),
     );
-    say("-device", network_card(&slot.connection));
-    say("-device", "virtio-rng-device".to_owned());
+    say("-device", network_card(&slot.connection, spec.life.board));
+    say("-device", format!("virtio-rng-{bus}"));
     say("-chardev", listen("agent", AGENT));
-    say("-device", "virtio-serial-device".to_owned());
+    say("-device", format!("virtio-serial-{bus}"));
     say(
         "-device",
         "virtserialport,chardev=agent,name=org.slicectl.agent.0".to_owned(),
     );
-    for [drive, device] in disks(&slot.disks) {
+    for [drive, device] in disks(&slot.disks, bus) {
         say("-drive", drive);
         say("-device", device);
     }
@@ -87,9 +94,9 @@ fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<String,
     cmdline::command_line(spec, slot, &Own { words, reserved })
 }
 
-/// The machine's transports are filled from the last, and a guest counts them from the first: so the last disk comes first.
-fn disks(disks: &[Disk]) -> impl Iterator<Item = [String; 2]> {
-    disks.iter().enumerate().rev().map(|(place, disk)| {
+/// In their order: Linux finds the first one first (`/dev/vda`).
+fn disks(disks: &[Disk], bus: &str) -> impl Iterator<Item = [String; 2]> {
+    disks.iter().enumerate().map(move |(place, disk)| {
         let path = escape(&disk.path.display().to_string());
         let read_only = match disk.access {
             Access::ReadOnly => "on",
@@ -97,7 +104,7 @@ fn disks(disks: &[Disk]) -> impl Iterator<Item = [String; 2]> {
         };
         [
             format!("file={path},format=raw,if=none,id=disk{place},readonly={read_only}"),
-            format!("virtio-blk-device,drive=disk{place},serial=disk{place}"),
+            format!("virtio-blk-{bus},drive=disk{place},serial=disk{place}"),
         ]
     })
 }
@@ -110,9 +117,14 @@ pub(super) fn accelerator(accel: Accel) -> [(&'static str, &'static str); 2] {
     }
 }
 
-/// The MTU is said only where it is not what a guest takes for granted.
-fn network_card(connection: &Connection) -> String {
-    let card = format!("virtio-net-device,netdev=net0,mac={}", connection.mac);
+/// The MTU is said only where it is not what a guest takes for granted. A card on PCI would bring a ROM to boot from, which is in
+/// another package.
+fn network_card(connection: &Connection, board: Board) -> String {
+    let mac = connection.mac;
+    let card = match board {
+        Board::Microvm => format!("virtio-net-device,netdev=net0,mac={mac}"),
+        Board::Q35 => format!("virtio-net-pci,netdev=net0,mac={mac},romfile="),
+    };
     match connection.mtu {
         ETHERNET_MTU => card,
         mtu => format!("{card},host_mtu={mtu}"),
