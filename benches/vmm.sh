@@ -84,17 +84,23 @@ many() {
   leave
 }
 
+# Microseconds that the daemon has run, and those that it has waited for a processor (sched-stats.rst).
+processor() { cat /proc/"$daemon"/task/*/schedstat | awk -v field="$1" '{ all += $field } END { printf "%d", all / 1000 }'; }
+
 # One VM more, twenty-one times, with a VMM that takes no time: from slicectl's start to its end.
 one_more() {
   mount --bind "$work/instant" "$(readlink -f "$(command -v qemu-system-x86_64)")"
   settle
-  local t count
+  local t count ran waited
   for ((count = 1; count <= 22; count++)); do
+    ran=$(processor 1) waited=$(processor 2)
     guests "$count" >"$work/m.yaml"
     t=$(now)
     slicectl apply -f "$work/m.yaml" --wait=10s >/dev/null
     # The first one makes the bridge, too.
     [ "$count" = 1 ] || echo "one $(since "$t")"
+    echo "ran $(($(processor 1) - ran))"
+    echo "waited $(($(processor 2) - waited))"
     t=$(now)
     slicectl version >/dev/null
     echo "slicectl $(since "$t")"
@@ -107,7 +113,7 @@ ours() { fresh bash -euc many; }
 hand() { echo "hand $(fresh bash benches/yardsticks/by-hand-vmm.sh "$work/vms" "$gateway")"; }
 
 export vms gateway
-export -f guests all_ready settle leave remember many one_more
+export -f guests all_ready settle leave remember many one_more processor
 
 built=$(by_turns 3 ours hand)
 hand=$(of "$built" hand) ours=$(of "$built" ours)
@@ -120,6 +126,8 @@ say "VMs: actions taken" "$(of "$built" actions)" 0 '=='
 built=$(fresh bash -euc one_more)
 printf '\none VM more, milliseconds, with a VMM that takes no time: %s, of them %s to start slicectl\n' \
   "$(per "$(of "$built" one)" 1000)" "$(per "$(of "$built" slicectl)" 1000)"
+printf '  all threads of the daemon: %s on a processor, %s in the queue for one\n' \
+  "$(per "$(of "$built" ran)" 1000)" "$(per "$(of "$built" waited)" 1000)"
 say "VM: our share of a start without slicectl's own, p50, ms" \
   "$(per "$(($(of "$built" one) - $(of "$built" slicectl)))" 1000)" 15 '<'
 exit "$failed"

@@ -34,7 +34,7 @@ void main(const void *start_info, const void *boot_params) {
     }
     start_ticking();
     find_card();
-    find_button();
+    find_button(&words);
     net_start(&words);
     for (int quiet = 0;; quiet++) {
         while (net_poll())

@@ -42,6 +42,7 @@ struct words {
     char name[64];          // host name; `tiny` unless told
     uint32_t ip, gateway;   // host order, 0: none
     bool crash, deaf, off, flood;
+    uint64_t acpi;          // where its root pointer is, 0: not told
 };
 // From the kernel command line, and from the text of an initrd.
 void read_words(struct words *words, const void *start_info, const void *boot_params);
@@ -51,9 +52,14 @@ bool find_word(const char *key, int nth, char *value, size_t room);
 // ---- power.c: the button
 
 // After the network card was found: where that is tells which machine this is.
-void find_button(void);
+void find_button(const struct words *words);
 bool button_pressed(void);
 _Noreturn void power_off(void);
+
+// ---- acpi.c
+
+// The address of Cloud Hypervisor's event device, or 0.
+uint64_t find_event_device(uint64_t root);
 
 // ---- virtio.c: the card
 

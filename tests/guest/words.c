@@ -103,6 +103,8 @@ static bool is(const char *one, const char *other) {
 void read_words(struct words *words, const void *start_info, const void *boot_params) {
     char value[256];
     collect(start_info, boot_params);
+    const struct start_info *start = start_info;
+    words->acpi = start ? start->rsdp : 0;
     copy(words->name, "tiny", 5);
     if (find_word("ip=", 0, value, sizeof value))
         read_ip(words, value);

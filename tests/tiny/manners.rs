@@ -10,10 +10,7 @@ use crate::support::tiny::{self, Tiny, is_alive};
 
 /// One VM whose guest has been told these words.
 fn apply(house: &House, words: &str) -> Tiny {
-    let file = house.write(
-        "manifest.yaml",
-        &tiny::guests(house, &house::slots(1, ""), words),
-    );
+    let file = house.write("manifest.yaml", &tiny::guests(&house::slots(1, ""), words));
     house.ctl(&format!("apply -f {file}"));
     tiny::all(house).into_values().next().expect("a VM")
 }

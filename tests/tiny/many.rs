@@ -57,7 +57,7 @@ fn ping(guests: &[Tiny]) {
 #[test]
 fn thirty_two_vms_live_on_when_the_daemon_is_killed_and_each_is_brought_back_alone() {
     inhabited(|mut house| {
-        house.apply(&tiny::guests(&house, &house::slots(MANY as u32, ""), ""));
+        house.apply(&tiny::guests(&house::slots(MANY as u32, ""), ""));
         let guests = all_ready(&house);
         let before = tiny::pids(&house);
         let world = house::world_to_the_last_handle();
@@ -114,7 +114,7 @@ fn the_host_reaches_thirty_two_vms_on_a_bridge() {
             MANY as u32,
             "bridge: brvm0\ngateway: 192.168.137.1/24",
         );
-        house.apply(&tiny::guests(&house, &slots, ""));
+        house.apply(&tiny::guests(&slots, ""));
         ping(&all_ready(&house));
     });
 }
