@@ -11,10 +11,12 @@ use super::super::network::NetworkSpec;
 use super::super::vm::{Hypervisor, VmSpec};
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
-use super::{Draft, Location, network};
+use super::{Draft, Location, network, storage};
 
-const CONFIG_KEYS: [&str; 6] = [
+const CONFIG_KEYS: [&str; 8] = [
     "image",
+    "storage_size",
+    "persistent",
     "kernel_file",
     "initrd_file",
     "hypervisor",
@@ -22,7 +24,7 @@ const CONFIG_KEYS: [&str; 6] = [
     "host_groups",
 ];
 
-const GROUP_KEYS: [&str; 14] = [
+const GROUP_KEYS: [&str; 17] = [
     "name",
     "count",
     "vcpu",
@@ -34,6 +36,9 @@ const GROUP_KEYS: [&str; 14] = [
     "kernel_file",
     "initrd_file",
     "image",
+    "storage_size",
+    "persistent",
+    "disks",
     "network_name",
     "update",
     "network",
@@ -55,6 +60,7 @@ struct Boot {
     hypervisor: Option<Hypervisor>,
     kernel_file: Option<PathBuf>,
     initrd_file: Option<PathBuf>,
+    root: storage::Root,
 }
 
 /// The groups of one document. What is wrong goes to the reader.
@@ -89,11 +95,7 @@ pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
 }
 
 fn read_boot(reader: &mut Reader, section: &Section, default: Boot) -> Boot {
-    if let Some(image) = section.get("image") {
-        let message =
-            "disk images are not supported yet; remove it, boot from kernel_file and initrd_file";
-        reader.refuse(image, message);
-    }
+    let root = storage::read_root(reader, section, default.root);
     let hypervisor = section
         .get("hypervisor")
         .and_then(|field| read_hypervisor(reader, field));
@@ -102,6 +104,7 @@ fn read_boot(reader: &mut Reader, section: &Section, default: Boot) -> Boot {
         hypervisor: hypervisor.or(default.hypervisor),
         kernel_file: path("kernel_file").or(default.kernel_file),
         initrd_file: path("initrd_file").or(default.initrd_file),
+        root,
     }
 }
 
@@ -156,6 +159,7 @@ fn read_group(
     };
     let network = network::read(reader, &group, &whose, network_name);
     let hypervisor = choose_hypervisor(reader, &group, &boot);
+    let storage = storage::read(reader, &group, boot.root, count);
     let (name, network) = (name?, network?);
     check_count(reader, &group, &name, count, &network.spec);
     if reader.problem_count() > before {
@@ -186,7 +190,7 @@ fn read_group(
                 kernel_file: boot.kernel_file,
                 initrd_file: boot.initrd_file,
                 dns_servers,
-                storage: Default::default(),
+                storage,
                 life: Default::default(),
                 network: network.spec,
             },

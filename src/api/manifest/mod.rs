@@ -8,6 +8,7 @@ mod group;
 mod network;
 mod problem;
 mod section;
+mod storage;
 mod yaml;
 
 use std::collections::BTreeMap;

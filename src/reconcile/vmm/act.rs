@@ -1,12 +1,15 @@
 //! Takes one step of a plan.
 //! Not here: which, and whether.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::{
-    Action, CONSOLE, Desired, LABEL_VAR, LOG_LIMIT, Launch, QMP, RECORD, RUN_DIR_VAR, qmp, watch,
+    Access, Action, CONSOLE, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch, QMP, RECORD, RUN_DIR_VAR, qmp, watch,
 };
 use crate::host::process::{self, Identity, Life, Process, Record, Spawn, Stop};
+use crate::host::image::{self, Use};
 use crate::host::{Error, fs};
 
 /// For the guest to power down.
@@ -89,8 +92,10 @@ async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
     }
 }
 
+/// The disks are held by the VMM from before it is the VMM until it ends; by us only while we start it.
 async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
     let start = move || {
+        let held = hold(&desired.disks)?;
         let (label, dir) = (desired.label.to_string(), desired.dir.display().to_string());
         process::spawn(&Spawn {
             argv: &launch.argv,
@@ -99,13 +104,37 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
             netns: launch.netns(),
             needs_link: &launch.tap,
             log: &desired.dir.join(CONSOLE),
-            file_limit: LOG_LIMIT,
+            file_limit: file_limit(&held)?,
+            inherits: &held.iter().map(|(_, file)| file.as_fd()).collect::<Vec<_>>(),
             record: &desired.dir.join(RECORD),
         })
     };
     tokio::task::spawn_blocking(start)
         .await
         .map_err(|error| Error::other("start", "the VMM", error))?
+}
+
+fn hold(disks: &[Disk]) -> Result<Vec<(Access, File)>, Error> {
+    let hold = |disk: &Disk| {
+        let how = match disk.access {
+            Access::ReadOnly => Use::Read,
+            Access::ReadWrite => Use::Write,
+        };
+        Ok((disk.access, image::hold(&disk.path, how)?))
+    };
+    disks.iter().map(hold).collect()
+}
+
+/// The kernel knows one limit for all files of a process: room for its log, and for every disk that it writes to.
+fn file_limit(held: &[(Access, File)]) -> Result<u64, Error> {
+    let mut limit = LOG_LIMIT;
+    for (access, file) in held {
+        match access {
+            Access::ReadOnly => {}
+            Access::ReadWrite => limit = limit.max(image::length(file)?),
+        }
+    }
+    Ok(limit)
 }
 
 /// It ended before it was up: its own words are the reason.

@@ -10,7 +10,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::recipe::{Launch, Slot, Unfit};
+use super::recipe::{Access, Disk, Launch, Slot, Unfit};
 use super::{Accel, CONSOLE, Machine, QMP};
 use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
@@ -61,6 +61,10 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<La
         ),
     );
     say("-device", network_card(&slot.connection));
+    for (place, disk) in slot.disks.iter().enumerate() {
+        say("-drive", drive(place, disk));
+        say("-device", format!("virtio-blk-device,drive=disk{place},serial=disk{place}"));
+    }
     say("-kernel", kernel.display().to_string());
     if let Some(initrd) = &spec.initrd_file {
         say("-initrd", initrd.display().to_string());
@@ -80,6 +84,18 @@ pub(super) fn accelerator(accel: Accel) -> [(&'static str, &'static str); 2] {
         // The translation cache is 1 GiB by default, more than most guests.
         Accel::Tcg => [("-accel", "tcg,tb-size=32"), ("-cpu", "max")],
     }
+}
+
+/// QEMU's own locks stay on: they do not meet ours, and keep another QEMU off the disk.
+fn drive(place: usize, disk: &Disk) -> String {
+    let read_only = match disk.access {
+        Access::ReadOnly => "on",
+        Access::ReadWrite => "off",
+    };
+    let path = escape(&disk.path.display().to_string());
+    format!(
+        "if=none,id=disk{place},file={path},format=raw,readonly={read_only},discard=unmap"
+    )
 }
 
 /// The MTU is said only where it is not what a guest takes for granted.
