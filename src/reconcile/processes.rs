@@ -9,9 +9,9 @@ use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
+use super::disk;
 use super::engine::Key;
 use super::storage::{self, Disks, Whose};
-use super::disk;
 use super::vmm::{self, Desired, Machine, Slot, Vmm};
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;

@@ -57,12 +57,7 @@ pub fn read(reader: &mut Reader, group: &Section, root: Root, count: u32) -> Sto
     }
 }
 
-fn read_further(
-    reader: &mut Reader,
-    group: &Section,
-    root: &Root,
-    count: u32,
-) -> Vec<FurtherDisk> {
+fn read_further(reader: &mut Reader, group: &Section, root: &Root, count: u32) -> Vec<FurtherDisk> {
     let Some(field) = group.get("disks") else {
         return Vec::new();
     };
@@ -93,15 +88,12 @@ fn read_further(
 }
 
 /// Two writers would destroy the file system on it.
-fn check_writer(
-    reader: &mut Reader,
-    flag: &Field,
-    path: &PathBuf,
-    root: &Root,
-    count: u32,
-) {
+fn check_writer(reader: &mut Reader, flag: &Field, path: &PathBuf, root: &Root, count: u32) {
     if root.image.as_ref() == Some(path) {
-        reader.refuse(flag, "the image cannot be written to while disks are made from it, expected read_only: true");
+        reader.refuse(
+            flag,
+            "the image cannot be written to while disks are made from it, expected read_only: true",
+        );
     }
     if count > 1 {
         let message = format!(

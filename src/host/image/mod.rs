@@ -107,7 +107,11 @@ fn known_format(start: &[u8]) -> Option<&'static str> {
         (0, b"QFI\xfb", "a qcow2 image"),
         (0, b"QED\0", "a QED image"),
         (0, b"KDMV", "a VMDK image"),
-        (0, b"# Disk DescriptorFile", "the description of a VMDK image"),
+        (
+            0,
+            b"# Disk DescriptorFile",
+            "the description of a VMDK image",
+        ),
         (0, b"vhdxfile", "a VHDX image"),
         (0, b"conectix", "a VHD image"),
         (0x40, &VDI, "a VDI image"),
@@ -141,7 +145,11 @@ mod tests {
         assert_eq!(known_format(&vdi), Some("a VDI image"));
         assert_eq!(known_format(b""), None);
         assert_eq!(known_format(&[0; 128]), None);
-        assert_eq!(known_format(b"LUKS\xba\xbe"), None, "raw, whatever is in it");
+        assert_eq!(
+            known_format(b"LUKS\xba\xbe"),
+            None,
+            "raw, whatever is in it"
+        );
     }
 
     #[test]

@@ -33,7 +33,9 @@ pub fn claimed(dir: &Path, named: &HashSet<Name>) -> Result<Vec<Label>, Error> {
     let mut labels = Vec::new();
     for name in names {
         // A name that is no VM's, such as a draft's, is none of ours.
-        let vm = name.strip_suffix(".json").and_then(|vm| vm.parse::<Name>().ok());
+        let vm = name
+            .strip_suffix(".json")
+            .and_then(|vm| vm.parse::<Name>().ok());
         if vm.is_some_and(|vm| !named.contains(&vm)) {
             let record = read(&dir.join(&name))?;
             labels.extend(record.filter(|r| !r.persistent).map(|r| r.label));

@@ -33,16 +33,17 @@ pub fn remark(desired: &Desired, observed: &Observed) -> Option<String> {
     }
 }
 
-fn build(
-    desired: &Desired,
-    want: &Want,
-    observed: &Observed,
-) -> Result<Vec<Action>, Conflict> {
+fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let mut actions = Vec::new();
     if observed.draft {
         match observed.record {
             Some(_) => actions.push(Action::RemoveDraft),
-            None => return Err(foreign(desired, "it is none of ours, and its place is needed")),
+            None => {
+                return Err(foreign(
+                    desired,
+                    "it is none of ours, and its place is needed",
+                ));
+            }
         }
     }
     match (&observed.disk, &observed.record) {
@@ -52,10 +53,16 @@ fn build(
             actions.extend(grow(desired, want, *length));
         }
         (Lies::File(_), None) => {
-            return Err(foreign(desired, "nothing tells whose it is, and this VM's disk is not persistent"));
+            return Err(foreign(
+                desired,
+                "nothing tells whose it is, and this VM's disk is not persistent",
+            ));
         }
         (Lies::File(_), Some(record)) if record.persistent && !want.persistent => {
-            return Err(foreign(desired, "it was kept as a persistent disk, and this VM's is not; say `persistent: true`"));
+            return Err(foreign(
+                desired,
+                "it was kept as a persistent disk, and this VM's is not; say `persistent: true`",
+            ));
         }
         (Lies::File(length), Some(record)) if is_ours(desired, record) => {
             actions.extend(take_over(desired, want, record));
@@ -88,7 +95,10 @@ fn make(desired: &Desired, want: &Want, observed: &Observed) -> impl Iterator<It
         to: desired.disk(),
         at_least: want.at_least,
     };
-    (!noted).then_some(Action::Note(record)).into_iter().chain([copy])
+    (!noted)
+        .then_some(Action::Note(record))
+        .into_iter()
+        .chain([copy])
 }
 
 /// What it was made of stays noted.

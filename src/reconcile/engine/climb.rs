@@ -89,13 +89,16 @@ impl Engine {
         let (spec, name) = (&vm.spec, &vm.meta.name);
         let label = self.instance.vm_label(name, vm.meta.uid);
         let processes = &self.processes;
-        processes.desired(spec, name, &label, connection, disks).await
+        processes
+            .desired(spec, name, &label, connection, disks)
+            .await
     }
 
     /// Which disks a VM is to have, or why it cannot, in words.
     pub(super) fn disks(&self, vm: &Vm) -> Result<Disks, String> {
         let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
-        self.processes.disks(&vm.spec.storage, &vm.meta.name, &label)
+        self.processes
+            .disks(&vm.spec.storage, &vm.meta.name, &label)
     }
 
     /// Both transactions of the lease rung in one: its world is the store itself.

@@ -6,10 +6,11 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::{
-    Access, Action, CONSOLE, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch, QMP, RECORD, RUN_DIR_VAR, qmp, watch,
+    Access, Action, CONSOLE, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch, QMP, RECORD, RUN_DIR_VAR,
+    qmp, watch,
 };
-use crate::host::process::{self, Identity, Life, Process, Record, Spawn, Stop};
 use crate::host::image::{self, Use};
+use crate::host::process::{self, Identity, Life, Process, Record, Spawn, Stop};
 use crate::host::{Error, fs};
 
 /// For the guest to power down.
@@ -105,7 +106,10 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
             needs_link: &launch.tap,
             log: &desired.dir.join(CONSOLE),
             file_limit: file_limit(&held)?,
-            inherits: &held.iter().map(|(_, file)| file.as_fd()).collect::<Vec<_>>(),
+            inherits: &held
+                .iter()
+                .map(|(_, file)| file.as_fd())
+                .collect::<Vec<_>>(),
             record: &desired.dir.join(RECORD),
         })
     };

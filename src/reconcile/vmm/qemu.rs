@@ -63,7 +63,10 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<La
     say("-device", network_card(&slot.connection));
     for (place, disk) in slot.disks.iter().enumerate() {
         say("-drive", drive(place, disk));
-        say("-device", format!("virtio-blk-device,drive=disk{place},serial=disk{place}"));
+        say(
+            "-device",
+            format!("virtio-blk-device,drive=disk{place},serial=disk{place}"),
+        );
     }
     say("-kernel", kernel.display().to_string());
     if let Some(initrd) = &spec.initrd_file {
@@ -93,9 +96,7 @@ fn drive(place: usize, disk: &Disk) -> String {
         Access::ReadWrite => "off",
     };
     let path = escape(&disk.path.display().to_string());
-    format!(
-        "if=none,id=disk{place},file={path},format=raw,readonly={read_only},discard=unmap"
-    )
+    format!("if=none,id=disk{place},file={path},format=raw,readonly={read_only},discard=unmap")
 }
 
 /// The MTU is said only where it is not what a guest takes for granted.

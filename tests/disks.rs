@@ -1,0 +1,11 @@
+//! Disks: their plans' laws, real copies on file systems of a small size, and never two writers.
+//! Not here: guests; the words of manifests (`tests/manifests.rs`).
+
+#[path = "disks/copies.rs"]
+mod copies;
+#[path = "disks/holds.rs"]
+mod holds;
+#[path = "disks/laws.rs"]
+mod laws;
+#[path = "disks/support.rs"]
+mod support;
