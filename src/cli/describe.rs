@@ -14,6 +14,7 @@ use super::{events, print, rows};
 use crate::api::event::Event;
 use crate::api::network::{Addresses, NetworkSpec};
 use crate::api::policy::Policy;
+use crate::api::storage::{Bytes, Storage};
 use crate::api::view::{
     ConditionView, FirewallStatus, GroupView, LeaseView, MetaView, NetworkStatus, Object, VmView,
     VmmStatus,
@@ -158,6 +159,32 @@ impl Page {
         self.warnings(&vm.status.warnings);
     }
 
+    fn storage(&mut self, storage: &Storage) {
+        if let Some(image) = &storage.image {
+            self.line("Image", image.display());
+            if let Some(size) = storage.size_bytes {
+                self.line("Disk size", Bytes(size));
+            }
+            self.line(
+                "Disk",
+                match storage.persistent {
+                    true => "persistent: disks/<vm>.img in the state folder stays when the VM goes",
+                    false => "made anew for each VM, and goes with it",
+                },
+            );
+        }
+        for disk in &storage.disks {
+            let access = match disk.read_only {
+                true => "read-only",
+                false => "writable",
+            };
+            self.line(
+                "Further disk",
+                format!("{} ({access})", disk.path.display()),
+            );
+        }
+    }
+
     fn lease(&mut self, lease: &LeaseView) {
         self.metadata("Lease", &lease.metadata);
         self.line("IP", lease.ip);
@@ -177,6 +204,7 @@ impl Page {
         if let Some(initrd) = &spec.initrd_file {
             self.line("Initrd", initrd.display());
         }
+        self.storage(&spec.storage);
         self.line("Network", spec.network.mode());
         match &spec.network {
             NetworkSpec::Isolated(isolated) => {

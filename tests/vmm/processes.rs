@@ -480,6 +480,7 @@ async fn a_vmm_with_another_label_is_not_ours_to_stop() {
         log: &other.dir.join(CONSOLE),
         file_limit: LOG_LIMIT,
         record: &other.dir.join(RECORD),
+        inherits: &[],
     })
     .unwrap();
     converge(&Vmm::default(), &desired).await;
