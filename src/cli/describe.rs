@@ -155,6 +155,13 @@ impl Page {
             NetworkSpec::Cni(_) => page.line("Rules", "the plugins' own"),
         });
         self.section("Vmm", |page| page.vmm(&vm.status.vmm));
+        if let Some(disk) = &vm.status.disk {
+            let kept = match vm.spec.storage.persistent {
+                true => "stays when the VM goes",
+                false => "goes with the VM",
+            };
+            self.line("Disk", format!("{} ({kept})", disk.display()));
+        }
         self.conditions(&vm.status.conditions);
         self.warnings(&vm.status.warnings);
     }
@@ -165,13 +172,7 @@ impl Page {
             if let Some(size) = storage.size_bytes {
                 self.line("Disk size", Bytes(size));
             }
-            self.line(
-                "Disk",
-                match storage.persistent {
-                    true => "persistent: disks/<vm>.img in the state folder stays when the VM goes",
-                    false => "made anew for each VM, and goes with it",
-                },
-            );
+            self.line("Persistent", storage.persistent);
         }
         for disk in &storage.disks {
             let access = match disk.read_only {

@@ -152,9 +152,9 @@ fn unusable(path: &Path) -> String {
     }
 }
 
-/// Where a persistent disk lies, if the VM has one that is there.
-pub fn kept(storage: &Storage, dir: &Path, name: &Name) -> Option<PathBuf> {
+/// Where a VM's own disk lies, if it is to have one and it is there.
+pub fn lying(storage: &Storage, dir: &Path, name: &Name) -> Option<PathBuf> {
+    storage.image.as_ref()?;
     let path = disk::disk_path(dir, name);
-    let has = storage.persistent && storage.image.is_some();
-    (has && path.is_file()).then_some(path)
+    matches!(image::look_at_ours(&path), Ok(Found::File(_))).then_some(path)
 }

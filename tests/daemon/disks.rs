@@ -41,6 +41,14 @@ fn every_vm_has_a_disk_of_its_own_and_it_goes_with_its_vm() {
             assert_eq!(made.len(), 4 << 20);
             assert!(made.starts_with(&fs::read(&image).unwrap()));
         }
+        let said = house.ctl("describe vm/web-2");
+        let path = disk(&house, "web-2").display().to_string();
+        assert!(
+            said.contains(&format!("{path} (goes with the VM)")),
+            "{said}"
+        );
+        assert!(said.contains("4 MiB"), "{said}");
+        assert_eq!(house.get("vm web-2")["status"]["disk"], path);
         house.apply(&manifest(1, &image, "storage_size: 4M"));
         house.until("the second's going", || {
             (!disk(&house, "web-2").exists()).then_some(())
@@ -118,5 +126,45 @@ fn what_is_no_image_is_a_condition_that_names_it_before_anything_is_made() {
             house.ctl("delete hostgroup/web --wait");
         }
         assert_eq!(disks(&house), 0);
+    });
+}
+
+/// As a daemon leaves it that lost its state, and its run directory, before it could remove a VM.
+#[test]
+fn a_disk_that_no_vm_wants_is_collected_and_a_kept_one_is_not() {
+    inhabited(|mut house| {
+        let image = image(&house);
+        house.apply(&manifest(1, &image, "storage_size: 4M"));
+        house.kill();
+        let folder = house.state().join("disks");
+        let note = fs::read_to_string(folder.join("web-1.json")).unwrap();
+        for (vm, kept) in [("old-1", "false"), ("old-2", "true")] {
+            let uid = slicectl::api::meta::Uid::random();
+            let label = note.split("/vm/").next().unwrap();
+            let rest = note.split_once("\",").unwrap().1;
+            let note = format!("{label}/vm/{vm}@{uid}\",{rest}");
+            let kept = format!("\"persistent\":{kept}");
+            let note = note.replace("\"persistent\":false", &kept);
+            fs::write(folder.join(format!("{vm}.json")), note).unwrap();
+            fs::write(folder.join(format!("{vm}.img")), "a disk").unwrap();
+        }
+        fs::write(folder.join("notes.json"), "{}").unwrap();
+        house.start();
+        house.until("the collection", || {
+            (!folder.join("old-1.json").exists()).then_some(())
+        });
+        let mut left: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        let expected = [
+            "notes.json",
+            "old-2.img",
+            "old-2.json",
+            "web-1.img",
+            "web-1.json",
+        ];
+        assert_eq!(left, expected);
     });
 }

@@ -59,8 +59,9 @@ impl Engine {
     /// What people have written into a VM is never removed by us; so it is said where it lies.
     fn tell_what_is_kept(&self, vm: &Vm) {
         let name = &vm.meta.name;
-        let kept = storage::kept(&vm.spec.storage, self.processes.disk_dir(), name);
-        if let Some(disk) = kept {
+        let storage = &vm.spec.storage;
+        let disk = storage::lying(storage, self.processes.disk_dir(), name);
+        if let Some(disk) = disk.filter(|_| storage.persistent) {
             let message = format!("the persistent disk stays: {}", disk.display());
             let object = format!("vm/{name}");
             self.note(EventType::Normal, &object, "DiskKept", &message);
