@@ -68,10 +68,12 @@ fn locks_of_qemus_kind_are_asked_about() {
     let image = image_with_a_hole(dir.path());
     let other = File::open(&image).unwrap();
     // As QEMU does for an image that it only reads (block/file-posix.c, RAW_LOCK_PERM_BASE).
+    // SAFETY: plain old data, for which all zeroes is a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = libc::F_RDLCK as libc::c_short;
     lock.l_start = 100;
     lock.l_len = 1;
+    // SAFETY: the descriptor is open, the struct is ours.
     let taken = unsafe { libc::fcntl(other.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) };
     assert_eq!(taken, 0);
     refused(&image, Use::Write);
