@@ -9,6 +9,7 @@
 //! | `converge` | from a manifest to what stands, and what scripts rely on |
 //! | `reload` | a saved file, live and not |
 //! | `difference` | what `diff` says, and what is then done |
+//! | `disks` | made, kept, refused |
 //! | `origin` | whose a group is: a file's or an apply's |
 //! | `drift` | everything that somebody can break, seen and repaired |
 //! | `bridge_drift` | the same in bridge mode |
@@ -31,6 +32,7 @@ mod daemon {
     mod cni_guest;
     mod converge;
     mod difference;
+    mod disks;
     mod drift;
     mod guests;
     mod leftovers;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use slicectl::reconcile::disk::Disks;
 use slicectl::reconcile::firewall::Firewall;
 use slicectl::reconcile::firewall::port::Gate;
 use slicectl::reconcile::firewall::redirect::Redirect;
@@ -65,6 +66,11 @@ fn every_vmm_plan_is_the_one_on_disk() {
 }
 
 #[test]
+fn every_disk_plan_is_the_one_on_disk() {
+    check("disk", Disks::plan, 20);
+}
+
+#[test]
 fn every_cni_plan_is_the_one_on_disk() {
     check("cni", Attach::plan, 40);
 }
@@ -81,7 +87,7 @@ fn every_folder_of_plans_is_looked_at() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     let known = [
-        "cni", "firewall", "gate", "ground", "group", "net", "port", "redirect", "vmm",
+        "cni", "disk", "firewall", "gate", "ground", "group", "net", "port", "redirect", "vmm",
     ]
     .map(Into::into);
     assert_eq!(folders, known.into());

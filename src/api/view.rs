@@ -104,6 +104,9 @@ pub struct VmStatus {
     pub firewall: FirewallStatus,
     /// Its process.
     pub vmm: VmmStatus,
+    /// Its own disk, made from its image; none: it is to have none, or it is not made yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<PathBuf>,
     /// Entries that never match and the like.
     #[serde(default)]
     pub warnings: Vec<String>,

@@ -14,6 +14,7 @@ use super::{events, print, rows};
 use crate::api::event::Event;
 use crate::api::network::{Addresses, NetworkSpec};
 use crate::api::policy::Policy;
+use crate::api::storage::{Bytes, Storage};
 use crate::api::view::{
     ConditionView, FirewallStatus, GroupView, LeaseView, MetaView, NetworkStatus, Object, VmView,
     VmmStatus,
@@ -154,8 +155,35 @@ impl Page {
             NetworkSpec::Cni(_) => page.line("Rules", "the plugins' own"),
         });
         self.section("Vmm", |page| page.vmm(&vm.status.vmm));
+        if let Some(disk) = &vm.status.disk {
+            let kept = match vm.spec.storage.persistent {
+                true => "stays when the VM goes",
+                false => "goes with the VM",
+            };
+            self.line("Disk", format!("{} ({kept})", disk.display()));
+        }
         self.conditions(&vm.status.conditions);
         self.warnings(&vm.status.warnings);
+    }
+
+    fn storage(&mut self, storage: &Storage) {
+        if let Some(image) = &storage.image {
+            self.line("Image", image.display());
+            if let Some(size) = storage.size_bytes {
+                self.line("Disk size", Bytes(size));
+            }
+            self.line("Persistent", storage.persistent);
+        }
+        for disk in &storage.disks {
+            let access = match disk.read_only {
+                true => "read-only",
+                false => "writable",
+            };
+            self.line(
+                "Further disk",
+                format!("{} ({access})", disk.path.display()),
+            );
+        }
     }
 
     fn lease(&mut self, lease: &LeaseView) {
@@ -177,6 +205,7 @@ impl Page {
         if let Some(initrd) = &spec.initrd_file {
             self.line("Initrd", initrd.display());
         }
+        self.storage(&spec.storage);
         self.line("Network", spec.network.mode());
         match &spec.network {
             NetworkSpec::Isolated(isolated) => {

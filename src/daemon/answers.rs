@@ -30,6 +30,7 @@ use crate::owner::{Label, Owner};
 use crate::reconcile::engine::{Engine, Key};
 use crate::reconcile::explain::{self, Way};
 use crate::reconcile::fold::{House, Trouble};
+use crate::reconcile::storage;
 use crate::store::{self, World};
 use crate::wire::{Backend, Effect, Refusal, Span, packet};
 
@@ -136,7 +137,12 @@ pub(super) fn objects(
             None => world.vms().collect(),
         }
         .into_iter()
-        .map(|vm| Object::Vm(Box::new(house.vm(world, vm))))
+        .map(|vm| {
+            let mut view = house.vm(world, vm);
+            let disks = engine.processes.disk_dir();
+            view.status.disk = storage::lying(&vm.spec.storage, disks, &vm.meta.name);
+            Object::Vm(Box::new(view))
+        })
         .collect(),
         Kind::Lease => world
             .leases()

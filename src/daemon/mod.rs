@@ -177,7 +177,7 @@ impl Daemon {
                 backend: Backend::detect()?,
                 boot_id: fs::boot_id()?.to_owned(),
             },
-            processes: Processes::new(run_dir.clone(), waker.clone()),
+            processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone()),
             run_dir,
             claims: Claims::new(Path::new(CLAIMS_DIR)),
             waker,

@@ -4,7 +4,7 @@
 //! - Over rtnetlink ([`netlink`]): [`link`], [`bridge`] and what is particular to its ports, [`fdb`] (a bridge's forwarding entries),
 //!   [`tap`], [`addr`], [`route`], [`neigh`], [`tc`] (filters where frames come into a link); [`events`] tells of changes.
 //! - Packet filters: [`iptables`], whose rules are [`rule`]s; [`conntrack`].
-//! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`].
+//! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`image`].
 
 pub mod addr;
 pub mod bridge;
@@ -14,6 +14,7 @@ pub mod error;
 pub mod events;
 pub mod fdb;
 pub mod fs;
+pub mod image;
 pub mod iptables;
 pub mod link;
 pub mod neigh;

@@ -6,13 +6,14 @@ use std::path::Path;
 
 use tracing::{info, warn};
 
+use super::disk;
 use super::engine::Engine;
 use super::net::RECORD;
 use super::record::Record;
 use crate::api::condition::{Reason, Status};
 use crate::api::host_group::{HostGroup, HostGroupSpec};
 use crate::api::lease::Address;
-use crate::api::meta::{Meta, Timestamp};
+use crate::api::meta::{Meta, Name, Timestamp};
 use crate::api::rung::LADDER;
 use crate::api::vm::Vm;
 use crate::host::netns::Netns;
@@ -140,6 +141,12 @@ impl Engine {
             labels.extend(meta.map(|meta| self.instance.vm_label(&meta.name, meta.uid)));
         }
         labels.extend(self.processes.rung.claimed(&self.instance).await?);
+        let named: HashSet<Name> = self
+            .store
+            .read(|world| world.vms().map(|vm| vm.meta.name.clone()).collect());
+        let disks = disk::claimed(self.processes.disk_dir(), &named)?;
+        let ours = |label: &Label| label.instance == self.instance;
+        labels.extend(disks.into_iter().filter(ours));
         Ok(labels)
     }
 

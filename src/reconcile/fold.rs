@@ -77,6 +77,8 @@ impl House {
                 network: self.network(vm, lease, &pages),
                 firewall: firewall(vm, page(&pages, Rung::Firewall)),
                 vmm: self.vmm(vm, ready, page(&pages, Rung::Vmm)),
+                // That it is there is for the host to say.
+                disk: None,
                 warnings: vm.spec.network.warnings(),
             },
         }

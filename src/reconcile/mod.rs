@@ -8,6 +8,7 @@
 pub mod adopt;
 pub mod connection;
 pub mod contest;
+pub mod disk;
 pub mod engine;
 pub mod explain;
 pub mod firewall;
@@ -17,6 +18,7 @@ pub mod group;
 pub mod net;
 pub mod processes;
 pub mod record;
+pub mod storage;
 pub mod vmm;
 
 use std::fmt::Display;

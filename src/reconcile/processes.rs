@@ -2,20 +2,24 @@
 //! Not here: starting and stopping (the Vmm rung).
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
+use super::disk;
 use super::engine::Key;
+use super::storage::{self, Disks, Whose};
 use super::vmm::{self, Accel, Desired, Machine, Program, Programs, Slot, Vmm};
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
+use crate::api::storage::Storage;
 use crate::api::vm::{Hypervisor, VmSpec};
+use crate::host::fs;
 use crate::host::process::Identity;
-use crate::owner::{self, Label, RunDir};
+use crate::owner::{self, Label, Owner, RunDir};
 use crate::runtime::controller::Waker;
 
 const KVM: &str = "/dev/kvm";
@@ -25,6 +29,7 @@ pub struct Processes {
     /// The rung.
     pub rung: Vmm,
     run_dir: RunDir,
+    disk_dir: PathBuf,
     waker: Waker<Key>,
     programs: Programs,
     machine: OnceCell<Machine>,
@@ -37,11 +42,12 @@ struct Watch {
 }
 
 impl Processes {
-    /// None is known yet.
-    pub fn new(run_dir: RunDir, waker: Waker<Key>) -> Self {
+    /// None is known yet. Their disks lie in `disk_dir`.
+    pub fn new(run_dir: RunDir, disk_dir: PathBuf, waker: Waker<Key>) -> Self {
         Self {
             rung: Vmm::default(),
             run_dir,
+            disk_dir,
             waker,
             programs: Programs::default(),
             machine: OnceCell::new(),
@@ -59,6 +65,7 @@ impl Processes {
         name: &Name,
         label: &Label,
         connection: &Connection,
+        disks: &Disks,
     ) -> Result<Desired, String> {
         let nothing = self.nothing(label);
         if spec.hypervisor == Hypervisor::None {
@@ -85,11 +92,15 @@ impl Processes {
             name: name.clone(),
             dir: nothing.dir.clone(),
             connection: connection.clone(),
-            disks: Vec::new(),
+            disks: disks.all.clone(),
         };
         let want =
             vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
-        Ok(Desired { want, ..nothing })
+        Ok(Desired {
+            want,
+            disks: disks.all.clone(),
+            ..nothing
+        })
     }
 
     /// QEMU runs guests with or without KVM; the others with it, or not at all.
@@ -123,7 +134,43 @@ impl Processes {
             uid,
             dir: self.run_dir.vm_dir(uid),
             want: None,
+            disks: Vec::new(),
         }
+    }
+
+    /// Which disks a VM is to have.
+    ///
+    /// # Errors
+    /// Why it cannot have them, in words.
+    pub fn disks(&self, storage: &Storage, name: &Name, label: &Label) -> Result<Disks, String> {
+        let boot = fs::boot_id().map_err(|error| error.to_string())?;
+        let dir = &self.disk_dir;
+        let whose = Whose {
+            dir,
+            boot,
+            name,
+            label,
+        };
+        storage::disks(storage, &whose)
+    }
+
+    /// No disk is wanted any more. None: the label is no VM's.
+    pub fn no_disk(&self, label: &Label) -> Option<disk::Desired> {
+        let Owner::Vm { name, .. } = &label.owner else {
+            return None;
+        };
+        let whose = Whose {
+            dir: &self.disk_dir,
+            boot: "",
+            name,
+            label,
+        };
+        Some(whose.nothing())
+    }
+
+    /// `<state>/disks`.
+    pub fn disk_dir(&self) -> &Path {
+        &self.disk_dir
     }
 
     /// Tells the VM's key when this process ends. Watching the one that is watched already changes nothing.

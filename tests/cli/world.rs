@@ -253,6 +253,7 @@ pub fn vm_object(named: &str, number: u8, state: State) -> Object {
                 digest: up.then(|| "0123456789abcdef".into()),
             },
             vmm: vmm(number, state),
+            disk: None,
             warnings: vec![],
         },
     }))

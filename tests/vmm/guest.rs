@@ -9,10 +9,12 @@ use slicectl::api::life::Board;
 use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::Kind;
+use slicectl::host::image::{Use, hold};
 use slicectl::host::process::{self, Life, TapSlot};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Accel, Action, CONSOLE, Desired, Machine, Plug, Program, Programs, Slot, Unfit, Vmm, recipe,
+    Accel, Access, Action, CONSOLE, Desired, Disk, Machine, Plug, Program, Programs, Slot, Unfit,
+    Vmm, recipe,
 };
 
 use crate::support::{PrivateNet, converge, eventually, some_vm};
@@ -282,4 +284,65 @@ async fn a_slot_without_hypervisor_runs_nothing_and_a_vmm_without_kernel_is_refu
         ..bare
     };
     assert_eq!(recipe(&none, &slot, &qemu, &machine), Ok(None));
+}
+
+/// It opens the disk beside our lock, and no second QEMU can.
+#[tokio::test]
+async fn qemu_runs_on_a_disk_that_nobody_else_may_write_to() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    net.add_tap("169.254.100.1/30");
+    let disk = dir.path().join("disk, with a comma");
+    std::fs::File::create(&disk)
+        .unwrap()
+        .set_len(8 << 20)
+        .unwrap();
+    let machine = Machine::probe(dir.path(), &guest_dir().join("vmlinuz"))
+        .await
+        .unwrap();
+    let disks = vec![Disk {
+        path: disk.clone(),
+        access: Access::ReadWrite,
+    }];
+    let plain = some_vm(dir.path(), None);
+    let slot = Slot {
+        disks: disks.clone(),
+        ..slot(&plain.dir, &net)
+    };
+    let initrd = Some(guest_dir().join("initrd"));
+    let want = recipe(&spec(initrd), &slot, &machine).unwrap();
+    let desired = Desired {
+        want,
+        disks,
+        ..plain
+    };
+    let rung = Vmm::default();
+    let (observed, _) = converge(&rung, &desired).await;
+    let pid = observed.process().expect("it runs").pid;
+    let open: Vec<PathBuf> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter(|path| *path == disk)
+        .collect();
+    assert!(
+        open.len() >= 2,
+        "ours to hold it, QEMU's own to use it: {open:?}"
+    );
+    let error = hold(&disk, Use::Write).unwrap_err();
+    let words = error.source.to_string();
+    assert!(
+        words.contains(&format!("process {pid} (qemu-system")),
+        "{words}"
+    );
+    let console = desired.dir.join(CONSOLE);
+    let sees_it = || {
+        let said = std::fs::read_to_string(&console).unwrap_or_default();
+        said.contains("GUEST web-1")
+    };
+    assert!(eventually(PATIENCE, sees_it), "it boots");
+    let gone = Desired {
+        want: None,
+        ..desired
+    };
+    converge(&rung, &gone).await;
+    hold(&disk, Use::Write).unwrap();
 }

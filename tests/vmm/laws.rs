@@ -240,5 +240,6 @@ fn desired(wanted: bool) -> Desired {
         uid,
         dir: "/run/slice/vm/a".into(),
         want,
+        disks: Vec::new(),
     }
 }

@@ -11,10 +11,12 @@ use super::super::network::NetworkSpec;
 use super::super::vm::{Hypervisor, VmSpec};
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
-use super::{Draft, Location, life, network};
+use super::{Draft, Location, life, network, storage};
 
-const CONFIG_KEYS: [&str; 11] = [
+const CONFIG_KEYS: [&str; 13] = [
     "image",
+    "storage_size",
+    "persistent",
     "kernel_file",
     "initrd_file",
     "cmdline",
@@ -27,7 +29,7 @@ const CONFIG_KEYS: [&str; 11] = [
     "host_groups",
 ];
 
-const GROUP_KEYS: [&str; 19] = [
+const GROUP_KEYS: [&str; 22] = [
     "name",
     "count",
     "vcpu",
@@ -44,6 +46,9 @@ const GROUP_KEYS: [&str; 19] = [
     "initrd_file",
     "cmdline",
     "image",
+    "storage_size",
+    "persistent",
+    "disks",
     "network_name",
     "update",
     "network",
@@ -66,6 +71,7 @@ struct Boot {
     kernel_file: Option<PathBuf>,
     initrd_file: Option<PathBuf>,
     start: life::Start,
+    root: storage::Root,
 }
 
 /// The groups of one document. What is wrong goes to the reader.
@@ -100,11 +106,7 @@ pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
 }
 
 fn read_boot(reader: &mut Reader, section: &Section, default: Boot) -> Boot {
-    if let Some(image) = section.get("image") {
-        let message =
-            "disk images are not supported yet; remove it, boot from kernel_file and initrd_file";
-        reader.refuse(image, message);
-    }
+    let root = storage::read_root(reader, section, default.root);
     let hypervisor = section
         .get("hypervisor")
         .and_then(|field| read_hypervisor(reader, field));
@@ -114,6 +116,7 @@ fn read_boot(reader: &mut Reader, section: &Section, default: Boot) -> Boot {
         kernel_file: path("kernel_file").or(default.kernel_file),
         initrd_file: path("initrd_file").or(default.initrd_file),
         start: life::read(reader, section, default.start),
+        root,
     }
 }
 
@@ -161,6 +164,7 @@ fn read_group(
     let network = network::read(reader, &group, &whose, network_name);
     let hypervisor = choose_hypervisor(reader, &group, &boot);
     let life = life::choose(reader, &group, hypervisor, boot.start);
+    let storage = storage::read(reader, &group, boot.root, count);
     let (name, network) = (name?, network?);
     check_count(reader, &group, &name, count, &network.spec);
     if reader.problem_count() > before {
@@ -191,7 +195,7 @@ fn read_group(
                 kernel_file: boot.kernel_file,
                 initrd_file: boot.initrd_file,
                 dns_servers,
-                storage: Default::default(),
+                storage,
                 life,
                 network: network.spec,
             },

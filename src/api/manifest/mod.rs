@@ -9,6 +9,7 @@ mod life;
 mod network;
 mod problem;
 mod section;
+mod storage;
 mod yaml;
 
 use std::collections::BTreeMap;

@@ -15,7 +15,7 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -46,9 +46,11 @@ pub struct Spawn<'a> {
     pub file_limit: u64,
     /// Where it is noted which process it became.
     pub record: &'a Path,
+    /// Files that stay open in it, though it knows nothing of them: locks on them live as long as it does.
+    pub inherits: &'a [BorrowedFd<'a>],
 }
 
-/// Starts a process: a session of its own, no terminal, nothing inherited, not bound to our life.
+/// Starts a process: a session of its own, no terminal, nothing inherited but what is said, not bound to our life.
 /// [`crate::host::Kind::Busy`] if another birth with the same record is under way. Blocks until the program runs.
 pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
     let program = what.argv.first().cloned().unwrap_or_default();
@@ -61,6 +63,7 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
             record: record.as_raw_fd(),
             link: CString::new(what.needs_link)?,
             file_limit: what.file_limit,
+            inherits: what.inherits.iter().map(AsRawFd::as_raw_fd).collect(),
         };
         let mut command = Command::new(&program);
         command
@@ -100,6 +103,7 @@ struct Birth {
     record: RawFd,
     link: CString,
     file_limit: u64,
+    inherits: Vec<RawFd>,
 }
 
 impl Birth {
@@ -137,12 +141,16 @@ impl Birth {
             ))?;
             libc::umask(0o077);
             self.note_ourselves()?;
-            // Everything but the standard three closes itself at exec, whoever opened it.
+            // Everything but the standard three, and what it is to hold, closes itself at exec, whoever opened it.
             check(libc::close_range(
                 3,
                 u32::MAX,
                 libc::CLOSE_RANGE_CLOEXEC as i32,
-            ))
+            ))?;
+            for fd in &self.inherits {
+                check(libc::fcntl(*fd, libc::F_SETFD, 0))?;
+            }
+            Ok(())
         }
     }
 

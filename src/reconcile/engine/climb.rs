@@ -1,6 +1,9 @@
 //! A VM up its ladder: each rung is taken, converged, and written down together with the taking of the next.
 //! Not here: what a rung does, the way down.
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use tracing::debug;
 
 use super::step::{Ascent, Climbing, Meet, Ready, Stop};
@@ -11,14 +14,21 @@ use crate::api::lease::{Address, Lease};
 use crate::api::meta::Uid;
 use crate::api::network::{Connection, NetworkSpec};
 use crate::api::rung::Rung;
+use crate::api::storage::Bytes;
 use crate::api::vm::Vm;
 use crate::clock;
+use crate::host::image::Progress;
 use crate::host::process::Identity;
+use crate::reconcile::disk;
 use crate::reconcile::fold::ProcessMark;
 use crate::reconcile::record::Record;
+use crate::reconcile::storage::Disks;
 use crate::reconcile::vmm;
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Gate, LeaseError};
+
+/// Between two words about a copy under way.
+const COPY_WORDS: Duration = Duration::from_secs(2);
 
 impl Engine {
     /// Up: each rung is taken, converged, written down together with the taking of the next.
@@ -74,10 +84,21 @@ impl Engine {
         &self,
         vm: &Vm,
         connection: &Connection,
+        disks: &Disks,
     ) -> Result<vmm::Desired, String> {
         let (spec, name) = (&vm.spec, &vm.meta.name);
         let label = self.instance.vm_label(name, vm.meta.uid);
-        self.processes.desired(spec, name, &label, connection).await
+        let processes = &self.processes;
+        processes
+            .desired(spec, name, &label, connection, disks)
+            .await
+    }
+
+    /// Which disks a VM is to have, or why it cannot, in words.
+    pub(super) fn disks(&self, vm: &Vm) -> Result<Disks, String> {
+        let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
+        self.processes
+            .disks(&vm.spec.storage, &vm.meta.name, &label)
     }
 
     /// Both transactions of the lease rung in one: its world is the store itself.
@@ -134,6 +155,25 @@ impl Engine {
         serde_json::to_string(&mark).unwrap_or_default()
     }
 
+    /// Says, every so often, how far the copy under way has come. Comes back only when that cannot be written down.
+    async fn tell_of_copy(&self, vm: &Vm, progress: &Progress) -> store::Error {
+        let mut told = 0;
+        loop {
+            tokio::time::sleep(COPY_WORDS).await;
+            let done = progress.done.load(Ordering::Relaxed);
+            if done == told {
+                continue;
+            }
+            told = done;
+            let total = progress.total.load(Ordering::Relaxed);
+            let message = format!("copying the image: {} of {}", Bytes(done), Bytes(total));
+            let found = (Status::False, Reason::Converging, message);
+            if let Err(error) = self.set_condition(vm, Rung::Vmm, found).await {
+                return error;
+            }
+        }
+    }
+
     /// What a daemon that has lost its state reads to adopt the VM.
     fn record(&self, vm: &Vm, lease: Option<Lease>) -> String {
         let (origin, update) = self.store.read(|world| match world.group(&vm.group) {
@@ -159,15 +199,15 @@ impl Climbing<'_> {
         failures: u32,
     ) -> Result<Outcome, Stop> {
         let (engine, vm) = (self.engine, self.vm);
-        let desired = match engine.process(vm, connection).await {
-            Ok(desired) => desired,
-            Err(unfit) => {
-                let found = (Status::False, Reason::Invalid, unfit);
-                engine.set_condition(vm, Rung::Vmm, found).await?;
-                // Only a new spec, or a host that has changed, can help.
-                return Ok(Outcome::After(SLOW));
-            }
+        let disks = match engine.disks(vm) {
+            Ok(disks) => disks,
+            Err(unfit) => return self.unfit(unfit).await,
         };
+        let desired = match engine.process(vm, connection, &disks).await {
+            Ok(desired) => desired,
+            Err(unfit) => return self.unfit(unfit).await,
+        };
+        let remark = self.make_disk(&disks.own).await?;
         let hands = &engine.processes.rung;
         let observed = self.meet(Rung::Vmm, hands, &desired).await?;
         debug!(vm = %vm.meta.name, failures, "process is as wanted");
@@ -177,11 +217,33 @@ impl Climbing<'_> {
             Rung::Vmm,
             Ready {
                 mark,
+                message: remark.unwrap_or_default().into(),
                 ..Ready::default()
             },
         )
         .await?;
         engine.processes.watch(vm.meta.uid, process);
         Ok(Outcome::Converged)
+    }
+
+    /// Only a new spec, or a host that has changed, can help.
+    async fn unfit(&self, why: String) -> Result<Outcome, Stop> {
+        let found = (Status::False, Reason::Invalid, why);
+        self.engine.set_condition(self.vm, Rung::Vmm, found).await?;
+        Ok(Outcome::After(SLOW))
+    }
+
+    /// The VM's own disk, if it is to have one: there before its VMM starts. What is to be said of it, if it is there.
+    async fn make_disk(&mut self, desired: &disk::Desired) -> Result<Option<String>, Stop> {
+        if desired.want.is_none() {
+            return Ok(None);
+        }
+        let (engine, vm) = (self.engine, self.vm);
+        let hands = disk::Disks::default();
+        let progress = hands.progress.clone();
+        tokio::select! {
+            made = self.meet(Rung::Vmm, &hands, desired) => Ok(disk::remark(desired, &made?)),
+            failed = engine.tell_of_copy(vm, &progress) => Err(Stop::Store(failed)),
+        }
     }
 }

@@ -6,6 +6,7 @@ use tracing::debug;
 use super::Engine;
 use super::step::{Meet, describe};
 use crate::api::condition::{Reason, Status};
+use crate::api::event::EventType;
 use crate::api::lease::Address;
 use crate::api::meta::Uid;
 use crate::api::network::NetworkSpec;
@@ -14,7 +15,7 @@ use crate::api::vm::Vm;
 use crate::clock;
 use crate::owner::{self, Label};
 use crate::reconcile::net::port::{self, Remains};
-use crate::reconcile::{Convergence, Reconcile, firewall, net};
+use crate::reconcile::{Convergence, Reconcile, disk, firewall, net, storage};
 use crate::runtime::queue::Outcome;
 use crate::store;
 
@@ -50,8 +51,21 @@ impl Engine {
             let now = clock::now();
             self.write(|txn| txn.leave_rung(uid, rung, now)).await?;
         }
+        self.tell_what_is_kept(vm);
         self.write(|txn| txn.remove_if_free(uid)).await?;
         Ok(Outcome::Converged)
+    }
+
+    /// What people have written into a VM is never removed by us; so it is said where it lies.
+    fn tell_what_is_kept(&self, vm: &Vm) {
+        let name = &vm.meta.name;
+        let storage = &vm.spec.storage;
+        let disk = storage::lying(storage, self.processes.disk_dir(), name);
+        if let Some(disk) = disk.filter(|_| storage.persistent) {
+            let message = format!("the persistent disk stays: {}", disk.display());
+            let object = format!("vm/{name}");
+            self.note(EventType::Normal, &object, "DiskKept", &message);
+        }
     }
 
     /// Which rungs a VM has taken, from below.
@@ -116,7 +130,14 @@ impl Engine {
             Rung::Vmm => {
                 let desired = self.processes.nothing(label);
                 let hands = &self.processes.rung;
-                meet.meet(rung, hands, &desired).await.map(drop)
+                meet.meet(rung, hands, &desired).await?;
+                match self.processes.no_disk(label) {
+                    Some(desired) => {
+                        let hands = disk::Disks::default();
+                        meet.meet(rung, &hands, &desired).await.map(drop)
+                    }
+                    None => Ok(()),
+                }
             }
         }
     }

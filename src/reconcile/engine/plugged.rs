@@ -53,7 +53,8 @@ impl Engine {
             message: match seen.network_changed() {
                 true => CHANGED,
                 false => "",
-            },
+            }
+            .into(),
             address: plugged(spec, &connected),
             ..Ready::connected(&connected)
         };

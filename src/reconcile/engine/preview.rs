@@ -10,7 +10,7 @@ use crate::api::meta::Uid;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
 use crate::reconcile::net::cni::Checking;
-use crate::reconcile::{Reconcile, diff};
+use crate::reconcile::{Reconcile, diff, disk};
 
 impl Engine {
     /// The steps that would be taken for a VM that was changed to this, while it goes on; if it is stuck on the way, at last
@@ -19,8 +19,15 @@ impl Engine {
         let lease = self.store.read(|world| world.lease(&vm.meta.name).cloned());
         let mut looking = Looking::at(self, vm.meta.uid);
         if let Ok(Some(connection)) = self.connect(vm, lease, &mut looking).await
-            && let Ok(desired) = self.process(vm, &connection).await
+            && let Ok(disks) = self.disks(vm)
+            && let Ok(desired) = self.process(vm, &connection, &disks).await
         {
+            if disks.own.want.is_some() {
+                let hands = disk::Disks::default();
+                if looking.meet(Rung::Vmm, &hands, &disks.own).await.is_err() {
+                    return looking.steps;
+                }
+            }
             let hands = &self.processes.rung;
             let _ = looking.meet(Rung::Vmm, hands, &desired).await;
         }

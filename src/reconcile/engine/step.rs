@@ -1,6 +1,7 @@
 //! One rung: its loop with its events, its condition, and the patience for those who want the opposite; its being written down.
 //! Not here: the order of the rungs; what is wanted of each.
 
+use std::borrow::Cow;
 use std::future::Future;
 
 use tracing::debug;
@@ -52,7 +53,7 @@ pub(super) struct Ready {
     /// For its page; none: what is there stays.
     pub(super) mark: Option<String>,
     /// For its condition.
-    pub(super) message: &'static str,
+    pub(super) message: Cow<'static, str>,
     /// What plugins gave, to be noted as the VM's lease.
     pub(super) address: Option<Address>,
     /// Which rules of an isolated VM were found right.
@@ -195,7 +196,7 @@ impl Engine {
         let (uid, generation) = (vm.meta.uid, vm.meta.generation);
         let next = LADDER.into_iter().find(|next| *next > rung);
         let change = |txn: &mut Txn<'_>| {
-            let found = (Status::True, Reason::Converged, ready.message.to_owned());
+            let found = (Status::True, Reason::Converged, ready.message.into_owned());
             txn.set_condition(uid, rung, found, generation, now)?;
             if ready.mark.is_some() {
                 txn.set_mark(uid, rung, ready.mark)?;
@@ -219,7 +220,8 @@ impl Engine {
             })
         };
         match (next, vm.spec.hypervisor) {
-            (None, _) | (Some(Rung::Vmm), Hypervisor::None) => self.store.write_behind(change),
+            (None, _) => self.store.write_behind(change),
+            (Some(Rung::Vmm), Hypervisor::None) if vm.spec.storage.image.is_none() => self.store.write_behind(change),
             (Some(_), _) => self.write(change).await,
         }
     }

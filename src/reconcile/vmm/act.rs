@@ -1,12 +1,15 @@
 //! Takes one step of a plan.
 //! Not here: which, and whether.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::{
-    Action, CONSOLE, Control, Desired, LABEL_VAR, LOG_LIMIT, Launch, RECORD, RUN_DIR_VAR, SOCKETS,
-    watch,
+    Access, Action, CONSOLE, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch, RECORD,
+    RUN_DIR_VAR, SOCKETS, watch,
 };
+use crate::host::image::{self, Use};
 use crate::host::process::{self, Identity, Life, Process, Record, Spawn, Stop};
 use crate::host::{Error, fs};
 
@@ -111,8 +114,10 @@ async fn wait_until_up(desired: &Desired, pid: u32) {
     }
 }
 
+/// The disks are held by the VMM from before it is the VMM until it ends; by us only while we start it.
 async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
     let start = move || {
+        let held = hold(&desired.disks)?;
         let (label, dir) = (desired.label.to_string(), desired.dir.display().to_string());
         process::spawn(&Spawn {
             argv: &launch.argv,
@@ -121,7 +126,11 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
             netns: launch.netns(),
             needs_link: &launch.tap,
             log: &desired.dir.join(CONSOLE),
-            file_limit: file_limit(&launch),
+            file_limit: file_limit(&held)?,
+            inherits: &held
+                .iter()
+                .map(|(_, file)| file.as_fd())
+                .collect::<Vec<_>>(),
             record: &desired.dir.join(RECORD),
         })
     };
@@ -130,11 +139,27 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
         .map_err(|error| Error::other("start", "the VMM", error))?
 }
 
-/// In bytes. A limit below a disk's length would make the disk's end one that cannot be written to.
-fn file_limit(launch: &Launch) -> u64 {
-    let disks = launch.writes.iter();
-    let lengths = disks.filter_map(|path| std::fs::metadata(path).ok());
-    lengths.map(|found| found.len()).fold(LOG_LIMIT, u64::max)
+fn hold(disks: &[Disk]) -> Result<Vec<(Access, File)>, Error> {
+    let hold = |disk: &Disk| {
+        let how = match disk.access {
+            Access::ReadOnly => Use::Read,
+            Access::ReadWrite => Use::Write,
+        };
+        Ok((disk.access, image::hold(&disk.path, how)?))
+    };
+    disks.iter().map(hold).collect()
+}
+
+/// The kernel knows one limit for all files of a process: room for its log, and for every disk that it writes to.
+fn file_limit(held: &[(Access, File)]) -> Result<u64, Error> {
+    let mut limit = LOG_LIMIT;
+    for (access, file) in held {
+        match access {
+            Access::ReadOnly => {}
+            Access::ReadWrite => limit = limit.max(image::length(file)?),
+        }
+    }
+    Ok(limit)
 }
 
 /// It ended before it was up: its own words are the reason.

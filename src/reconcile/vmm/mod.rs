@@ -123,6 +123,9 @@ pub struct Desired {
     pub dir: PathBuf,
     /// None: nothing may run.
     pub want: Option<Launch>,
+    /// What it holds while it runs, so that nobody else writes to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
 }
 
 /// What there is.

@@ -1,0 +1,155 @@
+//! The keys of a VM's disks.
+//! Not here: whether the files are there, and how large they are: that is for the host to say.
+
+use std::path::PathBuf;
+
+use super::super::storage::{FurtherDisk, Storage};
+use super::section::{Field, Reader, Section};
+use super::yaml::Value;
+
+const SIZE: &str = "a size such as \"10G\" or \"512M\" (G is GiB), at most 16T";
+/// 16 TiB, the largest file of ext4 with blocks of 4 KiB.
+const MAX_SIZE: u64 = 16 << 40;
+
+/// What a group may take from `config:` or say itself.
+#[derive(Clone, Default)]
+pub struct Root {
+    image: Option<PathBuf>,
+    size_bytes: Option<u64>,
+    persistent: Option<bool>,
+}
+
+/// `image`, `storage_size` and `persistent`.
+pub fn read_root(reader: &mut Reader, section: &Section, default: Root) -> Root {
+    let image = section.get("image").and_then(|f| reader.path(f));
+    let size = section
+        .get("storage_size")
+        .and_then(|f| read_size(reader, f));
+    let persistent = section.get("persistent").and_then(|f| reader.flag(f));
+    Root {
+        image: image.or(default.image),
+        size_bytes: size.or(default.size_bytes),
+        persistent: persistent.or(default.persistent),
+    }
+}
+
+/// The disks of a group of so many VMs.
+pub fn read(reader: &mut Reader, group: &Section, root: Root, count: u32) -> Storage {
+    if root.image.is_none() && !group.has("image") {
+        for key in ["storage_size", "persistent"] {
+            if let Some(field) = group.get(key) {
+                reader.refuse(field, "says something of the disk that is made from `image`, and there is none; set it here or under config");
+            }
+        }
+    }
+    let disks = read_further(reader, group, &root, count);
+    match root.image {
+        None => Storage {
+            disks,
+            ..Storage::default()
+        },
+        Some(image) => Storage {
+            image: Some(image),
+            size_bytes: root.size_bytes,
+            persistent: root.persistent.unwrap_or(false),
+            disks,
+        },
+    }
+}
+
+fn read_further(reader: &mut Reader, group: &Section, root: &Root, count: u32) -> Vec<FurtherDisk> {
+    let Some(field) = group.get("disks") else {
+        return Vec::new();
+    };
+    let items = reader.list(field, "a list of disks, each with a path");
+    let mut disks: Vec<FurtherDisk> = Vec::new();
+    for item in &items {
+        let Some(section) = reader.section(item, &["path", "read_only"]) else {
+            continue;
+        };
+        let Some(at) = section.get("path") else {
+            reader.refuse_at(section.at, &format!("{}.path", section.path), "is missing");
+            continue;
+        };
+        let flag = section.get("read_only");
+        let read_only = flag.map_or(Some(true), |flag| reader.flag(flag));
+        let (Some(path), Some(read_only)) = (reader.path(at), read_only) else {
+            continue;
+        };
+        if disks.iter().any(|disk| disk.path == path) {
+            reader.refuse(at, "the VM has this disk already");
+        }
+        if let (Some(flag), false) = (flag, read_only) {
+            check_writer(reader, flag, &path, root, count);
+        }
+        disks.push(FurtherDisk { path, read_only });
+    }
+    disks
+}
+
+/// Two writers would destroy the file system on it.
+fn check_writer(reader: &mut Reader, flag: &Field, path: &PathBuf, root: &Root, count: u32) {
+    if root.image.as_ref() == Some(path) {
+        reader.refuse(
+            flag,
+            "the image cannot be written to while disks are made from it, expected read_only: true",
+        );
+    }
+    if count > 1 {
+        let message = format!(
+            "found false, expected true, or count: 1: a disk is written to by one VM at most, and the group has {count}"
+        );
+        reader.refuse(flag, message);
+    }
+}
+
+fn read_size(reader: &mut Reader, field: &Field) -> Option<u64> {
+    let size = match &field.node.value {
+        Value::Text(text) => parse_size(text).filter(|size| (1..=MAX_SIZE).contains(size)),
+        _ => None,
+    };
+    if size.is_none() {
+        reader.unexpected(field, SIZE);
+    }
+    size
+}
+
+/// `10G`, `10Gi`, `10GiB`. `GB` is refused: some mean 10^9 by it.
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit {
+        "M" | "Mi" | "MiB" => 20,
+        "G" | "Gi" | "GiB" => 30,
+        "T" | "Ti" | "TiB" => 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, size) in [
+            ("512M", Some(512 << 20)),
+            ("10G", Some(10 << 30)),
+            ("10GiB", Some(10 << 30)),
+            ("2Ti", Some(2 << 40)),
+            ("10GB", None),
+            ("10g", None),
+            ("10 G", None),
+            ("G", None),
+            ("10", None),
+            ("1.5G", None),
+            ("-1G", None),
+            ("99999999999999999999G", None),
+            ("18446744073709551615G", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_size(text), size, "{text}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! A copy of an image: shared blocks where the file system can, holes kept where it cannot, whole or not at all.
+//! Not here: whether one is wanted.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::fs::{CWD, RenameFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::hold::{Use, hold};
+use super::{Edition, SECTOR, open_ours};
+use crate::host::Error;
+
+/// Bytes copied between two looks at whether to go on.
+const STEP: u64 = 8 << 20;
+
+/// What is copied, and where to.
+#[derive(Clone, Copy, Debug)]
+pub struct Copy<'a> {
+    /// The image.
+    pub from: &'a Path,
+    /// Where the copy grows until it is whole; in the same directory as `to`.
+    pub draft: &'a Path,
+    /// Where it is to lie. There must be nothing.
+    pub to: &'a Path,
+    /// How large it is to be at least, in bytes.
+    pub at_least: u64,
+}
+
+/// How a copy was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// Its blocks are the image's own until one of both is written to (`ioctl_ficlone(2)`).
+    Shared,
+    /// So many bytes were copied, without the holes.
+    Copied(u64),
+}
+
+/// How far a copy has come, for others to look at; and their way to stop it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes copied.
+    pub done: AtomicU64,
+    /// Bytes to copy; 0: not known yet.
+    pub total: AtomicU64,
+    /// To be set by whoever wants no copy any more.
+    pub stop: AtomicBool,
+}
+
+/// Makes the copy: complete and on the disk before it gets its name. Whatever fails, nothing of it stays. Blocks.
+///
+/// # Errors
+/// Among others: the image is being written to, there is no room for it, [`Progress::stop`] was set.
+pub fn copy(what: &Copy<'_>, progress: &Progress) -> Result<How, Error> {
+    let image = hold(what.from, Use::Read)?;
+    let done = fill(what, &image, progress).and_then(|how| {
+        publish(what)?;
+        Ok(how)
+    });
+    done.map_err(|error| {
+        // The error that counts is the first one.
+        let _ = std::fs::remove_file(what.draft);
+        let doing = format!("{} to {}", what.from.display(), what.to.display());
+        Error::io("copy", doing, error)
+    })
+}
+
+/// Makes a file that is shorter longer, with a hole. The caller holds it.
+pub fn grow(path: &Path, bytes: u64) -> Result<(), Error> {
+    let grow = || -> io::Result<()> {
+        let file = open_ours(path, OpenOptions::new().write(true))?;
+        if file.metadata()?.len() < bytes {
+            file.set_len(bytes)?;
+            file.sync_all()?;
+        }
+        Ok(())
+    };
+    grow().map_err(|error| Error::io("grow", path.display().to_string(), error))
+}
+
+fn fill(what: &Copy<'_>, image: &File, progress: &Progress) -> io::Result<How> {
+    let before = image.metadata()?;
+    let draft = open_ours(
+        what.draft,
+        OpenOptions::new().write(true).create_new(true).mode(0o600),
+    )?;
+    let how = match rustix::fs::ioctl_ficlone(&draft, image) {
+        Ok(()) => How::Shared,
+        Err(Errno::NOSPC) => return Err(Errno::NOSPC.into()),
+        Err(Errno::DQUOT) => return Err(Errno::DQUOT.into()),
+        // EOPNOTSUPP, EXDEV, EINVAL and whatever file systems say that cannot.
+        Err(_) => {
+            let bytes = before.blocks().saturating_mul(512).min(before.len());
+            make_sure_of_room(what, &draft, bytes)?;
+            progress.total.store(bytes, Ordering::Relaxed);
+            How::Copied(copy_data(image, &draft, before.len(), progress)?)
+        }
+    };
+    let length = before.len().max(what.at_least).next_multiple_of(SECTOR);
+    draft.set_len(length)?;
+    draft.sync_all()?;
+    if Edition::of(&image.metadata()?) != Edition::of(&before) {
+        return Err(io::Error::other("the image was written to meanwhile"));
+    }
+    Ok(how)
+}
+
+fn publish(what: &Copy<'_>) -> io::Result<()> {
+    rustix::fs::renameat_with(CWD, what.draft, CWD, what.to, RenameFlags::NOREPLACE)?;
+    let dir = what.to.parent().unwrap_or(Path::new("/"));
+    File::open(dir)?.sync_all()
+}
+
+/// Better now than when half of it is copied.
+fn make_sure_of_room(what: &Copy<'_>, draft: &File, bytes: u64) -> io::Result<()> {
+    let space = rustix::fs::fstatvfs(draft)?;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    if free >= bytes {
+        return Ok(());
+    }
+    let dir = what.to.parent().unwrap_or(Path::new("/")).display();
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let (needs, has) = (mib(bytes), free >> 20);
+    let why = format!("it needs {needs} MiB, and {dir} has {has} MiB free");
+    Err(io::Error::new(io::ErrorKind::StorageFull, why))
+}
+
+/// Copies what is no hole (`lseek(2)`, SEEK_DATA). A file system that knows of no holes shows one piece of data.
+fn copy_data(from: &File, to: &File, length: u64, progress: &Progress) -> io::Result<u64> {
+    let (mut at, mut copied) = (0, 0);
+    while at < length {
+        let data = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // No data from here to the end.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let hole = rustix::fs::seek(from, SeekFrom::Hole(data))?.min(length);
+        at = data;
+        while at < hole {
+            if progress.stop.load(Ordering::Relaxed) {
+                return Err(io::Error::other("it is not wanted any more"));
+            }
+            let step = copy_some(from, to, at, (hole - at).min(STEP))?;
+            at += step;
+            copied += step;
+            progress.done.store(copied, Ordering::Relaxed);
+        }
+    }
+    Ok(copied)
+}
+
+/// At least one byte. The kernel copies by itself where both file systems let it (`copy_file_range(2)`).
+fn copy_some(from: &File, to: &File, at: u64, most: u64) -> io::Result<u64> {
+    let (mut source, mut target) = (at, at);
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), most) {
+        Ok(copied @ 1..) => return Ok(copied as u64),
+        Err(Errno::NOSPC) => return Err(Errno::NOSPC.into()),
+        Err(Errno::DQUOT) => return Err(Errno::DQUOT.into()),
+        // Not between these two; what is really wrong the plain way finds out, too.
+        Ok(0) | Err(_) => {}
+    }
+    let mut buffer = vec![0; most.min(1 << 20)];
+    let read = from.read_at(&mut buffer, at)?;
+    if read == 0 {
+        return Err(io::Error::other("the image was cut short meanwhile"));
+    }
+    to.write_all_at(&buffer[..read], at)?;
+    Ok(read as u64)
+}

@@ -1,0 +1,111 @@
+//! Takes one step of a plan.
+//! Not here: which, and whether.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Action, Desired, Record};
+use crate::host::fs::{self, Durability};
+use crate::host::image::{self, Copy, Found, How, Progress, Use};
+use crate::host::{Error, Kind};
+
+pub(super) async fn act(
+    desired: &Desired,
+    action: &Action,
+    progress: &Arc<Progress>,
+) -> Result<(), Error> {
+    match action {
+        Action::RemoveDraft => fs::remove(&desired.draft()),
+        Action::RemoveDisk(disk) => {
+            // Held while it goes: whoever runs on it must end first.
+            let _held = match image::hold(disk, Use::Write) {
+                Ok(held) => held,
+                Err(error) if error.kind == Kind::Absent => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            fs::remove(disk)
+        }
+        Action::Note(record) => note(desired, record),
+        Action::Copy {
+            image,
+            to,
+            at_least,
+        } => {
+            let (image, to, draft) = (image.clone(), to.clone(), desired.draft());
+            copy(image, draft, to, *at_least, progress.clone()).await
+        }
+        Action::Grow { disk, to } => {
+            let _held = image::hold(disk, Use::Write)?;
+            image::grow(disk, *to)
+        }
+        Action::Forget => {
+            fs::remove_draft(&desired.record())?;
+            fs::remove(&desired.record())
+        }
+    }
+}
+
+/// Others may pass through the directory to a disk that they are given, and not list it.
+fn note(desired: &Desired, record: &Record) -> Result<(), Error> {
+    fs::make_dir(&desired.dir, 0o711)?;
+    let path = desired.record();
+    let text = serde_json::to_vec(record)
+        .map_err(|error| Error::other("write", path.display().to_string(), error))?;
+    fs::write(&path, &text, 0o600, Durability::Disk)
+}
+
+async fn copy(
+    image: PathBuf,
+    draft: PathBuf,
+    to: PathBuf,
+    at_least: u64,
+    progress: Arc<Progress>,
+) -> Result<(), Error> {
+    let _stop = StopWhenDropped(progress.clone());
+    let copy = move || {
+        fit(&image)?;
+        let what = Copy {
+            from: &image,
+            draft: &draft,
+            to: &to,
+            at_least,
+        };
+        image::copy(&what, &progress)
+    };
+    let how = tokio::task::spawn_blocking(copy)
+        .await
+        .map_err(|error| Error::other("copy", "an image", error))??;
+    match how {
+        How::Shared => tracing::debug!("made a disk that shares its image's blocks"),
+        How::Copied(bytes) => tracing::debug!(bytes, "made a disk by copying"),
+    }
+    Ok(())
+}
+
+/// What an image is may have changed since it was asked for.
+fn fit(path: &std::path::Path) -> Result<(), Error> {
+    let shown = || path.display().to_string();
+    match image::look(path)? {
+        Found::File(_) => {}
+        Found::Absent => return Err(Error::other("copy", shown(), "it is not there")),
+        Found::Device => return Err(Error::other("copy", shown(), "it is a block device")),
+        Found::Other(what) => return Err(Error::other("copy", shown(), format!("it is {what}"))),
+    }
+    match image::format(path)? {
+        None => Ok(()),
+        Some(format) => {
+            let why = format!("it is {format}, and only raw images are used");
+            Err(Error::other("copy", shown(), why))
+        }
+    }
+}
+
+/// A thread cannot be dropped; it can be told.
+struct StopWhenDropped(Arc<Progress>);
+
+impl Drop for StopWhenDropped {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+    }
+}

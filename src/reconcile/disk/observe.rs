@@ -1,0 +1,50 @@
+//! Looks into the disk directory.
+//! Not here: judging what is found.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::{Desired, Lies, Observed, Record};
+use crate::api::meta::Name;
+use crate::host::image::{self, Found};
+use crate::host::{Error, fs};
+use crate::owner::Label;
+
+pub(super) fn observe(desired: &Desired) -> Result<Observed, Error> {
+    let disk = match image::look_at_ours(&desired.disk())? {
+        Found::Absent => Lies::Absent,
+        Found::File(edition) => Lies::File(edition.length),
+        Found::Device | Found::Other(_) => Lies::Foreign,
+    };
+    let draft = image::look_at_ours(&desired.draft())? != Found::Absent;
+    let record = read(&desired.record())?;
+    Ok(Observed {
+        disk,
+        draft,
+        record,
+    })
+}
+
+/// Of every disk that goes with its VM: whose it is. The VMs of these names look after theirs by themselves.
+pub fn claimed(dir: &Path, named: &HashSet<Name>) -> Result<Vec<Label>, Error> {
+    let fs::Dir::Present(names) = fs::look_at_dir(dir)? else {
+        return Ok(Vec::new());
+    };
+    let mut labels = Vec::new();
+    for name in names {
+        // A name that is no VM's, such as a draft's, is none of ours.
+        let vm = name
+            .strip_suffix(".json")
+            .and_then(|vm| vm.parse::<Name>().ok());
+        if vm.is_some_and(|vm| !named.contains(&vm)) {
+            let record = read(&dir.join(&name))?;
+            labels.extend(record.filter(|r| !r.persistent).map(|r| r.label));
+        }
+    }
+    Ok(labels)
+}
+
+fn read(path: &Path) -> Result<Option<Record>, Error> {
+    let text = fs::read_text(path)?;
+    Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+}

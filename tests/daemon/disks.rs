@@ -1,0 +1,170 @@
+//! Disks as a user meets them: made before the VM is Ready, kept or not, and why there is none.
+//! Not here: copies and locks by themselves (`tests/disks.rs`).
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use crate::support::house::{House, inhabited};
+
+fn manifest(count: u32, image: &str, rest: &str) -> String {
+    format!(
+        "config:\n  hypervisor: none\n  image: {image}\n  host_groups:\n    - name: web\n      count: {count}\n      {rest}\n      network: {{mode: isolated}}\n"
+    )
+}
+
+fn image(house: &House) -> String {
+    let path = house.dir.path().join("image");
+    fs::write(&path, vec![5; 1 << 20]).unwrap();
+    path.display().to_string()
+}
+
+fn disk(house: &House, vm: &str) -> PathBuf {
+    house
+        .state()
+        .canonicalize()
+        .unwrap()
+        .join(format!("disks/{vm}.img"))
+}
+
+fn disks(house: &House) -> usize {
+    fs::read_dir(house.state().join("disks")).map_or(0, Iterator::count)
+}
+
+#[test]
+fn every_vm_has_a_disk_of_its_own_and_it_goes_with_its_vm() {
+    inhabited(|house| {
+        let image = image(&house);
+        house.apply(&manifest(2, &image, "storage_size: 4M"));
+        for vm in ["web-1", "web-2"] {
+            let made = fs::read(disk(&house, vm)).unwrap();
+            assert_eq!(made.len(), 4 << 20);
+            assert!(made.starts_with(&fs::read(&image).unwrap()));
+        }
+        let said = house.ctl("describe vm/web-2");
+        let path = disk(&house, "web-2").display().to_string();
+        assert!(
+            said.contains(&format!("{path} (goes with the VM)")),
+            "{said}"
+        );
+        assert!(said.contains("4 MiB"), "{said}");
+        assert_eq!(house.get("vm web-2")["status"]["disk"], path);
+        house.apply(&manifest(1, &image, "storage_size: 4M"));
+        house.until("the second's going", || {
+            (!disk(&house, "web-2").exists()).then_some(())
+        });
+        house.ctl("delete hostgroup/web --wait");
+        assert_eq!(disks(&house), 0);
+    });
+}
+
+#[test]
+fn a_persistent_disk_outlives_replacement_deletion_and_a_killed_daemon() {
+    inhabited(|mut house| {
+        let image = image(&house);
+        let text = manifest(1, &image, "persistent: true");
+        house.apply(&text);
+        let path = disk(&house, "web-1");
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(b"by the guest", 0).unwrap();
+        drop(file);
+        let kept = || fs::read(&path).unwrap().starts_with(b"by the guest");
+        house.kill();
+        house.start();
+        let uid = house.get("vm web-1")["metadata"]["uid"].clone();
+        house.apply(&text.replace("persistent", "vcpu: 3\n      persistent"));
+        assert_ne!(house.get("vm web-1")["metadata"]["uid"], uid, "replaced");
+        assert!(kept());
+        house.ctl("delete hostgroup/web --wait");
+        assert!(kept());
+        let said = house.messages("vm/web-1", "DiskKept");
+        assert!(
+            said.iter()
+                .any(|said| said.ends_with(&path.display().to_string())),
+            "{said:?}"
+        );
+        house.apply(&text);
+        assert!(kept(), "taken over by the next of that name");
+    });
+}
+
+#[test]
+fn what_is_no_image_is_a_condition_that_names_it_before_anything_is_made() {
+    inhabited(|house| {
+        let (nothing, small) = (house.dir.path().join("nothing"), image(&house));
+        let qcow = house.dir.path().join("qcow");
+        fs::write(&qcow, b"QFI\xfb\0\0\0\x03").unwrap();
+        let shown = |path: &std::path::Path| path.display().to_string();
+        for (image, rest, why) in [
+            (
+                shown(&nothing),
+                "vcpu: 1",
+                format!("{} is not there", shown(&nothing)),
+            ),
+            (
+                shown(house.dir.path()),
+                "vcpu: 1",
+                "is a directory".to_owned(),
+            ),
+            (shown(&qcow), "vcpu: 1", "is a qcow2 image".to_owned()),
+            (
+                small.clone(),
+                "disks: [{path: /dev/null}]",
+                "/dev/null is no file".to_owned(),
+            ),
+        ] {
+            let file = house.write("m.yaml", &manifest(1, &image, rest));
+            house.ctl(&format!("apply -f {file}"));
+            house.until(&why, || {
+                let vm = house.get("vm web-1");
+                let conditions = vm["status"]["conditions"].as_array()?.clone();
+                let vmm = conditions.iter().find(|found| found["type"] == "Vmm")?;
+                let said = vmm["message"].as_str()?;
+                (vmm["status"] == "False" && said.contains(&why)).then_some(())
+            });
+            assert!(!disk(&house, "web-1").exists());
+            house.ctl("delete hostgroup/web --wait");
+        }
+        assert_eq!(disks(&house), 0);
+    });
+}
+
+/// As a daemon leaves it that lost its state, and its run directory, before it could remove a VM.
+#[test]
+fn a_disk_that_no_vm_wants_is_collected_and_a_kept_one_is_not() {
+    inhabited(|mut house| {
+        let image = image(&house);
+        house.apply(&manifest(1, &image, "storage_size: 4M"));
+        house.kill();
+        let folder = house.state().join("disks");
+        let note = fs::read_to_string(folder.join("web-1.json")).unwrap();
+        for (vm, kept) in [("old-1", "false"), ("old-2", "true")] {
+            let uid = slicectl::api::meta::Uid::random();
+            let label = note.split("/vm/").next().unwrap();
+            let rest = note.split_once("\",").unwrap().1;
+            let note = format!("{label}/vm/{vm}@{uid}\",{rest}");
+            let kept = format!("\"persistent\":{kept}");
+            let note = note.replace("\"persistent\":false", &kept);
+            fs::write(folder.join(format!("{vm}.json")), note).unwrap();
+            fs::write(folder.join(format!("{vm}.img")), "a disk").unwrap();
+        }
+        fs::write(folder.join("notes.json"), "{}").unwrap();
+        house.start();
+        house.until("the collection", || {
+            (!folder.join("old-1.json").exists()).then_some(())
+        });
+        let mut left: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        let expected = [
+            "notes.json",
+            "old-2.img",
+            "old-2.json",
+            "web-1.img",
+            "web-1.json",
+        ];
+        assert_eq!(left, expected);
+    });
+}

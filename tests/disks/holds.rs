@@ -1,0 +1,171 @@
+//! Never two writers, whoever the other is.
+//! Not here: what is copied.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use slicectl::host::Kind;
+use slicectl::host::image::{Use, hold};
+use slicectl::host::process::{self, Life, Record, Spawn, Stop};
+
+use crate::support::{gone, image_with_a_hole, meet, names, some_vm};
+
+/// The variable that turns the test of a killed daemon into the daemon.
+const HOLD_INTO: &str = "TEST_HOLD_INTO";
+
+fn refused(path: &Path, how: Use) -> String {
+    let error = hold(path, how).unwrap_err();
+    assert_eq!(error.kind, Kind::Busy, "{error}: {}", error.source);
+    format!("{error}: {}", error.source)
+}
+
+#[test]
+fn one_writes_or_many_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image_with_a_hole(dir.path());
+    let link = dir.path().join("another name");
+    fs::hard_link(&image, &link).unwrap();
+    let first = hold(&image, Use::Read).unwrap();
+    let second = hold(&link, Use::Read).unwrap();
+    refused(&link, Use::Write);
+    drop((first, second));
+    let writer = hold(&link, Use::Write).unwrap();
+    refused(&image, Use::Write);
+    refused(&image, Use::Read);
+    drop(writer);
+    hold(&image, Use::Write).unwrap();
+}
+
+#[test]
+fn a_writer_who_locks_nothing_is_seen_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image_with_a_hole(dir.path());
+    let file = OpenOptions::new().append(true).open(&image).unwrap();
+    let mut writer = Command::new("sleep")
+        .arg("600")
+        .stdout(file)
+        .spawn()
+        .unwrap();
+    for how in [Use::Read, Use::Write] {
+        let words = refused(&image, how);
+        let named = format!("it is in use by process {} (sleep)", writer.id());
+        assert!(words.ends_with(&named), "{words}");
+    }
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    hold(&image, Use::Write).unwrap();
+    // One who reads is in nobody's way.
+    let _reader = File::open(&image).unwrap();
+    hold(&image, Use::Write).unwrap();
+}
+
+#[test]
+fn locks_of_qemus_kind_are_asked_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image_with_a_hole(dir.path());
+    let other = File::open(&image).unwrap();
+    // As QEMU does for an image that it only reads (block/file-posix.c, RAW_LOCK_PERM_BASE).
+    // SAFETY: plain old data, for which all zeroes is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_RDLCK as libc::c_short;
+    lock.l_start = 100;
+    lock.l_len = 1;
+    // SAFETY: the descriptor is open, the struct is ours.
+    let taken = unsafe { libc::fcntl(other.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) };
+    assert_eq!(taken, 0);
+    refused(&image, Use::Write);
+    hold(&image, Use::Read).unwrap();
+    drop(other);
+    hold(&image, Use::Write).unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_in_use_is_neither_removed_nor_grown_nor_copied_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disks, image) = (dir.path().join("disks"), image_with_a_hole(dir.path()));
+    let desired = some_vm(&disks, &image, 0, false);
+    let writer = OpenOptions::new().append(true).open(&image).unwrap();
+    let words = meet(&desired).await.unwrap_err();
+    assert!(words.contains("cannot read "), "{words}");
+    drop(writer);
+    meet(&desired).await.unwrap();
+    let user = hold(&desired.disk(), Use::Write).unwrap();
+    let words = meet(&gone(&desired)).await.unwrap_err();
+    assert!(words.starts_with("remove the disk "), "{words}");
+    let mut larger = desired.clone();
+    larger.want.as_mut().unwrap().at_least = 64 << 20;
+    let words = meet(&larger).await.unwrap_err();
+    assert!(words.starts_with("grow the disk "), "{words}");
+    drop(user);
+    meet(&gone(&desired)).await.unwrap();
+    assert_eq!(names(&disks), [] as [&str; 0]);
+}
+
+/// The lock lives exactly as long as the process that was given the disk.
+#[test]
+fn a_killed_daemon_leaves_the_lock_with_its_vmm_and_the_vmms_end_frees_it() {
+    if let Some(dir) = std::env::var_os(HOLD_INTO) {
+        return start_and_be_killed(Path::new(&dir));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = image_with_a_hole(dir.path());
+    let name = "holds::a_killed_daemon_leaves_the_lock_with_its_vmm_and_the_vmms_end_frees_it";
+    let mut daemon = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(HOLD_INTO, dir.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let ready = dir.path().join("ready");
+    eventually(|| ready.exists());
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+
+    let Record::Of(vmm) = process::read_record(&dir.path().join("process")).unwrap() else {
+        panic!("nothing was started");
+    };
+    let words = refused(&image, Use::Write);
+    assert!(
+        words.contains(&format!("process {} (sleep)", vmm.pid)),
+        "{words}"
+    );
+    let Life::Alive(process) = process::look(&vmm).unwrap() else {
+        panic!("it died with the daemon");
+    };
+    process.stop(Stop::Kill).unwrap();
+    eventually(|| hold(&image, Use::Write).is_ok());
+}
+
+fn start_and_be_killed(dir: &Path) {
+    let held = hold(&dir.join("image"), Use::Write).unwrap();
+    let argv = ["sleep".to_owned(), "600".to_owned()];
+    process::spawn(&Spawn {
+        argv: &argv,
+        env: &[],
+        cwd: dir,
+        netns: Path::new("/proc/self/ns/net"),
+        needs_link: "lo",
+        log: &dir.join("log"),
+        file_limit: 1 << 20,
+        record: &dir.join("process"),
+        inherits: &[held.as_fd()],
+    })
+    .unwrap();
+    drop(held);
+    fs::write(dir.join("ready"), "").unwrap();
+    std::thread::sleep(Duration::from_secs(600));
+}
+
+fn eventually(done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "it does not come"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
