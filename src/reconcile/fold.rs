@@ -135,7 +135,7 @@ impl House {
         let mark: Option<ProcessMark> = page
             .filter(|page| page.condition.status == Status::True)
             .and_then(|page| serde_json::from_str(page.mark.as_ref()?).ok());
-        let dir = self.run_dir.vm_dir(vm.meta.uid);
+        let dir = self.run_dir.vmm_dir(vm.meta.uid);
         let state = match (vm.spec.hypervisor, &mark) {
             (Hypervisor::None, _) => VmmState::None,
             (Hypervisor::Qemu, Some(_)) => VmmState::Running,

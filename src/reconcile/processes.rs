@@ -2,6 +2,7 @@
 //! Not here: starting and stopping (the Vmm rung).
 
 use std::collections::HashMap;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
@@ -9,11 +10,11 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::engine::Key;
-use super::vmm::{self, Desired, Machine, Slot, Vmm};
+use super::vmm::{self, Access, Confined, Desired, Disk, Machine, Slot, Vmm};
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
-use crate::host::process::Identity;
+use crate::host::process::{self, Identity, Life, Record};
 use crate::owner::{self, Label, RunDir};
 use crate::runtime::controller::Waker;
 
@@ -54,6 +55,7 @@ impl Processes {
         name: &Name,
         label: &Label,
         connection: &Connection,
+        user: Option<u32>,
     ) -> Result<Desired, String> {
         let nothing = self.nothing(label);
         let kernel = match (spec.hypervisor, &spec.kernel_file) {
@@ -76,8 +78,22 @@ impl Processes {
             connection: connection.clone(),
             disks: Vec::new(),
         };
-        let want = vmm::recipe(spec, &slot, machine).map_err(|unfit| unfit.to_string())?;
-        Ok(Desired { want, ..nothing })
+        let mut want = vmm::recipe(spec, &slot, machine).map_err(|unfit| unfit.to_string())?;
+        let confined = user.map(|user| confined(spec, &slot, user));
+        for file in confined.iter().flat_map(|confined| &confined.files) {
+            readable(file)?;
+        }
+        if let (None, Some(launch)) = (&confined, &mut want) {
+            // It runs from before there were users for VMMs, and is wanted as it is until it ends.
+            if let Some(argv) = self.running_argv(owner::uid_of(label)) {
+                launch.argv = argv;
+            }
+        }
+        Ok(Desired {
+            want,
+            confined,
+            ..nothing
+        })
     }
 
     /// Nothing may run.
@@ -86,9 +102,33 @@ impl Processes {
         Desired {
             label: label.clone(),
             uid,
-            dir: self.run_dir.vm_dir(uid),
+            dir: self.run_dir.vmm_dir(uid),
             want: None,
+            confined: None,
         }
+    }
+
+    /// Whether a VMM runs for this VM, by its record. One whose record is just being written does, too.
+    pub fn runs(&self, uid: Uid) -> bool {
+        match process::read_record(&self.run_dir.vm_dir(uid).join(vmm::RECORD)) {
+            Ok(Record::Of(identity)) => {
+                matches!(process::look(&identity), Ok(Life::Alive(_)) | Err(_))
+            }
+            Ok(Record::None | Record::Unborn) => false,
+            Err(_) => true,
+        }
+    }
+
+    fn running_argv(&self, uid: Uid) -> Option<Vec<String>> {
+        let record = process::read_record(&self.run_dir.vm_dir(uid).join(vmm::RECORD)).ok()?;
+        let Record::Of(identity) = record else {
+            return None;
+        };
+        let Ok(Life::Alive(_held)) = process::look(&identity) else {
+            return None;
+        };
+        let argv = process::argv(identity.pid).ok()?;
+        (!argv.is_empty()).then_some(argv)
     }
 
     /// Tells the VM's key when this process ends. Watching the one that is watched already changes nothing.
@@ -103,7 +143,7 @@ impl Processes {
         }
         let (waker, dir, watched) = (
             self.waker.clone(),
-            self.run_dir.vm_dir(uid),
+            self.run_dir.vmm_dir(uid),
             identity.clone(),
         );
         let task = tokio::spawn(async move {
@@ -117,5 +157,33 @@ impl Processes {
             _task: AbortOnDropHandle::new(task),
         };
         watches.insert(uid, watch);
+    }
+}
+
+fn confined(spec: &VmSpec, slot: &Slot, user: u32) -> Confined {
+    let read = |path: &std::path::PathBuf| Disk {
+        path: path.clone(),
+        access: Access::ReadOnly,
+    };
+    let boot = spec.kernel_file.iter().chain(&spec.initrd_file).map(read);
+    Confined {
+        user,
+        vcpu: spec.vcpu,
+        ram_bytes: spec.ram_bytes,
+        files: boot.chain(slot.disks.iter().cloned()).collect(),
+    }
+}
+
+/// What is written is given to the VMM, and of a block device it gets a node; what is only read stays its owner's.
+fn readable(file: &Disk) -> Result<(), String> {
+    let found = std::fs::metadata(&file.path)
+        .map_err(|error| format!("{}: {error}", file.path.display()))?;
+    let everybody = found.permissions().mode() & 0o004 != 0;
+    match file.access {
+        Access::ReadOnly if !everybody && !found.file_type().is_block_device() => Err(format!(
+            "{0} cannot be read by the user of its own that every VMM runs as: chmod o+r {0}",
+            file.path.display()
+        )),
+        Access::ReadOnly | Access::ReadWrite => Ok(()),
     }
 }

@@ -231,5 +231,6 @@ fn desired(wanted: bool) -> Desired {
         uid,
         dir: "/run/slice/vm/a".into(),
         want,
+        confined: None,
     }
 }

@@ -37,6 +37,7 @@ fn spawn(
         log: &dir.join(CONSOLE),
         file_limit: LOG_LIMIT,
         record: &dir.join(RECORD),
+        confine: None,
     })
 }
 
@@ -189,6 +190,7 @@ fn nothing_is_started_where_the_link_is_missing_or_the_program() {
         log: &log,
         file_limit: LOG_LIMIT,
         record: &record,
+        confine: None,
     };
     assert_eq!(process::spawn(&spawn).unwrap_err().kind, Kind::Absent);
     assert_eq!(process::read_record(&record).unwrap(), Record::Unborn);
@@ -478,6 +480,7 @@ async fn a_vmm_with_another_label_is_not_ours_to_stop() {
         log: &other.dir.join(CONSOLE),
         file_limit: LOG_LIMIT,
         record: &other.dir.join(RECORD),
+        confine: None,
     })
     .unwrap();
     converge(&Vmm::default(), &desired).await;

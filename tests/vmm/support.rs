@@ -79,6 +79,7 @@ pub fn some_vm(dir: &Path, want: Option<Launch>) -> Desired {
         uid,
         dir: dir.join("vm"),
         want,
+        confined: None,
     }
 }
 

@@ -9,11 +9,11 @@ use crate::api::condition::{Reason, Status};
 use crate::api::host_group::{Origin, UpdatePolicy};
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::Uid;
-use crate::api::network::{Connection, NetworkSpec};
+use crate::api::network::{Connection, NetworkSpec, TapOwner};
 use crate::api::rung::Rung;
-use crate::api::vm::Vm;
+use crate::api::vm::{Hypervisor, Vm};
 use crate::clock;
-use crate::host::process::Identity;
+use crate::host::process::{Identity, user_lives};
 use crate::reconcile::fold::ProcessMark;
 use crate::reconcile::record::Record;
 use crate::reconcile::vmm;
@@ -77,7 +77,10 @@ impl Engine {
     ) -> Result<vmm::Desired, String> {
         let (spec, name) = (&vm.spec, &vm.meta.name);
         let label = self.instance.vm_label(name, vm.meta.uid);
-        self.processes.desired(spec, name, &label, connection).await
+        let user = self.store.read(|world| world.vmm_id(vm.meta.uid));
+        self.processes
+            .desired(spec, name, &label, connection, user)
+            .await
     }
 
     /// Both transactions of the lease rung in one: its world is the store itself.
@@ -86,6 +89,7 @@ impl Engine {
         uid: Uid,
     ) -> Result<Result<(Vm, Option<Lease>), Outcome>, store::Error> {
         let now = clock::now();
+        let wants_user = self.wants_user(uid);
         self.write(|txn| {
             let vm = match txn.take_rung(uid, Rung::Lease, now)? {
                 Gate::Open(vm) => *vm,
@@ -109,6 +113,15 @@ impl Engine {
                     return Ok(Err(Outcome::After(SLOW)));
                 }
             };
+            if wants_user && !self.give_user(txn, uid)? {
+                let why = format!(
+                    "no user is left for its VMM in {} (--vmm-ids)",
+                    self.vmm_ids
+                );
+                let found = (Status::False, Reason::RangeExhausted, why);
+                txn.set_condition(uid, Rung::Lease, found, generation, now)?;
+                return Ok(Err(Outcome::After(SLOW)));
+            }
             let found = (Status::True, Reason::Converged, String::new());
             txn.set_condition(uid, Rung::Lease, found, generation, now)?;
             match txn.take_rung(uid, Rung::Net, now)? {
@@ -117,6 +130,31 @@ impl Engine {
             }
         })
         .await
+    }
+
+    /// Whether a VM is to be given a user for its VMM. One that runs without, from before there were any, is left alone until it ends.
+    fn wants_user(&self, uid: Uid) -> bool {
+        let without = self.store.read(|world| {
+            let vm = world.vm(uid)?;
+            let ours = vm.spec.hypervisor != Hypervisor::None;
+            Some(ours && world.vmm_id(uid).is_none())
+        });
+        without == Some(true) && !self.processes.runs(uid)
+    }
+
+    /// False: none is left. One that something on this host runs as is passed over: another daemon may have the same range.
+    fn give_user(&self, txn: &mut store::Txn<'_>, uid: Uid) -> Result<bool, store::Error> {
+        let start = self.vmm_ids.start(self.instance.as_str());
+        let given = txn.give_vmm_id(uid, &self.vmm_ids, start, user_lives)?;
+        Ok(given.is_some())
+    }
+
+    /// Who may open a VM's TAP: its VMM, or whoever brings one.
+    pub(super) fn tap_owner(&self, vm: &Vm) -> TapOwner {
+        match self.store.read(|world| world.vmm_id(vm.meta.uid)) {
+            Some(uid) => TapOwner { uid, gid: None },
+            None => vm.spec.network.tap_owner(),
+        }
     }
 
     /// What the page is to remember; the moment of the start is kept while the process is the same.
@@ -146,6 +184,7 @@ impl Engine {
             update,
             vm: vm.clone(),
             lease,
+            vmm_id: self.store.read(|world| world.vmm_id(vm.meta.uid)),
         };
         serde_json::to_string(&record).unwrap_or_default()
     }

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use super::{
-    Action, CONSOLE, Desired, LABEL_VAR, LOG_LIMIT, Launch, QMP, RECORD, RUN_DIR_VAR, qmp, watch,
+    Action, CONSOLE, CONSOLE_OLD, Desired, LABEL_VAR, Launch, QMP, RECORD, RUN_DIR_VAR, confine,
+    qmp, watch,
 };
-use crate::host::process::{self, Identity, Life, Process, Record, Spawn, Stop};
+use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop};
 use crate::host::{Error, fs};
 
 /// For the guest to power down.
@@ -20,10 +21,8 @@ const START_DEADLINE: Duration = Duration::from_secs(3);
 
 pub(super) async fn act(desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
-        Action::CreateRunDir => fs::make_dir(&desired.dir, 0o750),
-        Action::Record(process) => {
-            process::write_record(&desired.dir.join(RECORD), process.thing())
-        }
+        Action::CreateRunDir => fs::make_dir(&desired.dir, 0o700),
+        Action::Record(process) => process::write_record(&desired.record(), process.thing()),
         Action::AskToPowerDown(process) => ask(desired, process.thing()).await,
         Action::Terminate(process) => signal(process.thing(), Stop::Terminate, TERM_DEADLINE).await,
         Action::Kill(process) => kill(process.thing()).await,
@@ -92,6 +91,16 @@ async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
 async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
     let start = move || {
         let (label, dir) = (desired.label.to_string(), desired.dir.display().to_string());
+        confine::give_dir(&desired)?;
+        let cgroup = confine::cgroup(&desired);
+        let reach = confine::reach(&desired, &launch);
+        let confine = desired.confined.as_ref().map(|confined| Confine {
+            user: confined.user,
+            home: &desired.dir,
+            reach: &reach,
+            kvm: confine::wants_kvm(&launch),
+            cgroup: cgroup.as_deref(),
+        });
         process::spawn(&Spawn {
             argv: &launch.argv,
             env: &[(LABEL_VAR, &label), (RUN_DIR_VAR, &dir)],
@@ -99,8 +108,9 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
             netns: launch.netns(),
             needs_link: &launch.tap,
             log: &desired.dir.join(CONSOLE),
-            file_limit: LOG_LIMIT,
-            record: &desired.dir.join(RECORD),
+            file_limit: confine::file_limit(&desired)?,
+            record: &desired.record(),
+            confine,
         })
     };
     tokio::task::spawn_blocking(start)
@@ -130,15 +140,24 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
 
 fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
     forget_the_last(desired)?;
-    names
-        .iter()
-        .try_for_each(|name| fs::remove(&desired.dir.join(name)))
+    // Where they stood before the run directory was the VMM's own.
+    for name in [CONSOLE, CONSOLE_OLD, QMP] {
+        fs::remove(&desired.dir.with_file_name(name))?;
+    }
+    names.iter().try_for_each(|name| match name.as_str() {
+        RECORD => {
+            fs::remove(&desired.record())?;
+            confine::remove_strange(&desired.dir.join(RECORD))
+        }
+        name => confine::remove_strange(&desired.dir.join(name)),
+    })
 }
 
 /// Reaps the process on record, if it was our child and has ended, and takes away the socket that it left.
 fn forget_the_last(desired: &Desired) -> Result<(), Error> {
-    if let Record::Of(identity) = process::read_record(&desired.dir.join(RECORD))? {
+    if let Record::Of(identity) = process::read_record(&desired.record())? {
         process::reap(&identity)?;
     }
-    fs::remove(&desired.dir.join(QMP))
+    confine::leave_cgroup(desired);
+    confine::remove_strange(&desired.dir.join(QMP))
 }

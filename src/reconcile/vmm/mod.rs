@@ -8,19 +8,23 @@
 //! | `plan` | pure |
 //! | `observe` | looks at the run directory and at `/proc` |
 //! | `act`, `qmp` | starts and stops |
+//! | `confine` | what a VMM may have of the host |
 //! | `watch` | comes back when a VMM has ended; keeps its log short meanwhile |
 //!
-//! # The run directory, `<run>/vm/<uid>/`
+//! # The run directory, `<run>/vm/<uid>/vmm/`
+//! It belongs to the VMM's own user, who can write there and nowhere else: what is found in it is of a stranger's making.
+//! Beside it, out of the VMM's reach, stands `process`: which process was started, see [`crate::host::process::read_record`].
+//!
 //! | name | what |
 //! |---|---|
-//! | `process` | which process was started: see [`crate::host::process::read_record`] |
 //! | `console.log` | the guest's serial output and the VMM's own; at most [`LOG_LIMIT`] |
 //! | `console.log.1` | what was there before; at most [`LOG_LIMIT`] |
 //! | `qmp.sock` | QEMU's control socket |
 //!
-//! Anything else in it is not ours.
+//! Anything else in it is not ours, unless the VMM's user has made it.
 
 mod act;
+mod confine;
 mod machine;
 mod observe;
 mod plan;
@@ -53,7 +57,7 @@ pub const CONSOLE: &str = "console.log";
 pub const CONSOLE_OLD: &str = "console.log.1";
 /// QEMU's control socket.
 pub const QMP: &str = "qmp.sock";
-/// Every name in a run directory that is ours to remove.
+/// Every name in a run directory, and the record beside it, that is ours to remove.
 pub const OURS: [&str; 4] = [CONSOLE, CONSOLE_OLD, RECORD, QMP];
 
 /// Bytes. The kernel lets no file of a VMM grow beyond this; with the rotated one a VM has at most twice as much, 4 MiB.
@@ -82,6 +86,29 @@ pub struct Desired {
     pub dir: PathBuf,
     /// None: nothing may run.
     pub want: Option<Launch>,
+    /// How it is confined; none: it runs as we do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confined: Option<Confined>,
+}
+
+/// What a VMM may have of the host. Not compared with what runs: one that was started with less in its way goes on until it ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confined {
+    /// Its user and group.
+    pub user: u32,
+    /// The VM's processors.
+    pub vcpu: u32,
+    /// The VM's memory.
+    pub ram_bytes: u64,
+    /// Files and block devices that it opens outside of its run directory.
+    pub files: Vec<Disk>,
+}
+
+impl Desired {
+    /// Where the newborn notes itself: beside the run directory.
+    pub fn record(&self) -> PathBuf {
+        self.dir.with_file_name(RECORD)
+    }
 }
 
 /// What there is.
