@@ -58,6 +58,11 @@ impl IdRange {
             .find(|id| !NOBODY.contains(id) && !taken(*id))
     }
 
+    /// The first and the last.
+    pub fn ends(&self) -> impl Iterator<Item = u32> {
+        [self.first, self.last].into_iter()
+    }
+
     /// Whether an id lies in the range.
     pub fn contains(&self, id: u32) -> bool {
         (self.first..=self.last).contains(&id)

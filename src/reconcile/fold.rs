@@ -76,7 +76,12 @@ impl House {
                 conditions,
                 network: self.network(vm, lease, &pages),
                 firewall: firewall(vm, page(&pages, Rung::Firewall)),
-                vmm: self.vmm(vm, ready, page(&pages, Rung::Vmm)),
+                vmm: self.vmm(
+                    vm,
+                    ready,
+                    page(&pages, Rung::Vmm),
+                    world.vmm_id(vm.meta.uid),
+                ),
                 warnings: vm.spec.network.warnings(),
             },
         }
@@ -131,7 +136,13 @@ impl House {
         }
     }
 
-    fn vmm(&self, vm: &Vm, ready: bool, page: Option<&RungPage>) -> VmmStatus {
+    fn vmm(
+        &self,
+        vm: &Vm,
+        ready: bool,
+        page: Option<&RungPage>,
+        user: Option<u32>,
+    ) -> VmmStatus {
         let mark: Option<ProcessMark> = page
             .filter(|page| page.condition.status == Status::True)
             .and_then(|page| serde_json::from_str(page.mark.as_ref()?).ok());
@@ -150,6 +161,7 @@ impl House {
             hypervisor: vm.spec.hypervisor,
             pid: mark.as_ref().map(|mark| mark.identity.pid),
             state,
+            user,
             started_at: mark.as_ref().map(|mark| mark.started_at),
             api_socket: has_process.then(|| dir.join(vmm::QMP)),
             log: has_process.then(|| dir.join(vmm::CONSOLE)),

@@ -351,6 +351,7 @@ async fn a_vmm_is_started_once_adopted_replaced_and_removed() {
     );
 
     std::fs::remove_dir_all(&desired.dir).unwrap();
+    std::fs::remove_file(desired.record()).unwrap();
     let (found, steps) = converge(&Vmm::default(), &desired).await;
     assert_eq!(
         found.process(),
