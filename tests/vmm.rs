@@ -1,6 +1,8 @@
 //! The Vmm rung: its laws, real processes, and a real guest.
 //! Not here: the other rungs, the daemon.
 
+#[path = "vmm/confine.rs"]
+mod confine;
 #[path = "vmm/guest.rs"]
 mod guest;
 #[path = "vmm/laws.rs"]

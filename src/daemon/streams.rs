@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -153,7 +153,7 @@ pub(super) fn log(path: PathBuf, span: Span) -> BoxStream<'static, io::Result<By
     .boxed()
 }
 
-async fn read_on(path: &PathBuf, at: u64) -> io::Result<(Bytes, u64)> {
+async fn read_on(path: &Path, at: u64) -> io::Result<(Bytes, u64)> {
     // The VMM may have put anything there.
     let mut file = match fs::open_plain(path) {
         Ok(file) => tokio::fs::File::from_std(file),

@@ -68,7 +68,8 @@ fn single(path: &str, text: &str) -> Vec<Run> {
 
 fn judge_users(ids: &IdRange, mapped: &[Run], others: &[Run]) -> Check {
     let holds = |(_, first, length): &&Run| {
-        ids.ends().all(|id| (*first..first.saturating_add(*length)).contains(&u64::from(id)))
+        ids.ends()
+            .all(|id| (*first..first.saturating_add(*length)).contains(&u64::from(id)))
     };
     let meets = |(_, first, length): &&Run| {
         let mut ends = ids.ends().map(u64::from);
@@ -108,12 +109,19 @@ mod tests {
         let whole = mapped("         0          0 4294967295\n");
         assert_eq!(judge_users(&ids, &whole, &[]).verdict, CheckVerdict::Ok);
         let rootless = mapped("0 1000 1\n1 100000 65536\n");
-        assert!(judge_users(&ids, &rootless, &[]).found.contains("namespace"));
+        assert!(
+            judge_users(&ids, &rootless, &[])
+                .found
+                .contains("namespace")
+        );
         let subuid = subordinate("/etc/subuid", "ann:70099:65536\n");
         let check = judge_users(&ids, &whole, &subuid);
         assert_eq!(check.verdict, CheckVerdict::Warn);
         assert!(check.found.contains("ann in /etc/subuid"));
-        let passwd = single("/etc/passwd", "bob:x:70050:100:,,,:/home/bob:/bin/sh\nnonsense\n");
+        let passwd = single(
+            "/etc/passwd",
+            "bob:x:70050:100:,,,:/home/bob:/bin/sh\nnonsense\n",
+        );
         assert!(judge_users(&ids, &whole, &passwd).found.contains("bob"));
         let before = subordinate("/etc/subuid", "ann:4464:65536\n");
         assert_eq!(judge_users(&ids, &whole, &before).verdict, CheckVerdict::Ok);

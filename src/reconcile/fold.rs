@@ -136,17 +136,16 @@ impl House {
         }
     }
 
-    fn vmm(
-        &self,
-        vm: &Vm,
-        ready: bool,
-        page: Option<&RungPage>,
-        user: Option<u32>,
-    ) -> VmmStatus {
+    fn vmm(&self, vm: &Vm, ready: bool, page: Option<&RungPage>, user: Option<u32>) -> VmmStatus {
         let mark: Option<ProcessMark> = page
             .filter(|page| page.condition.status == Status::True)
             .and_then(|page| serde_json::from_str(page.mark.as_ref()?).ok());
-        let dir = self.run_dir.vmm_dir(vm.meta.uid);
+        let uid = vm.meta.uid;
+        let dir = match (user, &mark) {
+            // Started by an earlier sliced.
+            (None, Some(_)) => self.run_dir.vm_dir(uid),
+            (Some(_), _) | (None, None) => self.run_dir.vmm_dir(uid),
+        };
         let state = match (vm.spec.hypervisor, &mark) {
             (Hypervisor::None, _) => VmmState::None,
             (Hypervisor::Qemu, Some(_)) => VmmState::Running,

@@ -38,7 +38,8 @@ fn a_vmm_has_a_user_of_its_own_no_capabilities_and_sees_next_to_nothing_of_the_h
 fn a_vmm_keeps_its_user_through_every_death_and_gives_it_back_with_its_vm() {
     inhabited(|mut house| {
         let before = two_vmms(&house);
-        let seen = |vmms: &[Vmm]| -> Vec<(u32, u32)> { vmms.iter().map(|v| (v.pid, v.user)).collect() };
+        let seen =
+            |vmms: &[Vmm]| -> Vec<(u32, u32)> { vmms.iter().map(|v| (v.pid, v.user)).collect() };
         house.kill();
         house.start();
         house.ctl("wait hg/sandbox --for ready --timeout 60s");
@@ -75,7 +76,10 @@ fn what_a_vmm_puts_in_its_directory_is_neither_followed_nor_in_the_way() {
         let secret = house.write("secret", "the host's own words\n");
         signal(vmm.pid, rustix::process::Signal::STOP);
         let console = vmm.dir.join("console.log");
-        as_user(vmm.user, &format!("rm {0}; ln -s {secret} {0}", console.display()));
+        as_user(
+            vmm.user,
+            &format!("rm {0}; ln -s {secret} {0}", console.display()),
+        );
         as_user(vmm.user, &format!("mkdir -p {}/deep/er", vmm.dir.display()));
         let said = house.try_ctl("logs sandbox-1");
         let said = String::from_utf8_lossy(&said.stdout).into_owned();
@@ -84,7 +88,10 @@ fn what_a_vmm_puts_in_its_directory_is_neither_followed_nor_in_the_way() {
         house.until("it runs again, with a log of its own", || {
             fs::symlink_metadata(&console).ok()?.is_file().then_some(())
         });
-        assert_eq!(fs::read_to_string(&secret).unwrap(), "the host's own words\n");
+        assert_eq!(
+            fs::read_to_string(&secret).unwrap(),
+            "the host's own words\n"
+        );
         assert_eq!(fs::metadata(&secret).unwrap().uid(), 0);
         fs::remove_file(house.conf().join("sandbox.yaml")).unwrap();
         house.until("nothing is left, whatever it has made", || {
@@ -191,7 +198,11 @@ fn namespace(process: &str, kind: &str) -> PathBuf {
 fn namespaces(vmm: &Vmm, other: &Vmm) {
     let (pid, its) = (vmm.pid.to_string(), other.pid.to_string());
     for kind in ["net", "mnt"] {
-        assert_ne!(namespace(&pid, kind), namespace("thread-self", kind), "{kind}");
+        assert_ne!(
+            namespace(&pid, kind),
+            namespace("thread-self", kind),
+            "{kind}"
+        );
         assert_ne!(namespace(&pid, kind), namespace(&its, kind), "{kind}");
     }
     let wanted = fs::metadata(&vmm.netns).unwrap().ino();
@@ -208,8 +219,14 @@ fn mounts(vmm: &Vmm, house: &House) {
         let (at, options) = (fields[4], fields[5]);
         let kind = line.split(" - ").nth(1).unwrap().split(' ').next().unwrap();
         assert_ne!(kind, "nsfs", "no namespace is kept alive: {line}");
-        assert!(options.split(',').any(|option| option == "nosuid"), "{line}");
-        assert!(!at.starts_with(house.dir.path().to_str().unwrap()), "{line}");
+        assert!(
+            options.split(',').any(|option| option == "nosuid"),
+            "{line}"
+        );
+        assert!(
+            !at.starts_with(house.dir.path().to_str().unwrap()),
+            "{line}"
+        );
         if !options.split(',').any(|option| option == "ro") && kind != "proc" {
             writable.push(at);
         }
@@ -248,8 +265,15 @@ fn files(vmm: &Vmm) {
         assert_eq!(found.permissions().mode() & 0o777, 0o600, "{record}");
     }
     let owner = format!("/sys/class/net/{}/owner", vmm.tap);
-    let owner = run(&format!("nsenter --target {} --mount --net cat {owner}", vmm.pid));
-    assert_eq!(owner.trim(), vmm.user.to_string(), "the TAP's, by a fresh /sys");
+    let owner = run(&format!(
+        "nsenter --target {} --mount --net cat {owner}",
+        vmm.pid
+    ));
+    assert_eq!(
+        owner.trim(),
+        vmm.user.to_string(),
+        "the TAP's, by a fresh /sys"
+    );
 }
 
 /// As the user and in the namespaces of the VMM, which is what somebody would have who broke out of a guest.
@@ -277,15 +301,23 @@ fn trials_within(vmm: &Vmm, other: &Vmm, house: &House) {
     for place in ["/x", "/usr/x", "/dev/x", "/etc/x", "/sys/x", "/proc/x"] {
         assert!(!inside(&format!("touch {place}")), "{place} can be written");
     }
-    assert!(!inside("ip link set tap0 down"), "the network is not its own");
-    assert!(inside("test $(ls /sys/class/net | grep -c -x -e lo -e tap0 -e up0) = 3"));
+    assert!(
+        !inside("ip link set tap0 down"),
+        "the network is not its own"
+    );
+    assert!(inside(
+        "test $(ls /sys/class/net | grep -c -x -e lo -e tap0 -e up0) = 3"
+    ));
     let devices = "find /dev -type c -o -type b | sort | tr '\\n' ' '";
     let wanted = "/dev/net/tun /dev/null /dev/random /dev/urandom /dev/zero ";
     let kvm = proc(vmm, "cmdline").contains("accel\0kvm");
     let found = format!("test \"$({devices} | sed 's|/dev/kvm ||')\" = '{}'", wanted);
     // The shell takes newlines off an answer, not blanks.
     assert!(inside(&found));
-    assert_eq!(inside("test -e /dev/kvm"), kvm && Path::new("/dev/kvm").exists());
+    assert_eq!(
+        inside("test -e /dev/kvm"),
+        kvm && Path::new("/dev/kvm").exists()
+    );
 }
 
 /// As the user of the VMM, were it to come out of its file system.
@@ -305,13 +337,23 @@ fn trials_without(vmm: &Vmm, other: &Vmm, house: &House) {
 }
 
 fn as_user(user: u32, words: &str) {
-    assert!(unprivileged(&mut Command::new("env"), user, words), "{words}");
+    assert!(
+        unprivileged(&mut Command::new("env"), user, words),
+        "{words}"
+    );
 }
 
 fn unprivileged(command: &mut Command, user: u32, words: &str) -> bool {
     let user = user.to_string();
     command
-        .args(["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"])
+        .args([
+            "setpriv",
+            "--reuid",
+            &user,
+            "--regid",
+            &user,
+            "--clear-groups",
+        ])
         .args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"])
         .args(["sh", "-c", words])
         .output()

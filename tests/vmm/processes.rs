@@ -41,7 +41,7 @@ fn spawn(
     })
 }
 
-fn kill(identity: &Identity) {
+pub fn kill(identity: &Identity) {
     if let Life::Alive(process) = process::look(identity).unwrap() {
         process.stop(Stop::Kill).unwrap();
     }

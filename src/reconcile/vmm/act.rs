@@ -70,7 +70,10 @@ async fn wait(process: &Process, deadline: Duration) -> Result<bool, Error> {
 
 async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
     forget_the_last(desired)?;
-    watch::rotate(&desired.dir)?;
+    if let Err(error) = watch::rotate(&desired.dir) {
+        // What stands in the way is of the last VMM's making.
+        tracing::debug!(%error, "a VMM's log cannot be rotated");
+    }
     let identity = spawn(desired.clone(), launch.clone()).await?;
     tracing::debug!(pid = identity.pid, "started a VMM");
     let Life::Alive(process) = process::look(&identity)? else {
@@ -124,7 +127,8 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
         Life::Ended(exit) => exit.to_string(),
         Life::Alive(_) => "does not run properly".to_owned(),
     };
-    let said = fs::tail(&desired.dir.join(CONSOLE), 1024)?.unwrap_or_default();
+    let said = fs::tail(&desired.dir.join(CONSOLE), 1024);
+    let said = said.ok().flatten().unwrap_or_default();
     let said = said
         .lines()
         .map(str::trim)
