@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::{Access, Confined, Desired, LOG_LIMIT, Launch};
@@ -25,8 +25,23 @@ pub(super) fn give_dir(desired: &Desired) -> Result<(), Error> {
         return Ok(());
     };
     give(&desired.dir, confined.user, 0o700)?;
+    give_contents(&desired.dir, confined.user)?;
     for disk in written(confined) {
         give(&disk.path, confined.user, 0o600)?;
+    }
+    Ok(())
+}
+
+/// What was written for it before the start, its configuration for one, is its own: it could not read it otherwise. A file of
+/// several names may be somebody's elsewhere, and what is not plain is of no use to it.
+fn give_contents(dir: &Path, user: u32) -> Result<(), Error> {
+    let fail = |error| Error::io("give to a VMM", dir.display().to_string(), error);
+    for entry in std::fs::read_dir(dir).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let found = entry.metadata().map_err(fail)?;
+        if found.is_file() && found.uid() == 0 && found.nlink() == 1 {
+            give(&entry.path(), user, 0o600)?;
+        }
     }
     Ok(())
 }
