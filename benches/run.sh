@@ -4,20 +4,9 @@
 #   benches/run.sh [SLOTS]     256 unless told
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. benches/lib.sh
 
-target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
-work=$(mktemp -d /tmp/slice-bench.XXXXXX)
-trap 'rm -rf "$work"' EXIT
 slots=${1:-256}
-failed=0
-
-# A private host: `fresh COMMAND...` runs it in namespaces that end with it.
-fresh() {
-  unshare --net --mount --propagation private -- bash -euc '
-    mount -t tmpfs none /run && mkdir /run/netns && ip link set lo up
-    mkdir -p /var/lib/cni && mount -t tmpfs none /var/lib/cni
-    "$@"' fresh "$@"
-}
 
 manifest() { # GROUPS SLOTS DROP; MODE is a variable
   echo "config: {hypervisor: none, host_groups: ["
@@ -33,22 +22,6 @@ network() { # GROUP DROP
     bridge) echo "network: {bridge: bench$1, tap_prefix: b$1-, gateway: 10.64.$((4 * $1)).1/22}" ;;
     cni) echo "network_name: bench" ;;
   esac
-}
-
-now() { date +%s%N; }
-since() { echo $((($(now) - $1) / 1000)); } # microseconds
-per() { awk "BEGIN { printf \"%.2f\", $1 / $2 }"; }
-
-begin() { # starts sliced, waits for its socket
-  # One at a time the plugins' own time is told, too.
-  SLICE_LOG=info$([ "${CONCURRENCY:-16}" != 1 ] || echo ,slicectl::cni=debug) sliced --concurrency "${CONCURRENCY:-16}" 2>"$work/log" &
-  daemon=$!
-  for ((i = 0; i < 200; i++)); do
-    slicectl version >/dev/null 2>&1 && return
-    sleep 0.02
-  done
-  cat "$work/log" >&2
-  return 1
 }
 
 host_rules() { iptables-save | grep -c '^-A'; }
@@ -101,15 +74,6 @@ life() { # GROUPS SLOTS
   wait "$daemon"
 }
 
-# The median of what was said of it.
-of() { awk -v key="$2" '$1 == key { print $2 }' <<<"$1" | sort -n | awk '{ all[NR] = $1 } END { print all[int((NR + 1) / 2)] }'; }
-
-say() { # NAME VALUE BOUND TEST
-  local word=ok
-  awk "BEGIN { exit !($2 $4 $3) }" || { word=MISSED; failed=1; }
-  printf '%-58s %10s   wanted %s %-8s %s\n' "$1" "$2" "$4" "$3" "$word"
-}
-
 # Builds a group and takes it away again; prints microseconds a slot.
 price() { # MODE SLOTS [GROUPS] [CONCURRENCY]
   local built
@@ -122,15 +86,6 @@ beside_plugins() { # SLOTS GROUPS
   local built
   built=$(MODE=cni CONCURRENCY=1 fresh bash -euc "life $2 $1")
   per "$(($(of "$built" build) - $(of "$built" plugins)))" "$1"
-}
-
-# These machines are noisy: what is compared is run by turns, and of each the median of several runs counts.
-by_turns() { # TIMES COMMAND...; a command prints `name value` lines
-  local times=$1 turn command
-  shift
-  for ((turn = 0; turn < times; turn++)); do
-    for command in "$@"; do $command; done
-  done
 }
 
 few_beside_plugin() { echo "few $(beside_plugins 16 1)"; }
@@ -162,8 +117,8 @@ by_hand_cni() { # SLOTS
   fresh bash benches/yardsticks/by-hand-cni.sh "$1" 0 "$work/bridge.json" "$work/firewall.json"
 }
 
-export PATH="$target/release:$PATH" work MODE=isolated
-export -f fresh network manifest now since begin host_rules cpu_ticks resident_kb life per of
+export MODE=isolated
+export -f network manifest host_rules cpu_ticks resident_kb life
 
 cc -O2 -o "$work/floor" benches/yardsticks/floor.c
 echo "$(nproc) cores, $(uname -r), $(iptables --version), $slots slots"
@@ -199,6 +154,9 @@ printf '\nbridge, microseconds a slot: by hand %s, ours %s; 16 slots %s, 1000 sl
   "$hand" "$ours" "$few" "$many"
 say "bridge: times faster than by hand" "$(per "$hand" "$ours")" 8 '>='
 say "bridge: 1000 slots, ratio of the price of a slot to that at 16" "$(per "$many" "$few")" 1.5 '<='
+
+echo
+benches/vmm.sh || failed=1
 
 [ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ] || {
   echo 'CNI is left out: there are no plugins here (apt-get install containernetworking-plugins)'

@@ -54,6 +54,7 @@ fn every_verb_answers_as_its_golden_says() {
         ("events-json", "events ground -o json"),
         ("events-yaml", "events ground -o yaml"),
         ("logs", "logs sandbox-1"),
+        ("logs-last", "logs sandbox-1 --lines 1"),
         ("logs-missing", "logs vm/none-such"),
         ("gc-dry-run", "gc --dry-run"),
         ("gc-dry-run-json", "gc --dry-run -o json"),

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use slicectl::host::addr::{self, Addr};
 use slicectl::host::events::{Event, Events, What};
-use slicectl::host::iptables::{Backend, Generation};
+use slicectl::host::iptables::Backend;
 use slicectl::host::link::{self, Change, State, VethEnd};
 use slicectl::host::netns::{self, Netns};
-use slicectl::host::rule::TableName;
+use slicectl::host::rule::{Generation, TableName};
 use slicectl::host::{Handle, sysctl};
 use support::kernel;
 

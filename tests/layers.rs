@@ -21,12 +21,16 @@ const EXCEPTIONS: [(&str, &[&str]); 6] = [
 ];
 
 /// Pure files: plans, the rules and recipes that they are made of. Beside their own room they know these alone.
-const PURE: [&str; 6] = [
+const PURE: [&str; 10] = [
     "plan.rs",
     "state.rs",
     "rules.rs",
     "recipe.rs",
     "qemu.rs",
+    "firecracker.rs",
+    "cloud_hypervisor.rs",
+    "cmdline.rs",
+    "version.rs",
     "guest.rs",
 ];
 const PURE_MAY: [&str; 5] = [

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use slicectl::api::life::Board;
 use slicectl::api::manifest::{Draft, Problem, Source, parse};
 use slicectl::api::network::NetworkSpec;
 use slicectl::api::validate;
@@ -130,6 +131,41 @@ fn a_group_overrides_what_config_says_and_qemu_is_the_default_with_a_kernel() {
     assert_eq!(vm.hypervisor, Hypervisor::None);
     assert_eq!(vm.kernel_file.as_deref(), Some(Path::new("/b")));
     assert_eq!(vm.initrd_file.as_deref(), Some(Path::new("/i")));
+}
+
+#[test]
+fn a_group_takes_the_program_of_its_own_hypervisor_and_its_words_for_the_kernel() {
+    let text = "config:\n  kernel_file: /a\n  cmdline: quiet\n  firecracker_bin: /opt/fc\n  cloud_hypervisor_bin: /opt/ch\n  host_groups:\n";
+    let life = |rest: &str| {
+        let group = format!("{text}    - {{name: g, network: {{mode: isolated}}{rest}}}\n");
+        let life = one(&group).spec.template.life;
+        (life.program, life.cmdline)
+    };
+    let said = |program: Option<&str>, cmdline: Option<&str>| {
+        (program.map(Into::into), cmdline.map(str::to_owned))
+    };
+    assert_eq!(life(""), said(None, Some("quiet")));
+    assert_eq!(
+        life(", hypervisor: firecracker"),
+        said(Some("/opt/fc"), Some("quiet"))
+    );
+    assert_eq!(
+        life(
+            ", hypervisor: cloud-hypervisor, cloud_hypervisor_bin: /b/ch, cmdline: ' root=/dev/vda2  ro '"
+        ),
+        said(Some("/b/ch"), Some("root=/dev/vda2  ro"))
+    );
+    let text = "config: {machine: q35, kernel_file: /a, host_groups: [{name: g, network: {mode: isolated}, hypervisor: HH}]}";
+    for (hypervisor, board) in [("qemu", Board::Q35), ("firecracker", Board::Microvm)] {
+        let life = one(&text.replace("HH", hypervisor)).spec.template.life;
+        assert_eq!(life.board, board, "{hypervisor}");
+    }
+    assert_eq!(
+        life(", cmdline: ''"),
+        said(None, None),
+        "none of its own, and not config's"
+    );
+    assert_eq!(life(", hypervisor: none"), said(None, None));
 }
 
 #[test]

@@ -9,5 +9,9 @@ mod guest;
 mod laws;
 #[path = "vmm/processes.rs"]
 mod processes;
+#[path = "vmm/real.rs"]
+mod real;
+#[path = "vmm/recipes.rs"]
+mod recipes;
 #[path = "vmm/support.rs"]
 mod support;

@@ -182,7 +182,7 @@ pub struct VmmStatus {
     pub user: Option<u32>,
     /// When the process was started.
     pub started_at: Option<Timestamp>,
-    /// Its control socket (QEMU: QMP).
+    /// Its control socket (QEMU: QMP; the others: their own HTTP).
     pub api_socket: Option<PathBuf>,
     /// The guest's serial output and the VMM's own.
     pub log: Option<PathBuf>,

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::meta::{Meta, Name};
 use super::life::Life;
+use super::meta::{Meta, Name};
 use super::network::NetworkSpec;
 use super::storage::Storage;
 
@@ -63,14 +63,18 @@ impl VmSpec {
     }
 }
 
-/// Which VMM runs a VM. The ones that do not exist yet are refused by [`super::manifest`].
+/// Which VMM runs a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hypervisor {
     /// The slot is prepared and nothing is started: bring your own VMM.
     None,
-    /// `qemu-system-x86_64 -M microvm`.
+    /// `qemu-system-x86_64`.
     Qemu,
+    /// `firecracker`.
+    Firecracker,
+    /// `cloud-hypervisor`.
+    CloudHypervisor,
 }
 
 impl fmt::Display for Hypervisor {
@@ -78,6 +82,8 @@ impl fmt::Display for Hypervisor {
         f.pad(match self {
             Self::None => "none",
             Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+            Self::CloudHypervisor => "cloud-hypervisor",
         })
     }
 }

@@ -260,6 +260,7 @@ pub struct EventsArgs {
 #[command(after_help = "\
 Examples:
   slicectl logs sandbox-1
+  slicectl logs sandbox-1 --lines 20
   slicectl logs -f vm/sandbox-1")]
 pub struct LogsArgs {
     /// The VM
@@ -268,6 +269,9 @@ pub struct LogsArgs {
     /// Go on with what comes
     #[arg(short, long)]
     pub follow: bool,
+    /// Of what is there only the last so many lines
+    #[arg(short = 'n', long, value_name = "NUMBER")]
+    pub lines: Option<usize>,
 }
 
 /// Arguments of `gc`.

@@ -98,9 +98,9 @@ fn row(event: &Event) -> Vec<Field> {
     ]
 }
 
-/// `logs VM [-f]`: bytes as they are.
+/// `logs VM [-f] [-n NUMBER]`: bytes as they are.
 pub async fn logs(client: &Client, args: LogsArgs) -> Result<(), Failure> {
-    let mut stream = Box::pin(client.logs(&args.vm, span(args.follow)).await?);
+    let mut stream = Box::pin(client.logs(&args.vm, args.lines, span(args.follow)).await?);
     while let Some(bytes) = stream.next().await {
         print::bytes(&bytes?)?;
     }

@@ -15,6 +15,7 @@ use tokio::process::{self, Child};
 
 use super::error::{Failure, LIMITED, NOT_AVAILABLE, TRY_AGAIN};
 use super::{Error, json};
+use crate::clock;
 
 /// An answer is some kilobytes long. What is beyond this is read, so that the plugin does not hang, and forgotten.
 const OUTPUT_LIMIT: usize = 1 << 20;
@@ -86,7 +87,7 @@ impl Call<'_> {
     /// Its standard output, if it succeeded. Whatever comes of it, the plugin has ended and is reaped, except when this
     /// future is dropped: then it is killed, and reaped in a moment.
     pub(super) async fn run(self) -> Result<String, Error> {
-        let began = crate::clock::monotonic();
+        let began = clock::monotonic();
         let mut running = Running::of(self.start().await?);
         let heard = running.hear(self.stdin.as_bytes());
         let heard = match tokio::time::timeout(self.deadline, heard).await {
@@ -102,7 +103,7 @@ impl Call<'_> {
                 });
             }
         };
-        let microseconds = crate::clock::monotonic().duration_since(began).as_micros();
+        let microseconds = clock::monotonic().duration_since(began).as_micros();
         tracing::debug!(plugin = self.plugin, command = %self.command, status = %heard.status, microseconds, "a CNI plugin ended");
         self.judge(heard)
     }

@@ -253,6 +253,7 @@ impl Backend for Answers {
     async fn logs(
         &self,
         vm: Name,
+        lines: Option<usize>,
         span: Span,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, Refusal> {
         let found = self.objects(Kind::Vm, Some(&vm));
@@ -260,7 +261,7 @@ impl Backend for Answers {
             return Err(Refusal::NotFound(format!("vm/{vm}")));
         };
         match view.status.vmm.log {
-            Some(log) => Ok(streams::log(log, span)),
+            Some(log) => Ok(streams::log(log, lines, span)),
             None => Err(Refusal::Conflict(vec![format!(
                 "vm/{vm} has no log: its hypervisor is none"
             )])),

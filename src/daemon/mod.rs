@@ -79,6 +79,9 @@ impl From<host::Error> for Error {
     }
 }
 
+/// After a burst the threads that may block end with the rest of its stir, and not in the silence long after it.
+const IDLE_THREADS: Duration = Duration::from_secs(2);
+
 /// The runtime's threads, and one who waits for a late answer.
 fn askers() -> NonZeroUsize {
     let threads = std::thread::available_parallelism();
@@ -90,6 +93,7 @@ pub fn main(args: Args) -> ExitCode {
     log_to_stderr(&args);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .thread_keep_alive(IDLE_THREADS)
         .build()
     {
         Ok(runtime) => runtime,

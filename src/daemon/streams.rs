@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -134,9 +134,29 @@ async fn next_event(mut events: Receiver<Event>) -> Option<(Event, Receiver<Even
     }
 }
 
-/// A log from its beginning; followed through truncation, until the reader goes.
-pub(super) fn log(path: PathBuf, span: Span) -> BoxStream<'static, io::Result<Bytes>> {
-    stream::try_unfold((path, 0), move |(path, at)| async move {
+/// A log from its beginning, or its last `lines`; followed through truncation, until the reader goes.
+pub(super) fn log(
+    path: PathBuf,
+    lines: Option<usize>,
+    span: Span,
+) -> BoxStream<'static, io::Result<Bytes>> {
+    stream::once(async move {
+        let at = match lines {
+            Some(lines) => start_of_last(&path, lines).await?,
+            None => 0,
+        };
+        Ok::<_, io::Error>(log_from(path, at, span))
+    })
+    .try_flatten()
+    .boxed()
+}
+
+fn log_from(
+    path: PathBuf,
+    at: u64,
+    span: Span,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::try_unfold((path, at), move |(path, at)| async move {
         let mut at = at;
         loop {
             let (bytes, end) = read_on(&path, at).await?;
@@ -150,7 +170,25 @@ pub(super) fn log(path: PathBuf, span: Span) -> BoxStream<'static, io::Result<By
             }
         }
     })
-    .boxed()
+}
+
+/// Where the last `lines` of a log begin: a log is 2 MiB at most. What is after the last line end is a line, too.
+async fn start_of_last(path: &Path, lines: usize) -> io::Result<u64> {
+    let text = match tokio::fs::read(path).await {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    Ok(start_in(&text, lines) as u64)
+}
+
+fn start_in(text: &[u8], lines: usize) -> usize {
+    let Some(before) = lines.checked_sub(1) else {
+        return text.len();
+    };
+    let whole = text.strip_suffix(b"\n").unwrap_or(text);
+    let ends = whole.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n');
+    ends.map(|(at, _)| at + 1).nth(before).unwrap_or(0)
 }
 
 async fn read_on(path: &Path, at: u64) -> io::Result<(Bytes, u64)> {
@@ -169,4 +207,24 @@ async fn read_on(path: &Path, at: u64) -> io::Result<(Bytes, u64)> {
     file.take(64 * 1024).read_to_end(&mut bytes).await?;
     let end = at + bytes.len() as u64;
     Ok((bytes.into(), end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::start_in;
+
+    #[test]
+    fn the_last_lines_begin_after_a_line_end_and_an_unfinished_line_counts() {
+        for (text, lines, rest) in [
+            ("a\nb\nc\n", 2, "b\nc\n"),
+            ("a\nb\nc", 2, "b\nc"),
+            ("a\nb\n", 5, "a\nb\n"),
+            ("a\nb\n", 0, ""),
+            ("", 3, ""),
+            ("\n\n\n", 1, "\n"),
+        ] {
+            let start = start_in(text.as_bytes(), lines);
+            assert_eq!(&text[start..], rest, "{lines} of {text:?}");
+        }
+    }
 }

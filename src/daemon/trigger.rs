@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::removals::{Removals, Removed};
 use crate::api::meta::Uid;
 use crate::host::events::{Event, Events, What};
-use crate::host::iptables::Generation;
+use crate::host::rule::Generation;
 use crate::host::{Error, link};
 use crate::owner::{self, Instance};
 use crate::reconcile::engine::{Engine, Key};

@@ -5,18 +5,13 @@ use std::fs::OpenOptions;
 
 use serde::Deserialize;
 
-use super::{Host, ask, ok, warn, words};
+use super::{Host, ok, warn};
 use crate::api::view::Check;
+use crate::api::vm::Hypervisor;
 use crate::host::fs;
+use crate::reconcile::vmm::{Program, Programs, Version};
 
-const QEMU: &str = "qemu";
 const KVM: &str = "/dev/kvm";
-
-/// The emulator for guests of the host's own architecture.
-#[cfg(target_arch = "x86_64")]
-const PROGRAM: &str = "qemu-system-x86_64";
-#[cfg(not(target_arch = "x86_64"))]
-const PROGRAM: &str = "qemu-system-aarch64";
 
 /// `<run>/machine.json`, which whoever tried KVM has left. Only what is read here.
 #[derive(Deserialize)]
@@ -38,14 +33,27 @@ enum Accel {
     Tcg,
 }
 
+/// Who can run guests. QEMU first: it runs them without KVM, too.
+const HYPERVISORS: [Hypervisor; 3] = [
+    Hypervisor::Qemu,
+    Hypervisor::Firecracker,
+    Hypervisor::CloudHypervisor,
+];
+
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
-    let version = ask(&[PROGRAM, "--version"]).await.map_err(|e| words(&e));
+    let programs = Programs::default();
+    let mut found = Vec::new();
+    for hypervisor in HYPERVISORS {
+        found.push((hypervisor, programs.get(hypervisor, None).await));
+    }
     let device = OpenOptions::new().read(true).write(true).open(KVM);
     let device = device.map(drop).map_err(|e| e.to_string());
     let tried = fs::read(&cx.run_dir.join("machine.json"));
     let tried = tried.ok().flatten().zip(fs::boot_id().ok());
     let tried = tried.and_then(|(bytes, boot)| accel(&bytes, boot));
-    vec![judge_qemu(&version), judge_kvm(&device, tried)]
+    let mut checks = judge_programs(found);
+    checks.push(judge_kvm(&device, tried));
+    checks
 }
 
 /// What was found out in this boot; nothing of another.
@@ -54,23 +62,37 @@ fn accel(bytes: &[u8], boot: &str) -> Option<Accel> {
     (cached.boot == boot).then_some(cached.machine.accel)
 }
 
-fn judge_qemu(version: &Result<String, String>) -> Check {
-    let first = version
-        .as_ref()
-        .map(|said| said.lines().next().unwrap_or_default());
-    match first {
-        Ok("") => warn(
-            QEMU,
-            format!("{PROGRAM} is there but did not tell its version"),
-            format!("See what `{PROGRAM} --version` says."),
-        ),
-        Ok(first) => ok(QEMU, first),
-        Err(why) => warn(
-            QEMU,
-            format!("groups with `hypervisor: qemu` cannot start: {why}"),
-            "Install it: `apt-get install qemu-system-x86` (groups with `hypervisor: none` do without).",
-        ),
-    }
+/// One is enough; none is well only for groups with `hypervisor: none`.
+fn judge_programs(found: Vec<(Hypervisor, Result<Program, String>)>) -> Vec<Check> {
+    let any = found.iter().any(|(_, program)| program.is_ok());
+    let judge = |(hypervisor, program): (Hypervisor, Result<Program, String>)| {
+        let name = hypervisor.to_string();
+        match program.and_then(|program| match old(hypervisor, &program) {
+            None => Ok(program),
+            Some(why) => Err(why),
+        }) {
+            Ok(program) => ok(
+                &name,
+                format!("{} at {}", program.version, program.path.display()),
+            ),
+            Err(why) if any => ok(&name, format!("not here: {why}")),
+            Err(why) => warn(
+                &name,
+                format!("groups with `hypervisor: {name}` cannot start: {why}"),
+                "Install one of qemu, firecracker, cloud-hypervisor (groups with `hypervisor: none` do without).",
+            ),
+        }
+    };
+    found.into_iter().map(judge).collect()
+}
+
+fn old(hypervisor: Hypervisor, program: &Program) -> Option<String> {
+    let least = Version::least(hypervisor).filter(|least| program.version < *least)?;
+    let path = program.path.display();
+    Some(format!(
+        "{} at {path} is too old, {least} is the least",
+        program.version
+    ))
 }
 
 fn judge_kvm(device: &Result<(), String>, tried: Option<Accel>) -> Check {
@@ -122,14 +144,28 @@ mod tests {
     }
 
     #[test]
-    fn the_emulators_version_is_its_first_line() {
-        let said = Ok("QEMU emulator version 7.2.0 (Debian)\nCopyright (c) someone\n".into());
-        assert_eq!(
-            judge_qemu(&said).found,
-            "QEMU emulator version 7.2.0 (Debian)"
+    fn each_program_is_told_with_its_version_and_a_missing_one_matters_only_if_there_is_none() {
+        let program = |major, minor| Program {
+            path: "/usr/bin/vmm".into(),
+            version: Version::new(major, minor),
+        };
+        let missing = || Err("the program is not in /usr/bin".to_owned());
+        let some = judge_programs(vec![
+            (Hypervisor::Qemu, missing()),
+            (Hypervisor::Firecracker, Ok(program(1, 15))),
+            (Hypervisor::CloudHypervisor, Ok(program(37, 0))),
+        ]);
+        assert!(some.iter().all(|check| check.verdict == CheckVerdict::Ok));
+        assert_eq!(some[1].name, "firecracker");
+        assert_eq!(some[1].found, "1.15 at /usr/bin/vmm");
+        assert!(some[0].found.contains("not here"), "{}", some[0].found);
+        assert!(
+            some[2].found.contains("38.0 is the least"),
+            "{}",
+            some[2].found
         );
-        let gone = judge_qemu(&Err("cannot run qemu: not found".into()));
-        assert_eq!(gone.verdict, CheckVerdict::Warn);
-        assert!(gone.remedy.contains("qemu-system-x86"));
+        let none = judge_programs(vec![(Hypervisor::Qemu, missing())]);
+        assert_eq!(none[0].verdict, CheckVerdict::Warn);
+        assert!(none[0].found.contains("not in /usr/bin"));
     }
 }

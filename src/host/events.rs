@@ -19,7 +19,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::iptables::Generation;
+use super::rule::Generation;
 use super::{Error, link};
 
 /// `enum rtnetlink_groups` of `include/uapi/linux/rtnetlink.h`: LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR,

@@ -6,6 +6,7 @@
 //! type, so "the rules stand" is `==`. Whatever the kernel holds beyond the shapes written here is [`Rule::Foreign`]:
 //! never equal to a rule of ours, never skipped, so that it shows as a difference.
 
+mod generation;
 mod parse;
 mod ruleset;
 mod write;
@@ -17,6 +18,7 @@ use std::ops::RangeInclusive;
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
+pub use generation::Generation;
 pub use parse::NotARule;
 pub use ruleset::{Chain, Policy, Ruleset, Table, TableName};
 

@@ -148,9 +148,9 @@ impl House {
         };
         let state = match (vm.spec.hypervisor, &mark) {
             (Hypervisor::None, _) => VmmState::None,
-            (Hypervisor::Qemu, Some(_)) => VmmState::Running,
-            (Hypervisor::Qemu, None) if ready || vm.meta.deleting => VmmState::Stopped,
-            (Hypervisor::Qemu, None) => match page.map(|page| page.condition.status) {
+            (_, Some(_)) => VmmState::Running,
+            (_, None) if ready || vm.meta.deleting => VmmState::Stopped,
+            (_, None) => match page.map(|page| page.condition.status) {
                 Some(Status::False) => VmmState::Stopped,
                 _ => VmmState::Starting,
             },
@@ -162,7 +162,8 @@ impl House {
             state,
             user,
             started_at: mark.as_ref().map(|mark| mark.started_at),
-            api_socket: has_process.then(|| dir.join(vmm::QMP)),
+            api_socket: vmm::Control::of(vm.spec.hypervisor)
+                .map(|control| dir.join(control.socket())),
             log: has_process.then(|| dir.join(vmm::CONSOLE)),
         }
     }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
@@ -10,7 +11,9 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::engine::Key;
-use super::vmm::{self, Access, Confined, Desired, Disk, Machine, Slot, Vmm};
+use super::vmm::{
+    self, Accel, Access, Confined, Desired, Disk, Machine, Program, Programs, Slot, Vmm,
+};
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
@@ -18,12 +21,15 @@ use crate::host::process::{self, Identity, Life, Record};
 use crate::owner::{self, Label, RunDir};
 use crate::runtime::controller::Waker;
 
+const KVM: &str = "/dev/kvm";
+
 /// One for the daemon.
 pub struct Processes {
     /// The rung.
     pub rung: Vmm,
     run_dir: RunDir,
     waker: Waker<Key>,
+    programs: Programs,
     machine: OnceCell<Machine>,
     watches: Mutex<HashMap<Uid, Watch>>,
 }
@@ -40,6 +46,7 @@ impl Processes {
             rung: Vmm::default(),
             run_dir,
             waker,
+            programs: Programs::default(),
             machine: OnceCell::new(),
             watches: Mutex::default(),
         }
@@ -58,27 +65,34 @@ impl Processes {
         user: Option<u32>,
     ) -> Result<Desired, String> {
         let nothing = self.nothing(label);
-        let kernel = match (spec.hypervisor, &spec.kernel_file) {
-            (Hypervisor::None, _) => return Ok(nothing),
-            (Hypervisor::Qemu, None) => {
-                return Err("hypervisor qemu needs a `kernel_file`".to_owned());
-            }
-            (Hypervisor::Qemu, Some(kernel)) => kernel,
-        };
-        let files = [Some(kernel), spec.initrd_file.as_ref()];
+        if spec.hypervisor == Hypervisor::None {
+            return Ok(nothing);
+        }
+        let hypervisor = spec.hypervisor;
+        let kernel = spec
+            .kernel_file
+            .as_deref()
+            .ok_or_else(|| format!("hypervisor {hypervisor} needs a `kernel_file`"))?;
+        let files = [Some(kernel), spec.initrd_file.as_deref()];
         if let Some(missing) = files.into_iter().flatten().find(|file| !file.is_file()) {
             return Err(format!("{} is no file on this host", missing.display()));
         }
-        let probe = || Machine::probe(&self.run_dir.0, kernel);
-        let machine = self.machine.get_or_try_init(probe).await;
-        let machine = machine.map_err(|error| error.to_string())?;
+        let mut program = self
+            .programs
+            .get(hypervisor, spec.life.program.as_deref())
+            .await?;
+        // What runs goes on as what it was started as, whatever has been installed since.
+        let started_for = vmm::started_for(&nothing.dir).map_err(|error| error.to_string())?;
+        program.version = started_for.unwrap_or(program.version);
+        let machine = self.machine(hypervisor, &program, kernel).await?;
         let slot = Slot {
             name: name.clone(),
             dir: nothing.dir.clone(),
             connection: connection.clone(),
             disks: Vec::new(),
         };
-        let mut want = vmm::recipe(spec, &slot, machine).map_err(|unfit| unfit.to_string())?;
+        let mut want =
+            vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
         let confined = user.map(|user| confined(spec, &slot, user));
         for file in confined.iter().flat_map(|confined| &confined.files) {
             readable(file)?;
@@ -94,6 +108,29 @@ impl Processes {
             confined,
             ..nothing
         })
+    }
+
+    /// QEMU runs guests with or without KVM; the others with it, or not at all.
+    async fn machine(
+        &self,
+        hypervisor: Hypervisor,
+        qemu: &Program,
+        kernel: &Path,
+    ) -> Result<Machine, String> {
+        if hypervisor != Hypervisor::Qemu {
+            return match Path::new(KVM).exists() {
+                true => Ok(Machine {
+                    accel: Accel::Kvm,
+                    tsc_khz: None,
+                }),
+                false => Err(format!(
+                    "hypervisor {hypervisor} needs {KVM}, which is not there: switch virtualisation on, or use hypervisor qemu"
+                )),
+            };
+        }
+        let probe = || Machine::probe(&self.run_dir.0, &qemu.path, kernel);
+        let machine = self.machine.get_or_try_init(probe).await;
+        machine.copied().map_err(|error| error.to_string())
     }
 
     /// Nothing may run.

@@ -99,10 +99,11 @@ pub trait Backend: Send + Sync + 'static {
         span: Span,
     ) -> impl Future<Output = Result<BoxStream<'static, Event>, Refusal>> + Send;
 
-    /// What the VM's guest and VMM have written.
+    /// What the VM's guest and VMM have written; of what is there, the last `lines` or all.
     fn logs(
         &self,
         vm: Name,
+        lines: Option<usize>,
         span: Span,
     ) -> impl Future<Output = Result<BoxStream<'static, io::Result<Bytes>>, Refusal>> + Send;
 

@@ -159,9 +159,13 @@ impl Client {
     pub async fn logs(
         &self,
         vm: &Name,
+        lines: Option<usize>,
         span: Span,
     ) -> Result<impl Stream<Item = Result<Bytes>> + Send + use<>> {
-        let path = format!("/v1/logs/{vm}?follow={}", span == Span::Follow);
+        let mut path = format!("/v1/logs/{vm}?follow={}", span == Span::Follow);
+        if let Some(lines) = lines {
+            path.push_str(&format!("&lines={lines}"));
+        }
         let answer = self.ask(Method::GET, &path, NOTHING).await?;
         Ok(chunks(self.socket.clone(), answer.into_body()))
     }

@@ -12,7 +12,7 @@
 //! | `GET /v1/objects/{kind}[/{name}]?follow=true` | lines of [`Change`](crate::api::view::Change) |
 //! | `DELETE /v1/objects/{kind}/{name}` | 204; it goes when nothing holds it any more |
 //! | `GET /v1/events?object=vm/x&follow=false` | lines of [`Event`](crate::api::event::Event) |
-//! | `GET /v1/logs/{vm}?follow=false` | bytes |
+//! | `GET /v1/logs/{vm}?follow=false&lines=10` | bytes; without `lines` all that is there |
 //! | `POST /v1/gc?dry_run=false` | array of [`Leftover`](crate::api::view::Leftover) |
 //! | `GET /v1/doctor` | array of [`Check`](crate::api::view::Check) |
 //! | `GET /v1/explain/{vm}?packet=1.2.3.4:443/tcp` | [`Explanation`](crate::api::view::Explanation) |

@@ -199,9 +199,11 @@ async fn events<B: Backend>(
 async fn logs<B: Backend>(
     State(hall): Hall<B>,
     Asked(Path(vm)): Asked<Path<String>>,
+    Asked(Query(end)): Asked<Query<End>>,
     Asked(Query(length)): Asked<Query<Length>>,
 ) -> Result<Response, Refused> {
-    let bytes = hall.backend.logs(read(&vm)?, length.span()).await?;
+    let bytes = hall.backend.logs(read(&vm)?, end.lines, length.span());
+    let bytes = bytes.await?;
     let bytes = bytes.take_until(hall.stop.clone().cancelled_owned());
     let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
     Ok((kind, Body::from_stream(bytes)).into_response())
@@ -276,6 +278,12 @@ impl Length {
             false => Span::Once,
         }
     }
+}
+
+#[derive(Debug, Deserialize)]
+struct End {
+    #[serde(default)]
+    lines: Option<usize>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -321,6 +321,7 @@ impl Backend for World {
     async fn logs(
         &self,
         vm: Name,
+        lines: Option<usize>,
         span: Span,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, Refusal> {
         self.find(Kind::Vm, &vm)?;
@@ -329,12 +330,9 @@ impl Backend for World {
                 "[    0.{n:06}] line {n} of the guest\r\n"
             )))
         };
-        let lines = if vm.as_str() == "lab-1" {
-            0..100_000
-        } else {
-            0..3
-        };
-        let past = stream::iter(lines.map(line));
+        let all: u32 = if vm.as_str() == "lab-1" { 100_000 } else { 3 };
+        let last = lines.map_or(all, |lines| lines.try_into().expect("few lines"));
+        let past = stream::iter((all.saturating_sub(last)..all).map(line));
         Ok(match span {
             Span::Once => past.boxed(),
             Span::Follow => {

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use slicectl::api::life::Board;
 use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::Kind;
 use slicectl::host::process::{self, Life, TapSlot};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Accel, Action, CONSOLE, Desired, Machine, Plug, Slot, Unfit, Vmm, recipe,
+    Accel, Action, CONSOLE, Desired, Machine, Plug, Program, Programs, Slot, Unfit, Vmm, recipe,
 };
 
 use crate::support::{PrivateNet, converge, eventually, some_vm};
@@ -46,7 +47,12 @@ fn initrd_with_probes(dir: &Path, probes: &str) -> PathBuf {
     out
 }
 
-fn spec(initrd: Option<PathBuf>) -> VmSpec {
+async fn qemu() -> Program {
+    let programs = Programs::default();
+    programs.get(Hypervisor::Qemu, None).await.unwrap()
+}
+
+pub fn spec(initrd: Option<PathBuf>) -> VmSpec {
     VmSpec {
         hypervisor: Hypervisor::Qemu,
         vcpu: 1,
@@ -64,7 +70,7 @@ fn spec(initrd: Option<PathBuf>) -> VmSpec {
     }
 }
 
-fn slot(dir: &Path, net: &PrivateNet) -> Slot {
+pub fn slot(dir: &Path, net: &PrivateNet) -> Slot {
     Slot {
         name: "web-1".parse().unwrap(),
         dir: dir.to_owned(),
@@ -86,17 +92,29 @@ fn slot(dir: &Path, net: &PrivateNet) -> Slot {
 
 #[tokio::test]
 async fn a_guest_boots_reaches_its_gateway_and_powers_down_when_asked() {
+    from_boot_to_power_down(Board::Microvm).await;
+}
+
+#[tokio::test]
+async fn a_guest_on_a_q35_boots_reaches_its_gateway_and_powers_down_when_asked() {
+    from_boot_to_power_down(Board::Q35).await;
+}
+
+async fn from_boot_to_power_down(board: Board) {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     net.add_tap("169.254.100.1/30");
     let initrd = initrd_with_probes(
         dir.path(),
         "ping gateway 169.254.100.1\nspoof liar 10.9.8.7 169.254.100.1\ntcp closed 169.254.100.1 9\n",
     );
-    let machine = Machine::probe(dir.path(), &guest_dir().join("vmlinuz"))
+    let qemu = qemu().await;
+    let machine = Machine::probe(dir.path(), &qemu.path, &guest_dir().join("vmlinuz"))
         .await
         .unwrap();
     let mut desired = some_vm(dir.path(), None);
-    desired.want = recipe(&spec(Some(initrd)), &slot(&desired.dir, &net), &machine).unwrap();
+    let mut spec = spec(Some(initrd));
+    spec.life.board = board;
+    desired.want = recipe(&spec, &slot(&desired.dir, &net), &qemu, &machine).unwrap();
     let rung = Vmm::default();
     let (running, steps) = converge(&rung, &desired).await;
     assert_eq!(steps, ["create the run directory", "start the VMM"]);
@@ -163,7 +181,8 @@ async fn no_vmm_is_started_without_its_tap_and_no_tap_is_made_for_it() {
         tsc_khz: None,
     };
     let mut desired = some_vm(dir.path(), None);
-    desired.want = recipe(&spec(None), &slot(&desired.dir, &net), &machine).unwrap();
+    let slot = slot(&desired.dir, &net);
+    desired.want = recipe(&spec(None), &slot, &qemu().await, &machine).unwrap();
     let rung = Vmm::default();
     rung.act(&desired, &Action::CreateRunDir).await.unwrap();
     let error = rung
@@ -188,7 +207,8 @@ async fn a_kernel_that_is_none_is_the_reason_given() {
         kernel_file: Some("/nowhere/vmlinuz".into()),
         ..spec(None)
     };
-    desired.want = recipe(&spec, &slot(&desired.dir, &net), &machine).unwrap();
+    let slot = slot(&desired.dir, &net);
+    desired.want = recipe(&spec, &slot, &qemu().await, &machine).unwrap();
     let rung = Vmm::default();
     rung.act(&desired, &Action::CreateRunDir).await.unwrap();
     let error = rung
@@ -214,17 +234,18 @@ async fn a_kernel_that_is_none_is_the_reason_given() {
 async fn what_a_machine_can_do_is_found_out_once() {
     let dir = tempfile::tempdir().unwrap();
     let kernel = guest_dir().join("vmlinuz");
-    let first = Machine::probe(dir.path(), &kernel).await.unwrap();
+    let qemu = qemu().await.path;
+    let first = Machine::probe(dir.path(), &qemu, &kernel).await.unwrap();
     // A second probe would find no kernel here, and could not say `kvm`.
-    let second = Machine::probe(dir.path(), Path::new("/nowhere"))
+    let second = Machine::probe(dir.path(), &qemu, Path::new("/nowhere"))
         .await
         .unwrap();
     assert_eq!(first, second);
     assert!(dir.path().join("machine.json").exists());
 }
 
-#[test]
-fn a_slot_without_hypervisor_runs_nothing_and_a_vmm_without_kernel_is_refused() {
+#[tokio::test]
+async fn a_slot_without_hypervisor_runs_nothing_and_a_vmm_without_kernel_is_refused() {
     let net_path = PathBuf::from("/run/netns/x");
     let slot = Slot {
         name: "web-1".parse().unwrap(),
@@ -247,17 +268,18 @@ fn a_slot_without_hypervisor_runs_nothing_and_a_vmm_without_kernel_is_refused() 
         accel: Accel::Kvm,
         tsc_khz: Some(1),
     };
+    let qemu = qemu().await;
     let bare = VmSpec {
         kernel_file: None,
         ..spec(None)
     };
     assert_eq!(
-        recipe(&bare, &slot, &machine),
+        recipe(&bare, &slot, &qemu, &machine),
         Err(Unfit::NoKernel(Hypervisor::Qemu))
     );
     let none = VmSpec {
         hypervisor: Hypervisor::None,
         ..bare
     };
-    assert_eq!(recipe(&none, &slot, &machine), Ok(None));
+    assert_eq!(recipe(&none, &slot, &qemu, &machine), Ok(None));
 }

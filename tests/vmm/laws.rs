@@ -59,6 +59,7 @@ proptest! {
 
 fn fits(desired: &Desired, running: &Running) -> bool {
     running.plug == Plug::In
+        && running.stale.is_empty()
         && desired
             .want
             .as_ref()
@@ -157,12 +158,13 @@ fn running(
         recorded,
         plug,
         polite,
+        stale: Vec::new(),
     }
 }
 
 fn world() -> impl Strategy<Value = (Desired, Observed, bool)> {
     let process = (
-        any::<bool>(),
+        prop::sample::select(vec!["right", "wrong", "stale"]),
         any::<bool>(),
         prop::sample::select(vec![Plug::In, Plug::TapGone, Plug::Elsewhere]),
         any::<bool>(),
@@ -193,15 +195,20 @@ fn world() -> impl Strategy<Value = (Desired, Observed, bool)> {
                 .into_iter()
                 .enumerate()
                 .map(|(place, (right, _, plug, polite))| {
-                    let argv = vec!["vmm".to_owned(), right.to_string().replace("true", "right")];
-                    running(
-                        &desired,
-                        100 + u32::try_from(place).unwrap(),
-                        argv,
-                        on_record == Some(place),
-                        plug,
-                        polite,
-                    )
+                    // The one whose file is stale has the right words.
+                    let argv = ["vmm", &right.replace("stale", "right")].map(str::to_owned);
+                    let stale = (right == "stale").then(|| "vm.json".to_owned());
+                    Running {
+                        stale: stale.into_iter().collect(),
+                        ..running(
+                            &desired,
+                            100 + u32::try_from(place).unwrap(),
+                            argv.to_vec(),
+                            on_record == Some(place),
+                            plug,
+                            polite,
+                        )
+                    }
                 })
                 .collect();
             (
@@ -225,6 +232,8 @@ fn desired(wanted: bool) -> Desired {
         argv,
         netns: Some("/run/netns/a".into()),
         tap: "tap0".into(),
+        files: Vec::new(),
+        writes: Vec::new(),
     });
     Desired {
         label,

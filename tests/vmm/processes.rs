@@ -333,6 +333,8 @@ fn sleeper(net: &PrivateNet, seconds: u32) -> Launch {
         argv: words(&format!("sleep {seconds}")),
         netns: Some(net.path.clone()),
         tap: "lo".into(),
+        files: Vec::new(),
+        writes: Vec::new(),
     }
 }
 

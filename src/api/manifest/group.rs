@@ -11,18 +11,23 @@ use super::super::network::{NetworkSpec, TapOwner};
 use super::super::vm::{Hypervisor, VmSpec};
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
-use super::{Draft, Location, network};
+use super::{Draft, Location, life, network};
 
-const CONFIG_KEYS: [&str; 6] = [
+const CONFIG_KEYS: [&str; 11] = [
     "image",
     "kernel_file",
     "initrd_file",
+    "cmdline",
     "hypervisor",
+    "machine",
+    "qemu_bin",
+    "firecracker_bin",
+    "cloud_hypervisor_bin",
     "network_name",
     "host_groups",
 ];
 
-const GROUP_KEYS: [&str; 14] = [
+const GROUP_KEYS: [&str; 19] = [
     "name",
     "count",
     "vcpu",
@@ -31,8 +36,13 @@ const GROUP_KEYS: [&str; 14] = [
     "ram_bytes",
     "dns_servers",
     "hypervisor",
+    "machine",
+    "qemu_bin",
+    "firecracker_bin",
+    "cloud_hypervisor_bin",
     "kernel_file",
     "initrd_file",
+    "cmdline",
     "image",
     "network_name",
     "update",
@@ -55,6 +65,7 @@ struct Boot {
     hypervisor: Option<Hypervisor>,
     kernel_file: Option<PathBuf>,
     initrd_file: Option<PathBuf>,
+    start: life::Start,
 }
 
 /// The groups of one document. What is wrong goes to the reader.
@@ -102,25 +113,18 @@ fn read_boot(reader: &mut Reader, section: &Section, default: Boot) -> Boot {
         hypervisor: hypervisor.or(default.hypervisor),
         kernel_file: path("kernel_file").or(default.kernel_file),
         initrd_file: path("initrd_file").or(default.initrd_file),
+        start: life::read(reader, section, default.start),
     }
 }
 
 fn read_hypervisor(reader: &mut Reader, field: &Field) -> Option<Hypervisor> {
-    const WORDS: [(&str, Option<Hypervisor>); 4] = [
-        ("qemu", Some(Hypervisor::Qemu)),
-        ("none", Some(Hypervisor::None)),
-        ("firecracker", None),
-        ("cloud-hypervisor", None),
+    const WORDS: [(&str, Hypervisor); 4] = [
+        ("qemu", Hypervisor::Qemu),
+        ("none", Hypervisor::None),
+        ("firecracker", Hypervisor::Firecracker),
+        ("cloud-hypervisor", Hypervisor::CloudHypervisor),
     ];
-    let known = reader.word(field, &WORDS)?;
-    if known.is_none() {
-        let message = format!(
-            "{} is not supported yet; use \"qemu\", or \"none\" to start it yourself in the slot",
-            field.node.value
-        );
-        reader.refuse(field, message);
-    }
-    known
+    reader.word(field, &WORDS)
 }
 
 fn read_group(
@@ -156,6 +160,7 @@ fn read_group(
     };
     let network = network::read(reader, &group, &whose, network_name);
     let hypervisor = choose_hypervisor(reader, &group, &boot);
+    let life = life::choose(reader, &group, hypervisor, boot.start);
     let (name, network) = (name?, network?);
     check_count(reader, &group, &name, count, &network.spec);
     check_tap_owner(reader, &group, hypervisor, &network.spec);
@@ -188,7 +193,7 @@ fn read_group(
                 initrd_file: boot.initrd_file,
                 dns_servers,
                 storage: Default::default(),
-                life: Default::default(),
+                life,
                 network: network.spec,
             },
         },
@@ -273,12 +278,14 @@ fn choose_hypervisor(reader: &mut Reader, group: &Section, boot: &Boot) -> Hyper
         None => Hypervisor::None,
     });
     // A kernel_file that is written but bad has been refused already.
-    if chosen == Hypervisor::Qemu && boot.kernel_file.is_none() && !group.has("kernel_file") {
+    if chosen != Hypervisor::None && boot.kernel_file.is_none() && !group.has("kernel_file") {
         let at = group
             .get("hypervisor")
             .map_or(group.at, |field| field.node.at);
         let path = format!("{}.kernel_file", group.path);
-        let message = "is missing, hypervisor \"qemu\" boots from it; set it here or under config, or use hypervisor: none";
+        let message = format!(
+            "is missing, hypervisor \"{chosen}\" boots from it; set it here or under config, or use hypervisor: none"
+        );
         reader.refuse_at(at, &path, message);
     }
     chosen

@@ -5,6 +5,7 @@
 //! with a problem yields no group at all, so that half an edit is never acted on.
 
 mod group;
+mod life;
 mod network;
 mod problem;
 mod section;

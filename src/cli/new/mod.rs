@@ -52,6 +52,10 @@ pub enum Denial {
 pub enum Vmm {
     /// qemu-system-x86_64 -M microvm
     Qemu,
+    /// Firecracker; needs KVM
+    Firecracker,
+    /// Cloud Hypervisor; needs KVM
+    CloudHypervisor,
     /// Nobody: the slot is prepared for a VMM of your own
     None,
 }
@@ -148,8 +152,9 @@ pub fn new(args: NewArgs) -> Result<(), Failure> {
     if args.dns.len() > 2 {
         return usage("a guest can be given two name servers at most");
     }
-    if args.hypervisor == Some(Vmm::Qemu) && args.kernel_file.is_none() {
-        return usage("--hypervisor qemu needs --kernel-file");
+    let runs = args.hypervisor.is_some_and(|vmm| vmm != Vmm::None);
+    if runs && args.kernel_file.is_none() {
+        return usage("a --hypervisor other than none needs --kernel-file");
     }
     let text = group(&args)?;
     read_back(&text)?;
@@ -277,12 +282,14 @@ fn boot(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
         Vmm::Qemu => text.note(
             1,
             "hypervisor: qemu",
-            "qemu, or none to start a VMM of your own",
+            "or firecracker, cloud-hypervisor, none (a VMM of your own)",
         ),
+        Vmm::Firecracker => text.line(1, "hypervisor: firecracker"),
+        Vmm::CloudHypervisor => text.line(1, "hypervisor: cloud-hypervisor"),
         Vmm::None => text.note(
             1,
             "hypervisor: none",
-            "prepares the slot for a VMM of your own; or qemu",
+            "a slot for a VMM of your own; or qemu, firecracker, cloud-hypervisor",
         ),
     }
     match &args.kernel_file {

@@ -21,9 +21,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::Error;
-use super::rule::{Policy, Ruleset, TableName};
+use super::rule::{Generation, Policy, Ruleset, TableName};
 
-pub use netlink::Generation;
 pub use restore::{Edit, Input, Lock, restore, restore_whole};
 pub use seal::{ipv6_sealed, seal_ipv6};
 

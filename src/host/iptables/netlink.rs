@@ -10,6 +10,7 @@ use std::io;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 use crate::host::Error;
+use crate::host::rule::Generation;
 
 /// `NFNL_SUBSYS_NFTABLES << 8`.
 pub const NFTABLES: u16 = 10 << 8;
@@ -35,24 +36,6 @@ const HEADER: usize = 16;
 const GENERIC_HEADER: usize = 4;
 /// The kernel fills a reply of a dump up to the reader's buffer, at most 32 KiB (`netlink_dump`).
 const BUFFER: usize = 32 * 1024;
-
-/// Counts the transactions of a namespace's nf_tables: each leaves another behind (`base_seq`, of which messages carry the
-/// lower half in `nfgenmsg`'s `res_id`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Generation(u16);
-
-impl Generation {
-    /// Of a message of nf_tables, without its `nlmsghdr`.
-    pub fn of(body: &[u8]) -> Option<Self> {
-        let bytes = body.get(2..4)?.try_into().ok()?;
-        Some(Self(u16::from_be_bytes(bytes)))
-    }
-
-    /// Whether whoever saw this one saw `other`, too: it is the same, or came later.
-    pub fn covers(self, other: Self) -> bool {
-        self.0.wrapping_sub(other.0) < 1 << 15
-    }
-}
 
 /// A message under construction.
 pub struct Message(Vec<u8>);
@@ -291,27 +274,5 @@ fn verdict(body: &[u8]) -> io::Result<()> {
     match body.get(..4).map_or(0, |code| u32_ne(code) as i32) {
         0 => Ok(()),
         errno => Err(io::Error::from_raw_os_error(-errno)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_generation_covers_itself_and_those_before_it_past_the_end_of_the_numbers_too() {
-        for (seen, other, covers) in [
-            (5, 5, true),
-            (5, 4, true),
-            (5, 6, false),
-            (2, u16::MAX, true),
-            (u16::MAX, 2, false),
-        ] {
-            assert_eq!(
-                Generation(seen).covers(Generation(other)),
-                covers,
-                "{seen} {other}"
-            );
-        }
     }
 }

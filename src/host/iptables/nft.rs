@@ -2,8 +2,8 @@
 //! Not here: what one rule's expressions mean.
 
 use super::expr;
-use super::netlink::{Generation, Message, NFTABLES, Netfilter, attr, be32, text};
-use crate::host::rule::{Chain, Policy, Rule, Ruleset, Table, TableName};
+use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
+use crate::host::rule::{Chain, Generation, Policy, Rule, Ruleset, Table, TableName};
 use crate::host::{Error, Kind};
 
 const GETTABLE: u16 = NFTABLES | 1;

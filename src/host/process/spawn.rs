@@ -7,7 +7,7 @@
 //!
 //! # Why the log is bounded by the kernel
 //! A guest can write to its serial line for ever, also while no daemon is alive to look, and the run directory is memory. A pump
-//! process would be one more thing to lose. So the child gets `RLIMIT_FSIZE` with SIGXFSZ ignored: a write beyond the limit
+//! process would be one more thing to lose. So the child gets `RLIMIT_FSIZE` with SIGXFSZ ignored and blocked: a write beyond the limit
 //! fails with EFBIG, a VMM drops those bytes and runs on. All writers append (O_APPEND), so whoever truncates
 //! the file lets them write again. The limit holds for every file the process makes grow: a disk image is to be made
 //! at its full size beforehand and to be counted in `file_limit`.
@@ -149,6 +149,16 @@ impl Birth {
             if libc::signal(libc::SIGXFSZ, libc::SIG_IGN) == libc::SIG_ERR {
                 return Err(io::Error::last_os_error());
             }
+            // Firecracker sets a handler of its own for it, which ends the process: blocked, no handler runs and the write
+            // fails all the same.
+            let mut full = std::mem::zeroed::<libc::sigset_t>();
+            check(libc::sigemptyset(&raw mut full))?;
+            check(libc::sigaddset(&raw mut full, libc::SIGXFSZ))?;
+            check(libc::sigprocmask(
+                libc::SIG_BLOCK,
+                &raw const full,
+                std::ptr::null_mut(),
+            ))?;
             libc::umask(0o077);
             self.note_ourselves()?;
             if let Some(cell) = &self.cell {

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::api::meta::Uid;
-use crate::host::iptables::Generation;
+use crate::host::rule::Generation;
 
 /// By VM, the generation of the rules that were found right.
 #[derive(Debug, Default)]

@@ -13,7 +13,7 @@ use crate::api::network::Connection;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::{Hypervisor, Vm};
 use crate::clock;
-use crate::host::iptables::Generation;
+use crate::host::rule::Generation;
 use crate::reconcile::net::cni::Checking;
 use crate::reconcile::{Conflict, Convergence, Error, Reconcile, converge};
 use crate::runtime::queue::Outcome;

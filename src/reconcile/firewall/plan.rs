@@ -6,8 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::iptables::Generation;
-use crate::host::rule::{Policy, Ruleset, TableName};
+use crate::host::rule::{Generation, Policy, Ruleset, TableName};
 
 /// What ought to be in one VM's namespace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, CONSOLE, CONSOLE_OLD, Desired, LABEL_VAR, Launch, QMP, RECORD, RUN_DIR_VAR, confine,
-    qmp, watch,
+    Action, CONSOLE, CONSOLE_OLD, Control, Desired, LABEL_VAR, Launch, RECORD, RUN_DIR_VAR, SOCKETS,
+    confine, watch,
 };
 use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop};
 use crate::host::{Error, fs};
@@ -18,6 +18,10 @@ const TERM_DEADLINE: Duration = Duration::from_secs(2);
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// For a new VMM to answer on its control socket, or to give up.
 const START_DEADLINE: Duration = Duration::from_secs(3);
+/// Of what a VMM said before it gave up.
+const LAST_LINES: usize = 3;
+/// How often is looked whether its socket is there.
+const SOCKET_STEP: Duration = Duration::from_millis(5);
 
 pub(super) async fn act(desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
@@ -40,7 +44,10 @@ async fn ask(desired: &Desired, identity: &Identity) -> Result<(), Error> {
     let Life::Alive(process) = process::look(identity)? else {
         return Ok(());
     };
-    if let Err(error) = qmp::power_down(&desired.dir.join(QMP), identity.pid).await {
+    let Some(control) = Control::in_dir(&desired.dir) else {
+        return Ok(());
+    };
+    if let Err(error) = control.power_down(&desired.dir, identity.pid).await {
         tracing::debug!(pid = identity.pid, %error, "a VMM does not take orders");
         return Ok(());
     }
@@ -74,13 +81,18 @@ async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
         // What stands in the way is of the last VMM's making.
         tracing::debug!(%error, "a VMM's log cannot be rotated");
     }
+    fs::make_dir(&desired.dir, 0o700)?;
+    for file in &launch.files {
+        let (path, text) = (desired.dir.join(&file.name), file.text.as_bytes());
+        fs::write(&path, text, 0o600, fs::Durability::Process)?;
+    }
     let identity = spawn(desired.clone(), launch.clone()).await?;
     tracing::debug!(pid = identity.pid, "started a VMM");
     let Life::Alive(process) = process::look(&identity)? else {
         return Err(stillborn(desired, &identity)?);
     };
-    let socket = desired.dir.join(QMP);
-    let up = tokio::time::timeout(START_DEADLINE, qmp::wait_until_up(&socket));
+    let up = wait_until_up(desired, identity.pid);
+    let up = tokio::time::timeout(START_DEADLINE, up);
     tokio::select! {
         ended = process.ended() => {
             ended?;
@@ -88,6 +100,16 @@ async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
         }
         // Past the deadline it is slow, not dead: whether it runs is for the next look.
         _ = up => Ok(()),
+    }
+}
+
+/// The socket that it makes says which VMM it is.
+async fn wait_until_up(desired: &Desired, pid: u32) {
+    loop {
+        if let Some(control) = Control::in_dir(&desired.dir) {
+            return control.wait_until_up(&desired.dir, pid).await;
+        }
+        tokio::time::sleep(SOCKET_STEP).await;
     }
 }
 
@@ -111,7 +133,7 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
             netns: launch.netns(),
             needs_link: &launch.tap,
             log: &desired.dir.join(CONSOLE),
-            file_limit: confine::file_limit(&desired)?,
+            file_limit: confine::file_limit(&desired)?.max(file_limit(&launch)),
             record: &desired.record(),
             confine,
         })
@@ -119,6 +141,13 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
     tokio::task::spawn_blocking(start)
         .await
         .map_err(|error| Error::other("start", "the VMM", error))?
+}
+
+/// In bytes. A limit below a disk's length would make the disk's end one that cannot be written to.
+fn file_limit(launch: &Launch) -> u64 {
+    let disks = launch.writes.iter();
+    let lengths = disks.filter_map(|path| std::fs::metadata(path).ok());
+    lengths.map(|found| found.len()).fold(LOG_LIMIT, u64::max)
 }
 
 /// It ended before it was up: its own words are the reason.
@@ -129,12 +158,13 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
     };
     let said = fs::tail(&desired.dir.join(CONSOLE), 1024);
     let said = said.ok().flatten().unwrap_or_default();
-    let said = said
-        .lines()
-        .map(str::trim)
-        .rfind(|line| !line.is_empty())
-        .unwrap_or("nothing")
-        .to_owned();
+    let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut lines: Vec<&str> = lines.collect();
+    // The reason, and what followed from it.
+    let said = match lines.split_off(lines.len().saturating_sub(LAST_LINES)) {
+        none if none.is_empty() => "nothing".to_owned(),
+        last => last.join("; "),
+    };
     Ok(Error::other(
         "start",
         "the VMM",
@@ -145,7 +175,7 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
 fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
     forget_the_last(desired)?;
     // Where they stood before the run directory was the VMM's own.
-    for name in [CONSOLE, CONSOLE_OLD, QMP] {
+    for name in [CONSOLE, CONSOLE_OLD, Control::Qmp.socket()] {
         fs::remove(&desired.dir.with_file_name(name))?;
     }
     names.iter().try_for_each(|name| match name.as_str() {
@@ -157,11 +187,12 @@ fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
     })
 }
 
-/// Reaps the process on record, if it was our child and has ended, and takes away the socket that it left.
+/// Reaps the process on record, if it was our child and has ended, and takes away the sockets that it left.
 fn forget_the_last(desired: &Desired) -> Result<(), Error> {
     if let Record::Of(identity) = process::read_record(&desired.record())? {
         process::reap(&identity)?;
     }
     confine::leave_cgroup(desired);
-    confine::remove_strange(&desired.dir.join(QMP))
+    let mut left = SOCKETS.iter().map(|name| desired.dir.join(name));
+    left.try_for_each(|path| confine::remove_strange(&path))
 }

@@ -50,7 +50,7 @@ const STUCK: &str = "KVM internal error";
 
 impl Machine {
     /// Finds out, or reads from `<run_dir>/machine.json` what was found out earlier in this boot. At most about 2 s.
-    pub async fn probe(run_dir: &Path, kernel: &Path) -> Result<Self, Error> {
+    pub async fn probe(run_dir: &Path, qemu: &Path, kernel: &Path) -> Result<Self, Error> {
         let path = run_dir.join(CACHE);
         let boot = fs::boot_id()?;
         let cached =
@@ -58,7 +58,7 @@ impl Machine {
         if let Some(cached) = cached.filter(|cached| cached.boot == boot) {
             return Ok(cached.machine);
         }
-        let accel = if kvm_works(kernel).await {
+        let accel = if kvm_works(qemu, kernel).await {
             Accel::Kvm
         } else {
             Accel::Tcg
@@ -80,13 +80,13 @@ impl Machine {
 }
 
 /// Whether KVM runs this kernel: it is booted, without network or disk, for at most 2 s.
-pub async fn kvm_works(kernel: &Path) -> bool {
+pub async fn kvm_works(qemu: &Path, kernel: &Path) -> bool {
     if !Path::new("/dev/kvm").exists() {
         return false;
     }
-    let kernel = kernel.display().to_string();
+    let (program, kernel) = (qemu.display().to_string(), kernel.display().to_string());
     let mut argv = vec![
-        qemu::PROGRAM,
+        program.as_str(),
         "-M",
         "microvm",
         "-m",

@@ -3,11 +3,13 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `recipe`, `qemu` | pure: a VM's spec to a command line |
+//! | `recipe`, `qemu`, `firecracker`, `cloud_hypervisor`, `cmdline`, `version` | pure: a VM's spec to a command line |
+//! | `program` | finds the VMMs' programs and their versions |
 //! | `machine` | what this host can do: KVM or not, TSC rate |
 //! | `plan` | pure |
 //! | `observe` | looks at the run directory and at `/proc` |
-//! | `act`, `qmp` | starts and stops |
+//! | `act` | starts and stops |
+//! | `control` | talks with a VMM |
 //! | `confine` | what a VMM may have of the host |
 //! | `watch` | comes back when a VMM has ended; keeps its log short meanwhile |
 //!
@@ -19,18 +21,27 @@
 //! |---|---|
 //! | `console.log` | the guest's serial output and the VMM's own; at most [`LOG_LIMIT`] |
 //! | `console.log.1` | what was there before; at most [`LOG_LIMIT`] |
-//! | `qmp.sock` | QEMU's control socket |
+//! | `version` | for which version of its program the VMM was started |
+//! | `vm.json` | Firecracker's configuration |
+//! | `qmp.sock`, `firecracker.sock`, `cloud-hypervisor.sock` | the VMM's control socket |
+//! | `vsock.sock` | the host's side of the guest's vsock (Firecracker, Cloud Hypervisor) |
+//! | `agent.sock` | the host's side of the guest's virtio-serial port `org.slicectl.agent.0` (QEMU) |
 //!
 //! Anything else in it is not ours, unless the VMM's user has made it.
 
 mod act;
+mod cloud_hypervisor;
+mod cmdline;
 mod confine;
+mod control;
+mod firecracker;
 mod machine;
 mod observe;
 mod plan;
+mod program;
 mod qemu;
-mod qmp;
 mod recipe;
+mod version;
 mod watch;
 
 use std::collections::HashSet;
@@ -45,8 +56,11 @@ use crate::host;
 use crate::host::process::{Exit, Identity};
 use crate::owner::{Label, Owned};
 
+pub use control::{Control, GuestState};
 pub use machine::{Accel, Machine};
-pub use recipe::{Access, Disk, Launch, Slot, Unfit, recipe};
+pub use program::{Programs, started_for};
+pub use recipe::{Access, Disk, Launch, NewFile, Slot, Unfit, recipe};
+pub use version::{Program, VERSION, Version};
 pub use watch::{rotate, watch};
 
 /// Where the newborn notes itself.
@@ -55,10 +69,37 @@ pub const RECORD: &str = "process";
 pub const CONSOLE: &str = "console.log";
 /// The console before the last rotation.
 pub const CONSOLE_OLD: &str = "console.log.1";
-/// QEMU's control socket.
-pub const QMP: &str = "qmp.sock";
-/// Every name in a run directory, and the record beside it, that is ours to remove.
-pub const OURS: [&str; 4] = [CONSOLE, CONSOLE_OLD, RECORD, QMP];
+/// What Firecracker reads when it starts.
+pub const CONFIG: &str = "vm.json";
+/// The host's side of a guest's vsock.
+pub const VSOCK: &str = "vsock.sock";
+/// The host's side of a guest's virtio-serial port.
+pub const AGENT: &str = "agent.sock";
+/// A lock that Cloud Hypervisor holds beside its control socket since 53, and leaves.
+const CONTROL_LOCK: &str = "cloud-hypervisor.sock.lock";
+/// What a VMM makes while it runs and may leave: of no use to the next one, which fails if it is there.
+const SOCKETS: [&str; 6] = [
+    Control::Qmp.socket(),
+    Control::Firecracker.socket(),
+    Control::CloudHypervisor.socket(),
+    CONTROL_LOCK,
+    VSOCK,
+    AGENT,
+];
+/// Every name in a run directory that is ours to remove.
+pub const OURS: [&str; 11] = [
+    AGENT,
+    Control::CloudHypervisor.socket(),
+    CONTROL_LOCK,
+    CONSOLE,
+    CONSOLE_OLD,
+    Control::Firecracker.socket(),
+    RECORD,
+    Control::Qmp.socket(),
+    VERSION,
+    CONFIG,
+    VSOCK,
+];
 
 /// Bytes. The kernel lets no file of a VMM grow beyond this; with the rotated one a VM has at most twice as much, 4 MiB.
 pub const LOG_LIMIT: u64 = 2 << 20;
@@ -157,6 +198,9 @@ pub struct Running {
     pub plug: Plug,
     /// Whether it has a control socket to ask through.
     pub polite: bool,
+    /// Files that it was to read, and that do not say what is wanted: it was started for something else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stale: Vec<String>,
 }
 
 /// A process' hold on the VM's network.

@@ -5,7 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{CONSOLE, Desired, LABEL_VAR, OURS, Observed, Plug, QMP, RECORD, RunDir, Running, Vmm};
+use super::{
+    CONSOLE, Control, Desired, LABEL_VAR, OURS, Observed, Plug, RECORD, RunDir, Running, Vmm,
+};
 use crate::api::meta::Uid;
 use crate::host::process::{self, Exit, Identity, Life, Record, TapSlot};
 use crate::host::{Error, Kind, fs};
@@ -188,8 +190,22 @@ fn describe(
         argv: process::argv(pid)?,
         recorded: recorded == Recorded::Yes,
         plug: plug(desired, pid)?,
-        polite: desired.dir.join(QMP).exists(),
+        polite: Control::in_dir(&desired.dir).is_some(),
+        stale: stale(desired)?,
     }))
+}
+
+/// They are written before the start and never while it runs, so they are what it has read.
+fn stale(desired: &Desired) -> Result<Vec<String>, Error> {
+    let files = desired.want.iter().flat_map(|launch| &launch.files);
+    let mut stale = Vec::new();
+    for file in files {
+        let found = fs::read(&desired.dir.join(&file.name))?;
+        if found.as_deref() != Some(file.text.as_bytes()) {
+            stale.push(file.name.clone());
+        }
+    }
+    Ok(stale)
 }
 
 fn plug(desired: &Desired, pid: u32) -> Result<Plug, Error> {

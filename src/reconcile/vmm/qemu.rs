@@ -1,35 +1,40 @@
-//! QEMU's microvm machine. Pure.
+//! QEMU's machines `microvm` and `q35`. Pure.
 //! Not here: other VMMs; starting it.
 //!
 //! # Why these words
 //! - `microvm` has virtio over MMIO only and boots in about two seconds even without KVM. ACPI stays on: Debian's kernel
 //!   needs it, and the power button is the polite way to stop.
 //! - `tsc_early_khz`: without KVM the guest may hang calibrating its clock, so it is told the rate.
-//! - `ip=` is the kernel's own format (Documentation/admin-guide/nfs/nfsroot.rst); kernels without IP_PNP leave it to the init.
 //! - `script=no`: the TAP is there, with all that belongs to it. That it is there is checked by whoever starts this.
 
-use std::net::Ipv4Addr;
-
-use super::recipe::{Launch, Slot, Unfit};
-use super::{Accel, CONSOLE, Machine, QMP};
+use super::cmdline::{self, Own};
+use super::recipe::{Access, Disk, Launch, Slot, Unfit};
+use super::{AGENT, Accel, CONSOLE, Control, Machine, Program};
+use crate::api::life::Board;
 use crate::api::network::Connection;
-use crate::api::vm::{Hypervisor, VmSpec};
+use crate::api::vm::VmSpec;
 
 /// Bytes, IEEE 802.3; what a virtio network card without `host_mtu` has.
 const ETHERNET_MTU: u32 = 1500;
 
-/// The program, looked up in `PATH`.
-pub(super) const PROGRAM: &str = "qemu-system-x86_64";
-
-pub(super) fn recipe(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<Launch, Unfit> {
-    let kernel = spec
-        .kernel_file
-        .as_ref()
-        .ok_or(Unfit::NoKernel(Hypervisor::Qemu))?;
-    let mut argv: Vec<String> = vec![PROGRAM.to_owned()];
+pub(super) fn recipe(
+    spec: &VmSpec,
+    slot: &Slot,
+    program: &Program,
+    machine: &Machine,
+) -> Result<Launch, Unfit> {
+    let kernel = slot.kernel(spec)?;
+    let mut argv: Vec<String> = vec![program.path.display().to_string()];
     let mut say = |option: &str, value: String| argv.extend([option.to_owned(), value]);
     say("-name", format!("guest={}", slot.name));
-    say("-M", "microvm".to_owned());
+    let (machine_name, bus) = match spec.life.board {
+        Board::Microvm => ("microvm", "device"),
+        Board::Q35 => ("q35", "pci"),
+    };
+    say("-M", machine_name.to_owned());
+    if spec.life.board == Board::Microvm {
+        say("-global", "virtio-mmio.force-legacy=false".to_owned());
+    }
     for (option, value) in accelerator(machine.accel) {
         say(option, value.to_owned());
     }
@@ -48,10 +53,8 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<La
     );
     say("-serial", "chardev:console".to_owned());
     // Relative to the run directory: a socket's path holds 107 bytes at most (unix(7)).
-    say(
-        "-chardev",
-        format!("socket,id=qmp,path={QMP},server=on,wait=off"),
-    );
+    let listen = |id: &str, name: &str| format!("socket,id={id},path={name},server=on,wait=off");
+    say("-chardev", listen("qmp", Control::Qmp.socket()));
     say("-mon", "chardev=qmp,mode=control".to_owned());
     say(
         "-netdev",
@@ -60,17 +63,49 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<La
             slot.connection.tap
         ),
     );
-    say("-device", network_card(&slot.connection));
+    say("-device", network_card(&slot.connection, spec.life.board));
+    say("-device", format!("virtio-rng-{bus}"));
+    say("-chardev", listen("agent", AGENT));
+    say("-device", format!("virtio-serial-{bus}"));
+    say(
+        "-device",
+        "virtserialport,chardev=agent,name=org.slicectl.agent.0".to_owned(),
+    );
+    for [drive, device] in disks(&slot.disks, bus) {
+        say("-drive", drive);
+        say("-device", device);
+    }
     say("-kernel", kernel.display().to_string());
     if let Some(initrd) = &spec.initrd_file {
         say("-initrd", initrd.display().to_string());
     }
-    say("-append", command_line(spec, slot, machine));
+    say("-append", command_line(spec, slot, machine)?);
     argv.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
-    Ok(Launch {
-        argv,
-        netns: slot.connection.netns.clone(),
-        tap: slot.connection.tap.clone(),
+    Ok(Launch::new(argv, slot))
+}
+
+/// KASLR costs a translated guest a second, and hides nothing from a guest that is alone.
+fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<String, Unfit> {
+    let words = match (machine.accel, machine.tsc_khz) {
+        (Accel::Tcg, Some(khz)) => format!("nokaslr tsc_early_khz={khz}"),
+        (Accel::Tcg, None) | (Accel::Kvm, _) => "nokaslr".to_owned(),
+    };
+    let reserved = 0;
+    cmdline::command_line(spec, slot, &Own { words, reserved })
+}
+
+/// In their order: Linux finds the first one first (`/dev/vda`).
+fn disks(disks: &[Disk], bus: &str) -> impl Iterator<Item = [String; 2]> {
+    disks.iter().enumerate().map(move |(place, disk)| {
+        let path = escape(&disk.path.display().to_string());
+        let read_only = match disk.access {
+            Access::ReadOnly => "on",
+            Access::ReadWrite => "off",
+        };
+        [
+            format!("file={path},format=raw,if=none,id=disk{place},readonly={read_only}"),
+            format!("virtio-blk-{bus},drive=disk{place},serial=disk{place}"),
+        ]
     })
 }
 
@@ -82,47 +117,18 @@ pub(super) fn accelerator(accel: Accel) -> [(&'static str, &'static str); 2] {
     }
 }
 
-/// The MTU is said only where it is not what a guest takes for granted.
-fn network_card(connection: &Connection) -> String {
-    let card = format!("virtio-net-device,netdev=net0,mac={}", connection.mac);
+/// The MTU is said only where it is not what a guest takes for granted. A card on PCI would bring a ROM to boot from, which is in
+/// another package.
+fn network_card(connection: &Connection, board: Board) -> String {
+    let mac = connection.mac;
+    let card = match board {
+        Board::Microvm => format!("virtio-net-device,netdev=net0,mac={mac}"),
+        Board::Q35 => format!("virtio-net-pci,netdev=net0,mac={mac},romfile="),
+    };
     match connection.mtu {
         ETHERNET_MTU => card,
         mtu => format!("{card},host_mtu={mtu}"),
     }
-}
-
-/// `ip=` knows one route; the others are for the guest's init: `slice.route=NETWORK[,NEXT HOP]`, as often as there are some.
-fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> String {
-    let connection = &slot.connection;
-    let text = |address: Option<&Ipv4Addr>| address.map(ToString::to_string).unwrap_or_default();
-    // The user's own name servers win over the network's.
-    let servers = match spec.dns_servers.as_slice() {
-        [] => &connection.dns,
-        _ => &spec.dns_servers,
-    };
-    let dns = |place: usize| text(servers.get(place));
-    let mut line = format!(
-        "console=ttyS0 quiet panic=-1 nokaslr ip={}::{}:{}:{}:eth0:off:{}:{}",
-        connection.ip,
-        text(connection.gateway.as_ref()),
-        netmask(connection.prefix_len),
-        slot.name,
-        dns(0),
-        dns(1),
-    );
-    for (network, next_hop) in &connection.routes {
-        let via = next_hop.map(|hop| format!(",{hop}")).unwrap_or_default();
-        line.push_str(&format!(" slice.route={network}{via}"));
-    }
-    if let (Accel::Tcg, Some(khz)) = (machine.accel, machine.tsc_khz) {
-        line.push_str(&format!(" tsc_early_khz={khz}"));
-    }
-    line
-}
-
-fn netmask(prefix_len: u8) -> Ipv4Addr {
-    let host_bits = 32 - u32::from(prefix_len.min(32));
-    Ipv4Addr::from(u32::MAX.checked_shl(host_bits).unwrap_or(0))
 }
 
 /// In QEMU's option lists a comma is written twice.
@@ -133,13 +139,6 @@ fn escape(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn masks() {
-        assert_eq!(netmask(30), Ipv4Addr::new(255, 255, 255, 252));
-        assert_eq!(netmask(0), Ipv4Addr::UNSPECIFIED);
-        assert_eq!(netmask(32), Ipv4Addr::BROADCAST);
-    }
 
     #[test]
     fn a_comma_in_a_path_starts_no_option() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Machine, qemu};
+use super::{Machine, Program, Version, cloud_hypervisor, firecracker, qemu};
 use crate::api::meta::Name;
 use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
@@ -53,13 +53,52 @@ pub struct Launch {
     pub netns: Option<PathBuf>,
     /// The TAP that must be there first.
     pub tap: String,
+    /// Written into the run directory before the start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<NewFile>,
+    /// The files that the guest writes to: no limit on a file's length may be below theirs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub writes: Vec<PathBuf>,
+}
+
+/// A file that a VMM reads when it starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewFile {
+    /// One of [`super::OURS`].
+    pub name: String,
+    /// All of it.
+    pub text: String,
 }
 
 impl Launch {
+    /// In its slot's place; without files.
+    pub(super) fn new(argv: Vec<String>, slot: &Slot) -> Self {
+        let writable = slot
+            .disks
+            .iter()
+            .filter(|disk| disk.access == Access::ReadWrite);
+        Self {
+            argv,
+            netns: slot.connection.netns.clone(),
+            tap: slot.connection.tap.clone(),
+            files: Vec::new(),
+            writes: writable.map(|disk| disk.path.clone()).collect(),
+        }
+    }
+
     /// The namespace as a path. The daemon's main thread never leaves the one that it was started in.
     pub fn netns(&self) -> &Path {
         let own = Path::new("/proc/self/ns/net");
         self.netns.as_deref().unwrap_or(own)
+    }
+}
+
+impl Slot {
+    /// What a VM boots from.
+    pub(super) fn kernel<'a>(&self, spec: &'a VmSpec) -> Result<&'a Path, Unfit> {
+        spec.kernel_file
+            .as_deref()
+            .ok_or(Unfit::NoKernel(spec.hypervisor))
     }
 }
 
@@ -69,12 +108,73 @@ pub enum Unfit {
     /// A VMM boots nothing from nothing.
     #[error("hypervisor {0} needs a `kernel_file`")]
     NoKernel(Hypervisor),
+    /// The program is older than anything that was tried.
+    #[error("{hypervisor} {found} is too old: {least} or newer is needed")]
+    TooOld {
+        /// Whose program.
+        hypervisor: Hypervisor,
+        /// Its version.
+        found: Version,
+        /// What would do.
+        least: Version,
+    },
+    /// The kernel's command line has no room for all of it.
+    #[error(
+        "the kernel's command line has {bytes} bytes, 2047 is the most: shorten `cmdline`, or give the network fewer routes"
+    )]
+    LongLine {
+        /// With what the VMM appends.
+        bytes: usize,
+    },
+    /// More processors than this VMM has.
+    #[error("{hypervisor} runs at most {most} vcpus")]
+    Processors {
+        /// Which.
+        hypervisor: Hypervisor,
+        /// How many.
+        most: u32,
+    },
+    /// A path that this VMM's options cannot carry.
+    #[error("{hypervisor} cannot take the path {path:?}: it has one of , \" [ ] in it")]
+    Path {
+        /// Which.
+        hypervisor: Hypervisor,
+        /// What.
+        path: PathBuf,
+    },
+    /// A guest could turn its disk into a window on the host's files.
+    #[error(
+        "cloud-hypervisor {0} guesses a disk's format from what the guest wrote to it: 51.0 or newer is needed for a disk that is not read-only"
+    )]
+    GuessedFormat(Version),
+    /// This VMM would put an address of its own on the TAP.
+    #[error(
+        "cloud-hypervisor {0} puts an address of its own on a TAP in a network namespace: 49.0 or newer is needed there"
+    )]
+    OwnAddress(Version),
 }
 
-/// How to run `spec` in `slot` on `machine`; `None` when nothing is to be run.
-pub fn recipe(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<Option<Launch>, Unfit> {
-    match spec.hypervisor {
-        Hypervisor::None => Ok(None),
-        Hypervisor::Qemu => qemu::recipe(spec, slot, machine).map(Some),
+/// How to run `spec` in `slot` with `program` on `machine`; `None` when nothing is to be run.
+pub fn recipe(
+    spec: &VmSpec,
+    slot: &Slot,
+    program: &Program,
+    machine: &Machine,
+) -> Result<Option<Launch>, Unfit> {
+    let least = Version::least(spec.hypervisor);
+    if let Some(least) = least.filter(|least| program.version < *least) {
+        return Err(Unfit::TooOld {
+            hypervisor: spec.hypervisor,
+            found: program.version,
+            least,
+        });
     }
+    let mut launch = match spec.hypervisor {
+        Hypervisor::None => return Ok(None),
+        Hypervisor::Qemu => qemu::recipe(spec, slot, program, machine),
+        Hypervisor::Firecracker => firecracker::recipe(spec, slot, program),
+        Hypervisor::CloudHypervisor => cloud_hypervisor::recipe(spec, slot, program),
+    }?;
+    launch.files.push(program.version.note());
+    Ok(Some(launch))
 }

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# What a plain shell loop does to start VMs: the very same command lines as `sliced` ran, on TAPs that are there already.
+# Prints microseconds from the first start until every guest has said that its gateway answers.
+# Runs in the calling shell's namespaces: only ever start it in throw-away ones. benches/vmm.sh does.
+set -euo pipefail
+
+vms=${1:?a folder for each VM: argv, dir, tap}
+gateway=${2:?the address of the bridge}
+
+ip link add hand0 type bridge
+ip addr add "$gateway" dev hand0
+ip link set hand0 up
+for vm in "$vms"/*; do
+  tap=$(<"$vm/tap") dir=$(<"$vm/dir")
+  ip tuntap add "$tap" mode tap
+  ip link set "$tap" master hand0 up
+  mkdir -p "$dir"
+done
+
+pids=()
+trap 'kill "${pids[@]}" 2>/dev/null' EXIT
+begin=$(date +%s%N)
+for vm in "$vms"/*; do
+  mapfile -d '' -t argv <"$vm/argv"
+  cd "$(<"$vm/dir")"
+  "${argv[@]}" >>console.log 2>&1 </dev/null &
+  pids+=($!)
+done
+all_ready "${#pids[@]}"
+echo $((($(date +%s%N) - begin) / 1000))

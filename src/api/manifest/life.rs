@@ -1,0 +1,99 @@
+//! `cmdline`, `machine` and the VMMs' programs: how a VM's VMM is started.
+//! Not here: which VMM; the files that it boots from.
+
+use std::path::PathBuf;
+
+use super::super::life::{Board, Life, MAX_CMDLINE};
+use super::super::vm::Hypervisor;
+use super::section::{Field, Reader, Section};
+
+/// The keys that name a program, and whose it is.
+const PROGRAMS: [(&str, Hypervisor); 3] = [
+    ("qemu_bin", Hypervisor::Qemu),
+    ("firecracker_bin", Hypervisor::Firecracker),
+    ("cloud_hypervisor_bin", Hypervisor::CloudHypervisor),
+];
+
+/// What a group may take from `config:` or say itself.
+#[derive(Clone, Default)]
+pub struct Start {
+    /// In the order of [`PROGRAMS`].
+    programs: [Option<PathBuf>; PROGRAMS.len()],
+    cmdline: Option<String>,
+    board: Option<Board>,
+}
+
+/// What this section says, else `default`.
+pub fn read(reader: &mut Reader, section: &Section, default: Start) -> Start {
+    let mut programs = default.programs;
+    for (program, (key, _)) in programs.iter_mut().zip(PROGRAMS) {
+        let named = section.get(key).and_then(|field| reader.path(field));
+        *program = named.or(program.take());
+    }
+    let cmdline = section
+        .get("cmdline")
+        .and_then(|field| read_cmdline(reader, field));
+    let boards = [("microvm", Board::Microvm), ("q35", Board::Q35)];
+    let board = section
+        .get("machine")
+        .and_then(|field| reader.word(field, &boards));
+    Start {
+        programs,
+        cmdline: cmdline.or(default.cmdline),
+        board: board.or(default.board),
+    }
+}
+
+/// `ip=` is refused: the network lets no packet pass that comes from another address than the one it gave the VM.
+/// `root=` is taken, and ours is left out then: an image may have partitions.
+fn read_cmdline(reader: &mut Reader, field: &Field) -> Option<String> {
+    let text = reader.text(field, "words for the kernel")?;
+    if text.len() > MAX_CMDLINE {
+        let message = format!("found {} bytes, expected at most {MAX_CMDLINE}", text.len());
+        reader.refuse(field, message);
+        return None;
+    }
+    if !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        reader.unexpected(field, "words of printable ASCII on one line");
+        return None;
+    }
+    if text.split(' ').any(|word| word.starts_with("ip=")) {
+        reader.refuse(
+            field,
+            "`ip=` is not the user's to say: the network gives the address and drops what comes from another",
+        );
+        return None;
+    }
+    Some(text.trim().to_owned())
+}
+
+/// What of it is for a VM of this group. A group's own word that its hypervisor would not hear is refused; what `config:` says
+/// is for whichever group can use it.
+pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, start: Start) -> Life {
+    let boards = [("machine", Hypervisor::Qemu)];
+    for (key, whose) in PROGRAMS.into_iter().chain(boards) {
+        if let Some(field) = group.get(key).filter(|_| whose != hypervisor) {
+            let message = format!("is of no use with hypervisor \"{hypervisor}\"");
+            reader.refuse(field, message);
+        }
+    }
+    if hypervisor == Hypervisor::None {
+        if let Some(field) = group.get("cmdline") {
+            reader.refuse(field, "is of no use with hypervisor \"none\"");
+        }
+        return Life::default();
+    }
+    let mut programs = start.programs.into_iter().zip(PROGRAMS);
+    let own = programs.find(|(_, (_, whose))| *whose == hypervisor);
+    Life {
+        program: own.and_then(|(program, _)| program),
+        // Empty: a group that wants none of what `config:` says.
+        cmdline: start.cmdline.filter(|words| !words.is_empty()),
+        board: match hypervisor {
+            Hypervisor::Qemu => start.board.unwrap_or_default(),
+            Hypervisor::None | Hypervisor::Firecracker | Hypervisor::CloudHypervisor => {
+                Board::default()
+            }
+        },
+    }
+}

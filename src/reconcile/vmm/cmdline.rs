@@ -1,0 +1,90 @@
+//! The kernel's command line. Pure.
+//! Not here: how it is handed over; what one VMM needs to say beside it.
+//!
+//! - `ip=` is the kernel's own format (Documentation/admin-guide/nfs/nfsroot.rst); kernels without IP_PNP leave it to the init.
+//! - `ip=` knows one route; the others are for the guest's init: `slice.route=NETWORK[,NEXT HOP]`, as often as there are some.
+//! - `slice.mtu=BYTES` is for the guest's init, too, where its network card does not tell.
+//! - `root=` is ours to say for every VMM, so that a user's own wins with every VMM.
+
+use std::net::Ipv4Addr;
+
+use super::recipe::{Access, Slot, Unfit};
+use crate::api::vm::VmSpec;
+
+/// Bytes. A kernel takes as many on x86 (`COMMAND_LINE_SIZE` less the end), and so does Firecracker.
+const LONGEST: usize = 2047;
+
+/// What one VMM adds to what all of them say.
+pub(super) struct Own {
+    /// Its words.
+    pub words: String,
+    /// Bytes that the VMM itself will append.
+    pub reserved: usize,
+}
+
+/// All of it; the user's words last, so that they win where the kernel takes the last one.
+pub(super) fn command_line(spec: &VmSpec, slot: &Slot, own: &Own) -> Result<String, Unfit> {
+    let user = spec.life.cmdline.as_deref();
+    let mut line = format!(
+        "console=ttyS0 quiet panic=-1 {} {}",
+        own.words,
+        address(spec, slot)
+    );
+    for (network, next_hop) in &slot.connection.routes {
+        let via = next_hop.map(|hop| format!(",{hop}")).unwrap_or_default();
+        line.push_str(&format!(" slice.route={network}{via}"));
+    }
+    let says_root = |words: &str| words.split(' ').any(|word| word.starts_with("root="));
+    if let Some(root) = slot.disks.first().filter(|_| !user.is_some_and(says_root)) {
+        line.push_str(match root.access {
+            Access::ReadOnly => " root=/dev/vda ro",
+            Access::ReadWrite => " root=/dev/vda rw",
+        });
+    }
+    if let Some(user) = user {
+        line.push(' ');
+        line.push_str(user);
+    }
+    match line.len() + own.reserved {
+        bytes if bytes > LONGEST => Err(Unfit::LongLine { bytes }),
+        _ => Ok(line),
+    }
+}
+
+/// `ip=ADDRESS::GATEWAY:NETMASK:HOSTNAME:DEVICE:off:DNS0:DNS1`.
+fn address(spec: &VmSpec, slot: &Slot) -> String {
+    let connection = &slot.connection;
+    let text = |address: Option<&Ipv4Addr>| address.map(ToString::to_string).unwrap_or_default();
+    // The user's own name servers win over the network's.
+    let servers = match spec.dns_servers.as_slice() {
+        [] => &connection.dns,
+        _ => &spec.dns_servers,
+    };
+    let dns = |place: usize| text(servers.get(place));
+    format!(
+        "ip={}::{}:{}:{}:eth0:off:{}:{}",
+        connection.ip,
+        text(connection.gateway.as_ref()),
+        netmask(connection.prefix_len),
+        slot.name,
+        dns(0),
+        dns(1),
+    )
+}
+
+fn netmask(prefix_len: u8) -> Ipv4Addr {
+    let host_bits = 32 - u32::from(prefix_len.min(32));
+    Ipv4Addr::from(u32::MAX.checked_shl(host_bits).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks() {
+        assert_eq!(netmask(30), Ipv4Addr::new(255, 255, 255, 252));
+        assert_eq!(netmask(0), Ipv4Addr::UNSPECIFIED);
+        assert_eq!(netmask(32), Ipv4Addr::BROADCAST);
+    }
+}

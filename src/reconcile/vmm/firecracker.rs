@@ -1,0 +1,169 @@
+//! Firecracker 1.10 and newer. Pure.
+//! Not here: other VMMs; starting it.
+//!
+//! # Why these words
+//! - One spawn does all: `--config-file` together with `--api-sock` boots at once and leaves the API for later. There is no
+//!   half-configured VM that a crash of ours could leave.
+//! - It answers a field that it does not know with an error, so a field is said only to a version that has it
+//!   (`src/firecracker/swagger/firecracker.yaml` at each release's tag).
+//! - No disk is its root device: it would append a `root=` of its own, behind the user's. Drives become `/dev/vda`, … in their order.
+//! - Log and serial console both go to its standard output, the console file: with a path of their own they would be
+//!   overwritten from their start by every run. For the same reason there are no metrics: their file cannot be rotated.
+//! - `reboot=k`: to reset through the keyboard controller is the only way in which a guest ends Firecracker.
+//! - `pci=off` it appends itself since 1.13; twice does no harm.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::cmdline::{self, Own};
+use super::recipe::{Access, Disk, Launch, NewFile, Slot, Unfit};
+use super::{CONFIG, Control, Program, VSOCK, Version};
+use crate::api::network::Mac;
+use crate::api::vm::VmSpec;
+
+/// The first that tells a guest the MTU.
+const TELLS_MTU: Version = Version::new(1, 16);
+/// Its own limit (`MAX_SUPPORTED_VCPUS`).
+const MOST_VCPUS: u32 = 32;
+/// Bytes; what a guest takes for granted.
+const ETHERNET_MTU: u32 = 1500;
+/// What it appends for each device, at most: ` virtio_mmio.device=4K@0xc0001000:10`.
+const DEVICE_WORDS: usize = 40;
+/// What it appends in any case: ` pci=off`.
+const OTHER_WORDS: usize = 8;
+/// Network card, entropy, vsock.
+const OTHER_DEVICES: usize = 3;
+
+pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Launch, Unfit> {
+    if spec.vcpu > MOST_VCPUS {
+        return Err(Unfit::Processors {
+            hypervisor: spec.hypervisor,
+            most: MOST_VCPUS,
+        });
+    }
+    let mut argv = vec![program.path.display().to_string()];
+    let name = slot.name.to_string();
+    for (option, value) in [
+        ("--id", name.as_str()),
+        ("--api-sock", Control::Firecracker.socket()),
+        ("--config-file", CONFIG),
+        ("--level", "Warning"),
+    ] {
+        argv.extend([option.to_owned(), value.to_owned()]);
+    }
+    let mut launch = Launch::new(argv, slot);
+    launch.files.push(NewFile {
+        name: CONFIG.to_owned(),
+        text: format!("{:#}\n", serde_json::json!(config(spec, slot, program)?)),
+    });
+    Ok(launch)
+}
+
+/// The file that `--config-file` names (docs/getting-started.md of its sources, `VmmConfig`).
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Config {
+    machine_config: MachineConfig,
+    boot_source: BootSource,
+    /// Must be there even if empty.
+    drives: Vec<Drive>,
+    network_interfaces: [NetworkInterface; 1],
+    vsock: Vsock,
+    entropy: Entropy,
+}
+
+#[derive(Serialize)]
+struct MachineConfig {
+    vcpu_count: u32,
+    mem_size_mib: u64,
+}
+
+#[derive(Serialize)]
+struct BootSource {
+    kernel_image_path: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    initrd_path: Option<PathBuf>,
+    boot_args: String,
+}
+
+#[derive(Serialize)]
+struct Drive {
+    drive_id: String,
+    path_on_host: PathBuf,
+    is_root_device: bool,
+    is_read_only: bool,
+    cache_type: CacheType,
+}
+
+#[derive(Serialize)]
+enum CacheType {
+    /// A guest's flush is a flush. The default ignores it.
+    Writeback,
+}
+
+#[derive(Serialize)]
+struct NetworkInterface {
+    iface_id: &'static str,
+    host_dev_name: String,
+    guest_mac: Mac,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mtu: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Vsock {
+    /// The guest's side of the socket; of no meaning outside it.
+    guest_cid: u32,
+    uds_path: &'static str,
+}
+
+#[derive(Serialize)]
+struct Entropy {}
+
+fn config(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Config, Unfit> {
+    let connection = &slot.connection;
+    let mtu = (connection.mtu != ETHERNET_MTU).then_some(connection.mtu);
+    let told = mtu.filter(|_| program.version >= TELLS_MTU);
+    let mut words = "reboot=k pci=off i8042.noaux i8042.nomux i8042.dumbkbd".to_owned();
+    if let (Some(mtu), None) = (mtu, told) {
+        words.push_str(&format!(" slice.mtu={mtu}"));
+    }
+    let reserved = OTHER_WORDS + DEVICE_WORDS * (OTHER_DEVICES + slot.disks.len());
+    Ok(Config {
+        machine_config: MachineConfig {
+            vcpu_count: spec.vcpu,
+            mem_size_mib: spec.ram_bytes >> 20,
+        },
+        boot_source: BootSource {
+            kernel_image_path: slot.kernel(spec)?.to_owned(),
+            initrd_path: spec.initrd_file.clone(),
+            boot_args: cmdline::command_line(spec, slot, &Own { words, reserved })?,
+        },
+        drives: slot.disks.iter().enumerate().map(drive).collect(),
+        network_interfaces: [NetworkInterface {
+            iface_id: "eth0",
+            host_dev_name: connection.tap.clone(),
+            guest_mac: connection.mac,
+            mtu: told,
+        }],
+        vsock: Vsock {
+            guest_cid: 3,
+            uds_path: VSOCK,
+        },
+        entropy: Entropy {},
+    })
+}
+
+fn drive((place, disk): (usize, &Disk)) -> Drive {
+    Drive {
+        drive_id: format!("disk{place}"),
+        path_on_host: disk.path.clone(),
+        is_root_device: false,
+        is_read_only: match disk.access {
+            Access::ReadOnly => true,
+            Access::ReadWrite => false,
+        },
+        cache_type: CacheType::Writeback,
+    }
+}

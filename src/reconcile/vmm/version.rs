@@ -1,0 +1,132 @@
+//! A VMM's program and its version. Pure.
+//! Not here: finding it, asking it (`program`).
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::recipe::NewFile;
+use crate::api::vm::Hypervisor;
+
+/// A program that runs VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Absolute.
+    pub path: PathBuf,
+    /// What it says it is.
+    pub version: Version,
+}
+
+/// Major and minor: what decides which words a VMM knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Version {
+    major: u32,
+    minor: u32,
+}
+
+/// The file in a run directory that says which version its VMM was started for. As long as that one runs its recipe is made for
+/// the same version: to upgrade a package restarts no VM.
+pub const VERSION: &str = "version";
+
+impl Version {
+    /// `major.minor`.
+    pub const fn new(major: u32, minor: u32) -> Self {
+        Self { major, minor }
+    }
+
+    /// The oldest that is run.
+    pub const fn least(hypervisor: Hypervisor) -> Option<Self> {
+        match hypervisor {
+            Hypervisor::None => None,
+            Hypervisor::Qemu => Some(Self::new(7, 2)),
+            Hypervisor::Firecracker => Some(Self::new(1, 10)),
+            Hypervisor::CloudHypervisor => Some(Self::new(38, 0)),
+        }
+    }
+
+    /// Out of what a program says to `--version`: the first word of the first line that is a number, or `v` and a number.
+    pub fn said(output: &str) -> Option<Self> {
+        let words = output.lines().next()?.split_whitespace();
+        words.map(str::parse).find_map(Result::ok)
+    }
+
+    /// For the run directory.
+    pub(super) fn note(self) -> NewFile {
+        NewFile {
+            name: VERSION.to_owned(),
+            text: format!("{self}\n"),
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// No version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("that is no version")]
+pub struct NoVersion;
+
+impl FromStr for Version {
+    type Err = NoVersion;
+
+    /// `v53.0-246-gae44c29`, `1.17.0-dev`, `7.2.22`: all but the first two numbers is passed over.
+    fn from_str(text: &str) -> Result<Self, NoVersion> {
+        let text = text.trim();
+        let mut numbers = text.strip_prefix('v').unwrap_or(text).splitn(3, '.');
+        let major = numbers.next().and_then(|text| text.parse().ok());
+        let minor = numbers.next().and_then(|text| {
+            let end = text.find(|c: char| !c.is_ascii_digit());
+            text[..end.unwrap_or(text.len())].parse().ok()
+        });
+        let both = major.zip(minor);
+        both.map(|(major, minor)| Self { major, minor })
+            .ok_or(NoVersion)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_each_of_them_says() {
+        for (said, version) in [
+            ("Firecracker v1.17.0-dev\n\n2026 [x] exit\n", (1, 17)),
+            ("Firecracker v1.10.1\n", (1, 10)),
+            (
+                "cloud-hypervisor v53.0-246-gae44c2971-dirty\nx 9.9",
+                (53, 0),
+            ),
+            ("cloud-hypervisor v38.0\n", (38, 0)),
+            (
+                "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\n",
+                (7, 2),
+            ),
+        ] {
+            let version = Some(Version::new(version.0, version.1));
+            assert_eq!(Version::said(said), version, "{said}");
+        }
+        for said in [
+            "",
+            "\n1.2",
+            "sleep (GNU coreutils)",
+            "v1 v.2 v1.x 1",
+            "99999999999.1",
+        ] {
+            assert_eq!(Version::said(said), None, "{said}");
+        }
+    }
+
+    #[test]
+    fn ten_comes_after_nine_and_a_note_is_read_back() {
+        assert!(Version::new(1, 10) > Version::new(1, 9));
+        let note = Version::new(53, 0).note();
+        assert_eq!(note.text.parse(), Ok(Version::new(53, 0)));
+    }
+}

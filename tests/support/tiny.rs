@@ -1,0 +1,118 @@
+//! The tiny guest (`tests/guest`): built, put into groups, listened to.
+//! Not here: tests; other guests.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use super::house::House;
+
+/// The guest's image, built by this process when it is first asked for.
+pub fn kernel() -> &'static str {
+    static KERNEL: OnceLock<String> = OnceLock::new();
+    KERNEL.get_or_init(|| {
+        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build.sh");
+        let built = Command::new(&script).arg(&out).status();
+        assert!(built.is_ok_and(|status| status.success()), "{script:?}");
+        out.join("tiny").display().to_string()
+    })
+}
+
+/// A group of slots, as `house` writes them, with a tiny guest in each; `words` tell it to misbehave.
+pub fn guests(slots: &str, words: &str) -> String {
+    let qemu = format!(
+        "hypervisor: qemu\n      kernel_file: {}{}",
+        kernel(),
+        initrd(words)
+    );
+    slots
+        .replace("ram_mb: 128", "ram_mb: 32")
+        .replace("hypervisor: none", &qemu)
+}
+
+/// Words as an initrd, which every VMM can hand over. Beside the kernel: a VMM without rights can read that place, too.
+fn initrd(words: &str) -> String {
+    if words.is_empty() {
+        return String::new();
+    }
+    let path = Path::new(kernel()).with_file_name(words.replace(' ', "+"));
+    std::fs::write(&path, words).expect("written");
+    format!("\n      initrd_file: {}", path.display())
+}
+
+/// One VM of a tiny guest.
+pub struct Tiny {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub ip: String,
+    /// Its VMM's, while one runs.
+    pub pid: Option<u32>,
+    /// Where it prints; stays open when the file is removed.
+    console: File,
+    /// That file.
+    pub log: PathBuf,
+}
+
+impl Tiny {
+    /// All that it has printed.
+    pub fn said(&self) -> String {
+        let mut console = &self.console;
+        let mut text = Vec::new();
+        console.seek(SeekFrom::Start(0)).expect("a console");
+        console.read_to_end(&mut text).expect("a console");
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// How many times it has found that its gateway answers.
+    pub fn times_ready(&self) -> usize {
+        self.said()
+            .matches(&format!("ready {} {}\r\n", self.name, self.ip))
+            .count()
+    }
+}
+
+/// All VMs, by name, as soon as each has a console.
+pub fn all(house: &House) -> BTreeMap<String, Tiny> {
+    house.until("every VM with a console", || {
+        let list = house.get("vms");
+        let vms = list["items"].as_array().expect("items").iter();
+        vms.map(|vm| {
+            let (name, network) = (&vm["metadata"]["name"], &vm["status"]["network"]);
+            let log = PathBuf::from(vm["status"]["vmm"]["log"].as_str()?);
+            let tiny = Tiny {
+                name: name.as_str()?.to_owned(),
+                ip: network["ip"].as_str()?.to_owned(),
+                pid: pid(vm),
+                console: File::open(&log).ok()?,
+                log,
+            };
+            Some((tiny.name.clone(), tiny))
+        })
+        .collect()
+    })
+}
+
+/// The pids of all VMs' VMMs, by name.
+pub fn pids(house: &House) -> BTreeMap<String, Option<u32>> {
+    let list = house.get("vms");
+    let vms = list["items"].as_array().expect("items").iter();
+    let name = |vm: &serde_json::Value| vm["metadata"]["name"].as_str().expect("a name").to_owned();
+    vms.map(|vm| (name(vm), pid(vm))).collect()
+}
+
+fn pid(vm: &serde_json::Value) -> Option<u32> {
+    vm["status"]["vmm"]["pid"]
+        .as_u64()
+        .and_then(|pid| pid.try_into().ok())
+}
+
+/// Whether a process runs: not ended, not waiting to be reaped.
+pub fn is_alive(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    !status.is_empty() && !status.contains("State:\tZ")
+}

@@ -1,0 +1,16 @@
+//! Dozens of real VMs at once, and VMs that misbehave: the tiny guest of `tests/guest` in QEMU, under the real `sliced`.
+//! Not here: a Linux guest (`tests/daemon/guests.rs`); the Vmm rung alone (`tests/vmm`).
+//!
+//! | file | what it tests |
+//! |---|---|
+//! | `guest` | the guest itself |
+//! | `many` | 32 of them |
+//! | `manners` | good and bad behaviour |
+
+mod support;
+
+mod tiny {
+    mod guest;
+    mod manners;
+    mod many;
+}

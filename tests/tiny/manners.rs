@@ -1,0 +1,105 @@
+//! How guests end and what else they do: on request, too late, by themselves, by a crash, too loudly.
+//! Not here: what the Vmm rung does with other processes.
+
+use std::time::{Duration, Instant};
+
+use slicectl::reconcile::vmm::LOG_LIMIT;
+
+use crate::support::house::{self, House, inhabited};
+use crate::support::tiny::{self, Tiny, is_alive};
+
+/// One VM whose guest has been told these words.
+fn apply(house: &House, words: &str) -> Tiny {
+    let file = house.write("manifest.yaml", &tiny::guests(&house::slots(1, ""), words));
+    house.ctl(&format!("apply -f {file}"));
+    tiny::all(house).into_values().next().expect("a VM")
+}
+
+/// Until it has printed that.
+fn hear(house: &House, guest: &Tiny, words: &str) {
+    house.until(words, || guest.said().contains(words).then_some(()));
+}
+
+#[test]
+fn a_guest_that_listens_goes_at_once_and_a_deaf_one_is_asked_first() {
+    inhabited(|house| {
+        let mut took = Vec::new();
+        for words in ["", "tiny=deaf"] {
+            let guest = apply(&house, words);
+            house.until("the guest", || (guest.times_ready() == 1).then_some(()));
+            let pid = guest.pid.or(tiny::pids(&house)["sandbox-1"]).unwrap();
+            let begin = Instant::now();
+            house.ctl("delete hg sandbox --wait=60s");
+            took.push(begin.elapsed());
+            assert!(!is_alive(pid));
+            let said = guest.said();
+            let (last, other) = match words {
+                "" => ("powers off", "ignores"),
+                _ => ("sandbox-1 ignores the button", "powers off"),
+            };
+            assert!(said.contains(last) && !said.contains(other), "{said}");
+        }
+        eprintln!("polite: {:?}, deaf: {:?}", took[0], took[1]);
+        // It had time to obey, and not for ever.
+        assert!(took[1] > took[0] + Duration::from_secs(2), "{took:?}");
+        assert!(took[1] < Duration::from_secs(20), "{took:?}");
+    });
+}
+
+#[test]
+fn a_guest_that_powers_itself_off_is_seen_at_once() {
+    inhabited(|house| {
+        let guest = apply(&house, "tiny=off");
+        hear(&house, &guest, "powers off by itself");
+        let told = house.within(Duration::from_secs(1), "the event", || {
+            house.messages("vm/sandbox-1", "Drift").pop()
+        });
+        assert!(told.contains("it exited with status 0"), "{told}");
+    });
+}
+
+#[test]
+fn a_guest_that_crashes_at_every_start_is_started_less_and_less_often() {
+    inhabited(|house| {
+        let guest = apply(&house, "tiny=crash");
+        hear(&house, &guest, "crashes");
+        let starts = || guest.said().matches("sandbox-1 starts").count();
+        std::thread::sleep(Duration::from_secs(3));
+        let seen = starts();
+        assert!((2..=8).contains(&seen), "{seen} starts in 3 s");
+        std::thread::sleep(Duration::from_secs(3));
+        assert!(starts() - seen <= seen, "{} more in 3 s", starts() - seen);
+        let vm = house.get("vm sandbox-1");
+        let conditions = vm["status"]["conditions"].as_array().unwrap();
+        let found = conditions.iter().find(|c| c["type"] == "Vmm").unwrap();
+        assert_eq!(found["reason"], "CrashLoop", "{found}");
+        // Told to behave, it is up without waiting for the next try.
+        let guest = apply(&house, "");
+        house.until("a guest that is ready", || {
+            let guests = tiny::all(&house);
+            (guests[&guest.name].times_ready() == 1).then_some(())
+        });
+    });
+}
+
+#[test]
+fn a_guest_that_prints_for_ever_fills_its_log_and_no_more_and_still_goes_politely() {
+    inhabited(|house| {
+        let guest = apply(&house, "tiny=flood");
+        let length = || std::fs::metadata(&guest.log).map_or(0, |found| found.len());
+        house.until("a full log", || (length() >= LOG_LIMIT / 2).then_some(()));
+        house.until("a log that grows no more", || {
+            let before = length();
+            std::thread::sleep(Duration::from_millis(500));
+            (length() <= before).then_some(())
+        });
+        assert!(length() <= LOG_LIMIT, "{}", length());
+        let pid = tiny::pids(&house)["sandbox-1"].unwrap();
+        assert!(is_alive(pid));
+        assert_eq!(house.messages("vm/sandbox-1", "Drift"), [""; 0]);
+        let begin = Instant::now();
+        house.ctl("delete hg sandbox --wait=60s");
+        eprintln!("a flooding guest deleted: {:?}", begin.elapsed());
+        assert!(!is_alive(pid));
+    });
+}

@@ -1,0 +1,370 @@
+//! Real VMMs under KVM, with a guest of a few kilobytes: started, asked, held, killed, stopped.
+//! Not here: what they are told (`recipes`); Linux guests (`guest`).
+//!
+//! The programs are named by `SLICE_TEST_FIRECRACKER`, `SLICE_TEST_CLOUD_HYPERVISOR` and `SLICE_TEST_QEMU`, the guest by
+//! `SLICE_TEST_TINY_GUEST`: an ELF with a PVH note that answers pings at 172.16.0.2, and resets or powers off when told to.
+//! What is not named is not run, and says so.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use slicectl::api::vm::{Hypervisor, VmSpec};
+use slicectl::host::process::{self, Exit, Identity, Life, Stop};
+use slicectl::reconcile::Reconcile;
+use slicectl::reconcile::vmm::{
+    Accel, Access, Action, CONSOLE, Control, Desired, Disk, GuestState, LOG_LIMIT, Machine,
+    Program, Programs, Slot, Vmm, recipe, started_for,
+};
+
+use crate::guest;
+use crate::support::{PrivateNet, converge, eventually, some_vm};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const GUEST: &str = "172.16.0.2";
+
+/// A VMM, a guest, and a wire between it and us.
+struct Place {
+    net: PrivateNet,
+    dir: tempfile::TempDir,
+    program: Program,
+    hypervisor: Hypervisor,
+    kernel: PathBuf,
+    rung: Vmm,
+}
+
+/// `None`, said loudly, if nobody has named what is to be run.
+async fn place(hypervisor: Hypervisor) -> Option<Place> {
+    let variable = match hypervisor {
+        Hypervisor::None => unreachable!("nothing to run"),
+        Hypervisor::Qemu => "SLICE_TEST_QEMU",
+        Hypervisor::Firecracker => "SLICE_TEST_FIRECRACKER",
+        Hypervisor::CloudHypervisor => "SLICE_TEST_CLOUD_HYPERVISOR",
+    };
+    let named = |variable| std::env::var_os(variable).map(PathBuf::from);
+    let (Some(program), Some(kernel)) = (named(variable), named("SLICE_TEST_TINY_GUEST")) else {
+        // Past the test harness, which would swallow it.
+        let words = format!(
+            "\nNOT RUN: {variable} and SLICE_TEST_TINY_GUEST do not name a {hypervisor} and a guest for it\n"
+        );
+        std::io::stderr().write_all(words.as_bytes()).unwrap();
+        return None;
+    };
+    let net = PrivateNet::new();
+    net.add_tap("172.16.0.1/24");
+    let program = Programs::default().get(hypervisor, Some(&program)).await;
+    Some(Place {
+        net,
+        dir: tempfile::tempdir().unwrap(),
+        program: program.unwrap(),
+        hypervisor,
+        kernel,
+        rung: Vmm::default(),
+    })
+}
+
+impl Place {
+    fn desired(&self, change: impl FnOnce(&mut VmSpec, &mut Slot)) -> Desired {
+        let mut desired = some_vm(self.dir.path(), None);
+        self.want(&mut desired, change);
+        desired
+    }
+
+    fn want(&self, desired: &mut Desired, change: impl FnOnce(&mut VmSpec, &mut Slot)) {
+        let mut spec = VmSpec {
+            hypervisor: self.hypervisor,
+            ram_bytes: 64 << 20,
+            kernel_file: Some(self.kernel.clone()),
+            ..guest::spec(None)
+        };
+        let mut slot = guest::slot(&desired.dir, &self.net);
+        slot.connection.ip = GUEST.parse().unwrap();
+        slot.connection.prefix_len = 24;
+        slot.connection.gateway = Some("172.16.0.1".parse().unwrap());
+        change(&mut spec, &mut slot);
+        // Translation is everywhere; the others have KVM or nothing.
+        let machine = Machine {
+            accel: Accel::Tcg,
+            tsc_khz: Some(2_000_000),
+        };
+        desired.want = recipe(&spec, &slot, &self.program, &machine).unwrap();
+    }
+
+    fn control(&self) -> Control {
+        Control::of(self.hypervisor).unwrap()
+    }
+
+    fn pings(&self) -> bool {
+        // Too short for a time stamp: what a guest reads in it is always the same.
+        self.net
+            .succeeds(&format!("ping -q -c 1 -W 1 -s 8 -p 00 {GUEST}"))
+    }
+
+    fn assert_answers(&self, desired: &Desired) {
+        assert!(
+            eventually(PATIENCE, || self.pings()),
+            "the guest does not answer: {}",
+            console(desired)
+        );
+    }
+
+    async fn boot(&self, desired: &Desired) -> Identity {
+        let (running, steps) = converge(&self.rung, desired).await;
+        assert_eq!(steps, ["create the run directory", "start the VMM"]);
+        self.assert_answers(desired);
+        running.process().unwrap().clone()
+    }
+
+    async fn ask(&self, desired: &Desired) {
+        let observed = self.rung.observe(desired).await.unwrap();
+        assert!(observed.running[0].polite);
+        let ask = Action::AskToPowerDown(observed.running[0].process.clone());
+        self.rung.act(desired, &ask).await.unwrap();
+    }
+
+    async fn clear(&self, desired: Desired) -> Vec<String> {
+        let nothing = Desired {
+            want: None,
+            ..desired
+        };
+        let steps = converge(&self.rung, &nothing).await.1;
+        assert!(!nothing.dir.exists(), "left: {:?}", names(&nothing.dir));
+        steps
+    }
+}
+
+fn console(desired: &Desired) -> String {
+    std::fs::read_to_string(desired.dir.join(CONSOLE)).unwrap_or_default()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+fn ended(identity: &Identity) -> Option<Exit> {
+    match process::look(identity).unwrap() {
+        Life::Ended(exit) => Some(exit),
+        Life::Alive(_) => None,
+    }
+}
+
+/// From its birth to its end.
+async fn a_life(hypervisor: Hypervisor) {
+    let Some(place) = place(hypervisor).await else {
+        return;
+    };
+    let (control, desired) = (place.control(), place.desired(|_, _| {}));
+    let identity = place.boot(&desired).await;
+    let (dir, pid) = (&desired.dir, identity.pid);
+    let rest: Vec<String> = converge(&place.rung, &desired).await.1;
+    assert_eq!(rest, Vec::<String>::new(), "it is what was wanted");
+    assert_eq!(started_for(dir).unwrap(), Some(place.program.version));
+
+    for _ in 0..2 {
+        control.pause(dir, pid).await.unwrap();
+        assert_eq!(control.state(dir, pid).await.unwrap(), GuestState::Paused);
+        assert!(!place.pings(), "a guest that is held answers nobody");
+    }
+    for _ in 0..2 {
+        control.resume(dir, pid).await.unwrap();
+        assert_eq!(control.state(dir, pid).await.unwrap(), GuestState::Running);
+    }
+    place.assert_answers(&desired);
+    let other = control.pause(dir, std::process::id()).await;
+    assert!(other.is_err(), "another process is not asked");
+
+    let Life::Alive(alive) = process::look(&identity).unwrap() else {
+        panic!("it has ended: {}", console(&desired));
+    };
+    alive.stop(Stop::Kill).unwrap();
+    alive.ended().await.unwrap();
+    assert!(dir.join(control.socket()).exists(), "left behind");
+    assert_eq!(started_for(dir).unwrap(), None);
+    let (running, steps) = converge(&place.rung, &desired).await;
+    assert_eq!(steps, ["start the VMM again: it was killed by signal 9"]);
+    assert_ne!(running.process().unwrap(), &identity);
+    place.assert_answers(&desired);
+
+    let before = running.process().unwrap().clone();
+    let mut other = desired.clone();
+    place.want(&mut other, |spec, _| {
+        spec.life.cmdline = Some("another=word".to_owned());
+    });
+    let (running, _) = converge(&place.rung, &other).await;
+    assert_ne!(running.process().unwrap(), &before, "its words are others");
+    place.assert_answers(&other);
+    place.clear(other).await;
+}
+
+#[tokio::test]
+async fn firecracker_is_started_held_killed_started_again_and_stopped() {
+    a_life(Hypervisor::Firecracker).await;
+}
+
+#[tokio::test]
+async fn cloud_hypervisor_is_started_held_killed_started_again_and_stopped() {
+    a_life(Hypervisor::CloudHypervisor).await;
+}
+
+#[tokio::test]
+async fn qemu_is_started_held_killed_started_again_and_stopped() {
+    a_life(Hypervisor::Qemu).await;
+}
+
+/// The guest ends itself, also if it was held when it was asked.
+async fn goes_politely(hypervisor: Hypervisor) {
+    let Some(place) = place(hypervisor).await else {
+        return;
+    };
+    for held in [false, true] {
+        let desired = place.desired(|_, _| {});
+        let identity = place.boot(&desired).await;
+        if held {
+            let control = place.control();
+            control.pause(&desired.dir, identity.pid).await.unwrap();
+        }
+        place.ask(&desired).await;
+        assert_eq!(ended(&identity), Some(Exit::Code(0)), "held: {held}");
+        let steps = place.clear(desired).await;
+        assert_eq!(steps.len(), 2, "nobody to stop: {steps:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_guest_of_firecracker_goes_when_it_is_asked() {
+    goes_politely(Hypervisor::Firecracker).await;
+}
+
+#[tokio::test]
+async fn a_guest_of_qemu_goes_when_it_is_asked() {
+    goes_politely(Hypervisor::Qemu).await;
+}
+
+/// The tiny guest does not hear this power button (it has no ACPI tables to find it by); the VMM takes the order.
+#[tokio::test]
+async fn cloud_hypervisor_takes_the_order_and_goes_by_the_next_step() {
+    let Some(place) = place(Hypervisor::CloudHypervisor).await else {
+        return;
+    };
+    let desired = place.desired(|_, _| {});
+    let identity = place.boot(&desired).await;
+    let control = place.control();
+    control.pause(&desired.dir, identity.pid).await.unwrap();
+    control
+        .power_down(&desired.dir, identity.pid)
+        .await
+        .unwrap();
+    let state = control.state(&desired.dir, identity.pid).await.unwrap();
+    assert_eq!(state, GuestState::Running, "one that is held hears nothing");
+    let observed = place.rung.observe(&desired).await.unwrap();
+    let terminate = Action::Terminate(observed.running[0].process.clone());
+    place.rung.act(&desired, &terminate).await.unwrap();
+    assert_eq!(ended(&identity), Some(Exit::Code(0)));
+    place.clear(desired).await;
+}
+
+/// Root disk, data disk, another MTU, no initrd: whatever a recipe can say, the VMM takes.
+async fn takes_every_word(hypervisor: Hypervisor) {
+    let Some(place) = place(hypervisor).await else {
+        return;
+    };
+    let image = |name: &str, length: u64| {
+        let path = place.dir.path().join(name);
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(length).unwrap();
+        path
+    };
+    let root = image("root.img", 8 << 20);
+    let data = image("data.img", 1 << 20);
+    let desired = place.desired(|spec, slot| {
+        slot.connection.mtu = 1400;
+        spec.life.cmdline = Some("loglevel=7".to_owned());
+        let disk = |path, access| Disk { path, access };
+        slot.disks = vec![disk(root, Access::ReadWrite), disk(data, Access::ReadOnly)];
+    });
+    place.net.run("ip link set tap0 mtu 1400");
+    let identity = place.boot(&desired).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", identity.pid)).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max file size"));
+    assert!(line.unwrap().contains(&(8 << 20).to_string()), "{line:?}");
+    place.clear(desired).await;
+}
+
+#[tokio::test]
+async fn firecracker_takes_every_word() {
+    takes_every_word(Hypervisor::Firecracker).await;
+}
+
+#[tokio::test]
+async fn cloud_hypervisor_takes_every_word() {
+    takes_every_word(Hypervisor::CloudHypervisor).await;
+}
+
+#[tokio::test]
+async fn qemu_takes_every_word() {
+    takes_every_word(Hypervisor::Qemu).await;
+}
+
+/// Firecracker handles the signal that a full file sends, and would end itself.
+async fn lives_with_a_full_log(hypervisor: Hypervisor) {
+    let Some(place) = place(hypervisor).await else {
+        return;
+    };
+    let desired = place.desired(|_, _| {});
+    let identity = place.boot(&desired).await;
+    let log = std::fs::OpenOptions::new()
+        .write(true)
+        .open(desired.dir.join(CONSOLE));
+    log.unwrap().set_len(LOG_LIMIT).unwrap();
+    // Every question for its address makes this guest print a line.
+    for _ in 0..3 {
+        place.net.run(&format!("ip neigh flush to {GUEST}"));
+        place.assert_answers(&desired);
+    }
+    assert_eq!(ended(&identity), None);
+    let length = std::fs::metadata(desired.dir.join(CONSOLE)).unwrap().len();
+    assert_eq!(length, LOG_LIMIT, "the log has an end");
+    place.clear(desired).await;
+}
+
+#[tokio::test]
+async fn firecracker_lives_on_when_its_log_is_full() {
+    lives_with_a_full_log(Hypervisor::Firecracker).await;
+}
+
+#[tokio::test]
+async fn cloud_hypervisor_lives_on_when_its_log_is_full() {
+    lives_with_a_full_log(Hypervisor::CloudHypervisor).await;
+}
+
+/// A VMM that cannot boot is not left standing, and what it said is the reason.
+async fn a_bad_kernel_is_the_reason(hypervisor: Hypervisor, says: &str) {
+    let Some(place) = place(hypervisor).await else {
+        return;
+    };
+    let desired = place.desired(|spec, _| spec.kernel_file = Some("/etc/hostname".into()));
+    let create = place.rung.act(&desired, &Action::CreateRunDir).await;
+    create.unwrap();
+    let launch = Action::Launch { after: None };
+    let error = place.rung.act(&desired, &launch).await.unwrap_err();
+    let why = error.source.to_string();
+    assert!(why.contains(says), "{why}: {}", console(&desired));
+    let observed = place.rung.observe(&desired).await.unwrap();
+    assert!(observed.running.is_empty());
+    place.clear(desired).await;
+}
+
+#[tokio::test]
+async fn firecracker_tells_of_a_bad_kernel() {
+    a_bad_kernel_is_the_reason(Hypervisor::Firecracker, "ernel").await;
+}
+
+#[tokio::test]
+async fn cloud_hypervisor_tells_of_a_bad_kernel() {
+    a_bad_kernel_is_the_reason(Hypervisor::CloudHypervisor, "ernel").await;
+}
