@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, CONSOLE, CONSOLE_OLD, Control, Desired, LABEL_VAR, Launch, RECORD, RUN_DIR_VAR, SOCKETS,
-    confine, watch,
+    Action, CONSOLE, CONSOLE_OLD, Control, Desired, LABEL_VAR, LOG_LIMIT, Launch, RECORD,
+    RUN_DIR_VAR, SOCKETS, confine, watch,
 };
 use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop};
 use crate::host::{Error, fs};
