@@ -324,6 +324,11 @@ impl RunDir {
         self.vm_dirs().join(uid.to_string())
     }
 
+    /// The part of a VM's own directory that belongs to its VMM.
+    pub fn vmm_dir(&self, uid: Uid) -> PathBuf {
+        self.vm_dir(uid).join("vmm")
+    }
+
     /// The daemon's socket.
     pub fn socket(&self) -> PathBuf {
         self.0.join("sliced.sock")

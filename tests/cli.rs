@@ -336,7 +336,7 @@ fn new_prints_the_documented_yaml() {
                 "new-full",
                 "new sandbox --net=isolated --count 2 --vcpu 1 --ram-mb 128 --range 169.254.100.0/22 \
                  --allow 192.168.222.1:3128 --allow 1.1.1.1:53/udp,1.1.1.1:53/tcp --drop 192.168.1.0/24 --on-deny reject \
-                 --dns 1.1.1.1,8.8.8.8 --kernel-file /boot/vmlinuz --initrd-file /boot/initrd.img --tap-owner 1000:1000",
+                 --dns 1.1.1.1,8.8.8.8 --kernel-file /boot/vmlinuz --initrd-file /boot/initrd.img",
             ),
             (
                 "new-odd-names",

@@ -20,6 +20,7 @@
 //! | `cni_faults` | plugins that fail, daemons that die |
 //! | `cni_guest` | QEMU in a CNI network |
 //! | `guests` | QEMU |
+//! | `confinement` | what a VMM may do on the host |
 //! | `service` | the process: signals, logs, errors, rest |
 
 mod support;
@@ -30,6 +31,7 @@ mod daemon {
     mod cni;
     mod cni_faults;
     mod cni_guest;
+    mod confinement;
     mod converge;
     mod difference;
     mod disks;

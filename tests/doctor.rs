@@ -21,6 +21,7 @@ fn host() -> Host {
         instance: instance(),
         run_dir: "/run/slice".into(),
         config_dir: "/run/groups.d".into(),
+        vmm_ids: Default::default(),
         cni: slicectl::cni::Runtime::new(),
     }
 }

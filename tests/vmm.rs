@@ -3,6 +3,8 @@
 
 #[path = "vmm/disks.rs"]
 mod disks;
+#[path = "vmm/confine.rs"]
+mod confine;
 #[path = "vmm/guest.rs"]
 mod guest;
 #[path = "vmm/laws.rs"]

@@ -17,3 +17,4 @@ pub mod storage;
 pub mod validate;
 pub mod view;
 pub mod vm;
+pub mod vmm_ids;

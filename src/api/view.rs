@@ -180,6 +180,9 @@ pub struct VmmStatus {
     pub pid: Option<u32>,
     /// What it is doing.
     pub state: VmmState,
+    /// The user, and the group of the same number, that the process runs as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
     /// When the process was started.
     pub started_at: Option<Timestamp>,
     /// Its control socket (QEMU: QMP; the others: their own HTTP).

@@ -17,7 +17,7 @@ use crate::api::policy::Policy;
 use crate::api::storage::{Bytes, Storage};
 use crate::api::view::{
     ConditionView, FirewallStatus, GroupView, LeaseView, MetaView, NetworkStatus, Object, VmView,
-    VmmStatus,
+    VmmState, VmmStatus,
 };
 use crate::api::vm::VmSpec;
 use crate::clock;
@@ -265,6 +265,14 @@ impl Page {
         self.line("Hypervisor", vmm.hypervisor);
         self.line("State", format!("{:?}", vmm.state).to_lowercase());
         self.maybe("Pid", vmm.pid);
+        match (vmm.user, vmm.state) {
+            (Some(user), _) => self.line("User", user),
+            (None, VmmState::Running) => self.line(
+                "User",
+                "root: started by an earlier sliced, confined from its next start on",
+            ),
+            (None, VmmState::Starting | VmmState::Stopped | VmmState::None) => {}
+        }
         self.maybe("Started", vmm.started_at);
         self.maybe("API socket", vmm.api_socket.as_ref().map(|p| p.display()));
         self.maybe("Log", vmm.log.as_ref().map(|path| path.display()));

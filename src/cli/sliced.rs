@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::api::vmm_ids::IdRange;
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
 pub enum LogFormat {
@@ -62,6 +64,14 @@ pub struct Args {
     /// How long one CNI plugin may take for one operation; then it is killed, and what it left is undone
     #[arg(long, env = "SLICE_CNI_DEADLINE", value_name = "TIME", default_value = "1m", value_parser = at_least_a_second)]
     pub cni_deadline: Duration,
+    /// The user ids that VMMs run as, one for each VM and with a group of the same number: nobody else on the host may give them out
+    #[arg(
+        long,
+        env = "SLICE_VMM_IDS",
+        value_name = "FIRST-LAST",
+        default_value_t
+    )]
+    pub vmm_ids: IdRange,
     /// The group, by name or number, whose members may talk to the socket
     #[arg(long, value_name = "GROUP", default_value = "slice")]
     pub socket_group: String,

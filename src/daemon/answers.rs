@@ -295,6 +295,7 @@ impl Backend for Answers {
             instance: self.engine.instance.clone(),
             run_dir: self.engine.run_dir.0.clone(),
             config_dir: self.config_dir.clone(),
+            vmm_ids: self.engine.vmm_ids,
             cni: self.engine.cni.clone(),
         })
         .await)

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
+use crate::api::vmm_ids::IdRange;
 use crate::cli::sliced::{Args, LogFormat};
 use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
@@ -142,10 +143,11 @@ impl Daemon {
     /// # Errors
     /// [`Error`].
     pub async fn prepare(state_dir: &Path, run_dir: &Path, probe: Probe) -> Result<Self, Error> {
-        Self::prepare_with(state_dir, run_dir, probe, cni::Runtime::from_env()).await
+        let cni = cni::Runtime::from_env();
+        Self::prepare_with(state_dir, run_dir, probe, cni, IdRange::default()).await
     }
 
-    /// The same, with CNI networks and plugins of the caller's.
+    /// The same, with CNI networks, plugins and users for VMMs of the caller's.
     ///
     /// # Errors
     /// [`Error`].
@@ -154,6 +156,7 @@ impl Daemon {
         run_dir: &Path,
         probe: Probe,
         cni: cni::Runtime,
+        vmm_ids: IdRange,
     ) -> Result<Self, Error> {
         let lacking = crate::doctor::lacking();
         if !lacking.is_empty() {
@@ -188,12 +191,16 @@ impl Daemon {
             waiting: Default::default(),
             cni,
             checked: Default::default(),
+            vmm_ids,
             seen_rules: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
         // Before anything can change: a change that nobody hears wakes nobody.
         let changes = engine.store.watch();
         take_over(&engine, opened).await?;
+        if let Ok(base) = host::cgroup::base() {
+            host::cgroup::sweep(base);
+        }
         engine.nudge_everything();
         for label in engine.strays().await? {
             engine.waker.nudge(Key::Stray(label));
@@ -322,7 +329,8 @@ async fn take_over(engine: &Engine, opened: Opened) -> Result<(), Error> {
 async fn run(args: Args) -> Result<bool, Error> {
     let mut cni = cni::Runtime::from_env();
     cni.deadline = args.cni_deadline;
-    let daemon = Daemon::prepare_with(&args.state_dir, &args.run_dir, unprobed(), cni).await?;
+    let (state, run) = (&args.state_dir, &args.run_dir);
+    let daemon = Daemon::prepare_with(state, run, unprobed(), cni, args.vmm_ids).await?;
     let daemon = daemon.with_width(args.concurrency.into());
     let engine = daemon.engine.clone();
     let intake = IntakeLoop::new(&args.config_dir, engine.clone());

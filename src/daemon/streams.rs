@@ -16,6 +16,7 @@ use super::answers::{Answers, objects};
 use crate::api::event::Event;
 use crate::api::meta::Name;
 use crate::api::view::{Change, Kind, Object};
+use crate::host::fs;
 use crate::store::{self, Events};
 use crate::wire::Span;
 
@@ -190,9 +191,10 @@ fn start_in(text: &[u8], lines: usize) -> usize {
     ends.map(|(at, _)| at + 1).nth(before).unwrap_or(0)
 }
 
-async fn read_on(path: &PathBuf, at: u64) -> io::Result<(Bytes, u64)> {
-    let mut file = match tokio::fs::File::open(path).await {
-        Ok(file) => file,
+async fn read_on(path: &Path, at: u64) -> io::Result<(Bytes, u64)> {
+    // The VMM may have put anything there.
+    let mut file = match fs::open_plain(path) {
+        Ok(file) => tokio::fs::File::from_std(file),
         // Not started yet, or just started anew.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Bytes::new(), 0)),
         Err(error) => return Err(error),

@@ -5,6 +5,7 @@
 //! what was seen. Looks run at the same time and each has a deadline of [`PATIENCE`], so all of them take less than a second.
 
 mod cni;
+mod confine;
 mod filter;
 mod forward;
 mod kernel;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::api::view::{Check, CheckVerdict};
+use crate::api::vmm_ids::IdRange;
 use crate::cni::Runtime;
 use crate::host::netns::Netns;
 use crate::host::{Error, process};
@@ -40,6 +42,8 @@ pub struct Host {
     pub run_dir: PathBuf,
     /// Where it reads manifests.
     pub config_dir: PathBuf,
+    /// The users that VMMs run as.
+    pub vmm_ids: IdRange,
     /// Where it finds CNI networks and plugins.
     pub cni: Runtime,
 }
@@ -56,7 +60,8 @@ pub async fn examine(cx: &Host) -> Vec<Check> {
         cni::checks(cx),
     );
     let (place, kernel, filter, managers, limits, vmm, cni) = groups;
-    [place, kernel, filter, managers, limits, vmm, cni].concat()
+    let confine = confine::checks(cx);
+    [place, kernel, filter, managers, limits, vmm, confine, cni].concat()
 }
 
 async fn packet_filter(cx: &Host) -> Vec<Check> {

@@ -21,11 +21,16 @@ const NEEDED: [(u32, &str); 2] = [
     (12, "CAP_NET_ADMIN (links and rules)"),
     (21, "CAP_SYS_ADMIN (namespaces)"),
 ];
-const USEFUL: [(u32, &str); 4] = [
+const USEFUL: [(u32, &str); 9] = [
     (0, "CAP_CHOWN (the socket's group)"),
     (1, "CAP_DAC_OVERRIDE (files of other owners)"),
+    (5, "CAP_KILL (stopping VMMs)"),
+    (6, "CAP_SETGID (VMMs' groups)"),
+    (7, "CAP_SETUID (VMMs' users)"),
+    (8, "CAP_SETPCAP (VMMs without capabilities)"),
     (13, "CAP_NET_RAW (iptables-legacy)"),
     (19, "CAP_SYS_PTRACE (VMMs of other owners)"),
+    (27, "CAP_MKNOD (VMMs' own devices)"),
 ];
 
 /// A host with fewer cannot place many groups more.

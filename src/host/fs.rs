@@ -48,10 +48,14 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> Re
 }
 
 fn write_draft(draft: &Path, bytes: &[u8], mode: u32, durability: Durability) -> io::Result<()> {
+    // One that a crash left, or somebody else made who may write here: it is not to become ours.
+    match fs::remove_file(draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
     let mut file = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(mode)
         .custom_flags(libc::O_NOFOLLOW)
         .open(draft)?;
@@ -88,10 +92,11 @@ pub fn read_text(path: &Path) -> Result<Option<String>, Error> {
     Ok(read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// At most the last `limit` bytes, as text; `None` when there is no such file.
+/// At most the last `limit` bytes, as text; `None` when there is no such file. Whoever else may write in the directory cannot make
+/// this read another file, or wait: see [`open_plain`].
 pub fn tail(path: &Path, limit: u64) -> Result<Option<String>, Error> {
     let read_end = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
+        let mut file = open_plain(path)?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
         let mut bytes = Vec::new();
@@ -101,6 +106,18 @@ pub fn tail(path: &Path, limit: u64) -> Result<Option<String>, Error> {
     match read_end() {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) => absent_is_none(Error::io("read the end of", shown(path), error)),
+    }
+}
+
+/// Opens a file in a directory that others may write to: not through a symbolic link, and a plain file or none at all.
+pub fn open_plain(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no plain file")),
     }
 }
 
@@ -227,6 +244,33 @@ mod tests {
         assert_eq!(
             look_at_dir(dir.path()).unwrap(),
             Dir::Present(vec!["a".into()])
+        );
+    }
+
+    #[test]
+    fn what_others_put_in_the_way_is_neither_read_nor_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (secret, path) = (dir.path().join("secret"), dir.path().join("log"));
+        fs::write(&secret, "key").unwrap();
+        std::os::unix::fs::symlink(&secret, &path).unwrap();
+        assert!(tail(&path, 9).is_err(), "a link");
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RWXU,
+            0,
+        )
+        .unwrap();
+        assert!(tail(&path, 9).is_err(), "a pipe");
+        let draft = dir.path().join(".a.new");
+        fs::hard_link(&secret, &draft).unwrap();
+        write(&dir.path().join("a"), b"ours", 0o600, Durability::Process).unwrap();
+        assert_eq!(
+            fs::read(&secret).unwrap(),
+            b"key",
+            "a link in the draft's place"
         );
     }
 

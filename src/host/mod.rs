@@ -8,6 +8,7 @@
 
 pub mod addr;
 pub mod bridge;
+pub mod cgroup;
 pub mod conntrack;
 pub mod cpu;
 pub mod error;

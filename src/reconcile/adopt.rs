@@ -196,6 +196,7 @@ fn adopt_one(txn: &mut store::Txn<'_>, record: Record, now: Timestamp) -> Result
         update,
         vm,
         lease,
+        vmm_id,
         ..
     } = record;
     let known = txn.world().group(&vm.group).cloned();
@@ -227,6 +228,9 @@ fn adopt_one(txn: &mut store::Txn<'_>, record: Record, now: Timestamp) -> Result
     txn.put_vm(vm)?;
     if let Some(lease) = lease {
         txn.put_lease(lease)?;
+    }
+    if let Some(id) = vmm_id {
+        txn.put_vmm_id(uid, id)?;
     }
     for rung in LADDER {
         txn.hold_rung(uid, rung, now)?;

@@ -76,7 +76,12 @@ impl House {
                 conditions,
                 network: self.network(vm, lease, &pages),
                 firewall: firewall(vm, page(&pages, Rung::Firewall)),
-                vmm: self.vmm(vm, ready, page(&pages, Rung::Vmm)),
+                vmm: self.vmm(
+                    vm,
+                    ready,
+                    page(&pages, Rung::Vmm),
+                    world.vmm_id(vm.meta.uid),
+                ),
                 // That it is there is for the host to say.
                 disk: None,
                 warnings: vm.spec.network.warnings(),
@@ -133,11 +138,16 @@ impl House {
         }
     }
 
-    fn vmm(&self, vm: &Vm, ready: bool, page: Option<&RungPage>) -> VmmStatus {
+    fn vmm(&self, vm: &Vm, ready: bool, page: Option<&RungPage>, user: Option<u32>) -> VmmStatus {
         let mark: Option<ProcessMark> = page
             .filter(|page| page.condition.status == Status::True)
             .and_then(|page| serde_json::from_str(page.mark.as_ref()?).ok());
-        let dir = self.run_dir.vm_dir(vm.meta.uid);
+        let uid = vm.meta.uid;
+        let dir = match (user, &mark) {
+            // Started by an earlier sliced.
+            (None, Some(_)) => self.run_dir.vm_dir(uid),
+            (Some(_), _) | (None, None) => self.run_dir.vmm_dir(uid),
+        };
         let state = match (vm.spec.hypervisor, &mark) {
             (Hypervisor::None, _) => VmmState::None,
             (_, Some(_)) => VmmState::Running,
@@ -152,6 +162,7 @@ impl House {
             hypervisor: vm.spec.hypervisor,
             pid: mark.as_ref().map(|mark| mark.identity.pid),
             state,
+            user,
             started_at: mark.as_ref().map(|mark| mark.started_at),
             api_socket: vmm::Control::of(vm.spec.hypervisor)
                 .map(|control| dir.join(control.socket())),

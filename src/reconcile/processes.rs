@@ -2,6 +2,7 @@
 //! Not here: starting and stopping (the Vmm rung).
 
 use std::collections::HashMap;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -12,13 +13,15 @@ use tracing::debug;
 use super::disk;
 use super::engine::Key;
 use super::storage::{self, Disks, Whose};
-use super::vmm::{self, Accel, Desired, Machine, Program, Programs, Slot, Vmm};
+use super::vmm::{
+    self, Accel, Access, Confined, Desired, Disk, Machine, Program, Programs, Slot, Vmm,
+};
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::storage::Storage;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::host::fs;
-use crate::host::process::Identity;
+use crate::host::process::{self, Identity, Life, Record};
 use crate::owner::{self, Label, Owner, RunDir};
 use crate::runtime::controller::Waker;
 
@@ -66,6 +69,7 @@ impl Processes {
         label: &Label,
         connection: &Connection,
         disks: &Disks,
+        user: Option<u32>,
     ) -> Result<Desired, String> {
         let nothing = self.nothing(label);
         if spec.hypervisor == Hypervisor::None {
@@ -94,10 +98,21 @@ impl Processes {
             connection: connection.clone(),
             disks: disks.all.clone(),
         };
-        let want =
+        let mut want =
             vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
+        let confined = user.map(|user| confined(spec, &slot, user));
+        for file in confined.iter().flat_map(|confined| &confined.files) {
+            readable(file)?;
+        }
+        if let (None, Some(launch)) = (&confined, &mut want) {
+            // It runs from before there were users for VMMs, and is wanted as it is until it ends.
+            if let Some(argv) = self.running_argv(owner::uid_of(label)) {
+                launch.argv = argv;
+            }
+        }
         Ok(Desired {
             want,
+            confined,
             disks: disks.all.clone(),
             ..nothing
         })
@@ -132,9 +147,10 @@ impl Processes {
         Desired {
             label: label.clone(),
             uid,
-            dir: self.run_dir.vm_dir(uid),
+            dir: self.run_dir.vmm_dir(uid),
             want: None,
             disks: Vec::new(),
+            confined: None,
         }
     }
 
@@ -173,6 +189,29 @@ impl Processes {
         &self.disk_dir
     }
 
+    /// Whether a VMM runs for this VM, by its record. One whose record is just being written does, too.
+    pub fn runs(&self, uid: Uid) -> bool {
+        match process::read_record(&self.run_dir.vm_dir(uid).join(vmm::RECORD)) {
+            Ok(Record::Of(identity)) => {
+                matches!(process::look(&identity), Ok(Life::Alive(_)) | Err(_))
+            }
+            Ok(Record::None | Record::Unborn) => false,
+            Err(_) => true,
+        }
+    }
+
+    fn running_argv(&self, uid: Uid) -> Option<Vec<String>> {
+        let record = process::read_record(&self.run_dir.vm_dir(uid).join(vmm::RECORD)).ok()?;
+        let Record::Of(identity) = record else {
+            return None;
+        };
+        let Ok(Life::Alive(_held)) = process::look(&identity) else {
+            return None;
+        };
+        let argv = process::argv(identity.pid).ok()?;
+        (!argv.is_empty()).then_some(argv)
+    }
+
     /// Tells the VM's key when this process ends. Watching the one that is watched already changes nothing.
     pub fn watch(&self, uid: Uid, identity: Option<&Identity>) {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,7 +224,7 @@ impl Processes {
         }
         let (waker, dir, watched) = (
             self.waker.clone(),
-            self.run_dir.vm_dir(uid),
+            self.run_dir.vmm_dir(uid),
             identity.clone(),
         );
         let task = tokio::spawn(async move {
@@ -199,5 +238,33 @@ impl Processes {
             _task: AbortOnDropHandle::new(task),
         };
         watches.insert(uid, watch);
+    }
+}
+
+fn confined(spec: &VmSpec, slot: &Slot, user: u32) -> Confined {
+    let read = |path: &std::path::PathBuf| Disk {
+        path: path.clone(),
+        access: Access::ReadOnly,
+    };
+    let boot = spec.kernel_file.iter().chain(&spec.initrd_file).map(read);
+    Confined {
+        user,
+        vcpu: spec.vcpu,
+        ram_bytes: spec.ram_bytes,
+        files: boot.chain(slot.disks.iter().cloned()).collect(),
+    }
+}
+
+/// What is written is given to the VMM, and of a block device it gets a node; what is only read stays its owner's.
+fn readable(file: &Disk) -> Result<(), String> {
+    let found = std::fs::metadata(&file.path)
+        .map_err(|error| format!("{}: {error}", file.path.display()))?;
+    let everybody = found.permissions().mode() & 0o004 != 0;
+    match file.access {
+        Access::ReadOnly if !everybody && !found.file_type().is_block_device() => Err(format!(
+            "{0} cannot be read by the user of its own that every VMM runs as: chmod o+r {0}",
+            file.path.display()
+        )),
+        Access::ReadOnly | Access::ReadWrite => Ok(()),
     }
 }

@@ -21,4 +21,7 @@ pub struct Record {
     /// Its lease; none in CNI mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
+    /// The user that its VMM runs as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm_id: Option<u32>,
 }

@@ -191,6 +191,10 @@ fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), String> {
                 .or_default()
                 .insert(rung, json(value)?);
         }
+        "vmm-id" => {
+            let uid: Uid = id.parse().map_err(|e| format!("{e}"))?;
+            world.note_vmm_id(uid, json(value)?);
+        }
         "ground" => world.ground = Some(json(value)?),
         other => return Err(format!("{other:?} is no kind of this program")),
     }

@@ -8,6 +8,7 @@ use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
 use crate::api::rung::{Rung, RungPage};
 use crate::api::vm::Vm;
+use crate::api::vmm_ids::IdRange;
 
 /// A database key and its new value; none removes it.
 pub(super) type Write = (String, Option<Vec<u8>>);
@@ -101,6 +102,10 @@ impl<'w> Txn<'w> {
         };
         self.write::<()>(format!("vm/{uid}"), None)?;
         let pages = self.world.pages.remove(&uid);
+        let vmm_id = self.world.forget_vmm_id(uid);
+        if vmm_id.is_some() {
+            self.write::<()>(format!("vmm-id/{uid}"), None)?;
+        }
         for rung in pages.iter().flatten().map(|(rung, _)| *rung) {
             self.write::<()>(format!("page/{uid}/{rung}"), None)?;
         }
@@ -117,8 +122,53 @@ impl<'w> Txn<'w> {
         self.note([Change::Vm(uid), Change::Group(group.clone())], move |w| {
             w.vms.insert(uid, vm);
             restore_hash(&mut w.pages, uid, pages);
+            if let Some(id) = vmm_id {
+                w.note_vmm_id(uid, id);
+            }
             if placed.is_some() {
                 restore(w.by_group.entry(group).or_default(), index, placed);
+            }
+        });
+        Ok(())
+    }
+
+    /// Gives a VM the user that its VMM runs as, and that nobody else has: the one it has, else the next free one. `in_use`: the
+    /// host knows of such a user. None: the range is used up.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn give_vmm_id(
+        &mut self,
+        uid: Uid,
+        range: &IdRange,
+        start: u32,
+        in_use: impl Fn(u32) -> bool,
+    ) -> Result<Option<u32>, Error> {
+        if let Some(id) = self.world.vmm_id(uid) {
+            return Ok(Some(id));
+        }
+        let start = self
+            .world
+            .id_cursor
+            .map_or(start, |id| id.saturating_add(1));
+        let taken = |id: u32| self.world.ids_taken.contains_key(&id) || in_use(id);
+        let Some(id) = range.next_free(start, taken) else {
+            return Ok(None);
+        };
+        self.put_vmm_id(uid, id)?;
+        Ok(Some(id))
+    }
+
+    /// Writes which user a VM's VMM runs as. Whoever asks for it is the one who needs to know: nobody is woken.
+    pub fn put_vmm_id(&mut self, uid: Uid, id: u32) -> Result<(), Error> {
+        self.write(format!("vmm-id/{uid}"), Some(&id))?;
+        let before = self.world.forget_vmm_id(uid);
+        self.world.note_vmm_id(uid, id);
+        self.world.id_cursor = Some(id);
+        self.note([], move |world| {
+            world.forget_vmm_id(uid);
+            if let Some(before) = before {
+                world.note_vmm_id(uid, before);
             }
         });
         Ok(())

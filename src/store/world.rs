@@ -33,6 +33,12 @@ pub struct World {
     pub(super) cursors: HashMap<Ipv4Network, Ipv4Addr>,
     pub(super) pages: HashMap<Uid, BTreeMap<Rung, RungPage>>,
     pub(super) ground: Option<Ground>,
+    /// The users that VMMs run as.
+    pub(super) vmm_ids: HashMap<Uid, u32>,
+    /// The same, the other way round.
+    pub(super) ids_taken: BTreeMap<u32, Uid>,
+    /// The id given last; only a hint, so not on the disk.
+    pub(super) id_cursor: Option<u32>,
 }
 
 /// Where a group's addresses come from. Chosen once, kept while a VM lives.
@@ -244,6 +250,22 @@ impl World {
                 self.page(vm.meta.uid, *rung)
                     .is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
             })
+    }
+
+    /// The user that a VM's VMM runs as; none before its first start, and for one that was started by a daemon which knew of none.
+    pub fn vmm_id(&self, uid: Uid) -> Option<u32> {
+        self.vmm_ids.get(&uid).copied()
+    }
+
+    pub(super) fn note_vmm_id(&mut self, uid: Uid, id: u32) {
+        self.vmm_ids.insert(uid, id);
+        self.ids_taken.insert(id, uid);
+    }
+
+    pub(super) fn forget_vmm_id(&mut self, uid: Uid) -> Option<u32> {
+        let id = self.vmm_ids.remove(&uid)?;
+        self.ids_taken.remove(&id);
+        Some(id)
     }
 
     /// The ground's page.

@@ -291,6 +291,7 @@ fn vmm(number: u8, state: State) -> VmmStatus {
             State::Slot => VmmState::None,
             State::Conflict | State::Going => VmmState::Stopped,
         },
+        user: running.then_some(2_013_265_920),
         started_at: running.then(created),
         api_socket: running.then(|| "/run/slice/vm/x/qmp.sock".into()),
         log: running.then(|| "/run/slice/vm/x/console.log".into()),

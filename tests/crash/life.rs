@@ -124,9 +124,15 @@ impl Dirs {
             .build()
             .unwrap();
         let end = runtime.block_on(async {
-            let daemon = Daemon::prepare_with(&self.state, &self.run, probe, plugs::runtime())
-                .await
-                .unwrap();
+            let daemon = Daemon::prepare_with(
+                &self.state,
+                &self.run,
+                probe,
+                plugs::runtime(),
+                Default::default(),
+            )
+            .await
+            .unwrap();
             let engine = daemon.engine.clone();
             tell(&engine);
             engine.store.write(|txn| say(txn, intent)).await.unwrap();

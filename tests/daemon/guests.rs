@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::support::house::{self, House, inhabited, signal};
 use crate::support::kernel::{Neighbour, run};
 
-fn guest_dir() -> PathBuf {
+pub fn guest_dir() -> PathBuf {
     let dir = std::env::var_os("SLICE_GUEST_DIR").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest"),
         PathBuf::from,

@@ -241,5 +241,6 @@ fn desired(wanted: bool) -> Desired {
         dir: "/run/slice/vm/a".into(),
         want,
         disks: Vec::new(),
+        confined: None,
     }
 }

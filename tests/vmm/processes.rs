@@ -38,10 +38,11 @@ fn spawn(
         file_limit: LOG_LIMIT,
         record: &dir.join(RECORD),
         inherits: &[],
+        confine: None,
     })
 }
 
-fn kill(identity: &Identity) {
+pub fn kill(identity: &Identity) {
     if let Life::Alive(process) = process::look(identity).unwrap() {
         process.stop(Stop::Kill).unwrap();
     }
@@ -191,6 +192,7 @@ fn nothing_is_started_where_the_link_is_missing_or_the_program() {
         file_limit: LOG_LIMIT,
         record: &record,
         inherits: &[],
+        confine: None,
     };
     assert_eq!(process::spawn(&spawn).unwrap_err().kind, Kind::Absent);
     assert_eq!(process::read_record(&record).unwrap(), Record::Unborn);
@@ -353,6 +355,7 @@ async fn a_vmm_is_started_once_adopted_replaced_and_removed() {
     );
 
     std::fs::remove_dir_all(&desired.dir).unwrap();
+    std::fs::remove_file(desired.record()).unwrap();
     let (found, steps) = converge(&Vmm::default(), &desired).await;
     assert_eq!(
         found.process(),
@@ -483,6 +486,7 @@ async fn a_vmm_with_another_label_is_not_ours_to_stop() {
         file_limit: LOG_LIMIT,
         record: &other.dir.join(RECORD),
         inherits: &[],
+        confine: None,
     })
     .unwrap();
     converge(&Vmm::default(), &desired).await;

@@ -80,6 +80,7 @@ pub fn some_vm(dir: &Path, want: Option<Launch>) -> Desired {
         dir: dir.join("vm"),
         want,
         disks: Vec::new(),
+        confined: None,
     }
 }
 

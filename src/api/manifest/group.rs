@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::super::host_group::{HostGroup, HostGroupSpec, UpdatePolicy};
 use super::super::meta::Name;
-use super::super::network::NetworkSpec;
+use super::super::network::{NetworkSpec, TapOwner};
 use super::super::vm::{Hypervisor, VmSpec};
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
@@ -167,6 +167,7 @@ fn read_group(
     let storage = storage::read(reader, &group, boot.root, count);
     let (name, network) = (name?, network?);
     check_count(reader, &group, &name, count, &network.spec);
+    check_tap_owner(reader, &group, hypervisor, &network.spec);
     if reader.problem_count() > before {
         return None;
     }
@@ -292,6 +293,21 @@ fn choose_hypervisor(reader: &mut Reader, group: &Section, boot: &Boot) -> Hyper
         reader.refuse_at(at, &path, message);
     }
     chosen
+}
+
+/// A VMM of ours runs as a user of its own, and the TAP is that user's: somebody else's would be a promise that is not kept.
+fn check_tap_owner(
+    reader: &mut Reader,
+    group: &Section,
+    hypervisor: Hypervisor,
+    network: &NetworkSpec,
+) {
+    if hypervisor != Hypervisor::None && network.tap_owner() != TapOwner::default() {
+        let at = group.get("network").map_or(group.at, |field| field.node.at);
+        let path = format!("{}.network.tap_owner", group.path);
+        let message = "is for hypervisor: none; a VMM that is started here runs as a user of its own, and the TAP is that user's";
+        reader.refuse_at(at, &path, message);
+    }
 }
 
 fn check_count(

@@ -9,6 +9,10 @@ use std::path::Path;
 use super::Identity;
 use crate::host::{Error, Kind};
 
+/// In the environment of every process that [`super::spawn`] starts: the number of our mount namespace. A confined one has another
+/// of its own.
+pub(super) const MOUNTS_VAR: &str = "SLICE_MOUNTS";
+
 /// A process whose environment holds the variable that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
@@ -30,10 +34,10 @@ pub enum TapSlot {
 }
 
 /// All live processes of this host in whose environment (as it was at exec) `variable` is set. This host is whoever shares
-/// our mount namespace: two hosts in namespaces of one machine may keep their state under the same path and so have the
+/// our mount namespace, or was started from it: two hosts in namespaces of one machine may keep their state under the same path and so have the
 /// same name, but not the same mounts. One pass over `/proc`, about 10 µs a process.
 pub fn find(variable: &str) -> Result<Vec<Found>, Error> {
-    let our_mounts = mounts_of("thread-self")?;
+    let our_mounts = our_mounts()?;
     let wrap = |error| Error::io("list the processes in", "/proc", error);
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").map_err(wrap)? {
@@ -45,7 +49,11 @@ pub fn find(variable: &str) -> Result<Vec<Found>, Error> {
         let Ok(Some(value)) = env_var(pid, variable) else {
             continue;
         };
-        if mounts_of(&pid.to_string()).ok() != Some(our_mounts) {
+        let born_here = || {
+            let told = env_var(pid, MOUNTS_VAR).ok().flatten();
+            told.is_some_and(|told| told == our_mounts.to_string())
+        };
+        if mounts_of(&pid.to_string()).ok() != Some(our_mounts) && !born_here() {
             continue;
         }
         if let Some(identity) = Identity::of(pid)? {
@@ -53,6 +61,20 @@ pub fn find(variable: &str) -> Result<Vec<Found>, Error> {
         }
     }
     Ok(found)
+}
+
+/// Whether any process of this host runs as this user; cheap where none does (getpriority(2), PRIO_USER).
+pub fn user_lives(user: u32) -> bool {
+    let user = rustix::process::Uid::from_raw(user);
+    !matches!(
+        rustix::process::getpriority_user(user),
+        Err(rustix::io::Errno::SRCH)
+    )
+}
+
+/// The number of our own mount namespace.
+pub(super) fn our_mounts() -> Result<u64, Error> {
+    mounts_of("thread-self")
 }
 
 /// The number of a process' mount namespace.

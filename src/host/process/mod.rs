@@ -6,6 +6,7 @@
 //! It is held by a pidfd: opened first, checked second, so what was checked is what a signal later goes to.
 
 mod census;
+mod confine;
 mod identity;
 mod run;
 mod spawn;
@@ -18,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot};
+pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot, user_lives};
+pub use confine::{Confine, Reach};
 pub use identity::{Identity, Record, read_record, write_record};
 pub use run::{Outcome, run_until};
 pub use spawn::{Spawn, spawn};

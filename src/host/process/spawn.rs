@@ -16,13 +16,15 @@ use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Uid};
 
+use super::census::{self, MOUNTS_VAR};
+use super::confine::{Cell, Confine};
 use super::identity::{self, Record};
 use super::{Identity, read_record};
 use crate::host::{Error, fs};
@@ -48,6 +50,8 @@ pub struct Spawn<'a> {
     pub record: &'a Path,
     /// Files that stay open in it, though it knows nothing of them: locks on them live as long as it does.
     pub inherits: &'a [BorrowedFd<'a>],
+    /// How it is confined; none: it is a process like us, for trials.
+    pub confine: Option<Confine<'a>>,
 }
 
 /// Starts a process: a session of its own, no terminal, nothing inherited but what is said, not bound to our life.
@@ -58,12 +62,30 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
         let netns = File::open(what.netns)?;
         let record = open_record(what.record)?;
         let log = open_log(what.log)?;
+        let procs = match what.confine.and_then(|confine| confine.cgroup) {
+            Some(group) => Some(
+                OpenOptions::new()
+                    .write(true)
+                    .open(group.join("cgroup.procs"))?,
+            ),
+            None => None,
+        };
+        let procs_fd = procs.as_ref().map(AsRawFd::as_raw_fd);
+        let cell = match &what.confine {
+            Some(confine) => {
+                rustix::fs::fchown(&log, Some(Uid::from_raw(confine.user)), None)?;
+                Some(Cell::prepare(confine, procs_fd)?)
+            }
+            None => None,
+        };
+        let mounts = census::our_mounts().map_err(io::Error::other)?.to_string();
         let birth = Birth {
             netns: netns.as_raw_fd(),
             record: record.as_raw_fd(),
             link: CString::new(what.needs_link)?,
             file_limit: what.file_limit,
             inherits: what.inherits.iter().map(AsRawFd::as_raw_fd).collect(),
+            cell,
         };
         let mut command = Command::new(&program);
         command
@@ -73,6 +95,7 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
                 "PATH",
                 "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             )
+            .env(MOUNTS_VAR, mounts)
             .envs(what.env.iter().copied())
             .current_dir(what.cwd)
             .stdin(Stdio::null())
@@ -104,6 +127,7 @@ struct Birth {
     link: CString,
     file_limit: u64,
     inherits: Vec<RawFd>,
+    cell: Option<Cell>,
 }
 
 impl Birth {
@@ -141,6 +165,9 @@ impl Birth {
             ))?;
             libc::umask(0o077);
             self.note_ourselves()?;
+            if let Some(cell) = &self.cell {
+                cell.enter()?;
+            }
             // Everything but the standard three, and what it is to hold, closes itself at exec, whoever opened it.
             check(libc::close_range(
                 3,
@@ -178,7 +205,7 @@ impl Birth {
     }
 }
 
-fn check(answer: libc::c_int) -> io::Result<()> {
+pub(super) fn check(answer: libc::c_int) -> io::Result<()> {
     if answer < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -203,11 +230,34 @@ fn open_record(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// What stands there may be of a confined process' making: a symbolic link is not followed, a pipe not waited for, and what is no
+/// plain file of one name is put away.
 fn open_log(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
+    let open = || {
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o640)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+    };
+    let plain = |file: &File| {
+        let found = file.metadata();
+        found.is_ok_and(|found| found.is_file() && found.nlink() == 1)
+    };
+    match open() {
+        Ok(file) if plain(&file) => Ok(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+        Ok(_) | Err(_) => {
+            match std::fs::symlink_metadata(path)?.is_dir() {
+                true => std::fs::remove_dir_all(path)?,
+                false => std::fs::remove_file(path)?,
+            }
+            let file = open()?;
+            match plain(&file) {
+                true => Ok(file),
+                false => Err(io::ErrorKind::AlreadyExists.into()),
+            }
+        }
+    }
 }

@@ -34,7 +34,7 @@ impl Engine {
             slot: Some(port::Slot {
                 bridge: spec.bridge.clone(),
                 ip: address.ip(),
-                tap_owner: spec.tap_owner,
+                tap_owner: self.tap_owner(vm),
                 isolated: spec.isolate_ports,
                 antispoof: spec.antispoof,
                 record,

@@ -12,13 +12,13 @@ use crate::api::condition::{Reason, Status};
 use crate::api::host_group::{Origin, UpdatePolicy};
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::Uid;
-use crate::api::network::{Connection, NetworkSpec};
+use crate::api::network::{Connection, NetworkSpec, TapOwner};
 use crate::api::rung::Rung;
 use crate::api::storage::Bytes;
-use crate::api::vm::Vm;
+use crate::api::vm::{Hypervisor, Vm};
 use crate::clock;
 use crate::host::image::Progress;
-use crate::host::process::Identity;
+use crate::host::process::{Identity, user_lives};
 use crate::reconcile::disk;
 use crate::reconcile::fold::ProcessMark;
 use crate::reconcile::record::Record;
@@ -88,9 +88,10 @@ impl Engine {
     ) -> Result<vmm::Desired, String> {
         let (spec, name) = (&vm.spec, &vm.meta.name);
         let label = self.instance.vm_label(name, vm.meta.uid);
+        let user = self.store.read(|world| world.vmm_id(vm.meta.uid));
         let processes = &self.processes;
         processes
-            .desired(spec, name, &label, connection, disks)
+            .desired(spec, name, &label, connection, disks, user)
             .await
     }
 
@@ -107,6 +108,7 @@ impl Engine {
         uid: Uid,
     ) -> Result<Result<(Vm, Option<Lease>), Outcome>, store::Error> {
         let now = clock::now();
+        let wants_user = self.wants_user(uid);
         self.write(|txn| {
             let vm = match txn.take_rung(uid, Rung::Lease, now)? {
                 Gate::Open(vm) => *vm,
@@ -130,6 +132,15 @@ impl Engine {
                     return Ok(Err(Outcome::After(SLOW)));
                 }
             };
+            if wants_user && !self.give_user(txn, uid)? {
+                let why = format!(
+                    "no user is left for its VMM in {} (--vmm-ids)",
+                    self.vmm_ids
+                );
+                let found = (Status::False, Reason::RangeExhausted, why);
+                txn.set_condition(uid, Rung::Lease, found, generation, now)?;
+                return Ok(Err(Outcome::After(SLOW)));
+            }
             let found = (Status::True, Reason::Converged, String::new());
             txn.set_condition(uid, Rung::Lease, found, generation, now)?;
             match txn.take_rung(uid, Rung::Net, now)? {
@@ -138,6 +149,31 @@ impl Engine {
             }
         })
         .await
+    }
+
+    /// Whether a VM is to be given a user for its VMM. One that runs without, from before there were any, is left alone until it ends.
+    fn wants_user(&self, uid: Uid) -> bool {
+        let without = self.store.read(|world| {
+            let vm = world.vm(uid)?;
+            let ours = vm.spec.hypervisor != Hypervisor::None;
+            Some(ours && world.vmm_id(uid).is_none())
+        });
+        without == Some(true) && !self.processes.runs(uid)
+    }
+
+    /// False: none is left. One that something on this host runs as is passed over: another daemon may have the same range.
+    fn give_user(&self, txn: &mut store::Txn<'_>, uid: Uid) -> Result<bool, store::Error> {
+        let start = self.vmm_ids.start(self.instance.as_str());
+        let given = txn.give_vmm_id(uid, &self.vmm_ids, start, user_lives)?;
+        Ok(given.is_some())
+    }
+
+    /// Who may open a VM's TAP: its VMM, or whoever brings one.
+    pub(super) fn tap_owner(&self, vm: &Vm) -> TapOwner {
+        match self.store.read(|world| world.vmm_id(vm.meta.uid)) {
+            Some(uid) => TapOwner { uid, gid: None },
+            None => vm.spec.network.tap_owner(),
+        }
     }
 
     /// What the page is to remember; the moment of the start is kept while the process is the same.
@@ -186,6 +222,7 @@ impl Engine {
             update,
             vm: vm.clone(),
             lease,
+            vmm_id: self.store.read(|world| world.vmm_id(vm.meta.uid)),
         };
         serde_json::to_string(&record).unwrap_or_default()
     }

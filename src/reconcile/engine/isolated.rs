@@ -23,7 +23,7 @@ impl Engine {
             run_dir: self.run_dir.0.clone(),
             slot: Some(net::Slot {
                 block,
-                tap_owner: vm.spec.network.tap_owner(),
+                tap_owner: self.tap_owner(vm),
                 record,
             }),
         };

@@ -36,6 +36,7 @@ use crate::api::meta::{Name, Uid};
 use crate::api::network::{Connection, NetworkSpec};
 use crate::api::rung::Rung;
 use crate::api::vm::Vm;
+use crate::api::vmm_ids::IdRange;
 use crate::clock;
 use crate::cni::Runtime;
 use crate::host::iptables::Backend;
@@ -105,6 +106,8 @@ pub struct Engine {
     pub cni: Runtime,
     /// CNI VMs whose plugins have been asked, since the start or the last resync, whether all is as they made it.
     pub checked: Mutex<HashSet<Uid>>,
+    /// The users that VMMs run as.
+    pub vmm_ids: IdRange,
     /// Which rules of the isolated VMs have been looked at.
     pub seen_rules: SeenRules,
 }

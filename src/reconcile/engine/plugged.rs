@@ -39,7 +39,7 @@ impl Engine {
             run_dir: self.run_dir.0.clone(),
             network: Some(spec.network_name.clone()),
             want: Some(Want {
-                tap_owner: spec.tap_owner,
+                tap_owner: self.tap_owner(vm),
                 record,
             }),
         };

@@ -6,11 +6,11 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::{
-    Access, Action, CONSOLE, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch, RECORD,
-    RUN_DIR_VAR, SOCKETS, watch,
+    Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch,
+    RECORD, RUN_DIR_VAR, SOCKETS, confine, watch,
 };
 use crate::host::image::{self, Use};
-use crate::host::process::{self, Identity, Life, Process, Record, Spawn, Stop};
+use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop};
 use crate::host::{Error, fs};
 
 /// For the guest to power down.
@@ -28,10 +28,8 @@ const SOCKET_STEP: Duration = Duration::from_millis(5);
 
 pub(super) async fn act(desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
-        Action::CreateRunDir => fs::make_dir(&desired.dir, 0o750),
-        Action::Record(process) => {
-            process::write_record(&desired.dir.join(RECORD), process.thing())
-        }
+        Action::CreateRunDir => fs::make_dir(&desired.dir, 0o700),
+        Action::Record(process) => process::write_record(&desired.record(), process.thing()),
         Action::AskToPowerDown(process) => ask(desired, process.thing()).await,
         Action::Terminate(process) => signal(process.thing(), Stop::Terminate, TERM_DEADLINE).await,
         Action::Kill(process) => kill(process.thing()).await,
@@ -82,7 +80,11 @@ async fn wait(process: &Process, deadline: Duration) -> Result<bool, Error> {
 
 async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
     forget_the_last(desired)?;
-    watch::rotate(&desired.dir)?;
+    if let Err(error) = watch::rotate(&desired.dir) {
+        // What stands in the way is of the last VMM's making.
+        tracing::debug!(%error, "a VMM's log cannot be rotated");
+    }
+    fs::make_dir(&desired.dir, 0o700)?;
     for file in &launch.files {
         let (path, text) = (desired.dir.join(&file.name), file.text.as_bytes());
         fs::write(&path, text, 0o600, fs::Durability::Process)?;
@@ -119,6 +121,16 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
     let start = move || {
         let held = hold(&desired.disks)?;
         let (label, dir) = (desired.label.to_string(), desired.dir.display().to_string());
+        confine::give_dir(&desired)?;
+        let cgroup = confine::cgroup(&desired);
+        let reach = confine::reach(&desired, &launch);
+        let confine = desired.confined.as_ref().map(|confined| Confine {
+            user: confined.user,
+            home: &desired.dir,
+            reach: &reach,
+            kvm: confine::wants_kvm(&launch),
+            cgroup: cgroup.as_deref(),
+        });
         process::spawn(&Spawn {
             argv: &launch.argv,
             env: &[(LABEL_VAR, &label), (RUN_DIR_VAR, &dir)],
@@ -131,7 +143,8 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
                 .iter()
                 .map(|(_, file)| file.as_fd())
                 .collect::<Vec<_>>(),
-            record: &desired.dir.join(RECORD),
+            record: &desired.record(),
+            confine,
         })
     };
     tokio::task::spawn_blocking(start)
@@ -168,7 +181,8 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
         Life::Ended(exit) => exit.to_string(),
         Life::Alive(_) => "does not run properly".to_owned(),
     };
-    let said = fs::tail(&desired.dir.join(CONSOLE), 1024)?.unwrap_or_default();
+    let said = fs::tail(&desired.dir.join(CONSOLE), 1024);
+    let said = said.ok().flatten().unwrap_or_default();
     let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
     let mut lines: Vec<&str> = lines.collect();
     // The reason, and what followed from it.
@@ -185,16 +199,25 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
 
 fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
     forget_the_last(desired)?;
-    names
-        .iter()
-        .try_for_each(|name| fs::remove(&desired.dir.join(name)))
+    // Where they stood before the run directory was the VMM's own.
+    for name in [CONSOLE, CONSOLE_OLD, Control::Qmp.socket()] {
+        fs::remove(&desired.dir.with_file_name(name))?;
+    }
+    names.iter().try_for_each(|name| match name.as_str() {
+        RECORD => {
+            fs::remove(&desired.record())?;
+            confine::remove_strange(&desired.dir.join(RECORD))
+        }
+        name => confine::remove_strange(&desired.dir.join(name)),
+    })
 }
 
 /// Reaps the process on record, if it was our child and has ended, and takes away the sockets that it left.
 fn forget_the_last(desired: &Desired) -> Result<(), Error> {
-    if let Record::Of(identity) = process::read_record(&desired.dir.join(RECORD))? {
+    if let Record::Of(identity) = process::read_record(&desired.record())? {
         process::reap(&identity)?;
     }
+    confine::leave_cgroup(desired);
     let mut left = SOCKETS.iter().map(|name| desired.dir.join(name));
-    left.try_for_each(|path| fs::remove(&path))
+    left.try_for_each(|path| confine::remove_strange(&path))
 }

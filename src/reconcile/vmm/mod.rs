@@ -10,12 +10,15 @@
 //! | `observe` | looks at the run directory and at `/proc` |
 //! | `act` | starts and stops |
 //! | `control` | talks with a VMM |
+//! | `confine` | what a VMM may have of the host |
 //! | `watch` | comes back when a VMM has ended; keeps its log short meanwhile |
 //!
-//! # The run directory, `<run>/vm/<uid>/`
+//! # The run directory, `<run>/vm/<uid>/vmm/`
+//! It belongs to the VMM's own user, who can write there and nowhere else: what is found in it is of a stranger's making.
+//! Beside it, out of the VMM's reach, stands `process`: which process was started, see [`crate::host::process::read_record`].
+//!
 //! | name | what |
 //! |---|---|
-//! | `process` | which process was started: see [`crate::host::process::read_record`] |
 //! | `console.log` | the guest's serial output and the VMM's own; at most [`LOG_LIMIT`] |
 //! | `console.log.1` | what was there before; at most [`LOG_LIMIT`] |
 //! | `version` | for which version of its program the VMM was started |
@@ -24,11 +27,12 @@
 //! | `vsock.sock` | the host's side of the guest's vsock (Firecracker, Cloud Hypervisor) |
 //! | `agent.sock` | the host's side of the guest's virtio-serial port `org.slicectl.agent.0` (QEMU) |
 //!
-//! Anything else in it is not ours.
+//! Anything else in it is not ours, unless the VMM's user has made it.
 
 mod act;
 mod cloud_hypervisor;
 mod cmdline;
+mod confine;
 mod control;
 mod firecracker;
 mod machine;
@@ -126,6 +130,29 @@ pub struct Desired {
     /// What it holds while it runs, so that nobody else writes to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
+    /// How it is confined; none: it runs as we do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confined: Option<Confined>,
+}
+
+/// What a VMM may have of the host. Not compared with what runs: one that was started with less in its way goes on until it ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confined {
+    /// Its user and group.
+    pub user: u32,
+    /// The VM's processors.
+    pub vcpu: u32,
+    /// The VM's memory.
+    pub ram_bytes: u64,
+    /// Files and block devices that it opens outside of its run directory.
+    pub files: Vec<Disk>,
+}
+
+impl Desired {
+    /// Where the newborn notes itself: beside the run directory.
+    pub fn record(&self) -> PathBuf {
+        self.dir.with_file_name(RECORD)
+    }
 }
 
 /// What there is.

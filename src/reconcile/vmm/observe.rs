@@ -1,6 +1,8 @@
 //! Looks at a VM's run directory, and through `/proc` at its process.
 //! Not here: judging what is found.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 use super::{
@@ -42,10 +44,7 @@ impl Vmm {
 
 pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, Error> {
     let dir = look_at_dir(desired)?;
-    let record = match &dir {
-        RunDir::Present { .. } => patient_record(desired).await?,
-        RunDir::Absent | RunDir::Foreign => Record::None,
-    };
+    let record = patient_record(desired).await?;
     let (recorded, ended) = follow(desired, record)?;
     let running = match recorded {
         Some(running) => vec![running],
@@ -56,7 +55,7 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
         rung.lock().remove(&desired.uid);
     }
     let last_words = if running.is_empty() {
-        last_words(desired)?
+        last_words(desired)
     } else {
         String::new()
     };
@@ -69,20 +68,47 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
 }
 
 fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
+    let recorded = fs::read_text(&desired.record())?.is_some();
     Ok(match fs::look_at_dir(&desired.dir)? {
+        fs::Dir::Absent if recorded => RunDir::Present {
+            ours: vec![RECORD.to_owned()],
+            others: Vec::new(),
+        },
         fs::Dir::Absent => RunDir::Absent,
         fs::Dir::NotADirectory => RunDir::Foreign,
         fs::Dir::Present(names) => {
-            let (ours, others) = names
-                .into_iter()
-                .partition(|name| OURS.contains(&name.as_str()));
+            let owner = owner(&desired.dir)?;
+            let is_ours = |name: &String| {
+                let made_by_the_vmm =
+                    || owner != 0 && owner_or_none(&desired.dir.join(name)) == Some(owner);
+                OURS.contains(&name.as_str()) || made_by_the_vmm()
+            };
+            let (mut ours, others): (Vec<_>, Vec<_>) = names.into_iter().partition(is_ours);
+            if recorded {
+                ours.push(RECORD.to_owned());
+                ours.sort_unstable();
+                ours.dedup();
+            }
             RunDir::Present { ours, others }
         }
     })
 }
 
+/// Who may write in the run directory: the VMM's user. Root, if that is what it runs as.
+fn owner(dir: &Path) -> Result<u32, Error> {
+    let found = std::fs::symlink_metadata(dir);
+    let found = found.map_err(|error| Error::io("look at", dir.display().to_string(), error))?;
+    Ok(found.uid())
+}
+
+fn owner_or_none(path: &Path) -> Option<u32> {
+    std::fs::symlink_metadata(path)
+        .ok()
+        .map(|found| found.uid())
+}
+
 async fn patient_record(desired: &Desired) -> Result<Record, Error> {
-    let path = desired.dir.join(RECORD);
+    let path = desired.record();
     for _ in 0..BIRTH_PATIENCE {
         match process::read_record(&path) {
             Err(error) if error.kind == Kind::Busy => tokio::time::sleep(BIRTH_STEP).await,
@@ -196,12 +222,14 @@ fn plug(desired: &Desired, pid: u32) -> Result<Plug, Error> {
 }
 
 /// The last line that says something, at most 200 characters. A guest wrote it: nothing that could steer a terminal is left in it.
-fn last_words(desired: &Desired) -> Result<String, Error> {
-    let tail = fs::tail(&desired.dir.join(CONSOLE), 4096)?.unwrap_or_default();
+fn last_words(desired: &Desired) -> String {
+    // What stands there is of the VMM's making: words that cannot be read are none.
+    let tail = fs::tail(&desired.dir.join(CONSOLE), 4096);
+    let tail = tail.ok().flatten().unwrap_or_default();
     let line = tail
         .lines()
         .map(str::trim)
         .rfind(|line| !line.is_empty())
         .unwrap_or_default();
-    Ok(line.chars().filter(|c| !c.is_control()).take(200).collect())
+    line.chars().filter(|c| !c.is_control()).take(200).collect()
 }

@@ -149,7 +149,7 @@ async fn ask(path: &Path) -> Result<Version, String> {
 
 /// Which version the VMM in `dir` was started for, if one runs there.
 pub fn started_for(dir: &Path) -> Result<Option<Version>, host::Error> {
-    let running = match process::read_record(&dir.join(super::RECORD)) {
+    let running = match process::read_record(&dir.with_file_name(super::RECORD)) {
         Ok(process::Record::Of(identity)) => {
             matches!(process::look(&identity)?, process::Life::Alive(_))
         }
@@ -159,7 +159,7 @@ pub fn started_for(dir: &Path) -> Result<Option<Version>, host::Error> {
         Err(error) => return Err(error),
     };
     let note = match running {
-        true => host::fs::read_text(&dir.join(VERSION))?,
+        true => host::fs::tail(&dir.join(VERSION), 256).ok().flatten(),
         false => None,
     };
     Ok(note.and_then(|note| note.parse().ok()))

@@ -2,6 +2,7 @@
 //! Not here: what happens then.
 
 use std::fs::OpenOptions;
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -43,7 +44,10 @@ pub fn rotate(dir: &Path) -> Result<(), Error> {
         Ok(found) if found.is_file() && found.len() > LOG_LIMIT / 2 => {}
         _ => return Ok(()),
     }
-    let text = fs::read(&path)?.unwrap_or_default();
+    let mut text = Vec::new();
+    fs::open_plain(&path)
+        .and_then(|file| file.take(LOG_LIMIT).read_to_end(&mut text))
+        .map_err(wrap)?;
     fs::write(
         &dir.join(CONSOLE_OLD),
         &text,
@@ -52,7 +56,7 @@ pub fn rotate(dir: &Path) -> Result<(), Error> {
     )?;
     OpenOptions::new()
         .write(true)
-        .custom_flags(libc::O_NOFOLLOW)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(&path)
         .and_then(|file| file.set_len(0))
         .map_err(wrap)

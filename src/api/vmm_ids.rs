@@ -1,0 +1,159 @@
+//! The users that VMMs run as: a range of the host's uids (and gids of the same numbers), one for each VM.
+//! Not here: who has which (the store), becoming that user ([`crate::host::process`]).
+//!
+//! # Why 2013265920 to 2080374783
+//! Nobody else gives these out: ordinary and system users end at 65535 (systemd's dynamic users are below that, too), subordinate
+//! ids of containers at 600100000 (login.defs(5)), systemd-nspawn's at 1879048191 (systemd's UIDS-GIDS), directory services
+//! that make ids of their own (FreeIPA, sssd) at 2000200000; and some programs take a number from 2147483648 on for a negative
+//! one. Every daemon begins at a place of its own in the range, so that two of them on one host do not meet.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Uids, both ends included. Never root, never what stands for nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRange {
+    first: u32,
+    last: u32,
+}
+
+/// What an ordinary host keeps for itself.
+const LOWEST: u32 = 1000;
+/// `nobody`, and what 16-bit programs take for "no user".
+const NOBODY: [u32; 2] = [65534, 65535];
+/// One daemon's part, unless it needs more.
+const STRIDE: u32 = 1 << 16;
+
+impl Default for IdRange {
+    fn default() -> Self {
+        Self {
+            first: 0x7800_0000,
+            last: 0x7bff_ffff,
+        }
+    }
+}
+
+impl IdRange {
+    /// Where a daemon begins to give out ids: a place made from its name.
+    pub fn start(&self, instance: &str) -> u32 {
+        // FNV-1a, 32 bits: the same in every version of this program.
+        let hash = instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        });
+        let length = self.last - self.first;
+        match length / STRIDE {
+            0 => self.first + hash % length.saturating_add(1),
+            strides => self.first + hash % (strides + 1) * STRIDE,
+        }
+    }
+
+    /// The first id from `start` on, round the range once, that is not `taken`.
+    pub fn next_free(&self, start: u32, taken: impl Fn(u32) -> bool) -> Option<u32> {
+        let start = match self.contains(start) {
+            true => start,
+            false => self.first,
+        };
+        (start..=self.last)
+            .chain(self.first..start)
+            .find(|id| !NOBODY.contains(id) && !taken(*id))
+    }
+
+    /// The first and the last.
+    pub fn ends(&self) -> impl Iterator<Item = u32> {
+        [self.first, self.last].into_iter()
+    }
+
+    /// Whether an id lies in the range.
+    pub fn contains(&self, id: u32) -> bool {
+        (self.first..=self.last).contains(&id)
+    }
+}
+
+impl fmt::Display for IdRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl FromStr for IdRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shape = || format!("`{text}` is no range of user ids, such as 2013265920-2013331455");
+        let (first, last) = text.split_once('-').ok_or_else(shape)?;
+        let number = |text: &str| text.trim().parse::<u32>().map_err(|_| shape());
+        let (first, last) = (number(first)?, number(last)?);
+        if first < LOWEST || last == u32::MAX || first > last {
+            return Err(format!(
+                "`{text}`: the first must be {LOWEST} or more, the last not less than it and below {}",
+                u32::MAX
+            ));
+        }
+        Ok(Self { first, last })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_and_those_with_root_in_them_refused() {
+        let range: IdRange = "65530-65540".parse().unwrap();
+        assert_eq!(range.to_string(), "65530-65540");
+        assert_eq!(range.next_free(65534, |_| false), Some(65536), "nobody");
+        for wrong in ["0-10", "5", "9000-8000", "1000-4294967295", "a-b", ""] {
+            assert!(wrong.parse::<IdRange>().is_err(), "{wrong}");
+        }
+        assert_eq!(
+            IdRange::default().to_string().parse::<IdRange>(),
+            Ok(IdRange::default())
+        );
+    }
+
+    #[test]
+    fn daemons_begin_at_places_of_their_own() {
+        let range = IdRange::default();
+        let starts: BTreeSet<u32> = ["abcde", "abcdf", "zzzzz", "qrstu"]
+            .map(|instance| range.start(instance))
+            .into();
+        assert_eq!(starts.len(), 4);
+    }
+
+    proptest! {
+        /// Whatever was given and given back in whatever order: no two have the same, all are in the range, and only a full range
+        /// has none.
+        #[test]
+        fn no_two_living_vms_have_one_id(
+            length in 1_u32..12,
+            instance in "[a-z]{5}",
+            steps in prop::collection::vec(prop::option::of(0_usize..12), 1..60),
+        ) {
+            let range: IdRange = format!("70000-{}", 69_999 + length).parse().unwrap();
+            let mut next = range.start(&instance);
+            prop_assert!(range.contains(next));
+            let mut living: Vec<u32> = Vec::new();
+            for step in steps {
+                match step {
+                    Some(which) if which < living.len() => {
+                        living.remove(which);
+                    }
+                    Some(_) => {}
+                    None => match range.next_free(next, |id| living.contains(&id)) {
+                        Some(id) => {
+                            prop_assert!(range.contains(id));
+                            prop_assert!(!living.contains(&id));
+                            living.push(id);
+                            next = id.saturating_add(1);
+                        }
+                        None => prop_assert_eq!(living.len(), length as usize),
+                    },
+                }
+            }
+        }
+    }
+}

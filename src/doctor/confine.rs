@@ -1,0 +1,136 @@
+//! Whether VMMs can be confined on this host: the users that they run as, and their control groups.
+//! Not here: the state of single VMs.
+
+use std::path::Path;
+
+use super::{Host, ok, unseen, warn, words};
+use crate::api::view::Check;
+use crate::api::vmm_ids::IdRange;
+use crate::host::{Error, cgroup, fs};
+
+const USERS: &str = "users for VMMs";
+const LIMITS: &str = "limits of VMs";
+
+/// A run of ids: whose, the first, how many.
+type Run = (String, u64, u64);
+
+pub(super) fn checks(cx: &Host) -> Vec<Check> {
+    let users = match look() {
+        Ok((mapped, others)) => judge_users(&cx.vmm_ids, &mapped, &others),
+        Err(error) => unseen(USERS, &words(&error)),
+    };
+    vec![users, judge_limits(cgroup::base())]
+}
+
+/// The ids that this host knows, and those that it has given to others.
+fn look() -> Result<(Vec<Run>, Vec<Run>), Error> {
+    let text = |path: &str| Ok::<_, Error>(fs::read_text(Path::new(path))?.unwrap_or_default());
+    let mut others = Vec::new();
+    for path in ["/etc/subuid", "/etc/subgid"] {
+        others.extend(subordinate(path, &text(path)?));
+    }
+    for path in ["/etc/passwd", "/etc/group"] {
+        others.extend(single(path, &text(path)?));
+    }
+    Ok((mapped(&text("/proc/self/uid_map")?), others))
+}
+
+/// `<first> <first outside> <length>` (user_namespaces(7)).
+fn mapped(text: &str) -> Vec<Run> {
+    let run = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let first = fields.next()?.parse().ok()?;
+        Some((String::new(), first, fields.nth(1)?.parse().ok()?))
+    };
+    text.lines().filter_map(run).collect()
+}
+
+/// `<user>:<first>:<length>` (subuid(5)).
+fn subordinate(path: &str, text: &str) -> Vec<Run> {
+    let run = |line: &str| {
+        let mut fields = line.split(':');
+        let user = fields.next()?;
+        let (first, length) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        Some((format!("{user} in {path}"), first, length))
+    };
+    text.lines().filter_map(run).collect()
+}
+
+/// `<name>:<password>:<id>:…` (passwd(5), group(5)).
+fn single(path: &str, text: &str) -> Vec<Run> {
+    let run = |line: &str| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        Some((format!("{name} in {path}"), fields.nth(1)?.parse().ok()?, 1))
+    };
+    text.lines().filter_map(run).collect()
+}
+
+fn judge_users(ids: &IdRange, mapped: &[Run], others: &[Run]) -> Check {
+    let holds = |(_, first, length): &&Run| {
+        ids.ends()
+            .all(|id| (*first..first.saturating_add(*length)).contains(&u64::from(id)))
+    };
+    let meets = |(_, first, length): &&Run| {
+        let mut ends = ids.ends().map(u64::from);
+        let (low, high) = (ends.next().unwrap_or(0), ends.next().unwrap_or(0));
+        *first <= high && low < first.saturating_add(*length)
+    };
+    let elsewhere = "Name a range that nobody else gives out: `sliced --vmm-ids FIRST-LAST`.";
+    if !mapped.iter().any(|run| holds(&run)) {
+        let found = format!("{ids} are not all users of the namespace that sliced runs in");
+        return warn(USERS, found, elsewhere);
+    }
+    match others.iter().find(meets) {
+        Some((whose, _, _)) => warn(USERS, format!("{ids} meet those of {whose}"), elsewhere),
+        None => ok(USERS, format!("{ids}, one for each VM")),
+    }
+}
+
+fn judge_limits(base: Result<&Path, &str>) -> Check {
+    match base {
+        Ok(base) => ok(LIMITS, format!("control groups below {}", base.display())),
+        Err(why) => warn(
+            LIMITS,
+            format!("VMs may use what processor and memory they can get: {why}"),
+            "Run sliced as its unit says, under systemd 254 or later with control groups of version 2; all else works without.",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::view::CheckVerdict;
+
+    #[test]
+    fn ids_that_are_somebody_elses_or_nobodys_are_told_of() {
+        let ids: IdRange = "70000-70099".parse().unwrap();
+        let whole = mapped("         0          0 4294967295\n");
+        assert_eq!(judge_users(&ids, &whole, &[]).verdict, CheckVerdict::Ok);
+        let rootless = mapped("0 1000 1\n1 100000 65536\n");
+        assert!(
+            judge_users(&ids, &rootless, &[])
+                .found
+                .contains("namespace")
+        );
+        let subuid = subordinate("/etc/subuid", "ann:70099:65536\n");
+        let check = judge_users(&ids, &whole, &subuid);
+        assert_eq!(check.verdict, CheckVerdict::Warn);
+        assert!(check.found.contains("ann in /etc/subuid"));
+        let passwd = single(
+            "/etc/passwd",
+            "bob:x:70050:100:,,,:/home/bob:/bin/sh\nnonsense\n",
+        );
+        assert!(judge_users(&ids, &whole, &passwd).found.contains("bob"));
+        let before = subordinate("/etc/subuid", "ann:4464:65536\n");
+        assert_eq!(judge_users(&ids, &whole, &before).verdict, CheckVerdict::Ok);
+    }
+
+    #[test]
+    fn missing_limits_are_a_warning_that_names_the_reason() {
+        let check = judge_limits(Err("no control groups of version 2"));
+        assert_eq!(check.verdict, CheckVerdict::Warn);
+        assert!(check.found.ends_with("no control groups of version 2"));
+    }
+}

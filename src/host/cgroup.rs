@@ -1,0 +1,208 @@
+//! Control groups (version 2): one for each VMM, beside the daemon's own.
+//! Not here: how much a VM may have.
+//!
+//! # Why only beside a group called `sliced`
+//! A group that shares out controllers holds no processes itself (cgroup-v2.rst, "No Internal Process Constraint"), and systemd could
+//! not start a daemon anew in a group that VMMs live below. So the daemon must have been put into a leaf of its own by
+//! whoever started it: systemd does so from 254 on (`Delegate=yes`, `DelegateSubgroup=sliced`). Else there are no limits.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use super::{Error, Kind};
+
+/// How much a group may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Thousandths of a processor.
+    pub cpu_millis: u64,
+    /// Bytes.
+    pub memory: u64,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+/// The daemon's own leaf.
+const LEAF: &str = "sliced";
+/// What every group of ours starts with.
+const PREFIX: &str = "vm-";
+/// Microseconds: the kernel's own default period of `cpu.max`.
+const PERIOD: u64 = 100_000;
+
+/// The group that VMMs' groups are made in, or why there is none, in words. Looked for once; the first call shares out the
+/// controllers.
+pub fn base() -> Result<&'static Path, &'static str> {
+    static BASE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let base = BASE.get_or_init(|| {
+        let text = |path| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
+        let base = find(&text("/proc/self/cgroup")?, &text("/proc/self/mountinfo")?)?;
+        share_out(&base)?;
+        Ok(base)
+    });
+    match base {
+        Ok(base) => Ok(base),
+        Err(why) => Err(why),
+    }
+}
+
+/// From `/proc/self/cgroup` and `/proc/self/mountinfo` (cgroups(7), proc_pid_mountinfo(5)).
+fn find(own: &str, mounts: &str) -> Result<PathBuf, String> {
+    let own = own
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .ok_or("this host has no control groups of version 2")?;
+    let parent = Path::new(own)
+        .strip_prefix("/")
+        .ok()
+        .filter(|path| path.file_name().is_some_and(|name| name == LEAF))
+        .and_then(Path::parent)
+        .ok_or_else(|| {
+            format!("sliced runs in {own}, not in a group {LEAF} of its own, as systemd 254 would have it")
+        })?;
+    let mounted = mounts.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        kind.starts_with("cgroup2 ").then_some(())?;
+        let mut fields = mount.split(' ').skip(3);
+        (fields.next()? == "/").then_some(())?;
+        fields.next()
+    });
+    let mounted = mounted.ok_or("control groups of version 2 are not mounted")?;
+    Ok(Path::new(mounted).join(parent))
+}
+
+/// Hands the controllers that are there down to the groups in `base`.
+fn share_out(base: &Path) -> Result<(), String> {
+    let file = |name: &str| base.join(name);
+    let say = |error: io::Error| format!("{}: {error}", base.display());
+    let there = fs::read_to_string(file("cgroup.controllers")).map_err(say)?;
+    let wanted = ["cpu", "memory", "pids"];
+    let missing = wanted.map(|name| !there.split_whitespace().any(|there| there == name));
+    if let Some(at) = missing.iter().position(|missing| *missing) {
+        let name = wanted[at];
+        return Err(format!(
+            "the controller {name} is not given to {}",
+            base.display()
+        ));
+    }
+    fs::write(file("cgroup.subtree_control"), "+cpu +memory +pids").map_err(say)
+}
+
+/// Makes a group in `base`, or finds it, and sets its limits; returns where it is.
+pub fn make(base: &Path, name: &str, limits: &Limits) -> Result<PathBuf, Error> {
+    let group = base.join(format!("{PREFIX}{name}"));
+    let fail = |error| Error::io("make control group", group.display().to_string(), error);
+    match fs::create_dir(&group) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fail(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let cpu = limits.cpu_millis.saturating_mul(PERIOD / 1000);
+    for (file, value) in [
+        ("cpu.max", format!("{cpu} {PERIOD}")),
+        ("memory.max", limits.memory.to_string()),
+        ("memory.oom.group", "1".to_owned()),
+        ("pids.max", limits.pids.to_string()),
+    ] {
+        let file = group.join(file);
+        // A controller that was taken away since: no reason for a VM not to start.
+        if file.exists() {
+            fs::write(file, value).map_err(fail)?;
+        }
+    }
+    Ok(group)
+}
+
+/// Removes a group in `base`. One that is not there, or in which something still lives, is left alone without error.
+pub fn remove(base: &Path, name: &str) -> Result<(), Error> {
+    let group = base.join(format!("{PREFIX}{name}"));
+    let removed = fs::remove_dir(&group);
+    match removed.map_err(|e| Error::io("remove control group", group.display().to_string(), e)) {
+        Err(error) if !matches!(error.kind, Kind::Absent | Kind::Busy) => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Removes every group of ours in which nothing lives.
+pub fn sweep(base: &Path) {
+    let names = fs::read_dir(base).into_iter().flatten().flatten();
+    for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
+        if let Some(name) = name.strip_prefix(PREFIX)
+            && let Err(error) = remove(base, name)
+        {
+            tracing::debug!(%error, "a control group stays");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "\
+24 29 0:22 / /proc rw - proc proc rw
+31 24 0:27 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate
+";
+
+    #[test]
+    fn the_base_is_beside_a_leaf_of_our_own_and_nowhere_else() {
+        let own = "0::/system.slice/sliced.service/sliced\n";
+        let base = Path::new("/sys/fs/cgroup/system.slice/sliced.service");
+        assert_eq!(find(own, MOUNTS).as_deref(), Ok(base));
+        for other in [
+            "0::/system.slice/sliced.service\n",
+            "0::/\n",
+            "0::/user.slice\n",
+        ] {
+            assert!(find(other, MOUNTS).unwrap_err().contains("254"), "{other}");
+        }
+        assert!(
+            find("1:cpu:/x\n", MOUNTS)
+                .unwrap_err()
+                .contains("version 2")
+        );
+        let hidden = MOUNTS.replace("0:27 /", "0:27 /elsewhere");
+        assert!(find(own, &hidden).unwrap_err().contains("not mounted"));
+    }
+
+    #[test]
+    fn limits_are_written_where_there_is_a_controller_for_them() {
+        let base = tempfile::tempdir().unwrap();
+        let group = base.path().join("vm-a");
+        fs::create_dir(&group).unwrap();
+        for file in ["cpu.max", "memory.max"] {
+            fs::write(group.join(file), "max").unwrap();
+        }
+        let limits = Limits {
+            cpu_millis: 1500,
+            memory: 1 << 30,
+            pids: 9,
+        };
+        assert_eq!(make(base.path(), "a", &limits).unwrap(), group);
+        let said = |file| fs::read_to_string(group.join(file)).ok();
+        assert_eq!(said("cpu.max").as_deref(), Some("150000 100000"));
+        assert_eq!(said("memory.max").as_deref(), Some("1073741824"));
+        assert_eq!(said("pids.max"), None);
+    }
+
+    #[test]
+    fn empty_groups_are_swept_and_others_are_not() {
+        let base = tempfile::tempdir().unwrap();
+        for name in ["vm-a", "vm-b", "other"] {
+            fs::create_dir(base.path().join(name)).unwrap();
+        }
+        sweep(base.path());
+        assert!(base.path().join("other").exists());
+        assert!(!base.path().join("vm-a").exists() && !base.path().join("vm-b").exists());
+        remove(base.path(), "a").unwrap();
+    }
+
+    #[test]
+    fn controllers_that_are_not_ours_to_share_out_are_named() {
+        let base = tempfile::tempdir().unwrap();
+        fs::write(base.path().join("cgroup.controllers"), "cpu hugetlb pids\n").unwrap();
+        assert!(share_out(base.path()).unwrap_err().contains("memory"));
+        fs::write(base.path().join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+        share_out(base.path()).unwrap();
+    }
+}

@@ -1,0 +1,396 @@
+//! What a confined process sees and may do: a user of its own, no capabilities, a file system with next to nothing in it.
+//! Not here: being born ([`super::spawn`]); which user, which files.
+//!
+//! # How
+//! All that takes memory is prepared before the fork, as a list of steps with their paths; the child carries it out by system
+//! calls alone. The new root is a small tmpfs, built over `/sys`, of which nothing of the host's is needed (a fresh one that shows the
+//! process' own network namespace comes in its place), and entered by pivot_root(2); so no other mount of the host is
+//! kept alive by the process, above all no network namespace of another VM.
+//!
+//! # Why devices are made and not bound
+//! A node belongs to somebody: `/dev/kvm` is root's or a group's on most hosts. Nodes of its own belong to the process' user.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::fs;
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
+
+use super::spawn::check;
+
+/// How a process is confined.
+#[derive(Clone, Copy, Debug)]
+pub struct Confine<'a> {
+    /// Its user, and its group of the same number.
+    pub user: u32,
+    /// Its working directory, the only place where it may make files; made, and given to the user, by whoever asks.
+    pub home: &'a Path,
+    /// Further files and block devices that it sees, at their own paths.
+    pub reach: &'a [Reach<'a>],
+    /// Whether it has `/dev/kvm`.
+    pub kvm: bool,
+    /// A control group (version 2) that it is put into.
+    pub cgroup: Option<&'a Path>,
+}
+
+/// One thing of the host's that a confined process sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach<'a> {
+    /// Where it is.
+    pub path: &'a Path,
+    /// Whether it may be written. That its user may read or write it is for others to see to, except with block devices.
+    pub writable: bool,
+}
+
+/// Where programs and their libraries are. What of it a host does not have is left out.
+const SYSTEM: [&str; 9] = [
+    "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix", "/gnu",
+];
+/// Files that the loader of programs reads.
+const LOADER: [&str; 1] = ["/etc/ld.so.cache"];
+/// Character devices that every process has (Documentation/admin-guide/devices.txt).
+const DEVICES: [(&str, u32, u32); 5] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/net/tun", 10, 200),
+];
+/// Where the new root is built.
+const BUILD: &str = "/sys";
+/// Of a VMM: its guest's disks and sockets, no more.
+const OPEN_FILES: u64 = 4096;
+/// Threads of one user: 255 processors and what serves them.
+const THREADS: u64 = 1024;
+/// Bytes of memory that may be locked, the kernel's own default.
+const LOCKED: u64 = 8 << 20;
+
+/// The steps of one confinement, ready to be taken by a child.
+pub(super) struct Cell {
+    user: u32,
+    cgroup: Option<RawFd>,
+    steps: Vec<Step>,
+    home: CString,
+}
+
+enum Step {
+    Dir(CString),
+    File(CString),
+    Bind {
+        from: CString,
+        to: CString,
+        flags: libc::c_ulong,
+    },
+    Device {
+        path: CString,
+        kind: libc::mode_t,
+        number: libc::dev_t,
+    },
+    Fresh {
+        kind: CString,
+        to: CString,
+        flags: libc::c_ulong,
+        options: CString,
+    },
+}
+
+const LOCKED_DOWN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
+
+impl Cell {
+    /// `cgroup` is the opened `cgroup.procs` of the wanted group; it stays open until the birth is over.
+    pub(super) fn prepare(what: &Confine<'_>, cgroup: Option<RawFd>) -> io::Result<Self> {
+        let mut cell = Self {
+            user: what.user,
+            cgroup,
+            steps: Vec::new(),
+            home: c_string(what.home)?,
+        };
+        for path in SYSTEM.iter().chain(&LOADER).map(Path::new) {
+            if path.exists() {
+                cell.bind(path, libc::MS_RDONLY)?;
+            }
+        }
+        for (path, major, minor) in DEVICES {
+            let number = libc::makedev(major, minor);
+            cell.device(Path::new(path), libc::S_IFCHR | 0o600, number)?;
+        }
+        // Which number it has is found out by the kernel when it is loaded.
+        if let (true, Ok(kvm)) = (what.kvm, fs::metadata("/dev/kvm")) {
+            cell.device(Path::new("/dev/kvm"), libc::S_IFCHR | 0o600, kvm.rdev())?;
+        }
+        let alone = LOCKED_DOWN | libc::MS_NOEXEC;
+        cell.fresh("proc", "/proc", alone, "hidepid=2")?;
+        cell.fresh("sysfs", BUILD, alone | libc::MS_RDONLY, "")?;
+        for reach in what.reach {
+            cell.show(reach)?;
+        }
+        cell.bind(what.home, libc::MS_NOEXEC)?;
+        Ok(cell)
+    }
+
+    fn show(&mut self, reach: &Reach<'_>) -> io::Result<()> {
+        let found = fs::metadata(reach.path)?;
+        if found.file_type().is_block_device() {
+            let mode = if reach.writable { 0o600 } else { 0o400 };
+            return self.device(reach.path, libc::S_IFBLK | mode, found.rdev());
+        }
+        let flags = match reach.writable {
+            true => libc::MS_NOEXEC,
+            false => libc::MS_RDONLY,
+        };
+        self.bind(reach.path, flags)
+    }
+
+    fn bind(&mut self, path: &Path, flags: libc::c_ulong) -> io::Result<()> {
+        let to = self.place(path)?;
+        self.steps.push(match path.is_dir() {
+            true => Step::Dir(to.clone()),
+            false => Step::File(to.clone()),
+        });
+        self.steps.push(Step::Bind {
+            from: c_string(path)?,
+            to,
+            flags: flags | LOCKED_DOWN,
+        });
+        Ok(())
+    }
+
+    fn device(&mut self, path: &Path, kind: libc::mode_t, number: u64) -> io::Result<()> {
+        let path = self.place(path)?;
+        self.steps.push(Step::Device { path, kind, number });
+        Ok(())
+    }
+
+    fn fresh(
+        &mut self,
+        kind: &str,
+        path: &str,
+        flags: libc::c_ulong,
+        options: &str,
+    ) -> io::Result<()> {
+        let to = self.place(Path::new(path))?;
+        self.steps.push(Step::Dir(to.clone()));
+        self.steps.push(Step::Fresh {
+            kind: CString::new(kind)?,
+            to,
+            flags,
+            options: CString::new(options)?,
+        });
+        Ok(())
+    }
+
+    /// Where `path` comes to stand while the new root is built; the directories above it are made.
+    fn place(&mut self, path: &Path) -> io::Result<CString> {
+        let plain =
+            |part: &Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+        if !path.is_absolute() || !path.components().all(|part| plain(&part)) {
+            let why = format!("{} is not an absolute path without `..`", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let mut at = PathBuf::from(BUILD);
+        let names: Vec<&OsStr> = path.components().skip(1).map(|c| c.as_os_str()).collect();
+        let (name, above) = names.split_last().ok_or(io::ErrorKind::InvalidInput)?;
+        for part in above {
+            at.push(part);
+            self.steps.push(Step::Dir(c_string(&at)?));
+        }
+        at.push(name);
+        c_string(&at)
+    }
+
+    /// Becomes confined. On an error the child must end.
+    ///
+    /// # Safety
+    /// Only system calls; to be called between fork and exec.
+    pub(super) unsafe fn enter(&self) -> io::Result<()> {
+        // SAFETY: as of this function.
+        unsafe {
+            told(c"join the control group", self.join())?;
+            told(c"build a file system", self.build())?;
+            told(c"enter the file system", self.pivot())?;
+            told(c"set the limits", limit())?;
+            told(c"become the user", self.become_user())
+        }
+    }
+
+    unsafe fn join(&self) -> io::Result<()> {
+        let Some(procs) = self.cgroup else {
+            return Ok(());
+        };
+        // SAFETY: the descriptor is open, the text is ours. "0" is whoever writes it (cgroup-v2.rst).
+        match unsafe { libc::write(procs, c"0".as_ptr().cast(), 1) } {
+            1 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    unsafe fn build(&self) -> io::Result<()> {
+        let build = c"/sys".as_ptr();
+        // SAFETY: plain system calls; every pointer is to a C string of `self` or of the program.
+        unsafe {
+            check(libc::unshare(libc::CLONE_NEWNS))?;
+            mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
+            let room = c"mode=0755,size=1m";
+            check(libc::mount(
+                c"slice".as_ptr(),
+                build,
+                c"tmpfs".as_ptr(),
+                libc::MS_NOSUID | libc::MS_NOEXEC,
+                room.as_ptr().cast(),
+            ))?;
+            libc::umask(0);
+            for step in &self.steps {
+                step.take(self.user)?;
+            }
+            libc::umask(0o077);
+        }
+        Ok(())
+    }
+
+    /// The old root is stacked on the new one for a moment, and let go (pivot_root(2), "pivot_root(".", ".")").
+    unsafe fn pivot(&self) -> io::Result<()> {
+        // SAFETY: as in `build`.
+        unsafe {
+            check(libc::chdir(c"/sys".as_ptr()))?;
+            let dot = c".".as_ptr();
+            match libc::syscall(libc::SYS_pivot_root, dot, dot) {
+                0 => {}
+                _ => return Err(io::Error::last_os_error()),
+            }
+            check(libc::umount2(dot, libc::MNT_DETACH))?;
+            let flags = libc::MS_REMOUNT
+                | libc::MS_BIND
+                | libc::MS_RDONLY
+                | libc::MS_NOSUID
+                | libc::MS_NOEXEC;
+            mount(None, c"/", None, flags, None)?;
+            check(libc::chdir(self.home.as_ptr()))
+        }
+    }
+
+    unsafe fn become_user(&self) -> io::Result<()> {
+        let user = libc::c_long::from(self.user);
+        // SAFETY: plain system calls. The raw ones: libc's own would tell all threads of a process that has no others.
+        unsafe {
+            for capability in 0..64 {
+                if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 {
+                    match io::Error::last_os_error() {
+                        // The last one that this kernel knows was before.
+                        error if error.raw_os_error() == Some(libc::EINVAL) => break,
+                        error => return Err(error),
+                    }
+                }
+            }
+            let none = std::ptr::null::<libc::gid_t>();
+            check_long(libc::syscall(libc::SYS_setgroups, 0_usize, none))?;
+            check_long(libc::syscall(libc::SYS_setresgid, user, user, user))?;
+            check_long(libc::syscall(libc::SYS_setresuid, user, user, user))?;
+            // Leaving root empties all sets but the inheritable one (capabilities(7)).
+            let header = [0x2008_0522_u32, 0];
+            let sets = [0_u32; 6];
+            check_long(libc::syscall(
+                libc::SYS_capset,
+                header.as_ptr(),
+                sets.as_ptr(),
+            ))?;
+            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        }
+    }
+}
+
+impl Step {
+    unsafe fn take(&self, user: u32) -> io::Result<()> {
+        // SAFETY: plain system calls; every pointer is to a C string of `self`.
+        unsafe {
+            match self {
+                Self::Dir(path) => exists_is_done(check(libc::mkdir(path.as_ptr(), 0o755))),
+                Self::File(path) => {
+                    let kind = libc::S_IFREG | 0o644;
+                    exists_is_done(check(libc::mknod(path.as_ptr(), kind, 0)))
+                }
+                Self::Bind { from, to, flags } => {
+                    mount(Some(from), to, None, libc::MS_BIND, None)?;
+                    let flags = flags | libc::MS_REMOUNT | libc::MS_BIND;
+                    mount(None, to, None, flags, None)
+                }
+                Self::Device { path, kind, number } => {
+                    check(libc::mknod(path.as_ptr(), *kind, *number))?;
+                    check(libc::chown(path.as_ptr(), user, user))
+                }
+                Self::Fresh {
+                    kind,
+                    to,
+                    flags,
+                    options,
+                } => mount(Some(kind), to, Some(kind), *flags, Some(options)),
+            }
+        }
+    }
+}
+
+unsafe fn limit() -> io::Result<()> {
+    for (what, limit) in [
+        (libc::RLIMIT_NOFILE, OPEN_FILES),
+        (libc::RLIMIT_NPROC, THREADS),
+        (libc::RLIMIT_MEMLOCK, LOCKED),
+    ] {
+        let limit = libc::rlimit {
+            rlim_cur: limit,
+            rlim_max: limit,
+        };
+        // SAFETY: the pointer is to a local.
+        check(unsafe { libc::setrlimit(what, &raw const limit) })?;
+    }
+    Ok(())
+}
+
+unsafe fn mount(
+    from: Option<&CStr>,
+    to: &CStr,
+    kind: Option<&CStr>,
+    flags: libc::c_ulong,
+    options: Option<&CStr>,
+) -> io::Result<()> {
+    let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
+    // SAFETY: every pointer is null or to a C string that outlives the call.
+    check(unsafe {
+        libc::mount(
+            pointer(from),
+            to.as_ptr(),
+            pointer(kind),
+            flags,
+            pointer(options).cast(),
+        )
+    })
+}
+
+/// A parent is told a number alone; which step it was comes to stand in the log.
+unsafe fn told(doing: &CStr, done: io::Result<()>) -> io::Result<()> {
+    if done.is_err() {
+        for words in [c"confinement: cannot ", doing, c"\n"] {
+            // SAFETY: the pointer and the length are of a C string.
+            unsafe { libc::write(2, words.as_ptr().cast(), words.count_bytes()) };
+        }
+    }
+    done
+}
+
+fn exists_is_done(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        other => other,
+    }
+}
+
+fn check_long(answer: libc::c_long) -> io::Result<()> {
+    match answer {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn c_string(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
