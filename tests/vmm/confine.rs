@@ -37,6 +37,7 @@ fn a_confined_process_is_born_into_its_control_group_and_sees_the_files_it_was_g
         log: &home.join(CONSOLE),
         file_limit: LOG_LIMIT,
         record: &dir.path().join(RECORD),
+        inherits: &[],
         confine: Some(Confine {
             user: USER,
             home: &home,

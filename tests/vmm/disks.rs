@@ -15,6 +15,8 @@ fn sleeper(net: &PrivateNet, seconds: u32) -> Launch {
         argv: vec!["sleep".into(), seconds.to_string()],
         netns: Some(net.path.clone()),
         tap: "lo".into(),
+        files: Vec::new(),
+        writes: Vec::new(),
     }
 }
 

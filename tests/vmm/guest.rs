@@ -296,7 +296,8 @@ async fn qemu_runs_on_a_disk_that_nobody_else_may_write_to() {
         .unwrap()
         .set_len(8 << 20)
         .unwrap();
-    let machine = Machine::probe(dir.path(), &guest_dir().join("vmlinuz"))
+    let qemu = qemu().await;
+    let machine = Machine::probe(dir.path(), &qemu.path, &guest_dir().join("vmlinuz"))
         .await
         .unwrap();
     let disks = vec![Disk {
@@ -309,7 +310,7 @@ async fn qemu_runs_on_a_disk_that_nobody_else_may_write_to() {
         ..slot(&plain.dir, &net)
     };
     let initrd = Some(guest_dir().join("initrd"));
-    let want = recipe(&spec(initrd), &slot, &machine).unwrap();
+    let want = recipe(&spec(initrd), &slot, &qemu, &machine).unwrap();
     let desired = Desired {
         want,
         disks,

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::{Access, Confined, Desired, LOG_LIMIT, Launch};
+use super::{Access, Confined, Desired, Launch};
 use crate::host::cgroup::{self, Limits};
 use crate::host::process::Reach;
 use crate::host::{Error, fs};
@@ -93,17 +93,6 @@ pub(super) fn reach<'a>(desired: &'a Desired, launch: &'a Launch) -> Vec<Reach<'
 /// QEMU that translates needs none; the others know nothing else.
 pub(super) fn wants_kvm(launch: &Launch) -> bool {
     !launch.argv.iter().any(|word| word.starts_with("tcg"))
-}
-
-/// The kernel's limit is on the place in a file that is written to, so it must let the largest disk be written.
-pub(super) fn file_limit(desired: &Desired) -> Result<u64, Error> {
-    let mut limit = LOG_LIMIT;
-    for disk in desired.confined.iter().flat_map(written) {
-        let found = std::fs::metadata(&disk.path);
-        let found = found.map_err(|e| Error::io("look at", disk.path.display().to_string(), e))?;
-        limit = limit.max(found.len());
-    }
-    Ok(limit)
 }
 
 /// Where the controllers are there; a limit that cannot be set keeps no VM from starting.
