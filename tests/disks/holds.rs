@@ -151,6 +151,7 @@ fn start_and_be_killed(dir: &Path) {
         log: &dir.join("log"),
         file_limit: 1 << 20,
         record: &dir.join("process"),
+        confine: None,
         inherits: &[held.as_fd()],
     })
     .unwrap();
