@@ -89,20 +89,26 @@ fn at_rest_it_says_nothing_and_takes_next_to_no_processor_time() {
         house.apply(&slots(16, "drop: [192.168.1.0/24]"));
         // What building has stirred up is looked at once more, when that may be; and then it rests, and goes on resting: 3 s
         // alone might lie between two ticks.
-        house.until("3 s of rest", || disturbed(&house).is_none().then_some(()));
-        assert_eq!(disturbed(&house), None, "once it rests");
+        house.until("3 s of rest", || {
+            let (spent, said) = stirred(&house);
+            (spent <= REST && said.is_empty()).then_some(())
+        });
+        let [(spent, said), (more, then)] = [stirred(&house), stirred(&house)];
+        assert_eq!(said + &then, "");
+        // Whoever turns in silence does so all the time; what else this machine does makes waking dearer at times.
+        assert!(spent.min(more) <= REST, "{spent:?}, {more:?}");
     });
 }
 
-/// What has not rested in the 3 s from now on: the processor, the log.
-fn disturbed(house: &House) -> Option<(Duration, String)> {
+/// 0.2 % of 3 s.
+const REST: Duration = Duration::from_millis(6);
+
+/// What is done in the 3 s from now on: processor time, and words in the log.
+fn stirred(house: &House) -> (Duration, String) {
     let (log, spent) = (house.log(), processor_time(house.pid()));
     std::thread::sleep(Duration::from_secs(3));
     let spent = processor_time(house.pid()) - spent;
-    let said = house.log()[log.len()..].to_owned();
-    // 0.2 % of 3 s.
-    let rests = said.is_empty() && spent <= Duration::from_millis(6);
-    (!rests).then_some((spent, said))
+    (spent, house.log()[log.len()..].to_owned())
 }
 
 /// What a process has spent so far, in threads that have ended, too (clock_getcpuclockid(3)).
