@@ -18,18 +18,23 @@ use crate::reconcile::fold::ProcessMark;
 use crate::reconcile::record::Record;
 use crate::reconcile::vmm;
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Gate, LeaseError};
+use crate::store::{self, Durable, Gate, LeaseError};
+
+/// A VM with its lease, if it has one that is ours to give; or why it goes no further.
+type Leased = Result<(Vm, Option<Lease>), Outcome>;
 
 impl Engine {
     /// Up: each rung is taken, converged, written down together with the taking of the next.
     pub(super) async fn climb(&self, vm: &Vm, failures: u32) -> Result<Outcome, store::Error> {
-        let (vm, lease) = match self.take_lease(vm.meta.uid).await? {
-            Ok(taken) => taken,
+        let (leased, taken) = self.take_lease(vm.meta.uid)?;
+        let (vm, lease) = match leased {
+            Ok(leased) => leased,
             Err(outcome) => return Ok(outcome),
         };
         let mut climbing = Climbing {
             engine: self,
             vm: &vm,
+            taken,
         };
         let climbed = match self.connect(&vm, lease, &mut climbing).await {
             Ok(Some(connection)) => climbing.run_process(&connection, failures).await,
@@ -81,12 +86,9 @@ impl Engine {
     }
 
     /// Both transactions of the lease rung in one: its world is the store itself.
-    async fn take_lease(
-        &self,
-        uid: Uid,
-    ) -> Result<Result<(Vm, Option<Lease>), Outcome>, store::Error> {
+    fn take_lease(&self, uid: Uid) -> Result<(Leased, Durable), store::Error> {
         let now = clock::now();
-        self.write(|txn| {
+        self.store.begin(|txn| {
             let vm = match txn.take_rung(uid, Rung::Lease, now)? {
                 Gate::Open(vm) => *vm,
                 Gate::Closed(_) | Gate::Gone => return Ok(Err(Outcome::Converged)),
@@ -116,7 +118,6 @@ impl Engine {
                 Gate::Closed(_) | Gate::Gone => Ok(Err(Outcome::Converged)),
             }
         })
-        .await
     }
 
     /// What the page is to remember; the moment of the start is kept while the process is the same.
