@@ -18,11 +18,12 @@ pub(super) fn network(folder: &Path, network: &str) -> Result<Network, Error> {
     names::network(network)?;
     let mut found = Vec::new();
     let mut unreadable = Vec::new();
-    let lists = files(folder, &["conflist"])?.into_iter();
-    let singles = files(folder, &["conf", "json"])?.into_iter();
-    let lists = lists.map(|path| (path, Shape::List));
-    let singles = singles.map(|path| (path, Shape::Single));
-    for (path, shape) in lists.chain(singles) {
+    let mut candidates: Vec<(Shape, PathBuf)> = files(folder, &["conflist", "conf", "json"])?
+        .into_iter()
+        .map(|path| (Shape::of(&path), path))
+        .collect();
+    candidates.sort();
+    for (shape, path) in candidates {
         match peek(&path) {
             Ok((name, text)) if name == network => return shape.load(&path, &text),
             Ok((name, _)) => found.push(name),
@@ -62,7 +63,8 @@ pub(super) fn program(folders: &[PathBuf], plugin: &str) -> Result<PathBuf, Erro
     })
 }
 
-/// What a file holds.
+/// What a file holds; in the order in which they are tried.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Shape {
     /// A configuration list.
     List,
@@ -71,6 +73,13 @@ enum Shape {
 }
 
 impl Shape {
+    fn of(path: &Path) -> Self {
+        match path.extension().is_some_and(|suffix| suffix == "conflist") {
+            true => Self::List,
+            false => Self::Single,
+        }
+    }
+
     fn load(self, path: &Path, text: &str) -> Result<Network, Error> {
         match self {
             Self::List => Network::parse(path, &with_drop_ins(path, text)?),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
@@ -16,12 +16,16 @@ use super::answers::{Answers, objects};
 use crate::api::event::Event;
 use crate::api::meta::Name;
 use crate::api::view::{Change, Kind, Object};
+use crate::clock;
 use crate::host::fs;
 use crate::store::{self, Events};
 use crate::wire::Span;
 
-/// Changes are gathered for so long: 256 VMs that climb make some thousand.
-const GATHER: Duration = Duration::from_millis(50);
+/// Changes are gathered for so long at least: 256 VMs that climb make some thousand.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// A watch looks for one part of its time, and gathers for so many: many objects take long to look at.
+const REST: u32 = 20;
 
 /// How often a log that is followed is looked at: the guest writes it through the kernel, nobody tells us.
 const LOG_STEP: Duration = Duration::from_millis(250);
@@ -47,22 +51,27 @@ pub(super) fn watch(
             .map(|object| (object.metadata().name.clone(), object))
             .collect()
     };
+    let began = clock::monotonic();
     let known = look();
+    let pause = rest_after(began);
     let first: Vec<Change> = known
         .values()
         .cloned()
         .map(|object| Change::Added { object })
         .chain([Change::Synced])
         .collect();
-    let later = stream::unfold((changes, known), move |(mut changes, known)| {
+    let start = (changes, known, pause);
+    let later = stream::unfold(start, move |(mut changes, known, mut pause)| {
         let look = look.clone();
         async move {
             loop {
-                wait(&mut changes).await?;
+                wait(&mut changes, pause).await?;
+                let began = clock::monotonic();
                 let now = look();
                 let told = differences(&known, &now);
+                pause = rest_after(began);
                 if !told.is_empty() {
-                    return Some((stream::iter(told), (changes, now)));
+                    return Some((stream::iter(told), (changes, now, pause)));
                 }
             }
         }
@@ -70,13 +79,17 @@ pub(super) fn watch(
     stream::iter(first).chain(later.flatten()).boxed()
 }
 
+fn rest_after(began: Instant) -> Duration {
+    GATHER.max(clock::monotonic().duration_since(began) * REST)
+}
+
 /// Until something changed, and a moment more. `None`: the daemon ends.
-async fn wait(changes: &mut Receiver<store::Change>) -> Option<()> {
+async fn wait(changes: &mut Receiver<store::Change>, pause: Duration) -> Option<()> {
     match changes.recv().await {
         Err(RecvError::Closed) => return None,
         Ok(_) | Err(RecvError::Lagged(_)) => {}
     }
-    tokio::time::sleep(GATHER).await;
+    tokio::time::sleep(pause).await;
     loop {
         match changes.try_recv() {
             Ok(_) | Err(tokio::sync::broadcast::error::TryRecvError::Lagged(_)) => {}

@@ -20,6 +20,9 @@ const FORMAT: &str = "1";
 /// As many commits as go into one flush.
 const BATCH: usize = 512;
 
+/// How long what nobody waits for waits for company.
+const COMPANY: Duration = Duration::from_millis(10);
+
 /// How long a database that somebody is just closing is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -212,13 +215,12 @@ pub(super) fn write_commits(
     take_back: impl Fn(Vec<Commit>, &Receiver<Commit>),
 ) {
     while let Ok(first) = commits.recv() {
-        let mut batch = vec![first];
-        batch.extend(commits.try_iter().take(BATCH - 1));
+        let batch = gather(first, commits);
         match write(db, &batch) {
             Ok(()) => {
-                for commit in batch {
+                for told in batch.into_iter().filter_map(|commit| commit.told) {
                     // Whoever asked may have been cancelled; the change stands.
-                    let _ = commit.done.send(Ok(()));
+                    let _ = told.send(Ok(()));
                 }
             }
             Err(error) => {
@@ -227,6 +229,18 @@ pub(super) fn write_commits(
             }
         }
     }
+}
+
+/// What has queued. As long as nobody waits for any of it, it waits a moment for a change that somebody waits for.
+fn gather(first: Commit, commits: &Receiver<Commit>) -> Vec<Commit> {
+    let mut batch = vec![first];
+    batch.extend(commits.try_iter().take(BATCH - 1));
+    let unhurried = batch.len() < BATCH && batch.iter().all(|commit| commit.told.is_none());
+    if unhurried && let Ok(next) = commits.recv_timeout(COMPANY) {
+        batch.push(next);
+        batch.extend(commits.try_iter().take(BATCH - batch.len()));
+    }
+    batch
 }
 
 fn write(db: &sled::Db, commits: &[Commit]) -> sled::Result<()> {

@@ -76,15 +76,40 @@ struct Shared {
     events: Events,
 }
 
-/// Tells that a transaction is on the disk, or why it was taken back.
-type Durable = oneshot::Receiver<Result<(), String>>;
+/// Tells that a transaction is on the disk, or that it was taken back. By default, of nothing that must be waited for.
+#[derive(Debug, Default)]
+pub struct Durable(Option<oneshot::Receiver<Result<(), String>>>);
+
+impl Durable {
+    /// Waits until it is on the disk.
+    ///
+    /// # Errors
+    /// [`Error::Write`]: it was taken back.
+    pub async fn wait(self) -> Result<(), Error> {
+        match self.0 {
+            None => Ok(()),
+            Some(told) => match told.await {
+                Ok(told) => told.map_err(Error::Write),
+                Err(_) => Err(Error::Write("the database is closed".into())),
+            },
+        }
+    }
+}
 
 /// One transaction on its way to the disk.
 struct Commit {
     writes: Vec<txn::Write>,
     undo: Vec<txn::Undo>,
     changes: Vec<Change>,
-    done: oneshot::Sender<Result<(), String>>,
+    /// Who waits for it.
+    told: Option<oneshot::Sender<Result<(), String>>>,
+}
+
+/// Whether somebody waits until a transaction is on the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    Yes,
+    No,
 }
 
 impl Store {
@@ -134,15 +159,20 @@ impl Store {
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let (value, durable) = self.queue(change)?;
-        match durable {
-            None => Ok(value),
-            Some(durable) => match durable.await {
-                Ok(Ok(())) => Ok(value),
-                Ok(Err(why)) => Err(Error::Write(why).into()),
-                Err(_) => Err(Error::Write("the database is closed".into()).into()),
-            },
-        }
+        let (value, durable) = self.begin(change)?;
+        durable.wait().await?;
+        Ok(value)
+    }
+
+    /// As [`Store::write`], but lets the caller look at the host while the disk works. It must wait before it touches it.
+    ///
+    /// # Errors
+    /// What `change` said, or [`Error::Write`] when the database is closed.
+    pub fn begin<T, E: From<Error>>(
+        &self,
+        change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
+    ) -> Result<(T, Durable), E> {
+        self.queue(Awaited::Yes, change)
     }
 
     /// As [`Store::write`], but does not wait: durable soon, and after all that was written before. For what was found out and
@@ -154,15 +184,16 @@ impl Store {
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let (value, _nobody_waits) = self.queue(change)?;
+        let (value, _nobody_waits) = self.queue(Awaited::No, change)?;
         Ok(value)
     }
 
-    /// Changes the world, and has it written; tells when that is done. Nothing to tell: nothing has changed.
+    /// Changes the world, and has it written.
     fn queue<T, E: From<Error>>(
         &self,
+        awaited: Awaited,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
-    ) -> Result<(T, Option<Durable>), E> {
+    ) -> Result<(T, Durable), E> {
         let mut world = lock(&self.shared.world);
         let mut txn = Txn::new(&mut world);
         let value = match change(&mut txn) {
@@ -174,16 +205,22 @@ impl Store {
         };
         let (writes, undo, changes) = txn.finish();
         if writes.is_empty() {
-            return Ok((value, None));
+            return Ok((value, Durable(None)));
         }
-        let (done, durable) = oneshot::channel();
+        let (told, durable) = match awaited {
+            Awaited::No => (None, None),
+            Awaited::Yes => {
+                let (told, durable) = oneshot::channel();
+                (Some(told), Some(durable))
+            }
+        };
         // Queued under the world's lock: commits reach the disk in the order they were made.
         let sent = lock(&self.shared.queue).as_ref().map(|queue| {
             queue.send(Commit {
                 writes,
                 undo,
                 changes: changes.clone(),
-                done,
+                told,
             })
         });
         drop(world);
@@ -194,7 +231,7 @@ impl Store {
             // No watcher is no error.
             let _ = self.shared.changes.send(change);
         }
-        Ok((value, Some(durable)))
+        Ok((value, Durable(durable)))
     }
 
     /// Changes from now on. A lagging receiver must look at everything.
@@ -225,15 +262,21 @@ impl Shared {
         // What queued behind the failed batch was built on it. Nothing more can queue while the world is locked.
         let commits: Vec<Commit> = batch.into_iter().chain(behind.try_iter()).collect();
         for commit in commits.into_iter().rev() {
-            for undo in commit.undo.into_iter().rev() {
+            let Commit {
+                undo,
+                changes,
+                told,
+                ..
+            } = commit;
+            for undo in undo.into_iter().rev() {
                 undo(&mut world);
             }
-            for change in commit.changes {
+            for change in changes {
                 let _ = self.changes.send(change);
             }
-            let _ = commit
-                .done
-                .send(Err("the change was taken back; see the log".into()));
+            if let Some(told) = told {
+                let _ = told.send(Err("the change was taken back; see the log".into()));
+            }
         }
     }
 }

@@ -25,7 +25,10 @@ use crate::reconcile::record::Record;
 use crate::reconcile::storage::Disks;
 use crate::reconcile::vmm;
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Gate, LeaseError};
+use crate::store::{self, Durable, Gate, LeaseError};
+
+/// A VM with its lease, if it has one that is ours to give; or why it goes no further.
+type Leased = Result<(Vm, Option<Lease>), Outcome>;
 
 /// Between two words about a copy under way.
 const COPY_WORDS: Duration = Duration::from_secs(2);
@@ -33,13 +36,15 @@ const COPY_WORDS: Duration = Duration::from_secs(2);
 impl Engine {
     /// Up: each rung is taken, converged, written down together with the taking of the next.
     pub(super) async fn climb(&self, vm: &Vm, failures: u32) -> Result<Outcome, store::Error> {
-        let (vm, lease) = match self.take_lease(vm.meta.uid).await? {
-            Ok(taken) => taken,
+        let (leased, taken) = self.take_lease(vm.meta.uid)?;
+        let (vm, lease) = match leased {
+            Ok(leased) => leased,
             Err(outcome) => return Ok(outcome),
         };
         let mut climbing = Climbing {
             engine: self,
             vm: &vm,
+            taken,
         };
         let climbed = match self.connect(&vm, lease, &mut climbing).await {
             Ok(Some(connection)) => climbing.run_process(&connection, failures).await,
@@ -103,13 +108,10 @@ impl Engine {
     }
 
     /// Both transactions of the lease rung in one: its world is the store itself.
-    async fn take_lease(
-        &self,
-        uid: Uid,
-    ) -> Result<Result<(Vm, Option<Lease>), Outcome>, store::Error> {
+    fn take_lease(&self, uid: Uid) -> Result<(Leased, Durable), store::Error> {
         let now = clock::now();
         let wants_user = self.wants_user(uid);
-        self.write(|txn| {
+        self.store.begin(|txn| {
             let vm = match txn.take_rung(uid, Rung::Lease, now)? {
                 Gate::Open(vm) => *vm,
                 Gate::Closed(_) | Gate::Gone => return Ok(Err(Outcome::Converged)),
@@ -148,7 +150,6 @@ impl Engine {
                 Gate::Closed(_) | Gate::Gone => Ok(Err(Outcome::Converged)),
             }
         })
-        .await
     }
 
     /// Whether a VM is to be given a user for its VMM. One that runs without, from before there were any, is left alone until it ends.

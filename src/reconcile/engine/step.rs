@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::future::Future;
+use std::sync::{Mutex, PoisonError};
 
 use tracing::debug;
 
@@ -14,11 +15,12 @@ use crate::api::network::Connection;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::{Hypervisor, Vm};
 use crate::clock;
+use crate::host;
 use crate::host::rule::Generation;
 use crate::reconcile::net::cni::Checking;
 use crate::reconcile::{Conflict, Convergence, Error, Reconcile, converge};
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Gate, Txn};
+use crate::store::{self, Durable, Gate, Txn};
 
 /// How what is wanted of a rung is met: on the way up, on the way down, or by telling what would be done.
 pub(super) trait Meet: Send {
@@ -80,6 +82,36 @@ impl Ready {
 pub(super) struct Climbing<'a> {
     pub(super) engine: &'a Engine,
     pub(super) vm: &'a Vm,
+    /// Of the transaction that took the next rung.
+    pub(super) taken: Durable,
+}
+
+/// A rung that was taken a moment ago: it is looked at while the disk works, and touched when the disk has it.
+struct Taken<'a, R> {
+    rung: &'a R,
+    durable: Mutex<Durable>,
+}
+
+impl<R: Reconcile> Reconcile for Taken<'_, R> {
+    type Desired = R::Desired;
+    type Observed = R::Observed;
+    type Action = R::Action;
+
+    fn plan(desired: &R::Desired, observed: &R::Observed) -> Result<Vec<R::Action>, Conflict> {
+        R::plan(desired, observed)
+    }
+
+    async fn observe(&self, desired: &R::Desired) -> Result<R::Observed, host::Error> {
+        self.rung.observe(desired).await
+    }
+
+    async fn act(&self, desired: &R::Desired, action: &R::Action) -> Result<(), host::Error> {
+        let durable =
+            std::mem::take(&mut *self.durable.lock().unwrap_or_else(PoisonError::into_inner));
+        let written = durable.wait().await;
+        written.map_err(|error| host::Error::other("take", "the rung", error))?;
+        self.rung.act(desired, action).await
+    }
 }
 
 /// Why a VM comes no further up now.
@@ -111,7 +143,11 @@ impl Meet for Climbing<'_> {
             let page = world.page(vm.meta.uid, rung);
             page.is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
         });
-        let Convergence { taken, result } = engine.converge(reconciler, desired).await;
+        let reconciler = Taken {
+            rung: reconciler,
+            durable: Mutex::new(std::mem::take(&mut self.taken)),
+        };
+        let Convergence { taken, result } = engine.converge(&reconciler, desired).await;
         let object = format!("vm/{}", vm.meta.name);
         if !taken.is_empty() {
             debug!(vm = %vm.meta.name, %rung, ?taken, "acted");
@@ -161,7 +197,9 @@ impl Ascent for Climbing<'_> {
         if let Some(generation) = ready.rules {
             self.engine.seen_rules.note(self.vm.meta.uid, generation);
         }
-        match self.engine.ready_and_take(self.vm, rung, ready).await? {
+        let (open, taken) = self.engine.ready_and_take(self.vm, rung, ready)?;
+        self.taken = taken;
+        match open {
             true => Ok(()),
             // It was changed or deleted meanwhile, or the ground must be laid first.
             false => Err(Stop::Outcome(Outcome::Converged)),
@@ -184,14 +222,12 @@ impl Engine {
     }
 
     /// Writes that a rung is Ready and takes the next one, in one transaction. False: the next one cannot be taken.
-    ///
-    /// It is waited for until that is durable if the next rung will touch the host.
-    async fn ready_and_take(
+    fn ready_and_take(
         &self,
         vm: &Vm,
         rung: Rung,
         ready: Ready,
-    ) -> Result<bool, store::Error> {
+    ) -> Result<(bool, Durable), store::Error> {
         let now = clock::now();
         let (uid, generation) = (vm.meta.uid, vm.meta.generation);
         let next = LADDER.into_iter().find(|next| *next > rung);
@@ -220,9 +256,12 @@ impl Engine {
             })
         };
         match (next, vm.spec.hypervisor) {
-            (None, _) => self.store.write_behind(change),
-            (Some(Rung::Vmm), Hypervisor::None) if vm.spec.storage.image.is_none() => self.store.write_behind(change),
-            (Some(_), _) => self.write(change).await,
+            (None, _) => self.behind(change),
+            // The host will not be touched.
+            (Some(Rung::Vmm), Hypervisor::None) if vm.spec.storage.image.is_none() => {
+                self.behind(change)
+            }
+            (Some(_), _) => self.store.begin(change),
         }
     }
 }
