@@ -200,7 +200,11 @@ fn start_in(text: &[u8], lines: usize) -> usize {
         return text.len();
     };
     let whole = text.strip_suffix(b"\n").unwrap_or(text);
-    let ends = whole.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n');
+    let ends = whole
+        .iter()
+        .enumerate()
+        .rev()
+        .filter(|(_, byte)| **byte == b'\n');
     ends.map(|(at, _)| at + 1).nth(before).unwrap_or(0)
 }
 

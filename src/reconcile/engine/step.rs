@@ -260,13 +260,15 @@ impl Engine {
                 Gate::Closed(_) | Gate::Gone => false,
             })
         };
-        match (next, vm.spec.hypervisor) {
-            (None, _) => self.behind(change),
+        let nothing_to_run =
+            vm.spec.hypervisor == Hypervisor::None && vm.spec.storage.image.is_none();
+        match next {
+            Some(rung) if rung < Rung::Vmm || !nothing_to_run => self.store.begin(change),
             // The host will not be touched.
-            (Some(Rung::Vmm), Hypervisor::None) if vm.spec.storage.image.is_none() => {
-                self.behind(change)
+            Some(_) | None => {
+                let open = self.store.write_behind(change)?;
+                Ok((open, Durable::default()))
             }
-            (Some(_), _) => self.store.begin(change),
         }
     }
 }
