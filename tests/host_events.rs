@@ -121,14 +121,10 @@ fn a_link_deleted_inside_is_heard_with_its_name_and_so_is_our_end_of_it() {
         let both = async {
             while heard.len() < 2 {
                 let Event { nsid, what } = slot.events.next().await.unwrap();
-                if let What::Link {
-                    name,
-                    index,
-                    deleted: true,
-                    ..
-                } = what
+                if let What::Link(link) = what
+                    && link.deleted
                 {
-                    heard.push((nsid, name, index));
+                    heard.push((nsid, link.name, link.index));
                 }
             }
         };
@@ -255,7 +251,7 @@ fn changes_in_our_own_namespace_are_heard_without_a_number() {
             .unwrap();
         assert_eq!(first.nsid, None);
         assert!(
-            matches!(first.what, What::Link { .. } | What::Netconf),
+            matches!(first.what, What::Link(_) | What::Netconf),
             "{first:?}"
         );
         kernel::run("nft add table ip t");

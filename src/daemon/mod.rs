@@ -353,8 +353,11 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
     tasks.spawn(wake_by_changes(engine.clone(), daemon.changes));
     tasks.spawn(resync(engine.clone(), args.resync));
     tasks.spawn({
-        let engine = engine.clone();
-        async move { Trigger::new(engine.instance.clone()).run(&engine).await }
+        let (engine, resync) = (engine.clone(), args.resync);
+        async move {
+            let trigger = Trigger::new(engine.instance.clone(), resync);
+            trigger.run(&engine).await;
+        }
     });
     tasks.spawn(async move { intake.run().await });
     tasks.spawn({

@@ -72,16 +72,7 @@ pub struct Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     /// A link was made, changed or deleted.
-    Link {
-        /// Its name, now.
-        name: String,
-        /// Its index.
-        index: u32,
-        /// Whether it is gone.
-        deleted: bool,
-        /// Our number for the namespace of its other end; `None`, too, when that end went first.
-        peer_nsid: Option<i32>,
-    },
+    Link(LinkChange),
     /// An address.
     Addr {
         /// The link it is on.
@@ -111,6 +102,21 @@ pub enum What {
     },
     /// More happened than we were told: look at everything, everywhere.
     Overrun,
+}
+
+/// What became of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkChange {
+    /// Its name, now.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Its MAC, now.
+    pub mac: Option<[u8; 6]>,
+    /// Whether it is gone.
+    pub deleted: bool,
+    /// Our number for the namespace of its other end; `None`, too, when that end went first.
+    pub peer_nsid: Option<i32>,
 }
 
 /// The stream of events.
@@ -418,12 +424,13 @@ fn read_link(message: &[u8]) -> What {
     // A port that leaves its bridge is `deleted` in the bridge's own family only.
     let deleted = deleted && message.header.interface_family != AddressFamily::Bridge;
     let link = link::read(message);
-    What::Link {
+    What::Link(LinkChange {
         name: link.name,
         index: link.index,
+        mac: link.mac,
         deleted,
         peer_nsid: link.peer_nsid,
-    }
+    })
 }
 
 /// Whether someone told the kernel of this neighbour, rather than ARP or a bridge that learns. An entry that is being
