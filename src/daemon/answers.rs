@@ -183,8 +183,17 @@ impl Backend for Answers {
     async fn diff(&self, sources: Vec<Source>) -> Result<DiffResult, Refusal> {
         let drafts = self.checked(sources)?;
         let groups = self.thought_through(&drafts);
-        let actions = super::difference::of(&self.engine, &drafts).await;
-        Ok(DiffResult { groups, actions })
+        let mut result = DiffResult {
+            groups,
+            ..DiffResult::default()
+        };
+        for (object, preview) in super::difference::of(&self.engine, &drafts).await {
+            if !preview.steps.is_empty() {
+                result.actions.insert(object.clone(), preview.steps);
+            }
+            result.stuck.extend(preview.stuck.map(|why| (object, why)));
+        }
+        Ok(result)
     }
 
     async fn names(&self, sources: Vec<Source>) -> Result<Vec<Name>, Refusal> {

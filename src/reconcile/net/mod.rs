@@ -82,6 +82,13 @@ impl Reconcile for Net {
         plan::plan(desired, observed)
     }
 
+    fn is_footing(action: &Action) -> bool {
+        matches!(
+            action,
+            Action::CreateNetns | Action::CreateTap(_) | Action::CreateVeth
+        )
+    }
+
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
         let seen = self.seen().take();
         let seen = match seen {
