@@ -92,7 +92,7 @@ pub struct TapSeen {
     pub learning: bool,
     /// Frames to unknown addresses go out here.
     pub unicast_flood: bool,
-    /// The host has no IPv6 address on it, and so says nothing there by itself.
+    /// The kernel gives the host no IPv6 address on it by itself, so that it says nothing there by itself.
     pub bare: bool,
 }
 
