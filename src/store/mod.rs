@@ -81,6 +81,15 @@ struct Shared {
 pub struct Durable(Option<oneshot::Receiver<Result<(), String>>>);
 
 impl Durable {
+    /// To wait for both: what was begun later is on the disk no earlier.
+    #[must_use]
+    pub fn followed_by(self, later: Self) -> Self {
+        match later.0 {
+            None => self,
+            Some(_) => later,
+        }
+    }
+
     /// Waits until it is on the disk.
     ///
     /// # Errors

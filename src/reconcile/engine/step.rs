@@ -147,6 +147,11 @@ impl Meet for Climbing<'_> {
             durable: Mutex::new(std::mem::take(&mut self.taken)),
         };
         let Convergence { taken, result } = engine.converge(&reconciler, desired).await;
+        // What no step waited for, the next one waits for.
+        self.taken = reconciler
+            .durable
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
         let object = format!("vm/{}", vm.meta.name);
         if !taken.is_empty() {
             debug!(vm = %vm.meta.name, %rung, ?taken, "acted");
@@ -202,7 +207,7 @@ impl Ascent for Climbing<'_> {
             self.engine.seen_rules.note(self.vm.meta.uid, generation);
         }
         let (open, taken) = self.engine.ready_and_take(self.vm, rung, ready)?;
-        self.taken = taken;
+        self.taken = std::mem::take(&mut self.taken).followed_by(taken);
         match open {
             true => Ok(()),
             // It was changed or deleted meanwhile, or the ground must be laid first.
