@@ -165,7 +165,7 @@ fn vms_are_made_on_demand_found_by_their_tags_and_removed() {
         ("get-vms-selected-not", "get vms -l !job -o name"),
         ("get-hg-selected", "get hg -l job=42"),
         ("get-vm-selected", "get vm ci -l job=42"),
-        ("get-vms-selected-badly", "get vms -l job=4,2"),
+        ("get-vms-selected-badly", "get vms -l job=42,-x"),
         ("vm-delete", "vm delete ci vm/odd --wait=5s"),
         ("vm-delete-counted", "vm delete sandbox-1"),
         ("vm-delete-missing", "vm delete ci"),
