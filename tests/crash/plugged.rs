@@ -18,6 +18,7 @@ use crate::world::whole;
 /// Beside it the reservation of a stranger's container.
 const PTP: Scene = Scene {
     template: || plugged(NETWORK),
+    counted: 2,
     strangers: NETWORKS,
     settlers: "true",
     build: 18,
