@@ -119,8 +119,10 @@ fn a_daemon_that_has_lost_its_state_takes_them_for_what_they_are() {
         // Those that are counted are made beside them, as if they were not there.
         house.apply(&slots(2, "").replace("vcpu: 1", "vcpu: 4"));
         assert_eq!(house.vms(), ["sandbox-1", "sandbox-2", "small", "plain"]);
-        house.ctl("vm delete small plain --wait=20s");
+        house.ctl("vm delete small --wait=20s");
+        house.ctl("delete vm/plain --wait=20s");
         assert_eq!(house.vms(), ["sandbox-1", "sandbox-2"]);
+        assert_eq!(house.messages("vm/small", "Deleted").len(), 1);
     });
 }
 
@@ -163,7 +165,18 @@ fn what_cannot_change_live_replaces_one_at_a_time_with_its_name_and_address() {
         house.ctl("vm add sandbox --name one --wait");
         house.ctl("vm add sandbox --name two --ram 64 --wait");
         let before = identities(&house);
-        house.apply(&slots(1, "").replace("ram_mb: 128", "ram_mb: 256"));
+        let larger = slots(1, "").replace("ram_mb: 128", "ram_mb: 256");
+        let file = house.write("larger.yaml", &larger);
+        let diff = house.ctl(&format!("diff -f {file} -o json"));
+        let diff: Value = serde_json::from_str(&diff).unwrap();
+        let steps = |vm: &str| diff["actions"][format!("vm/{vm}")].to_string();
+        // The next to go is told; the others follow one by one.
+        assert!(steps("sandbox-1").contains("create it anew"), "{diff}");
+        assert!(
+            !steps("two").contains("anew") && !steps("two").contains("remove"),
+            "{diff}"
+        );
+        house.apply(&larger);
         let after = identities(&house);
         for (before, after) in before.iter().zip(&after) {
             assert_eq!((&before[0], &before[2]), (&after[0], &after[2]));
@@ -254,4 +267,41 @@ fn a_guest_made_on_demand_boots_with_what_was_asked_and_keeps_its_process() {
         house.ctl("vm delete ci --wait=30s");
         assert!(!tiny::is_alive(pid));
     });
+}
+
+#[test]
+fn a_persistent_disk_of_one_waits_for_the_next_of_its_name() {
+    inhabited(|mut house| {
+        let image = house.write("image", &"x".repeat(1 << 20));
+        house.apply(&format!(
+            "config:\n  hypervisor: none\n  image: {image}\n  host_groups:\n    - {{name: web, count: 0, network: {{mode: isolated}}}}\n"
+        ));
+        let disk = |vm: &str| house_disk(&house, vm);
+        let (keep, lose) = (disk("keep"), disk("lose"));
+        house.ctl("vm add web --name keep --persistent --wait");
+        house.ctl("vm add web --name lose --wait");
+        assert!(lose.exists());
+        std::fs::write(&keep, "by the guest").unwrap();
+        house.kill();
+        house.start();
+        house.ctl("vm delete keep lose --wait=20s");
+        assert!(!lose.exists());
+        let said = house.refused("vm add web --name keep --wait=2s", 1);
+        assert!(said.contains("persistent: true"), "{said}");
+        house.ctl("vm delete keep --wait=20s");
+        house.ctl("vm add web --name keep --persistent --wait");
+        let kept = std::fs::read(&keep).unwrap();
+        assert!(kept.starts_with(b"by the guest"));
+        let along = house.ctl("delete hg web --wait=20s");
+        assert_eq!(
+            along,
+            "hostgroup/web deleted, and the VM made on demand in it\n"
+        );
+        assert!(keep.exists());
+    });
+}
+
+fn house_disk(house: &House, vm: &str) -> std::path::PathBuf {
+    let state = house.state().canonicalize().unwrap();
+    state.join(format!("disks/{vm}.img"))
 }

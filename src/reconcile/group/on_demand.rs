@@ -6,6 +6,8 @@
 //! replacement or a restart finds it, and it goes with the group. The VM itself is made in the same transaction, so that
 //! whoever is told its name finds it, and is told at once when no address is left.
 
+use std::collections::BTreeSet;
+
 use super::range::{self, Claims, HostUse};
 use super::{Action, carry_out};
 use crate::api::host_group::HostGroup;
@@ -214,7 +216,7 @@ fn made_up(world: &World, group: &Name) -> Result<Name, AddError> {
 
 /// Where in its group it will stand, if it can.
 fn place(world: &World, group: &HostGroup, order: &Order) -> Result<u32, AddError> {
-    let standing: Vec<u32> = world.vms_of(&group.meta.name).map(|vm| vm.index).collect();
+    let standing: BTreeSet<u32> = world.vms_of(&group.meta.name).map(|vm| vm.index).collect();
     let place = group.free_place(|place| standing.contains(&place));
     let place = place.ok_or_else(|| AddError::Conflict("the group is full".to_owned()))?;
     let template = &group.spec.template;
