@@ -1,6 +1,7 @@
 //! A VM made on demand beside one that is counted: killed, robbed of the state, at every single action.
 //! Not here: how an order is given.
 
+use crate::plugged::PTP;
 use crate::support::objects::{bridged, spec};
 use crate::sweep::{
     Scene, failing_building, killed_building, killed_taking_down, robbed_building,
@@ -53,4 +54,9 @@ fn killed_and_robbed_of_its_state_during_a_teardown_nothing_is_left_over_in_the_
 #[test]
 fn on_a_bridge_too_the_next_life_adopts_it_as_what_it_is() {
     robbed_building(&BRIDGED);
+}
+
+#[test]
+fn in_a_cni_network_too_the_next_life_adopts_it_as_what_it_is() {
+    robbed_building(&Scene { counted: 1, ..PTP });
 }

@@ -278,7 +278,7 @@ fn has_address(txn: &mut Txn<'_>, name: &Name, now: Timestamp) -> Result<(), Add
         Err(
             error @ (LeaseError::NoBlock(_)
             | LeaseError::NoAddress(_)
-            | LeaseError::Taken(_)
+            | LeaseError::Taken(..)
             | LeaseError::NotListed(_)
             | LeaseError::ListUsedUp { .. }),
         ) => Err(AddError::Conflict(format!(
