@@ -8,6 +8,7 @@ use ipnetwork::Ipv4Network;
 use super::Error;
 use super::txn::Txn;
 use super::world::{Pool, World};
+use crate::api::host_group::MAX_COUNT;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::Timestamp;
 use crate::api::network::{Addresses, Block, BridgeSpec, NetworkSpec};
@@ -24,11 +25,21 @@ pub enum LeaseError {
     #[error("no free address is left in {0}")]
     NoAddress(String),
     /// The VM's own address of the list is somebody's.
-    #[error("{0} is already leased to another VM")]
-    Taken(Ipv4Addr),
+    #[error("{0} is already leased to {1}")]
+    Taken(Ipv4Addr, String),
     /// The list is shorter than the group.
     #[error("`addresses` has none for VM {0}")]
     NotListed(u32),
+    /// What the list has beyond the group's count is taken.
+    #[error(
+        "`addresses` lists {listed}, and none is left for a VM made on demand: the first {counted} are for the VMs that `count` makes"
+    )]
+    ListUsedUp {
+        /// How many addresses it has.
+        listed: usize,
+        /// How many of them are not for VMs made on demand.
+        counted: usize,
+    },
     /// The group has chosen no range yet.
     #[error("the group has no range yet")]
     NoPool,
@@ -135,13 +146,24 @@ impl World {
     ) -> Result<Ipv4Addr, LeaseError> {
         let (network, broadcast) = (pool.range.network(), pool.range.broadcast());
         let (first, last) = match &spec.addresses {
+            Addresses::Listed(listed) if vm.index > MAX_COUNT => {
+                let group = self.group(&vm.group);
+                let counted = group.map_or(0, |group| group.spec.count as usize);
+                let mut left = listed.iter().skip(counted).copied();
+                return left
+                    .find(|ip| !self.bridged.contains(ip) && *ip != gateway)
+                    .ok_or(LeaseError::ListUsedUp {
+                        listed: listed.len(),
+                        counted: counted.min(listed.len()),
+                    });
+            }
             Addresses::Listed(listed) => {
                 let place = vm.index.saturating_sub(1) as usize;
                 let ip = listed.get(place).ok_or(LeaseError::NotListed(vm.index))?;
                 // Its own old lease, of another bridge perhaps, is no obstacle.
                 let own = self.lease(&vm.meta.name).map(|lease| lease.address.ip());
                 return match self.bridged.contains(ip) && own != Some(*ip) {
-                    true => Err(LeaseError::Taken(*ip)),
+                    true => Err(LeaseError::Taken(*ip, self.holder(*ip))),
                     false => Ok(*ip),
                 };
             }
@@ -167,6 +189,17 @@ impl World {
                 let (first, last) = (Ipv4Addr::from(first), Ipv4Addr::from(last));
                 LeaseError::NoAddress(format!("{first}-{last}"))
             })
+    }
+
+    /// Who has an address of a bridge, in words.
+    fn holder(&self, ip: Ipv4Addr) -> String {
+        let bridged = |lease: &&Lease| {
+            lease.address.ip() == ip && matches!(lease.address, Address::Bridged { .. })
+        };
+        let lease = self.leases().find(bridged);
+        lease.map_or("another VM".to_owned(), |lease| {
+            format!("vm/{}", lease.name)
+        })
     }
 
     fn listed_on(&self, subnet: Ipv4Network) -> Vec<Ipv4Addr> {

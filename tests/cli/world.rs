@@ -185,6 +185,7 @@ pub fn group_object(group: &Group, ready_count: u32) -> Object {
             ready,
             conditions: vec![condition],
             desired: group.count,
+            on_demand: 0,
             current: group.count,
             updated: group.count,
             ready_count,
@@ -204,7 +205,7 @@ pub enum State {
 }
 
 pub fn vm_object(named: &str, number: u8, state: State) -> Object {
-    let group = named.rsplit_once('-').unwrap().0;
+    let group = named.rsplit_once('-').map_or("sandbox", |(group, _)| group);
     let up = matches!(state, State::Up | State::Slot);
     let hypervisor = match state {
         State::Slot => Hypervisor::None,
@@ -236,6 +237,7 @@ pub fn vm_object(named: &str, number: u8, state: State) -> Object {
             ..metadata(named, number)
         },
         spec: spec(hypervisor),
+        on_demand: None,
         status: VmStatus {
             ready: up,
             conditions: vec![

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use slicectl::api::host_group::{HostGroup, HostGroupSpec};
+use slicectl::api::host_group::{HostGroup, HostGroupSpec, MAX_COUNT};
+use slicectl::api::on_demand::{Ask, Order};
 use slicectl::api::rung::LADDER;
 use slicectl::daemon::Daemon;
 use slicectl::host;
@@ -27,6 +28,9 @@ pub struct Dirs {
     pub run: PathBuf,
 }
 
+/// The VM that is made on demand; it has something of its own.
+pub const ORDERED: &str = "ci";
+
 /// What is told to the store at the start of a life.
 #[derive(Clone, Copy)]
 pub enum Intent<'a> {
@@ -34,6 +38,8 @@ pub enum Intent<'a> {
     Same,
     /// `slicectl apply`.
     Apply(&'a str, &'a HostGroupSpec),
+    /// The same, and `slicectl vm add` of [`ORDERED`].
+    Order(&'a str, &'a HostGroupSpec),
     /// `slicectl delete`.
     Delete(&'a str),
 }
@@ -207,6 +213,19 @@ async fn converged(engine: &Engine) {
 fn say(txn: &mut Txn<'_>, intent: Intent<'_>) -> Result<(), slicectl::store::Error> {
     match intent {
         Intent::Same => Ok(()),
+        Intent::Order(what, spec) => {
+            say(txn, Intent::Apply(what, spec))?;
+            let mut group = txn.world().group(&name(what)).cloned().expect("just put");
+            let order = Order {
+                name: name(ORDERED),
+                ask: Ask {
+                    ram_bytes: Some(64 << 20),
+                    ..Ask::default()
+                },
+            };
+            group.orders.insert(MAX_COUNT + 1, order);
+            txn.put_group(group)
+        }
         Intent::Apply(what, spec) => {
             let known = txn.world().group(&name(what)).cloned();
             let new = || group(what, spec.count, spec.template.clone());
@@ -220,6 +239,7 @@ fn say(txn: &mut Txn<'_>, intent: Intent<'_>) -> Result<(), slicectl::store::Err
             None => Ok(()),
             Some(mut group) => {
                 group.meta.deleting = true;
+                group.orders.clear();
                 txn.put_group(group)
             }
         },

@@ -69,6 +69,7 @@ pub fn group(name: &str, count: u32, template: VmSpec) -> HostGroup {
             update: UpdatePolicy::Rolling,
             template,
         },
+        orders: Default::default(),
     }
 }
 
@@ -80,6 +81,7 @@ pub fn vm(group: &HostGroup, index: u32) -> Vm {
         group: group.meta.name.clone(),
         index,
         spec: group.spec.template.clone(),
+        on_demand: None,
     }
 }
 

@@ -124,8 +124,9 @@ impl Engine {
                     let reason = match error {
                         LeaseError::NoBlock(_)
                         | LeaseError::NoAddress(_)
-                        | LeaseError::NotListed(_) => Reason::RangeExhausted,
-                        LeaseError::Taken(_) | LeaseError::NoPool | LeaseError::Store(_) => {
+                        | LeaseError::NotListed(_)
+                        | LeaseError::ListUsedUp { .. } => Reason::RangeExhausted,
+                        LeaseError::Taken(..) | LeaseError::NoPool | LeaseError::Store(_) => {
                             Reason::Waiting
                         }
                     };
