@@ -21,7 +21,7 @@ use slicectl::reconcile::vmm::{
 };
 
 use crate::guest;
-use crate::support::{PrivateNet, converge, eventually, some_vm};
+use crate::support::{PrivateNet, converge, eventually, leave_the_mounts, some_vm};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const GUEST: &str = "172.16.0.2";
@@ -58,20 +58,6 @@ impl As {
             }
         }
     }
-}
-
-/// What is mounted from now on goes with this thread, and with those that it has started since.
-fn leave_the_mounts() {
-    use rustix::mount::{MountPropagationFlags, mount_change};
-    thread_local!(static LEFT: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
-    if LEFT.replace(true) {
-        return;
-    }
-    // SAFETY of the machine: it is a copy of its mounts that is changed, and only this thread's.
-    #[allow(deprecated)]
-    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).expect("these tests need root");
-    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
-    mount_change("/", private).unwrap();
 }
 
 /// `None`, said loudly, if nobody has named what is to be run.

@@ -28,8 +28,9 @@ const LAST_LINES: usize = 3;
 /// until it becomes its program.
 const HOLD_TRIES: u32 = 4;
 const HOLD_STEP: Duration = Duration::from_millis(15);
-/// How often is looked whether its socket is there.
-const SOCKET_STEP: Duration = Duration::from_millis(5);
+/// How often is looked whether its socket is there; each rest is twice the one before.
+const FIRST_STEP: Duration = Duration::from_millis(1);
+const LAST_STEP: Duration = Duration::from_millis(8);
 
 pub(super) async fn act(desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
@@ -118,11 +119,13 @@ async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
 
 /// The socket that it makes says which VMM it is.
 async fn wait_until_up(desired: &Desired, pid: u32) {
+    let mut rest = FIRST_STEP;
     loop {
         if let Some(control) = Control::in_dir(&desired.dir) {
             return control.wait_until_up(&desired.dir, pid).await;
         }
-        tokio::time::sleep(SOCKET_STEP).await;
+        tokio::time::sleep(rest).await;
+        rest = LAST_STEP.min(rest * 2);
     }
 }
 
