@@ -83,7 +83,12 @@ fn judge_users(ids: &IdRange, mapped: &[Run], others: &[Run]) -> Check {
     }
     match others.iter().find(meets) {
         Some((whose, _, _)) => warn(USERS, format!("{ids} meet those of {whose}"), elsewhere),
-        None => ok(USERS, format!("{ids}, one for each VM")),
+        None => ok(
+            USERS,
+            format!(
+                "{ids}, one for each VM; those of bridge groups run in the host's network namespace"
+            ),
+        ),
     }
 }
 
