@@ -51,6 +51,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
 
 use super::{Conflict, Reconcile};
 use crate::api::meta::Uid;
@@ -123,8 +124,10 @@ pub const RUN_DIR_VAR: &str = "SLICE_RUN_DIR";
 /// The rung.
 #[derive(Debug, Default)]
 pub struct Vmm {
-    /// VMs of which the last census saw a process: should its record be lost, it is worth a look through `/proc`.
+    /// VMs of which the last look saw a process: should its record be lost, it is worth a look through `/proc`.
     seen: Mutex<HashSet<Uid>>,
+    /// Set once all of `/proc` has been looked through: whatever was there before us has been seen.
+    surveyed: OnceCell<()>,
 }
 
 /// What is to run for one VM.

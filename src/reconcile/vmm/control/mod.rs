@@ -26,8 +26,9 @@ use crate::host::Error;
 
 /// For one order and its answer. QEMU serves one client at a time: another one there makes us wait.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// Between two attempts at a VMM that is starting.
-const RETRY: Duration = Duration::from_millis(5);
+/// Between two attempts at a VMM that is starting; each rest is twice the one before.
+const FIRST_RETRY: Duration = Duration::from_millis(1);
+const LAST_RETRY: Duration = Duration::from_millis(8);
 
 /// How a VMM is talked with. Each has a socket name of its own, so a run directory tells which it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,11 +137,13 @@ impl Control {
             Self::Firecracker => wait_for_thread(pid, "fc_vcpu").await,
             Self::Qmp | Self::CloudHypervisor => {}
         }
+        let mut rest = FIRST_RETRY;
         while matches!(
             self.state(dir, pid).await,
             Err(_) | Ok(GuestState::Starting)
         ) {
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep(rest).await;
+            rest = LAST_RETRY.min(rest * 2);
         }
     }
 
@@ -182,8 +185,10 @@ async fn wait_for_thread(pid: u32, name: &str) {
             comm.is_ok_and(|comm| comm.starts_with(name))
         })
     };
+    let mut rest = FIRST_RETRY;
     while !there() {
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(rest).await;
+        rest = LAST_RETRY.min(rest * 2);
     }
 }
 
