@@ -14,7 +14,7 @@ use super::disk;
 use super::engine::Key;
 use super::storage::{self, Disks, Whose};
 use super::vmm::{
-    self, Accel, Access, Confined, Desired, Disk, Machine, Program, Programs, Slot, Vmm,
+    self, Accel, Access, Confined, Desired, Disk, Machine, Program, Programs, Slot, Sys, Vmm,
 };
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
@@ -105,6 +105,7 @@ impl Processes {
             dir: nothing.dir.clone(),
             connection: connection.clone(),
             disks: disks.all.clone(),
+            sys: user.map_or(Sys::Host, |_| Sys::Own),
         };
         let mut want =
             vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;

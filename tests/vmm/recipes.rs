@@ -8,7 +8,7 @@ use slicectl::api::life::Board;
 use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::reconcile::vmm::{
-    Accel, Access, Disk, Launch, Machine, OURS, Program, Slot, Unfit, Version, recipe,
+    Accel, Access, Disk, Launch, Machine, OURS, Program, Slot, Sys, Unfit, Version, recipe,
 };
 
 /// One VM, to be changed a little.
@@ -58,6 +58,7 @@ fn case(hypervisor: Hypervisor, major: u32, minor: u32) -> Case {
                 dns: Vec::new(),
             },
             disks: Vec::new(),
+            sys: Default::default(),
         },
         program: Program {
             path: Path::new("/usr/bin").join(name),
@@ -267,4 +268,14 @@ fn what_a_version_cannot_do_safely_is_refused_in_words() {
         let why = case.launch().unwrap_err().to_string();
         assert!(why.contains(words), "{why}");
     }
+}
+
+/// It reads off `/sys` whether the TAP has been made for it.
+#[test]
+fn an_older_cloud_hypervisor_is_taken_in_a_namespace_whose_own_sys_it_sees() {
+    let mut case = case(Hypervisor::CloudHypervisor, 48, 0);
+    let refused = case.launch().unwrap_err();
+    assert_eq!(refused, Unfit::OwnAddress(Version::new(48, 0)));
+    case.slot.sys = Sys::Own;
+    assert!(case.launch().is_ok());
 }

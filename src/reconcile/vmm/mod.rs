@@ -63,7 +63,7 @@ pub use control::{Control, GuestState};
 pub use machine::{Accel, Machine};
 pub use note::{running, started_as};
 pub use program::Programs;
-pub use recipe::{Access, Disk, Launch, NewFile, Slot, Unfit, recipe};
+pub use recipe::{Access, Disk, Launch, NewFile, Slot, Sys, Unfit, recipe};
 pub use version::{Program, Version};
 pub use watch::{rotate, watch};
 

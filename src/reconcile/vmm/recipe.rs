@@ -22,6 +22,20 @@ pub struct Slot {
     /// Its disks, in their order: the first is the root disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
+    /// Whose `/sys` its VMM sees.
+    #[serde(default)]
+    pub sys: Sys,
+}
+
+/// Whose `/sys` a VMM sees: that of the network namespace it was mounted in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sys {
+    /// The host's: the VM's links are not in it.
+    #[default]
+    Host,
+    /// A fresh one, as every confined VMM has it.
+    Own,
 }
 
 /// A disk that is there to be opened.
@@ -149,7 +163,7 @@ pub enum Unfit {
     GuessedFormat(Version),
     /// This VMM would put an address of its own on the TAP.
     #[error(
-        "cloud-hypervisor {0} puts an address of its own on a TAP in a network namespace: 49.0 or newer is needed there"
+        "cloud-hypervisor {0} puts an address of its own on a TAP that it does not see in /sys: 49.0 or newer is needed in a network namespace"
     )]
     OwnAddress(Version),
 }
