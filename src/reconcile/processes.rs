@@ -14,7 +14,8 @@ use super::disk;
 use super::engine::Key;
 use super::storage::{self, Disks, Whose};
 use super::vmm::{
-    self, Accel, Access, Confined, Desired, Disk, Machine, Program, Programs, Slot, Sys, Vmm,
+    self, Accel, Access, Confined, Desired, Disk, Launch, Machine, Program, Programs, Slot, Sys,
+    Vmm,
 };
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
@@ -80,9 +81,51 @@ impl Processes {
             .kernel_file
             .as_deref()
             .ok_or_else(|| format!("hypervisor {hypervisor} needs a `kernel_file`"))?;
-        // What runs goes on as what it was started as, whatever has been installed, moved or removed since.
+        let slot = Slot {
+            name: name.clone(),
+            dir: nothing.dir.clone(),
+            connection: connection.clone(),
+            disks: disks.all.clone(),
+            sys: user.map_or(Sys::Host, |_| Sys::Own),
+        };
+        // One from before there were users for VMMs is wanted as it is until it ends.
+        if let (None, Some(argv)) = (user, self.running_argv(nothing.uid)) {
+            return Ok(Desired {
+                want: Some(Launch::kept(argv, &slot)),
+                disks: disks.all.clone(),
+                ..nothing
+            });
+        }
         let runs = self.running(nothing.uid).is_some();
-        let started_as = vmm::started_as(&nothing.dir).map_err(|error| error.to_string())?;
+        let (program, machine) = self.found(spec, &nothing, kernel).await?;
+        let mut want =
+            vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
+        let confined = user.map(|user| confined(spec, &slot, user));
+        if !runs {
+            let mut files = confined.iter().flat_map(|confined| &confined.files);
+            files.try_for_each(readable)?;
+        }
+        if let (None, Some(launch)) = (&confined, &mut want) {
+            // It has ended since it was decided that it needs no user: the next look gives it one.
+            launch.only_kept = true;
+        }
+        Ok(Desired {
+            want,
+            confined,
+            disks: disks.all.clone(),
+            ..nothing
+        })
+    }
+
+    /// With what it is run, on what. What runs goes on as what it was started as, whatever has been installed, moved or removed since.
+    async fn found(
+        &self,
+        spec: &VmSpec,
+        vm: &Desired,
+        kernel: &Path,
+    ) -> Result<(Program, Machine), String> {
+        let hypervisor = spec.hypervisor;
+        let started_as = vmm::started_as(&vm.dir).map_err(|error| error.to_string())?;
         let program = match started_as {
             Some(program) => program,
             None => {
@@ -90,7 +133,7 @@ impl Processes {
                 self.programs.get(hypervisor, named).await?
             }
         };
-        let machine = match runs {
+        let machine = match self.running(vm.uid).is_some() {
             true => {
                 self.machine_of_what_runs(hypervisor, &program, kernel)
                     .await?
@@ -100,34 +143,7 @@ impl Processes {
                 self.machine(hypervisor, &program, kernel).await?
             }
         };
-        let slot = Slot {
-            name: name.clone(),
-            dir: nothing.dir.clone(),
-            connection: connection.clone(),
-            disks: disks.all.clone(),
-            sys: user.map_or(Sys::Host, |_| Sys::Own),
-        };
-        let mut want =
-            vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
-        let confined = user.map(|user| confined(spec, &slot, user));
-        if !runs {
-            let mut files = confined.iter().flat_map(|confined| &confined.files);
-            files.try_for_each(readable)?;
-        }
-        if let (None, Some(launch)) = (&confined, &mut want) {
-            // One from before there were users for VMMs is wanted as it is until it ends, and never again.
-            launch.only_kept = true;
-            launch.files.clear();
-            if let Some(argv) = self.running_argv(nothing.uid) {
-                launch.argv = argv;
-            }
-        }
-        Ok(Desired {
-            want,
-            confined,
-            disks: disks.all.clone(),
-            ..nothing
-        })
+        Ok((program, machine))
     }
 
     /// It has found its `/dev/kvm`.

@@ -117,7 +117,8 @@ fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
         },
         fs::Dir::NotADirectory => RunDir::Foreign,
         fs::Dir::Present(names) => {
-            let (mut ours, mut others): (Vec<_>, Vec<_>) = names.into_iter().partition(is_ours);
+            let (mut ours, mut others): (Vec<_>, Vec<_>) =
+                names.into_iter().partition(|name| is_ours(name));
             // Where its own user may write all is its, and goes as one: its names are not to be told.
             if !others.is_empty() && confine::owner(&desired.dir)?.is_some_and(|user| user != 0) {
                 others.clear();
@@ -132,7 +133,7 @@ fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
 }
 
 /// Or what a crash has left of writing it.
-fn is_ours(name: &String) -> bool {
+fn is_ours(name: &str) -> bool {
     let draft = name
         .strip_prefix('.')
         .and_then(|name| name.strip_suffix(".new"));

@@ -100,6 +100,14 @@ impl Launch {
         }
     }
 
+    /// What runs already and is to go on so; never to be started.
+    pub fn kept(argv: Vec<String>, slot: &Slot) -> Self {
+        Self {
+            only_kept: true,
+            ..Self::new(argv, slot)
+        }
+    }
+
     /// The namespace as a path. The daemon's main thread never leaves the one that it was started in.
     pub fn netns(&self) -> &Path {
         let own = Path::new("/proc/self/ns/net");
