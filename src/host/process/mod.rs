@@ -5,6 +5,7 @@
 //! Pids are reused. A process is named by pid, start time (`/proc/<pid>/stat`, field 22, in clock ticks since boot) and boot id.
 //! It is held by a pidfd: opened first, checked second, so what was checked is what a signal later goes to.
 
+mod bind;
 mod census;
 mod confine;
 mod identity;
