@@ -1,10 +1,10 @@
 //! The Vmm rung: its laws, real processes, and a real guest.
 //! Not here: the other rungs, the daemon.
 
-#[path = "vmm/disks.rs"]
-mod disks;
 #[path = "vmm/confine.rs"]
 mod confine;
+#[path = "vmm/disks.rs"]
+mod disks;
 #[path = "vmm/guest.rs"]
 mod guest;
 #[path = "vmm/laws.rs"]
@@ -15,5 +15,7 @@ mod processes;
 mod real;
 #[path = "vmm/recipes.rs"]
 mod recipes;
+#[path = "vmm/strange.rs"]
+mod strange;
 #[path = "vmm/support.rs"]
 mod support;

@@ -12,7 +12,7 @@ use super::table::{Field, Table};
 use super::target::{self, Target};
 use super::{events, print, rows};
 use crate::api::event::Event;
-use crate::api::network::{Addresses, NetworkSpec};
+use crate::api::network::{Addresses, NetworkSpec, TapOwner};
 use crate::api::on_demand::Ask;
 use crate::api::policy::Policy;
 use crate::api::storage::{Bytes, Storage};
@@ -20,7 +20,7 @@ use crate::api::view::{
     ConditionView, FirewallStatus, GroupView, LeaseView, MetaView, NetworkStatus, Object, VmView,
     VmmState, VmmStatus,
 };
-use crate::api::vm::VmSpec;
+use crate::api::vm::{Hypervisor, VmSpec};
 use crate::clock;
 use crate::wire::Client;
 
@@ -242,7 +242,7 @@ impl Page {
         self.line("Network", spec.network.mode());
         match &spec.network {
             NetworkSpec::Isolated(isolated) => {
-                self.line("TAP owner", isolated.tap_owner);
+                self.tap_owner(spec, isolated.tap_owner);
                 self.policy(&isolated.policy);
             }
             NetworkSpec::Bridge(bridge) => {
@@ -255,12 +255,19 @@ impl Page {
                 self.line("Addresses", addresses(&bridge.addresses));
                 self.line("Antispoof", on_off(bridge.antispoof));
                 self.line("Isolate ports", on_off(bridge.isolate_ports));
-                self.line("TAP owner", bridge.tap_owner);
+                self.tap_owner(spec, bridge.tap_owner);
             }
             NetworkSpec::Cni(cni) => {
                 self.line("CNI network", &cni.network_name);
-                self.line("TAP owner", cni.tap_owner);
+                self.tap_owner(spec, cni.tap_owner);
             }
+        }
+    }
+
+    /// A VMM of ours opens it as a user of its own.
+    fn tap_owner(&mut self, spec: &VmSpec, owner: TapOwner) {
+        if spec.hypervisor == Hypervisor::None {
+            self.line("TAP owner", owner);
         }
     }
 

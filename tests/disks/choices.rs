@@ -10,11 +10,18 @@ use slicectl::api::storage::{FurtherDisk, Storage};
 use slicectl::owner::Instance;
 use slicectl::reconcile::storage::{Disks, Whose, disks};
 use slicectl::reconcile::vmm::Access;
+use slicectl::reconcile::{Reconcile, disk};
 
 fn choose(dir: &Path, storage: &Storage) -> Result<Disks, String> {
+    choose_for(dir, storage, None)
+}
+
+/// Whose VMM runs already, as this process.
+fn choose_for(dir: &Path, storage: &Storage, user: Option<u32>) -> Result<Disks, String> {
     let name: Name = "web-1".parse().unwrap();
     let label = Instance::of(dir).vm_label(&name, Uid::random());
     let whose = Whose {
+        user,
         dir,
         boot: "now",
         name: &name,
@@ -126,4 +133,71 @@ fn the_root_disk_comes_first_and_further_ones_in_their_order() {
         words.contains(&format!("{} is not there", paths[2].display())),
         "{words}"
     );
+}
+
+#[test]
+fn what_a_guest_has_written_to_its_disk_and_what_a_vmm_has_open_is_not_judged() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    fs::write(&path, b"\x1f\x8b by the guest").unwrap();
+    let with = |path: &Path, read_only| Storage {
+        disks: vec![FurtherDisk {
+            path: path.to_owned(),
+            read_only,
+        }],
+        ..Storage::default()
+    };
+    let why = choose(dir.path(), &with(&path, true)).unwrap_err();
+    assert!(why.contains("gzip"), "{why}");
+    assert_eq!(
+        choose(dir.path(), &with(&path, false)).unwrap().all.len(),
+        1
+    );
+    let gone = dir.path().join("gone");
+    assert!(choose(dir.path(), &with(&gone, true)).is_err());
+    for running in [with(&path, true), with(&gone, true), from(&gone)] {
+        let chosen = choose_for(dir.path(), &running, Some(4711)).unwrap();
+        assert_eq!(chosen.all.len(), 1);
+    }
+}
+
+#[test]
+fn a_disk_that_was_removed_under_its_vmm_is_not_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    fs::write(&image, vec![1; 4096]).unwrap();
+    let own = choose_for(dir.path(), &from(&image), Some(4711))
+        .unwrap()
+        .own;
+    let observed = disk::Observed {
+        disk: disk::Lies::Absent,
+        draft: false,
+        record: None,
+    };
+    let conflict = disk::Disks::plan(&own, &observed).unwrap_err();
+    assert!(
+        conflict.remedy.contains("/proc/4711/fd"),
+        "{}",
+        conflict.remedy
+    );
+    let stopped = disk::Desired { user: None, ..own };
+    assert_eq!(disk::Disks::plan(&stopped, &observed).unwrap().len(), 2);
+}
+
+#[test]
+fn a_device_is_not_image_and_further_disk_of_one_vm() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dir.path().join("device");
+    let device = rustix::fs::makedev(0, 0);
+    let mode = Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(CWD, &node, FileType::BlockDevice, mode, device).unwrap();
+    let storage = Storage {
+        disks: vec![FurtherDisk {
+            path: node.clone(),
+            read_only: true,
+        }],
+        ..from(&node)
+    };
+    let why = choose(dir.path(), &storage).unwrap_err();
+    assert!(why.contains("image already"), "{why}");
 }

@@ -170,3 +170,38 @@ fn eventually(done: impl Fn() -> bool) {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// As the shipped unit has it, or an older one: without CAP_LEASE nobody is told whether another user's file is written to.
+#[test]
+fn a_file_of_another_user_is_held_without_the_right_to_lease_it_and_its_writers_are_seen_all_the_same()
+ {
+    const FILE: &str = "TEST_HOLD_WITHOUT_LEASE";
+    if let Some(path) = std::env::var_os(FILE) {
+        let path = Path::new(&path);
+        drop(hold(path, Use::Write).unwrap());
+        let file = OpenOptions::new().append(true).open(path).unwrap();
+        let mut writer = Command::new("sleep")
+            .arg("600")
+            .stdout(file)
+            .spawn()
+            .unwrap();
+        let words = refused(path, Use::Write);
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+        assert!(words.contains("(sleep)"), "{words}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = image_with_a_hole(dir.path());
+    std::os::unix::fs::chown(&image, Some(4321), Some(4321)).unwrap();
+    let name = "holds::a_file_of_another_user_is_held_without_the_right_to_lease_it_and_its_writers_are_seen_all_the_same";
+    let done = Command::new("setpriv")
+        .args(["--bounding-set", "-lease", "--inh-caps", "-lease"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(FILE, &image)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(done.status.success() && said.contains("1 passed"), "{said}");
+}

@@ -89,6 +89,7 @@ pub fn slot(dir: &Path, net: &PrivateNet) -> Slot {
             dns: Vec::new(),
         },
         disks: vec![],
+        sys: Default::default(),
     }
 }
 
@@ -265,6 +266,7 @@ async fn a_slot_without_hypervisor_runs_nothing_and_a_vmm_without_kernel_is_refu
             dns: Vec::new(),
         },
         disks: vec![],
+        sys: Default::default(),
     };
     let machine = Machine {
         accel: Accel::Kvm,

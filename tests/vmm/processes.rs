@@ -9,8 +9,8 @@ use slicectl::host::process::{self, Exit, Identity, Life, Record, Spawn, Stop};
 use slicectl::host::{Kind, cpu};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Action, CONSOLE, CONSOLE_OLD, Desired, LABEL_VAR, LOG_LIMIT, Launch, OURS, RECORD, RunDir, Vmm,
-    rotate, watch,
+    Action, CONSOLE, CONSOLE_OLD, Desired, LABEL_VAR, LOG_LIMIT, Launch, NOTE, OURS, RECORD,
+    RunDir, Vmm, rotate, watch,
 };
 
 use crate::support::{PrivateNet, converge, eventually, some_vm};
@@ -336,7 +336,8 @@ fn sleeper(net: &PrivateNet, seconds: u32) -> Launch {
         netns: Some(net.path.clone()),
         tap: "lo".into(),
         files: Vec::new(),
-        writes: Vec::new(),
+        version: None,
+        only_kept: false,
     }
 }
 
@@ -355,7 +356,9 @@ async fn a_vmm_is_started_once_adopted_replaced_and_removed() {
     );
 
     std::fs::remove_dir_all(&desired.dir).unwrap();
-    std::fs::remove_file(desired.record()).unwrap();
+    for beside in [RECORD, NOTE] {
+        std::fs::remove_file(desired.dir.with_file_name(beside)).unwrap();
+    }
     let (found, steps) = converge(&Vmm::default(), &desired).await;
     assert_eq!(
         found.process(),

@@ -4,21 +4,24 @@
 //! The programs are named by `SLICE_TEST_FIRECRACKER`, `SLICE_TEST_CLOUD_HYPERVISOR` and `SLICE_TEST_QEMU`, the guest by
 //! `SLICE_TEST_TINY_GUEST`: an ELF with a PVH note that answers pings at 172.16.0.2, and resets or powers off when told to.
 //! What is not named is not run, and says so.
+//!
+//! All of it twice: as root, and confined, in a mount namespace of the test's own.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::process::{self, Exit, Identity, Life, Stop};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Accel, Access, Action, CONSOLE, Control, Desired, Disk, GuestState, LOG_LIMIT, Machine,
-    Program, Programs, Slot, Vmm, recipe, started_for,
+    Accel, Access, Action, CONSOLE, Confined, Control, Desired, Disk, GuestState, LOG_LIMIT,
+    Machine, Program, Programs, Slot, Vmm, recipe, started_as,
 };
 
 use crate::guest;
-use crate::support::{PrivateNet, converge, eventually, some_vm};
+use crate::support::{PrivateNet, converge, eventually, leave_the_mounts, some_vm};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const GUEST: &str = "172.16.0.2";
@@ -31,10 +34,34 @@ struct Place {
     hypervisor: Hypervisor,
     kernel: PathBuf,
     rung: Vmm,
+    user: Option<u32>,
+}
+
+/// As whom a VMM runs.
+#[derive(Clone, Copy, Debug)]
+enum As {
+    Root,
+    Itself,
+}
+
+const BOTH: [As; 2] = [As::Root, As::Itself];
+
+impl As {
+    /// For one VMM: nobody else has it.
+    fn user(self) -> Option<u32> {
+        static GIVEN: AtomicU32 = AtomicU32::new(0);
+        match self {
+            Self::Root => None,
+            Self::Itself => {
+                let start = 2_000_000_000 + std::process::id() % 1_000_000 * 100;
+                Some(start + GIVEN.fetch_add(1, Ordering::Relaxed))
+            }
+        }
+    }
 }
 
 /// `None`, said loudly, if nobody has named what is to be run.
-async fn place(hypervisor: Hypervisor) -> Option<Place> {
+async fn place(hypervisor: Hypervisor, who: As) -> Option<Place> {
     let variable = match hypervisor {
         Hypervisor::None => unreachable!("nothing to run"),
         Hypervisor::Qemu => "SLICE_TEST_QEMU",
@@ -52,6 +79,7 @@ async fn place(hypervisor: Hypervisor) -> Option<Place> {
     };
     let net = PrivateNet::new();
     net.add_tap("172.16.0.1/24");
+    leave_the_mounts();
     let program = Programs::default().get(hypervisor, Some(&program)).await;
     Some(Place {
         net,
@@ -60,6 +88,7 @@ async fn place(hypervisor: Hypervisor) -> Option<Place> {
         hypervisor,
         kernel,
         rung: Vmm::default(),
+        user: who.user(),
     })
 }
 
@@ -88,6 +117,18 @@ impl Place {
             tsc_khz: Some(2_000_000),
         };
         desired.want = recipe(&spec, &slot, &self.program, &machine).unwrap();
+        let read = |path: &PathBuf| Disk {
+            path: path.clone(),
+            access: Access::ReadOnly,
+        };
+        let boot = spec.kernel_file.iter().map(read);
+        desired.confined = self.user.map(|user| Confined {
+            user,
+            vcpu: spec.vcpu,
+            ram_bytes: spec.ram_bytes,
+            files: boot.chain(slot.disks.iter().cloned()).collect(),
+        });
+        desired.disks = slot.disks;
     }
 
     fn control(&self) -> Control {
@@ -113,6 +154,32 @@ impl Place {
         assert_eq!(steps, ["create the run directory", "start the VMM"]);
         self.assert_answers(desired);
         running.process().unwrap().clone()
+    }
+
+    /// As its own user it has nothing: no capability, no other group, and whatever seccomp it was built with is on.
+    fn assert_runs_as_it_should(&self, pid: u32) {
+        let Some(user) = self.user else {
+            return;
+        };
+        for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+            let text = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let field = |name: &str| {
+                let line = text.lines().find_map(|line| line.strip_prefix(name));
+                line.unwrap_or_else(|| panic!("no {name}"))
+                    .trim()
+                    .to_owned()
+            };
+            assert_eq!(field("Uid:"), vec![user.to_string(); 4].join("\t"));
+            assert_eq!(field("Gid:"), vec![user.to_string(); 4].join("\t"));
+            assert_eq!(field("Groups:"), "");
+            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+                assert_eq!(field(set), "0000000000000000", "{set}");
+            }
+            assert_eq!(field("NoNewPrivs:"), "1");
+        }
+        let ours = std::fs::read_link("/proc/thread-self/ns/mnt").unwrap();
+        let its = std::fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
+        assert_ne!(ours, its);
     }
 
     async fn ask(&self, desired: &Desired) {
@@ -152,8 +219,8 @@ fn ended(identity: &Identity) -> Option<Exit> {
 }
 
 /// From its birth to its end.
-async fn a_life(hypervisor: Hypervisor) {
-    let Some(place) = place(hypervisor).await else {
+async fn a_life(hypervisor: Hypervisor, who: As) {
+    let Some(place) = place(hypervisor, who).await else {
         return;
     };
     let (control, desired) = (place.control(), place.desired(|_, _| {}));
@@ -161,7 +228,8 @@ async fn a_life(hypervisor: Hypervisor) {
     let (dir, pid) = (&desired.dir, identity.pid);
     let rest: Vec<String> = converge(&place.rung, &desired).await.1;
     assert_eq!(rest, Vec::<String>::new(), "it is what was wanted");
-    assert_eq!(started_for(dir).unwrap(), Some(place.program.version));
+    assert_eq!(started_as(dir).unwrap(), Some(place.program.clone()));
+    place.assert_runs_as_it_should(pid);
 
     for _ in 0..2 {
         control.pause(dir, pid).await.unwrap();
@@ -182,7 +250,7 @@ async fn a_life(hypervisor: Hypervisor) {
     alive.stop(Stop::Kill).unwrap();
     alive.ended().await.unwrap();
     assert!(dir.join(control.socket()).exists(), "left behind");
-    assert_eq!(started_for(dir).unwrap(), None);
+    assert_eq!(started_as(dir).unwrap(), None);
     let (running, steps) = converge(&place.rung, &desired).await;
     assert_eq!(steps, ["start the VMM again: it was killed by signal 9"]);
     assert_ne!(running.process().unwrap(), &identity);
@@ -201,22 +269,28 @@ async fn a_life(hypervisor: Hypervisor) {
 
 #[tokio::test]
 async fn firecracker_is_started_held_killed_started_again_and_stopped() {
-    a_life(Hypervisor::Firecracker).await;
+    for who in BOTH {
+        a_life(Hypervisor::Firecracker, who).await;
+    }
 }
 
 #[tokio::test]
 async fn cloud_hypervisor_is_started_held_killed_started_again_and_stopped() {
-    a_life(Hypervisor::CloudHypervisor).await;
+    for who in BOTH {
+        a_life(Hypervisor::CloudHypervisor, who).await;
+    }
 }
 
 #[tokio::test]
 async fn qemu_is_started_held_killed_started_again_and_stopped() {
-    a_life(Hypervisor::Qemu).await;
+    for who in BOTH {
+        a_life(Hypervisor::Qemu, who).await;
+    }
 }
 
 /// The guest ends itself, also if it was held when it was asked.
-async fn goes_politely(hypervisor: Hypervisor) {
-    let Some(place) = place(hypervisor).await else {
+async fn goes_politely(hypervisor: Hypervisor, who: As) {
+    let Some(place) = place(hypervisor, who).await else {
         return;
     };
     for held in [false, true] {
@@ -235,18 +309,28 @@ async fn goes_politely(hypervisor: Hypervisor) {
 
 #[tokio::test]
 async fn a_guest_of_firecracker_goes_when_it_is_asked() {
-    goes_politely(Hypervisor::Firecracker).await;
+    for who in BOTH {
+        goes_politely(Hypervisor::Firecracker, who).await;
+    }
 }
 
 #[tokio::test]
 async fn a_guest_of_qemu_goes_when_it_is_asked() {
-    goes_politely(Hypervisor::Qemu).await;
+    for who in BOTH {
+        goes_politely(Hypervisor::Qemu, who).await;
+    }
 }
 
 /// The tiny guest does not hear this power button (it has no ACPI tables to find it by); the VMM takes the order.
 #[tokio::test]
 async fn cloud_hypervisor_takes_the_order_and_goes_by_the_next_step() {
-    let Some(place) = place(Hypervisor::CloudHypervisor).await else {
+    for who in BOTH {
+        takes_the_order(who).await;
+    }
+}
+
+async fn takes_the_order(who: As) {
+    let Some(place) = place(Hypervisor::CloudHypervisor, who).await else {
         return;
     };
     let desired = place.desired(|_, _| {});
@@ -267,8 +351,8 @@ async fn cloud_hypervisor_takes_the_order_and_goes_by_the_next_step() {
 }
 
 /// Root disk, data disk, another MTU, no initrd: whatever a recipe can say, the VMM takes.
-async fn takes_every_word(hypervisor: Hypervisor) {
-    let Some(place) = place(hypervisor).await else {
+async fn takes_every_word(hypervisor: Hypervisor, who: As) {
+    let Some(place) = place(hypervisor, who).await else {
         return;
     };
     let image = |name: &str, length: u64| {
@@ -297,22 +381,28 @@ async fn takes_every_word(hypervisor: Hypervisor) {
 
 #[tokio::test]
 async fn firecracker_takes_every_word() {
-    takes_every_word(Hypervisor::Firecracker).await;
+    for who in BOTH {
+        takes_every_word(Hypervisor::Firecracker, who).await;
+    }
 }
 
 #[tokio::test]
 async fn cloud_hypervisor_takes_every_word() {
-    takes_every_word(Hypervisor::CloudHypervisor).await;
+    for who in BOTH {
+        takes_every_word(Hypervisor::CloudHypervisor, who).await;
+    }
 }
 
 #[tokio::test]
 async fn qemu_takes_every_word() {
-    takes_every_word(Hypervisor::Qemu).await;
+    for who in BOTH {
+        takes_every_word(Hypervisor::Qemu, who).await;
+    }
 }
 
 /// Firecracker handles the signal that a full file sends, and would end itself.
-async fn lives_with_a_full_log(hypervisor: Hypervisor) {
-    let Some(place) = place(hypervisor).await else {
+async fn lives_with_a_full_log(hypervisor: Hypervisor, who: As) {
+    let Some(place) = place(hypervisor, who).await else {
         return;
     };
     let desired = place.desired(|_, _| {});
@@ -334,17 +424,21 @@ async fn lives_with_a_full_log(hypervisor: Hypervisor) {
 
 #[tokio::test]
 async fn firecracker_lives_on_when_its_log_is_full() {
-    lives_with_a_full_log(Hypervisor::Firecracker).await;
+    for who in BOTH {
+        lives_with_a_full_log(Hypervisor::Firecracker, who).await;
+    }
 }
 
 #[tokio::test]
 async fn cloud_hypervisor_lives_on_when_its_log_is_full() {
-    lives_with_a_full_log(Hypervisor::CloudHypervisor).await;
+    for who in BOTH {
+        lives_with_a_full_log(Hypervisor::CloudHypervisor, who).await;
+    }
 }
 
 /// A VMM that cannot boot is not left standing, and what it said is the reason.
-async fn a_bad_kernel_is_the_reason(hypervisor: Hypervisor, says: &str) {
-    let Some(place) = place(hypervisor).await else {
+async fn a_bad_kernel_is_the_reason(hypervisor: Hypervisor, who: As, says: &str) {
+    let Some(place) = place(hypervisor, who).await else {
         return;
     };
     let desired = place.desired(|spec, _| spec.kernel_file = Some("/etc/hostname".into()));
@@ -361,10 +455,14 @@ async fn a_bad_kernel_is_the_reason(hypervisor: Hypervisor, says: &str) {
 
 #[tokio::test]
 async fn firecracker_tells_of_a_bad_kernel() {
-    a_bad_kernel_is_the_reason(Hypervisor::Firecracker, "ernel").await;
+    for who in BOTH {
+        a_bad_kernel_is_the_reason(Hypervisor::Firecracker, who, "ernel").await;
+    }
 }
 
 #[tokio::test]
 async fn cloud_hypervisor_tells_of_a_bad_kernel() {
-    a_bad_kernel_is_the_reason(Hypervisor::CloudHypervisor, "ernel").await;
+    for who in BOTH {
+        a_bad_kernel_is_the_reason(Hypervisor::CloudHypervisor, who, "ernel").await;
+    }
 }

@@ -114,3 +114,17 @@ pub fn eventually(limit: Duration, done: impl Fn() -> bool) -> bool {
     }
     done()
 }
+
+/// What is mounted from now on goes with this thread, and with those that it has started since.
+pub fn leave_the_mounts() {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    thread_local!(static LEFT: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
+    if LEFT.replace(true) {
+        return;
+    }
+    // SAFETY of the machine: it is a copy of its mounts that is changed, and only this thread's.
+    #[allow(deprecated)]
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).expect("these tests need root");
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    mount_change("/", private).unwrap();
+}

@@ -18,6 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
+use super::bind::{bind_all, bind_alone, check_long, mount};
 use super::spawn::check;
 
 /// How a process is confined.
@@ -82,6 +83,7 @@ enum Step {
         from: CString,
         to: CString,
         flags: libc::c_ulong,
+        below: Below,
     },
     Device {
         path: CString,
@@ -94,6 +96,15 @@ enum Step {
         flags: libc::c_ulong,
         options: CString,
     },
+}
+
+/// What is mounted below a place that is shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Below {
+    /// Is not seen.
+    Nothing,
+    /// Is seen with it: `/usr/local` may be a file system of its own.
+    All,
 }
 
 const LOCKED_DOWN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
@@ -109,7 +120,7 @@ impl Cell {
         };
         for path in SYSTEM.iter().chain(&LOADER).map(Path::new) {
             if path.exists() {
-                cell.bind(path, libc::MS_RDONLY)?;
+                cell.bind(path, libc::MS_RDONLY, Below::All)?;
             }
         }
         for (path, major, minor) in DEVICES {
@@ -126,11 +137,24 @@ impl Cell {
         for reach in what.reach {
             cell.show(reach)?;
         }
-        cell.bind(what.home, libc::MS_NOEXEC)?;
+        cell.bind(what.home, libc::MS_NOEXEC, Below::Nothing)?;
         Ok(cell)
     }
 
     fn show(&mut self, reach: &Reach<'_>) -> io::Result<()> {
+        // Where programs are it is seen already, or stands behind a link that leads out of there: then it is shown where that leads.
+        let real = fs::canonicalize(reach.path)?;
+        match (is_system(reach.path), is_system(&real), reach.writable) {
+            (true, true, false) => Ok(()),
+            (true, _, _) => self.show_at(&Reach {
+                path: &real,
+                ..*reach
+            }),
+            (false, _, _) => self.show_at(reach),
+        }
+    }
+
+    fn show_at(&mut self, reach: &Reach<'_>) -> io::Result<()> {
         let found = fs::metadata(reach.path)?;
         if found.file_type().is_block_device() {
             let mode = if reach.writable { 0o600 } else { 0o400 };
@@ -140,10 +164,10 @@ impl Cell {
             true => libc::MS_NOEXEC,
             false => libc::MS_RDONLY,
         };
-        self.bind(reach.path, flags)
+        self.bind(reach.path, flags, Below::Nothing)
     }
 
-    fn bind(&mut self, path: &Path, flags: libc::c_ulong) -> io::Result<()> {
+    fn bind(&mut self, path: &Path, flags: libc::c_ulong, below: Below) -> io::Result<()> {
         let to = self.place(path)?;
         self.steps.push(match path.is_dir() {
             true => Step::Dir(to.clone()),
@@ -153,6 +177,7 @@ impl Cell {
             from: c_string(path)?,
             to,
             flags: flags | LOCKED_DOWN,
+            below,
         });
         Ok(())
     }
@@ -310,11 +335,18 @@ impl Step {
                     let kind = libc::S_IFREG | 0o644;
                     exists_is_done(check(libc::mknod(path.as_ptr(), kind, 0)))
                 }
-                Self::Bind { from, to, flags } => {
-                    mount(Some(from), to, None, libc::MS_BIND, None)?;
-                    let flags = flags | libc::MS_REMOUNT | libc::MS_BIND;
-                    mount(None, to, None, flags, None)
-                }
+                Self::Bind {
+                    from,
+                    to,
+                    flags,
+                    below: Below::Nothing,
+                } => bind_alone(from, to, *flags),
+                Self::Bind {
+                    from,
+                    to,
+                    flags,
+                    below: Below::All,
+                } => bind_all(from, to, *flags),
                 Self::Device { path, kind, number } => {
                     check(libc::mknod(path.as_ptr(), *kind, *number))?;
                     check(libc::chown(path.as_ptr(), user, user))
@@ -328,6 +360,11 @@ impl Step {
             }
         }
     }
+}
+
+/// Whether a path leads to where programs are.
+fn is_system(path: &Path) -> bool {
+    SYSTEM.iter().any(|system| path.starts_with(system))
 }
 
 unsafe fn limit() -> io::Result<()> {
@@ -346,26 +383,6 @@ unsafe fn limit() -> io::Result<()> {
     Ok(())
 }
 
-unsafe fn mount(
-    from: Option<&CStr>,
-    to: &CStr,
-    kind: Option<&CStr>,
-    flags: libc::c_ulong,
-    options: Option<&CStr>,
-) -> io::Result<()> {
-    let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
-    // SAFETY: every pointer is null or to a C string that outlives the call.
-    check(unsafe {
-        libc::mount(
-            pointer(from),
-            to.as_ptr(),
-            pointer(kind),
-            flags,
-            pointer(options).cast(),
-        )
-    })
-}
-
 /// A parent is told a number alone; which step it was comes to stand in the log.
 unsafe fn told(doing: &CStr, done: io::Result<()>) -> io::Result<()> {
     if done.is_err() {
@@ -381,13 +398,6 @@ fn exists_is_done(done: io::Result<()>) -> io::Result<()> {
     match done {
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         other => other,
-    }
-}
-
-fn check_long(answer: libc::c_long) -> io::Result<()> {
-    match answer {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -5,11 +5,13 @@
 //! Pids are reused. A process is named by pid, start time (`/proc/<pid>/stat`, field 22, in clock ticks since boot) and boot id.
 //! It is held by a pidfd: opened first, checked second, so what was checked is what a signal later goes to.
 
+mod bind;
 mod census;
 mod confine;
 mod identity;
 mod run;
 mod spawn;
+mod user;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,11 +21,12 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot, user_lives};
+pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot};
 pub use confine::{Confine, Reach};
 pub use identity::{Identity, Record, read_record, write_record};
 pub use run::{Outcome, run_until};
 pub use spawn::{Spawn, spawn};
+pub use user::{kill_user, user_lives};
 
 use super::Error;
 

@@ -18,7 +18,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::fs::{FlockOperation, Uid};
@@ -87,8 +87,9 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
             inherits: what.inherits.iter().map(AsRawFd::as_raw_fd).collect(),
             cell,
         };
-        let mut command = Command::new(&program);
+        let mut command = Command::new(file_of(&program));
         command
+            .arg0(&program)
             .args(what.argv.get(1..).unwrap_or_default())
             .env_clear()
             .env(
@@ -117,6 +118,16 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
             program,
             "its record was removed meanwhile",
         )),
+    }
+}
+
+/// Links on the way to a program may lead through places that a confined process does not see. It is called by its name all the
+/// same.
+fn file_of(program: &str) -> PathBuf {
+    let path = Path::new(program);
+    match path.is_absolute() {
+        true => std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
+        false => path.to_owned(),
     }
 }
 
@@ -165,6 +176,7 @@ impl Birth {
             ))?;
             libc::umask(0o077);
             self.note_ourselves()?;
+            protect_no_more()?;
             if let Some(cell) = &self.cell {
                 cell.enter()?;
             }
@@ -201,6 +213,25 @@ impl Birth {
                 written if usize::try_from(written) == Ok(length) => Ok(()),
                 _ => Err(io::Error::from_raw_os_error(libc::EIO)),
             }
+        }
+    }
+}
+
+/// The daemon may be spared when memory is short (`OOMScoreAdjust=`); what it starts is killed before it.
+///
+/// # Safety
+/// Only system calls; to be called between fork and exec.
+unsafe fn protect_no_more() -> io::Result<()> {
+    // SAFETY: path and text are C strings.
+    unsafe {
+        let path = c"/proc/self/oom_score_adj".as_ptr();
+        let fd = libc::open(path, libc::O_WRONLY | libc::O_CLOEXEC);
+        check(fd)?;
+        let written = libc::write(fd, c"0".as_ptr().cast(), 1);
+        libc::close(fd);
+        match written {
+            1 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
     }
 }

@@ -12,21 +12,24 @@
 use std::path::Path;
 
 use super::cmdline::{self, Own};
-use super::recipe::{Access, Disk, Launch, Slot, Unfit};
+use super::recipe::{Access, Disk, Launch, Slot, Sys, Unfit};
 use super::{Control, Program, VSOCK, Version};
 use crate::api::vm::VmSpec;
 
 /// The first that is told a disk's format.
 const TOLD_FORMATS: Version = Version::new(51, 0);
-/// The first that leaves a TAP's addresses alone unless asked.
+/// The first that leaves a TAP's addresses alone unless asked. Before, it did so only with one that it found in `/sys`.
 const NO_OWN_ADDRESS: Version = Version::new(49, 0);
 /// Its own limit (`MAX_SUPPORTED_CPUS` of old).
 const MOST_VCPUS: u32 = 254;
 
 pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Launch, Unfit> {
     let connection = &slot.connection;
-    if connection.netns.is_some() && program.version < NO_OWN_ADDRESS {
-        return Err(Unfit::OwnAddress(program.version));
+    match (&connection.netns, slot.sys) {
+        (Some(_), Sys::Host) if program.version < NO_OWN_ADDRESS => {
+            return Err(Unfit::OwnAddress(program.version));
+        }
+        (Some(_) | None, Sys::Host | Sys::Own) => {}
     }
     if spec.vcpu > MOST_VCPUS {
         return Err(Unfit::Processors {

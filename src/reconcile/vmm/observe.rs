@@ -1,37 +1,66 @@
 //! Looks at a VM's run directory, and through `/proc` at its process.
 //! Not here: judging what is found.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::Duration;
 
+use super::note::Note;
 use super::{
-    CONSOLE, Control, Desired, LABEL_VAR, OURS, Observed, Plug, RECORD, RunDir, Running, Vmm,
+    CONSOLE, Control, Desired, LABEL_VAR, NOTE, OURS, Observed, Plug, RECORD, RunDir, Running,
+    STRAY, Vmm, confine,
 };
 use crate::api::meta::Uid;
 use crate::host::process::{self, Exit, Identity, Life, Record, TapSlot};
 use crate::host::{Error, Kind, fs};
 use crate::owner::{Instance, Label, Owner};
 
-/// How often, and how far apart, a look waits for a birth under way: 5 s, for a busy machine is slow to load a VMM.
-const BIRTH_PATIENCE: u32 = 500;
-const BIRTH_STEP: Duration = Duration::from_millis(10);
+/// How long a look waits for a birth under way: a busy machine is slow to load a VMM.
+const BIRTH_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks at it; each rest is twice the one before.
+const FIRST_STEP: Duration = Duration::from_millis(1);
+const LAST_STEP: Duration = Duration::from_millis(16);
 
 impl Vmm {
     /// Every VM of this daemon that has a live VMM, wanted or not. One pass over `/proc`.
     pub async fn claimed(&self, instance: &Instance) -> Result<Vec<Label>, Error> {
-        let labels: Vec<Label> = census()
-            .await?
-            .iter()
-            .filter_map(|found| found.value.parse::<Label>().ok())
-            .filter(|label| label.instance == *instance)
-            .collect();
+        let mut labels = self.survey().await?;
+        labels.retain(|label| label.instance == *instance);
+        Ok(labels)
+    }
+
+    async fn survey(&self) -> Result<Vec<Label>, Error> {
+        let found = census().await?;
+        let labels = found.iter().filter_map(|found| found.value.parse().ok());
+        let labels: Vec<Label> = labels.collect();
         let uids = labels.iter().filter_map(|label| match &label.owner {
             Owner::Vm { uid, .. } => Some(*uid),
             Owner::Ground => None,
         });
         self.lock().extend(uids);
+        // Another one was as fast.
+        let _ = self.surveyed.set(());
         Ok(labels)
+    }
+
+    /// Whether a process of the VM may run that its record does not name. A record that names one, or an attempt, is sound: the newborn
+    /// notes itself before it is anything else. Without one, files of a VMM tell of it, or what was seen last. To walk all
+    /// of `/proc` once is enough for all VMs that have neither.
+    async fn may_be_lost(
+        &self,
+        desired: &Desired,
+        dir: &RunDir,
+        record: Trail,
+    ) -> Result<bool, Error> {
+        match record {
+            Trail::Sound => return Ok(false),
+            Trail::Lost => {}
+        }
+        if matches!(dir, RunDir::Present { ours, .. } if !ours.is_empty()) {
+            return Ok(true);
+        }
+        if desired.want.is_some() && !self.surveyed.initialized() {
+            self.survey().await?;
+        }
+        Ok(self.lock().contains(&desired.uid))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<Uid>> {
@@ -45,15 +74,20 @@ impl Vmm {
 pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, Error> {
     let dir = look_at_dir(desired)?;
     let record = patient_record(desired).await?;
-    let (recorded, ended) = follow(desired, record)?;
-    let running = match recorded {
+    let Followed {
+        running,
+        ended,
+        trail,
+    } = follow(desired, record)?;
+    let running = match running {
         Some(running) => vec![running],
-        None if worth_a_census(rung, desired, &dir) => unrecorded(desired).await?,
+        None if rung.may_be_lost(desired, &dir, trail).await? => unrecorded(desired).await?,
         None => Vec::new(),
     };
-    if running.is_empty() {
-        rung.lock().remove(&desired.uid);
-    }
+    match running.is_empty() {
+        true => rung.lock().remove(&desired.uid),
+        false => rung.lock().insert(desired.uid),
+    };
     let last_words = if running.is_empty() {
         last_words(desired)
     } else {
@@ -68,80 +102,101 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
 }
 
 fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
-    let recorded = fs::read_text(&desired.record())?.is_some();
+    let mut beside = Vec::new();
+    if Note::is_there(desired) {
+        beside.push(NOTE.to_owned());
+    }
+    if fs::read_text(&desired.record())?.is_some() {
+        beside.push(RECORD.to_owned());
+    }
     Ok(match fs::look_at_dir(&desired.dir)? {
-        fs::Dir::Absent if recorded => RunDir::Present {
-            ours: vec![RECORD.to_owned()],
+        fs::Dir::Absent if beside.is_empty() => RunDir::Absent,
+        fs::Dir::Absent => RunDir::Present {
+            ours: beside,
             others: Vec::new(),
         },
-        fs::Dir::Absent => RunDir::Absent,
         fs::Dir::NotADirectory => RunDir::Foreign,
         fs::Dir::Present(names) => {
-            let owner = owner(&desired.dir)?;
-            let is_ours = |name: &String| {
-                let made_by_the_vmm =
-                    || owner != 0 && owner_or_none(&desired.dir.join(name)) == Some(owner);
-                OURS.contains(&name.as_str()) || made_by_the_vmm()
-            };
-            let (mut ours, others): (Vec<_>, Vec<_>) = names.into_iter().partition(is_ours);
-            if recorded {
-                ours.push(RECORD.to_owned());
-                ours.sort_unstable();
-                ours.dedup();
+            let (mut ours, mut others): (Vec<_>, Vec<_>) =
+                names.into_iter().partition(|name| is_ours(name));
+            // Where its own user may write all is its, and goes as one: its names are not to be told.
+            if !others.is_empty() && confine::owner(&desired.dir)?.is_some_and(|user| user != 0) {
+                others.clear();
+                ours.push(STRAY.to_owned());
             }
+            ours.extend(beside);
+            ours.sort_unstable();
+            ours.dedup();
             RunDir::Present { ours, others }
         }
     })
 }
 
-/// Who may write in the run directory: the VMM's user. Root, if that is what it runs as.
-fn owner(dir: &Path) -> Result<u32, Error> {
-    let found = std::fs::symlink_metadata(dir);
-    let found = found.map_err(|error| Error::io("look at", dir.display().to_string(), error))?;
-    Ok(found.uid())
-}
-
-fn owner_or_none(path: &Path) -> Option<u32> {
-    std::fs::symlink_metadata(path)
-        .ok()
-        .map(|found| found.uid())
+/// Or what a crash has left of writing it.
+fn is_ours(name: &str) -> bool {
+    let draft = name
+        .strip_prefix('.')
+        .and_then(|name| name.strip_suffix(".new"));
+    OURS.contains(&draft.unwrap_or(name))
 }
 
 async fn patient_record(desired: &Desired) -> Result<Record, Error> {
     let path = desired.record();
-    for _ in 0..BIRTH_PATIENCE {
+    let (mut waited, mut step) = (Duration::ZERO, FIRST_STEP);
+    while waited < BIRTH_PATIENCE {
         match process::read_record(&path) {
-            Err(error) if error.kind == Kind::Busy => tokio::time::sleep(BIRTH_STEP).await,
+            Err(error) if error.kind == Kind::Busy => tokio::time::sleep(step).await,
             other => return other,
         }
+        waited += step;
+        step = LAST_STEP.min(step * 2);
     }
     process::read_record(&path)
 }
 
+/// Whether a record can be relied on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trail {
+    /// It names a process, or an attempt at one, that has ended or runs.
+    Sound,
+    /// There is none, or it names one that is not ours.
+    Lost,
+}
+
+struct Followed {
+    running: Option<Running>,
+    ended: Option<Exit>,
+    trail: Trail,
+}
+
 /// What became of the process on record.
-fn follow(desired: &Desired, record: Record) -> Result<(Option<Running>, Option<Exit>), Error> {
+fn follow(desired: &Desired, record: Record) -> Result<Followed, Error> {
+    let found = |running, ended, trail| {
+        Ok(Followed {
+            running,
+            ended,
+            trail,
+        })
+    };
     let identity = match record {
-        Record::None => return Ok((None, None)),
-        Record::Unborn => return Ok((None, None)),
+        Record::None => return found(None, None, Trail::Lost),
+        Record::Unborn => return found(None, None, Trail::Sound),
         Record::Of(identity) => identity,
     };
     match process::look(&identity)? {
-        Life::Ended(exit) => Ok((None, Some(exit))),
+        Life::Ended(exit) => found(None, Some(exit), Trail::Sound),
         Life::Alive(process) => {
             let label = process::env_var(identity.pid, LABEL_VAR)?;
             let running = describe(desired, identity, label.as_deref(), Recorded::Yes)?;
             // `process` is held until here: what was described is what was looked at.
             drop(process);
-            Ok((running, None))
+            let trail = match &running {
+                Some(_) => Trail::Sound,
+                None => Trail::Lost,
+            };
+            found(running, None, trail)
         }
     }
-}
-
-/// Walking all of `/proc` is for the case that something could be there: before a launch, while files of a VMM are left, or
-/// when the last census saw one. Never for a slot without VMM, never for a VM whose record is sound.
-fn worth_a_census(rung: &Vmm, desired: &Desired, dir: &RunDir) -> bool {
-    let traces = matches!(dir, RunDir::Present { ours, .. } if !ours.is_empty());
-    desired.want.is_some() || traces || rung.lock().contains(&desired.uid)
 }
 
 async fn unrecorded(desired: &Desired) -> Result<Vec<Running>, Error> {
@@ -195,17 +250,13 @@ fn describe(
     }))
 }
 
-/// They are written before the start and never while it runs, so they are what it has read.
 fn stale(desired: &Desired) -> Result<Vec<String>, Error> {
-    let files = desired.want.iter().flat_map(|launch| &launch.files);
-    let mut stale = Vec::new();
-    for file in files {
-        let found = fs::read(&desired.dir.join(&file.name))?;
-        if found.as_deref() != Some(file.text.as_bytes()) {
-            stale.push(file.name.clone());
+    match &desired.want {
+        Some(launch) if !launch.files.is_empty() => {
+            Ok(Note::stale(Note::read(desired)?.as_ref(), launch))
         }
+        Some(_) | None => Ok(Vec::new()),
     }
-    Ok(stale)
 }
 
 fn plug(desired: &Desired, pid: u32) -> Result<Plug, Error> {

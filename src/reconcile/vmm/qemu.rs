@@ -14,6 +14,9 @@ use crate::api::life::Board;
 use crate::api::network::Connection;
 use crate::api::vm::VmSpec;
 
+/// Which system calls are refused to it: those of nobody, of another user, of a starter of programs, of a scheduler.
+pub(super) const SANDBOX: &str =
+    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 /// Bytes, IEEE 802.3; what a virtio network card without `host_mtu` has.
 const ETHERNET_MTU: u32 = 1500;
 
@@ -40,10 +43,7 @@ pub(super) fn recipe(
     }
     say("-smp", spec.vcpu.to_string());
     say("-m", format!("{}M", spec.ram_bytes >> 20));
-    say(
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
-    );
+    say("-sandbox", SANDBOX.to_owned());
     say("-display", "none".to_owned());
     // Appending, so that a rotated log does not become a hole of its old length.
     let console = escape(&slot.dir.join(CONSOLE).display().to_string());

@@ -22,6 +22,20 @@ pub struct Slot {
     /// Its disks, in their order: the first is the root disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
+    /// Whose `/sys` its VMM sees.
+    #[serde(default)]
+    pub sys: Sys,
+}
+
+/// Whose `/sys` a VMM sees: that of the network namespace it was mounted in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sys {
+    /// The host's: the VM's links are not in it.
+    #[default]
+    Host,
+    /// A fresh one, as every confined VMM has it.
+    Own,
 }
 
 /// A disk that is there to be opened.
@@ -56,9 +70,12 @@ pub struct Launch {
     /// Written into the run directory before the start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<NewFile>,
-    /// The files that the guest writes to: no limit on a file's length may be below theirs.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub writes: Vec<PathBuf>,
+    /// For which version of its program; none: nobody has asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// Such a one is kept while it runs, and never started: it is from before VMMs had users of their own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only_kept: bool,
 }
 
 /// A file that a VMM reads when it starts.
@@ -73,16 +90,21 @@ pub struct NewFile {
 impl Launch {
     /// In its slot's place; without files.
     pub(super) fn new(argv: Vec<String>, slot: &Slot) -> Self {
-        let writable = slot
-            .disks
-            .iter()
-            .filter(|disk| disk.access == Access::ReadWrite);
         Self {
             argv,
             netns: slot.connection.netns.clone(),
             tap: slot.connection.tap.clone(),
             files: Vec::new(),
-            writes: writable.map(|disk| disk.path.clone()).collect(),
+            version: None,
+            only_kept: false,
+        }
+    }
+
+    /// What runs already and is to go on so; never to be started.
+    pub fn kept(argv: Vec<String>, slot: &Slot) -> Self {
+        Self {
+            only_kept: true,
+            ..Self::new(argv, slot)
         }
     }
 
@@ -149,7 +171,7 @@ pub enum Unfit {
     GuessedFormat(Version),
     /// This VMM would put an address of its own on the TAP.
     #[error(
-        "cloud-hypervisor {0} puts an address of its own on a TAP in a network namespace: 49.0 or newer is needed there"
+        "cloud-hypervisor {0} puts an address of its own on a TAP that it does not see in /sys: 49.0 or newer is needed in a network namespace"
     )]
     OwnAddress(Version),
 }
@@ -175,6 +197,6 @@ pub fn recipe(
         Hypervisor::Firecracker => firecracker::recipe(spec, slot, program),
         Hypervisor::CloudHypervisor => cloud_hypervisor::recipe(spec, slot, program),
     }?;
-    launch.files.push(program.version.note());
+    launch.version = Some(program.version);
     Ok(Some(launch))
 }

@@ -1,0 +1,279 @@
+//! A confined VMM that does what it wants with its own directory, its children and its disks: none of it is read back, stands in the
+//! way, grows without end or outlives it.
+//! Not here: what it sees of the host (`confine`, `tests/daemon/confinement.rs`).
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use slicectl::host::process::{self, Identity, Life, Stop, user_lives};
+use slicectl::reconcile::Reconcile;
+use slicectl::reconcile::vmm::{
+    Access, Action, CONFIG, CONSOLE, CONSOLE_OLD, Confined, Desired, Disk, HOME_BYTES, LOG_LIMIT,
+    Launch, NewFile, Vmm, rotate,
+};
+
+use crate::support::{PrivateNet, converge, eventually, leave_the_mounts, some_vm};
+
+/// What a shell does in a VMM's place, before it sleeps.
+fn does(net: &PrivateNet, script: &str) -> Launch {
+    let script = format!("{script}; sleep 600; true");
+    Launch {
+        argv: ["sh".to_owned(), "-c".to_owned(), script].into(),
+        netns: Some(net.path.clone()),
+        tap: "lo".into(),
+        files: Vec::new(),
+        version: None,
+        only_kept: false,
+    }
+}
+
+/// What only sleeps.
+fn sleeper(net: &PrivateNet) -> Launch {
+    Launch {
+        argv: ["sleep", "600"].map(str::to_owned).into(),
+        ..does(net, "")
+    }
+}
+
+/// A VM whose VMM has a user that nobody else has.
+fn confined(dir: &Path, launch: Launch) -> (Desired, u32) {
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    leave_the_mounts();
+    let start = 2_100_000_000 + std::process::id() % 400_000 * 100;
+    let user = start + GIVEN.fetch_add(1, Ordering::Relaxed);
+    let confined = Confined {
+        user,
+        vcpu: 1,
+        ram_bytes: 64 << 20,
+        files: Vec::new(),
+    };
+    let desired = Desired {
+        confined: Some(confined),
+        ..some_vm(dir, Some(launch))
+    };
+    (desired, user)
+}
+
+async fn kill(identity: &Identity) {
+    let Life::Alive(alive) = process::look(identity).unwrap() else {
+        panic!("it has ended");
+    };
+    alive.stop(Stop::Kill).unwrap();
+    alive.ended().await.unwrap();
+}
+
+/// Down, as a VM goes: who confines is not known then.
+async fn clear(rung: &Vmm, desired: &Desired) {
+    let nothing = Desired {
+        want: None,
+        confined: None,
+        disks: Vec::new(),
+        ..desired.clone()
+    };
+    converge(rung, &nothing).await;
+    let above = desired.dir.parent().unwrap();
+    let left: Vec<_> = fs::read_dir(above).unwrap().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn what_a_vmm_has_made_in_its_directory_is_neither_read_nor_in_the_way() {
+    let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let script = format!(
+        "rm {CONFIG}; mkfifo {CONFIG}; mkdir -p launch.json/x .{CONFIG}.new/x process/x {CONSOLE_OLD}/x; ln -s /dev/zero version; touch \"$(printf 'a\\377b')\" made"
+    );
+    let file = NewFile {
+        name: CONFIG.to_owned(),
+        text: "{}".to_owned(),
+    };
+    let launch = Launch {
+        files: vec![file],
+        ..does(&net, &script)
+    };
+    let (desired, _) = confined(home.path(), launch);
+    let rung = Vmm::default();
+    let (first, _) = converge(&rung, &desired).await;
+    assert!(eventually(Duration::from_secs(9), || desired
+        .dir
+        .join("made")
+        .exists()));
+    let rest = converge(&rung, &desired).await.1;
+    assert_eq!(
+        rest,
+        Vec::<String>::new(),
+        "what it has read is what was noted"
+    );
+
+    kill(first.process().unwrap()).await;
+    let (_, steps) = converge(&rung, &desired).await;
+    assert_eq!(steps, ["start the VMM again: it was killed by signal 9"]);
+    assert!(eventually(Duration::from_secs(9), || desired
+        .dir
+        .join("made")
+        .exists()));
+    clear(&rung, &desired).await;
+}
+
+#[tokio::test]
+async fn a_child_of_a_vmm_ends_with_it_whatever_it_calls_itself() {
+    let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let launch = does(&net, "env -i setsid sleep 601 & touch made");
+    let (desired, user) = confined(home.path(), launch);
+    let rung = Vmm::default();
+    let children = || -> Vec<u32> {
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let is_child = |pid: &u32| {
+            let owned = fs::metadata(format!("/proc/{pid}")).is_ok_and(|found| found.uid() == user);
+            owned && process::argv(*pid).is_ok_and(|argv| argv == ["sleep", "601"])
+        };
+        pids.filter(is_child).collect()
+    };
+    let (first, _) = converge(&rung, &desired).await;
+    assert!(eventually(Duration::from_secs(9), || children().len() == 1));
+    let before = children();
+    kill(first.process().unwrap()).await;
+    assert_eq!(children(), before, "it does not go by itself");
+    converge(&rung, &desired).await;
+    assert!(eventually(Duration::from_secs(9), || {
+        let now = children();
+        now.len() == 1 && now != before
+    }));
+    clear(&rung, &desired).await;
+    assert!(eventually(Duration::from_secs(9), || !user_lives(user)));
+}
+
+#[tokio::test]
+async fn the_directory_of_a_vmm_has_an_end_and_its_log_is_rotated_in_the_last_of_it() {
+    let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let fill = "for n in 1 2 3 4 5 6; do head -c 2000000 /dev/zero > f$n; done; while :; do head -c 65536 /dev/zero >> last || break; done";
+    let (desired, _) = confined(
+        home.path(),
+        does(&net, &format!("head -c 1500000 /dev/zero; {fill}")),
+    );
+    let rung = Vmm::default();
+    converge(&rung, &desired).await;
+    let room = || rustix::fs::statvfs(&desired.dir).unwrap();
+    assert!(eventually(Duration::from_secs(9), || room().f_bfree == 0));
+    assert!(room().f_blocks * room().f_frsize <= HOME_BYTES);
+    assert!(room().f_files < 1000);
+    rotate(&desired.dir).unwrap();
+    let length = |name: &str| fs::metadata(desired.dir.join(name)).unwrap().len();
+    assert!(length(CONSOLE_OLD) >= 1_500_000 && length(CONSOLE) < LOG_LIMIT / 2);
+    clear(&rung, &desired).await;
+}
+
+#[tokio::test]
+async fn a_disk_behind_a_link_is_the_vmms_as_long_as_the_vm_is_there_and_then_its_owners_again() {
+    let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let place = tempfile::tempdir().unwrap();
+    let (disk, link) = (place.path().join("disk"), place.path().join("link"));
+    fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    std::os::unix::fs::chown(&disk, Some(1234), Some(1235)).unwrap();
+    fs::set_permissions(&disk, fs::Permissions::from_mode(0o640)).unwrap();
+    std::os::unix::fs::symlink(&disk, &link).unwrap();
+    let script = format!(
+        "printf x | dd of={} conv=notrunc; echo $? > made",
+        link.display()
+    );
+    let (mut desired, user) = confined(home.path(), does(&net, &script));
+    let used = Disk {
+        path: link,
+        access: Access::ReadWrite,
+    };
+    desired.disks = vec![used.clone()];
+    desired.confined.as_mut().unwrap().files = vec![used];
+    let whose = || {
+        let found = fs::metadata(&disk).unwrap();
+        (found.uid(), found.gid(), found.mode() & 0o7777)
+    };
+    let rung = Vmm::default();
+    let (first, _) = converge(&rung, &desired).await;
+    assert_eq!(whose(), (user, user, 0o600));
+    let made = || fs::read_to_string(desired.dir.join("made")).unwrap_or_default();
+    assert!(
+        eventually(Duration::from_secs(9), || made() == "0\n"),
+        "{}",
+        made()
+    );
+    assert_eq!(fs::read(&disk).unwrap()[0], b'x');
+    kill(first.process().unwrap()).await;
+    converge(&rung, &desired).await;
+    assert_eq!(whose(), (user, user, 0o600), "a second time");
+    clear(&rung, &desired).await;
+    assert_eq!(whose(), (1234, 1235, 0o640));
+}
+
+#[tokio::test]
+async fn a_program_behind_a_link_below_another_mount_is_run_under_the_name_it_was_called_by() {
+    let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    leave_the_mounts();
+    // In a copy of the mounts that this thread has for itself.
+    rustix::mount::mount(
+        "x",
+        "/usr/share",
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        None,
+    )
+    .unwrap();
+    let (real, link) = (Path::new("/usr/share/sleeper"), home.path().join("a name"));
+    fs::copy("/bin/sleep", real).unwrap();
+    std::os::unix::fs::symlink(real, &link).unwrap();
+    let run = tempfile::tempdir().unwrap();
+    let argv = vec![link.display().to_string(), "600".to_owned()];
+    let launch = Launch {
+        argv: argv.clone(),
+        ..does(&net, "")
+    };
+    let (desired, _) = confined(run.path(), launch);
+    let rung = Vmm::default();
+    let (observed, _) = converge(&rung, &desired).await;
+    let pid = observed.process().unwrap().pid;
+    assert_eq!(process::argv(pid).unwrap(), argv);
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    let below = mounts.lines().find(|line| line.contains(" /usr/share "));
+    let options = below.unwrap().split(' ').nth(5).unwrap();
+    for option in ["ro", "nosuid", "nodev"] {
+        assert!(options.split(',').any(|found| found == option), "{options}");
+    }
+    clear(&rung, &desired).await;
+}
+
+#[tokio::test]
+async fn one_from_before_there_were_users_is_kept_and_never_started_again() {
+    let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let old = some_vm(home.path(), Some(sleeper(&net)));
+    let rung = Vmm::default();
+    let (running, _) = converge(&rung, &old).await;
+    let mut kept = old.clone();
+    kept.want.as_mut().unwrap().only_kept = true;
+    kept.want.as_mut().unwrap().argv = process::argv(running.process().unwrap().pid).unwrap();
+    let rest = converge(&rung, &kept).await.1;
+    assert_eq!(rest, Vec::<String>::new());
+    kill(running.process().unwrap()).await;
+    let error = rung.act(&kept, &Action::Launch { after: None }).await;
+    let why = error.unwrap_err().source.to_string();
+    assert!(why.contains("given one first"), "{why}");
+    assert!(rung.observe(&kept).await.unwrap().running.is_empty());
+    clear(&rung, &old).await;
+}
+
+#[tokio::test]
+async fn a_vmm_is_not_spared_as_the_daemon_is_when_memory_is_short() {
+    let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let ours = Path::new("/proc/self/oom_score_adj");
+    let before = fs::read_to_string(ours).unwrap();
+    fs::write(ours, "123").unwrap();
+    let desired = some_vm(home.path(), Some(sleeper(&net)));
+    let rung = Vmm::default();
+    let (observed, _) = converge(&rung, &desired).await;
+    fs::write(ours, before.trim()).unwrap();
+    let pid = observed.process().unwrap().pid;
+    let its = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    assert_eq!(its, "0\n");
+    clear(&rung, &desired).await;
+}
