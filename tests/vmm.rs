@@ -1,6 +1,8 @@
 //! The Vmm rung: its laws, real processes, and a real guest.
 //! Not here: the other rungs, the daemon.
 
+#[path = "vmm/api.rs"]
+mod api;
 #[path = "vmm/disks.rs"]
 mod disks;
 #[path = "vmm/confine.rs"]
