@@ -19,3 +19,5 @@ mod real;
 mod recipes;
 #[path = "vmm/support.rs"]
 mod support;
+#[path = "support/vmm.rs"]
+mod vmm;

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use slicectl::api::vm::Hypervisor;
 
-use crate::support::{double_of, eventually, program, tiny_guest};
+use crate::support::eventually;
+use crate::vmm::{double_of, program, tiny_guest};
 
 /// A VMM with nothing but its API socket, in a network namespace of its own with a `tap0`.
 struct Idle {
@@ -111,20 +112,20 @@ impl Idle {
         }
     }
 
-    fn end(mut self) -> Option<i32> {
-        let _ = rustix::process::kill_process(
-            rustix::process::Pid::from_raw(i32::try_from(self.vmm.id()).unwrap()).unwrap(),
-            rustix::process::Signal::KILL,
-        );
-        self.vmm.wait().unwrap().code()
-    }
-
     /// Ended by itself, with this status.
     fn ends_with(mut self, status: i32) {
         let vmm = std::cell::RefCell::new(&mut self.vmm);
         let ended = || vmm.borrow_mut().try_wait().unwrap().is_some();
         assert!(eventually(Duration::from_secs(10), ended), "it goes on");
         assert_eq!(self.vmm.wait().unwrap().code(), Some(status));
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        // What has ended by itself cannot be killed.
+        let _ = self.vmm.kill();
+        let _ = self.vmm.wait();
     }
 }
 
@@ -202,7 +203,6 @@ fn the_story_of_firecracker(vmm: Idle) {
         vmm.dir.path().join("v.sock").exists(),
         "bound when it was told"
     );
-    vmm.end();
 }
 
 #[test]
@@ -241,20 +241,19 @@ fn an_old_firecracker_does_not_know_the_words_of_a_new_one() {
     let old = firecracker(Some("firecracker-1.10"));
     old.tell(&[
         "GET /version => 200 1.10",
-        &told("PUT /network-interfaces/eth0", &mtu, "400 unknown field"),
+        &told("PUT /network-interfaces/eth0", mtu, "400 unknown field"),
         "PUT /serial {} => 400 fault_message",
-        &told("PUT /machine-config", &huge, "400 unknown variant"),
+        &told("PUT /machine-config", huge, "400 unknown variant"),
         r#"PATCH /machine-config {"mem_size_mib":32} => 400 missing field"#,
     ]);
-    old.end();
+    drop(old);
     let new = firecracker(Some("firecracker-1.17"));
     new.tell(&[
-        &told("PUT /network-interfaces/eth0", &mtu, "204"),
+        &told("PUT /network-interfaces/eth0", mtu, "204"),
         "PUT /serial {} => 204",
-        &told("PUT /machine-config", &huge, "204"),
+        &told("PUT /machine-config", huge, "204"),
         r#"PATCH /machine-config {"mem_size_mib":32} => 204"#,
     ]);
-    new.end();
 }
 
 fn cloud_hypervisor(named: Option<&str>) -> Idle {
@@ -309,5 +308,4 @@ fn an_old_cloud_hypervisor_says_500_in_plain_words() {
     let (status, said) = vmm.ask("GET", "/api/v1/vm.info", "");
     assert_eq!(status, 500);
     assert!(!said.starts_with('['), "{said}");
-    vmm.end();
 }

@@ -11,12 +11,13 @@ use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::process::{self, Exit, Identity, Life, Stop};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Accel, Access, Action, CONSOLE, Control, Desired, Disk, GuestState, LOG_LIMIT, Machine,
-    Program, Programs, Slot, Vmm, recipe, started_for,
+    Accel, Access, Action, CONSOLE, Control, Desired, Disk, GuestState, LABEL_VAR, LOG_LIMIT,
+    Machine, Program, Programs, RUN_DIR_VAR, Slot, Vmm, recipe, started_for,
 };
 
 use crate::guest;
-use crate::support::{PrivateNet, converge, double_of, eventually, program, some_vm, tiny_guest};
+use crate::support::{PrivateNet, converge, eventually, some_vm};
+use crate::vmm::{double_of, program, tiny_guest};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const GUEST: &str = "172.16.0.2";
@@ -116,6 +117,19 @@ impl Place {
         let steps = converge(&self.rung, &nothing).await.1;
         assert!(!nothing.dir.exists(), "left: {:?}", names(&nothing.dir));
         steps
+    }
+}
+
+impl Drop for Place {
+    /// A test that fails leaves no VMM behind.
+    fn drop(&mut self) {
+        for found in process::find(LABEL_VAR).unwrap_or_default() {
+            let dir = process::env_var(found.identity.pid, RUN_DIR_VAR);
+            let ours = matches!(&dir, Ok(Some(dir)) if Path::new(dir).starts_with(self.dir.path()));
+            if ours && let Ok(Life::Alive(process)) = process::look(&found.identity) {
+                let _ = process.stop(Stop::Kill);
+            }
+        }
     }
 }
 
