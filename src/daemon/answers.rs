@@ -274,6 +274,25 @@ impl Backend for Answers {
         }
     }
 
+    async fn type_in(&self, vm: Name, keys: Bytes) -> Result<(), Refusal> {
+        let found = self.engine.store.read(|world| {
+            let vm = world.vm_by_name(&vm)?;
+            Some((vm.meta.uid, vm.spec.hypervisor))
+        });
+        match found {
+            None => Err(Refusal::NotFound(format!("vm/{vm}"))),
+            Some((_, hypervisor)) if !vmm::takes_input(hypervisor) => {
+                Err(Refusal::Conflict(vec![format!(
+                    "vm/{vm} has no console to type at: hypervisor {hypervisor} takes no input; see `slicectl logs`"
+                )]))
+            }
+            Some((uid, _)) => {
+                let pipe = self.engine.run_dir.vm_dir(uid).join(vmm::INPUT);
+                console::type_in(&pipe, vm.as_str(), &keys)
+            }
+        }
+    }
+
     async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>, Refusal> {
         let strays = self
             .engine
