@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 use super::intake_loop::{IntakeLoop, delete_group, store_draft};
-use super::{reach, streams};
+use super::{console, reach, streams};
 use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::lease::subnet;
@@ -30,7 +30,7 @@ use crate::owner::{Label, Owner};
 use crate::reconcile::engine::{Engine, Key};
 use crate::reconcile::explain::{self, Way};
 use crate::reconcile::fold::{House, Trouble};
-use crate::reconcile::storage;
+use crate::reconcile::{storage, vmm};
 use crate::store::{self, World};
 use crate::wire::{Backend, Effect, Refusal, Span, packet};
 
@@ -276,7 +276,7 @@ impl Backend for Answers {
 
     async fn type_in(&self, vm: Name, keys: Bytes) -> Result<(), Refusal> {
         let found = self.engine.store.read(|world| {
-            let vm = world.vm_by_name(&vm)?;
+            let vm = world.vm_named(&vm)?;
             Some((vm.meta.uid, vm.spec.hypervisor))
         });
         match found {

@@ -18,6 +18,7 @@ use crate::api::meta::Name;
 use crate::api::view::{Change, Kind, Object};
 use crate::clock;
 use crate::host::fs;
+use crate::reconcile::vmm::LOG_LIMIT;
 use crate::store::{self, Events};
 use crate::wire::Span;
 
@@ -188,14 +189,21 @@ fn log_from(
     })
 }
 
-/// Where the last `lines` of a log begin: a log is 2 MiB at most. What is after the last line end is a line, too.
+/// Where the last `lines` of a log begin. What is after the last line end is a line, too. Of one that is longer than a log is to be,
+/// only so much of its end is looked at.
 async fn start_of_last(path: &Path, lines: usize) -> io::Result<u64> {
-    let text = match tokio::fs::read(path).await {
-        Ok(text) => text,
+    // The VMM may have put anything there.
+    let mut file = match fs::open_plain(path) {
+        Ok(file) => tokio::fs::File::from_std(file),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(error),
     };
-    Ok(start_in(&text, lines) as u64)
+    let length = file.metadata().await?.len();
+    let start = length.saturating_sub(LOG_LIMIT);
+    file.seek(SeekFrom::Start(start)).await?;
+    let mut text = Vec::new();
+    file.take(LOG_LIMIT).read_to_end(&mut text).await?;
+    Ok(start + start_in(&text, lines) as u64)
 }
 
 fn start_in(text: &[u8], lines: usize) -> usize {
@@ -231,7 +239,26 @@ async fn read_on(path: &Path, at: u64) -> io::Result<(Bytes, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::start_in;
+    use super::{start_in, start_of_last};
+
+    #[tokio::test]
+    async fn the_lines_of_what_is_no_plain_file_are_neither_waited_for_nor_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        assert_eq!(start_of_last(&path, 2).await.unwrap(), 0);
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        assert!(start_of_last(&path, 2).await.is_err(), "a pipe");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        assert!(
+            start_of_last(&path, 2).await.is_err(),
+            "a link to an endless file"
+        );
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "a\nb\nc\n").unwrap();
+        assert_eq!(start_of_last(&path, 2).await.unwrap(), 2);
+    }
 
     #[test]
     fn the_last_lines_begin_after_a_line_end_and_an_unfinished_line_counts() {

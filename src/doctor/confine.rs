@@ -87,7 +87,7 @@ fn judge_users(ids: &IdRange, mapped: &[Run], others: &[Run]) -> Check {
     }
 }
 
-fn judge_limits(base: Result<&Path, &str>) -> Check {
+fn judge_limits(base: Result<&Path, String>) -> Check {
     match base {
         Ok(base) => ok(LIMITS, format!("control groups below {}", base.display())),
         Err(why) => warn(
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn missing_limits_are_a_warning_that_names_the_reason() {
-        let check = judge_limits(Err("no control groups of version 2"));
+        let check = judge_limits(Err("no control groups of version 2".to_owned()));
         assert_eq!(check.verdict, CheckVerdict::Warn);
         assert!(check.found.ends_with("no control groups of version 2"));
     }

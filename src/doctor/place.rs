@@ -21,7 +21,7 @@ const NEEDED: [(u32, &str); 2] = [
     (12, "CAP_NET_ADMIN (links and rules)"),
     (21, "CAP_SYS_ADMIN (namespaces)"),
 ];
-const USEFUL: [(u32, &str); 9] = [
+const USEFUL: [(u32, &str); 10] = [
     (0, "CAP_CHOWN (the socket's group)"),
     (1, "CAP_DAC_OVERRIDE (files of other owners)"),
     (5, "CAP_KILL (stopping VMMs)"),
@@ -31,6 +31,7 @@ const USEFUL: [(u32, &str); 9] = [
     (13, "CAP_NET_RAW (iptables-legacy)"),
     (19, "CAP_SYS_PTRACE (VMMs of other owners)"),
     (27, "CAP_MKNOD (VMMs' own devices)"),
+    (28, "CAP_LEASE (whether a VMM's disk is written to)"),
 ];
 
 /// A host with fewer cannot place many groups more.

@@ -31,19 +31,25 @@ const PREFIX: &str = "vm-";
 /// Microseconds: the kernel's own default period of `cpu.max`.
 const PERIOD: u64 = 100_000;
 
-/// The group that VMMs' groups are made in, or why there is none, in words. Looked for once; the first call shares out the
-/// controllers.
-pub fn base() -> Result<&'static Path, &'static str> {
-    static BASE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let base = BASE.get_or_init(|| {
+/// The group that VMMs' groups are made in, or why there is none, in words. Looked for until it is found; the call that finds it
+/// shares out the controllers. What stands in its way today may be gone tomorrow: a VMM of an earlier daemon in the very group.
+pub fn base() -> Result<&'static Path, String> {
+    static BASE: OnceLock<PathBuf> = OnceLock::new();
+    found_once(&BASE, || {
         let text = |path| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
         let base = find(&text("/proc/self/cgroup")?, &text("/proc/self/mountinfo")?)?;
         share_out(&base)?;
         Ok(base)
-    });
-    match base {
-        Ok(base) => Ok(base),
-        Err(why) => Err(why),
+    })
+}
+
+fn found_once(
+    known: &OnceLock<PathBuf>,
+    look: impl FnOnce() -> Result<PathBuf, String>,
+) -> Result<&Path, String> {
+    match known.get() {
+        Some(base) => Ok(base),
+        None => look().map(|base| known.get_or_init(|| base).as_path()),
     }
 }
 
@@ -111,6 +117,16 @@ pub fn make(base: &Path, name: &str, limits: &Limits) -> Result<PathBuf, Error> 
         }
     }
     Ok(group)
+}
+
+/// Kills everything in a group in `base`, at once (cgroup-v2.rst, `cgroup.kill`, Linux 5.14). One that cannot be killed so is not.
+pub fn kill(base: &Path, name: &str) {
+    // A file that the kernel has made, or none.
+    let file = base.join(format!("{PREFIX}{name}")).join("cgroup.kill");
+    let opened = fs::OpenOptions::new().write(true).open(&file);
+    if let Err(error) = opened.and_then(|mut file| io::Write::write_all(&mut file, b"1")) {
+        tracing::debug!(group = name, %error, "a control group is not killed");
+    }
 }
 
 /// Removes a group in `base`. One that is not there, or in which something still lives, is left alone without error.
@@ -195,6 +211,17 @@ mod tests {
         assert!(base.path().join("other").exists());
         assert!(!base.path().join("vm-a").exists() && !base.path().join("vm-b").exists());
         remove(base.path(), "a").unwrap();
+    }
+
+    #[test]
+    fn what_stood_in_the_way_once_does_not_for_ever() {
+        let known = OnceLock::new();
+        let busy = found_once(&known, || Err("busy".to_owned()));
+        assert_eq!(busy, Err("busy".to_owned()));
+        let base = Path::new("/base");
+        assert_eq!(found_once(&known, || Ok(base.to_owned())), Ok(base));
+        let again = found_once(&known, || panic!("it is known"));
+        assert_eq!(again, Ok(base));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! - Over rtnetlink ([`netlink`]): [`link`], [`bridge`] and what is particular to its ports, [`fdb`] (a bridge's forwarding entries),
 //!   [`tap`], [`addr`], [`route`], [`neigh`], [`tc`] (filters where frames come into a link); [`events`] tells of changes.
 //! - Packet filters: [`iptables`], whose rules are [`rule`]s; [`conntrack`].
-//! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`image`].
+//! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`ramdir`], [`image`].
 
 pub mod addr;
 pub mod bridge;
@@ -22,6 +22,7 @@ pub mod neigh;
 pub mod netlink;
 pub mod netns;
 pub mod process;
+pub mod ramdir;
 pub mod route;
 pub mod rule;
 pub mod sysctl;

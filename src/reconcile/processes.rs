@@ -80,18 +80,26 @@ impl Processes {
             .kernel_file
             .as_deref()
             .ok_or_else(|| format!("hypervisor {hypervisor} needs a `kernel_file`"))?;
-        let files = [Some(kernel), spec.initrd_file.as_deref()];
-        if let Some(missing) = files.into_iter().flatten().find(|file| !file.is_file()) {
-            return Err(format!("{} is no file on this host", missing.display()));
-        }
-        let mut program = self
-            .programs
-            .get(hypervisor, spec.life.program.as_deref())
-            .await?;
-        // What runs goes on as what it was started as, whatever has been installed since.
-        let started_for = vmm::started_for(&nothing.dir).map_err(|error| error.to_string())?;
-        program.version = started_for.unwrap_or(program.version);
-        let machine = self.machine(hypervisor, &program, kernel).await?;
+        // What runs goes on as what it was started as, whatever has been installed, moved or removed since.
+        let runs = self.running(nothing.uid).is_some();
+        let started_as = vmm::started_as(&nothing.dir).map_err(|error| error.to_string())?;
+        let program = match started_as {
+            Some(program) => program,
+            None => {
+                let named = spec.life.program.as_deref();
+                self.programs.get(hypervisor, named).await?
+            }
+        };
+        let machine = match runs {
+            true => {
+                self.machine_of_what_runs(hypervisor, &program, kernel)
+                    .await?
+            }
+            false => {
+                are_there([Some(kernel), spec.initrd_file.as_deref()])?;
+                self.machine(hypervisor, &program, kernel).await?
+            }
+        };
         let slot = Slot {
             name: name.clone(),
             dir: nothing.dir.clone(),
@@ -101,12 +109,15 @@ impl Processes {
         let mut want =
             vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
         let confined = user.map(|user| confined(spec, &slot, user));
-        for file in confined.iter().flat_map(|confined| &confined.files) {
-            readable(file)?;
+        if !runs {
+            let mut files = confined.iter().flat_map(|confined| &confined.files);
+            files.try_for_each(readable)?;
         }
         if let (None, Some(launch)) = (&confined, &mut want) {
-            // It runs from before there were users for VMMs, and is wanted as it is until it ends.
-            if let Some(argv) = self.running_argv(owner::uid_of(label)) {
+            // One from before there were users for VMMs is wanted as it is until it ends, and never again.
+            launch.only_kept = true;
+            launch.files.clear();
+            if let Some(argv) = self.running_argv(nothing.uid) {
                 launch.argv = argv;
             }
         }
@@ -116,6 +127,24 @@ impl Processes {
             disks: disks.all.clone(),
             ..nothing
         })
+    }
+
+    /// It has found its `/dev/kvm`.
+    async fn machine_of_what_runs(
+        &self,
+        hypervisor: Hypervisor,
+        program: &Program,
+        kernel: &Path,
+    ) -> Result<Machine, String> {
+        match hypervisor {
+            Hypervisor::Qemu => self.machine(hypervisor, program, kernel).await,
+            Hypervisor::None | Hypervisor::Firecracker | Hypervisor::CloudHypervisor => {
+                Ok(Machine {
+                    accel: Accel::Kvm,
+                    tsc_khz: None,
+                })
+            }
+        }
     }
 
     /// QEMU runs guests with or without KVM; the others with it, or not at all.
@@ -166,6 +195,9 @@ impl Processes {
             boot,
             name,
             label,
+            user: self
+                .running(owner::uid_of(label))
+                .map(|running| running.pid),
         };
         storage::disks(storage, &whose)
     }
@@ -180,6 +212,7 @@ impl Processes {
             boot: "",
             name,
             label,
+            user: None,
         };
         Some(whose.nothing())
     }
@@ -200,15 +233,13 @@ impl Processes {
         }
     }
 
+    /// The VMM that runs for this VM, by its record.
+    fn running(&self, uid: Uid) -> Option<Identity> {
+        vmm::running(&self.run_dir.vmm_dir(uid)).ok().flatten()
+    }
+
     fn running_argv(&self, uid: Uid) -> Option<Vec<String>> {
-        let record = process::read_record(&self.run_dir.vm_dir(uid).join(vmm::RECORD)).ok()?;
-        let Record::Of(identity) = record else {
-            return None;
-        };
-        let Ok(Life::Alive(_held)) = process::look(&identity) else {
-            return None;
-        };
-        let argv = process::argv(identity.pid).ok()?;
+        let argv = process::argv(self.running(uid)?.pid).ok()?;
         (!argv.is_empty()).then_some(argv)
     }
 
@@ -238,6 +269,14 @@ impl Processes {
             _task: AbortOnDropHandle::new(task),
         };
         watches.insert(uid, watch);
+    }
+}
+
+fn are_there(files: [Option<&Path>; 2]) -> Result<(), String> {
+    let missing = files.into_iter().flatten().find(|file| !file.is_file());
+    match missing {
+        Some(missing) => Err(format!("{} is no file on this host", missing.display())),
+        None => Ok(()),
     }
 }
 

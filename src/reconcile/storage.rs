@@ -30,6 +30,8 @@ pub struct Whose<'a> {
     pub name: &'a Name,
     /// The VM's label.
     pub label: &'a Label,
+    /// The process that uses them now.
+    pub user: Option<u32>,
 }
 
 impl Whose<'_> {
@@ -40,12 +42,13 @@ impl Whose<'_> {
             dir: self.dir.to_owned(),
             name: self.name.clone(),
             boot: self.boot.to_owned(),
+            user: self.user,
             want: None,
         }
     }
 }
 
-/// What of `storage` is made and used.
+/// What of `storage` is made and used. What a VMM has already is not judged again: it goes on with what it has opened.
 ///
 /// # Errors
 /// A file is not there, or is not what it should be; in words that name it.
@@ -53,27 +56,46 @@ pub fn disks(storage: &Storage, whose: &Whose<'_>) -> Result<Disks, String> {
     let mut own = whose.nothing();
     let mut all = Vec::new();
     if let Some(path) = &storage.image {
-        let (want, root) = root(storage, path, &own.disk())?;
+        let (want, root) = root(storage, path, &own)?;
         own.want = want;
         all.push(root);
     }
     for further in &storage.disks {
         let path = further.path.clone();
-        match look(&path)? {
-            Found::File(_) => raw(&path)?,
-            Found::Device => {}
-            Found::Absent | Found::Other(_) => return Err(unusable(&path)),
-        }
         let access = match further.read_only {
             true => Access::ReadOnly,
             false => Access::ReadWrite,
         };
-        all.push(Disk { path, access });
+        if whose.user.is_none() {
+            judge(&path, access)?;
+        }
+        let disk = Disk { path, access };
+        if all.contains(&disk) {
+            let shown = disk.path.display();
+            return Err(format!(
+                "{shown} is a block device, and the VM's image already: found it in disks, too"
+            ));
+        }
+        all.push(disk);
     }
     Ok(Disks { own, all })
 }
 
-fn root(storage: &Storage, image: &Path, disk: &Path) -> Result<(Option<Want>, Disk), String> {
+/// Of one that the guest writes to, what is in it is the guest's affair.
+fn judge(path: &Path, access: Access) -> Result<(), String> {
+    match (look(path)?, access) {
+        (Found::File(_), Access::ReadOnly) => raw(path),
+        (Found::File(_), Access::ReadWrite) | (Found::Device, _) => Ok(()),
+        (Found::Absent | Found::Other(_), _) => Err(unusable(path)),
+    }
+}
+
+fn root(
+    storage: &Storage,
+    image: &Path,
+    own: &disk::Desired,
+) -> Result<(Option<Want>, Disk), String> {
+    let disk = &own.disk();
     let found = look(image)?;
     if found == Found::Device {
         let shown = image.display();
@@ -90,6 +112,9 @@ fn root(storage: &Storage, image: &Path, disk: &Path) -> Result<(Option<Want>, D
     }
     // Once the disk is made, its image may change or go.
     let edition = match (found, look(disk)?) {
+        // In use: it is not made again.
+        (Found::File(edition), _) if own.user.is_some() => Some(edition),
+        (_, Found::Absent) if own.user.is_some() => None,
         (Found::File(edition), Found::Absent) => Some(fitting(storage, image, edition)?),
         (Found::File(edition), _) => Some(edition),
         (_, Found::Absent) => return Err(unusable(image)),

@@ -15,6 +15,7 @@ fn choose(dir: &Path, storage: &Storage) -> Result<Disks, String> {
     let name: Name = "web-1".parse().unwrap();
     let label = Instance::of(dir).vm_label(&name, Uid::random());
     let whose = Whose {
+        user: None,
         dir,
         boot: "now",
         name: &name,

@@ -124,6 +124,7 @@ fn world() -> impl Strategy<Value = (Desired, Observed)> {
                 dir: "/state/disks".into(),
                 name: "web-1".parse().unwrap(),
                 boot: "now".into(),
+                user: None,
                 want: want.map(|(persistent, there, at_least)| Want {
                     image: "/image".into(),
                     edition: there.then(|| edition(1)),

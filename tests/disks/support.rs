@@ -46,6 +46,7 @@ pub fn some_vm(dir: &Path, image: &Path, at_least: u64, persistent: bool) -> Des
         Found::Absent | Found::Device | Found::Other(_) => None,
     };
     Desired {
+        user: None,
         label: Instance::of(dir).vm_label(&name, Uid::random()),
         dir: dir.to_owned(),
         name,

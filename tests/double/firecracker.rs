@@ -15,7 +15,7 @@ use self::config::{
     Action, BootSource, Config, Drive, Entropy, Logger, MachineConfig, MachinePatch, Metrics,
     NetworkInterface, Resume, Serial, Vm, Vsock,
 };
-use crate::guest::{End, Guest, Setup, open_tap, print};
+use crate::guest::{self, End, Guest, Setup, open_tap, print};
 use crate::server::{Answer, Service, serve};
 use crate::{Version, fail};
 
@@ -238,6 +238,7 @@ impl Vmm {
             End::Crash => std::process::exit(GENERIC_ERROR),
         });
         self.guest = Some(guest);
+        guest::listen();
         self.state = State::Running;
         Ok(())
     }

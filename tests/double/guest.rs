@@ -89,6 +89,19 @@ impl Guest {
     }
 }
 
+/// Echoes the lines that come in on the serial port, if it is a pipe, as Firecracker has it.
+pub fn listen() {
+    let stdin = rustix::fs::fstat(std::io::stdin()).expect("a standard input");
+    if rustix::fs::FileType::from_raw_mode(stdin.st_mode) != rustix::fs::FileType::Fifo {
+        return;
+    }
+    std::thread::spawn(|| {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            print(&format!("heard: {line}\r\n"));
+        }
+    });
+}
+
 /// To the serial port, which is our standard output. A port does not fail, whatever becomes of the words.
 pub fn print(text: &str) {
     let mut out = std::io::stdout();

@@ -16,7 +16,8 @@ fn sleeper(net: &PrivateNet, seconds: u32) -> Launch {
         netns: Some(net.path.clone()),
         tap: "lo".into(),
         files: Vec::new(),
-        writes: Vec::new(),
+        version: None,
+        only_kept: false,
     }
 }
 

@@ -233,7 +233,8 @@ fn desired(wanted: bool) -> Desired {
         netns: Some("/run/netns/a".into()),
         tap: "tap0".into(),
         files: Vec::new(),
-        writes: Vec::new(),
+        version: None,
+        only_kept: false,
     });
     Desired {
         label,

@@ -34,6 +34,7 @@ fn spawn(
         cwd: dir,
         netns,
         needs_link: "lo",
+        input: None,
         log: &dir.join(CONSOLE),
         file_limit: LOG_LIMIT,
         record: &dir.join(RECORD),
@@ -188,6 +189,7 @@ fn nothing_is_started_where_the_link_is_missing_or_the_program() {
         cwd: dir.path(),
         netns: &net.path,
         needs_link: "tap0",
+        input: None,
         log: &log,
         file_limit: LOG_LIMIT,
         record: &record,
@@ -336,7 +338,8 @@ fn sleeper(net: &PrivateNet, seconds: u32) -> Launch {
         netns: Some(net.path.clone()),
         tap: "lo".into(),
         files: Vec::new(),
-        writes: Vec::new(),
+        version: None,
+        only_kept: false,
     }
 }
 
@@ -482,6 +485,7 @@ async fn a_vmm_with_another_label_is_not_ours_to_stop() {
         cwd: &other.dir,
         netns: &net.path,
         needs_link: "lo",
+        input: None,
         log: &other.dir.join(CONSOLE),
         file_limit: LOG_LIMIT,
         record: &other.dir.join(RECORD),

@@ -3,16 +3,19 @@
 //!
 //! `SLICE_TEST_FIRECRACKER`, `SLICE_TEST_CLOUD_HYPERVISOR` and `SLICE_TEST_QEMU` name real programs; these run the tiny guest of
 //! `tests/guest`, under KVM. Where none is named, a double (`tests/double`) stands for the first two; QEMU is the one in `PATH`.
+//!
+//! All of it twice: as root, and confined, in a mount namespace of the test's own.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::process::{self, Exit, Identity, Life, Stop};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Accel, Access, Action, CONSOLE, Control, Desired, Disk, GuestState, LABEL_VAR, LOG_LIMIT,
-    Machine, Program, Programs, RUN_DIR_VAR, Slot, Vmm, recipe, started_for,
+    Accel, Access, Action, CONSOLE, Confined, Control, Desired, Disk, GuestState, LABEL_VAR,
+    LOG_LIMIT, Machine, Program, Programs, RUN_DIR_VAR, Slot, Vmm, recipe, started_as,
 };
 
 use crate::guest;
@@ -30,11 +33,50 @@ struct Place {
     hypervisor: Hypervisor,
     kernel: PathBuf,
     rung: Vmm,
+    user: Option<u32>,
 }
 
-async fn place(hypervisor: Hypervisor) -> Place {
+/// As whom a VMM runs.
+#[derive(Clone, Copy, Debug)]
+enum As {
+    Root,
+    Itself,
+}
+
+const BOTH: [As; 2] = [As::Root, As::Itself];
+
+impl As {
+    /// For one VMM: nobody else has it.
+    fn user(self) -> Option<u32> {
+        static GIVEN: AtomicU32 = AtomicU32::new(0);
+        match self {
+            Self::Root => None,
+            Self::Itself => {
+                let start = 2_000_000_000 + std::process::id() % 1_000_000 * 100;
+                Some(start + GIVEN.fetch_add(1, Ordering::Relaxed))
+            }
+        }
+    }
+}
+
+/// What is mounted from now on goes with this thread, and with those that it has started since.
+fn leave_the_mounts() {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    thread_local!(static LEFT: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
+    if LEFT.replace(true) {
+        return;
+    }
+    // SAFETY of the machine: it is a copy of its mounts that is changed, and only this thread's.
+    #[allow(deprecated)]
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).expect("these tests need root");
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    mount_change("/", private).unwrap();
+}
+
+async fn place(hypervisor: Hypervisor, who: As) -> Place {
     let net = PrivateNet::new();
     net.add_tap("172.16.0.1/24");
+    leave_the_mounts();
     let dir = tempfile::tempdir().unwrap();
     let program = program(hypervisor, dir.path());
     let program = Programs::default()
@@ -47,6 +89,7 @@ async fn place(hypervisor: Hypervisor) -> Place {
         hypervisor,
         kernel: tiny_guest(),
         rung: Vmm::default(),
+        user: who.user(),
     }
 }
 
@@ -75,6 +118,18 @@ impl Place {
             tsc_khz: Some(2_000_000),
         };
         desired.want = recipe(&spec, &slot, &self.program, &machine).unwrap();
+        let read = |path: &PathBuf| Disk {
+            path: path.clone(),
+            access: Access::ReadOnly,
+        };
+        let boot = spec.kernel_file.iter().map(read);
+        desired.confined = self.user.map(|user| Confined {
+            user,
+            vcpu: spec.vcpu,
+            ram_bytes: spec.ram_bytes,
+            files: boot.chain(slot.disks.iter().cloned()).collect(),
+        });
+        desired.disks = slot.disks;
     }
 
     fn control(&self) -> Control {
@@ -100,6 +155,32 @@ impl Place {
         assert_eq!(steps, ["create the run directory", "start the VMM"]);
         self.assert_answers(desired);
         running.process().unwrap().clone()
+    }
+
+    /// As its own user it has nothing: no capability, no other group, and whatever seccomp it was built with is on.
+    fn assert_runs_as_it_should(&self, pid: u32) {
+        let Some(user) = self.user else {
+            return;
+        };
+        for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+            let text = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let field = |name: &str| {
+                let line = text.lines().find_map(|line| line.strip_prefix(name));
+                line.unwrap_or_else(|| panic!("no {name}"))
+                    .trim()
+                    .to_owned()
+            };
+            assert_eq!(field("Uid:"), vec![user.to_string(); 4].join("\t"));
+            assert_eq!(field("Gid:"), vec![user.to_string(); 4].join("\t"));
+            assert_eq!(field("Groups:"), "");
+            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+                assert_eq!(field(set), "0000000000000000", "{set}");
+            }
+            assert_eq!(field("NoNewPrivs:"), "1");
+        }
+        let ours = std::fs::read_link("/proc/thread-self/ns/mnt").unwrap();
+        let its = std::fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
+        assert_ne!(ours, its);
     }
 
     async fn ask(&self, desired: &Desired) {
@@ -152,14 +233,15 @@ fn ended(identity: &Identity) -> Option<Exit> {
 }
 
 /// From its birth to its end.
-async fn a_life(hypervisor: Hypervisor) {
-    let place = place(hypervisor).await;
+async fn a_life(hypervisor: Hypervisor, who: As) {
+    let place = place(hypervisor, who).await;
     let (control, desired) = (place.control(), place.desired(|_, _| {}));
     let identity = place.boot(&desired).await;
     let (dir, pid) = (&desired.dir, identity.pid);
     let rest: Vec<String> = converge(&place.rung, &desired).await.1;
     assert_eq!(rest, Vec::<String>::new(), "it is what was wanted");
-    assert_eq!(started_for(dir).unwrap(), Some(place.program.version));
+    assert_eq!(started_as(dir).unwrap(), Some(place.program.clone()));
+    place.assert_runs_as_it_should(pid);
 
     for _ in 0..2 {
         control.pause(dir, pid).await.unwrap();
@@ -180,7 +262,7 @@ async fn a_life(hypervisor: Hypervisor) {
     alive.stop(Stop::Kill).unwrap();
     alive.ended().await.unwrap();
     assert!(dir.join(control.socket()).exists(), "left behind");
-    assert_eq!(started_for(dir).unwrap(), None);
+    assert_eq!(started_as(dir).unwrap(), None);
     let (running, steps) = converge(&place.rung, &desired).await;
     assert_eq!(steps, ["start the VMM again: it was killed by signal 9"]);
     assert_ne!(running.process().unwrap(), &identity);
@@ -199,22 +281,28 @@ async fn a_life(hypervisor: Hypervisor) {
 
 #[tokio::test]
 async fn firecracker_is_started_held_killed_started_again_and_stopped() {
-    a_life(Hypervisor::Firecracker).await;
+    for who in BOTH {
+        a_life(Hypervisor::Firecracker, who).await;
+    }
 }
 
 #[tokio::test]
 async fn cloud_hypervisor_is_started_held_killed_started_again_and_stopped() {
-    a_life(Hypervisor::CloudHypervisor).await;
+    for who in BOTH {
+        a_life(Hypervisor::CloudHypervisor, who).await;
+    }
 }
 
 #[tokio::test]
 async fn qemu_is_started_held_killed_started_again_and_stopped() {
-    a_life(Hypervisor::Qemu).await;
+    for who in BOTH {
+        a_life(Hypervisor::Qemu, who).await;
+    }
 }
 
 /// The guest ends itself, also if it was held when it was asked.
-async fn goes_politely(hypervisor: Hypervisor) {
-    let place = place(hypervisor).await;
+async fn goes_politely(hypervisor: Hypervisor, who: As) {
+    let place = place(hypervisor, who).await;
     for held in [false, true] {
         let desired = place.desired(|_, _| {});
         let identity = place.boot(&desired).await;
@@ -231,22 +319,28 @@ async fn goes_politely(hypervisor: Hypervisor) {
 
 #[tokio::test]
 async fn a_guest_of_firecracker_goes_when_it_is_asked() {
-    goes_politely(Hypervisor::Firecracker).await;
+    for who in BOTH {
+        goes_politely(Hypervisor::Firecracker, who).await;
+    }
 }
 
 #[tokio::test]
 async fn a_guest_of_qemu_goes_when_it_is_asked() {
-    goes_politely(Hypervisor::Qemu).await;
+    for who in BOTH {
+        goes_politely(Hypervisor::Qemu, who).await;
+    }
 }
 
 #[tokio::test]
 async fn a_guest_of_cloud_hypervisor_goes_when_it_is_asked() {
-    goes_politely(Hypervisor::CloudHypervisor).await;
+    for who in BOTH {
+        goes_politely(Hypervisor::CloudHypervisor, who).await;
+    }
 }
 
 /// A guest that does not listen goes by the next step.
-async fn goes_in_the_end(hypervisor: Hypervisor, exit: Exit) {
-    let place = place(hypervisor).await;
+async fn goes_in_the_end(hypervisor: Hypervisor, who: As, exit: Exit) {
+    let place = place(hypervisor, who).await;
     let desired = place.desired(|spec, _| spec.life.cmdline = Some("tiny=deaf".to_owned()));
     let identity = place.boot(&desired).await;
     let control = place.control();
@@ -267,22 +361,28 @@ async fn goes_in_the_end(hypervisor: Hypervisor, exit: Exit) {
 
 #[tokio::test]
 async fn a_deaf_guest_of_firecracker_is_terminated() {
-    goes_in_the_end(Hypervisor::Firecracker, Exit::Signal(15)).await;
+    for who in BOTH {
+        goes_in_the_end(Hypervisor::Firecracker, who, Exit::Signal(15)).await;
+    }
 }
 
 #[tokio::test]
 async fn a_deaf_guest_of_cloud_hypervisor_is_terminated() {
-    goes_in_the_end(Hypervisor::CloudHypervisor, Exit::Code(0)).await;
+    for who in BOTH {
+        goes_in_the_end(Hypervisor::CloudHypervisor, who, Exit::Code(0)).await;
+    }
 }
 
 #[tokio::test]
 async fn a_deaf_guest_of_qemu_is_terminated() {
-    goes_in_the_end(Hypervisor::Qemu, Exit::Code(0)).await;
+    for who in BOTH {
+        goes_in_the_end(Hypervisor::Qemu, who, Exit::Code(0)).await;
+    }
 }
 
 /// Root disk, data disk, another MTU, no initrd: whatever a recipe can say, the VMM takes.
-async fn takes_every_word(hypervisor: Hypervisor) {
-    let place = place(hypervisor).await;
+async fn takes_every_word(hypervisor: Hypervisor, who: As) {
+    let place = place(hypervisor, who).await;
     let image = |name: &str, length: u64| {
         let path = place.dir.path().join(name);
         let file = std::fs::File::create(&path).unwrap();
@@ -311,22 +411,28 @@ async fn takes_every_word(hypervisor: Hypervisor) {
 
 #[tokio::test]
 async fn firecracker_takes_every_word() {
-    takes_every_word(Hypervisor::Firecracker).await;
+    for who in BOTH {
+        takes_every_word(Hypervisor::Firecracker, who).await;
+    }
 }
 
 #[tokio::test]
 async fn cloud_hypervisor_takes_every_word() {
-    takes_every_word(Hypervisor::CloudHypervisor).await;
+    for who in BOTH {
+        takes_every_word(Hypervisor::CloudHypervisor, who).await;
+    }
 }
 
 #[tokio::test]
 async fn qemu_takes_every_word() {
-    takes_every_word(Hypervisor::Qemu).await;
+    for who in BOTH {
+        takes_every_word(Hypervisor::Qemu, who).await;
+    }
 }
 
 /// Firecracker handles the signal that a full file sends, and would end itself.
-async fn lives_with_a_full_log(hypervisor: Hypervisor) {
-    let place = place(hypervisor).await;
+async fn lives_with_a_full_log(hypervisor: Hypervisor, who: As) {
+    let place = place(hypervisor, who).await;
     let desired = place.desired(|spec, _| spec.life.cmdline = Some("tiny=flood".to_owned()));
     let identity = place.boot(&desired).await;
     let log = std::fs::OpenOptions::new()
@@ -346,17 +452,21 @@ async fn lives_with_a_full_log(hypervisor: Hypervisor) {
 
 #[tokio::test]
 async fn firecracker_lives_on_when_its_log_is_full() {
-    lives_with_a_full_log(Hypervisor::Firecracker).await;
+    for who in BOTH {
+        lives_with_a_full_log(Hypervisor::Firecracker, who).await;
+    }
 }
 
 #[tokio::test]
 async fn cloud_hypervisor_lives_on_when_its_log_is_full() {
-    lives_with_a_full_log(Hypervisor::CloudHypervisor).await;
+    for who in BOTH {
+        lives_with_a_full_log(Hypervisor::CloudHypervisor, who).await;
+    }
 }
 
 /// A VMM that cannot boot is not left standing, and what it said is the reason.
-async fn a_bad_kernel_is_the_reason(hypervisor: Hypervisor, says: &str) {
-    let place = place(hypervisor).await;
+async fn a_bad_kernel_is_the_reason(hypervisor: Hypervisor, who: As, says: &str) {
+    let place = place(hypervisor, who).await;
     let desired = place.desired(|spec, _| spec.kernel_file = Some("/etc/hostname".into()));
     let create = place.rung.act(&desired, &Action::CreateRunDir).await;
     create.unwrap();
@@ -371,17 +481,21 @@ async fn a_bad_kernel_is_the_reason(hypervisor: Hypervisor, says: &str) {
 
 #[tokio::test]
 async fn firecracker_tells_of_a_bad_kernel() {
-    a_bad_kernel_is_the_reason(Hypervisor::Firecracker, "ernel").await;
+    for who in BOTH {
+        a_bad_kernel_is_the_reason(Hypervisor::Firecracker, who, "ernel").await;
+    }
 }
 
 #[tokio::test]
 async fn cloud_hypervisor_tells_of_a_bad_kernel() {
-    a_bad_kernel_is_the_reason(Hypervisor::CloudHypervisor, "ernel").await;
+    for who in BOTH {
+        a_bad_kernel_is_the_reason(Hypervisor::CloudHypervisor, who, "ernel").await;
+    }
 }
 
 /// As `a_life`, in short, of a version that is not the newest: the recipe says no word that it does not know.
 async fn an_older(hypervisor: Hypervisor, double: &str) {
-    let mut place = place(hypervisor).await;
+    let mut place = place(hypervisor, As::Itself).await;
     let program = double_of(double, place.dir.path());
     let programs = Programs::default();
     place.program = programs.get(hypervisor, Some(&program)).await.unwrap();

@@ -203,9 +203,6 @@ fn shown(launch: &Launch) -> String {
     for file in &launch.files {
         text.push_str(&format!("\n== {}\n{}", file.name, file.text));
     }
-    for path in &launch.writes {
-        text.push_str(&format!("\nwrites {}\n", path.display()));
-    }
     text
 }
 

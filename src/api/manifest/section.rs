@@ -192,15 +192,19 @@ impl<'a> Reader<'a> {
     /// An absolute path. Whether there is such a file is for the host to say.
     pub fn path(&mut self, field: &Field) -> Option<PathBuf> {
         const EXPECTED: &str = "the absolute path of a file";
+        const STRAIGHT: &str = "the absolute path of a file, without \"..\"";
         let text = self.text(field, EXPECTED)?;
         // A NUL or line end cannot be handed to a VMM's command line, nor shown on one line.
-        match text.starts_with('/') && !text.ends_with('/') && !text.contains(char::is_control) {
-            true => Some(PathBuf::from(text)),
-            false => {
-                self.unexpected(field, EXPECTED);
-                None
-            }
-        }
+        let is_plain = !text.ends_with('/') && !text.contains(char::is_control);
+        // A VMM sees its files at their own paths, in a file system where most directories are not.
+        let is_straight = !text.split('/').any(|part| part == "..");
+        let expected = match (text.starts_with('/') && is_plain, is_straight) {
+            (true, true) => return Some(PathBuf::from(text)),
+            (true, false) => STRAIGHT,
+            (false, _) => EXPECTED,
+        };
+        self.unexpected(field, expected);
+        None
     }
 }
 

@@ -115,8 +115,9 @@ fn is_written(file: &File) -> io::Result<bool> {
         let error = io::Error::last_os_error();
         return match error.raw_os_error() {
             Some(libc::EAGAIN) => Ok(true),
-            // A file system without leases (NFS, overlayfs): the slow way.
-            Some(libc::EINVAL) => Ok(!users(file, OpenFor::Writing).is_empty()),
+            // A file system without leases (NFS, overlayfs), or a file of another user's where we may not lease those
+            // (CAP_LEASE): the slow way.
+            Some(libc::EINVAL | libc::EACCES) => Ok(!users(file, OpenFor::Writing).is_empty()),
             _ => Err(error),
         };
     }

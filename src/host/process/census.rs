@@ -63,15 +63,6 @@ pub fn find(variable: &str) -> Result<Vec<Found>, Error> {
     Ok(found)
 }
 
-/// Whether any process of this host runs as this user; cheap where none does (getpriority(2), PRIO_USER).
-pub fn user_lives(user: u32) -> bool {
-    let user = rustix::process::Uid::from_raw(user);
-    !matches!(
-        rustix::process::getpriority_user(user),
-        Err(rustix::io::Errno::SRCH)
-    )
-}
-
 /// The number of our own mount namespace.
 pub(super) fn our_mounts() -> Result<u64, Error> {
     mounts_of("thread-self")

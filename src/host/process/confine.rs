@@ -82,6 +82,7 @@ enum Step {
         from: CString,
         to: CString,
         flags: libc::c_ulong,
+        below: Below,
     },
     Device {
         path: CString,
@@ -94,6 +95,15 @@ enum Step {
         flags: libc::c_ulong,
         options: CString,
     },
+}
+
+/// What is mounted below a place that is shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Below {
+    /// Is not seen.
+    Nothing,
+    /// Is seen with it: `/usr/local` may be a file system of its own.
+    All,
 }
 
 const LOCKED_DOWN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
@@ -109,7 +119,7 @@ impl Cell {
         };
         for path in SYSTEM.iter().chain(&LOADER).map(Path::new) {
             if path.exists() {
-                cell.bind(path, libc::MS_RDONLY)?;
+                cell.bind(path, libc::MS_RDONLY, Below::All)?;
             }
         }
         for (path, major, minor) in DEVICES {
@@ -126,11 +136,24 @@ impl Cell {
         for reach in what.reach {
             cell.show(reach)?;
         }
-        cell.bind(what.home, libc::MS_NOEXEC)?;
+        cell.bind(what.home, libc::MS_NOEXEC, Below::Nothing)?;
         Ok(cell)
     }
 
     fn show(&mut self, reach: &Reach<'_>) -> io::Result<()> {
+        // Where programs are it is seen already, or stands behind a link that leads out of there: then it is shown where that leads.
+        let real = fs::canonicalize(reach.path)?;
+        match (is_system(reach.path), is_system(&real), reach.writable) {
+            (true, true, false) => Ok(()),
+            (true, _, _) => self.show_at(&Reach {
+                path: &real,
+                ..*reach
+            }),
+            (false, _, _) => self.show_at(reach),
+        }
+    }
+
+    fn show_at(&mut self, reach: &Reach<'_>) -> io::Result<()> {
         let found = fs::metadata(reach.path)?;
         if found.file_type().is_block_device() {
             let mode = if reach.writable { 0o600 } else { 0o400 };
@@ -140,10 +163,10 @@ impl Cell {
             true => libc::MS_NOEXEC,
             false => libc::MS_RDONLY,
         };
-        self.bind(reach.path, flags)
+        self.bind(reach.path, flags, Below::Nothing)
     }
 
-    fn bind(&mut self, path: &Path, flags: libc::c_ulong) -> io::Result<()> {
+    fn bind(&mut self, path: &Path, flags: libc::c_ulong, below: Below) -> io::Result<()> {
         let to = self.place(path)?;
         self.steps.push(match path.is_dir() {
             true => Step::Dir(to.clone()),
@@ -153,6 +176,7 @@ impl Cell {
             from: c_string(path)?,
             to,
             flags: flags | LOCKED_DOWN,
+            below,
         });
         Ok(())
     }
@@ -310,11 +334,18 @@ impl Step {
                     let kind = libc::S_IFREG | 0o644;
                     exists_is_done(check(libc::mknod(path.as_ptr(), kind, 0)))
                 }
-                Self::Bind { from, to, flags } => {
-                    mount(Some(from), to, None, libc::MS_BIND, None)?;
-                    let flags = flags | libc::MS_REMOUNT | libc::MS_BIND;
-                    mount(None, to, None, flags, None)
-                }
+                Self::Bind {
+                    from,
+                    to,
+                    flags,
+                    below: Below::Nothing,
+                } => bind_alone(from, to, *flags),
+                Self::Bind {
+                    from,
+                    to,
+                    flags,
+                    below: Below::All,
+                } => bind_all(from, to, *flags),
                 Self::Device { path, kind, number } => {
                     check(libc::mknod(path.as_ptr(), *kind, *number))?;
                     check(libc::chown(path.as_ptr(), user, user))
@@ -328,6 +359,62 @@ impl Step {
             }
         }
     }
+}
+
+/// # Safety
+/// Only system calls; to be called between fork and exec.
+unsafe fn bind_alone(from: &CStr, to: &CStr, flags: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: as of this function.
+    unsafe {
+        mount(Some(from), to, None, libc::MS_BIND, None)?;
+        let flags = flags | libc::MS_REMOUNT | libc::MS_BIND;
+        mount(None, to, None, flags, None)
+    }
+}
+
+/// With what is mounted below. Linux before 5.12 cannot make all of that read-only at once: there it is not shown.
+///
+/// # Safety
+/// Only system calls; to be called between fork and exec.
+unsafe fn bind_all(from: &CStr, to: &CStr, flags: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: as of this function; the struct is a local and its length is passed.
+    unsafe {
+        mount(Some(from), to, None, libc::MS_BIND | libc::MS_REC, None)?;
+        let mut attributes = std::mem::zeroed::<libc::mount_attr>();
+        attributes.attr_set = attributes_of(flags);
+        let set = libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            to.as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        );
+        match check_long(set) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+                check(libc::umount2(to.as_ptr(), libc::MNT_DETACH))?;
+                bind_alone(from, to, flags)
+            }
+            done => done,
+        }
+    }
+}
+
+/// The same flags as mount_setattr(2) calls them.
+fn attributes_of(flags: libc::c_ulong) -> u64 {
+    let pairs = [
+        (libc::MS_RDONLY, libc::MOUNT_ATTR_RDONLY),
+        (libc::MS_NOSUID, libc::MOUNT_ATTR_NOSUID),
+        (libc::MS_NODEV, libc::MOUNT_ATTR_NODEV),
+        (libc::MS_NOEXEC, libc::MOUNT_ATTR_NOEXEC),
+    ];
+    let set = pairs.iter().filter(|(flag, _)| flags & flag != 0);
+    set.fold(0, |all, (_, attribute)| all | attribute)
+}
+
+/// Whether a path leads to where programs are.
+fn is_system(path: &Path) -> bool {
+    SYSTEM.iter().any(|system| path.starts_with(system))
 }
 
 unsafe fn limit() -> io::Result<()> {

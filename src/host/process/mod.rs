@@ -10,6 +10,7 @@ mod confine;
 mod identity;
 mod run;
 mod spawn;
+mod user;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,11 +20,12 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot, user_lives};
+pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot};
 pub use confine::{Confine, Reach};
 pub use identity::{Identity, Record, read_record, write_record};
 pub use run::{Outcome, run_until};
 pub use spawn::{Spawn, spawn};
+pub use user::{kill_user, user_lives};
 
 use super::Error;
 

@@ -18,7 +18,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::fs::{FlockOperation, Uid};
@@ -42,6 +42,8 @@ pub struct Spawn<'a> {
     pub netns: &'a Path,
     /// A link that must be in that namespace, or nothing is started ([`crate::host::Kind::Absent`]).
     pub needs_link: &'a str,
+    /// A named pipe, made anew, that is its standard input: whoever opens it writes to the process. None: nobody does.
+    pub input: Option<&'a Path>,
     /// Where its standard output and error are appended.
     pub log: &'a Path,
     /// No file may grow beyond this many bytes by its hand.
@@ -62,6 +64,10 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
         let netns = File::open(what.netns)?;
         let record = open_record(what.record)?;
         let log = open_log(what.log)?;
+        let input = match what.input {
+            Some(path) => Stdio::from(fs::make_pipe(path)?),
+            None => Stdio::null(),
+        };
         let procs = match what.confine.and_then(|confine| confine.cgroup) {
             Some(group) => Some(
                 OpenOptions::new()
@@ -87,8 +93,9 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
             inherits: what.inherits.iter().map(AsRawFd::as_raw_fd).collect(),
             cell,
         };
-        let mut command = Command::new(&program);
+        let mut command = Command::new(file_of(&program));
         command
+            .arg0(&program)
             .args(what.argv.get(1..).unwrap_or_default())
             .env_clear()
             .env(
@@ -98,7 +105,7 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
             .env(MOUNTS_VAR, mounts)
             .envs(what.env.iter().copied())
             .current_dir(what.cwd)
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(log.try_clone()?)
             .stderr(log);
         // SAFETY: between fork and exec only system calls are made, on descriptors and memory made before the fork:
@@ -117,6 +124,16 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
             program,
             "its record was removed meanwhile",
         )),
+    }
+}
+
+/// Links on the way to a program may lead through places that a confined process does not see. It is called by its name all the
+/// same.
+fn file_of(program: &str) -> PathBuf {
+    let path = Path::new(program);
+    match path.is_absolute() {
+        true => std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
+        false => path.to_owned(),
     }
 }
 
@@ -165,6 +182,7 @@ impl Birth {
             ))?;
             libc::umask(0o077);
             self.note_ourselves()?;
+            protect_no_more()?;
             if let Some(cell) = &self.cell {
                 cell.enter()?;
             }
@@ -201,6 +219,25 @@ impl Birth {
                 written if usize::try_from(written) == Ok(length) => Ok(()),
                 _ => Err(io::Error::from_raw_os_error(libc::EIO)),
             }
+        }
+    }
+}
+
+/// The daemon may be spared when memory is short (`OOMScoreAdjust=`); what it starts is killed before it.
+///
+/// # Safety
+/// Only system calls; to be called between fork and exec.
+unsafe fn protect_no_more() -> io::Result<()> {
+    // SAFETY: path and text are C strings.
+    unsafe {
+        let path = c"/proc/self/oom_score_adj".as_ptr();
+        let fd = libc::open(path, libc::O_WRONLY | libc::O_CLOEXEC);
+        check(fd)?;
+        let written = libc::write(fd, c"0".as_ptr().cast(), 1);
+        libc::close(fd);
+        match written {
+            1 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
     }
 }

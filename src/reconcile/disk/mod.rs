@@ -50,6 +50,9 @@ pub struct Desired {
     pub name: Name,
     /// Which boot of the host this is.
     pub boot: String,
+    /// The process that uses it now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
     /// None: no disk of its own.
     pub want: Option<Want>,
 }

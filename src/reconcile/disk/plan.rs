@@ -72,7 +72,10 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
             actions.push(Action::RemoveDisk(desired.disk()));
             actions.extend(make(desired, want, observed));
         }
-        (Lies::Absent, _) => actions.extend(make(desired, want, observed)),
+        (Lies::Absent, _) => match desired.user {
+            Some(pid) => return Err(removed(desired, pid)),
+            None => actions.extend(make(desired, want, observed)),
+        },
     }
     Ok(actions)
 }
@@ -148,6 +151,18 @@ fn clear(desired: &Desired, observed: &Observed) -> Vec<Action> {
         (Lies::Absent | Lies::Foreign, _) => (None, Some(Action::Forget)),
     };
     draft.into_iter().chain(disk).chain(forget).collect()
+}
+
+/// A new one would hide that what the guest writes now is lost with its VMM.
+fn removed(desired: &Desired, pid: u32) -> Conflict {
+    let disk = desired.disk().display().to_string();
+    let remedy = format!(
+        "it was removed while the VM runs on it: stop the guest's writing and copy it back from /proc/{pid}/fd (`ls -l` there shows which), or stop the VM and lose it"
+    );
+    Conflict {
+        thing: disk,
+        remedy,
+    }
 }
 
 fn foreign(desired: &Desired, why: &str) -> Conflict {

@@ -5,13 +5,14 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use super::note::Note;
 use super::{
     Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch,
-    RECORD, RUN_DIR_VAR, SOCKETS, confine, watch,
+    NOTE, RUN_DIR_VAR, SOCKETS, STRAY, confine, watch,
 };
 use crate::host::image::{self, Use};
 use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop};
-use crate::host::{Error, fs};
+use crate::host::{Error, Kind, fs, ramdir};
 
 /// For the guest to power down.
 const POLITE_DEADLINE: Duration = Duration::from_secs(3);
@@ -23,6 +24,10 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const START_DEADLINE: Duration = Duration::from_secs(3);
 /// Of what a VMM said before it gave up.
 const LAST_LINES: usize = 3;
+/// How often, and how far apart, a disk is tried: a child that is being born beside us has inherited what we held for another VM,
+/// until it becomes its program.
+const HOLD_TRIES: u32 = 4;
+const HOLD_STEP: Duration = Duration::from_millis(15);
 /// How often is looked whether its socket is there.
 const SOCKET_STEP: Duration = Duration::from_millis(5);
 
@@ -37,8 +42,8 @@ pub(super) async fn act(desired: &Desired, action: &Action) -> Result<(), Error>
             Some(launch) => start(desired, launch).await,
             None => Ok(()),
         },
-        Action::RemoveFiles(names) => remove(desired, names),
-        Action::RemoveRunDir => fs::remove_empty_dir(&desired.dir),
+        Action::RemoveFiles(names) => remove(desired, names).await,
+        Action::RemoveRunDir => remove_dir(desired),
     }
 }
 
@@ -79,12 +84,17 @@ async fn wait(process: &Process, deadline: Duration) -> Result<bool, Error> {
 }
 
 async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
-    forget_the_last(desired)?;
+    if launch.only_kept {
+        let why =
+            "it has ended, and is from before VMMs had users of their own: it is given one first";
+        return Err(Error::other("start", "the VMM again", why));
+    }
+    forget_the_last(desired).await?;
+    confine::make_home(desired)?;
     if let Err(error) = watch::rotate(&desired.dir) {
         // What stands in the way is of the last VMM's making.
         tracing::debug!(%error, "a VMM's log cannot be rotated");
     }
-    fs::make_dir(&desired.dir, 0o700)?;
     for file in &launch.files {
         let (path, text) = (desired.dir.join(&file.name), file.text.as_bytes());
         fs::write(&path, text, 0o600, fs::Durability::Process)?;
@@ -121,9 +131,13 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
     let start = move || {
         let held = hold(&desired.disks)?;
         let (label, dir) = (desired.label.to_string(), desired.dir.display().to_string());
-        confine::give_dir(&desired)?;
+        let given = confine::given(&desired, Note::read(&desired)?.as_ref())?;
+        let user = desired.confined.as_ref().map(|confined| confined.user);
+        Note::of(&launch, user, given).write(&desired)?;
+        confine::give(&desired)?;
         let cgroup = confine::cgroup(&desired);
-        let reach = confine::reach(&desired, &launch);
+        let program = confine::installed(&launch);
+        let reach = confine::reach(&desired, &program);
         let confine = desired.confined.as_ref().map(|confined| Confine {
             user: confined.user,
             home: &desired.dir,
@@ -137,6 +151,7 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
             cwd: &desired.dir,
             netns: launch.netns(),
             needs_link: &launch.tap,
+            input: Some(&desired.input()),
             log: &desired.dir.join(CONSOLE),
             file_limit: file_limit(&held)?,
             inherits: &held
@@ -158,7 +173,14 @@ fn hold(disks: &[Disk]) -> Result<Vec<(Access, File)>, Error> {
             Access::ReadOnly => Use::Read,
             Access::ReadWrite => Use::Write,
         };
-        Ok((disk.access, image::hold(&disk.path, how)?))
+        let mut tries = 1;
+        loop {
+            match image::hold(&disk.path, how) {
+                Err(error) if error.kind == Kind::Busy && tries < HOLD_TRIES => tries += 1,
+                other => return Ok((disk.access, other?)),
+            }
+            std::thread::sleep(HOLD_STEP);
+        }
     };
     disks.iter().map(hold).collect()
 }
@@ -197,25 +219,47 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
     ))
 }
 
-fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
-    forget_the_last(desired)?;
+/// The note goes last: it tells whoever comes after a crash what is left to be done.
+async fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
+    forget_the_last(desired).await?;
     // Where they stood before the run directory was the VMM's own.
     for name in [CONSOLE, CONSOLE_OLD, Control::Qmp.socket()] {
         fs::remove(&desired.dir.with_file_name(name))?;
     }
-    names.iter().try_for_each(|name| match name.as_str() {
-        RECORD => {
-            fs::remove(&desired.record())?;
-            confine::remove_strange(&desired.dir.join(RECORD))
-        }
-        name => confine::remove_strange(&desired.dir.join(name)),
-    })
+    if let Some(noted) = Note::read(desired)? {
+        confine::give_back(&noted);
+    }
+    confine::clear_home(desired)?;
+    let inside = names.iter().filter(|name| *name != STRAY && *name != NOTE);
+    for path in inside.map(|name| desired.dir.join(name)) {
+        confine::remove_strange(&path)?;
+    }
+    fs::remove(&desired.input())?;
+    fs::remove_draft(&desired.record())?;
+    fs::remove(&desired.record())?;
+    Note::remove(desired)
 }
 
-/// Reaps the process on record, if it was our child and has ended, and takes away the sockets that it left.
-fn forget_the_last(desired: &Desired) -> Result<(), Error> {
+fn remove_dir(desired: &Desired) -> Result<(), Error> {
+    // What a crash left that came before everything else.
+    fs::remove_draft(&desired.record())?;
+    Note::remove(desired)?;
+    ramdir::unmount(&desired.dir)?;
+    fs::remove_empty_dir(&desired.dir)
+}
+
+/// Reaps the process on record, if it was our child and has ended; ends what it has started; and takes away the sockets that it left.
+async fn forget_the_last(desired: &Desired) -> Result<(), Error> {
     if let Record::Of(identity) = process::read_record(&desired.record())? {
         process::reap(&identity)?;
+    }
+    if let Some(user) = Note::read(desired)?.and_then(|noted| noted.user)
+        && process::user_lives(user)
+    {
+        let desired = desired.clone();
+        tokio::task::spawn_blocking(move || confine::leave_none(&desired, user))
+            .await
+            .map_err(|error| Error::other("stop", "what a VMM has started", error))??;
     }
     confine::leave_cgroup(desired);
     let mut left = SOCKETS.iter().map(|name| desired.dir.join(name));

@@ -1,15 +1,18 @@
 //! What a VMM may have of the host: its run directory, the files of its VM, its share of processor and memory.
 //! Not here: which user it is (the store), how a process is confined ([`crate::host::process`]).
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::{Access, Confined, Desired, Launch};
+use rustix::fs::{Gid, Uid};
+
+use super::note::{Given, Note};
+use super::{Access, CONSOLE, CONSOLE_OLD, Confined, Desired, Disk, HOME_BYTES, LABEL_VAR, Launch};
 use crate::host::cgroup::{self, Limits};
-use crate::host::process::Reach;
-use crate::host::{Error, fs};
+use crate::host::process::{self, Reach};
+use crate::host::{Error, fs, ramdir};
 
 /// Of a VMM for itself: QEMU's code and tables, a translation cache, the page cache of its disks as far as it cannot be let go.
 const MEMORY_OVERHEAD: u64 = 256 << 20;
@@ -18,18 +21,122 @@ const CPU_OVERHEAD: u64 = 500;
 /// Threads.
 const PIDS: u64 = 1024;
 
-/// Makes the run directory if it is gone, and gives it, and the disks that are written, to the VMM's user.
-pub(super) fn give_dir(desired: &Desired) -> Result<(), Error> {
-    fs::make_dir(&desired.dir, 0o700)?;
+/// Makes a run directory that is fit for a start. Of what a confined VMM before has made, only its logs stay: nothing of it is in the
+/// way of the next.
+pub(super) fn make_home(desired: &Desired) -> Result<(), Error> {
+    let dir = &desired.dir;
+    fs::make_dir(dir, 0o700)?;
     let Some(confined) = &desired.confined else {
         return Ok(());
     };
-    give(&desired.dir, confined.user, 0o700)?;
-    give_contents(&desired.dir, confined.user)?;
-    for disk in written(confined) {
-        give(&disk.path, confined.user, 0o600)?;
+    match ramdir::is_mounted(dir)? {
+        true => clear(dir, &[CONSOLE, CONSOLE_OLD]),
+        false => {
+            clear(dir, &[])?;
+            ramdir::mount(dir, HOME_BYTES, confined.user)
+        }
+    }
+}
+
+/// Takes away what a confined VMM has made. Of another's run directory, nothing.
+pub(super) fn clear_home(desired: &Desired) -> Result<(), Error> {
+    let dir = &desired.dir;
+    if ramdir::is_mounted(dir)? {
+        return ramdir::unmount(dir);
+    }
+    match owner(dir)? {
+        None | Some(0) => Ok(()),
+        Some(_) => clear(dir, &[]),
+    }
+}
+
+/// Who may write in the run directory: the VMM's user. Root, if that is what it runs as. None: it is not there.
+pub(super) fn owner(dir: &Path) -> Result<Option<u32>, Error> {
+    match std::fs::symlink_metadata(dir) {
+        Ok(found) => Ok(Some(found.uid())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("look at", dir.display().to_string(), error)),
+    }
+}
+
+/// Empties a directory, but for plain files of these names.
+fn clear(dir: &Path, kept: &[&str]) -> Result<(), Error> {
+    let fail = |error| Error::io("clear", dir.display().to_string(), error);
+    for entry in std::fs::read_dir(dir).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let is_kept = kept.iter().any(|name| entry.file_name() == *name);
+        let is_plain = || entry.metadata().is_ok_and(|found| found.is_file());
+        if !(is_kept && is_plain()) {
+            remove_strange(&entry.path())?;
+        }
     }
     Ok(())
+}
+
+/// Whose the files were that are about to be given to the VMM's user. Of one that it has already: as it was noted before that;
+/// root's, if that is forgotten.
+pub(super) fn given(desired: &Desired, noted: Option<&Note>) -> Result<Vec<Given>, Error> {
+    let mut given = Vec::new();
+    let Some(confined) = &desired.confined else {
+        return Ok(given);
+    };
+    let its = [Some(confined.user), noted.and_then(|noted| noted.user)];
+    for Disk { path, .. } in written(confined) {
+        let found = std::fs::metadata(path)
+            .map_err(|error| Error::io("look at", path.display().to_string(), error))?;
+        if !found.is_file() {
+            continue;
+        }
+        let as_it_is = || Given {
+            path: path.clone(),
+            user: found.uid(),
+            group: found.gid(),
+            mode: found.mode() & 0o7777,
+        };
+        let roots = || Given {
+            path: path.clone(),
+            user: 0,
+            group: 0,
+            mode: 0o600,
+        };
+        let before = noted.and_then(|noted| noted.given.iter().find(|before| before.path == *path));
+        given.push(match its.contains(&Some(found.uid())) {
+            false => as_it_is(),
+            true => before.cloned().unwrap_or_else(roots),
+        });
+    }
+    Ok(given)
+}
+
+/// Gives the run directory with what is in it, and the disks that are written, to the VMM's user.
+pub(super) fn give(desired: &Desired) -> Result<(), Error> {
+    let Some(confined) = &desired.confined else {
+        return Ok(());
+    };
+    give_contents(&desired.dir, confined.user)?;
+    let user = confined.user;
+    let fail = |path: &Path, error| Error::io("give to a VMM", path.display().to_string(), error);
+    for Disk { path, .. } in written(confined) {
+        // Through a symbolic link, as everybody else who opens a disk: `/dev/mapper/*` are such.
+        hand_over(path, Links::Followed, (user, user, 0o600)).map_err(|e| fail(path, e))?;
+    }
+    let dir = &desired.dir;
+    hand_over(dir, Links::Refused, (user, user, 0o700)).map_err(|error| fail(dir, error))
+}
+
+/// Gives back what the VMM's user still has of others' files. What cannot be given back is no reason for a VM to stay.
+pub(super) fn give_back(noted: &Note) {
+    for given in &noted.given {
+        let path = &given.path;
+        let its = std::fs::metadata(path).is_ok_and(|found| Some(found.uid()) == noted.user);
+        if !its {
+            continue;
+        }
+        let before = (given.user, given.group, given.mode);
+        if let Err(error) = hand_over(path, Links::Followed, before) {
+            tracing::warn!(path = %path.display(), %error, "a disk is not given back to its owner");
+        }
+    }
 }
 
 /// What was written for it before the start, its configuration for one, is its own: it could not read it otherwise. A file of
@@ -40,54 +147,77 @@ fn give_contents(dir: &Path, user: u32) -> Result<(), Error> {
         let entry = entry.map_err(fail)?;
         let found = entry.metadata().map_err(fail)?;
         if found.is_file() && found.uid() == 0 && found.nlink() == 1 {
-            give(&entry.path(), user, 0o600)?;
+            hand_over(&entry.path(), Links::Refused, (user, user, 0o600)).map_err(fail)?;
         }
     }
     Ok(())
 }
 
-/// Block devices are not given: the VMM gets a node of its own.
-fn give(path: &Path, user: u32, mode: u32) -> Result<(), Error> {
-    let done = || -> io::Result<()> {
-        let file = open(path)?;
-        if file.metadata()?.file_type().is_block_device() {
-            return Ok(());
-        }
-        let user = (
-            rustix::fs::Uid::from_raw(user),
-            rustix::fs::Gid::from_raw(user),
-        );
-        rustix::fs::fchown(&file, Some(user.0), Some(user.1))?;
-        Ok(rustix::fs::fchmod(&file, mode.into())?)
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Links {
+    Followed,
+    /// The VMM may have put one there.
+    Refused,
+}
+
+/// To this user and group, with this mode. Block devices are not given: the VMM gets a node of its own.
+fn hand_over(path: &Path, links: Links, (user, group, mode): (u32, u32, u32)) -> io::Result<()> {
+    let follow = match links {
+        Links::Followed => 0,
+        Links::Refused => libc::O_NOFOLLOW,
     };
-    done().map_err(|error| Error::io("give to a VMM", path.display().to_string(), error))
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
+        .custom_flags(follow | libc::O_NONBLOCK)
+        .open(path)?;
+    if file.metadata()?.file_type().is_block_device() {
+        return Ok(());
+    }
+    rustix::fs::fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
+    Ok(rustix::fs::fchmod(&file, mode.into())?)
 }
 
-fn written(confined: &Confined) -> impl Iterator<Item = &super::Disk> {
+fn written(confined: &Confined) -> impl Iterator<Item = &Disk> {
     let files = confined.files.iter();
     files.filter(|file| file.access == Access::ReadWrite)
 }
 
 /// What it sees beside its run directory and the host's programs: the VM's files, and itself.
-pub(super) fn reach<'a>(desired: &'a Desired, launch: &'a Launch) -> Vec<Reach<'a>> {
+pub(super) fn reach<'a>(desired: &'a Desired, program: &'a [PathBuf]) -> Vec<Reach<'a>> {
     let files = desired.confined.iter().flat_map(|c| &c.files);
     let files = files.map(|file| Reach {
         path: &file.path,
         writable: file.access == Access::ReadWrite,
     });
-    let program = launch.argv.first().map(Path::new);
-    let program = program.filter(|path| path.is_absolute()).map(|path| Reach {
+    let program = program.iter().map(|path| Reach {
         path,
         writable: false,
     });
     files.chain(program).collect()
+}
+
+/// A program, where it really is, and what it may need that was installed with it: `/opt/qemu/lib` and `/opt/qemu/share/qemu` of
+/// `/opt/qemu/bin/qemu-system-x86_64`. Most are where every program of the host is, and all of that is seen anyway.
+pub(super) fn installed(launch: &Launch) -> Vec<PathBuf> {
+    const WITH_IT: [&str; 4] = ["lib", "lib64", "libexec", "share/qemu"];
+    let named = launch.argv.first().map(Path::new);
+    let real = named.filter(|path| path.is_absolute());
+    let Some(real) = real.and_then(|path| path.canonicalize().ok()) else {
+        return Vec::new();
+    };
+    let bin = real
+        .parent()
+        .filter(|dir| dir.file_name().is_some_and(|name| name == "bin"));
+    let prefix = bin
+        .and_then(Path::parent)
+        .filter(|dir| dir.parent().is_some());
+    let beside = prefix.map(|prefix| WITH_IT.map(|part| prefix.join(part)));
+    let beside: Vec<PathBuf> = beside
+        .into_iter()
+        .flatten()
+        .filter(|path| path.is_dir())
+        .collect();
+    [vec![real], beside].concat()
 }
 
 /// QEMU that translates needs none; the others know nothing else.
@@ -119,6 +249,17 @@ fn limits(confined: &Confined) -> Limits {
         memory: ram.saturating_add(ram / 8).saturating_add(MEMORY_OVERHEAD),
         pids: PIDS,
     }
+}
+
+/// Whatever a confined VMM has started ends with it: a child of it would go on holding TAP and disks. Blocks until all have ended.
+pub(super) fn leave_none(desired: &Desired, user: u32) -> Result<(), Error> {
+    if let Ok(base) = cgroup::base() {
+        cgroup::kill(base, &desired.uid.to_string());
+    }
+    let own = desired.label.to_string();
+    // The user is this VM's alone; but should one day another VM's VMM run as it, that one lives.
+    let another = |pid| matches!(process::env_var(pid, LABEL_VAR), Ok(Some(label)) if label != own);
+    process::kill_user(user, another)
 }
 
 /// Nobody lives there any more; if somebody does, it stays until the next sweep.
@@ -154,6 +295,33 @@ mod tests {
         let limits = limits(&confined);
         assert_eq!(limits.cpu_millis, 2500);
         assert_eq!(limits.memory, (1 << 30) + (128 << 20) + (256 << 20));
+    }
+
+    #[test]
+    fn what_was_installed_with_a_program_is_seen_with_it_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let opt = root.join("opt/qemu");
+        for part in ["bin", "share/qemu", "share/keys", "lib"] {
+            std::fs::create_dir_all(opt.join(part)).unwrap();
+        }
+        let (program, link) = (opt.join("bin/qemu"), root.join("link"));
+        std::fs::write(&program, "").unwrap();
+        std::os::unix::fs::symlink(&program, &link).unwrap();
+        let launch = |path: &Path| Launch {
+            argv: vec![path.display().to_string()],
+            netns: None,
+            tap: String::new(),
+            files: Vec::new(),
+            version: None,
+            only_kept: false,
+        };
+        let seen = [program.clone(), opt.join("lib"), opt.join("share/qemu")];
+        assert_eq!(installed(&launch(&link)), seen);
+        assert_eq!(
+            installed(&launch(Path::new("sleep"))),
+            Vec::<PathBuf>::new()
+        );
     }
 
     #[test]

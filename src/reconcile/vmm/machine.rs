@@ -105,6 +105,8 @@ pub async fn kvm_works(qemu: &Path, kernel: &Path) -> bool {
         "-no-reboot",
     ]);
     argv.extend(["-display", "none", "-serial", "stdio"]);
+    // The kernel is the user's own and runs before there is a user to run it as.
+    argv.extend(["-sandbox", qemu::SANDBOX]);
     let enough = |said: &str| said.contains(BOOTED) || said.contains(STUCK);
     match process::run_until(&argv, PROBE_DEADLINE, enough).await {
         Ok(outcome) => outcome.output.contains(BOOTED),

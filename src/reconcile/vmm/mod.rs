@@ -15,19 +15,20 @@
 //!
 //! # The run directory, `<run>/vm/<uid>/vmm/`
 //! It belongs to the VMM's own user, who can write there and nowhere else: what is found in it is of a stranger's making.
-//! Beside it, out of the VMM's reach, stands `process`: which process was started, see [`crate::host::process::read_record`].
+//! Beside it, out of the VMM's reach, stand `process`: which process was started, see [`crate::host::process::read_record`]; and
+//! `launch.json`: what was said to it (`note`).
 //!
 //! | name | what |
 //! |---|---|
 //! | `console.log` | the guest's serial output and the VMM's own; at most [`LOG_LIMIT`] |
 //! | `console.log.1` | what was there before; at most [`LOG_LIMIT`] |
-//! | `version` | for which version of its program the VMM was started |
 //! | `vm.json` | Firecracker's configuration |
 //! | `qmp.sock`, `firecracker.sock`, `cloud-hypervisor.sock` | the VMM's control socket |
 //! | `vsock.sock` | the host's side of the guest's vsock (Firecracker, Cloud Hypervisor) |
 //! | `agent.sock` | the host's side of the guest's virtio-serial port `org.slicectl.agent.0` (QEMU) |
 //!
-//! Anything else in it is not ours, unless the VMM's user has made it.
+//! Of a VMM with a user of its own all of it is the VMM's, whatever it is: the directory is a small file system in memory, so that no
+//! more than [`HOME_BYTES`] can pile up in it, and goes with everything in it. Else, anything more is not ours.
 
 mod act;
 mod cloud_hypervisor;
@@ -36,6 +37,7 @@ mod confine;
 mod control;
 mod firecracker;
 mod machine;
+mod note;
 mod observe;
 mod plan;
 mod program;
@@ -52,19 +54,25 @@ use serde::{Deserialize, Serialize};
 
 use super::{Conflict, Reconcile};
 use crate::api::meta::Uid;
+use crate::api::vm::Hypervisor;
 use crate::host;
 use crate::host::process::{Exit, Identity};
 use crate::owner::{Label, Owned};
 
 pub use control::{Control, GuestState};
 pub use machine::{Accel, Machine};
-pub use program::{Programs, started_for};
+pub use note::{running, started_as};
+pub use program::Programs;
 pub use recipe::{Access, Disk, Launch, NewFile, Slot, Unfit, recipe};
-pub use version::{Program, VERSION, Version};
+pub use version::{Program, Version};
 pub use watch::{rotate, watch};
 
 /// Where the newborn notes itself.
 pub const RECORD: &str = "process";
+/// What was said to the VMM; beside the run directory, too.
+pub const NOTE: &str = "launch.json";
+/// A pipe to the guest's serial input; beside the run directory, too.
+pub const INPUT: &str = "console.in";
 /// Serial output of the guest and messages of the VMM.
 pub const CONSOLE: &str = "console.log";
 /// The console before the last rotation.
@@ -94,9 +102,9 @@ pub const OURS: [&str; 11] = [
     CONSOLE,
     CONSOLE_OLD,
     Control::Firecracker.socket(),
+    NOTE,
     RECORD,
     Control::Qmp.socket(),
-    VERSION,
     CONFIG,
     VSOCK,
 ];
@@ -104,10 +112,25 @@ pub const OURS: [&str; 11] = [
 /// Bytes. The kernel lets no file of a VMM grow beyond this; with the rotated one a VM has at most twice as much, 4 MiB.
 pub const LOG_LIMIT: u64 = 2 << 20;
 
+/// Whatever else a VMM with a user of its own has made in its run directory.
+const STRAY: &str = "what else the VMM has made";
+
+/// Bytes of a confined VMM's run directory: two logs, one of them possibly longer than it should be, configuration and sockets.
+pub const HOME_BYTES: u64 = 8 << 20;
+
 /// The variable in a VMM's environment that holds its label.
 pub const LABEL_VAR: &str = "SLICE_LABEL";
 /// The variable in a VMM's environment that holds its run directory.
 pub const RUN_DIR_VAR: &str = "SLICE_RUN_DIR";
+
+/// Whether what is typed at the VM's serial port reaches the guest. Cloud Hypervisor reads a terminal only, or a socket before
+/// which output is lost.
+pub const fn takes_input(hypervisor: Hypervisor) -> bool {
+    match hypervisor {
+        Hypervisor::Qemu | Hypervisor::Firecracker => true,
+        Hypervisor::CloudHypervisor | Hypervisor::None => false,
+    }
+}
 
 /// The rung.
 #[derive(Debug, Default)]
@@ -153,6 +176,11 @@ impl Desired {
     pub fn record(&self) -> PathBuf {
         self.dir.with_file_name(RECORD)
     }
+
+    /// Where what is typed goes in.
+    pub(super) fn input(&self) -> PathBuf {
+        self.dir.with_file_name(INPUT)
+    }
 }
 
 /// What there is.
@@ -179,7 +207,7 @@ pub enum RunDir {
     Absent,
     /// There it is.
     Present {
-        /// Names out of [`OURS`], sorted.
+        /// Names out of [`OURS`], sorted; and a word for whatever else a VMM's own user has made.
         ours: Vec<String>,
         /// Names that are not ours.
         others: Vec<String>,

@@ -1,12 +1,12 @@
 //! Looks at a VM's run directory, and through `/proc` at its process.
 //! Not here: judging what is found.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::Duration;
 
+use super::note::Note;
 use super::{
-    CONSOLE, Control, Desired, LABEL_VAR, OURS, Observed, Plug, RECORD, RunDir, Running, Vmm,
+    CONSOLE, Control, Desired, LABEL_VAR, NOTE, OURS, Observed, Plug, RECORD, RunDir, Running,
+    STRAY, Vmm, confine,
 };
 use crate::api::meta::Uid;
 use crate::host::process::{self, Exit, Identity, Life, Record, TapSlot};
@@ -68,43 +68,41 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
 }
 
 fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
-    let recorded = fs::read_text(&desired.record())?.is_some();
+    let mut beside = Vec::new();
+    if Note::is_there(desired) {
+        beside.push(NOTE.to_owned());
+    }
+    if fs::read_text(&desired.record())?.is_some() {
+        beside.push(RECORD.to_owned());
+    }
     Ok(match fs::look_at_dir(&desired.dir)? {
-        fs::Dir::Absent if recorded => RunDir::Present {
-            ours: vec![RECORD.to_owned()],
+        fs::Dir::Absent if beside.is_empty() => RunDir::Absent,
+        fs::Dir::Absent => RunDir::Present {
+            ours: beside,
             others: Vec::new(),
         },
-        fs::Dir::Absent => RunDir::Absent,
         fs::Dir::NotADirectory => RunDir::Foreign,
         fs::Dir::Present(names) => {
-            let owner = owner(&desired.dir)?;
-            let is_ours = |name: &String| {
-                let made_by_the_vmm =
-                    || owner != 0 && owner_or_none(&desired.dir.join(name)) == Some(owner);
-                OURS.contains(&name.as_str()) || made_by_the_vmm()
-            };
-            let (mut ours, others): (Vec<_>, Vec<_>) = names.into_iter().partition(is_ours);
-            if recorded {
-                ours.push(RECORD.to_owned());
-                ours.sort_unstable();
-                ours.dedup();
+            let (mut ours, mut others): (Vec<_>, Vec<_>) = names.into_iter().partition(is_ours);
+            // Where its own user may write all is its, and goes as one: its names are not to be told.
+            if !others.is_empty() && confine::owner(&desired.dir)?.is_some_and(|user| user != 0) {
+                others.clear();
+                ours.push(STRAY.to_owned());
             }
+            ours.extend(beside);
+            ours.sort_unstable();
+            ours.dedup();
             RunDir::Present { ours, others }
         }
     })
 }
 
-/// Who may write in the run directory: the VMM's user. Root, if that is what it runs as.
-fn owner(dir: &Path) -> Result<u32, Error> {
-    let found = std::fs::symlink_metadata(dir);
-    let found = found.map_err(|error| Error::io("look at", dir.display().to_string(), error))?;
-    Ok(found.uid())
-}
-
-fn owner_or_none(path: &Path) -> Option<u32> {
-    std::fs::symlink_metadata(path)
-        .ok()
-        .map(|found| found.uid())
+/// Or what a crash has left of writing it.
+fn is_ours(name: &String) -> bool {
+    let draft = name
+        .strip_prefix('.')
+        .and_then(|name| name.strip_suffix(".new"));
+    OURS.contains(&draft.unwrap_or(name))
 }
 
 async fn patient_record(desired: &Desired) -> Result<Record, Error> {
@@ -195,17 +193,13 @@ fn describe(
     }))
 }
 
-/// They are written before the start and never while it runs, so they are what it has read.
 fn stale(desired: &Desired) -> Result<Vec<String>, Error> {
-    let files = desired.want.iter().flat_map(|launch| &launch.files);
-    let mut stale = Vec::new();
-    for file in files {
-        let found = fs::read(&desired.dir.join(&file.name))?;
-        if found.as_deref() != Some(file.text.as_bytes()) {
-            stale.push(file.name.clone());
+    match &desired.want {
+        Some(launch) if !launch.files.is_empty() => {
+            Ok(Note::stale(Note::read(desired)?.as_ref(), launch))
         }
+        Some(_) | None => Ok(Vec::new()),
     }
-    Ok(stale)
 }
 
 fn plug(desired: &Desired, pid: u32) -> Result<Plug, Error> {

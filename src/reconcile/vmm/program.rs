@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::{Program, VERSION, Version};
+use super::{Program, Version};
 use crate::api::vm::Hypervisor;
-use crate::host;
 use crate::host::process;
 
 /// For a program to tell its version.
@@ -145,24 +144,6 @@ async fn ask(path: &Path) -> Result<Version, String> {
             .collect();
         format!("`{shown} --version` says {first:?}, which tells no version")
     })
-}
-
-/// Which version the VMM in `dir` was started for, if one runs there.
-pub fn started_for(dir: &Path) -> Result<Option<Version>, host::Error> {
-    let running = match process::read_record(&dir.with_file_name(super::RECORD)) {
-        Ok(process::Record::Of(identity)) => {
-            matches!(process::look(&identity)?, process::Life::Alive(_))
-        }
-        Ok(process::Record::None | process::Record::Unborn) => false,
-        // A birth under way: its files have been written.
-        Err(error) if error.kind == host::Kind::Busy => true,
-        Err(error) => return Err(error),
-    };
-    let note = match running {
-        true => host::fs::tail(&dir.join(VERSION), 256).ok().flatten(),
-        false => None,
-    };
-    Ok(note.and_then(|note| note.parse().ok()))
 }
 
 #[cfg(test)]

@@ -9,11 +9,14 @@
 
 use super::cmdline::{self, Own};
 use super::recipe::{Access, Disk, Launch, Slot, Unfit};
-use super::{AGENT, Accel, CONSOLE, Control, Machine, Program};
+use super::{AGENT, Accel, Control, Machine, Program};
 use crate::api::life::Board;
 use crate::api::network::Connection;
 use crate::api::vm::VmSpec;
 
+/// Which system calls are refused to it: those of nobody, of another user, of a starter of programs, of a scheduler.
+pub(super) const SANDBOX: &str =
+    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 /// Bytes, IEEE 802.3; what a virtio network card without `host_mtu` has.
 const ETHERNET_MTU: u32 = 1500;
 
@@ -40,17 +43,11 @@ pub(super) fn recipe(
     }
     say("-smp", spec.vcpu.to_string());
     say("-m", format!("{}M", spec.ram_bytes >> 20));
-    say(
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
-    );
+    say("-sandbox", SANDBOX.to_owned());
     say("-display", "none".to_owned());
-    // Appending, so that a rotated log does not become a hole of its old length.
-    let console = escape(&slot.dir.join(CONSOLE).display().to_string());
-    say(
-        "-chardev",
-        format!("file,id=console,path={console},append=on"),
-    );
+    // Its standard input and output: a pipe, and the console file, which is appended to, so that a rotated log does not become a
+    // hole of its old length. Signals are ours to send.
+    say("-chardev", "stdio,id=console,signal=off".to_owned());
     say("-serial", "chardev:console".to_owned());
     // Relative to the run directory: a socket's path holds 107 bytes at most (unix(7)).
     let listen = |id: &str, name: &str| format!("socket,id={id},path={name},server=on,wait=off");

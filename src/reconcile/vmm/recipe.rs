@@ -56,9 +56,12 @@ pub struct Launch {
     /// Written into the run directory before the start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<NewFile>,
-    /// The files that the guest writes to: no limit on a file's length may be below theirs.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub writes: Vec<PathBuf>,
+    /// For which version of its program; none: nobody has asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// Such a one is kept while it runs, and never started: it is from before VMMs had users of their own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only_kept: bool,
 }
 
 /// A file that a VMM reads when it starts.
@@ -73,16 +76,13 @@ pub struct NewFile {
 impl Launch {
     /// In its slot's place; without files.
     pub(super) fn new(argv: Vec<String>, slot: &Slot) -> Self {
-        let writable = slot
-            .disks
-            .iter()
-            .filter(|disk| disk.access == Access::ReadWrite);
         Self {
             argv,
             netns: slot.connection.netns.clone(),
             tap: slot.connection.tap.clone(),
             files: Vec::new(),
-            writes: writable.map(|disk| disk.path.clone()).collect(),
+            version: None,
+            only_kept: false,
         }
     }
 
@@ -175,6 +175,6 @@ pub fn recipe(
         Hypervisor::Firecracker => firecracker::recipe(spec, slot, program),
         Hypervisor::CloudHypervisor => cloud_hypervisor::recipe(spec, slot, program),
     }?;
-    launch.files.push(program.version.note());
+    launch.version = Some(program.version);
     Ok(Some(launch))
 }

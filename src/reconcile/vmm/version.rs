@@ -7,7 +7,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::recipe::NewFile;
 use crate::api::vm::Hypervisor;
 
 /// A program that runs VMs.
@@ -25,10 +24,6 @@ pub struct Version {
     major: u32,
     minor: u32,
 }
-
-/// The file in a run directory that says which version its VMM was started for. As long as that one runs its recipe is made for
-/// the same version: to upgrade a package restarts no VM.
-pub const VERSION: &str = "version";
 
 impl Version {
     /// `major.minor`.
@@ -50,14 +45,6 @@ impl Version {
     pub fn said(output: &str) -> Option<Self> {
         let words = output.lines().next()?.split_whitespace();
         words.map(str::parse).find_map(Result::ok)
-    }
-
-    /// For the run directory.
-    pub(super) fn note(self) -> NewFile {
-        NewFile {
-            name: VERSION.to_owned(),
-            text: format!("{self}\n"),
-        }
     }
 }
 
@@ -124,9 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_comes_after_nine_and_a_note_is_read_back() {
+    fn ten_comes_after_nine() {
         assert!(Version::new(1, 10) > Version::new(1, 9));
-        let note = Version::new(53, 0).note();
-        assert_eq!(note.text.parse(), Ok(Version::new(53, 0)));
     }
 }

@@ -15,6 +15,7 @@ mod rest;
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -186,18 +187,42 @@ async fn wait_for_thread(pid: u32, name: &str) {
     }
 }
 
-/// Connects to this very process (unix(7), SO_PEERCRED).
+/// Connects to this very process (unix(7), SO_PEERCRED), and to no socket elsewhere: the VMM may have put a link in its place.
 async fn connect(socket: &Path, pid: u32) -> io::Result<UnixStream> {
-    // Through a descriptor of its directory: a socket's path holds 107 bytes at most.
-    let dir = std::fs::File::open(socket.parent().unwrap_or(Path::new("/")))?;
-    let name = socket.file_name().unwrap_or_default();
-    let short = Path::new("/proc/self/fd")
-        .join(dir.as_raw_fd().to_string())
-        .join(name);
-    let stream = UnixStream::connect(short).await?;
+    // Through a descriptor of its own: what was looked at is what is connected to, and a socket's path holds 107 bytes at most.
+    let found = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+        .open(socket)?;
+    if !found.metadata()?.file_type().is_socket() {
+        return Err(io::Error::other("it is no socket"));
+    }
+    let path = Path::new("/proc/self/fd").join(found.as_raw_fd().to_string());
+    let stream = UnixStream::connect(path).await?;
     let peer = stream.peer_cred()?.pid();
     match peer.and_then(|peer| u32::try_from(peer).ok()) == Some(pid) {
         true => Ok(stream),
         false => Err(io::Error::other("another process listens there")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_connected_to_where_it_stands_and_through_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (far, near) = (dir.path().join("far"), dir.path().join("near"));
+        let heard = tokio::net::UnixListener::bind(&far).unwrap();
+        std::os::unix::fs::symlink(&far, &near).unwrap();
+        let us = std::process::id();
+        assert!(connect(&far, us).await.is_ok());
+        heard.accept().await.unwrap();
+        assert!(connect(&near, us).await.is_err(), "through a link");
+        let nobody = tokio::time::timeout(Duration::from_millis(50), heard.accept()).await;
+        assert!(nobody.is_err(), "not even knocked at");
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        assert!(connect(&dir.path().join("file"), us).await.is_err());
     }
 }

@@ -1,0 +1,76 @@
+//! The processes of one user, all together.
+//! Not here: whose user it is.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Identity, Life, Stop, look};
+use crate::host::Error;
+
+/// Passes over `/proc`, and the rest between two of them: 2 s in all.
+const PASSES: u32 = 400;
+const REST: Duration = Duration::from_millis(5);
+
+/// Whether any process of this host runs as this user; cheap where none does (getpriority(2), PRIO_USER).
+pub fn user_lives(user: u32) -> bool {
+    let user = rustix::process::Uid::from_raw(user);
+    !matches!(
+        rustix::process::getpriority_user(user),
+        Err(rustix::io::Errno::SRCH)
+    )
+}
+
+/// Kills every process of a user that exists for one purpose only, but for those that `spared` says are another's. Blocks until they
+/// have ended, 2 s at most; what is left then is an error that names one. Zombies are their parents' business.
+pub fn kill_user(user: u32, spared: impl Fn(u32) -> bool) -> Result<(), Error> {
+    let mut left = None;
+    for _ in 0..PASSES {
+        // The common case: two system calls.
+        if !user_lives(user) {
+            return Ok(());
+        }
+        left = None;
+        for pid in pids_of(user)? {
+            if spared(pid) {
+                continue;
+            }
+            let Some(identity) = Identity::of(pid)? else {
+                continue;
+            };
+            if let Life::Alive(process) = look(&identity)?
+                // Held now: whose it is is asked of this very one.
+                && runs_as(pid, user)
+            {
+                process.stop(Stop::Kill)?;
+                left = Some(pid);
+            }
+        }
+        if left.is_none() {
+            return Ok(());
+        }
+        std::thread::sleep(REST);
+    }
+    let pid = left.unwrap_or_default();
+    Err(Error::other(
+        "stop",
+        format!("the processes of user {user}"),
+        format!("process {pid} goes on"),
+    ))
+}
+
+fn pids_of(user: u32) -> Result<Vec<u32>, Error> {
+    let entries = fs::read_dir("/proc");
+    let entries = entries.map_err(|error| Error::io("list the processes in", "/proc", error))?;
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    Ok(pids.filter(|pid| runs_as(*pid, user)).collect())
+}
+
+/// `Uid:` in `/proc/<pid>/status`, the real one (proc_pid_status(5)): the directory's owner is root's for whoever cannot be traced.
+fn runs_as(pid: u32, user: u32) -> bool {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(Path::new(&path)).unwrap_or_default();
+    let real = text.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let real = real.and_then(|ids| ids.split_ascii_whitespace().next()?.parse::<u32>().ok());
+    real == Some(user)
+}

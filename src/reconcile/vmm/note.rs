@@ -1,0 +1,121 @@
+//! How a VMM was started, noted where it cannot write.
+//! Not here: which process it became ([`crate::host::process::read_record`]).
+//!
+//! # Why
+//! The run directory is the VMM's: whatever is found there it may have written, or be waiting for us to open. What was said to it
+//! is therefore remembered beside it, and never read back from it.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Desired, Launch, NOTE, NewFile, Program, RECORD, Version};
+use crate::host;
+use crate::host::fs::{self, Durability};
+use crate::host::process::{self, Identity, Life, Record};
+
+/// What was said to a VMM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Note {
+    /// What runs, and as which version of it.
+    #[serde(default)]
+    pub(super) program: Option<Program>,
+    /// As whom; none: as we do.
+    #[serde(default)]
+    pub(super) user: Option<u32>,
+    /// What it read when it started.
+    #[serde(default)]
+    files: Vec<NewFile>,
+    /// What it was given of others' files, as it was before.
+    #[serde(default)]
+    pub(super) given: Vec<Given>,
+}
+
+/// A file that belongs to a VMM's user as long as the VM is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Given {
+    pub(super) path: PathBuf,
+    /// Whose it was.
+    pub(super) user: u32,
+    pub(super) group: u32,
+    pub(super) mode: u32,
+}
+
+impl Note {
+    pub(super) fn of(launch: &Launch, user: Option<u32>, given: Vec<Given>) -> Self {
+        let program = |version: Version| Program {
+            path: launch.argv.first().map(PathBuf::from).unwrap_or_default(),
+            version,
+        };
+        Self {
+            program: launch.version.map(program),
+            user,
+            files: launch.files.clone(),
+            given,
+        }
+    }
+
+    /// None: there is none, or none that can be understood.
+    pub(super) fn read(desired: &Desired) -> Result<Option<Self>, host::Error> {
+        read(&desired.dir)
+    }
+
+    pub(super) fn write(&self, desired: &Desired) -> Result<(), host::Error> {
+        let path = path(&desired.dir);
+        let text = serde_json::to_vec(self)
+            .map_err(|error| host::Error::other("write", path.display().to_string(), error))?;
+        fs::write(&path, &text, 0o600, Durability::Process)
+    }
+
+    /// Which files of `launch` are not what it has read.
+    pub(super) fn stale(noted: Option<&Self>, launch: &Launch) -> Vec<String> {
+        let read = |file: &&NewFile| noted.is_some_and(|noted| noted.files.contains(file));
+        let stale = launch.files.iter().filter(|file| !read(file));
+        stale.map(|file| file.name.clone()).collect()
+    }
+
+    pub(super) fn is_there(desired: &Desired) -> bool {
+        path(&desired.dir).exists()
+    }
+
+    pub(super) fn remove(desired: &Desired) -> Result<(), host::Error> {
+        let path = path(&desired.dir);
+        fs::remove_draft(&path)?;
+        fs::remove(&path)
+    }
+}
+
+/// The process that the record beside `dir` names, if it runs.
+pub fn running(dir: &Path) -> Result<Option<Identity>, host::Error> {
+    let Record::Of(identity) = process::read_record(&dir.with_file_name(RECORD))? else {
+        return Ok(None);
+    };
+    Ok(match process::look(&identity)? {
+        Life::Alive(_) => Some(identity),
+        Life::Ended(_) => None,
+    })
+}
+
+/// As which program, in which version, the VMM in `dir` was started, if one runs there. As long as it does its recipe is made for
+/// the same: to upgrade a package restarts no VM.
+pub fn started_as(dir: &Path) -> Result<Option<Program>, host::Error> {
+    let runs = match running(dir) {
+        Ok(found) => found.is_some(),
+        // A birth under way: the note has been written.
+        Err(error) if error.kind == host::Kind::Busy => true,
+        Err(error) => return Err(error),
+    };
+    match runs {
+        true => Ok(read(dir)?.and_then(|note| note.program)),
+        false => Ok(None),
+    }
+}
+
+fn path(dir: &Path) -> PathBuf {
+    dir.with_file_name(NOTE)
+}
+
+fn read(dir: &Path) -> Result<Option<Note>, host::Error> {
+    let text = fs::read(&path(dir))?;
+    Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
+}
