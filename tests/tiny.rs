@@ -3,6 +3,7 @@
 //!
 //! | file | what it tests |
 //! |---|---|
+//! | `console` | talking with it |
 //! | `guest` | the guest itself |
 //! | `many` | 32 of them |
 //! | `manners` | good and bad behaviour |
@@ -10,6 +11,7 @@
 mod support;
 
 mod tiny {
+    mod console;
     mod guest;
     mod manners;
     mod many;

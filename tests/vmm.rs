@@ -1,6 +1,8 @@
 //! The Vmm rung: its laws, real processes, and a real guest.
 //! Not here: the other rungs, the daemon.
 
+#[path = "vmm/api.rs"]
+mod api;
 #[path = "vmm/confine.rs"]
 mod confine;
 #[path = "vmm/disks.rs"]
@@ -19,3 +21,5 @@ mod recipes;
 mod strange;
 #[path = "vmm/support.rs"]
 mod support;
+#[path = "support/vmm.rs"]
+mod vmm;

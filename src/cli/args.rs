@@ -66,6 +66,8 @@ pub enum Verb {
     Events(EventsArgs),
     /// Print what a VM's guest and VMM have written
     Logs(LogsArgs),
+    /// Talk with a VM's guest on its serial port; Ctrl-] leaves it
+    Console(ConsoleArgs),
     /// Remove what is left over and wanted by nobody
     Gc(GcArgs),
     /// Check whether this host can do what is asked of it, and say what to do
@@ -284,6 +286,21 @@ pub struct LogsArgs {
     /// Of what is there only the last so many lines
     #[arg(short = 'n', long, value_name = "NUMBER")]
     pub lines: Option<usize>,
+}
+
+/// Arguments of `console`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  slicectl console sandbox-1
+  echo reboot | slicectl console vm/sandbox-1")]
+pub struct ConsoleArgs {
+    /// The VM
+    #[arg(value_name = "VM", value_parser = super::target::vm)]
+    pub vm: Name,
+    /// Begin with the last so many lines of what was written
+    #[arg(short = 'n', long, value_name = "NUMBER", default_value_t = 10)]
+    pub lines: usize,
 }
 
 /// Arguments of `gc`.

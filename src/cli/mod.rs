@@ -5,6 +5,7 @@ pub mod age;
 pub mod apply;
 pub mod args;
 pub mod check;
+mod console;
 pub mod delete;
 pub mod describe;
 pub mod events;
@@ -60,6 +61,7 @@ async fn run(args: Args) -> Result<(), Failure> {
         Verb::Vm(verb) => vm::vm(&client, verb).await,
         Verb::Events(verb) => events::events(&client, verb).await,
         Verb::Logs(verb) => events::logs(&client, verb).await,
+        Verb::Console(verb) => console::console(&client, verb).await,
         Verb::Gc(verb) => check::gc(&client, verb).await,
         Verb::Doctor(verb) => check::doctor(&client, verb).await,
         Verb::Explain(verb) => verdict::explain(&client, verb).await,

@@ -12,7 +12,7 @@ use futures::stream::BoxStream;
 
 use self::failure::Failure;
 use super::intake_loop::{IntakeLoop, delete_group, store_draft};
-use super::{orders, reach, streams};
+use super::{console, orders, reach, streams};
 use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::lease::subnet;
@@ -35,7 +35,7 @@ use crate::reconcile::engine::{Engine, Key};
 use crate::reconcile::explain::{self, Way};
 use crate::reconcile::fold::{House, Trouble};
 use crate::reconcile::group::{self, Removed};
-use crate::reconcile::storage;
+use crate::reconcile::{storage, vmm};
 use crate::store::{self, World};
 use crate::wire::{Backend, Effect, Refusal, Span, packet};
 
@@ -296,6 +296,25 @@ impl Backend for Answers {
             None => Err(Refusal::Conflict(vec![format!(
                 "vm/{vm} has no log: its hypervisor is none"
             )])),
+        }
+    }
+
+    async fn type_in(&self, vm: Name, keys: Bytes) -> Result<(), Refusal> {
+        let found = self.engine.store.read(|world| {
+            let vm = world.vm_named(&vm)?;
+            Some((vm.meta.uid, vm.spec.hypervisor))
+        });
+        match found {
+            None => Err(Refusal::NotFound(format!("vm/{vm}"))),
+            Some((_, hypervisor)) if !vmm::takes_input(hypervisor) => {
+                Err(Refusal::Conflict(vec![format!(
+                    "vm/{vm} has no console to type at: hypervisor {hypervisor} takes no input; see `slicectl logs`"
+                )]))
+            }
+            Some((uid, _)) => {
+                let pipe = self.engine.run_dir.vm_dir(uid).join(vmm::INPUT);
+                console::type_in(&pipe, vm.as_str(), &keys)
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod answers;
 mod conflists;
+mod console;
 mod difference;
 mod intake_loop;
 mod orders;

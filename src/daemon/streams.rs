@@ -28,8 +28,9 @@ const GATHER: Duration = Duration::from_millis(5);
 /// A watch looks for one part of its time, and gathers for so many: many objects take long to look at.
 const REST: u32 = 20;
 
-/// How often a log that is followed is looked at: the guest writes it through the kernel, nobody tells us.
-const LOG_STEP: Duration = Duration::from_millis(250);
+/// How often a log that is followed is looked at: the guest writes it through the kernel, nobody tells us. Soon after it has
+/// written it is likely to go on, or somebody is talking with it.
+const LOG_STEPS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
 
 /// What is there, then every change of it.
 pub(super) fn watch(
@@ -172,6 +173,7 @@ fn log_from(
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     stream::try_unfold((path, at), move |(path, at)| async move {
         let mut at = at;
+        let [mut step, longest] = LOG_STEPS;
         loop {
             let (bytes, end) = read_on(&path, at).await?;
             match (bytes.is_empty(), span) {
@@ -179,7 +181,8 @@ fn log_from(
                 (true, Span::Once) => return Ok(None),
                 (true, Span::Follow) => {
                     at = end;
-                    tokio::time::sleep(LOG_STEP).await;
+                    tokio::time::sleep(step).await;
+                    step = longest.min(step * 2);
                 }
             }
         }

@@ -121,6 +121,25 @@ pub fn open_plain(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Makes a named pipe that is root's alone, in place of whatever file is there, and opens it for reading and writing: as long
+/// as it is open so, no reader finds its end and no writer is without a reader (fifo(7)).
+pub fn make_pipe(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let (mode, kind) = (
+        rustix::fs::Mode::from_raw_mode(0o600),
+        rustix::fs::FileType::Fifo,
+    );
+    rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0)?;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+}
+
 /// What is at `path`, without following a symbolic link.
 pub fn look_at_dir(path: &Path) -> Result<Dir, Error> {
     match fs::symlink_metadata(path) {

@@ -122,6 +122,9 @@ pub trait Backend: Send + Sync + 'static {
         span: Span,
     ) -> impl Future<Output = Result<BoxStream<'static, io::Result<Bytes>>, Refusal>> + Send;
 
+    /// Types at the VM's serial port; nothing, to know whether that can be done.
+    fn type_in(&self, vm: Name, keys: Bytes) -> impl Future<Output = Result<(), Refusal>> + Send;
+
     /// Removes what is ours and unwanted, or with [`Effect::DryRun`] tells it.
     fn gc(&self, effect: Effect) -> impl Future<Output = Result<Vec<Leftover>, Refusal>> + Send;
 

@@ -183,6 +183,14 @@ impl Client {
         Ok(chunks(self.socket.clone(), answer.into_body()))
     }
 
+    /// See [`super::Backend::type_in`].
+    pub async fn type_in(&self, vm: &Name, keys: Bytes) -> Result<()> {
+        let path = format!("/v1/console/{vm}");
+        let kind = "application/octet-stream";
+        self.ask_with(Method::POST, &path, kind, keys).await?;
+        Ok(())
+    }
+
     /// See [`super::Backend::gc`].
     pub async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>> {
         let path = format!("/v1/gc?dry_run={}", effect == Effect::DryRun);
@@ -247,7 +255,23 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<Response<Incoming>> {
-        let asked = tokio::time::timeout(PATIENCE, self.send(method, path, body)).await;
+        let body = match body {
+            None => Vec::new(),
+            Some(body) => serde_json::to_vec(body).map_err(|error| self.broken(error))?,
+        };
+        self.ask_with(method, path, "application/json", body.into())
+            .await
+    }
+
+    async fn ask_with(
+        &self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>> {
+        let sent = self.send(method, path, kind, body);
+        let asked = tokio::time::timeout(PATIENCE, sent).await;
         let answer = asked
             .map_err(|_| self.broken(format!("nothing came within {} s", PATIENCE.as_secs())))??;
         if answer.status().is_success() {
@@ -270,18 +294,15 @@ impl Client {
         &self,
         method: Method,
         path: &str,
-        body: Option<&impl Serialize>,
+        kind: &str,
+        body: Bytes,
     ) -> Result<Response<Incoming>> {
-        let body = match body {
-            None => Vec::new(),
-            Some(body) => serde_json::to_vec(body).map_err(|error| self.broken(error))?,
-        };
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "sliced")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))
+            .header(header::CONTENT_TYPE, kind)
+            .body(Full::new(body))
             .map_err(|error| self.broken(error))?;
         let stream = self.connect().await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))

@@ -85,6 +85,7 @@ fn router<B: Backend>(shared: Arc<Shared<B>>) -> Router {
         .route("/v1/vms/{vm}", axum::routing::delete(remove_vm::<B>))
         .route("/v1/events", get(events::<B>))
         .route("/v1/logs/{vm}", get(logs::<B>))
+        .route("/v1/console/{vm}", post(type_in::<B>))
         .route("/v1/gc", post(gc::<B>))
         .route("/v1/doctor", get(doctor::<B>))
         .route("/v1/explain/{vm}", get(explain::<B>))
@@ -231,6 +232,15 @@ async fn logs<B: Backend>(
     let bytes = bytes.take_until(hall.stop.clone().cancelled_owned());
     let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
     Ok((kind, Body::from_stream(bytes)).into_response())
+}
+
+async fn type_in<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Path(vm)): Asked<Path<String>>,
+    keys: Bytes,
+) -> Result<StatusCode, Refused> {
+    hall.backend.type_in(read(&vm)?, keys).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn gc<B: Backend>(

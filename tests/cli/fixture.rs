@@ -375,6 +375,11 @@ impl Backend for World {
             .boxed())
     }
 
+    async fn type_in(&self, vm: Name, _: Bytes) -> Result<(), Refusal> {
+        self.find(Kind::Vm, &vm)?;
+        Err(Refusal::Conflict(vec![format!("vm/{vm} does not run")]))
+    }
+
     async fn logs(
         &self,
         vm: Name,

@@ -1,4 +1,5 @@
-//! A VM that runs: adopted by every next life with its process, and gone with it in the end. QEMU, with a real kernel.
+//! A VM that runs: adopted by every next life with its process, and gone with it in the end. With each of the VMMs: QEMU, and
+//! a double of the others unless the real one is named.
 //! Not here: what the guest does.
 
 use std::path::{Path, PathBuf};
@@ -11,30 +12,50 @@ use slicectl::reconcile::vmm::{LABEL_VAR, RUN_DIR_VAR};
 use crate::life::{Dirs, End, Intent};
 use crate::support::kernel;
 use crate::support::objects::spec;
+use crate::support::vmm::{program, tiny_guest};
 
 const GROUP: &str = "real";
 
-#[test]
-fn killed_around_the_birth_of_a_process_there_is_one_process_in_the_end() {
+/// Killed before any action of its building, there is one VM in the end, with one process, and it is as if nothing had been.
+fn one_process_in_the_end(hypervisor: Hypervisor) {
     kernel::private_sync(|| {
-        let place = Place::new();
-        let (end, actions) = place.dirs.live_counting(place.apply());
-        assert_eq!(end, End::Converged, "{actions:#?}");
-        let birth = actions.len() - 1;
-        place.delete();
-        for at in [birth - 1, birth] {
-            assert_eq!(place.dirs.live_until_killed(place.apply(), at), End::Killed);
+        let place = Place::of(hypervisor);
+        for at in 0.. {
+            let end = place.dirs.live_until_killed(place.apply(), at);
+            assert!(place.processes().len() <= 1, "killed before action {at}");
             assert_eq!(place.dirs.live(Intent::Same), End::Converged);
-            assert_eq!(place.processes().len(), 1);
+            let process = place.processes();
+            assert_eq!(process.len(), 1, "killed before action {at}");
+            let again = place.dirs.live_counting(Intent::Same);
+            assert_eq!(again, (End::Converged, vec![]), "after action {at}");
+            assert_eq!(place.processes(), process, "after action {at}");
             place.delete();
+            if end != End::Killed {
+                assert!(at > 15, "only {at} actions");
+                break;
+            }
         }
     });
 }
 
 #[test]
-fn a_process_lives_through_every_death_of_the_daemon_and_the_loss_of_its_state() {
+fn killed_before_any_action_that_builds_a_vm_of_qemu_there_is_one_in_the_end() {
+    one_process_in_the_end(Hypervisor::Qemu);
+}
+
+#[test]
+fn killed_before_any_action_that_builds_a_vm_of_firecracker_there_is_one_in_the_end() {
+    one_process_in_the_end(Hypervisor::Firecracker);
+}
+
+#[test]
+fn killed_before_any_action_that_builds_a_vm_of_cloud_hypervisor_there_is_one_in_the_end() {
+    one_process_in_the_end(Hypervisor::CloudHypervisor);
+}
+
+fn lives_on(hypervisor: Hypervisor) {
     kernel::private_sync(|| {
-        let place = Place::new();
+        let place = Place::of(hypervisor);
         assert_eq!(place.dirs.live(place.apply()), End::Converged);
         let born = place.processes();
         assert_eq!(born.len(), 1);
@@ -57,9 +78,23 @@ fn a_process_lives_through_every_death_of_the_daemon_and_the_loss_of_its_state()
 }
 
 #[test]
-fn killed_before_any_action_of_its_end_nothing_of_a_process_is_left() {
+fn a_qemu_lives_through_every_death_of_the_daemon_and_the_loss_of_its_state() {
+    lives_on(Hypervisor::Qemu);
+}
+
+#[test]
+fn a_firecracker_lives_through_every_death_of_the_daemon_and_the_loss_of_its_state() {
+    lives_on(Hypervisor::Firecracker);
+}
+
+#[test]
+fn a_cloud_hypervisor_lives_through_every_death_of_the_daemon_and_the_loss_of_its_state() {
+    lives_on(Hypervisor::CloudHypervisor);
+}
+
+fn nothing_is_left(hypervisor: Hypervisor) {
     kernel::private_sync(|| {
-        let place = Place::new();
+        let place = Place::of(hypervisor);
         for at in 0.. {
             assert_eq!(place.dirs.live(place.apply()), End::Converged);
             let end = place.dirs.live_until_killed(Intent::Delete(GROUP), at);
@@ -73,21 +108,40 @@ fn killed_before_any_action_of_its_end_nothing_of_a_process_is_left() {
     });
 }
 
+#[test]
+fn killed_before_any_action_of_its_end_nothing_of_a_qemu_is_left() {
+    nothing_is_left(Hypervisor::Qemu);
+}
+
+#[test]
+fn killed_before_any_action_of_its_end_nothing_of_a_firecracker_is_left() {
+    nothing_is_left(Hypervisor::Firecracker);
+}
+
+#[test]
+fn killed_before_any_action_of_its_end_nothing_of_a_cloud_hypervisor_is_left() {
+    nothing_is_left(Hypervisor::CloudHypervisor);
+}
+
 struct Place {
     dirs: Dirs,
     spec: HostGroupSpec,
+    /// Where the program is.
+    _program: tempfile::TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    fn of(hypervisor: Hypervisor) -> Self {
         // So that every build takes the same actions.
         kernel::run("echo 1 > /proc/sys/net/ipv4/ip_forward");
-        let guest = guest_dir();
+        let programs = tempfile::tempdir().unwrap();
         let mut template = spec(Some("169.254.100.0/22"), "");
-        template.hypervisor = Hypervisor::Qemu;
-        template.kernel_file = Some(guest.join("vmlinuz"));
-        template.initrd_file = Some(guest.join("initrd"));
+        template.hypervisor = hypervisor;
+        template.ram_bytes = 64 << 20;
+        template.kernel_file = Some(tiny_guest());
+        template.life.program = program(hypervisor, programs.path());
         Self {
+            _program: programs,
             // The path is in the label of every process on this machine, so it is nobody else's.
             dirs: Dirs::below(
                 &PathBuf::from("/run").join(slicectl::api::meta::Uid::random().to_string()),
@@ -142,17 +196,4 @@ impl Drop for Place {
             }
         }
     }
-}
-
-fn guest_dir() -> PathBuf {
-    let dir = std::env::var_os("SLICE_GUEST_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest"),
-        PathBuf::from,
-    );
-    assert!(
-        dir.join("vmlinuz").exists() && dir.join("initrd").exists(),
-        "there is no guest in {0}: make it with `examples/guest/build.sh {0}`, or name another place in SLICE_GUEST_DIR",
-        dir.display()
-    );
-    dir
 }

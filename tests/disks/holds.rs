@@ -148,6 +148,7 @@ fn start_and_be_killed(dir: &Path) {
         cwd: dir,
         netns: Path::new("/proc/self/ns/net"),
         needs_link: "lo",
+        input: None,
         log: &dir.join("log"),
         file_limit: 1 << 20,
         record: &dir.join("process"),

@@ -6,7 +6,7 @@
 //! - [`lab`]: neighbours around a house, [`sniffer`]s in them; [`guest_stack`]: a guest at a TAP; [`frames`]: what it sends.
 //! - [`house`]: the real `sliced` and `slicectl` in one.
 //! - [`plugs`]: CNI networks for it.
-//! - [`tiny`]: guests for it, by the dozen.
+//! - [`tiny`]: guests for it, by the dozen; [`vmm`]: programs that stand for VMMs.
 #![allow(
     dead_code,
     reason = "every integration test file compiles this anew and uses a part of it"
@@ -21,3 +21,4 @@ pub mod objects;
 pub mod plugs;
 pub mod sniffer;
 pub mod tiny;
+pub mod vmm;

@@ -5,21 +5,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
 use super::house::House;
+use super::vmm;
 
 /// The guest's image, built by this process when it is first asked for.
 pub fn kernel() -> &'static str {
     static KERNEL: OnceLock<String> = OnceLock::new();
-    KERNEL.get_or_init(|| {
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build.sh");
-        let built = Command::new(&script).arg(&out).status();
-        assert!(built.is_ok_and(|status| status.success()), "{script:?}");
-        out.join("tiny").display().to_string()
-    })
+    KERNEL.get_or_init(|| vmm::tiny_guest().display().to_string())
 }
 
 /// A group of slots, as `house` writes them, with a tiny guest in each; `words` tell it to misbehave.

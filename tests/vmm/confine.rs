@@ -34,6 +34,7 @@ fn a_confined_process_is_born_into_its_control_group_and_sees_the_files_it_was_g
         cwd: &home,
         netns: &net.path,
         needs_link: "lo",
+        input: None,
         log: &home.join(CONSOLE),
         file_limit: LOG_LIMIT,
         record: &dir.path().join(RECORD),

@@ -42,6 +42,8 @@ pub struct Spawn<'a> {
     pub netns: &'a Path,
     /// A link that must be in that namespace, or nothing is started ([`crate::host::Kind::Absent`]).
     pub needs_link: &'a str,
+    /// A named pipe, made anew, that is its standard input: whoever opens it writes to the process. None: nobody does.
+    pub input: Option<&'a Path>,
     /// Where its standard output and error are appended.
     pub log: &'a Path,
     /// No file may grow beyond this many bytes by its hand.
@@ -62,6 +64,10 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
         let netns = File::open(what.netns)?;
         let record = open_record(what.record)?;
         let log = open_log(what.log)?;
+        let input = match what.input {
+            Some(path) => Stdio::from(fs::make_pipe(path)?),
+            None => Stdio::null(),
+        };
         let procs = match what.confine.and_then(|confine| confine.cgroup) {
             Some(group) => Some(
                 OpenOptions::new()
@@ -99,7 +105,7 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
             .env(MOUNTS_VAR, mounts)
             .envs(what.env.iter().copied())
             .current_dir(what.cwd)
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(log.try_clone()?)
             .stderr(log);
         // SAFETY: between fork and exec only system calls are made, on descriptors and memory made before the fork:

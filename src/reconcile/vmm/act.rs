@@ -154,6 +154,7 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
             cwd: &desired.dir,
             netns: launch.netns(),
             needs_link: &launch.tap,
+            input: Some(&desired.input()),
             log: &desired.dir.join(CONSOLE),
             file_limit: file_limit(&held)?,
             inherits: &held
@@ -236,6 +237,7 @@ async fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
     for path in inside.map(|name| desired.dir.join(name)) {
         confine::remove_strange(&path)?;
     }
+    fs::remove(&desired.input())?;
     fs::remove_draft(&desired.record())?;
     fs::remove(&desired.record())?;
     Note::remove(desired)

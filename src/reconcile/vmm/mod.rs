@@ -55,6 +55,7 @@ use tokio::sync::OnceCell;
 
 use super::{Conflict, Reconcile};
 use crate::api::meta::Uid;
+use crate::api::vm::Hypervisor;
 use crate::host;
 use crate::host::process::{Exit, Identity};
 use crate::owner::{Label, Owned};
@@ -71,6 +72,8 @@ pub use watch::{rotate, watch};
 pub const RECORD: &str = "process";
 /// What was said to the VMM; beside the run directory, too.
 pub const NOTE: &str = "launch.json";
+/// A pipe to the guest's serial input; beside the run directory, too.
+pub const INPUT: &str = "console.in";
 /// Serial output of the guest and messages of the VMM.
 pub const CONSOLE: &str = "console.log";
 /// The console before the last rotation.
@@ -121,6 +124,15 @@ pub const LABEL_VAR: &str = "SLICE_LABEL";
 /// The variable in a VMM's environment that holds its run directory.
 pub const RUN_DIR_VAR: &str = "SLICE_RUN_DIR";
 
+/// Whether what is typed at the VM's serial port reaches the guest. Cloud Hypervisor reads a terminal only, or a socket before
+/// which output is lost.
+pub const fn takes_input(hypervisor: Hypervisor) -> bool {
+    match hypervisor {
+        Hypervisor::Qemu | Hypervisor::Firecracker => true,
+        Hypervisor::CloudHypervisor | Hypervisor::None => false,
+    }
+}
+
 /// The rung.
 #[derive(Debug, Default)]
 pub struct Vmm {
@@ -166,6 +178,11 @@ impl Desired {
     /// Where the newborn notes itself: beside the run directory.
     pub fn record(&self) -> PathBuf {
         self.dir.with_file_name(RECORD)
+    }
+
+    /// Where what is typed goes in.
+    pub(super) fn input(&self) -> PathBuf {
+        self.dir.with_file_name(INPUT)
     }
 }
 

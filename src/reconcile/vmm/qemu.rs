@@ -9,7 +9,7 @@
 
 use super::cmdline::{self, Own};
 use super::recipe::{Access, Disk, Launch, Slot, Unfit};
-use super::{AGENT, Accel, CONSOLE, Control, Machine, Program};
+use super::{AGENT, Accel, Control, Machine, Program};
 use crate::api::life::Board;
 use crate::api::network::Connection;
 use crate::api::vm::VmSpec;
@@ -45,12 +45,9 @@ pub(super) fn recipe(
     say("-m", format!("{}M", spec.ram_bytes >> 20));
     say("-sandbox", SANDBOX.to_owned());
     say("-display", "none".to_owned());
-    // Appending, so that a rotated log does not become a hole of its old length.
-    let console = escape(&slot.dir.join(CONSOLE).display().to_string());
-    say(
-        "-chardev",
-        format!("file,id=console,path={console},append=on"),
-    );
+    // Its standard input and output: a pipe, and the console file, which is appended to, so that a rotated log does not become a
+    // hole of its old length. Signals are ours to send.
+    say("-chardev", "stdio,id=console,signal=off".to_owned());
     say("-serial", "chardev:console".to_owned());
     // Relative to the run directory: a socket's path holds 107 bytes at most (unix(7)).
     let listen = |id: &str, name: &str| format!("socket,id={id},path={name},server=on,wait=off");

@@ -1,0 +1,83 @@
+//! Talking with a guest on its serial port.
+//! Not here: reading what it prints (`tests/daemon`).
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use slicectl::api::vm::Hypervisor;
+
+use crate::support::house::{self, House, inhabited};
+use crate::support::tiny;
+use crate::support::vmm;
+
+/// One VM of this hypervisor, up.
+fn one_vm(house: &House, hypervisor: Hypervisor) -> tempfile::TempDir {
+    let programs = tempfile::tempdir().unwrap();
+    let program = match vmm::program(hypervisor, programs.path()) {
+        None => String::new(),
+        Some(path) => {
+            let key = hypervisor.to_string().replace('-', "_");
+            format!("\n      {key}_bin: {}", path.display())
+        }
+    };
+    let guests = tiny::guests(&house::slots(1, ""), "");
+    let guests = guests.replace(
+        "hypervisor: qemu",
+        &format!("hypervisor: {hypervisor}{program}"),
+    );
+    let file = house.write("manifest.yaml", &guests);
+    house.ctl(&format!("apply -f {file}"));
+    let guest = tiny::all(house).into_values().next().expect("a VM");
+    house.until("the guest", || (guest.times_ready() == 1).then_some(()));
+    programs
+}
+
+fn a_word_is_heard(hypervisor: Hypervisor) {
+    inhabited(|mut house| {
+        let _program = one_vm(&house, hypervisor);
+        for word in ["hello", "again"] {
+            let mut console = Command::new(env!("CARGO_BIN_EXE_slicectl"))
+                .args(["console", "sandbox-1"])
+                .env("SLICE_SOCKET", house.run.join("sliced.sock"))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut keys = console.stdin.take().unwrap();
+            writeln!(keys, "{word}").unwrap();
+            let mut said = BufReader::new(console.stdout.take().unwrap()).lines();
+            let heard = format!("heard: {word}");
+            assert!(said.any(|line| line.unwrap().contains(&heard)));
+            keys.write_all(&[0x1d]).unwrap();
+            assert!(console.wait().unwrap().success());
+            // The pipe is the VMM's, not the daemon's.
+            house.kill();
+            house.start();
+        }
+        house.ctl("delete hg sandbox --wait=60s");
+        house.refused("console sandbox-1", 1);
+    });
+}
+
+#[test]
+fn a_guest_of_qemu_hears_what_is_typed_also_after_the_daemon_has_died() {
+    a_word_is_heard(Hypervisor::Qemu);
+}
+
+#[test]
+fn a_guest_of_firecracker_hears_what_is_typed_also_after_the_daemon_has_died() {
+    a_word_is_heard(Hypervisor::Firecracker);
+}
+
+#[test]
+fn cloud_hypervisor_takes_no_words_and_says_so() {
+    inhabited(|house| {
+        let _program = one_vm(&house, Hypervisor::CloudHypervisor);
+        let why = house.refused("console sandbox-1", 1);
+        assert!(
+            why.contains("hypervisor cloud-hypervisor takes no input"),
+            "{why}"
+        );
+        house.ctl("delete hg sandbox --wait=60s");
+    });
+}
