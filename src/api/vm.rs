@@ -23,6 +23,42 @@ pub struct Vm {
     pub index: u32,
     /// What is wanted.
     pub spec: VmSpec,
+    /// What a person has said it is to do since. Outlives restarts of the daemon; a VM that is replaced begins anew.
+    #[serde(default, skip_serializing_if = "Power::is_default")]
+    pub power: Power,
+}
+
+/// What a VM is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Power {
+    /// To run, as far as its restart policy lets it.
+    #[default]
+    Running,
+    /// To be held where it is.
+    Paused,
+    /// To be down, and to keep its place, its network and its disk.
+    Stopped,
+    /// To be stopped, and to run again then. Becomes `Running` when nothing runs any more.
+    Restarting,
+}
+
+impl Power {
+    /// Nobody has said anything.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for Power {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Restarting => "restarting",
+        })
+    }
 }
 
 /// What a VM is to be.
@@ -55,10 +91,11 @@ pub struct VmSpec {
 
 impl VmSpec {
     /// Whether a VM that runs `self` becomes `other` without being replaced:
-    /// only what its network takes over live differs.
+    /// only what its network and its life take over live differs.
     pub fn changes_live_to(&self, other: &Self) -> bool {
         let mut probe = self.clone();
         probe.network.change_live_to(&other.network);
+        probe.life.change_live_to(&other.life);
         probe == *other
     }
 }

@@ -9,6 +9,7 @@ use super::step::{Ascent, Meet, Ready};
 use crate::api::meta::Uid;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
+use crate::reconcile::life::Verdict;
 use crate::reconcile::net::cni::Checking;
 use crate::reconcile::{Reconcile, diff, disk};
 
@@ -18,7 +19,18 @@ impl Engine {
     pub async fn preview_change(&self, vm: &Vm) -> Vec<String> {
         let lease = self.store.read(|world| world.lease(&vm.meta.name).cloned());
         let mut looking = Looking::at(self, vm.meta.uid);
-        if let Ok(Some(connection)) = self.connect(vm, lease, &mut looking).await
+        let connected = self.connect(vm, lease, &mut looking).await;
+        match self.verdict(vm) {
+            Verdict::Run => {}
+            Verdict::Down(..) | Verdict::Again => {
+                if let Ok(Some(_)) = connected {
+                    let hands = &self.processes.rung;
+                    let _ = looking.meet(Rung::Vmm, hands, &self.at_rest(vm)).await;
+                }
+                return looking.steps;
+            }
+        }
+        if let Ok(Some(connection)) = connected
             && let Ok(disks) = self.disks(vm)
             && let Ok(desired) = self.process(vm, &connection, &disks).await
         {

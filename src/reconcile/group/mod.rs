@@ -10,7 +10,7 @@ use tracing::debug;
 use crate::api::host_group::HostGroup;
 use crate::api::meta::{Meta, Name, Timestamp, Uid};
 use crate::api::network::Mode;
-use crate::api::vm::Vm;
+use crate::api::vm::{Power, Vm};
 use crate::host;
 use crate::store::{self, LeaseError, Store, Txn, World};
 
@@ -108,7 +108,7 @@ pub fn observed(world: &World, name: &Name, desired: &Desired) -> Observed {
             misplaced,
             spec: vm.spec.clone(),
             deleting: vm.meta.deleting,
-            ready: world.is_ready(vm),
+            ready: world.is_settled(vm),
         };
         (vm.index, member)
     });
@@ -137,6 +137,7 @@ fn carry_out(
                     group: group.clone(),
                     index: *index,
                     spec: (**spec).clone(),
+                    power: Power::default(),
                 };
                 txn.put_vm(vm.clone())?;
                 // Here and not first on the ladder, so that blocks go in the order of the VMs' numbers.

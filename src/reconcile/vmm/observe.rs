@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    CONSOLE, Control, Desired, LABEL_VAR, OURS, Observed, Plug, RECORD, RunDir, Running, Vmm,
+    Control, Desired, Guest, GuestState, LABEL_VAR, OURS, Observed, Plug, RECORD, RunDir, Running,
+    STOPPING, Vmm, ending,
 };
 use crate::api::meta::Uid;
 use crate::host::process::{self, Exit, Identity, Life, Record, TapSlot};
@@ -45,8 +46,12 @@ impl Vmm {
 pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, Error> {
     let dir = look_at_dir(desired)?;
     let record = patient_record(desired).await?;
-    let (recorded, ended) = follow(desired, record)?;
-    let running = match recorded {
+    let (recorded, ended, ended_as) = match follow(desired, record)? {
+        Followed::Nothing => (None, None, None),
+        Followed::Running(running) => (running, None, None),
+        Followed::Ended(identity, exit) => (None, Some(exit), identity),
+    };
+    let mut running = match recorded {
         Some(running) => vec![running],
         None if worth_a_census(rung, desired, &dir) => unrecorded(desired).await?,
         None => Vec::new(),
@@ -54,8 +59,11 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
     if running.is_empty() {
         rung.lock().remove(&desired.uid);
     }
+    for found in &mut running {
+        found.guest = guest(desired, found).await?;
+    }
     let last_words = if running.is_empty() {
-        last_words(desired)
+        ending::last_lines(&desired.dir, 1).concat()
     } else {
         String::new()
     };
@@ -63,15 +71,41 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
         dir,
         running,
         ended,
+        ended_as,
         last_words,
     })
 }
 
+/// What the guest does, where it matters.
+async fn guest(desired: &Desired, running: &Running) -> Result<Option<GuestState>, Error> {
+    match (desired.guest, &desired.want) {
+        (Guest::Any, _) | (_, None) => return Ok(None),
+        (Guest::Running | Guest::Paused, Some(_)) => {}
+    }
+    let pid = running.process.thing().pid;
+    match Control::in_dir(&desired.dir) {
+        // It is just starting.
+        None => Ok(None),
+        Some(control) => control.state(&desired.dir, pid).await.map(Some),
+    }
+}
+
+/// What of ours stands beside the run directory.
+fn beside(desired: &Desired) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
+    for (name, path) in [(RECORD, desired.record()), (STOPPING, desired.stopping())] {
+        if fs::read_text(&path)?.is_some() {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
 fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
-    let recorded = fs::read_text(&desired.record())?.is_some();
+    let beside = beside(desired)?;
     Ok(match fs::look_at_dir(&desired.dir)? {
-        fs::Dir::Absent if recorded => RunDir::Present {
-            ours: vec![RECORD.to_owned()],
+        fs::Dir::Absent if !beside.is_empty() => RunDir::Present {
+            ours: beside,
             others: Vec::new(),
         },
         fs::Dir::Absent => RunDir::Absent,
@@ -84,11 +118,9 @@ fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
                 OURS.contains(&name.as_str()) || made_by_the_vmm()
             };
             let (mut ours, others): (Vec<_>, Vec<_>) = names.into_iter().partition(is_ours);
-            if recorded {
-                ours.push(RECORD.to_owned());
-                ours.sort_unstable();
-                ours.dedup();
-            }
+            ours.extend(beside);
+            ours.sort_unstable();
+            ours.dedup();
             RunDir::Present { ours, others }
         }
     })
@@ -119,20 +151,31 @@ async fn patient_record(desired: &Desired) -> Result<Record, Error> {
 }
 
 /// What became of the process on record.
-fn follow(desired: &Desired, record: Record) -> Result<(Option<Running>, Option<Exit>), Error> {
+enum Followed {
+    /// There is none.
+    Nothing,
+    /// It runs; none: it does not bear our label.
+    Running(Option<Running>),
+    /// It has ended, in this boot if it is named.
+    Ended(Option<Identity>, Exit),
+}
+
+fn follow(desired: &Desired, record: Record) -> Result<Followed, Error> {
     let identity = match record {
-        Record::None => return Ok((None, None)),
-        Record::Unborn => return Ok((None, None)),
+        Record::None | Record::Unborn => return Ok(Followed::Nothing),
         Record::Of(identity) => identity,
     };
     match process::look(&identity)? {
-        Life::Ended(exit) => Ok((None, Some(exit))),
+        Life::Ended(exit) => {
+            let now = identity.boot == fs::boot_id()?;
+            Ok(Followed::Ended(now.then_some(identity), exit))
+        }
         Life::Alive(process) => {
             let label = process::env_var(identity.pid, LABEL_VAR)?;
             let running = describe(desired, identity, label.as_deref(), Recorded::Yes)?;
             // `process` is held until here: what was described is what was looked at.
             drop(process);
-            Ok((running, None))
+            Ok(Followed::Running(running))
         }
     }
 }
@@ -186,6 +229,8 @@ fn describe(
         return Ok(None);
     };
     Ok(Some(Running {
+        asked_ms: ending::asked_ms(desired, process.thing())?,
+        guest: None,
         process,
         argv: process::argv(pid)?,
         recorded: recorded == Recorded::Yes,
@@ -219,17 +264,4 @@ fn plug(desired: &Desired, pid: u32) -> Result<Plug, Error> {
         TapSlot::None | TapSlot::Attached(_) => Plug::In,
         TapSlot::Orphaned => Plug::TapGone,
     })
-}
-
-/// The last line that says something, at most 200 characters. A guest wrote it: nothing that could steer a terminal is left in it.
-fn last_words(desired: &Desired) -> String {
-    // What stands there is of the VMM's making: words that cannot be read are none.
-    let tail = fs::tail(&desired.dir.join(CONSOLE), 4096);
-    let tail = tail.ok().flatten().unwrap_or_default();
-    let line = tail
-        .lines()
-        .map(str::trim)
-        .rfind(|line| !line.is_empty())
-        .unwrap_or_default();
-    line.chars().filter(|c| !c.is_control()).take(200).collect()
 }
