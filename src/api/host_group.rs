@@ -1,12 +1,14 @@
 //! `HostGroup`: what people write, and the only kind they write.
 //! Not here: making VMs out of one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::meta::{Meta, Name};
+use super::on_demand::Order;
 use super::vm::VmSpec;
 
 /// So many VMs of one kind.
@@ -18,7 +20,13 @@ pub struct HostGroup {
     pub origin: Origin,
     /// What is wanted.
     pub spec: HostGroupSpec,
+    /// The VMs made on demand beside those of `count`, by their place. They are no part of the manifest.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub orders: BTreeMap<u32, Order>,
 }
+
+/// The highest `count`. The places of VMs made on demand lie past it: a group that grows never meets one.
+pub const MAX_COUNT: u32 = 65_536;
 
 /// What a person wants of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,5 +73,30 @@ impl HostGroup {
     /// The name of the VM with this index, from 1. `None` when it would be no RFC 1123 label.
     pub fn vm_name(group: &Name, index: u32) -> Option<Name> {
         Name::new(format!("{group}-{index}")).ok()
+    }
+
+    /// Whether some group counts, or might count, a VM of this name: a VM made on demand must have another.
+    pub fn is_counted_name(name: &Name) -> bool {
+        let Some((group, index)) = name.as_str().rsplit_once('-') else {
+            return false;
+        };
+        let index = index.parse().ok().filter(|i| (1..=MAX_COUNT).contains(i));
+        let group = Name::new(group).ok();
+        group
+            .zip(index)
+            .and_then(|(group, index)| Self::vm_name(&group, index))
+            .as_ref()
+            == Some(name)
+    }
+
+    /// How many VMs it is to have.
+    pub fn size(&self) -> usize {
+        self.spec.count as usize + self.orders.len()
+    }
+
+    /// Where the next VM made on demand may stand; `taken` are places in which VMs stand.
+    pub fn free_place(&self, taken: impl Fn(u32) -> bool) -> Option<u32> {
+        let mut places = (MAX_COUNT + 1)..=(2 * MAX_COUNT);
+        places.find(|place| !self.orders.contains_key(place) && !taken(*place))
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
+use super::host_group::MAX_COUNT;
 use super::policy::Policy;
 
 /// Which data path a VM has.
@@ -81,9 +82,13 @@ pub struct BridgeSpec {
 }
 
 impl BridgeSpec {
-    /// The TAP of the VM with this index, from 1.
+    /// The TAP of the VM with this index, from 1: the prefix and the index less one; of a VM made on demand, the prefix, `x` and
+    /// a number of its own.
     pub fn tap(&self, index: u32) -> String {
-        format!("{}{}", self.tap_prefix, index.saturating_sub(1))
+        match index.checked_sub(MAX_COUNT + 1) {
+            None => format!("{}{}", self.tap_prefix, index.saturating_sub(1)),
+            Some(number) => format!("{}x{number}", self.tap_prefix),
+        }
     }
 }
 
@@ -96,7 +101,7 @@ pub enum Addresses {
     Any,
     /// Any that is free from the first to the last.
     Range(Ipv4Addr, Ipv4Addr),
-    /// These, in the order of the VMs.
+    /// These, in the order of the VMs; those made on demand get any that is left over.
     Listed(Vec<Ipv4Addr>),
 }
 
@@ -110,6 +115,7 @@ impl Addresses {
         match self {
             Self::Any => true,
             Self::Range(first, last) => (*first..=*last).contains(&ip),
+            Self::Listed(listed) if index > MAX_COUNT => listed.contains(&ip),
             Self::Listed(listed) => listed.get(index.saturating_sub(1) as usize) == Some(&ip),
         }
     }

@@ -230,6 +230,11 @@ impl Entry {
         network && ports && protocol
     }
 
+    /// One address and a port: the only way to open something on the host itself.
+    pub fn may_open_the_host(&self) -> bool {
+        self.network.prefix() == 32 && self.ports.is_some()
+    }
+
     /// Whether a packet is matched.
     pub fn matches(&self, packet: &Packet) -> bool {
         let transport = packet.transport.map(|(protocol, _)| protocol);
@@ -383,9 +388,6 @@ impl Policy {
 
     /// `allow` entries of one address and a port: the only way to open something on the host itself.
     pub fn host_openings(&self) -> impl Iterator<Item = Entry> + '_ {
-        self.allow
-            .iter()
-            .copied()
-            .filter(|entry| entry.network.prefix() == 32 && entry.ports.is_some())
+        self.allow.iter().copied().filter(Entry::may_open_the_host)
     }
 }

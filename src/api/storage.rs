@@ -37,6 +37,11 @@ impl Storage {
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Whether it has a disk that one VM at most may have.
+    pub fn has_writable_disk(&self) -> bool {
+        self.disks.iter().any(|disk| !disk.read_only)
+    }
 }
 
 /// A number of bytes as people say it, to a tenth: `1.5 GiB`.

@@ -58,6 +58,33 @@ pub fn by_precedence<'a>(stored: &[HostGroup], mut claims: Vec<Claim<'a>>) -> Ve
     claims
 }
 
+/// What each of `claims` is refused for by VMs that were made on demand in the group it changes: they keep what they have, so
+/// it must go on allowing that.
+pub fn objections_of_orders(stored: &[HostGroup], claims: &[Claim]) -> Vec<(usize, Problem)> {
+    let stored: HashMap<&Name, &HostGroup> = stored.iter().map(|g| (&g.meta.name, g)).collect();
+    let mut refused = Vec::new();
+    for (index, Claim { draft, .. }) in claims.iter().enumerate() {
+        let Some(group) = stored.get(&draft.name) else {
+            continue;
+        };
+        let template = &draft.spec.template;
+        for (place, order) in &group.orders {
+            for (field, why) in order.objections(*place, template) {
+                let message = format!("vm/{}, made on demand, {why}", order.name);
+                refused.push((index, draft.problem(field, message)));
+            }
+        }
+        let vms = draft.spec.count as usize + group.orders.len();
+        if !group.orders.is_empty() && vms > 1 && template.storage.has_writable_disk() {
+            let message = format!(
+                "a disk is written to by one VM at most, and with those made on demand the group has {vms}"
+            );
+            refused.push((index, draft.problem("disks", message)));
+        }
+    }
+    refused
+}
+
 /// Whether `slicectl apply` may bring these drafts: none may belong to a file, and all must be at peace.
 pub fn check_apply(stored: &[HostGroup], drafts: &[Draft]) -> Result<(), Vec<Problem>> {
     let brings = |group: &HostGroup| drafts.iter().any(|draft| draft.name == group.meta.name);
@@ -71,8 +98,14 @@ pub fn check_apply(stored: &[HostGroup], drafts: &[Draft]) -> Result<(), Vec<Pro
         origin: Origin::Apply,
     };
     let claims = by_precedence(stored, drafts.iter().map(claim).collect());
+    let living: Vec<HostGroup> = stored
+        .iter()
+        .filter(|group| !group.meta.deleting)
+        .cloned()
+        .collect();
     let problems: Vec<Problem> = conflicts(&standing, &claims)
         .into_iter()
+        .chain(objections_of_orders(&living, &claims))
         .map(|(_, problem)| problem)
         .collect();
     match problems.is_empty() {

@@ -12,6 +12,7 @@ use super::condition::{Reason, Status};
 use super::host_group::{HostGroupSpec, Origin};
 use super::meta::{Name, Timestamp, Uid};
 use super::network::{Block, Mac, Mode};
+use super::on_demand::Ask;
 use super::policy::{Entry, OnDeny, Verdict};
 use super::vm::{Hypervisor, Power, VmSpec};
 
@@ -90,6 +91,9 @@ pub struct VmView {
     /// What a person has said it is to do since.
     #[serde(default, skip_serializing_if = "Power::is_default")]
     pub power: Power,
+    /// What was asked of one made on demand; none: its group counts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_demand: Option<Ask>,
     /// What is.
     pub status: VmStatus,
 }
@@ -257,8 +261,11 @@ pub struct GroupStatus {
     pub ready: bool,
     /// `Ready`.
     pub conditions: Vec<ConditionView>,
-    /// VMs wanted.
+    /// VMs wanted: those that are counted, and those made on demand.
     pub desired: u32,
+    /// How many of them are made on demand.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub on_demand: u32,
     /// VMs there, those being removed included.
     pub current: u32,
     /// VMs with the newest spec.
@@ -270,6 +277,10 @@ pub struct GroupStatus {
     /// Entries that never match and the like.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A lease as answered.

@@ -10,22 +10,27 @@ use serde::{Deserialize, Serialize};
 use super::life::Life;
 use super::meta::{Meta, Name};
 use super::network::NetworkSpec;
+use super::on_demand::OnDemand;
 use super::storage::Storage;
 
 /// One VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vm {
-    /// Name (`<group>-<index>`), uid, generation.
+    /// Name (`<group>-<index>`; of one made on demand, any other), uid, generation.
     pub meta: Meta,
     /// The group it belongs to.
     pub group: Name,
-    /// Its place in the group, from 1.
+    /// Its place in the group, from 1; that of one made on demand lies past all that `count` may reach
+    /// (see [`super::host_group::MAX_COUNT`]).
     pub index: u32,
     /// What is wanted.
     pub spec: VmSpec,
     /// What a person has said it is to do since. Outlives restarts of the daemon; a VM that is replaced begins anew.
     #[serde(default, skip_serializing_if = "Power::is_default")]
     pub power: Power,
+    /// None: it is one of those that `count` makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_demand: Option<Box<OnDemand>>,
 }
 
 /// What a VM is to do.

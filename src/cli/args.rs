@@ -13,6 +13,7 @@ use super::new::NewArgs;
 use super::print::{self, Format};
 use crate::api::meta::Name;
 use crate::api::policy::Packet;
+use crate::api::tag::Selector;
 use crate::wire::packet;
 
 /// Tells sliced what microVMs this host shall run, and shows what it made of it.
@@ -58,6 +59,9 @@ pub enum Verb {
     Delete(DeleteArgs),
     /// Wait until objects are ready, or gone
     Wait(WaitArgs),
+    /// Make VMs on demand, and remove them
+    #[command(subcommand)]
+    Vm(super::vm::VmVerb),
     /// Show what has happened
     Events(EventsArgs),
     /// Print what a VM's guest and VMM have written
@@ -155,6 +159,7 @@ Examples:
   slicectl get vm sandbox-1 sandbox-2
   slicectl get vm/sandbox-1 -o json
   slicectl get vms -w
+  slicectl get vms -l job=42,team!=blue
   slicectl get leases -o name")]
 pub struct GetArgs {
     /// KIND, KIND NAME... or KIND/NAME...
@@ -163,6 +168,9 @@ pub struct GetArgs {
     /// The format of the answer
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Output,
+    /// Only VMs with these tags: KEY=VALUE, KEY!=VALUE, KEY or !KEY, several with commas between them
+    #[arg(short = 'l', long, value_name = "TAGS")]
+    pub selector: Option<Selector>,
     /// Go on with every change; json and yaml then tell the changes: {"type":"ADDED|MODIFIED|DELETED","object":...}
     #[arg(short, long)]
     pub watch: bool,

@@ -13,6 +13,7 @@ use super::target::{self, Target};
 use super::{events, print, rows};
 use crate::api::event::Event;
 use crate::api::network::{Addresses, NetworkSpec};
+use crate::api::on_demand::Ask;
 use crate::api::policy::Policy;
 use crate::api::storage::{Bytes, Storage};
 use crate::api::view::{
@@ -127,11 +128,15 @@ impl Page {
         });
         self.section("Status", |page| {
             page.maybe("Range", status.range);
+            let wanted = match status.on_demand {
+                0 => status.desired.to_string(),
+                on_demand => format!("{} ({on_demand} made on demand)", status.desired),
+            };
             page.line(
                 "VMs",
                 format!(
-                    "{} wanted, {} there, {} updated, {} ready",
-                    status.desired, status.current, status.updated, status.ready_count
+                    "{wanted} wanted, {} there, {} updated, {} ready",
+                    status.current, status.updated, status.ready_count
                 ),
             );
         });
@@ -141,6 +146,9 @@ impl Page {
 
     fn vm(&mut self, vm: &VmView) {
         self.metadata("Vm", &vm.metadata);
+        if let Some(ask) = &vm.on_demand {
+            self.ask(ask);
+        }
         self.section("Spec", |page| page.spec(&vm.spec));
         match &vm.status.network {
             None => self.line("Network", "<none>"),
@@ -169,6 +177,31 @@ impl Page {
         }
         self.conditions(&vm.status.conditions);
         self.warnings(&vm.status.warnings);
+    }
+
+    fn ask(&mut self, ask: &Ask) {
+        let own = [
+            ("vcpu", ask.vcpu.is_some()),
+            ("memory", ask.ram_bytes.is_some()),
+            ("allow", ask.allow.is_some()),
+            ("drop", ask.drop.is_some()),
+            ("a persistent disk", ask.persistent),
+        ];
+        let own: Vec<&str> = own
+            .into_iter()
+            .filter_map(|(what, said)| said.then_some(what))
+            .collect();
+        let own = match own.as_slice() {
+            [] => "yes, with nothing of its own".to_owned(),
+            own => format!("yes, with its own {}", own.join(", ")),
+        };
+        self.line("On demand", own);
+        let tags: Vec<String> = ask
+            .tags
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        self.line("Tags", list(&tags));
     }
 
     fn storage(&mut self, storage: &Storage) {

@@ -11,6 +11,7 @@ use super::rows::{self, Breadth, STATUS};
 use super::table::{Field, Table};
 use super::target::{self, Selection, Target};
 use super::{print, yaml};
+use crate::api::tag::{Selector, Tags};
 use crate::api::view::{Change, Kind, List, Object};
 use crate::clock;
 use crate::wire::Client;
@@ -19,16 +20,45 @@ use crate::wire::client::ClientError;
 /// `get KIND [NAME…] [-o …] [-w]`.
 pub async fn get(client: &Client, args: GetArgs) -> Result<(), Failure> {
     let selection = target::selection(&args.targets)?;
+    let selector = args.selector.as_ref();
+    match (selector, &selection) {
+        (None, _) | (Some(_), Selection::All(Kind::Vm)) => {}
+        (Some(_), Selection::All(kind)) => {
+            let usage = format!("-l selects VMs, a {kind} has no tags");
+            return Err(Failure::Usage(usage));
+        }
+        (Some(_), Selection::Some(_)) => {
+            let usage = "-l selects among all VMs; name none beside it".to_owned();
+            return Err(Failure::Usage(usage));
+        }
+    }
     match args.watch {
-        true => watch(client, &selection, args.output).await,
-        false => once(client, &selection, args.output).await,
+        true => watch(client, &selection, selector, args.output).await,
+        false => once(client, &selection, selector, args.output).await,
     }
 }
 
-async fn once(client: &Client, selection: &Selection, output: Output) -> Result<(), Failure> {
+/// Whether an object is meant by `-l`.
+fn is_selected(selector: Option<&Selector>, object: &Object) -> bool {
+    selector.is_none_or(|selector| match object {
+        Object::Vm(vm) => match &vm.on_demand {
+            Some(ask) => selector.selects(&ask.tags),
+            None => selector.selects(&Tags::new()),
+        },
+        Object::HostGroup(_) | Object::Lease(_) => false,
+    })
+}
+
+async fn once(
+    client: &Client,
+    selection: &Selection,
+    selector: Option<&Selector>,
+    output: Output,
+) -> Result<(), Failure> {
     match selection {
         Selection::All(kind) => {
-            let items = client.get(*kind, None).await?.items;
+            let mut items = client.get(*kind, None).await?.items;
+            items.retain(|object| is_selected(selector, object));
             if items.is_empty() && matches!(output, Output::Table | Output::Wide) {
                 failure::note(&format!("no {kind}s found"));
                 return Ok(());
@@ -99,8 +129,24 @@ fn tables(items: &[Object], breadth: Breadth) -> String {
 
 type Changes = BoxStream<'static, Result<Change, ClientError>>;
 
-async fn watch(client: &Client, selection: &Selection, output: Output) -> Result<(), Failure> {
+async fn watch(
+    client: &Client,
+    selection: &Selection,
+    selector: Option<&Selector>,
+    output: Output,
+) -> Result<(), Failure> {
     let (kind, changes, watched) = open(client, selection).await?;
+    let selector = selector.cloned();
+    // Tags never change, so what is selected once stays so.
+    let meant = move |change: &Result<Change, ClientError>| match change {
+        Ok(Change::Added { object } | Change::Modified { object } | Change::Deleted { object }) => {
+            is_selected(selector.as_ref(), object)
+        }
+        Ok(Change::Synced) | Err(_) => true,
+    };
+    let changes = changes
+        .filter(move |change| std::future::ready(meant(change)))
+        .boxed();
     match output {
         Output::Table => stream_rows(kind, changes, watched, Breadth::Narrow).await?,
         Output::Wide => stream_rows(kind, changes, watched, Breadth::Wide).await?,

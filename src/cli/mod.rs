@@ -20,6 +20,7 @@ pub mod sliced;
 pub mod table;
 pub mod target;
 pub mod verdict;
+pub mod vm;
 pub mod wait;
 pub mod yaml;
 
@@ -56,6 +57,7 @@ async fn run(args: Args) -> Result<(), Failure> {
         Verb::Describe(verb) => describe::describe(&client, verb).await,
         Verb::Delete(verb) => delete::delete(&client, verb).await,
         Verb::Wait(verb) => wait::wait(&client, verb).await,
+        Verb::Vm(verb) => vm::vm(&client, verb).await,
         Verb::Events(verb) => events::events(&client, verb).await,
         Verb::Logs(verb) => events::logs(&client, verb).await,
         Verb::Gc(verb) => check::gc(&client, verb).await,

@@ -9,17 +9,18 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 use super::intake_loop::{IntakeLoop, delete_group, store_draft};
-use super::{reach, streams};
+use super::{orders, reach, streams};
 use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::lease::subnet;
 use crate::api::manifest::{self, Draft};
 use crate::api::meta::{Name, Timestamp};
+use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::validate;
 use crate::api::view::{
-    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, Object,
-    Reach, Server, Source,
+    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List,
+    NewVmResult, Object, Reach, Server, Source,
 };
 use crate::api::vm::Vm;
 use crate::cli::sliced::Args;
@@ -30,6 +31,7 @@ use crate::owner::{Label, Owner};
 use crate::reconcile::engine::{Engine, Key};
 use crate::reconcile::explain::{self, Way};
 use crate::reconcile::fold::{House, Trouble};
+use crate::reconcile::group::{self, Removed};
 use crate::reconcile::storage;
 use crate::store::{self, World};
 use crate::wire::{Backend, Effect, Refusal, Span, packet};
@@ -227,6 +229,9 @@ impl Backend for Answers {
                 }
                 Ok(delete_group(txn, &name)?)
             }
+            Kind::Vm if txn.world().order(&name).is_some() => {
+                Ok(group::remove(txn, &name)? == Removed::Going)
+            }
             Kind::Vm => match txn.world().vm_named(&name).cloned() {
                 None => Ok(false),
                 Some(mut vm) => {
@@ -246,6 +251,14 @@ impl Backend for Answers {
             true => Ok(()),
             false => Err(Refusal::NotFound(reference)),
         }
+    }
+
+    async fn add_vm(&self, group: Name, wanted: NewVm) -> Result<NewVmResult, Refusal> {
+        orders::add(&self.engine, group, wanted).await
+    }
+
+    async fn remove_vm(&self, vm: Name) -> Result<(), Refusal> {
+        orders::remove(&self.engine, vm).await
     }
 
     async fn events(
@@ -401,7 +414,7 @@ fn leftover(label: &Label) -> Leftover {
 }
 
 /// Why a transaction ended without effect.
-enum Failure {
+pub(super) enum Failure {
     Refused(Refusal),
     Store(store::Error),
 }

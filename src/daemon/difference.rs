@@ -22,16 +22,12 @@ pub async fn of(engine: &Engine, drafts: &[Draft]) -> BTreeMap<String, Vec<Strin
 }
 
 async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Vec<String>)> {
-    let desired = group::Desired {
-        count: draft.spec.count,
-        update: draft.spec.update,
-        template: Some(draft.spec.template.clone()),
-    };
-    let (observed, vms, update_before) = engine.store.read(|world| {
+    let (desired, observed, vms, update_before) = engine.store.read(|world| {
+        let desired = group::becoming(world, &draft.name, &draft.spec);
         let vms: Vec<Vm> = world.vms_of(&draft.name).cloned().collect();
         let before = world.group(&draft.name).map(|group| group.spec.update);
         let observed = group::observed(world, &draft.name, &desired);
-        (observed, vms, before)
+        (desired, observed, vms, before)
     });
     let mut found = Vec::new();
     if update_before.is_some_and(|before| before != desired.update) {
@@ -43,8 +39,9 @@ async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Vec<String>)> 
     }
     for action in group::plan(&desired, &observed) {
         match action {
-            group::Action::Create { index, spec } => {
-                if let Some(name) = HostGroup::vm_name(&draft.name, index) {
+            group::Action::Create { index, spec, order } => {
+                let counted = || HostGroup::vm_name(&draft.name, index);
+                if let Some(name) = order.map(|order| order.name).or_else(counted) {
                     found.push((format!("vm/{name}"), creation(&spec)));
                 }
             }
@@ -100,7 +97,7 @@ async fn update(engine: &Engine, vm: &Vm, spec: VmSpec) -> Vec<String> {
 
 async fn removal(engine: &Engine, vm: &Vm, group: &group::Desired) -> Vec<String> {
     let mut steps = engine.preview_removal(vm).await;
-    if vm.index <= group.count {
+    if group.wants(vm.index) {
         steps.push("create it anew: this change cannot be made live".to_owned());
     }
     steps

@@ -231,6 +231,7 @@ pub fn store_draft(
                 meta: Meta::new(draft.name.clone(), clock::now()),
                 origin: origin.clone(),
                 spec: draft.spec.clone(),
+                orders: BTreeMap::new(),
             };
             (group, Applied::Created)
         }
@@ -272,6 +273,8 @@ pub fn delete_group(txn: &mut Txn<'_>, name: &Name) -> Result<bool, store::Error
         None => Ok(false),
         Some(mut group) => {
             group.meta.deleting = true;
+            // A group of this name that comes before the last VM has gone begins with none.
+            group.orders.clear();
             txn.put_group(group)?;
             Ok(true)
         }

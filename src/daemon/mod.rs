@@ -5,6 +5,7 @@ mod answers;
 mod conflists;
 mod difference;
 mod intake_loop;
+mod orders;
 mod reach;
 mod removals;
 mod streams;

@@ -162,6 +162,7 @@ impl Files {
                 validate::by_precedence(stored, self.claims().into_iter().map(claim).collect());
             let refused: Vec<(Origin, Problem)> = validate::conflicts(&standing, &claims)
                 .into_iter()
+                .chain(validate::objections_of_orders(stored, &claims))
                 .map(|(index, problem)| (claims[index].origin.clone(), problem))
                 .collect();
             if refused.is_empty() {

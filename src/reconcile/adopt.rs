@@ -1,7 +1,7 @@
 //! What stands on the host without the store knowing: records to adopt, labels to collect.
 //! Not here: removing anything (a stray's run), reading kernel things (`host`).
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use tracing::{info, warn};
@@ -15,6 +15,7 @@ use crate::api::condition::{Reason, Status};
 use crate::api::host_group::{HostGroup, HostGroupSpec};
 use crate::api::lease::Address;
 use crate::api::meta::{Meta, Name, Timestamp};
+use crate::api::on_demand::Order;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
 use crate::host::netns::Netns;
@@ -41,6 +42,8 @@ impl Engine {
             }
         }
         let adopted = records.len();
+        // What their group's VMs are to be is best told by one that has nothing of its own.
+        records.sort_by_key(|record| record.vm.index);
         self.store
             .write(|txn| {
                 for record in records {
@@ -214,10 +217,23 @@ fn adopt_one(txn: &mut store::Txn<'_>, record: Record, now: Timestamp) -> Result
         spec: HostGroupSpec {
             count: 0,
             update,
-            template: vm.spec.clone(),
+            template: match &vm.on_demand {
+                Some(on_demand) => on_demand.template.clone(),
+                None => vm.spec.clone(),
+            },
         },
+        orders: BTreeMap::new(),
     });
-    group.spec.count = group.spec.count.max(vm.index);
+    match &vm.on_demand {
+        None => group.spec.count = group.spec.count.max(vm.index),
+        Some(on_demand) => {
+            let order = Order {
+                name: vm.meta.name.clone(),
+                ask: on_demand.ask.clone(),
+            };
+            group.orders.insert(vm.index, order);
+        }
+    }
     txn.put_group(group)?;
     let gateway = match lease.as_ref().map(|lease| &lease.address) {
         Some(Address::Block { .. }) => Some(None),

@@ -61,6 +61,7 @@ impl House {
             },
             spec: vm.spec.clone(),
             power: vm.power,
+            on_demand: vm.on_demand.as_ref().map(|made| made.ask.clone()),
             status: VmStatus {
                 ready,
                 conditions,
@@ -159,12 +160,16 @@ impl House {
     pub fn group(&self, world: &World, group: &HostGroup, trouble: &Trouble) -> GroupView {
         let problems = &trouble.problems;
         let vms: Vec<&Vm> = world.vms_of(&group.meta.name).collect();
-        let updated = vms.iter().filter(|vm| vm.spec == group.spec.template);
+        let template = &group.spec.template;
+        let updated = vms.iter().filter(|vm| match group.orders.get(&vm.index) {
+            None => vm.spec == *template,
+            Some(order) => vm.spec == order.ask.spec(template),
+        });
         let updated = u32::try_from(updated.count()).unwrap_or(u32::MAX);
         let ready_count = vms.iter().filter(|vm| world.is_ready(vm));
         let ready_count = u32::try_from(ready_count.count()).unwrap_or(u32::MAX);
         let current = u32::try_from(vms.len()).unwrap_or(u32::MAX);
-        let desired = group.spec.count;
+        let desired = u32::try_from(group.size()).unwrap_or(u32::MAX);
         // One that is paused or down because it is to be keeps nobody waiting.
         let not_settled = vms.iter().find(|vm| !world.is_settled(vm));
         let ready = !group.meta.deleting
@@ -225,6 +230,7 @@ impl House {
                 ready,
                 conditions,
                 desired,
+                on_demand: desired - group.spec.count,
                 current,
                 updated,
                 ready_count,

@@ -177,12 +177,14 @@ fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), String> {
             let vm: Vm = json(value)?;
             let place = world.by_group.entry(vm.group.clone()).or_default();
             place.insert(vm.index, vm.meta.uid);
+            if vm.on_demand.is_some() {
+                world.on_demand.insert(vm.meta.name.clone(), vm.meta.uid);
+            }
             world.vms.insert(vm.meta.uid, vm);
         }
         "lease" => {
             let lease: Lease = json(value)?;
-            world.occupy(&lease.address);
-            world.leases.insert(lease.name.clone(), lease);
+            world.note_lease(lease);
         }
         "page" => {
             let (uid, rung) = id.split_once('/').ok_or("no rung")?;

@@ -8,6 +8,7 @@ use ipnetwork::Ipv4Network;
 use super::Error;
 use super::txn::Txn;
 use super::world::{Pool, World};
+use crate::api::host_group::MAX_COUNT;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::Timestamp;
 use crate::api::network::{Addresses, Block, BridgeSpec, NetworkSpec};
@@ -29,6 +30,16 @@ pub enum LeaseError {
     /// The list is shorter than the group.
     #[error("`addresses` has none for VM {0}")]
     NotListed(u32),
+    /// What the list has beyond the group's count is taken.
+    #[error(
+        "`addresses` lists {listed}, and none is left for a VM made on demand: the first {counted} are for the VMs that `count` makes"
+    )]
+    ListUsedUp {
+        /// How many addresses it has.
+        listed: usize,
+        /// How many of them are not for VMs made on demand.
+        counted: usize,
+    },
     /// The group has chosen no range yet.
     #[error("the group has no range yet")]
     NoPool,
@@ -135,6 +146,17 @@ impl World {
     ) -> Result<Ipv4Addr, LeaseError> {
         let (network, broadcast) = (pool.range.network(), pool.range.broadcast());
         let (first, last) = match &spec.addresses {
+            Addresses::Listed(listed) if vm.index > MAX_COUNT => {
+                let group = self.group(&vm.group);
+                let counted = group.map_or(0, |group| group.spec.count as usize);
+                let mut left = listed.iter().skip(counted).copied();
+                return left
+                    .find(|ip| !self.bridged.contains(ip) && *ip != gateway)
+                    .ok_or(LeaseError::ListUsedUp {
+                        listed: listed.len(),
+                        counted: counted.min(listed.len()),
+                    });
+            }
             Addresses::Listed(listed) => {
                 let place = vm.index.saturating_sub(1) as usize;
                 let ip = listed.get(place).ok_or(LeaseError::NotListed(vm.index))?;

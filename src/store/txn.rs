@@ -6,6 +6,7 @@ use super::{Change, Error};
 use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
+use crate::api::policy::Entry;
 use crate::api::rung::{Rung, RungPage};
 use crate::api::vm::Vm;
 use crate::api::vmm_ids::IdRange;
@@ -43,9 +44,16 @@ impl<'w> Txn<'w> {
     pub fn put_group(&mut self, group: HostGroup) -> Result<(), Error> {
         let name = group.meta.name.clone();
         self.write(format!("group/{name}"), Some(&group))?;
+        let news = self.world.group(&name).is_none_or(|before| {
+            (&before.meta, &before.origin, &before.spec)
+                != (&group.meta, &group.origin, &group.spec)
+                || !openings(before).eq(openings(&group))
+        });
         let before = self.world.groups.insert(name.clone(), group);
+        let changes = std::iter::once(Change::Group(name.clone()));
+        // A VM more or less is nothing to the ground.
         self.note(
-            [Change::Group(name.clone()), Change::Ground],
+            changes.chain(news.then_some(Change::Ground)),
             move |world| restore(&mut world.groups, name, before),
         );
         Ok(())
@@ -85,12 +93,20 @@ impl<'w> Txn<'w> {
         let uid = vm.meta.uid;
         self.write(format!("vm/{uid}"), Some(&vm))?;
         let (group, index) = (vm.group.clone(), vm.index);
+        let name = vm.on_demand.is_some().then(|| vm.meta.name.clone());
         let before = self.world.vms.insert(uid, vm);
+        let named = name.map(|name| {
+            let before = self.world.on_demand.insert(name.clone(), uid);
+            (name, before)
+        });
         let place = self.world.by_group.entry(group.clone()).or_default();
         let placed = place.insert(index, uid);
         self.note([Change::Vm(uid), Change::Group(group.clone())], move |w| {
             restore_hash(&mut w.vms, uid, before);
             restore(w.by_group.entry(group).or_default(), index, placed);
+            if let Some((name, before)) = named {
+                restore_hash(&mut w.on_demand, name, before);
+            }
         });
         Ok(())
     }
@@ -110,6 +126,11 @@ impl<'w> Txn<'w> {
             self.write::<()>(format!("page/{uid}/{rung}"), None)?;
         }
         let (group, index) = (vm.group.clone(), vm.index);
+        let name = &vm.meta.name;
+        let named = self.world.on_demand.get(name) == Some(&uid);
+        if named {
+            self.world.on_demand.remove(name);
+        }
         let mut placed = None;
         if let Some(place) = self.world.by_group.get_mut(&group)
             && place.get(&index) == Some(&uid)
@@ -120,6 +141,9 @@ impl<'w> Txn<'w> {
             }
         }
         self.note([Change::Vm(uid), Change::Group(group.clone())], move |w| {
+            if named {
+                w.on_demand.insert(vm.meta.name.clone(), uid);
+            }
             w.vms.insert(uid, vm);
             restore_hash(&mut w.pages, uid, pages);
             if let Some(id) = vmm_id {
@@ -179,23 +203,19 @@ impl<'w> Txn<'w> {
         let (name, address) = (lease.name.clone(), lease.address.clone());
         self.world.cursors.insert(address.range(), address.ip());
         self.write(format!("lease/{name}"), Some(&lease))?;
-        let before = self.world.leases.insert(name.clone(), lease);
-        if let Some(before) = &before {
-            self.world.free(&before.address);
-        }
+        let before = self.world.take_lease(&name);
         // A subnet that plugins gave its first address in is news to the ground; ranges of ours come with their group.
         let news = matches!(address, Address::Plugged { .. })
             && !self.world.plugged.contains_key(&address.range());
-        self.world.occupy(&address);
+        self.world.note_lease(lease);
         let changes = std::iter::once(Change::Lease(name.clone()));
         self.note(
             changes.chain(news.then_some(Change::Ground)),
             move |world| {
-                world.free(&address);
-                if let Some(before) = &before {
-                    world.occupy(&before.address);
+                world.take_lease(&name);
+                if let Some(before) = before {
+                    world.note_lease(before);
                 }
-                restore(&mut world.leases, name, before);
             },
         );
         Ok(())
@@ -203,17 +223,13 @@ impl<'w> Txn<'w> {
 
     /// Gives a lease back.
     pub fn remove_lease(&mut self, name: &Name) -> Result<(), Error> {
-        let Some(lease) = self.world.leases.remove(name) else {
+        let Some(lease) = self.world.take_lease(name) else {
             return Ok(());
         };
         self.write::<()>(format!("lease/{name}"), None)?;
-        self.world.free(&lease.address);
         // The last lease of a pool that no group has any more takes the pool off the ground.
         let changes = [Change::Lease(name.clone()), Change::Ground];
-        self.note(changes, move |world| {
-            world.occupy(&lease.address);
-            world.leases.insert(lease.name.clone(), lease);
-        });
+        self.note(changes, move |world| world.note_lease(lease));
         Ok(())
     }
 
@@ -273,6 +289,12 @@ impl<'w> Txn<'w> {
         }
         self.undo.push(Box::new(undo));
     }
+}
+
+/// What a group's VMs made on demand may open of the host.
+fn openings(group: &HostGroup) -> impl Iterator<Item = Entry> + '_ {
+    let orders = group.orders.values();
+    orders.flat_map(|order| order.ask.host_openings())
 }
 
 fn restore<K: Ord, V>(map: &mut std::collections::BTreeMap<K, V>, key: K, before: Option<V>) {

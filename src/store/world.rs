@@ -12,6 +12,7 @@ use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
 use crate::api::network::{Block, NetworkSpec};
+use crate::api::on_demand::Order;
 use crate::api::policy::{Entry, Policy};
 use crate::api::rung::{LADDER, Rung, RungPage};
 use crate::api::vm::Vm;
@@ -23,7 +24,10 @@ pub struct World {
     pub(super) pools: BTreeMap<Name, Pool>,
     pub(super) vms: HashMap<Uid, Vm>,
     pub(super) by_group: BTreeMap<Name, BTreeMap<u32, Uid>>,
+    /// VMs made on demand: their names tell neither group nor place.
+    pub(super) on_demand: HashMap<Name, Uid>,
     pub(super) leases: BTreeMap<Name, Lease>,
+    pub(super) leases_by_group: BTreeMap<Name, BTreeSet<Name>>,
     pub(super) blocks: BTreeSet<Block>,
     /// Leased addresses of bridges.
     pub(super) bridged: BTreeSet<Ipv4Addr>,
@@ -134,7 +138,28 @@ impl Footing {
 }
 
 impl World {
-    pub(super) fn occupy(&mut self, address: &Address) {
+    /// Takes a lease in, of a name that has none.
+    pub(super) fn note_lease(&mut self, lease: Lease) {
+        self.occupy(&lease.address);
+        let names = self.leases_by_group.entry(lease.group.clone()).or_default();
+        names.insert(lease.name.clone());
+        self.leases.insert(lease.name.clone(), lease);
+    }
+
+    /// Takes a lease out.
+    pub(super) fn take_lease(&mut self, name: &Name) -> Option<Lease> {
+        let lease = self.leases.remove(name)?;
+        self.free(&lease.address);
+        if let Some(names) = self.leases_by_group.get_mut(&lease.group) {
+            names.remove(name);
+            if names.is_empty() {
+                self.leases_by_group.remove(&lease.group);
+            }
+        }
+        Some(lease)
+    }
+
+    fn occupy(&mut self, address: &Address) {
         match address {
             Address::Block { block, .. } => self.blocks.insert(*block),
             Address::Bridged { ip, .. } => self.bridged.insert(*ip),
@@ -146,7 +171,7 @@ impl World {
         };
     }
 
-    pub(super) fn free(&mut self, address: &Address) {
+    fn free(&mut self, address: &Address) {
         match address {
             Address::Block { block, .. } => self.blocks.remove(block),
             Address::Bridged { ip, .. } => self.bridged.remove(ip),
@@ -202,8 +227,11 @@ impl World {
             .filter_map(|uid| self.vms.get(uid))
     }
 
-    /// A VM by its name: its group is what stands before the last `-`.
+    /// A VM by its name. That of one that is counted tells its group, which is what stands before the last `-`.
     pub fn vm_named(&self, name: &Name) -> Option<&Vm> {
+        if let Some(uid) = self.on_demand.get(name) {
+            return self.vms.get(uid);
+        }
         let (group, index) = name.as_str().rsplit_once('-')?;
         let group = Name::new(group).ok()?;
         let uid = self.by_group.get(&group)?.get(&index.parse().ok()?)?;
@@ -215,15 +243,22 @@ impl World {
         self.leases.values()
     }
 
-    /// A group's leases. Names of a group's VMs stand together, but `a-1` and `a-b-1` both begin with `a-`.
-    pub fn leases_of<'w>(&'w self, group: &'w Name) -> impl Iterator<Item = &'w Lease> + 'w {
-        let first = Name::new(format!("{group}-0")).unwrap_or_else(|_| group.clone());
-        let prefix = format!("{group}-");
-        self.leases
-            .range(first..)
-            .take_while(move |(name, _)| name.as_str().starts_with(&prefix))
-            .map(|(_, lease)| lease)
-            .filter(move |lease| lease.group == *group)
+    /// A group's leases, by name.
+    pub fn leases_of(&self, group: &Name) -> impl Iterator<Item = &Lease> {
+        let names = self.leases_by_group.get(group);
+        names
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.leases.get(name))
+    }
+
+    /// The order for a VM of this name, with its group and its place.
+    pub fn order(&self, name: &Name) -> Option<(&HostGroup, u32, &Order)> {
+        self.groups.values().find_map(|group| {
+            let mut orders = group.orders.iter();
+            let (place, order) = orders.find(|(_, order)| order.name == *name)?;
+            Some((group, *place, order))
+        })
     }
 
     /// A VM name's lease.
@@ -302,6 +337,8 @@ impl World {
             }
             let policy = group.spec.template.network.policy();
             let openings = policy.into_iter().flat_map(Policy::host_openings);
+            let orders = group.orders.values();
+            let openings = openings.chain(orders.flat_map(|order| order.ask.host_openings()));
             footing
                 .openings
                 .extend(openings.map(|entry: Entry| (pool.range, entry.to_string())));

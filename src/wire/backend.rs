@@ -9,10 +9,11 @@ use futures::stream::BoxStream;
 
 use crate::api::event::Event;
 use crate::api::meta::Name;
+use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
-    ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, Reach, Server,
-    Source,
+    ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, NewVmResult, Reach,
+    Server, Source,
 };
 
 /// Whether something is done or only thought through.
@@ -39,6 +40,9 @@ pub enum Refusal {
     /// 404: what was named is not there, `vm/sandbox-9`.
     #[error("{0} not found")]
     NotFound(String),
+    /// 404, and what may have been meant.
+    #[error("{0} not found; did you mean {1}?")]
+    NotFoundBut(String, String),
     /// 422: what was asked for makes no sense; one cause each, with file and line where there is one.
     #[error("the request is invalid")]
     Invalid(Vec<String>),
@@ -90,6 +94,17 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Marks an object as to be removed. Returns when that is stored, not when it is done.
     fn delete(&self, kind: Kind, name: Name) -> impl Future<Output = Result<(), Refusal>> + Send;
+
+    /// Orders a VM from a group. Asked again by the same name, it is one and the same VM.
+    fn add_vm(
+        &self,
+        group: Name,
+        wanted: NewVm,
+    ) -> impl Future<Output = Result<NewVmResult, Refusal>> + Send;
+
+    /// Takes back the order for a VM, and it down; one that its group counts is refused. Returns when that is stored, not when
+    /// it is done.
+    fn remove_vm(&self, vm: Name) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Events, oldest first, of one object (`vm/sandbox-1`) or of all; an event that happens again comes again with a
     /// higher count.

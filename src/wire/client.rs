@@ -21,10 +21,11 @@ use super::packet;
 use super::server::Sources;
 use crate::api::event::Event;
 use crate::api::meta::Name;
+use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
-    ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, Problem, Reach,
-    Server, Source,
+    ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, NewVmResult,
+    Problem, Reach, Server, Source,
 };
 
 /// How long an answer may take to begin. `gc` and `doctor` look at the whole host.
@@ -138,6 +139,18 @@ impl Client {
     /// See [`super::Backend::delete`].
     pub async fn delete(&self, kind: Kind, name: &Name) -> Result<()> {
         let path = object_path(kind, Some(name));
+        self.ask(Method::DELETE, &path, NOTHING).await.map(drop)
+    }
+
+    /// See [`super::Backend::add_vm`].
+    pub async fn add_vm(&self, group: &Name, wanted: &NewVm) -> Result<NewVmResult> {
+        let path = format!("/v1/groups/{group}/vms");
+        self.json(Method::POST, &path, Some(wanted)).await
+    }
+
+    /// See [`super::Backend::remove_vm`].
+    pub async fn remove_vm(&self, vm: &Name) -> Result<()> {
+        let path = format!("/v1/vms/{vm}");
         self.ask(Method::DELETE, &path, NOTHING).await.map(drop)
     }
 

@@ -28,7 +28,8 @@ use super::backend::{Backend, Effect, Refusal, Span};
 use super::door::{Door, Peer};
 use super::packet;
 use crate::api::meta::Name;
-use crate::api::view::{Kind, Problem, Source};
+use crate::api::on_demand::NewVm;
+use crate::api::view::{Applied, Kind, Problem, Source};
 
 /// One manifest's text at most, in bytes.
 pub const MANIFEST_LIMIT: usize = 1 << 20;
@@ -80,6 +81,8 @@ fn router<B: Backend>(shared: Arc<Shared<B>>) -> Router {
             "/v1/objects/{kind}/{name}",
             get(object::<B>).delete(delete::<B>),
         )
+        .route("/v1/groups/{group}/vms", post(add_vm::<B>))
+        .route("/v1/vms/{vm}", axum::routing::delete(remove_vm::<B>))
         .route("/v1/events", get(events::<B>))
         .route("/v1/logs/{vm}", get(logs::<B>))
         .route("/v1/gc", post(gc::<B>))
@@ -184,6 +187,27 @@ async fn delete<B: Backend>(
     Asked(Path((kind, name))): Asked<Path<(String, String)>>,
 ) -> Result<StatusCode, Refused> {
     hall.backend.delete(read(&kind)?, read(&name)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn add_vm<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Path(group)): Asked<Path<String>>,
+    Asked(Json(wanted)): Asked<Json<NewVm>>,
+) -> Result<Response, Refused> {
+    let result = hall.backend.add_vm(read(&group)?, wanted).await?;
+    let status = match result.applied {
+        Applied::Created => StatusCode::CREATED,
+        Applied::Configured | Applied::Unchanged | Applied::Deleted => StatusCode::OK,
+    };
+    Ok((status, Json(result)).into_response())
+}
+
+async fn remove_vm<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Path(vm)): Asked<Path<String>>,
+) -> Result<StatusCode, Refused> {
+    hall.backend.remove_vm(read(&vm)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -386,7 +410,9 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let error = self.0.to_string();
         match self.0 {
-            Refusal::NotFound(_) => problem(StatusCode::NOT_FOUND, error, Vec::new()),
+            Refusal::NotFound(_) | Refusal::NotFoundBut(..) => {
+                problem(StatusCode::NOT_FOUND, error, Vec::new())
+            }
             Refusal::Invalid(problems) => {
                 problem(StatusCode::UNPROCESSABLE_ENTITY, error, problems)
             }

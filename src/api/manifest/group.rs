@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use super::super::host_group::{HostGroup, HostGroupSpec, UpdatePolicy};
+use super::super::host_group::{HostGroup, HostGroupSpec, MAX_COUNT, UpdatePolicy};
 use super::super::meta::Name;
 use super::super::network::{NetworkSpec, TapOwner};
 use super::super::vm::{Hypervisor, VmSpec};
@@ -145,7 +145,7 @@ fn read_group(
     let name = read_name(reader, &group);
     let count = group
         .get("count")
-        .and_then(|field| reader.whole(field, 0..=65_536))
+        .and_then(|field| reader.whole(field, 0..=MAX_COUNT.into()))
         .map_or(1, |count| count as u32);
     let vcpu = group
         .get("vcpu")
@@ -343,7 +343,10 @@ fn check_count(
     }
 }
 
-/// Where a group's count and the fields of its network stand.
+/// Fields that may be at odds with other groups, or with VMs made on demand.
+const PLACED: [&str; 4] = ["count", "vcpu", "ram_mb", "disks"];
+
+/// Where those fields, and the fields of its network, stand.
 fn places(reader: &Reader, group: &Section) -> BTreeMap<String, Location> {
     let network = match group.get("network").map(|field| &field.node.value) {
         Some(Value::Map(members)) => members.as_slice(),
@@ -352,9 +355,9 @@ fn places(reader: &Reader, group: &Section) -> BTreeMap<String, Location> {
     let network = network
         .iter()
         .map(|member| (format!("network.{}", member.key), member.value.at));
-    let count = group
-        .get("count")
-        .map(|count| ("count".to_owned(), count.node.at));
-    let all = network.chain(count);
+    let own = PLACED
+        .into_iter()
+        .filter_map(|key| Some((key.to_owned(), group.get(key)?.node.at)));
+    let all = network.chain(own);
     all.map(|(key, at)| (key, reader.location(at))).collect()
 }

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use super::host_group::HostGroupSpec;
 use super::meta::Name;
 
+pub use network::{entry_objection, list_objection};
 pub use problem::{Location, Place, Problem};
 pub use yaml::{MAX_BYTES, MAX_DEPTH, MAX_VALUES};
 

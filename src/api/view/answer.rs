@@ -10,7 +10,7 @@ use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use super::super::meta::{Name, Timestamp};
-use super::{MetaView, Object};
+use super::{Applied, MetaView, Object};
 
 /// The kinds that people name. Written `hostgroup`, `vm` and `lease`; read with their plurals and short forms too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -179,6 +179,18 @@ pub struct Server {
     pub state_dir: PathBuf,
     /// Where it keeps what dies with the host's uptime.
     pub run_dir: PathBuf,
+}
+
+/// What has become of a VM that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewVmResult {
+    /// Its name.
+    pub name: Name,
+    /// [`Applied::Created`], or [`Applied::Unchanged`]: there is just such a one of that name.
+    pub applied: Applied,
+    /// Entries that never match and the like.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// Every answer that is not a success, as `application/json`.

@@ -123,7 +123,8 @@ impl Engine {
                     let reason = match error {
                         LeaseError::NoBlock(_)
                         | LeaseError::NoAddress(_)
-                        | LeaseError::NotListed(_) => Reason::RangeExhausted,
+                        | LeaseError::NotListed(_)
+                        | LeaseError::ListUsedUp { .. } => Reason::RangeExhausted,
                         LeaseError::Taken(_) | LeaseError::NoPool | LeaseError::Store(_) => {
                             Reason::Waiting
                         }

@@ -182,7 +182,7 @@ impl Engine {
             firm && world.vms().all(|vm| world.is_settled(vm))
                 && world.groups().all(|group| {
                     let vms = world.vms_of(&group.meta.name).count();
-                    !group.meta.deleting && vms == group.spec.count as usize
+                    !group.meta.deleting && vms == group.size()
                 })
         })
     }

@@ -1,20 +1,22 @@
 //! A group's reconciler. Its world is the store: it writes VMs and leases, and touches nothing on the host.
 //! Not here: building a VM (the ladder).
 
+mod on_demand;
 mod plan;
 mod range;
 mod subnet;
 
 use tracing::debug;
 
-use crate::api::host_group::HostGroup;
+use crate::api::host_group::{HostGroup, HostGroupSpec};
 use crate::api::meta::{Meta, Name, Timestamp, Uid};
 use crate::api::network::Mode;
 use crate::api::vm::{Power, Vm};
 use crate::host;
 use crate::store::{self, LeaseError, Store, Txn, World};
 
-pub use plan::{Action, Desired, Member, Observed, plan};
+pub use on_demand::{AddError, Added, Removed, add, remove};
+pub use plan::{Action, Desired, Extra, Member, Observed, plan};
 pub use range::{Claims, HostUse, RangeError};
 
 /// How far a group has come.
@@ -53,7 +55,7 @@ pub async fn reconcile(
 ) -> Result<Progress, Error> {
     let living = store.read(|world| world.group(name).filter(|g| !g.meta.deleting).cloned());
     let pool = match &living {
-        Some(group) => range::choose(store, claims, host_use, group).await?,
+        Some(group) => range::choose(store, claims, host_use, group, group.size()).await?,
         None => None,
     };
     let progress = store
@@ -82,12 +84,19 @@ pub async fn reconcile(
 
 fn desired(world: &World, name: &Name) -> Desired {
     match world.group(name) {
-        Some(group) if !group.meta.deleting => Desired {
-            count: group.spec.count,
-            update: group.spec.update,
-            template: Some(group.spec.template.clone()),
-        },
+        Some(group) if !group.meta.deleting => becoming(world, name, &group.spec),
         _ => Desired::default(),
+    }
+}
+
+/// What a group is to be when it has this spec.
+pub fn becoming(world: &World, name: &Name, spec: &HostGroupSpec) -> Desired {
+    let living = world.group(name).filter(|group| !group.meta.deleting);
+    Desired {
+        count: spec.count,
+        update: spec.update,
+        template: Some(spec.template.clone()),
+        orders: living.map(|group| group.orders.clone()).unwrap_or_default(),
     }
 }
 
@@ -109,6 +118,11 @@ pub fn observed(world: &World, name: &Name, desired: &Desired) -> Observed {
             spec: vm.spec.clone(),
             deleting: vm.meta.deleting,
             ready: world.is_settled(vm),
+            on_demand: vm.on_demand.as_ref().map(|on_demand| {
+                let template = on_demand.template.clone();
+                let name = vm.meta.name.clone();
+                Box::new(Extra { name, template })
+            }),
         };
         (vm.index, member)
     });
@@ -128,30 +142,40 @@ fn carry_out(
     now: Timestamp,
 ) -> Result<(), store::Error> {
     match action {
-        Action::Create { index, spec } => match HostGroup::vm_name(group, *index) {
+        Action::Create { index, spec, order } => {
+            let name = match order {
+                Some(order) => Some(order.name.clone()),
+                None => HostGroup::vm_name(group, *index),
+            };
             // The manifest's check leaves no such name; a group of another making waits for a better one.
-            None => Ok(()),
-            Some(name) => {
-                let vm = Vm {
-                    meta: Meta::new(name, now),
-                    group: group.clone(),
-                    index: *index,
-                    spec: (**spec).clone(),
-                    power: Power::default(),
-                };
-                txn.put_vm(vm.clone())?;
-                // Here and not first on the ladder, so that blocks go in the order of the VMs' numbers.
-                match txn.lease(&vm, now) {
-                    Err(LeaseError::Store(error)) => Err(error),
-                    // The Lease rung says so, and tries again.
-                    Ok(_) | Err(_) => Ok(()),
-                }
+            let Some(name) = name else { return Ok(()) };
+            let ask = order.as_ref().map(|order| order.ask.clone());
+            let vm = Vm {
+                meta: Meta::new(name, now),
+                group: group.clone(),
+                index: *index,
+                spec: (**spec).clone(),
+                power: Power::default(),
+                on_demand: ask.and_then(|ask| on_demand::of(txn.world(), group, ask)),
+            };
+            txn.put_vm(vm.clone())?;
+            // Here and not first on the ladder, so that blocks go in the order of the VMs' numbers.
+            match txn.lease(&vm, now) {
+                Err(LeaseError::Store(error)) => Err(error),
+                // The Lease rung says so, and tries again.
+                Ok(_) | Err(_) => Ok(()),
             }
-        },
-        Action::Update { uid, spec } => edit(txn, *uid, |vm| {
-            vm.spec = (**spec).clone();
-            vm.meta.generation += 1;
-        }),
+        }
+        Action::Update { uid, spec } => {
+            let template = txn.world().group(group).map(|g| g.spec.template.clone());
+            edit(txn, *uid, |vm| {
+                vm.spec = (**spec).clone();
+                vm.meta.generation += 1;
+                if let (Some(on_demand), Some(template)) = (&mut vm.on_demand, template) {
+                    on_demand.template = template;
+                }
+            })
+        }
         Action::Delete { uid } => {
             edit(txn, *uid, |vm| vm.meta.deleting = true)?;
             txn.remove_if_free(*uid)

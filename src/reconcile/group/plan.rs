@@ -1,14 +1,16 @@
 //! Which VMs a group makes, changes, replaces and removes. Pure.
 //! Not here: ranges.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::Progress;
-use crate::api::host_group::{HostGroup, UpdatePolicy};
+use crate::api::host_group::{HostGroup, MAX_COUNT, UpdatePolicy};
 use crate::api::meta::{Name, Uid};
+use crate::api::on_demand::Order;
 use crate::api::vm::VmSpec;
 
 /// What ought to be. The default is nothing.
@@ -20,6 +22,31 @@ pub struct Desired {
     pub update: UpdatePolicy,
     /// Each of them; none: the group is to go.
     pub template: Option<VmSpec>,
+    /// VMs beside them, made on demand, by their place.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub orders: BTreeMap<u32, Order>,
+}
+
+impl Desired {
+    /// The places of all VMs that are to be.
+    fn places(&self) -> impl Iterator<Item = u32> + '_ {
+        (1..=self.count).chain(self.orders.keys().copied())
+    }
+
+    /// What the VM in this place is to be; none: there is to be none.
+    fn spec(&self, index: u32) -> Option<Cow<'_, VmSpec>> {
+        let template = self.template.as_ref()?;
+        match self.orders.get(&index) {
+            Some(order) => Some(Cow::Owned(order.ask.spec(template))),
+            None if (1..=self.count).contains(&index) => Some(Cow::Borrowed(template)),
+            None => None,
+        }
+    }
+
+    /// Whether there is to be a VM in this place.
+    pub fn wants(&self, index: u32) -> bool {
+        self.spec(index).is_some()
+    }
 }
 
 /// What is.
@@ -49,11 +76,29 @@ pub struct Member {
     pub deleting: bool,
     /// At its newest generation; or paused or down, where it is to be.
     pub ready: bool,
+    /// None: it is one of those that are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_demand: Option<Box<Extra>>,
+}
+
+/// A VM of the group that was made on demand.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Extra {
+    /// Its name.
+    pub name: Name,
+    /// What it was made of.
+    pub template: VmSpec,
 }
 
 impl Member {
-    fn is_outdated(&self, template: &VmSpec) -> bool {
-        self.misplaced || !self.spec.changes_live_to(template)
+    fn is_outdated(&self, wanted: &VmSpec) -> bool {
+        self.misplaced || !self.spec.changes_live_to(wanted)
+    }
+
+    /// Its spec, and what it tells of its group, are as they ought to be.
+    fn is_current(&self, wanted: &VmSpec, template: &VmSpec) -> bool {
+        let extra = self.on_demand.as_ref();
+        self.spec == *wanted && extra.is_none_or(|extra| extra.template == *template)
     }
 }
 
@@ -66,6 +111,9 @@ pub enum Action {
         index: u32,
         /// What it is to be.
         spec: Box<VmSpec>,
+        /// None: it is one of those that are counted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        order: Option<Box<Order>>,
     },
     /// A change that the running VM does not notice.
     Update {
@@ -91,7 +139,12 @@ pub enum Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Create { index, .. } => write!(f, "create VM {index}"),
+            Self::Create {
+                order: Some(order), ..
+            } => write!(f, "create VM {}", order.name),
+            Self::Create {
+                index, order: None, ..
+            } => write!(f, "create VM {index}"),
             Self::Update { uid, .. } => write!(f, "change the policy of VM {uid}"),
             Self::Delete { uid } => write!(f, "delete VM {uid}"),
             Self::Release { lease } => write!(f, "release lease {lease}"),
@@ -104,7 +157,7 @@ impl fmt::Display for Action {
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let mut plan = Vec::new();
     for (index, member) in &observed.members {
-        if !wanted(desired, *index) && !member.deleting {
+        if !desired.wants(*index) && !member.deleting {
             plan.push(Action::Delete { uid: member.uid });
         }
     }
@@ -118,22 +171,21 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     plan
 }
 
-fn wanted(desired: &Desired, index: u32) -> bool {
-    desired.template.is_some() && (1..=desired.count).contains(&index)
-}
-
 fn plan_members(desired: &Desired, template: &VmSpec, observed: &Observed, plan: &mut Vec<Action>) {
-    let spec = || Box::new(template.clone());
-    for index in 1..=desired.count {
+    for index in desired.places() {
+        let Some(wanted) = desired.spec(index) else {
+            continue;
+        };
         match observed.members.get(&index) {
             None => plan.push(Action::Create {
                 index,
-                spec: spec(),
+                spec: Box::new(wanted.into_owned()),
+                order: desired.orders.get(&index).cloned().map(Box::new),
             }),
-            Some(member) if member.deleting || member.spec == *template => {}
-            Some(member) if member.spec.changes_live_to(template) => plan.push(Action::Update {
+            Some(member) if member.deleting || member.is_current(&wanted, template) => {}
+            Some(member) if member.spec.changes_live_to(&wanted) => plan.push(Action::Update {
                 uid: member.uid,
-                spec: spec(),
+                spec: Box::new(wanted.into_owned()),
             }),
             Some(_) => {}
         }
@@ -147,31 +199,37 @@ fn replacement(desired: &Desired, template: &VmSpec, observed: &Observed) -> Opt
         UpdatePolicy::OnDelete => return None,
         UpdatePolicy::Rolling => {}
     }
-    let all_there = (1..=desired.count).all(|index| observed.members.contains_key(&index));
-    let outdated = |member: &Member| member.is_outdated(template);
+    let all_there = desired
+        .places()
+        .all(|index| observed.members.contains_key(&index));
+    let outdated = |index: u32, member: &Member| {
+        let wanted = desired.spec(index);
+        member.is_outdated(wanted.as_deref().unwrap_or(template))
+    };
     let busy = observed
         .members
-        .values()
-        .any(|member| member.deleting || (!member.ready && !outdated(member)));
+        .iter()
+        .any(|(index, member)| member.deleting || (!member.ready && !outdated(*index, member)));
     if !all_there || busy {
         return None;
     }
     observed
         .members
         .iter()
-        .filter(|(index, member)| wanted(desired, **index) && outdated(member))
+        .filter(|(index, member)| desired.wants(**index) && outdated(**index, member))
         .min_by_key(|(index, member)| (member.ready, **index))
         .map(|(_, member)| Action::Delete { uid: member.uid })
 }
 
 fn plan_leases(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
-    let kept: BTreeSet<Name> = observed
-        .members
-        .keys()
-        .copied()
-        .chain(1..=desired.count)
-        .filter_map(|index| HostGroup::vm_name(&observed.name, index))
-        .collect();
+    let counted = (1..=desired.count)
+        .chain(observed.members.keys().copied())
+        .filter(|index| *index <= MAX_COUNT)
+        .filter_map(|index| HostGroup::vm_name(&observed.name, index));
+    let ordered = desired.orders.values().map(|order| order.name.clone());
+    let standing = observed.members.values();
+    let standing = standing.filter_map(|member| Some(member.on_demand.as_ref()?.name.clone()));
+    let kept: BTreeSet<Name> = counted.chain(ordered).chain(standing).collect();
     for lease in observed.leases.difference(&kept) {
         plan.push(Action::Release {
             lease: lease.clone(),
@@ -181,15 +239,13 @@ fn plan_leases(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
 
 /// Whether the group waits for one of its VMs once the plan is carried out.
 pub(super) fn progress(desired: &Desired, observed: &Observed, plan: &[Action]) -> Progress {
-    let outdated = |member: &Member| {
-        desired
-            .template
-            .as_ref()
-            .is_some_and(|template| member.is_outdated(template))
+    let outdated = |(index, member): (&u32, &Member)| {
+        let wanted = desired.spec(*index);
+        wanted.is_some_and(|wanted| member.is_outdated(&wanted))
     };
     let waits = !plan.is_empty()
         || observed.members.values().any(|member| member.deleting)
-        || (desired.update == UpdatePolicy::Rolling && observed.members.values().any(outdated));
+        || (desired.update == UpdatePolicy::Rolling && observed.members.iter().any(outdated));
     match waits {
         true => Progress::Waiting,
         false => Progress::Done,

@@ -109,19 +109,20 @@ impl HostUse<'_> {
     }
 }
 
-/// Chooses a group's range if it has none, or if its spec now says another.
-/// `None`: what is stored stands.
+/// Chooses a group's range if it has none, or if its spec now says another; looks at what the host uses of it if fewer VMs
+/// than `wanted` have an address. `None`: what is stored stands.
 pub(super) async fn choose(
     store: &Store,
     claims: &Claims,
     host_use: &HostUse<'_>,
     group: &HostGroup,
+    wanted: usize,
 ) -> Result<Option<Pool>, super::Error> {
     let name = &group.meta.name;
     let isolated = match &group.spec.template.network {
         NetworkSpec::Isolated(isolated) => isolated,
         NetworkSpec::Bridge(bridge) => {
-            return subnet::choose(store, host_use, group, bridge).await;
+            return subnet::choose(store, host_use, group, bridge, wanted).await;
         }
         NetworkSpec::Cni(_) => return Ok(None),
     };
@@ -133,7 +134,7 @@ pub(super) async fn choose(
     if let Some(range) = kept {
         claims.hold(range)?;
         let leased = store.read(|world| world.leases_of(name).count());
-        if leased >= group.spec.count as usize {
+        if leased >= wanted {
             return Ok(None);
         }
     }

@@ -30,6 +30,7 @@ pub(super) async fn choose(
     host_use: &HostUse<'_>,
     group: &HostGroup,
     spec: &BridgeSpec,
+    wanted: usize,
 ) -> Result<Option<Pool>, super::Error> {
     let name = &group.meta.name;
     let stored = store.read(|world| world.pool(name).cloned());
@@ -42,7 +43,7 @@ pub(super) async fn choose(
             });
             on_bridge.count()
         });
-        if leased >= group.spec.count as usize {
+        if leased >= wanted {
             return Ok(None);
         }
     }

@@ -34,15 +34,8 @@ pub fn read(reader: &mut Reader, network: &Section) -> Network {
     });
     let allow = read_entries(reader, network, "allow", &mut warnings);
     for (field, entry) in &allow {
-        if shut(entry.network, allow_metadata) {
-            let message = match METADATA
-                .iter()
-                .any(|&address| entry.network.contains(address))
-            {
-                true => "is a metadata service, which is closed; allow_metadata: true opens it",
-                false => "is a reserved destination, which no list can open",
-            };
-            reader.refuse(field, format!("\"{entry}\" {message}"));
+        if let Some(message) = entry_objection(entry, allow_metadata) {
+            reader.refuse(field, message);
         }
     }
     let drop = read_entries(reader, network, "drop", &mut warnings);
@@ -74,9 +67,7 @@ fn read_entries<'n>(
         return Vec::new();
     };
     let items = reader.list(field, EXPECTED);
-    if items.len() > MAX_ENTRIES {
-        let found = items.len();
-        let message = format!("found {found} entries, expected at most {MAX_ENTRIES}");
+    if let Some(message) = list_objection(items.len()) {
         reader.refuse(field, message);
         return Vec::new();
     }
@@ -101,6 +92,24 @@ fn read_entries<'n>(
             }
         })
         .collect()
+}
+
+/// What speaks against a list of so many entries.
+pub fn list_objection(entries: usize) -> Option<String> {
+    (entries > MAX_ENTRIES)
+        .then(|| format!("found {entries} entries, expected at most {MAX_ENTRIES}"))
+}
+
+/// What speaks against an entry of `allow`.
+pub fn entry_objection(entry: &Entry, allow_metadata: bool) -> Option<String> {
+    let is_metadata = METADATA
+        .iter()
+        .any(|&address| entry.network.contains(address));
+    let message = match is_metadata {
+        true => "is a metadata service, which is closed; allow_metadata: true opens it",
+        false => "is a reserved destination, which no list can open",
+    };
+    shut(entry.network, allow_metadata).then(|| format!("\"{entry}\" {message}"))
 }
 
 /// Whether every address of `network` is closed before any list is asked.

@@ -20,6 +20,7 @@ use super::section::{Field, Reader, Section};
 use super::yaml::Value;
 
 pub use cni::read_name as read_network_name;
+pub use isolated::{entry_objection, list_objection};
 
 const KEYS: [&str; 13] = [
     "mode",

@@ -1,0 +1,252 @@
+//! Tags: what people write on VMs to find them again, in Kubernetes' label syntax; and what selects by them.
+//! Not here: who bears them.
+//!
+//! Syntax: `[PREFIX/]NAME=VALUE` (Kubernetes, "Labels and Selectors": NAME and VALUE at most 63 of `A-Za-z0-9-_.`, starting and
+//! ending with a letter or a digit; VALUE may be empty; PREFIX a DNS subdomain of at most 253 characters).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::meta::Name;
+
+/// Tags by their keys.
+pub type Tags = BTreeMap<TagKey, TagValue>;
+
+/// As many tags as a VM may have: they are part of every answer that shows it.
+pub const MAX_TAGS: usize = 64;
+
+/// Longest name and longest value.
+const LONGEST: usize = 63;
+/// Longest prefix, RFC 1123.
+const LONGEST_PREFIX: usize = 253;
+
+/// `team` or `example.com/team`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TagKey(String);
+
+/// `blue`, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TagValue(String);
+
+/// Why a text is no tag, or selects by none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("found \"{}\", expected {expected}: {why}", .found.escape_debug())]
+pub struct InvalidTag {
+    found: String,
+    expected: &'static str,
+    why: String,
+}
+
+impl InvalidTag {
+    fn new(found: &str, expected: &'static str, why: impl Into<String>) -> Self {
+        Self {
+            found: found.to_owned(),
+            expected,
+            why: why.into(),
+        }
+    }
+}
+
+impl FromStr for TagKey {
+    type Err = InvalidTag;
+    fn from_str(text: &str) -> Result<Self, InvalidTag> {
+        let name = match text.split_once('/') {
+            None => text,
+            Some((prefix, name)) => {
+                check_prefix(prefix).map_err(|why| InvalidTag::new(text, "a tag's key", why))?;
+                name
+            }
+        };
+        match word(name) {
+            Ok(()) if name.is_empty() => Err("it is empty".to_owned()),
+            other => other,
+        }
+        .map_err(|why| InvalidTag::new(text, "a tag's key", why))?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl FromStr for TagValue {
+    type Err = InvalidTag;
+    fn from_str(text: &str) -> Result<Self, InvalidTag> {
+        word(text).map_err(|why| InvalidTag::new(text, "a tag's value", why))?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+fn check_prefix(prefix: &str) -> Result<(), String> {
+    if prefix.len() > LONGEST_PREFIX {
+        return Err(format!("its prefix is longer than {LONGEST_PREFIX}"));
+    }
+    prefix.split('.').try_for_each(|label| {
+        let checked = Name::new(label);
+        checked
+            .map(drop)
+            .map_err(|error| format!("its prefix is no DNS subdomain, {error}"))
+    })
+}
+
+fn word(text: &str) -> Result<(), String> {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let ends = [text.bytes().next(), text.bytes().last()];
+    if text.len() > LONGEST {
+        Err(format!("it is longer than {LONGEST} characters"))
+    } else if !text.bytes().all(inner) {
+        Err("only A-Z, a-z, 0-9, `-`, `_` and `.` may stand in it".to_owned())
+    } else if !ends.iter().flatten().all(u8::is_ascii_alphanumeric) {
+        Err("it must start and end with a letter or a digit".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+/// Reads `KEY=VALUE`.
+///
+/// # Errors
+/// [`InvalidTag`].
+pub fn parse(text: &str) -> Result<(TagKey, TagValue), InvalidTag> {
+    let expected = "KEY=VALUE";
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| InvalidTag::new(text, expected, "there is no `=`"))?;
+    Ok((key.parse()?, value.parse()?))
+}
+
+/// What is asked of tags, all of it: `env=ci,team!=blue,owner,!hold`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selector(Vec<Term>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Term {
+    Is(TagKey, TagValue),
+    IsNot(TagKey, TagValue),
+    Has(TagKey),
+    HasNot(TagKey),
+}
+
+impl Selector {
+    /// Whether these tags are meant. As in Kubernetes, `team!=blue` is true of what has no `team`.
+    pub fn selects(&self, tags: &Tags) -> bool {
+        self.0.iter().all(|term| match term {
+            Term::Is(key, value) => tags.get(key) == Some(value),
+            Term::IsNot(key, value) => tags.get(key) != Some(value),
+            Term::Has(key) => tags.contains_key(key),
+            Term::HasNot(key) => !tags.contains_key(key),
+        })
+    }
+}
+
+impl FromStr for Selector {
+    type Err = InvalidTag;
+    fn from_str(text: &str) -> Result<Self, InvalidTag> {
+        text.split(',')
+            .map(|term| match (term.split_once("!="), term.split_once('=')) {
+                (Some((key, value)), _) => Ok(Term::IsNot(key.parse()?, value.parse()?)),
+                (None, Some((key, value))) => {
+                    let value = value.strip_prefix('=').unwrap_or(value);
+                    Ok(Term::Is(key.parse()?, value.parse()?))
+                }
+                (None, None) => match term.strip_prefix('!') {
+                    Some(key) => Ok(Term::HasNot(key.parse()?)),
+                    None => Ok(Term::Has(term.parse()?)),
+                },
+            })
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+macro_rules! text {
+    ($type:ty) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(text: $type) -> Self {
+                text.0
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = InvalidTag;
+            fn try_from(text: String) -> Result<Self, InvalidTag> {
+                text.parse()
+            }
+        }
+    };
+}
+
+text!(TagKey);
+text!(TagValue);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_what_kubernetes_takes_for_a_label() {
+        let long = "x".repeat(63);
+        for good in [
+            "env=ci",
+            "env=",
+            "a.B_c-9=A.b_c-D",
+            "example.com/team=blue",
+            &format!("{long}={long}"),
+        ] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for (bad, why) in [
+            ("env", "no `=`"),
+            ("=x", "it is empty"),
+            ("-env=x", "start and end"),
+            ("env=x-", "start and end"),
+            ("env=a b", "only A-Z"),
+            ("env=a=b", "only A-Z"),
+            ("é=x", "only A-Z"),
+            ("Example.com/team=x", "prefix"),
+            ("/team=x", "prefix"),
+            ("a/b/c=x", "only A-Z"),
+            (&format!("{long}x=1"), "longer than 63"),
+            (&format!("a={long}x"), "longer than 63"),
+        ] {
+            let error = parse(bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_selector_asks_for_all_of_its_terms() {
+        let tags: Tags = ["env=ci", "team=blue"]
+            .into_iter()
+            .map(|tag| parse(tag).unwrap())
+            .collect();
+        for (text, selected) in [
+            ("env=ci", true),
+            ("env==ci", true),
+            ("env=ci,team=blue", true),
+            ("env=ci,team=red", false),
+            ("team!=red", true),
+            ("team!=blue", false),
+            ("owner!=me", true),
+            ("env", true),
+            ("owner", false),
+            ("!owner", true),
+            ("!env", false),
+            ("env=", false),
+        ] {
+            let selector: Selector = text.parse().unwrap();
+            assert_eq!(selector.selects(&tags), selected, "{text}");
+        }
+        for bad in ["", "env=ci,", "=ci", "!", "a b", "env=ci;x"] {
+            assert!(bad.parse::<Selector>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! VMs made on demand, as they are asked for on the socket.
+//! Not here: what an order is held to ([`crate::reconcile::group`]), HTTP.
+
+use crate::api::event::EventType;
+use crate::api::meta::Name;
+use crate::api::on_demand::NewVm;
+use crate::api::view::{Applied, NewVmResult};
+use crate::clock;
+use crate::reconcile::engine::Engine;
+use crate::reconcile::group::{self, AddError, Added, HostUse, Removed};
+use crate::store;
+use crate::wire::Refusal;
+
+/// Orders a VM.
+pub async fn add(engine: &Engine, group: Name, wanted: NewVm) -> Result<NewVmResult, Refusal> {
+    let host_use = HostUse {
+        netlink: &engine.hands.netlink,
+        instance: &engine.instance,
+    };
+    let (store, now) = (&engine.store, clock::now());
+    let added = group::add(
+        store,
+        &engine.claims,
+        &host_use,
+        &group,
+        wanted.split(),
+        now,
+    )
+    .await;
+    let (name, added) = added.map_err(|error| refusal(engine, &group, error))?;
+    let applied = match added {
+        Added::Created => Applied::Created,
+        Added::Unchanged => Applied::Unchanged,
+    };
+    if added == Added::Created {
+        let message = format!("made on demand in hostgroup/{group}");
+        note(engine, &name, "Added", &message);
+    }
+    let warnings = store.read(|world| {
+        let vm = world.vm_named(&name);
+        vm.map(|vm| vm.spec.network.warnings()).unwrap_or_default()
+    });
+    Ok(NewVmResult {
+        name,
+        applied,
+        warnings,
+    })
+}
+
+/// Takes an order back.
+pub async fn remove(engine: &Engine, name: Name) -> Result<(), Refusal> {
+    let removed = engine.store.write(|txn| group::remove(txn, &name));
+    let removed = removed
+        .await
+        .map_err(|error: store::Error| Refusal::Failed(error.to_string()))?;
+    match removed {
+        Removed::Going => {
+            note(engine, &name, "Deleted", "its order is taken back");
+            Ok(())
+        }
+        Removed::Counted(group, count) => Err(Refusal::Conflict(vec![format!(
+            "vm/{name} is one of the {count} that hostgroup/{group} counts, and would come again: lower its `count`, which takes the last ones first; `slicectl delete vm/{name}` makes it anew"
+        )])),
+        Removed::Absent => {
+            let near = engine
+                .store
+                .read(|world| nearest(&name, world.vms().map(|vm| &vm.meta.name)));
+            Err(not_found("vm", &name, near))
+        }
+    }
+}
+
+fn refusal(engine: &Engine, group: &Name, error: AddError) -> Refusal {
+    match error {
+        AddError::NoGroup => {
+            let near = engine.store.read(|world| {
+                let living = world.groups().filter(|group| !group.meta.deleting);
+                nearest(group, living.map(|group| &group.meta.name))
+            });
+            not_found("hostgroup", group, near)
+        }
+        AddError::Invalid(causes) => Refusal::Invalid(causes),
+        AddError::Conflict(cause) => Refusal::Conflict(vec![cause]),
+        AddError::Group(group::Error::Range(error)) => {
+            Refusal::Conflict(vec![format!("hostgroup/{group}: {error}")])
+        }
+        AddError::Group(group::Error::Observe(error)) => {
+            Refusal::Failed(format!("{error}: {}", error.source))
+        }
+        AddError::Group(group::Error::Store(error)) | AddError::Store(error) => {
+            Refusal::Failed(error.to_string())
+        }
+    }
+}
+
+fn not_found(kind: &str, name: &Name, near: Option<Name>) -> Refusal {
+    let reference = format!("{kind}/{name}");
+    match near {
+        None => Refusal::NotFound(reference),
+        Some(near) => Refusal::NotFoundBut(reference, format!("{kind}/{near}")),
+    }
+}
+
+/// The name that may have been meant: a typing error in a third of the characters.
+fn nearest<'n>(found: &Name, names: impl Iterator<Item = &'n Name>) -> Option<Name> {
+    names
+        .map(|name| {
+            (
+                strsim::damerau_levenshtein(found.as_str(), name.as_str()),
+                name,
+            )
+        })
+        .filter(|(distance, name)| *distance <= name.as_str().len().div_ceil(3))
+        .min()
+        .map(|(_, name)| name.clone())
+}
+
+fn note(engine: &Engine, name: &Name, reason: &str, message: &str) {
+    let (now, object) = (clock::now(), format!("vm/{name}"));
+    let events = engine.store.events();
+    events.note(now, EventType::Normal, &object, reason, message);
+}
