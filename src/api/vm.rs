@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,53 @@ impl fmt::Display for Power {
             Self::Stopped => "stopped",
             Self::Restarting => "restarting",
         })
+    }
+}
+
+/// What a person may tell a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PowerVerb {
+    /// Hold it where it is.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Stop it, then start it.
+    Restart,
+    /// Take it down; it stays down until it is started.
+    Stop,
+    /// Start it, whatever has kept it down.
+    Start,
+}
+
+/// A text that is no [`PowerVerb`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is nothing a VM can be told: expected pause, resume, restart, stop or start")]
+pub struct UnknownVerb(String);
+
+impl fmt::Display for PowerVerb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Restart => "restart",
+            Self::Stop => "stop",
+            Self::Start => "start",
+        })
+    }
+}
+
+impl FromStr for PowerVerb {
+    type Err = UnknownVerb;
+    fn from_str(text: &str) -> Result<Self, UnknownVerb> {
+        match text {
+            "pause" => Ok(Self::Pause),
+            "resume" => Ok(Self::Resume),
+            "restart" => Ok(Self::Restart),
+            "stop" => Ok(Self::Stop),
+            "start" => Ok(Self::Start),
+            _ => Err(UnknownVerb(text.to_owned())),
+        }
     }
 }
 

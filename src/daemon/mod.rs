@@ -6,6 +6,7 @@ mod conflists;
 mod difference;
 mod intake_loop;
 mod orders;
+mod power;
 mod reach;
 mod removals;
 mod streams;

@@ -293,6 +293,8 @@ fn vmm(number: u8, state: State) -> VmmStatus {
         },
         user: running.then_some(2_013_265_920),
         started_at: running.then(created),
+        restarts: 0,
+        last_exit: None,
         api_socket: running.then(|| "/run/slice/vm/x/qmp.sock".into()),
         log: running.then(|| "/run/slice/vm/x/console.log".into()),
     }
