@@ -132,6 +132,48 @@ fn bridge_and_cni_objects_are_shown_without_what_they_do_not_have() {
 }
 
 #[test]
+fn vms_are_made_on_demand_found_by_their_tags_and_removed() {
+    let fixture = Fixture::start();
+    let cases: &[(&str, &str)] = &[
+        ("vm-add", "vm add sandbox"),
+        (
+            "vm-add-wait",
+            "vm add hostgroup/sandbox --name ci --vcpu 1 --ram 64 --tag job=42 --tag example.com/team= --allow 10.0.0.1:53/udp,10.0.0.2 --drop= --persistent --wait=5s",
+        ),
+        (
+            "vm-add-again",
+            "vm add sandbox --name ci --vcpu 1 --ram 64 --tag job=42 --tag example.com/team= --allow 10.0.0.1:53/udp --allow 10.0.0.2 --drop= --persistent -o name",
+        ),
+        ("vm-add-other", "vm add sandbox --name ci --vcpu 1"),
+        (
+            "vm-add-warned",
+            "vm add sandbox --name odd --tag job=43 -o name",
+        ),
+        ("vm-add-json", "vm add sandbox --name js --wait -o json"),
+        ("vm-add-stuck", "vm add sandbox --name stuck --wait=1s"),
+        ("vm-add-too-much", "vm add sandbox --name big --vcpu 4"),
+        ("vm-add-no-group", "vm add sandbx"),
+        ("vm-add-twice-the-tag", "vm add sandbox --tag a=1 --tag a=2"),
+        ("vm-add-no-tag", "vm add sandbox --tag job"),
+        ("vm-add-no-entry", "vm add sandbox --allow 10.0.0.1/8"),
+        ("vm-add-no-name", "vm add sandbox --name Not_A_Name"),
+        ("vm-describe", "describe vm/ci"),
+        ("vm-describe-plain", "describe vm/js"),
+        ("get-vms-selected", "get vms -l job=42"),
+        ("get-vms-selected-name", "get vms -l job,job!=42 -o name"),
+        ("get-vms-selected-none", "get vms -l job=44"),
+        ("get-vms-selected-not", "get vms -l !job -o name"),
+        ("get-hg-selected", "get hg -l job=42"),
+        ("get-vm-selected", "get vm ci -l job=42"),
+        ("get-vms-selected-badly", "get vms -l job=42,-x"),
+        ("vm-delete", "vm delete ci vm/odd --wait=5s"),
+        ("vm-delete-counted", "vm delete sandbox-1"),
+        ("vm-delete-missing", "vm delete ci"),
+    ];
+    golden::check(&fixture, cases);
+}
+
+#[test]
 fn manifests_are_applied_compared_and_deleted() {
     let fixture = Fixture::start();
     let file = fixture.dir.path().join("two.yaml");

@@ -3,6 +3,8 @@
 
 #[path = "ladder/leases.rs"]
 mod leases;
+#[path = "ladder/on_demand.rs"]
+mod on_demand;
 #[path = "ladder/rungs.rs"]
 mod rungs;
 mod support;

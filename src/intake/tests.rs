@@ -36,6 +36,7 @@ fn as_stored((draft, origin): (Draft, Origin)) -> HostGroup {
         meta: Meta::new(draft.name, jiff::Timestamp::UNIX_EPOCH),
         origin,
         spec: draft.spec,
+        orders: Default::default(),
     }
 }
 

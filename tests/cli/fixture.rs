@@ -12,8 +12,10 @@ use futures::stream::{self, BoxStream, StreamExt};
 use slicectl::api::event::{Event, EventType};
 use slicectl::api::meta::Name;
 use slicectl::api::network::NetworkSpec;
+use slicectl::api::on_demand::NewVm;
 use slicectl::api::policy::Packet;
 use slicectl::api::view::*;
+use slicectl::api::vm::{Hypervisor, Power, PowerVerb};
 use slicectl::wire::{Backend, Door, Effect, Refusal, Span, packet, server};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -295,6 +297,89 @@ impl Backend for World {
             }
         });
         Ok(())
+    }
+
+    async fn add_vm(&self, group: Name, wanted: NewVm) -> Result<NewVmResult, Refusal> {
+        if self.find(Kind::HostGroup, &group).is_err() {
+            let missing = format!("hostgroup/{group}");
+            return Err(Refusal::NotFoundBut(missing, "hostgroup/sandbox".into()));
+        }
+        let (name, ask) = wanted.split();
+        let name = name.unwrap_or_else(|| world::name("sandbox-x7k2p"));
+        let applied = match self.find(Kind::Vm, &name) {
+            Err(_) => Applied::Created,
+            Ok(Object::Vm(vm)) if vm.on_demand.as_ref() == Some(&ask) => Applied::Unchanged,
+            Ok(_) => {
+                let why = format!("vm/{name} is there already, made for another order");
+                return Err(Refusal::Conflict(vec![why]));
+            }
+        };
+        if ask.vcpu.is_some_and(|vcpu| vcpu > 1) {
+            let why = format!("vm/{name} asks for more than the group allows");
+            return Err(Refusal::Invalid(vec![why]));
+        }
+        for (state, after) in [(world::State::Conflict, 0), (world::State::Slot, 100)] {
+            let (world, group, name) = (self.clone(), group.clone(), name.clone());
+            let Object::Vm(mut vm) = world::vm_object(name.as_str(), 50, state) else {
+                unreachable!("it is a VM");
+            };
+            vm.metadata.group = Some(group);
+            vm.on_demand = Some(ask.clone());
+            let put = async move {
+                tokio::time::sleep(Duration::from_millis(after)).await;
+                world.put(Object::Vm(vm));
+            };
+            match after {
+                0 => put.await,
+                _ if name.as_str().starts_with("stuck") => {}
+                _ => drop(tokio::spawn(put)),
+            }
+        }
+        Ok(NewVmResult {
+            warnings: (name.as_str() == "odd")
+                .then(|| "drop[0] never matches".to_owned())
+                .into_iter()
+                .collect(),
+            name,
+            applied,
+        })
+    }
+
+    async fn remove_vm(&self, vm: Name) -> Result<(), Refusal> {
+        match self.find(Kind::Vm, &vm)? {
+            Object::Vm(found) if found.on_demand.is_none() => {
+                let why = format!("vm/{vm} is one of those that its group counts");
+                Err(Refusal::Conflict(vec![why]))
+            }
+            _ => self.delete(Kind::Vm, vm).await,
+        }
+    }
+
+    async fn power(&self, vm: Name, verb: PowerVerb) -> Result<Applied, Refusal> {
+        let Object::Vm(mut object) = self.find(Kind::Vm, &vm)? else {
+            panic!("vm/{vm} is no VM");
+        };
+        let power = match verb {
+            PowerVerb::Pause => Power::Paused,
+            PowerVerb::Resume | PowerVerb::Start => Power::Running,
+            PowerVerb::Restart => Power::Restarting,
+            PowerVerb::Stop => Power::Stopped,
+        };
+        if object.spec.hypervisor == Hypervisor::None {
+            let cause =
+                format!("vm/{vm} has no VMM of ours to {verb}: its hypervisor is none");
+            return Err(Refusal::Conflict(vec![cause]));
+        }
+        if object.power == power {
+            return Ok(Applied::Unchanged);
+        }
+        object.power = power;
+        let world = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            world.put(world::powered(object));
+        });
+        Ok(Applied::Configured)
     }
 
     async fn events(

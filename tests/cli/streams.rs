@@ -259,3 +259,15 @@ fn progress_is_for_terminals_alone() {
     let piped = slicectl(&fixture).args(words).run();
     assert!(!piped.stderr.contains("1/3 VMs ready"), "{piped:?}");
 }
+
+#[test]
+fn a_watch_of_tags_tells_of_no_other_vms() {
+    let fixture = Fixture::start();
+    let going = Going::start(&fixture, "get vms -l job=42 -w -o name");
+    wait_for("the watch", || fixture.world.watchers() == 1);
+    for (name, tag) in [("other", "job=1"), ("mine", "job=42")] {
+        let words = format!("vm add sandbox --name {name} --tag {tag}");
+        assert_eq!(slicectl(&fixture).args(&words).run().code, 0);
+    }
+    assert_eq!(going.line(), "vm/mine");
+}

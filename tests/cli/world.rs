@@ -13,7 +13,7 @@ use slicectl::api::network::{
 };
 use slicectl::api::policy::{OnDeny, Policy};
 use slicectl::api::view::*;
-use slicectl::api::vm::{Hypervisor, VmSpec};
+use slicectl::api::vm::{Hypervisor, Power, VmSpec};
 use slicectl::wire::Refusal;
 
 /// One moment, so that its age is always `5d1h`.
@@ -185,6 +185,7 @@ pub fn group_object(group: &Group, ready_count: u32) -> Object {
             ready,
             conditions: vec![condition],
             desired: group.count,
+            on_demand: 0,
             current: group.count,
             updated: group.count,
             ready_count,
@@ -204,7 +205,7 @@ pub enum State {
 }
 
 pub fn vm_object(named: &str, number: u8, state: State) -> Object {
-    let group = named.rsplit_once('-').unwrap().0;
+    let group = named.rsplit_once('-').map_or("sandbox", |(group, _)| group);
     let up = matches!(state, State::Up | State::Slot);
     let hypervisor = match state {
         State::Slot => Hypervisor::None,
@@ -236,6 +237,8 @@ pub fn vm_object(named: &str, number: u8, state: State) -> Object {
             ..metadata(named, number)
         },
         spec: spec(hypervisor),
+        power: Default::default(),
+        on_demand: None,
         status: VmStatus {
             ready: up,
             conditions: vec![
@@ -469,4 +472,44 @@ pub fn checks() -> Vec<Check> {
             "switch virtualisation on in the firmware",
         ),
     ]
+}
+
+/// The VM, once it does what it was told.
+pub fn powered(mut vm: Box<VmView>) -> Object {
+    let (state, reason) = match vm.power {
+        Power::Running | Power::Restarting => (VmmState::Running, Reason::Converged),
+        Power::Paused => (VmmState::Paused, Reason::Paused),
+        Power::Stopped => (VmmState::Stopped, Reason::Stopped),
+    };
+    if vm.power == Power::Restarting {
+        vm.power = Power::Running;
+        vm.status.vmm.restarts = 0;
+    }
+    let up = state == VmmState::Running;
+    let holds = match up {
+        true => Status::True,
+        false => Status::False,
+    };
+    vm.status.ready = up;
+    vm.status.vmm.state = state;
+    vm.status.vmm.pid = vm.status.vmm.pid.filter(|_| state != VmmState::Stopped);
+    if state == VmmState::Stopped {
+        vm.status.vmm.last_exit = Some(ExitView {
+            pid: 1001,
+            at: created(),
+            status: Some(0),
+            signal: None,
+            reason: "it exited with status 0: it was stopped".into(),
+            said: vec!["powers down".into()],
+        });
+    }
+    let conditions = &mut vm.status.conditions;
+    conditions.retain(|found| !["Vmm", "Ready"].contains(&found.kind.as_str()));
+    let message = match up {
+        true => "",
+        false => "by slicectl vm",
+    };
+    conditions.push(condition("Vmm", holds, reason, message));
+    conditions.push(condition("Ready", holds, reason, message));
+    Object::Vm(vm)
 }

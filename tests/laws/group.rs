@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
-use slicectl::api::host_group::{HostGroup, UpdatePolicy};
-use slicectl::api::meta::Uid;
+use slicectl::api::host_group::{HostGroup, MAX_COUNT, UpdatePolicy};
+use slicectl::api::meta::{Name, Uid};
 use slicectl::api::network::{IsolatedSpec, NetworkSpec, TapOwner};
+use slicectl::api::on_demand::{Ask, Order};
 use slicectl::api::policy::Policy;
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::reconcile::Conflict;
-use slicectl::reconcile::group::{self, Action, Desired, Member, Observed};
+use slicectl::reconcile::group::{self, Action, Desired, Extra, Member, Observed};
 
 use crate::model::{self, Model};
 
@@ -28,8 +29,9 @@ proptest! {
     fn any_group_converges_as_its_vms_come_and_go((desired, world) in case()) {
         let world = roll_out(&desired, world)?;
         prop_assert!(GroupModel::is_as_wanted(&desired, &world) || desired.update == UpdatePolicy::OnDelete);
-        let names: BTreeSet<u32> = world.members.keys().copied().collect();
-        prop_assert_eq!(names, (1..=desired.count).collect::<BTreeSet<_>>());
+        let places: BTreeSet<u32> = world.members.keys().copied().collect();
+        let wanted = (1..=desired.count).chain(desired.orders.keys().copied());
+        prop_assert_eq!(places, wanted.collect::<BTreeSet<_>>());
     }
 
     #[test]
@@ -81,6 +83,36 @@ proptest! {
     }
 
     #[test]
+    fn scaling_never_touches_what_was_made_on_demand((desired, world) in case(), count in 0_u32..6) {
+        let settled = roll_out(&Desired { update: UpdatePolicy::Rolling, ..desired.clone() }, world)?;
+        let scaled = Desired { count, update: UpdatePolicy::Rolling, ..desired };
+        let made = |world: &Observed| -> BTreeMap<u32, Member> {
+            let on_demand = world.members.iter().filter(|(_, member)| member.on_demand.is_some());
+            on_demand.map(|(place, member)| (*place, member.clone())).collect()
+        };
+        prop_assert_eq!(made(&settled).len(), scaled.orders.len());
+        let after = roll_out(&scaled, settled.clone())?;
+        prop_assert_eq!(made(&after), made(&settled));
+        prop_assert_eq!(after.members.len(), count as usize + scaled.orders.len());
+    }
+
+    #[test]
+    fn orders_that_come_and_go_in_any_order_leave_nothing(
+        (desired, world) in case(),
+        steps in prop::collection::vec(prop::collection::btree_set(1_u32..4, 0..4), 1..6),
+    ) {
+        let mut world = world;
+        for numbers in steps {
+            let desired = Desired { orders: orders(&numbers), ..desired.clone() };
+            world = roll_out(&desired, world)?;
+        }
+        let bare = Desired { orders: BTreeMap::new(), ..desired };
+        let world = roll_out(&bare, world)?;
+        prop_assert!(world.members.values().all(|member| member.on_demand.is_none()));
+        prop_assert!(world.leases.is_subset(&names(&world)), "{:?}", world.leases);
+    }
+
+    #[test]
     fn a_live_change_replaces_nothing(count in 1_u32..6) {
         let world = converged(&wanted(count));
         let desired = Desired { template: Some(spec(2, "10.0.0.0/8")), ..wanted(count) };
@@ -115,34 +147,34 @@ impl Model for GroupModel {
         Ok(group::plan(desired, world))
     }
 
-    fn apply(_: &Desired, world: &mut Observed, action: &Action) {
+    fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
         match action {
-            Action::Create { index, spec } => {
-                let member = member(
-                    100 + world.members.len() as u128 * 1000 + u128::from(*index),
-                    spec,
-                    false,
-                );
+            Action::Create { index, spec, order } => {
+                let id = 100 + world.members.len() as u128 * 1_000_000 + u128::from(*index);
+                let mut member = member(id, spec, false);
+                let name = match order {
+                    None => HostGroup::vm_name(&world.name, *index).unwrap(),
+                    Some(order) => order.name.clone(),
+                };
+                member.on_demand = order.is_some().then(|| extra(&name, desired));
                 let before = world.members.insert(*index, member);
                 assert!(before.is_none(), "its place is taken");
-                world
-                    .leases
-                    .insert(HostGroup::vm_name(&world.name, *index).unwrap());
+                world.leases.insert(name);
             }
             Action::Update { uid, spec } => {
                 let member = find(world, *uid);
                 member.spec = (**spec).clone();
                 member.ready = false;
+                if let Some(extra) = &mut member.on_demand {
+                    extra.template = desired.template.clone().expect("a group that is there");
+                }
             }
             Action::Delete { uid } => {
                 let member = find(world, *uid);
                 (member.deleting, member.ready) = (true, false);
             }
             Action::Release { lease } => {
-                let standing = world
-                    .members
-                    .keys()
-                    .any(|i| HostGroup::vm_name(&world.name, *i).as_ref() == Some(lease));
+                let standing = names(world).contains(lease);
                 assert!(!standing, "a VM stands on {lease}");
                 assert!(world.leases.remove(lease));
             }
@@ -168,16 +200,69 @@ impl Model for GroupModel {
         let Some(template) = &desired.template else {
             return Self::ours(desired, world).is_empty();
         };
-        let names: Option<BTreeSet<_>> = (1..=desired.count)
-            .map(|i| HostGroup::vm_name(&world.name, i))
-            .collect();
-        world.members.keys().copied().eq(1..=desired.count)
-            && world
-                .members
-                .values()
-                .all(|m| m.ready && !m.deleting && m.spec == *template)
-            && names.is_some_and(|names| world.leases.is_subset(&names))
+        let ordered = desired.orders.keys().copied();
+        world
+            .members
+            .keys()
+            .copied()
+            .eq((1..=desired.count).chain(ordered))
+            && world.members.iter().all(|(index, m)| {
+                let spec = match desired.orders.get(index) {
+                    None => template.clone(),
+                    Some(order) => order.ask.spec(template),
+                };
+                let basis = m.on_demand.as_ref().map(|extra| &extra.template);
+                m.ready
+                    && !m.deleting
+                    && m.spec == spec
+                    && basis.is_none_or(|basis| basis == template)
+            })
+            && world.leases.is_subset(&names(world))
     }
+}
+
+/// The names of all VMs that stand.
+fn names(world: &Observed) -> BTreeSet<Name> {
+    let name = |(index, member): (&u32, &Member)| match &member.on_demand {
+        None => HostGroup::vm_name(&world.name, *index).unwrap(),
+        Some(extra) => extra.name.clone(),
+    };
+    world.members.iter().map(name).collect()
+}
+
+fn extra(name: &Name, desired: &Desired) -> Box<Extra> {
+    Box::new(Extra {
+        name: name.clone(),
+        template: desired.template.clone().expect("a group that is there"),
+    })
+}
+
+/// Orders by their number: `dem-a` of nothing of its own, `dem-b` of a vcpu and `dem-c` of a list.
+fn orders(numbers: &BTreeSet<u32>) -> BTreeMap<u32, Order> {
+    let asks = [
+        ("dem-a", Ask::default()),
+        (
+            "dem-b",
+            Ask {
+                vcpu: Some(1),
+                ..Ask::default()
+            },
+        ),
+        (
+            "dem-c",
+            Ask {
+                drop: Some(vec!["192.168.0.0/16".parse().unwrap()]),
+                ..Ask::default()
+            },
+        ),
+    ];
+    let all = (MAX_COUNT + 1..).zip(asks);
+    all.filter(|(place, _)| numbers.contains(&(place - MAX_COUNT)))
+        .map(|(place, (name, ask))| {
+            let name = name.parse().unwrap();
+            (place, Order { name, ask })
+        })
+        .collect()
 }
 
 fn find(world: &mut Observed, uid: Uid) -> &mut Member {
@@ -260,6 +345,7 @@ pub fn wanted(count: u32) -> Desired {
         count,
         update: UpdatePolicy::Rolling,
         template: Some(spec(2, "")),
+        orders: BTreeMap::new(),
     }
 }
 
@@ -271,6 +357,7 @@ pub fn member(id: u128, spec: &VmSpec, ready: bool) -> Member {
         misplaced: false,
         deleting: false,
         ready,
+        on_demand: None,
     }
 }
 
@@ -298,18 +385,44 @@ fn case() -> impl Strategy<Value = (Desired, Observed)> {
     };
     let update = prop_oneof![Just(UpdatePolicy::Rolling), Just(UpdatePolicy::OnDelete)];
     let found = prop::collection::btree_map(1_u32..6, (spec(), any::<[bool; 2]>()), 0..5);
+    let made = prop::collection::btree_map(1_u32..4, (spec(), any::<[bool; 2]>()), 0..3);
+    let ordered = prop::collection::btree_set(1_u32..4, 0..4);
     let leases = prop::collection::btree_set(1_u32..8, 0..5);
-    (0_u32..5, update, spec(), found, leases).prop_map(
-        |(count, update, template, found, leases)| {
+    ((0_u32..5, update, spec()), (found, leases), (made, ordered)).prop_map(
+        |((count, update, template), (found, leases), (made, ordered))| {
             let desired = Desired {
                 count,
                 update,
                 template: Some(template),
+                orders: orders(&ordered),
             };
             let members = found.into_iter().map(|(index, (spec, [ready, deleting]))| {
                 let found = member(u128::from(index), &spec, ready && !deleting);
                 (index, Member { deleting, ..found })
             });
+            // As it was ordered, of a template that may be an old one.
+            let every = orders(&(1..4).collect());
+            let made = made
+                .into_iter()
+                .map(|(number, (template, [ready, deleting]))| {
+                    let place = number + MAX_COUNT;
+                    let order = &every[&place];
+                    let spec = order.ask.spec(&template);
+                    let found = member(u128::from(place), &spec, ready && !deleting);
+                    let on_demand = Some(Box::new(Extra {
+                        name: order.name.clone(),
+                        template,
+                    }));
+                    (
+                        place,
+                        Member {
+                            deleting,
+                            on_demand,
+                            ..found
+                        },
+                    )
+                });
+            let members = members.chain(made);
             let name = "web".parse().unwrap();
             let leases = leases
                 .into_iter()

@@ -4,9 +4,11 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use slicectl::api::condition::{Condition, Reason, Status};
+use slicectl::api::host_group::MAX_COUNT;
 use slicectl::api::lease::{Address, Lease};
 use slicectl::api::meta::{Timestamp, Uid};
 use slicectl::api::network::Block;
+use slicectl::api::on_demand::{Ask, OnDemand, Order};
 use slicectl::api::rung::{LADDER, Rung};
 use slicectl::store::{Error, Ground, Pool, Store, Txn};
 
@@ -26,6 +28,13 @@ pub fn whole(store: &Store) -> Value {
             "pools": world.pools().collect::<Vec<_>>(),
             "vms": vms.iter().map(|vm| json!([vm, pages(vm.meta.uid)])).collect::<Vec<_>>(),
             "leases": world.leases().collect::<Vec<_>>(),
+            "leases by group": (0..3)
+                .map(|g| world.leases_of(&name(&format!("group-{g}"))).collect())
+                .collect::<Vec<Vec<_>>>(),
+            "by name": vms
+                .iter()
+                .map(|vm| world.vm_named(&vm.meta.name).map(|vm| vm.meta.uid))
+                .collect::<Vec<_>>(),
             "ground": world.ground(),
         })
     })
@@ -35,6 +44,7 @@ pub fn whole(store: &Store) -> Value {
 #[derive(Clone, Debug)]
 pub enum Step {
     Group(u8, u32),
+    Made(u8, u32),
     RemoveGroup(u8),
     Vm(u8, u32),
     RemoveVm(u8, u32),
@@ -51,6 +61,7 @@ pub fn step() -> impl Strategy<Value = Step> {
         (0_u8..3).prop_map(Step::RemoveGroup),
         which().prop_map(|(g, i)| Step::Vm(g, i)),
         which().prop_map(|(g, i)| Step::RemoveVm(g, i)),
+        which().prop_map(|(g, i)| Step::Made(g, i)),
         which().prop_map(|(g, i)| Step::Lease(g, i)),
         which().prop_map(|(g, i)| Step::Release(g, i)),
         (which(), prop::sample::select(LADDER.to_vec()))
@@ -88,6 +99,26 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
                 txn.put_vm(vm)
             }
         },
+        // It comes when it is not there, and goes when it is.
+        Step::Made(g, i) => {
+            let (mut group, made) = (group_of(*g), name(&format!("made-{g}-x{i}")));
+            if let Some(found) = txn.world().vm_named(&made) {
+                let uid = found.meta.uid;
+                return txn.remove_vm(uid);
+            }
+            let (place, ask) = (MAX_COUNT + i, Ask::default());
+            let mut vm = vm(&group, place);
+            vm.meta.name = made.clone();
+            let template = vm.spec.clone();
+            vm.on_demand = Some(Box::new(OnDemand {
+                ask: ask.clone(),
+                template,
+            }));
+            txn.put_vm(vm)?;
+            let order = Order { name: made, ask };
+            group.orders.insert(place, order);
+            txn.put_group(group)
+        }
         Step::RemoveVm(g, i) => uid(txn, *g, *i).map_or(Ok(()), |uid| txn.remove_vm(uid)),
         Step::Lease(g, i) => txn.put_lease(Lease {
             name: vm_name(*g, *i),

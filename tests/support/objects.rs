@@ -69,6 +69,7 @@ pub fn group(name: &str, count: u32, template: VmSpec) -> HostGroup {
             update: UpdatePolicy::Rolling,
             template,
         },
+        orders: Default::default(),
     }
 }
 
@@ -81,6 +82,7 @@ pub fn vm(group: &HostGroup, index: u32) -> Vm {
         index,
         spec: group.spec.template.clone(),
         power: Default::default(),
+        on_demand: None,
     }
 }
 

@@ -27,6 +27,7 @@ fn stored(origin: Origin, draft: &Draft) -> HostGroup {
         meta: Meta::new(draft.name.clone(), jiff::Timestamp::UNIX_EPOCH),
         origin,
         spec: draft.spec.clone(),
+        orders: Default::default(),
     }
 }
 
