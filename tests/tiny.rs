@@ -4,6 +4,7 @@
 //! | file | what it tests |
 //! |---|---|
 //! | `guest` | the guest itself |
+//! | `life` | stopped, paused, restarted, ended: by people, by themselves, while nobody looks |
 //! | `many` | 32 of them |
 //! | `manners` | good and bad behaviour |
 
@@ -11,6 +12,7 @@ mod support;
 
 mod tiny {
     mod guest;
+    mod life;
     mod manners;
     mod many;
 }
