@@ -6,6 +6,8 @@
 mod bridges;
 #[path = "crash/life.rs"]
 mod life;
+#[path = "crash/on_demand.rs"]
+mod on_demand;
 #[path = "crash/plugged.rs"]
 mod plugged;
 #[path = "crash/process.rs"]

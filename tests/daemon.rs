@@ -20,6 +20,7 @@
 //! | `cni_faults` | plugins that fail, daemons that die |
 //! | `cni_guest` | QEMU in a CNI network |
 //! | `guests` | QEMU |
+//! | `on_demand` | VMs made on demand |
 //! | `confinement` | what a VMM may do on the host |
 //! | `service` | the process: signals, logs, errors, rest |
 
@@ -39,6 +40,7 @@ mod daemon {
     mod guests;
     mod leftovers;
     mod modes;
+    mod on_demand;
     mod origin;
     mod reach;
     mod recovery;

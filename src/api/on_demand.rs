@@ -54,7 +54,7 @@ pub struct OnDemand {
     pub template: VmSpec,
 }
 
-/// The body of a request for a VM. What is null is not said.
+/// The body of a request for a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewVm {

@@ -3,7 +3,8 @@
 //!
 //! # Why
 //! VM names need no check: `<group>-<index>` is unique when group names are, because an index has no `-`, so that all before the
-//! last `-` is the group (`a-1-1` is the first VM of `a-1`, and no VM of `a`). A test below holds that down.
+//! last `-` is the group (`a-1-1` is the first VM of `a-1`, and no VM of `a`). A test below holds that down. VMs made on demand
+//! have names that no group could count ([`HostGroup::is_counted_name`]).
 
 mod bridges;
 

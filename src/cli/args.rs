@@ -191,7 +191,8 @@ pub struct DescribeArgs {
 /// Arguments of `delete`.
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("what").required(true).args(["targets", "files"]), after_help = "\
-A VM that is deleted while its group still wants it comes again, with a new uid, the same name and the same address.
+A VM that is deleted while its group still counts it comes again, with a new uid, the same name and the same address. One that was
+made on demand is gone, as with `vm delete`. A group takes all of its VMs along.
 
 Examples:
   slicectl delete hostgroup/sandbox --wait

@@ -5,7 +5,7 @@ use super::args::{DeleteArgs, Goal};
 use super::failure::Failure;
 use super::target::{self, Target};
 use super::{manifests, print, wait};
-use crate::api::view::Kind;
+use crate::api::view::{Kind, Object};
 use crate::wire::Client;
 
 /// `delete KIND/NAME | -f FILE`. Goes on after a failure, and fails at the end.
@@ -17,9 +17,15 @@ pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
     let mut problems = Vec::new();
     let mut going = Vec::new();
     for target in targets {
+        let along = made_on_demand(client, &target).await;
         match client.delete(target.kind, &target.name).await {
             Ok(()) => {
-                print::out(&format!("{target} deleted\n"))?;
+                let along = match along {
+                    0 => String::new(),
+                    1 => ", and the VM made on demand in it".to_owned(),
+                    vms => format!(", and the {vms} VMs made on demand in it"),
+                };
+                print::out(&format!("{target} deleted{along}\n"))?;
                 going.push(target);
             }
             Err(error) if error.is_not_found() && args.ignore_not_found => {}
@@ -32,6 +38,19 @@ pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
     match problems.is_empty() {
         true => Ok(()),
         false => Err(Failure::Failed(problems)),
+    }
+}
+
+/// How many VMs go that no manifest brings back. What cannot be asked is left to the deletion to say.
+async fn made_on_demand(client: &Client, target: &Target) -> u32 {
+    match target.kind {
+        Kind::Vm | Kind::Lease => return 0,
+        Kind::HostGroup => {}
+    }
+    let found = client.get(target.kind, Some(&target.name)).await;
+    match found.ok().and_then(|list| list.items.into_iter().next()) {
+        Some(Object::HostGroup(group)) => group.status.on_demand,
+        Some(Object::Vm(_) | Object::Lease(_)) | None => 0,
     }
 }
 

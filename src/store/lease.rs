@@ -25,8 +25,8 @@ pub enum LeaseError {
     #[error("no free address is left in {0}")]
     NoAddress(String),
     /// The VM's own address of the list is somebody's.
-    #[error("{0} is already leased to another VM")]
-    Taken(Ipv4Addr),
+    #[error("{0} is already leased to {1}")]
+    Taken(Ipv4Addr, String),
     /// The list is shorter than the group.
     #[error("`addresses` has none for VM {0}")]
     NotListed(u32),
@@ -163,7 +163,7 @@ impl World {
                 // Its own old lease, of another bridge perhaps, is no obstacle.
                 let own = self.lease(&vm.meta.name).map(|lease| lease.address.ip());
                 return match self.bridged.contains(ip) && own != Some(*ip) {
-                    true => Err(LeaseError::Taken(*ip)),
+                    true => Err(LeaseError::Taken(*ip, self.holder(*ip))),
                     false => Ok(*ip),
                 };
             }
@@ -189,6 +189,17 @@ impl World {
                 let (first, last) = (Ipv4Addr::from(first), Ipv4Addr::from(last));
                 LeaseError::NoAddress(format!("{first}-{last}"))
             })
+    }
+
+    /// Who has an address of a bridge, in words.
+    fn holder(&self, ip: Ipv4Addr) -> String {
+        let bridged = |lease: &&Lease| {
+            lease.address.ip() == ip && matches!(lease.address, Address::Bridged { .. })
+        };
+        let lease = self.leases().find(bridged);
+        lease.map_or("another VM".to_owned(), |lease| {
+            format!("vm/{}", lease.name)
+        })
     }
 
     fn listed_on(&self, subnet: Ipv4Network) -> Vec<Ipv4Addr> {

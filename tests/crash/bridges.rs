@@ -15,6 +15,7 @@ use crate::world::{host, whole};
 /// The ground makes the bridge. Beside it a stranger's TAP with a filter, which settles on it.
 const FRESH: Scene = Scene {
     template: || bridged("brvm0", "192.168.137.1/24"),
+    counted: 2,
     strangers: "ip tuntap add foreign0 mode tap
         ip link set foreign0 alias slice/foreign up
         tc qdisc add dev foreign0 clsact
@@ -27,6 +28,7 @@ const FRESH: Scene = Scene {
 /// The user made the bridge, with a NIC, addresses and a filter. The NIC's MAC, which is the bridge's, is higher than most.
 const THEIRS: Scene = Scene {
     template: || bridged("br0", "192.168.137.1/24"),
+    counted: 2,
     strangers: USERS_BRIDGE,
     settlers: "true",
     build: 17,

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use slicectl::api::host_group::{HostGroup, HostGroupSpec};
+use slicectl::api::host_group::{HostGroup, HostGroupSpec, MAX_COUNT};
+use slicectl::api::on_demand::{Ask, Order};
 use slicectl::api::rung::LADDER;
 use slicectl::api::vm::Power;
 use slicectl::daemon::Daemon;
@@ -28,6 +29,9 @@ pub struct Dirs {
     pub run: PathBuf,
 }
 
+/// The VM that is made on demand; it has something of its own.
+pub const ORDERED: &str = "ci";
+
 /// What is told to the store at the start of a life.
 #[derive(Clone, Copy)]
 pub enum Intent<'a> {
@@ -35,6 +39,8 @@ pub enum Intent<'a> {
     Same,
     /// `slicectl apply`.
     Apply(&'a str, &'a HostGroupSpec),
+    /// The same, and `slicectl vm add` of [`ORDERED`].
+    Order(&'a str, &'a HostGroupSpec),
     /// `slicectl delete`.
     Delete(&'a str),
     /// `slicectl vm pause` and its like.
@@ -210,6 +216,19 @@ async fn converged(engine: &Engine) {
 fn say(txn: &mut Txn<'_>, intent: Intent<'_>) -> Result<(), slicectl::store::Error> {
     match intent {
         Intent::Same => Ok(()),
+        Intent::Order(what, spec) => {
+            say(txn, Intent::Apply(what, spec))?;
+            let mut group = txn.world().group(&name(what)).cloned().expect("just put");
+            let order = Order {
+                name: name(ORDERED),
+                ask: Ask {
+                    ram_bytes: Some(64 << 20),
+                    ..Ask::default()
+                },
+            };
+            group.orders.insert(MAX_COUNT + 1, order);
+            txn.put_group(group)
+        }
         Intent::Apply(what, spec) => {
             let known = txn.world().group(&name(what)).cloned();
             let new = || group(what, spec.count, spec.template.clone());
@@ -231,6 +250,7 @@ fn say(txn: &mut Txn<'_>, intent: Intent<'_>) -> Result<(), slicectl::store::Err
             None => Ok(()),
             Some(mut group) => {
                 group.meta.deleting = true;
+                group.orders.clear();
                 txn.put_group(group)
             }
         },

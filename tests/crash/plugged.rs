@@ -16,8 +16,9 @@ use crate::sweep::{self, Scene};
 use crate::world::whole;
 
 /// Beside it the reservation of a stranger's container.
-const PTP: Scene = Scene {
+pub const PTP: Scene = Scene {
     template: || plugged(NETWORK),
+    counted: 2,
     strangers: NETWORKS,
     settlers: "true",
     build: 18,

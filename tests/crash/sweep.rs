@@ -22,6 +22,8 @@ pub const GROUP: &str = "web";
 pub struct Scene {
     /// Two of these.
     pub template: fn() -> VmSpec,
+    /// So many of the two are counted; another is made on demand.
+    pub counted: u32,
     /// A shell command that puts strangers' things there before anything of ours.
     pub strangers: &'static str,
     /// A shell command by which strangers settle where ours stands; they must be as before when it is gone.
@@ -34,6 +36,7 @@ pub struct Scene {
 
 const ISOLATED: Scene = Scene {
     template: || spec(Some("169.254.100.0/22"), "192.168.1.0/24"),
+    counted: 2,
     strangers: "true",
     settlers: "true",
     build: 35,
@@ -153,7 +156,7 @@ impl Place {
         let mut place = Self {
             dirs: Dirs::below(Path::new("/run/place")),
             spec: HostGroupSpec {
-                count: 2,
+                count: scene.counted,
                 update: UpdatePolicy::Rolling,
                 template: (scene.template)(),
             },
@@ -177,7 +180,10 @@ impl Place {
     }
 
     fn apply(&self) -> Intent<'_> {
-        Intent::Apply(GROUP, &self.spec)
+        match self.spec.count {
+            2 => Intent::Apply(GROUP, &self.spec),
+            _ => Intent::Order(GROUP, &self.spec),
+        }
     }
 
     /// Builds it, and strangers settle there.

@@ -309,6 +309,16 @@ fn when_no_address_is_left_the_order_is_refused_and_leaves_nothing() {
             (tap("one"), tap("two"))
         });
         assert_eq!((one.as_str(), two.as_str()), ("vmtapx0", "vmtapx1"));
+        // It grows again: what it now counts must wait, and is told for whom.
+        place.change(|group| group.spec.count = 2).await;
+        let waits = place.store.write(|txn| {
+            let vm = txn.world().vm_named(&name("web-2")).cloned().unwrap();
+            Ok::<_, slicectl::store::Error>(txn.lease(&vm, NOW).unwrap_err().to_string())
+        });
+        assert_eq!(
+            waits.await.unwrap(),
+            "192.168.137.8 is already leased to vm/two"
+        );
     });
 }
 

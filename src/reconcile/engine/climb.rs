@@ -125,7 +125,7 @@ impl Engine {
                         | LeaseError::NoAddress(_)
                         | LeaseError::NotListed(_)
                         | LeaseError::ListUsedUp { .. } => Reason::RangeExhausted,
-                        LeaseError::Taken(_) | LeaseError::NoPool | LeaseError::Store(_) => {
+                        LeaseError::Taken(..) | LeaseError::NoPool | LeaseError::Store(_) => {
                             Reason::Waiting
                         }
                     };

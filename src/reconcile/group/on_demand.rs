@@ -6,6 +6,8 @@
 //! replacement or a restart finds it, and it goes with the group. The VM itself is made in the same transaction, so that
 //! whoever is told its name finds it, and is told at once when no address is left.
 
+use std::collections::BTreeSet;
+
 use super::range::{self, Claims, HostUse};
 use super::{Action, carry_out};
 use crate::api::host_group::HostGroup;
@@ -89,9 +91,13 @@ pub async fn add(
             {
                 txn.put_pool(group, pool)?;
             }
+            let who = match &name {
+                Some(name) => format!("vm/{name}"),
+                None => "the VM".to_owned(),
+            };
             let name = free_name(txn.world(), group, name)?;
             let order = Order { name, ask };
-            let place = place(txn.world(), &living, &order)?;
+            let place = place(txn.world(), &living, &order, &who)?;
             living.orders.insert(place, order.clone());
             let create = Action::Create {
                 index: place,
@@ -212,20 +218,20 @@ fn made_up(world: &World, group: &Name) -> Result<Name, AddError> {
     }
 }
 
-/// Where in its group it will stand, if it can.
-fn place(world: &World, group: &HostGroup, order: &Order) -> Result<u32, AddError> {
-    let standing: Vec<u32> = world.vms_of(&group.meta.name).map(|vm| vm.index).collect();
+/// Where in its group it will stand, if it can; `who` is what a refusal calls it, that has no name yet perhaps.
+fn place(world: &World, group: &HostGroup, order: &Order, who: &str) -> Result<u32, AddError> {
+    let standing: BTreeSet<u32> = world.vms_of(&group.meta.name).map(|vm| vm.index).collect();
     let place = group.free_place(|place| standing.contains(&place));
     let place = place.ok_or_else(|| AddError::Conflict("the group is full".to_owned()))?;
     let template = &group.spec.template;
     let mut causes: Vec<String> = order
         .objections(place, template)
         .into_iter()
-        .map(|(_, why)| format!("vm/{} {why}", order.name))
+        .map(|(_, why)| format!("{who} {why}"))
         .collect();
     if template.storage.has_writable_disk() && group.size() > 0 {
         let why = "the group has a disk that VMs write to, which one VM at most may have";
-        causes.push(format!("vm/{} is one too many: {why}", order.name));
+        causes.push(format!("{who} is one too many: {why}"));
     }
     if !causes.is_empty() {
         return Err(AddError::Invalid(causes));
@@ -272,7 +278,7 @@ fn has_address(txn: &mut Txn<'_>, name: &Name, now: Timestamp) -> Result<(), Add
         Err(
             error @ (LeaseError::NoBlock(_)
             | LeaseError::NoAddress(_)
-            | LeaseError::Taken(_)
+            | LeaseError::Taken(..)
             | LeaseError::NotListed(_)
             | LeaseError::ListUsedUp { .. }),
         ) => Err(AddError::Conflict(format!(
