@@ -40,7 +40,14 @@ pub fn header(kind: Kind, breadth: Breadth) -> Vec<&'static str> {
                 "PID",
                 "AGE",
             ],
-            &["GATEWAY", "MAC", "NETNS", "HOST-LINK", "UID"],
+            &[
+                "RESTARTS",
+                "GATEWAY",
+                "MAC",
+                "NETNS",
+                "HOST-LINK",
+                "UID",
+            ],
         ),
         Kind::Lease => (&["NAME", "GROUP", STATUS, "IP", "BLOCK", "AGE"], &["RANGE"]),
     };
@@ -112,6 +119,7 @@ fn vm_row(vm: &VmView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     ];
     let netns = network.and_then(|network| network.netns.as_ref());
     let wide = vec![
+        vm.status.vmm.restarts.into(),
         Field::maybe(network.and_then(|network| network.gateway)),
         Field::maybe(network.map(|network| network.mac)),
         Field::maybe(netns.map(|path| path.display())),

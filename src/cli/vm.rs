@@ -39,8 +39,8 @@ pub enum VmVerb {
 /// Arguments of `vm pause`, `resume`, `restart`, `stop` and `start`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-What is said stays so, through restarts of sliced and of the host, until something else is said. A guest that is stopped is asked
-to power down first, and has the `graceful_shutdown` of its group to do so.
+What is said stays so, through restarts of sliced and of the host, until something else is said.
+A guest that is stopped is asked to power down first, and has its `graceful_shutdown` to do so.
 
 Examples:
   slicectl vm stop sandbox-1 --wait

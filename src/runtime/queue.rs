@@ -138,18 +138,19 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             (Outcome::Converged, Again::No) => {
                 self.entries.remove(&key);
             }
-            (
-                Outcome::Converged | Outcome::After(_) | Outcome::Awaits(_),
-                Again::Nudged | Again::Renewed,
-            )
+            (Outcome::Converged | Outcome::After(_), Again::Nudged | Again::Renewed)
             | (Outcome::Failed | Outcome::Shun(_), Again::Renewed) => self.make_ready(key, 0),
             (Outcome::After(wait), Again::No) => {
                 let until = self.timer(key.clone(), now + wait);
                 self.set(key, State::Resting { until }, 0);
             }
+            // Nothing has come out well yet.
+            (Outcome::Awaits(_), Again::Nudged | Again::Renewed) => {
+                self.make_ready(key, entry.failures);
+            }
             (Outcome::Awaits(wait), Again::No) => {
                 let until = self.timer(key.clone(), now + wait);
-                self.set(key, State::Awaiting { until }, 0);
+                self.set(key, State::Awaiting { until }, entry.failures);
             }
             (Outcome::Shun(wait), Again::No | Again::Nudged) => {
                 let until = self.timer(key.clone(), now + wait);

@@ -163,7 +163,9 @@ impl Check {
         *story = Story::default();
         match outcome {
             _ if renewed => story.owed = Some(ticket),
-            Outcome::Converged | Outcome::After(_) | Outcome::Awaits(_) if woken => {
+            Outcome::Converged | Outcome::After(_) if woken => story.owed = Some(ticket),
+            Outcome::Awaits(_) if woken => {
+                story.failures = failures;
                 story.owed = Some(ticket);
             }
             Outcome::Converged => drop(self.stories.remove(&key)),
@@ -174,7 +176,7 @@ impl Check {
             Outcome::After(wait) => story.resting = Some((self.now + wait, ticket)),
             Outcome::Awaits(wait) => {
                 story.resting = Some((self.now + wait, ticket));
-                story.awaits = true;
+                (story.awaits, story.failures) = (true, failures);
             }
             Outcome::Failed => {
                 story.failures = failures + 1;

@@ -222,10 +222,11 @@ impl Climbing<'_> {
         failures: u32,
     ) -> Result<Outcome, Stop> {
         let (engine, vm) = (self.engine, self.vm);
-        engine.note_end(vm).await?;
-        match engine.verdict(vm) {
-            Verdict::Run => {}
-            verdict @ (Verdict::Down(..) | Verdict::Again) => return self.rest(verdict).await,
+        let stillborn = engine.note_end(vm).await?;
+        match (engine.verdict(vm), stillborn) {
+            (Verdict::Run, None) => {}
+            (Verdict::Run, Some(words)) => return self.stillborn(words).await,
+            (verdict @ (Verdict::Down(..) | Verdict::Again), _) => return self.rest(verdict).await,
         }
         let disks = match engine.disks(vm) {
             Ok(disks) => disks,

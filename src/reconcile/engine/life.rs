@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::debug;
 
 use super::step::{Climbing, Meet, Stop};
-use super::{Engine, Key};
+use super::{Engine, Key, SLOW};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::life::Grace;
@@ -87,10 +87,11 @@ impl Engine {
         life.unwrap_or_default().graceful_shutdown
     }
 
-    /// If the VMM has ended, and that is news: how, on the disk before anything follows from it.
-    pub(super) async fn note_end(&self, vm: &Vm) -> Result<(), store::Error> {
+    /// If the VMM has ended, and that is news: how, on the disk before anything follows from it. Words, if it ended of itself
+    /// before it was ever seen to run.
+    pub(super) async fn note_end(&self, vm: &Vm) -> Result<Option<String>, store::Error> {
         if vm.spec.hypervisor == Hypervisor::None {
-            return Ok(());
+            return Ok(None);
         }
         let uid = vm.meta.uid;
         let label = self.instance.vm_label(&vm.meta.name, uid);
@@ -99,12 +100,13 @@ impl Engine {
         let known = mark.process.as_ref().map(|started| &started.identity);
         // What cannot be seen here cannot be seen by the rung either, which says so.
         let Ok(Some(ended)) = vmm::ended(&nothing, known) else {
-            return Ok(());
+            return Ok(None);
         };
         let noted = mark.last_end.as_ref().map(|end| &end.process);
         if noted == Some(&ended.process) {
-            return Ok(());
+            return Ok(None);
         }
+        let stillborn = !ended.stopped && known != Some(&ended.process);
         let end = End {
             exit: ended.exit,
             at: clock::now(),
@@ -122,7 +124,7 @@ impl Engine {
             (false, _) => EventType::Warning,
         };
         self.note(kind, &format!("vm/{}", vm.meta.name), "Ended", &words);
-        Ok(())
+        Ok(stillborn.then_some(words))
     }
 
     /// What the page is to remember while this process runs; the moment of the start is kept while the process is the same.
@@ -163,6 +165,25 @@ impl Engine {
 }
 
 impl Climbing<'_> {
+    /// It ended as soon as it was started: it is to be started again, but not at once.
+    pub(super) async fn stillborn(&mut self, words: String) -> Result<Outcome, Stop> {
+        let (engine, vm) = (self.engine, self.vm);
+        let count = engine
+            .contests
+            .count(vm.meta.uid, Rung::Vmm, clock::monotonic());
+        let (reason, message, outcome) = match count {
+            Some(count) => (
+                Reason::CrashLoop,
+                format!("{count} times in a minute: {words}"),
+                Outcome::Shun(SLOW),
+            ),
+            None => (Reason::ActionFailed, words, Outcome::Failed),
+        };
+        let found = (Status::False, reason, message);
+        engine.set_condition(vm, Rung::Vmm, found).await?;
+        Ok(outcome)
+    }
+
     /// Down, with everything else in its place.
     pub(super) async fn rest(&mut self, verdict: Verdict) -> Result<Outcome, Stop> {
         let (engine, vm) = (self.engine, self.vm);
