@@ -99,7 +99,9 @@ impl FromStr for Grace {
     type Err = InvalidGrace;
     fn from_str(text: &str) -> Result<Self, InvalidGrace> {
         let time = humantime::parse_duration(text).map_err(|_| InvalidGrace)?;
-        (time <= Self::MAX).then_some(Self(time)).ok_or(InvalidGrace)
+        (time <= Self::MAX)
+            .then_some(Self(time))
+            .ok_or(InvalidGrace)
     }
 }
 

@@ -40,14 +40,7 @@ pub fn header(kind: Kind, breadth: Breadth) -> Vec<&'static str> {
                 "PID",
                 "AGE",
             ],
-            &[
-                "RESTARTS",
-                "GATEWAY",
-                "MAC",
-                "NETNS",
-                "HOST-LINK",
-                "UID",
-            ],
+            &["RESTARTS", "GATEWAY", "MAC", "NETNS", "HOST-LINK", "UID"],
         ),
         Kind::Lease => (&["NAME", "GROUP", STATUS, "IP", "BLOCK", "AGE"], &["RANGE"]),
     };

@@ -67,11 +67,7 @@ impl House {
                 conditions,
                 network: self.network(vm, lease, &pages),
                 firewall: firewall(vm, page(&pages, Rung::Firewall)),
-                vmm: self.vmm(
-                    vm,
-                    page(&pages, Rung::Vmm),
-                    world.vmm_id(vm.meta.uid),
-                ),
+                vmm: self.vmm(vm, page(&pages, Rung::Vmm), world.vmm_id(vm.meta.uid)),
                 // That it is there is for the host to say.
                 disk: None,
                 warnings: vm.spec.network.warnings(),

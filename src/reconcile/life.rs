@@ -236,7 +236,8 @@ mod tests {
     fn the_policy_decides_by_the_status_and_an_unknown_end_is_a_failure() {
         use Exit::{Code, Signal, Unknown};
         use Restart::{Always, Never, OnFailure};
-        let down = |reason| move |found: Verdict| matches!(found, Verdict::Down(r, _) if r == reason);
+        let down =
+            |reason| move |found: Verdict| matches!(found, Verdict::Down(r, _) if r == reason);
         let run = |found| found == Verdict::Run;
         for exit in [Code(0), Code(1), Signal(9), Unknown] {
             assert!(run(ended(exit).verdict(Power::Running, Always)));
@@ -306,7 +307,8 @@ mod tests {
 
     #[test]
     fn a_mark_of_an_earlier_sliced_is_understood() {
-        let old = r#"{"identity":{"pid":1,"start":7,"boot":"b"},"started_at":"1970-01-01T00:00:00Z"}"#;
+        let old =
+            r#"{"identity":{"pid":1,"start":7,"boot":"b"},"started_at":"1970-01-01T00:00:00Z"}"#;
         let read: ProcessMark = serde_json::from_str(old).unwrap();
         assert_eq!(read.process, Some(started(1)));
         for mark in [ended(Exit::Signal(9)), read, ProcessMark::default()] {

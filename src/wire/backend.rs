@@ -12,8 +12,8 @@ use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
-    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, NewVmResult, Reach,
-    Server, Source,
+    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List,
+    NewVmResult, Reach, Server, Source,
 };
 use crate::api::vm::PowerVerb;
 

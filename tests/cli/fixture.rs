@@ -366,8 +366,7 @@ impl Backend for World {
             PowerVerb::Stop => Power::Stopped,
         };
         if object.spec.hypervisor == Hypervisor::None {
-            let cause =
-                format!("vm/{vm} has no VMM of ours to {verb}: its hypervisor is none");
+            let cause = format!("vm/{vm} has no VMM of ours to {verb}: its hypervisor is none");
             return Err(Refusal::Conflict(vec![cause]));
         }
         if object.power == power {

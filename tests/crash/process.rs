@@ -85,7 +85,10 @@ fn killed_before_any_action_of_a_stop_the_next_life_finishes_it_and_keeps_the_lo
             place.dirs.live_counting(Intent::Same),
             (End::Converged, vec![])
         );
-        assert_eq!(place.dirs.live(Intent::Power(VM, Power::Running)), End::Converged);
+        assert_eq!(
+            place.dirs.live(Intent::Power(VM, Power::Running)),
+            End::Converged
+        );
         assert_eq!(place.processes().len(), 1);
     });
 }
@@ -115,7 +118,10 @@ fn killed_before_any_action_of_a_pause_the_same_process_is_held_in_the_end() {
         );
         let (end, actions) = place.dirs.live_counting(Intent::Power(VM, Power::Running));
         assert_eq!(end, End::Converged);
-        assert!(actions.iter().any(|a| a.starts_with("resume")), "{actions:?}");
+        assert!(
+            actions.iter().any(|a| a.starts_with("resume")),
+            "{actions:?}"
+        );
         assert_eq!(place.processes(), std::slice::from_ref(born));
     });
 }

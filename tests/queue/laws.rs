@@ -231,8 +231,7 @@ impl Check {
             prop_assert_eq!(self.queue.failures(key), story.failures);
         }
         let awaits = |story: &Story| story.awaits && story.resting.is_some();
-        let waits_only =
-            |story: &Story| !story.running && story.owed.is_none() && !awaits(story);
+        let waits_only = |story: &Story| !story.running && story.owed.is_none() && !awaits(story);
         prop_assert_eq!(self.queue.is_idle(), self.stories.values().all(waits_only));
         Ok(())
     }

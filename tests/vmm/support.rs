@@ -7,10 +7,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use slicectl::api::meta::{Name, Uid};
-use slicectl::owner::{Instance, Label};
 use slicectl::host::process::{self, Life};
-use slicectl::reconcile::{Reconcile, Wait};
+use slicectl::owner::{Instance, Label};
 use slicectl::reconcile::vmm::{Desired, Launch, Observed, Vmm};
+use slicectl::reconcile::{Reconcile, Wait};
 
 /// A network namespace that lives in a thread of ours, and dies with this value and the processes in it.
 pub struct PrivateNet {

@@ -193,7 +193,13 @@ impl Meet for Climbing<'_> {
         match (&awaited, error) {
             (None, _) => engine.note(EventType::Warning, &object, &found.1.to_string(), &found.2),
             // It is looked at again at once, and what is said of it then is meant.
-            (Some(outcome), Error::Waits { wait: Wait::Judgement, .. }) => {
+            (
+                Some(outcome),
+                Error::Waits {
+                    wait: Wait::Judgement,
+                    ..
+                },
+            ) => {
                 return Err(Stop::Outcome(*outcome));
             }
             (Some(_), _) => {}
