@@ -702,11 +702,11 @@ fn a_flow_is_counted_listed_and_deleted() {
         // Another flow between the same ends is not the one that was meant.
         let mut another = flow.clone();
         another.id = !flow.id;
-        conntrack::delete(&another).unwrap();
+        conntrack::delete(&[another]).unwrap();
         assert_eq!(conntrack::list().unwrap().len(), 1);
-        conntrack::delete(flow).unwrap();
+        conntrack::delete(std::slice::from_ref(flow)).unwrap();
         assert_eq!(conntrack::list().unwrap(), []);
-        conntrack::delete(flow).unwrap();
+        conntrack::delete(std::slice::from_ref(flow)).unwrap();
     });
 }
 
@@ -724,7 +724,7 @@ fn a_flow_without_ports_is_listed_and_deleted() {
             panic!("{flows:?}")
         };
         assert_eq!((flow.protocol, flow.sport, flow.dport), (1, 0, 0));
-        conntrack::delete(flow).unwrap();
+        conntrack::delete(std::slice::from_ref(flow)).unwrap();
         assert_eq!(conntrack::list().unwrap(), []);
     });
 }

@@ -7,6 +7,8 @@ mod support;
 mod answers;
 #[path = "packets/bridge.rs"]
 mod bridge;
+#[path = "packets/bridge_apart.rs"]
+mod bridge_apart;
 #[path = "packets/bridge_guard.rs"]
 mod bridge_guard;
 #[path = "packets/host.rs"]

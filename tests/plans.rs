@@ -48,7 +48,7 @@ fn every_port_plan_is_the_one_on_disk() {
 
 #[test]
 fn every_gate_plan_is_the_one_on_disk() {
-    check("gate", Gate::plan, 19);
+    check("gate", Gate::plan, 21);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a careful operator's script does for a VM on a bridge today: ip(8), bridge(8), tc(8) and iptables(8), a command at a
+# What a careful operator's script does for a VM on a bridge today: ip(8), bridge(8) and iptables(8), a command at a
 # time. Runs in the calling shell's network namespace: only ever start it in a throw-away one. benches/run.sh does.
 set -euo pipefail
 

@@ -329,6 +329,9 @@ pub struct DiffResult {
     pub groups: Vec<ApplyResult>,
     /// Object to actions; an object without actions is left out.
     pub actions: BTreeMap<String, Vec<String>>,
+    /// Object to why no more of its actions can be told, as when looking failed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stuck: BTreeMap<String, String>,
 }
 
 /// `explain`'s answer.

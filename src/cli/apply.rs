@@ -47,7 +47,16 @@ pub async fn diff(client: &Client, args: DiffArgs) -> Result<(), Failure> {
     for group in &result.groups {
         group.warnings.iter().for_each(|text| warn(text));
     }
-    print::answer(args.output, &result, differences)
+    print::answer(args.output, &result, differences)?;
+    let stuck: Vec<String> = result
+        .stuck
+        .iter()
+        .map(|(object, why)| format!("{object}: what would be done cannot be told: {why}"))
+        .collect();
+    match stuck.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Failed(stuck)),
+    }
 }
 
 fn differences(result: &DiffResult) -> String {

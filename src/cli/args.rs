@@ -115,7 +115,10 @@ pub struct ApplyArgs {
 /// Arguments of `diff`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The exit status is 0 whether there are differences or not; no output means that there are none.
+The exit status is 0 whether there are differences or not; no output means that there are none. It is 1 when what would be done
+for a VM cannot be told, as when looking at it fails.
+
+Told are the steps for VMs, not what is made once for all of them: the host's chains, a bridge with its address, ip_forward.
 
 Examples:
   slicectl diff -f sandbox.yaml

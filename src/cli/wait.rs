@@ -25,12 +25,10 @@ const REOPEN: Duration = Duration::from_millis(250);
 pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
     let targets = target::targets(&args.targets)?;
     let goal = args.goal;
-    match (goal, targets.iter().find(|target| target.kind != Kind::Vm)) {
-        (Goal::Stopped | Goal::Paused, Some(target)) => {
-            let usage = format!("{target} is never {}: name VMs", word(goal));
-            return Err(Failure::Usage(usage));
-        }
-        _ => {}
+    let no_vm = targets.iter().find(|target| target.kind != Kind::Vm);
+    if let (Goal::Stopped | Goal::Paused, Some(target)) = (goal, no_vm) {
+        let usage = format!("{target} is never {}: name VMs", word(goal));
+        return Err(Failure::Usage(usage));
     }
     until(client, &targets, goal, args.timeout).await?;
     let word = word(goal);

@@ -1,6 +1,8 @@
 //! What the daemon answers on its socket.
 //! Not here: HTTP (`wire`), words (`cli`), what is done about it (`reconcile`).
 
+mod failure;
+
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+pub(super) use self::failure::Failure;
 use super::intake_loop::{IntakeLoop, delete_group, store_draft};
 use super::{orders, power, reach, streams};
 use crate::api::event::{Event, EventType};
@@ -191,8 +194,17 @@ impl Backend for Answers {
     async fn diff(&self, sources: Vec<Source>) -> Result<DiffResult, Refusal> {
         let drafts = self.checked(sources)?;
         let groups = self.thought_through(&drafts);
-        let actions = super::difference::of(&self.engine, &drafts).await;
-        Ok(DiffResult { groups, actions })
+        let mut result = DiffResult {
+            groups,
+            ..DiffResult::default()
+        };
+        for (object, preview) in super::difference::of(&self.engine, &drafts).await {
+            if !preview.steps.is_empty() {
+                result.actions.insert(object.clone(), preview.steps);
+            }
+            result.stuck.extend(preview.stuck.map(|why| (object, why)));
+        }
+        Ok(result)
     }
 
     async fn names(&self, sources: Vec<Source>) -> Result<Vec<Name>, Refusal> {
@@ -414,26 +426,5 @@ fn leftover(label: &Label) -> Leftover {
             Owner::Ground => "ground".to_owned(),
             Owner::Vm { name, uid } => format!("vm/{name}@{uid}"),
         },
-    }
-}
-
-/// Why a transaction ended without effect.
-pub(super) enum Failure {
-    Refused(Refusal),
-    Store(store::Error),
-}
-
-impl From<store::Error> for Failure {
-    fn from(error: store::Error) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl From<Failure> for Refusal {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Refused(refusal) => refusal,
-            Failure::Store(error) => Self::Failed(error.to_string()),
-        }
     }
 }

@@ -1,5 +1,6 @@
-//! What applying drafts would do on the host: the plans, printed and not carried out.
-//! Not here: the plans themselves.
+//! What applying drafts would do for their VMs on the host: the plans, printed and not carried out.
+//! Not here: the plans themselves; what the ground does meanwhile, which is made for all VMs together (the host's chains, bridges
+//! with their addresses, `ip_forward`).
 
 use std::collections::BTreeMap;
 
@@ -7,21 +8,20 @@ use crate::api::host_group::HostGroup;
 use crate::api::manifest::Draft;
 use crate::api::network::NetworkSpec;
 use crate::api::vm::{Vm, VmSpec};
-use crate::reconcile::engine::Engine;
+use crate::reconcile::engine::{Engine, Preview};
 use crate::reconcile::group;
 
-/// Object to actions, in the order they would be taken. A VM that is to be made has no uid yet, so of it only that is said.
-pub async fn of(engine: &Engine, drafts: &[Draft]) -> BTreeMap<String, Vec<String>> {
-    let mut actions = BTreeMap::new();
+/// What would be done, by object. A VM that is to be made has no uid yet, so of it only that is said.
+pub async fn of(engine: &Engine, drafts: &[Draft]) -> BTreeMap<String, Preview> {
+    let mut previews = BTreeMap::new();
     for draft in drafts {
         // What is said of a VM last holds: one that is changed and then removed at once is only removed.
-        actions.extend(of_group(engine, draft).await);
+        previews.extend(of_group(engine, draft).await);
     }
-    actions.retain(|_, steps| !steps.is_empty());
-    actions
+    previews
 }
 
-async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Vec<String>)> {
+async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Preview)> {
     let (desired, observed, vms, update_before) = engine.store.read(|world| {
         let desired = group::becoming(world, &draft.name, &draft.spec);
         let vms: Vec<Vm> = world.vms_of(&draft.name).cloned().collect();
@@ -42,7 +42,11 @@ async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Vec<String>)> 
             group::Action::Create { index, spec, order } => {
                 let counted = || HostGroup::vm_name(&draft.name, index);
                 if let Some(name) = order.map(|order| order.name).or_else(counted) {
-                    found.push((format!("vm/{name}"), creation(&spec)));
+                    let preview = Preview {
+                        steps: creation(&spec),
+                        stuck: None,
+                    };
+                    found.push((format!("vm/{name}"), preview));
                 }
             }
             group::Action::Update { uid, spec } => {
@@ -88,17 +92,18 @@ fn creation(spec: &VmSpec) -> Vec<String> {
 }
 
 /// What a VM becomes, and what is done for it while it goes on.
-async fn update(engine: &Engine, vm: &Vm, spec: VmSpec) -> Vec<String> {
+async fn update(engine: &Engine, vm: &Vm, spec: VmSpec) -> Preview {
     let mut changed = vm.clone();
     changed.spec = spec;
     changed.meta.generation += 1;
     engine.preview_change(&changed).await
 }
 
-async fn removal(engine: &Engine, vm: &Vm, group: &group::Desired) -> Vec<String> {
-    let mut steps = engine.preview_removal(vm).await;
+async fn removal(engine: &Engine, vm: &Vm, group: &group::Desired) -> Preview {
+    let mut preview = engine.preview_removal(vm).await;
     if group.wants(vm.index) {
-        steps.push("create it anew: this change cannot be made live".to_owned());
+        let anew = "create it anew: this change cannot be made live".to_owned();
+        preview.steps.push(anew);
     }
-    steps
+    preview
 }

@@ -11,6 +11,7 @@ mod reach;
 mod removals;
 mod streams;
 mod trigger;
+mod wakes;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -43,12 +44,10 @@ use crate::{clock, cni};
 use answers::Answers;
 use intake_loop::IntakeLoop;
 use trigger::Trigger;
+use wakes::{converged, quiet, resync, tell_when_quiet, wake_by_changes};
 
 /// Keys that are run at once. More than the cores: a run waits for the kernel's locks and the disk.
 const WIDTH: usize = 16;
-
-/// How long `--once` waits for another step before it gives up.
-const ONCE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where all daemons of a host see each other's claims.
 const CLAIMS_DIR: &str = "/run/slice-ranges";
@@ -252,38 +251,6 @@ impl Daemon {
     }
 }
 
-/// Whether everything becomes Ready: given up when nothing has been done for a while, which leaves what backs off a few tries.
-async fn converged(engine: &Engine, idle: watch::Receiver<bool>) -> bool {
-    let (mut steps, mut since) = (0, clock::monotonic());
-    loop {
-        quiet(idle.clone()).await;
-        if engine.all_ready() {
-            return true;
-        }
-        let taken = engine.steps.load(std::sync::atomic::Ordering::Relaxed);
-        let now = clock::monotonic();
-        if taken != steps {
-            (steps, since) = (taken, now);
-        } else if now.saturating_duration_since(since) > ONCE_PATIENCE {
-            return false;
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// Idle, and still so a moment later: a change may be on its way from the store to the queue.
-async fn quiet(mut idle: watch::Receiver<bool>) {
-    loop {
-        if idle.wait_for(|idle| *idle).await.is_err() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        if *idle.borrow_and_update() {
-            return;
-        }
-    }
-}
-
 /// A folder of ours: made if need be, and by one and the same name from here on.
 fn usable(dir: &Path) -> Result<PathBuf, Error> {
     std::fs::create_dir_all(dir)
@@ -363,8 +330,11 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
     tasks.spawn(wake_by_changes(engine.clone(), daemon.changes));
     tasks.spawn(resync(engine.clone(), args.resync));
     tasks.spawn({
-        let engine = engine.clone();
-        async move { Trigger::new(engine.instance.clone()).run(&engine).await }
+        let (engine, resync) = (engine.clone(), args.resync);
+        async move {
+            let trigger = Trigger::new(engine.instance.clone(), resync);
+            trigger.run(&engine).await;
+        }
     });
     tasks.spawn(async move { intake.run().await });
     tasks.spawn({
@@ -406,20 +376,6 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
     Ok(())
 }
 
-/// Once: how long the first look at everything took, and what it had to do.
-async fn tell_when_quiet(engine: Arc<Engine>, idle: watch::Receiver<bool>) {
-    let began = clock::monotonic();
-    quiet(idle).await;
-    info!(
-        vms = engine.store.read(|world| world.vms().count()),
-        actions = engine.steps.load(std::sync::atomic::Ordering::Relaxed),
-        milliseconds = clock::monotonic()
-            .saturating_duration_since(began)
-            .as_millis(),
-        "quiet: everything was looked at"
-    );
-}
-
 async fn terminated() -> Result<(), Error> {
     let fail = |error: std::io::Error| Error::Host(format!("cannot hear signals: {error}"));
     let mut term = signal(SignalKind::terminate()).map_err(fail)?;
@@ -429,40 +385,4 @@ async fn terminated() -> Result<(), Error> {
         _ = int.recv() => {}
     }
     Ok(())
-}
-
-/// The intent moved: whoever is concerned is woken.
-async fn wake_by_changes(engine: Arc<Engine>, mut changes: broadcast::Receiver<Change>) {
-    loop {
-        match changes.recv().await {
-            Ok(Change::Group(name)) => engine.waker.renew(Key::Group(name)),
-            Ok(Change::Vm(uid)) => engine.waker.renew(Key::Vm(uid)),
-            Ok(Change::Ground) => engine.waker.renew(Key::Ground),
-            Ok(Change::Page(_) | Change::Lease(_)) => {}
-            Err(broadcast::error::RecvError::Lagged(_)) => engine.nudge_everything(),
-            Err(broadcast::error::RecvError::Closed) => return,
-        }
-    }
-}
-
-/// The safety net under the events.
-async fn resync(engine: Arc<Engine>, every: Duration) {
-    let mut ticks = tokio::time::interval(every);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    ticks.tick().await;
-    loop {
-        ticks.tick().await;
-        engine.ask_plugins_again();
-        engine.nudge_everything();
-        match engine.strays().await {
-            Ok(strays) => {
-                for label in strays {
-                    engine.waker.nudge(Key::Stray(label));
-                }
-            }
-            Err(error) => warn!(%error, "cannot look for what nothing wants"),
-        }
-        // A plugin that could not let go at the start may now.
-        engine.sweep_plugins().await;
-    }
 }

@@ -5,15 +5,20 @@
 //! An event says *look*, never *what*. Our own actions make events, too: they are gathered for a moment and each key is
 //! nudged once, so that a namespace in the making is looked at once more and not thirty times.
 
-use std::collections::{HashMap, HashSet};
+mod gathered;
+
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::time::Duration;
 
-use tracing::{debug, warn};
+use tokio::time::MissedTickBehavior;
+use tracing::warn;
 
+use self::gathered::Gathered;
 use super::removals::{Removals, Removed};
 use crate::api::meta::Uid;
-use crate::host::events::{Event, Events, What};
-use crate::host::rule::Generation;
+use crate::host::events::{Event, Events, LinkChange, What};
+use crate::host::link::Link;
 use crate::host::{Error, link};
 use crate::owner::{self, Instance};
 use crate::reconcile::engine::{Engine, Key};
@@ -33,8 +38,17 @@ pub struct Trigger {
     by_nsid: HashMap<i32, Uid>,
     by_index: HashMap<u32, Uid>,
     places: HashMap<Uid, Place>,
-    /// The bridges that VMs are on, with their index while they are there.
-    bridges: HashMap<String, Option<u32>>,
+    /// The bridges that VMs are on.
+    bridges: HashMap<String, Option<Bridge>>,
+    /// When what is watched in the file system is watched anew.
+    renewals: tokio::time::Interval,
+}
+
+/// A bridge that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bridge {
+    index: u32,
+    mac: Option<[u8; 6]>,
 }
 
 /// Where a VM's link stands in the host namespace.
@@ -44,18 +58,11 @@ struct Place {
     nsid: Option<i32>,
 }
 
-/// Whom to nudge.
-#[derive(Default)]
-struct Gathered {
-    keys: HashSet<Key>,
-    /// VMs whose rules changed, and what the last change left behind.
-    rules: HashMap<Uid, Generation>,
-    everything: bool,
-}
-
 impl Trigger {
     /// Knows no VM yet.
-    pub fn new(instance: Instance) -> Self {
+    pub fn new(instance: Instance, resync: Duration) -> Self {
+        let mut renewals = tokio::time::interval(resync);
+        renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             instance,
             by_link: HashMap::new(),
@@ -64,6 +71,7 @@ impl Trigger {
             by_index: HashMap::new(),
             places: HashMap::new(),
             bridges: HashMap::new(),
+            renewals,
         }
     }
 
@@ -96,23 +104,15 @@ impl Trigger {
         let mut armed = gathered.is_something();
         loop {
             tokio::select! {
-                event = events.next() => {
-                    self.take_in(event?, &mut gathered);
-                    if !armed && gathered.is_something() {
-                        timer.as_mut().reset(tokio::time::Instant::from_std(crate::clock::monotonic()) + GATHER);
-                        armed = true;
-                    }
-                }
+                event = events.next() => self.take_in(event?, &mut gathered),
                 removed = next_removal(&mut removals) => {
                     if removed == Removed::Unknown {
                         removals = watch_removals(engine);
                     }
                     self.take_in_removal(removed, &mut gathered);
-                    if !armed && gathered.is_something() {
-                        timer.as_mut().reset(tokio::time::Instant::from_std(crate::clock::monotonic()) + GATHER);
-                        armed = true;
-                    }
                 }
+                // A directory above that was moved, or mounted over, tells nobody.
+                _ = self.renewals.tick() => removals = watch_removals(engine),
                 change = changes.recv() => match change {
                     // A page may tell by which link a chain of plugins has connected a VM.
                     Ok(Change::Vm(uid) | Change::Page(uid)) => {
@@ -122,7 +122,7 @@ impl Trigger {
                             self.place(uid, link.index, link.peer_nsid);
                         }
                     }
-                    Ok(Change::Ground) => self.learn_bridges(engine),
+                    Ok(Change::Ground) => self.learn_bridges(engine).await?,
                     Ok(Change::Group(_) | Change::Lease(_)) => {}
                     Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
                         self.learn(engine).await?;
@@ -131,8 +131,13 @@ impl Trigger {
                 },
                 () = &mut timer, if armed => {
                     armed = false;
-                    self.tell(engine, std::mem::take(&mut gathered));
+                    std::mem::take(&mut gathered).tell(engine);
                 }
+            }
+            if !armed && gathered.is_something() {
+                let now = tokio::time::Instant::from_std(crate::clock::monotonic());
+                timer.as_mut().reset(now + GATHER);
+                armed = true;
             }
         }
     }
@@ -148,37 +153,60 @@ impl Trigger {
                     return;
                 };
                 match event.what {
-                    What::Rules { generation } => drop(gathered.rules.insert(uid, generation)),
-                    _ => drop(gathered.keys.insert(Key::Vm(uid))),
+                    What::Rules { generation } => {
+                        gathered.rules.insert(nsid, (uid, generation));
+                    }
+                    _ => {
+                        gathered.keys.insert(Key::Vm(uid));
+                    }
                 }
             }
-            None => match event.what {
-                What::Link {
-                    name,
-                    index,
-                    deleted,
-                    peer_nsid,
-                } => {
-                    if let Some(bridge) = self.bridges.get_mut(&name) {
-                        *bridge = (!deleted).then_some(index);
-                        gathered.keys.insert(Key::Ground);
-                        return;
-                    }
-                    let Some(uid) = self.by_link.get(&name).copied() else {
-                        return;
-                    };
-                    self.place(uid, index, peer_nsid.filter(|_| !deleted));
-                    gathered.keys.insert(Key::Vm(uid));
+            None => self.take_in_from_home(event.what, gathered),
+        }
+    }
+
+    fn take_in_from_home(&mut self, what: What, gathered: &mut Gathered) {
+        match what {
+            What::Link(link) if self.bridges.contains_key(&link.name) => {
+                self.take_in_bridge(link, gathered);
+            }
+            What::Link(link) => {
+                let Some(uid) = self.by_link.get(&link.name).copied() else {
+                    return;
+                };
+                match link.deleted {
+                    true => self.displace(uid),
+                    false => self.place(uid, link.index, link.peer_nsid),
                 }
-                What::Rules { .. } | What::Netconf => {
-                    gathered.keys.insert(Key::Ground);
-                }
-                What::Addr { index } | What::Neigh { index } | What::Filter { index } => {
-                    gathered.keys.extend(self.on_link(Some(index)));
-                }
-                What::Route { index } => gathered.keys.extend(self.on_link(index)),
-                What::Overrun => {}
-            },
+                gathered.keys.insert(Key::Vm(uid));
+            }
+            What::Rules { .. } | What::Netconf => {
+                gathered.keys.insert(Key::Ground);
+            }
+            What::Addr { index } => {
+                let bridge = self.bridge_at(index).cloned();
+                gathered.addressed.extend(bridge);
+                gathered.keys.extend(self.on_link(Some(index)));
+            }
+            What::Neigh { index } | What::Filter { index } => {
+                gathered.keys.extend(self.on_link(Some(index)));
+            }
+            What::Route { index } => gathered.keys.extend(self.on_link(index)),
+            What::Overrun => {}
+        }
+    }
+
+    fn take_in_bridge(&mut self, link: LinkChange, gathered: &mut Gathered) {
+        gathered.keys.insert(Key::Ground);
+        let now = (!link.deleted).then_some(Bridge {
+            index: link.index,
+            mac: link.mac,
+        });
+        let before = self.bridges.insert(link.name.clone(), now).flatten();
+        if let (Some(before), Some(now)) = (before, now)
+            && before.mac != now.mac
+        {
+            gathered.moved.insert(link.name);
         }
     }
 
@@ -194,23 +222,47 @@ impl Trigger {
 
     fn on_link(&self, index: Option<u32>) -> Option<Key> {
         let index = index?;
-        if self.bridges.values().any(|bridge| *bridge == Some(index)) {
+        if self.bridge_at(index).is_some() {
             return Some(Key::Ground);
         }
         let uid = self.by_index.get(&index)?;
         Some(Key::Vm(*uid))
     }
 
-    /// Where a VM's host link stands, and by which number we know the namespace of its other end.
+    fn bridge_at(&self, index: u32) -> Option<&String> {
+        let stands = |bridge: &Option<Bridge>| bridge.is_some_and(|b| b.index == index);
+        let found = self.bridges.iter().find(|(_, bridge)| stands(bridge));
+        found.map(|(name, _)| name)
+    }
+
+    /// Where a VM's host link stands, and by which number we know the namespace of its other end. Not every message that tells of
+    /// a link tells that number.
     fn place(&mut self, uid: Uid, index: u32, nsid: Option<i32>) {
-        let Some(place) = self.places.get_mut(&uid) else {
+        let Some(place) = self.places.get(&uid) else {
             return;
         };
-        place.index = Some(index);
-        place.nsid = nsid;
+        let nsid = nsid.or(place.nsid);
+        self.displace(uid);
         self.by_index.insert(index, uid);
         if let Some(nsid) = nsid {
             self.by_nsid.insert(nsid, uid);
+        }
+        if let Some(place) = self.places.get_mut(&uid) {
+            (place.index, place.nsid) = (Some(index), nsid);
+        }
+    }
+
+    /// It stands nowhere. The numbers it had are given to others.
+    fn displace(&mut self, uid: Uid) {
+        let Some(place) = self.places.get_mut(&uid) else {
+            return;
+        };
+        let (index, nsid) = (place.index.take(), place.nsid.take());
+        if let Some(index) = index {
+            remove_of(&mut self.by_index, index, uid);
+        }
+        if let Some(nsid) = nsid {
+            remove_of(&mut self.by_nsid, nsid, uid);
         }
     }
 
@@ -224,13 +276,13 @@ impl Trigger {
         self.by_index.clear();
         self.by_nsid.clear();
         self.places.clear();
-        self.learn_bridges(engine);
+        self.bridges = bridges_of(engine).map(|name| (name, None)).collect();
         for uid in uids {
             let _all_are_looked_for_below = self.learn_one(engine, uid);
         }
         for link in link::list(&engine.hands.netlink).await? {
-            if let Some(index) = self.bridges.get_mut(&link.name) {
-                *index = Some(link.index);
+            if let Some(bridge) = self.bridges.get_mut(&link.name) {
+                *bridge = Some(Bridge::of(&link));
             }
             if let Some(uid) = self.by_link.get(&link.name).copied() {
                 self.place(uid, link.index, link.peer_nsid);
@@ -239,15 +291,20 @@ impl Trigger {
         Ok(())
     }
 
-    fn learn_bridges(&mut self, engine: &Engine) {
-        let footing = engine.store.read(crate::store::World::footing);
-        let known = std::mem::take(&mut self.bridges);
-        let index = |name: &String| known.get(name).copied().flatten();
-        self.bridges = footing
-            .bridges
-            .into_keys()
-            .map(|name| (name.clone(), index(&name)))
-            .collect();
+    /// One that was there before any VM was on it makes no event for us to know it by.
+    async fn learn_bridges(&mut self, engine: &Engine) -> Result<(), Error> {
+        let mut known = std::mem::take(&mut self.bridges);
+        for name in bridges_of(engine) {
+            let bridge = match known.remove(&name).flatten() {
+                Some(known) => Some(known),
+                None => {
+                    let found = link::get(&engine.hands.netlink, &name).await?;
+                    found.as_ref().map(Bridge::of)
+                }
+            };
+            self.bridges.insert(name, bridge);
+        }
+        Ok(())
     }
 
     /// A link that this VM is now known to have, and that may have been made before we knew.
@@ -282,27 +339,9 @@ impl Trigger {
     }
 
     fn forget(&mut self, uid: Uid) {
-        let Some(place) = self.places.remove(&uid) else {
-            return;
-        };
-        self.by_link.remove(&place.link);
-        place.index.map(|index| self.by_index.remove(&index));
-        place.nsid.map(|nsid| self.by_nsid.remove(&nsid));
-    }
-
-    fn tell(&self, engine: &Engine, gathered: Gathered) {
-        if gathered.everything {
-            debug!("events were lost: look at everything");
-            engine.nudge_everything();
-            return;
-        }
-        let news =
-            |(uid, generation): &(Uid, Generation)| !engine.seen_rules.covers(*uid, *generation);
-        let by_rules = gathered.rules.into_iter().filter(news);
-        let mut keys = gathered.keys;
-        keys.extend(by_rules.map(|(uid, _)| Key::Vm(uid)));
-        for key in keys {
-            engine.waker.nudge(key);
+        self.displace(uid);
+        if let Some(place) = self.places.remove(&uid) {
+            self.by_link.remove(&place.link);
         }
     }
 }
@@ -321,8 +360,23 @@ async fn next_removal(removals: &mut Option<Removals>) -> Removed {
     }
 }
 
-impl Gathered {
-    fn is_something(&self) -> bool {
-        self.everything || !self.keys.is_empty() || !self.rules.is_empty()
+impl Bridge {
+    fn of(link: &Link) -> Self {
+        Self {
+            index: link.index,
+            mac: link.mac,
+        }
+    }
+}
+
+fn bridges_of(engine: &Engine) -> impl Iterator<Item = String> + use<> {
+    let footing = engine.store.read(crate::store::World::footing);
+    footing.bridges.into_keys()
+}
+
+/// Takes a number away from that VM, if it is still its.
+fn remove_of<K: Eq + Hash>(numbers: &mut HashMap<K, Uid>, number: K, uid: Uid) {
+    if numbers.get(&number) == Some(&uid) {
+        numbers.remove(&number);
     }
 }

@@ -1,6 +1,7 @@
 //! Addresses of links.
 //! Not here: what ought to be.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::Ipv4Network;
@@ -46,6 +47,27 @@ pub async fn list(handle: &Handle, of: Of) -> Result<Vec<Addr>, Error> {
     };
     let answer = answer.map_err(|e| Error::io("list", "addresses", e))?;
     answer.into_iter().map(read).collect()
+}
+
+/// The addresses of a link, of both families, those that are still being probed for among them.
+pub async fn held(handle: &Handle, index: u32) -> Result<BTreeSet<IpAddr>, Error> {
+    let mut held = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut message = AddressMessage::default();
+        message.header.family = family;
+        message.header.index = index;
+        let answer = handle
+            .dump_of_one(RouteNetlinkMessage::GetAddress(message))
+            .await
+            .map_err(|e| Error::io("list", "addresses", e))?;
+        for part in answer {
+            let RouteNetlinkMessage::NewAddress(message) = part else {
+                return Err(netlink::unexpected("list", "addresses"));
+            };
+            held.insert(own(&message).ok_or_else(|| netlink::unexpected("list", "addresses"))?);
+        }
+    }
+    Ok(held)
 }
 
 /// Adds an address, without a broadcast address. `Exists` when the link has it.
@@ -94,14 +116,29 @@ fn read(answer: RouteNetlinkMessage) -> Result<Addr, Error> {
     let RouteNetlinkMessage::NewAddress(message) = answer else {
         return Err(fail());
     };
-    // LOCAL is ours; ADDRESS is the other side's on a point-to-point link.
-    let local = message.attributes.iter().find_map(|a| match a {
-        AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
-        _ => None,
-    });
-    let net = Ipv4Network::new(local.ok_or_else(fail)?, message.header.prefix_len);
+    let Some(IpAddr::V4(local)) = own(&message) else {
+        return Err(fail());
+    };
+    let net = Ipv4Network::new(local, message.header.prefix_len);
     Ok(Addr {
         index: message.header.index,
         net: net.map_err(|_| fail())?,
+    })
+}
+
+/// LOCAL is ours; ADDRESS is the other side's on a point-to-point link, and on others of IPv6 the only one.
+fn own(message: &AddressMessage) -> Option<IpAddr> {
+    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
+        message.attributes.iter().find_map(wanted)
+    };
+    find(|a| match a {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    })
+    .or_else(|| {
+        find(|a| match a {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        })
     })
 }

@@ -1,4 +1,4 @@
-//! Tracked flows of the calling thread's network namespace: count them, list them, delete one.
+//! Tracked flows of the calling thread's network namespace: count them, list them, delete some.
 //! Not here: what ought to be.
 //!
 //! Over ctnetlink (linux/netfilter/nfnetlink_conntrack.h), IPv4 only.
@@ -53,15 +53,22 @@ pub fn list() -> Result<Vec<Flow>, Error> {
     Ok(flows)
 }
 
-/// Deletes a flow. One that is gone, or whose ends and number no longer agree, is done.
-pub fn delete(flow: &Flow) -> Result<(), Error> {
+/// Deletes flows, over one socket. One that is gone, or whose ends and number no longer agree, is done.
+pub fn delete(flows: &[Flow]) -> Result<(), Error> {
+    let mut socket = Netfilter::open()?;
+    flows
+        .iter()
+        .try_for_each(|flow| delete_over(&mut socket, flow))
+}
+
+fn delete_over(socket: &mut Netfilter, flow: &Flow) -> Result<(), Error> {
     let mut message = Message::new(DELETE, 0, libc::AF_INET as u8)
         .attr(TUPLE_ORIG | NESTED, &flow.tuple)
         .attr(ID, &flow.id.to_be_bytes());
     if let Some(zone) = &flow.zone {
         message = message.attr(ZONE, zone);
     }
-    let outcome = Netfilter::open()?.request(message).map_err(|e| {
+    let outcome = socket.request(message).map_err(|e| {
         let Flow {
             protocol,
             src,

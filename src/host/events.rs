@@ -8,19 +8,18 @@
 //!
 //! An event says *look*, never *what*. The legacy iptables back end sends none; a slow look catches that.
 
+mod read;
+
 use std::collections::VecDeque;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::route::RouteAttribute;
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::Error;
 use super::rule::Generation;
-use super::{Error, link};
 
 /// `enum rtnetlink_groups` of `include/uapi/linux/rtnetlink.h`: LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR,
 /// IPV4_NETCONF.
@@ -31,24 +30,6 @@ const NFTABLES_GROUP: [libc::c_int; 1] = [7];
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`: the last word of every transaction.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
-
-/// Missing in `libc`: message types of `include/uapi/linux/rtnetlink.h`.
-mod rtm {
-    pub const NEWLINK: u16 = 16;
-    pub const DELLINK: u16 = 17;
-    pub const NEWADDR: u16 = 20;
-    pub const DELADDR: u16 = 21;
-    pub const NEWROUTE: u16 = 24;
-    pub const DELROUTE: u16 = 25;
-    pub const NEWNEIGH: u16 = 28;
-    pub const DELNEIGH: u16 = 29;
-    pub const NEWQDISC: u16 = 36;
-    pub const DELQDISC: u16 = 37;
-    pub const NEWTFILTER: u16 = 44;
-    pub const DELTFILTER: u16 = 45;
-    pub const NEWNETCONF: u16 = 80;
-    pub const DELNETCONF: u16 = 81;
-}
 
 /// Room for what happens while we are busy: some thousand links made at once.
 const BACKLOG: libc::c_int = 16 << 20;
@@ -72,16 +53,7 @@ pub struct Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     /// A link was made, changed or deleted.
-    Link {
-        /// Its name, now.
-        name: String,
-        /// Its index.
-        index: u32,
-        /// Whether it is gone.
-        deleted: bool,
-        /// Our number for the namespace of its other end; `None`, too, when that end went first.
-        peer_nsid: Option<i32>,
-    },
+    Link(LinkChange),
     /// An address.
     Addr {
         /// The link it is on.
@@ -111,6 +83,21 @@ pub enum What {
     },
     /// More happened than we were told: look at everything, everywhere.
     Overrun,
+}
+
+/// What became of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkChange {
+    /// Its name, now.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Its MAC, now.
+    pub mac: Option<[u8; 6]>,
+    /// Whether it is gone.
+    pub deleted: bool,
+    /// Our number for the namespace of its other end; `None`, too, when that end went first.
+    pub peer_nsid: Option<i32>,
 }
 
 /// The stream of events.
@@ -338,8 +325,8 @@ fn read_all(protocol: libc::c_int, mut bytes: &[u8], nsid: Option<i32>) -> Vec<E
     while let Some((message, rest)) = split(bytes) {
         bytes = rest;
         let what = match protocol {
-            libc::NETLINK_NETFILTER => read_generation(message),
-            _ => read(message),
+            libc::NETLINK_NETFILTER => read::generation(message),
+            _ => read::change(message),
         };
         let event = what.map(|what| Event { nsid, what });
         if event.as_ref() != events.last() {
@@ -355,89 +342,4 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let message = bytes.get(..length).filter(|m| m.len() >= HEADER)?;
     let next = length.next_multiple_of(4).min(bytes.len());
     Some((message, &bytes[next..]))
-}
-
-fn read_generation(message: &[u8]) -> Option<What> {
-    let generation = Generation::of(message.get(HEADER..)?)?;
-    Some(What::Rules { generation })
-}
-
-fn read(message: &[u8]) -> Option<What> {
-    let kind = u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?);
-    match kind {
-        rtm::NEWLINK | rtm::DELLINK => Some(read_link(message)),
-        rtm::NEWADDR | rtm::DELADDR => Some(What::Addr {
-            index: index(message)?,
-        }),
-        rtm::NEWROUTE | rtm::DELROUTE => Some(What::Route {
-            index: out_link(message),
-        }),
-        rtm::NEWNEIGH | rtm::DELNEIGH => is_told(message)?.then_some(What::Neigh {
-            index: index(message)?,
-        }),
-        rtm::NEWQDISC | rtm::DELQDISC | rtm::NEWTFILTER | rtm::DELTFILTER => Some(What::Filter {
-            index: index(message)?,
-        }),
-        rtm::NEWNETCONF | rtm::DELNETCONF => Some(What::Netconf),
-        _ => None,
-    }
-}
-
-/// `ifa_index` of `struct ifaddrmsg`, `ndm_ifindex` of `struct ndmsg` and `tcm_ifindex` of `struct tcmsg` stand at the same
-/// place.
-fn index(message: &[u8]) -> Option<u32> {
-    let bytes = message.get(HEADER + 4..HEADER + 8)?;
-    bytes.try_into().ok().map(u32::from_ne_bytes)
-}
-
-fn out_link(message: &[u8]) -> Option<u32> {
-    let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
-    let NetlinkPayload::InnerMessage(
-        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
-    ) = parsed.payload
-    else {
-        return None;
-    };
-    route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        })
-}
-
-/// A link's message that we can't read may mean anything.
-fn read_link(message: &[u8]) -> What {
-    let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message);
-    let (message, deleted) = match parsed.map(|m| m.payload) {
-        Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(m))) => (m, false),
-        Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(m))) => (m, true),
-        _ => return What::Overrun,
-    };
-    // A port that leaves its bridge is `deleted` in the bridge's own family only.
-    let deleted = deleted && message.header.interface_family != AddressFamily::Bridge;
-    let link = link::read(message);
-    What::Link {
-        name: link.name,
-        index: link.index,
-        deleted,
-        peer_nsid: link.peer_nsid,
-    }
-}
-
-/// Whether someone told the kernel of this neighbour, rather than ARP or a bridge that learns. An entry that is being
-/// deleted is no longer permanent, but bears the port of who asked for it; what the kernel does by itself bears none.
-fn is_told(message: &[u8]) -> Option<bool> {
-    let asker = u32::from_ne_bytes(message.get(12..16)?.try_into().ok()?);
-    // `struct ndmsg` of `include/uapi/linux/neighbour.h`.
-    let body = message.get(HEADER..)?;
-    let family = i32::from(*body.first()?);
-    let state = u16::from_ne_bytes(body.get(8..10)?.try_into().ok()?);
-    // `NUD_PERMANENT` and, for a bridge's static entries, `NUD_NOARP`.
-    let lasting = match family {
-        libc::AF_BRIDGE => 0x80 | 0x40,
-        _ => 0x80,
-    };
-    Some(asker != 0 || state & lasting != 0)
 }

@@ -188,7 +188,7 @@ pub async fn set(handle: &Handle, index: u32, change: &Change) -> Result<(), Err
 }
 
 /// Changes a link of the calling thread's namespace by its name, without a runtime. Blocks. Meant for `prepare` of
-/// [`super::netns::create`], to label `lo` and set it up, and for whoever is inside [`Netns::run`] anyway.
+/// [`super::netns::create`], to label `lo` and set it up, and for whoever is inside [`Netns::run_here`] or [`Netns::run`] anyway.
 pub fn set_here(name: &str, change: &Change) -> Result<(), Error> {
     let mut message = to_message(change);
     message

@@ -39,6 +39,9 @@ const DUMP_PAUSE: Duration = Duration::from_millis(2);
 /// Before an answer is looked for again that was not there at once.
 const LATE: Duration = Duration::from_millis(1);
 
+/// How often it is looked for: some 5 s.
+const LATEST: usize = 5000;
+
 /// A socket's answers fit: the kernel never packs more than 32 KiB into one datagram (`netlink(7)`, `NLMSG_GOODSIZE`).
 const ANSWER: usize = 64 * 1024;
 
@@ -53,6 +56,8 @@ pub struct Handle {
 struct Line {
     asker: rtnetlink::Handle,
     connection: Connection,
+    /// The last question was answered to the end, so that what is read next belongs to the next one.
+    sound: bool,
 }
 
 type Connection = rtnetlink::proto::Connection<RouteNetlinkMessage, AtOnce>;
@@ -146,26 +151,64 @@ impl Handle {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
         let mut line = self.free_line().await;
-        let Line { asker, connection } = &mut *line;
+        line.ready()?;
+        line.sound = false;
+        let answer = line.ask(request).await;
+        line.sound = answer.is_ok();
+        answer?
+    }
+}
+
+impl Line {
+    fn open() -> io::Result<Self> {
+        let socket = AtOnce::new(NETLINK_ROUTE)?;
+        socket.socket_ref().set_netlink_get_strict_chk(true)?;
+        Ok(Self::over(socket))
+    }
+
+    fn over(socket: AtOnce) -> Self {
+        let (mut connection, asker, _unsolicited) = rtnetlink::from_socket(socket);
+        connection.set_forward_done(true);
+        connection.set_forward_ack(true);
+        Self {
+            asker,
+            connection,
+            sound: true,
+        }
+    }
+
+    /// After an answer that was not whole, or that nobody waited for to the end, a conversation begins anew.
+    fn ready(&mut self) -> io::Result<()> {
+        if !self.sound {
+            *self = Self::over(self.connection.socket_mut().anew()?);
+        }
+        Ok(())
+    }
+
+    /// The kernel's answer, be it a refusal. Fails when it is not whole.
+    async fn ask(&mut self, request: NetlinkMessage<RouteNetlinkMessage>) -> io::Result<Answer> {
+        let Self {
+            asker, connection, ..
+        } = self;
         let mut answers = asker
             .request(request)
             .map_err(|_| broken("the netlink connection is gone"))?;
         let mut answer = Vec::new();
         let mut whole = Wholeness::OneMoment;
-        while let Some(part) = next(connection, &mut answers).await {
+        while let Some(part) = next(connection, &mut answers).await? {
             if part.header.flags & NLM_F_DUMP_INTR != 0 {
                 whole = Wholeness::Torn;
             }
             match part.payload {
                 NetlinkPayload::InnerMessage(inner) => answer.push(inner),
-                NetlinkPayload::Done(done) if done.code == 0 => return Ok((answer, whole)),
+                NetlinkPayload::Done(done) if done.code == 0 => return Ok(Ok((answer, whole))),
                 NetlinkPayload::Done(done) => {
-                    return Err(io::Error::from_raw_os_error(done.code.abs()));
+                    return Ok(Err(io::Error::from_raw_os_error(done.code.abs())));
                 }
                 NetlinkPayload::Error(ack) if ack.code.is_none() => {
-                    return Ok((answer, whole));
+                    return Ok(Ok((answer, whole)));
                 }
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                NetlinkPayload::Error(error) => return Ok(Err(error.to_io())),
                 _ => return Err(broken("the kernel lost a part of its answer")),
             }
         }
@@ -175,33 +218,26 @@ impl Handle {
     }
 }
 
-impl Line {
-    fn open() -> io::Result<Self> {
-        let socket = AtOnce::new(NETLINK_ROUTE)?;
-        socket.socket_ref().set_netlink_get_strict_chk(true)?;
-        let (mut connection, asker, _unsolicited) = rtnetlink::from_socket(socket);
-        connection.set_forward_done(true);
-        connection.set_forward_ack(true);
-        Ok(Self { asker, connection })
-    }
-}
+/// What was asked for, or the kernel's refusal.
+type Answer = io::Result<(Vec<RouteNetlinkMessage>, Wholeness)>;
 
-/// The next part of an answer.
+/// The next part of an answer. `None`: the connection is shut.
 async fn next<T>(
     connection: &mut Connection,
     answers: &mut (impl Stream<Item = T> + Unpin),
-) -> Option<T> {
-    loop {
+) -> io::Result<Option<T>> {
+    for _ in 0..LATEST {
         if let Some(part) = answers.next().now_or_never() {
-            return part;
+            return Ok(part);
         }
         drive(connection).await;
         match answers.next().now_or_never() {
-            Some(part) => return part,
-            None if connection.should_shut_down() => return None,
+            Some(part) => return Ok(part),
+            None if connection.should_shut_down() => return Ok(None),
             None => tokio::time::sleep(LATE).await,
         }
     }
+    Err(io::ErrorKind::TimedOut.into())
 }
 
 /// Sends what is to be sent, and reads what is there.
@@ -263,4 +299,39 @@ pub(super) fn absent_is_none<T>(result: Result<T, Error>) -> Result<Option<T>, E
 
 fn broken(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::link::LinkMessage;
+
+    use super::*;
+
+    fn loopback() -> RouteNetlinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = 1;
+        RouteNetlinkMessage::GetLink(message)
+    }
+
+    async fn set_room(handle: &Handle, bytes: i32) {
+        let mut line = handle.lines[0].lock().await;
+        let socket = line.connection.socket_mut().socket_ref();
+        socket.set_rx_buf_sz(bytes).expect("a size");
+    }
+
+    #[tokio::test]
+    async fn a_question_whose_answer_was_lost_fails_soon_and_the_next_one_is_answered() {
+        let handle = Handle::open(NonZeroUsize::MIN).expect("a socket");
+        handle.get(loopback()).await.expect("an answer");
+        for _ in 0..2 {
+            // The kernel's least holds the answer, but not its ACK.
+            set_room(&handle, 1).await;
+            let asked = tokio::time::timeout(Duration::from_secs(2), handle.get(loopback()));
+            let lost = asked.await.expect("it ends");
+            lost.expect_err("a part was lost");
+            set_room(&handle, ANSWER as i32).await;
+            let found = handle.get(loopback()).await.expect("an answer");
+            assert!(found.is_some());
+        }
+    }
 }

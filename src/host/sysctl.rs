@@ -1,7 +1,8 @@
 //! Values under /proc/sys.
 //! Not here: what ought to be.
 //!
-//! `net.*` keys are those of the calling thread's namespace: call from inside [`super::netns::Netns::run`].
+//! `net.*` keys are those of the calling thread's namespace: call from inside [`super::netns::Netns::run_here`] or
+//! [`run`](super::netns::Netns::run).
 
 use std::fs;
 use std::io::{self, Write as _};

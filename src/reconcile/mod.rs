@@ -57,6 +57,11 @@ pub trait Reconcile: Sync {
         None
     }
 
+    /// Whether the rung above stands on what this step makes: until it is taken, nothing can be foreseen there.
+    fn is_footing(_: &Self::Action) -> bool {
+        false
+    }
+
     /// Looks. What cannot be seen is an error, never "absent".
     fn observe(
         &self,
@@ -209,8 +214,8 @@ async fn rounds<R: Reconcile>(
 pub async fn diff<R: Reconcile>(
     reconciler: &R,
     desired: &R::Desired,
-) -> Result<(Vec<String>, R::Observed), Error> {
+) -> Result<(Vec<R::Action>, R::Observed), Error> {
     let observed = reconciler.observe(desired).await.map_err(Error::Observe)?;
     let plan = R::plan(desired, &observed)?;
-    Ok((plan.iter().map(ToString::to_string).collect(), observed))
+    Ok((plan, observed))
 }

@@ -23,6 +23,9 @@ const BATCH: usize = 512;
 /// How long what nobody waits for waits for company.
 const COMPANY: Duration = Duration::from_millis(10);
 
+/// After a write that failed, before the next is tried: a disk that was full is full a moment later.
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// How long a database that somebody is just closing is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -228,6 +231,8 @@ pub(super) fn write_commits(
             Err(error) => {
                 tracing::error!(%error, "cannot write the state database; the changes are taken back");
                 take_back(batch, commits);
+                // Everyone concerned tries again at once.
+                std::thread::sleep(PAUSE);
             }
         }
     }

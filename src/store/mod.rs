@@ -281,6 +281,10 @@ impl Shared {
                 undo(&mut world);
             }
             for change in changes {
+                if let Change::Page(uid) = change {
+                    // Whoever wrote it may not have waited, and go by what it said.
+                    let _ = self.changes.send(Change::Vm(uid));
+                }
                 let _ = self.changes.send(change);
             }
             if let Some(told) = told {

@@ -104,13 +104,13 @@ impl Host {
     }
 
     pub async fn gate(&self, wish: &Wish) -> Vec<String> {
-        firm(&self.gate_hands(), &gate_of(wish, Some(wish.pass))).await
+        firm(&self.gate_hands(), &gate_of(wish, Some(wish.pass.clone()))).await
     }
 
     /// What would be done first; or why nothing can be.
     pub async fn port_diff(&self, wish: &Wish) -> Result<Vec<String>, String> {
         let plan = diff(&self.port_hands(), &wish.port).await;
-        plan.map(|(steps, _)| steps)
+        plan.map(|(steps, _)| steps.iter().map(ToString::to_string).collect())
             .map_err(|error| error.to_string())
     }
 
@@ -198,6 +198,6 @@ async fn firm<R: Reconcile>(hands: &R, desired: &R::Desired) -> Vec<String> {
         panic!("{error}; taken: {:?}", done.taken);
     }
     let (left, _) = diff(hands, desired).await.unwrap();
-    assert_eq!(left, Vec::<String>::new());
+    assert!(left.is_empty(), "something is left to do");
     done.taken
 }

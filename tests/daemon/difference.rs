@@ -31,15 +31,28 @@ fn talkative(test: impl FnOnce(House, Plugs) + Send) {
     });
 }
 
-/// What `diff` says of this manifest; saying it changes nothing.
-fn foretold(house: &House, manifest: &str) -> Steps {
+/// What `diff` says of this manifest, and of whom it can say no more; saying it changes nothing.
+fn said(house: &House, manifest: &str) -> (Steps, BTreeMap<String, String>) {
     let file = house.write("next.yaml", manifest);
-    let (world, said) = (world_to_the_last_handle(), taken(&house.log()));
-    let told = house.ctl(&format!("diff -f {file} -o json"));
+    let told = house.try_ctl(&format!("diff -f {file} -o json"));
+    let told_all = told.status.success();
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).expect("JSON");
+    let steps = serde_json::from_value(told["actions"].clone()).expect("steps");
+    let stuck: Option<BTreeMap<String, String>> =
+        serde_json::from_value(told["stuck"].clone()).expect("reasons");
+    let stuck = stuck.unwrap_or_default();
+    assert_eq!(told_all, stuck.is_empty(), "{stuck:?}");
+    (steps, stuck)
+}
+
+/// The same, and it can say all.
+fn foretold(house: &House, manifest: &str) -> Steps {
+    let (world, before) = (world_to_the_last_handle(), taken(&house.log()));
+    let (steps, stuck) = said(house, manifest);
+    assert_eq!(stuck, BTreeMap::new());
     assert_eq!(world_to_the_last_handle(), world);
-    assert_eq!(taken(&house.log()), said);
-    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-    serde_json::from_value(told["actions"].clone()).expect("steps")
+    assert_eq!(taken(&house.log()), before);
+    steps
 }
 
 /// Every step on the way up or down, as the daemon's log tells it.
@@ -278,16 +291,53 @@ fn a_stranger_in_the_way_of_one_vm_is_told_and_the_others_steps_are_told_too() {
         let file = house.write("web.yaml", &web(2, ""));
         house.ctl(&format!("apply -f {file}"));
         house.ctl("wait vm/web-2 --for ready --timeout 10s");
-        let told = foretold(&house, &web(2, "antispoof: false"));
-        let why = told["vm/web-1"].last().expect("a reason");
-        assert!(
-            why.contains("stuck") && why.contains("link vmtap0 is not ours"),
-            "{why}"
-        );
+        let (told, stuck) = said(&house, &web(2, "antispoof: false"));
+        assert_eq!(stuck.keys().collect::<Vec<_>>(), ["vm/web-1"]);
+        let why = &stuck["vm/web-1"];
+        assert!(why.contains("link vmtap0 is not ours"), "{why}");
         assert_in_order(&told["vm/web-2"], &["record", "remove the filter"]);
         // Nothing of it stands but its record.
         let told = foretold(&house, &web(1, "").replace("vmtap", "other"));
         assert_in_order(&told["vm/web-2"], &["delete TAP vmtap1"]);
+    });
+}
+
+#[test]
+fn of_a_vm_whose_lower_rung_must_be_made_again_no_more_is_said_than_can_be_known() {
+    talkative(|house, _| {
+        house.apply(&slots(1, ""));
+        house.apply(&web(1, ""));
+        let place = house.place("sandbox-1");
+        // It is repaired after 600 ms at the earliest.
+        run(&format!("ip link del vmtap0; ip netns del {}", place.name));
+        run(&format!("rm -f /run/slice/netns/{}", place.name));
+        let (isolated, stuck) = said(&house, &slots(1, "drop: [10.0.0.0/8]"));
+        assert_eq!(stuck, BTreeMap::new());
+        let (bridged, stuck) = said(&house, &web(1, "isolate_ports: true"));
+        assert_eq!(stuck, BTreeMap::new());
+        assert_in_order(&isolated["vm/sandbox-1"], &["create the namespace"]);
+        assert_in_order(&bridged["vm/web-1"], &["create the TAP"]);
+        for step in isolated.values().chain(bridged.values()).flatten() {
+            assert!(!step.contains("gate") && !step.contains("rules"), "{step}");
+        }
+    });
+}
+
+#[test]
+fn why_a_vm_that_waits_for_its_kernel_is_not_started_is_told() {
+    talkative(|house, _| {
+        let qemu = "hypervisor: qemu\n      kernel_file: /nowhere";
+        let group = |drop: &str| slots(1, drop).replace("hypervisor: none", qemu);
+        let file = house.write("group.yaml", &group(""));
+        house.ctl(&format!("apply -f {file}"));
+        house.until("it is stuck", || {
+            let vm = house.try_ctl("get vm sandbox-1 -o json");
+            let said = String::from_utf8_lossy(&vm.stdout).into_owned();
+            said.contains("\"Invalid\"").then_some(())
+        });
+        let (told, stuck) = said(&house, &group("drop: [10.0.0.0/8]"));
+        assert_in_order(&told["vm/sandbox-1"], &["record", "commit rules"]);
+        assert!(stuck["vm/sandbox-1"].contains("/nowhere"), "{stuck:?}");
     });
 }
 

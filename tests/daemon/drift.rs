@@ -144,6 +144,44 @@ repaired! {
 }
 
 #[test]
+fn rules_flushed_right_after_a_change_of_the_policy_come_back() {
+    inhabited(|house| {
+        house.apply(&slots(1, "drop: [\"192.168.1.0/24\"]"));
+        let place = house.place("sandbox-1");
+        let rules = || run(&inside(&place, "iptables -S"));
+        for third in 2..5 {
+            house.apply(&slots(1, &format!("drop: [\"192.168.{third}.0/24\"]")));
+            let right = rules();
+            assert!(right.contains(&format!("192.168.{third}.0/24")), "{right}");
+            run(&inside(&place, "iptables -F"));
+            assert_ne!(rules(), right);
+            house.within(BOUND, "they are back", || (rules() == right).then_some(()));
+        }
+    });
+}
+
+#[test]
+fn a_removal_is_heard_of_after_the_directory_was_moved_away_too() {
+    inhabited(|house| {
+        house.apply(&slots(1, ""));
+        let place = house.place("sandbox-1");
+        let name = format!("/run/slice/netns/{}", place.name);
+        let stands = || {
+            let mounted = attempt(&format!("nsenter --net={name} true"))
+                .status
+                .success();
+            let ready = house.get("vm sandbox-1")["status"]["ready"] == true;
+            (mounted && ready).then_some(())
+        };
+        run("mv /run/slice/netns /run/slice/x");
+        house.until("the namespace is there again", stands);
+        // All links stay as they are: `ip netns` still holds it.
+        run(&format!("umount -l {name}; rm {name}"));
+        house.within(BOUND, "and once more", stands);
+    });
+}
+
+#[test]
 fn jumps_that_are_not_first_any_more_go_first_and_what_stood_there_stays() {
     inhabited(|house| {
         house.apply(&slots(1, ""));

@@ -15,8 +15,8 @@ pub struct GateModel;
 proptest! {
     #[test]
     fn an_open_gate_has_an_empty_plan(pass in pass()) {
+        let program = program_of(&pass);
         let desired = wanted(Some(pass));
-        let program = program_of(pass);
         let tap = Some(TapSeen { alias: Some(label().to_string()), up: true });
         model::rest::<GateModel>(&desired, &Observed { tap, program, in_the_way: None })?;
     }
@@ -43,7 +43,7 @@ proptest! {
 
     #[test]
     fn a_gate_is_open_only_while_its_filter_stands(filter in filter(), world in anyones()) {
-        let desired = wanted(Some(Pass::Only(filter)));
+        let desired = wanted(Some(Pass::Only(filter.clone())));
         let mut world = world;
         let ours = world.tap.as_ref().is_some_and(|tap| tap.alias == Some(label().to_string()));
         for _ in 0..4 {
@@ -79,7 +79,7 @@ impl Model for GateModel {
         match action {
             Action::ShutGate => tap.up = false,
             Action::OpenGate => {
-                let wanted = desired.pass.and_then(program_of);
+                let wanted = desired.pass.as_ref().and_then(program_of);
                 assert!(
                     wanted.is_none() || world.program == wanted,
                     "opened unfiltered"
@@ -110,7 +110,7 @@ impl Model for GateModel {
     }
 
     fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
-        let filtered = match desired.pass {
+        let filtered = match &desired.pass {
             None => return Self::ours(desired, world).is_empty(),
             Some(pass) => world.program == program_of(pass),
         };
@@ -134,7 +134,7 @@ fn wanted(pass: Option<Pass>) -> Desired {
 }
 
 /// The name of the program that must stand.
-fn program_of(pass: Pass) -> Option<String> {
+fn program_of(pass: &Pass) -> Option<String> {
     pass.program().map(|_| pass.digest())
 }
 
@@ -150,16 +150,19 @@ fn filter() -> impl Strategy<Value = Filter> {
 fn pass() -> impl Strategy<Value = Pass> {
     let apart = Apart {
         bridge: Mac([2, 0, 0, 0, 0, 0xbb]),
+        port: Mac([0xfe, 0xff, 0, 0, 0, 1]),
         subnet: "192.168.137.0/24".parse().unwrap(),
         gateway: [192, 168, 137, 1].into(),
+        hosts: [[192, 168, 137, 1].into()].into(),
     };
+    let alone = Just(Pass::Apart(apart.clone()));
     let both = filter().prop_map(move |filter| {
         Pass::Only(Filter {
-            apart: Some(apart),
+            apart: Some(apart.clone()),
             ..filter
         })
     });
-    prop_oneof![1 => Just(Pass::Any), 2 => filter().prop_map(Pass::Only), 1 => both, 1 => Just(Pass::Apart(apart))]
+    prop_oneof![1 => Just(Pass::Any), 2 => filter().prop_map(Pass::Only), 1 => both, 1 => alone]
 }
 
 fn world(alias: impl Strategy<Value = Option<String>>) -> impl Strategy<Value = Observed> {

@@ -271,6 +271,7 @@ fn bridge() -> impl Strategy<Value = BridgeSeen> {
         alias,
         mac,
         mtu,
+        hosts: Default::default(),
     })
 }
 

@@ -7,6 +7,7 @@
 //! costs its system calls and no change of thread.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
 use std::task::{Context, Poll};
 
 use bytes::BufMut;
@@ -14,6 +15,27 @@ use netlink_sys::{AsyncSocket, Socket, SocketAddr};
 
 /// Answers [`Poll::Pending`] for "nothing there", and wakes nobody: who polls it looks again by themselves.
 pub(super) struct AtOnce(Socket);
+
+impl AtOnce {
+    /// The same socket for a new conversation, with what is left of the old one read away.
+    pub(super) fn anew(&self) -> io::Result<Self> {
+        // SAFETY: a socket owns its descriptor, which is open as long as it lives.
+        let ours = unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) };
+        let copy = ours.try_clone_to_owned()?;
+        // SAFETY: the descriptor is a netlink socket's, and nobody else has it.
+        let anew = Self(unsafe { Socket::from_raw_fd(copy.into_raw_fd()) });
+        let mut rest = Vec::with_capacity(super::ANSWER);
+        loop {
+            rest.clear();
+            match anew.0.recv(&mut rest, 0) {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(anew),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
 
 impl AsyncSocket for AtOnce {
     fn socket_ref(&self) -> &Socket {
@@ -64,6 +86,10 @@ impl AsyncSocket for AtOnce {
 fn there<T>(result: io::Result<T>) -> Poll<io::Result<T>> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+        // `netlink-proto` would make it a message that answers no question, and whoever asked would wait for ever.
+        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Poll::Ready(Err(
+            io::Error::other("the kernel lost a part of its answer"),
+        )),
         result => Poll::Ready(result),
     }
 }

@@ -1,11 +1,9 @@
 //! Which state of a namespace's rules was seen.
 //! Not here: the rules; seeing them.
 
-use serde::{Deserialize, Serialize};
-
 /// Counts the transactions of a namespace's nf_tables: each leaves another behind (`base_seq`, of which messages carry the
 /// lower half in `nfgenmsg`'s `res_id`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Generation(u16);
 
 impl Generation {

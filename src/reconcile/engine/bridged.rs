@@ -4,16 +4,17 @@
 use super::Engine;
 use super::step::{Ascent, Ready};
 use crate::api::lease::Address;
-use crate::api::network::{BridgeSpec, Connection, Mac};
+use crate::api::network::{BridgeSpec, Connection};
 use crate::api::rung::Rung;
 use crate::api::vm::Vm;
 use crate::owner;
 use crate::reconcile::firewall::antispoof::Apart;
 use crate::reconcile::firewall::port::{self as filter, Gate, Pass};
-use crate::reconcile::net::port::{self, Port};
+use crate::reconcile::net::port::{self, BridgeSeen, Port};
 use crate::reconcile::{connection, net};
 
 impl Engine {
+    /// Up the two rungs.
     pub(super) async fn connect_bridged<A: Ascent>(
         &self,
         vm: &Vm,
@@ -43,12 +44,12 @@ impl Engine {
         };
         let seen = ascent.meet(Rung::Net, &self.port(), &desired).await?;
         let mtu = seen.bridge.as_ref().map_or(net::MTU, |bridge| bridge.mtu);
-        let bridge_mac = seen.bridge.map(|bridge| bridge.mac);
         let place = (spec.bridge.as_str(), tap.clone());
         let connected = connection::bridged(&self.instance, uid, address, place, mtu);
         let ready = Ready::connected(&connected);
         ascent.ready(Rung::Net, ready).await?;
-        let pass = self.pass(vm, spec, address, bridge_mac);
+        let pass = self.pass(vm, spec, address, seen.bridge);
+        let ready = Ready::marked(pass.digest());
         let desired = filter::Desired {
             label,
             tap,
@@ -57,24 +58,32 @@ impl Engine {
         };
         let hands = self.gate();
         ascent.meet(Rung::Firewall, &hands, &desired).await?;
-        let ready = Ready::marked(pass.digest());
         ascent.ready(Rung::Firewall, ready).await?;
         Ok(connected)
     }
 
     /// What of a bridge VM's frames may pass.
-    fn pass(&self, vm: &Vm, spec: &BridgeSpec, address: &Address, bridge: Option<Mac>) -> Pass {
+    fn pass(
+        &self,
+        vm: &Vm,
+        spec: &BridgeSpec,
+        address: &Address,
+        bridge: Option<BridgeSeen>,
+    ) -> Pass {
+        let names = owner::vm_names(&self.instance, vm.meta.uid);
         let apart = bridge
             .zip(address.gateway())
+            .filter(|_| spec.isolate_ports)
             .map(|(bridge, gateway)| Apart {
-                bridge,
+                bridge: bridge.mac,
+                port: names.port_mac,
                 subnet: address.range(),
                 gateway,
+                hosts: bridge.hosts,
             });
-        let apart = apart.filter(|_| spec.isolate_ports);
         match (spec.antispoof, apart) {
             (true, apart) => Pass::Only(filter::Filter {
-                mac: owner::vm_names(&self.instance, vm.meta.uid).guest_mac,
+                mac: names.guest_mac,
                 ip: address.ip(),
                 apart,
             }),

@@ -10,6 +10,7 @@ use crate::owner;
 use crate::reconcile::{connection, firewall, net};
 
 impl Engine {
+    /// Up the two rungs.
     pub(super) async fn connect_isolated<A: Ascent>(
         &self,
         vm: &Vm,
@@ -27,7 +28,13 @@ impl Engine {
                 record,
             }),
         };
-        ascent.meet(Rung::Net, &self.net(), &desired).await?;
+        let hands = self.net();
+        let met = ascent.meet(Rung::Net, &hands, &desired).await;
+        if hands.made_netns() {
+            // A new one counts its generations from the start.
+            self.seen_rules.forget(uid);
+        }
+        met?;
         ascent.ready(Rung::Net, Ready::default()).await?;
         let rules = self.rules(vm, block, self.mark(uid, Rung::Firewall));
         let ready = Ready::marked(rules.digest.clone());

@@ -49,6 +49,7 @@ use crate::runtime::queue::Outcome;
 use crate::store::{self, Store, Txn};
 
 pub use life::remember;
+pub use preview::Preview;
 pub use seen_rules::SeenRules;
 use step::describe;
 
@@ -70,7 +71,7 @@ pub enum Key {
 pub struct HostHands {
     /// The namespace that the daemon was started in.
     pub home: Netns,
-    /// A socket in it.
+    /// Sockets in it.
     pub netlink: Handle,
     /// Which kernel interface the host's iptables speaks.
     pub backend: Backend,

@@ -7,47 +7,67 @@
 use super::Engine;
 use super::step::{Ascent, Meet, Ready};
 use crate::api::meta::Uid;
+use crate::api::network::Connection;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
 use crate::reconcile::life::Verdict;
 use crate::reconcile::net::cni::Checking;
 use crate::reconcile::{Reconcile, diff, disk};
 
+/// What would be done for a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Preview {
+    /// The steps, in the order in which they would be taken.
+    pub steps: Vec<String>,
+    /// Why no more of them can be told.
+    pub stuck: Option<String>,
+}
+
 impl Engine {
-    /// The steps that would be taken for a VM that was changed to this, while it goes on; if it is stuck on the way, at last
-    /// why.
-    pub async fn preview_change(&self, vm: &Vm) -> Vec<String> {
+    /// For a VM that was changed to this, while it goes on.
+    pub async fn preview_change(&self, vm: &Vm) -> Preview {
         let lease = self.store.read(|world| world.lease(&vm.meta.name).cloned());
         let mut looking = Looking::at(self, vm.meta.uid);
-        let connected = self.connect(vm, lease, &mut looking).await;
+        match self.connect(vm, lease, &mut looking).await {
+            Err(Halt) => {}
+            Ok(None) if looking.awaits_footing => {}
+            Ok(None) => looking.stuck("what it would be connected by is not there".to_owned()),
+            Ok(Some(connection)) => self.preview_process(vm, &connection, &mut looking).await,
+        }
+        looking.preview
+    }
+
+    /// The last rung: its disk first.
+    async fn preview_process(&self, vm: &Vm, connection: &Connection, looking: &mut Looking) {
         match self.verdict(vm) {
             Verdict::Run => {}
             Verdict::Down(..) | Verdict::Again => {
-                if let Ok(Some(_)) = connected {
-                    let hands = &self.processes.rung;
-                    let _ = looking.meet(Rung::Vmm, hands, &self.at_rest(vm)).await;
-                }
-                return looking.steps;
+                let hands = &self.processes.rung;
+                let _told_by_itself = looking.meet(Rung::Vmm, hands, &self.at_rest(vm)).await;
+                return;
             }
         }
-        if let Ok(Some(connection)) = connected
-            && let Ok(disks) = self.disks(vm)
-            && let Ok(desired) = self.process(vm, &connection, &disks).await
-        {
-            if disks.own.want.is_some() {
-                let hands = disk::Disks::default();
-                if looking.meet(Rung::Vmm, &hands, &disks.own).await.is_err() {
-                    return looking.steps;
-                }
+        let disks = match self.disks(vm) {
+            Ok(disks) => disks,
+            Err(unfit) => return looking.stuck(unfit),
+        };
+        let desired = match self.process(vm, connection, &disks).await {
+            Ok(desired) => desired,
+            Err(unfit) => return looking.stuck(unfit),
+        };
+        if disks.own.want.is_some() {
+            let hands = disk::Disks::default();
+            if looking.meet(Rung::Vmm, &hands, &disks.own).await.is_err() {
+                return;
             }
-            let hands = &self.processes.rung;
-            let _ = looking.meet(Rung::Vmm, hands, &desired).await;
         }
-        looking.steps
+        let _told_by_itself = looking
+            .meet(Rung::Vmm, &self.processes.rung, &desired)
+            .await;
     }
 
-    /// The steps that would be taken to remove a VM, from the top; if it is stuck on the way, at last why.
-    pub async fn preview_removal(&self, vm: &Vm) -> Vec<String> {
+    /// For a VM that is to be removed, from the top.
+    pub async fn preview_removal(&self, vm: &Vm) -> Preview {
         let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
         let standing = self.standing(vm);
         let mut looking = Looking::at(self, vm.meta.uid);
@@ -57,14 +77,16 @@ impl Engine {
                 break;
             }
         }
-        looking.steps
+        looking.preview
     }
 }
 
 /// One who looks and touches nothing.
 struct Looking {
     held: Vec<Rung>,
-    steps: Vec<String>,
+    /// A step makes what the next rung stands on.
+    awaits_footing: bool,
+    preview: Preview,
 }
 
 /// There is nothing more to be told.
@@ -74,8 +96,13 @@ impl Looking {
     fn at(engine: &Engine, uid: Uid) -> Self {
         Self {
             held: engine.held(uid),
-            steps: Vec::new(),
+            awaits_footing: false,
+            preview: Preview::default(),
         }
+    }
+
+    fn stuck(&mut self, why: String) {
+        self.preview.stuck = Some(why);
     }
 }
 
@@ -89,12 +116,14 @@ impl Meet for Looking {
         desired: &R::Desired,
     ) -> Result<R::Observed, Halt> {
         match diff(reconciler, desired).await {
-            Ok((steps, observed)) => {
-                self.steps.extend(steps);
+            Ok((plan, observed)) => {
+                self.awaits_footing |= plan.iter().any(R::is_footing);
+                let steps = plan.iter().map(ToString::to_string);
+                self.preview.steps.extend(steps);
                 Ok(observed)
             }
             Err(error) => {
-                self.steps.push(format!("stuck: {error}"));
+                self.stuck(error.to_string());
                 Err(Halt)
             }
         }
@@ -110,7 +139,8 @@ impl Ascent for Looking {
     /// What would be done at a rung that the VM has not come to yet hangs on what is done below it.
     async fn ready(&mut self, rung: Rung, _: Ready) -> Result<(), Halt> {
         let next = LADDER.into_iter().find(|next| *next > rung);
-        match next.is_none_or(|next| self.held.contains(&next)) {
+        let held = next.is_none_or(|next| self.held.contains(&next));
+        match held && !self.awaits_footing {
             true => Ok(()),
             false => Err(Halt),
         }

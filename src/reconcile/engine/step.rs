@@ -162,28 +162,7 @@ impl Meet for Climbing<'_> {
             debug!(vm = %vm.meta.name, %rung, ?taken, "acted");
         }
         if was_ready && !taken.is_empty() {
-            let message = format!("{rung} repaired: {}", taken.join("; "));
-            engine.note(EventType::Warning, &object, "Drift", &message);
-            if let Some(count) = engine.contests.count(vm.meta.uid, rung, clock::monotonic()) {
-                let steps = taken.join("; ");
-                let (reason, message) = match rung {
-                    Rung::Vmm => (
-                        Reason::CrashLoop,
-                        format!("{count} times in a minute: {steps}"),
-                    ),
-                    Rung::Lease | Rung::Net | Rung::Firewall => (
-                        Reason::Contested,
-                        format!(
-                            "repaired {count} times in a minute: somebody wants the opposite of: {steps}"
-                        ),
-                    ),
-                };
-                engine.note(EventType::Warning, &object, &reason.to_string(), &message);
-                engine
-                    .set_condition(vm, rung, (Status::False, reason, message))
-                    .await?;
-                return Err(Stop::Outcome(Outcome::Shun(SLOW)));
-            }
+            self.tell_of_drift(rung, &object, &taken).await?;
         }
         let Err(error) = &result else {
             return result.map_err(|_| Stop::Outcome(Outcome::Failed));
@@ -206,6 +185,35 @@ impl Meet for Climbing<'_> {
         }
         engine.set_condition(vm, rung, found).await?;
         Err(Stop::Outcome(awaited.unwrap_or(Outcome::Failed)))
+    }
+}
+
+impl Climbing<'_> {
+    /// Stops if somebody keeps wanting the opposite.
+    async fn tell_of_drift(&self, rung: Rung, object: &str, taken: &[String]) -> Result<(), Stop> {
+        let (engine, vm) = (self.engine, self.vm);
+        let steps = taken.join("; ");
+        let message = format!("{rung} repaired: {steps}");
+        engine.note(EventType::Warning, object, "Drift", &message);
+        let Some(count) = engine.contests.count(vm.meta.uid, rung, clock::monotonic()) else {
+            return Ok(());
+        };
+        let (reason, message) = match rung {
+            Rung::Vmm => (
+                Reason::CrashLoop,
+                format!("{count} times in a minute: {steps}"),
+            ),
+            Rung::Lease | Rung::Net | Rung::Firewall => (
+                Reason::Contested,
+                format!(
+                    "repaired {count} times in a minute: somebody wants the opposite of: {steps}"
+                ),
+            ),
+        };
+        engine.note(EventType::Warning, object, &reason.to_string(), &message);
+        let found = (Status::False, reason, message);
+        engine.set_condition(vm, rung, found).await?;
+        Err(Stop::Outcome(Outcome::Shun(SLOW)))
     }
 }
 

@@ -4,7 +4,6 @@
 use super::Firewall;
 use super::observe::{GATE, forbidden};
 use super::plan::{Action, Desired};
-use crate::host::error::absent_is_done;
 use crate::host::iptables::Lock;
 use crate::host::netns::Netns;
 use crate::host::{Error, Kind, conntrack, iptables, sysctl};
@@ -30,11 +29,11 @@ pub(super) async fn act(
             let commit = move || iptables::restore_whole(&backend, &ruleset, Lock::Private(&lock));
             netns.run(commit).await
         }
-        (Action::CutFlows(_), Some(rules)) => netns.run_here(|| {
-            forbidden(rules)?
-                .iter()
-                .try_for_each(|flow| absent_is_done(conntrack::delete(flow)))
-        }),
+        (Action::CutFlows(_), Some(rules)) => {
+            let rules = rules.clone();
+            let cut = move || conntrack::delete(&forbidden(&rules)?);
+            netns.run(cut).await
+        }
         (Action::CommitRules { .. } | Action::CutFlows(_), None) => Ok(()),
     }
 }

@@ -17,8 +17,14 @@
 //!
 //! # Apart
 //! The bridge keeps isolated ports from each other, but not from the host, which routes: a guest that hands a frame for its
-//! neighbour's address to the host would see it brought. So [`Apart`] drops IPv4 to the bridge's MAC that is for the bridge's own
-//! subnet and not for the host.
+//! neighbour's address to the host would see it brought. What the host takes for its own is what comes to the bridge's MAC or to
+//! that of the TAP itself (`eth_type_trans` has said `PACKET_HOST` before the bridge looks; at another port's MAC it has said
+//! `PACKET_OTHERHOST`, which no protocol takes). So [`Apart`] lets pass to these two MACs only:
+//! - ARP;
+//! - IPv4 for the host's own addresses on the bridge and for what is beyond the bridge's subnet, without options (a source route is one);
+//! - IPv6 for the host's own addresses on the bridge, without extension headers: the host routes no IPv6 of such a guest.
+//!
+//! Nothing else, tags behind a tag among it: the kernel takes off more than one (`__netif_receive_skb_core`).
 //!
 //! # Why
 //! A program that reads behind the end of a frame ends with 0, which means that the frame is *accepted*. So each part asks for the
@@ -30,7 +36,8 @@ mod assemble;
 #[cfg(test)]
 mod tests;
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
@@ -45,6 +52,11 @@ use self::assemble::{Line, assemble, op};
 /// The parts of the program, to jump to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Label {
+    Port,
+    Host,
+    HostIpv6,
+    /// Behind the host's IPv6 address of that number.
+    Past(usize),
     Judge,
     Ipv4,
     Arp,
@@ -80,18 +92,32 @@ const MLD: [u32; 3] = [131, 132, 143];
 const SOURCE: u32 = 6;
 const ETHERTYPE: u32 = 12;
 const PAYLOAD: u32 = 14;
+/// In an IPv4 header.
+const IPV4_DESTINATION: u32 = PAYLOAD + 16;
+/// In an IPv6 header.
+const IPV6_NEXT_HEADER: u32 = PAYLOAD + 6;
+const IPV6_DESTINATION: u32 = PAYLOAD + 24;
 /// Behind an IPv6 header.
 const BEHIND_IPV6: u32 = PAYLOAD + 40;
 
+/// As many of the host's addresses of a family as a program has room for; further ones are not reached.
+const MOST_IPV4: usize = 32;
+const MOST_IPV6: usize = 8;
+
 /// From whom a port is kept apart, also by way of the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Apart {
     /// The bridge's MAC, by which the host is reached.
     pub bridge: Mac,
+    /// The TAP's own, by which it is reached, too.
+    pub port: Mac,
     /// The subnet on the bridge.
     pub subnet: Ipv4Network,
-    /// The host's own address on it.
+    /// Its gateway: the host, or a router behind a bridge of the user's.
     pub gateway: Ipv4Addr,
+    /// The host's own addresses on the bridge.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hosts: BTreeSet<IpAddr>,
 }
 
 /// The program for a VM's TAP that keeps it from sending as another, and apart if that is wanted. Its answers are `PASS` and
@@ -127,26 +153,93 @@ pub fn digest(program: &[Insn]) -> String {
     hasher.finalize().to_hex()[..12].to_owned()
 }
 
-/// Whatever is too short to say, or is something else, is for what follows to judge.
+/// What is not for the host is for what follows to judge, and so is what the host may have.
 fn not_by_the_host(apart: &Apart) -> Vec<Line<Label>> {
-    let [a, b, c, d, e, f] = apart.bridge.0;
-    let rest = u32::from(u16::from_be_bytes([e, f]));
+    let (bridge, port) = (halves(apart.bridge), halves(apart.port));
     let on = Part(Label::Judge);
-    vec![
+    let mut lines = vec![
         Do(op::LOAD_LENGTH, 0),
-        Test(op::AT_LEAST, PAYLOAD + 20, Next, on),
-        Do(op::LOAD_HALF, ETHERTYPE),
-        Test(op::EQUAL, IPV4, Next, on),
+        Test(op::AT_LEAST, PAYLOAD, Next, on),
         Do(op::LOAD_WORD, 0),
-        Test(op::EQUAL, u32::from_be_bytes([a, b, c, d]), Next, on),
+        Test(op::EQUAL, bridge.0, Next, Part(Label::Port)),
         Do(op::LOAD_HALF, 4),
-        Test(op::EQUAL, rest, Next, on),
-        Do(op::LOAD_WORD, PAYLOAD + 16),
+        Test(op::EQUAL, bridge.1, Part(Label::Host), Next),
+        At(Label::Port),
+        Do(op::LOAD_WORD, 0),
+        Test(op::EQUAL, port.0, Next, on),
+        Do(op::LOAD_HALF, 4),
+        Test(op::EQUAL, port.1, Next, on),
+        At(Label::Host),
+        Do(op::LOAD_HALF, ETHERTYPE),
+        Test(op::EQUAL, ARP, on, Next),
+        Test(op::EQUAL, IPV6, Part(Label::HostIpv6), Next),
+        Test(op::EQUAL, IPV4, Next, Drop),
+    ];
+    lines.extend(ipv4_to_the_host(apart));
+    lines.extend(ipv6_to_the_host(apart));
+    lines.push(At(Label::Judge));
+    lines
+}
+
+fn ipv4_to_the_host(apart: &Apart) -> Vec<Line<Label>> {
+    let on = Part(Label::Judge);
+    let own = apart.hosts.iter().filter_map(|host| match host {
+        IpAddr::V4(host) => Some(*host),
+        IpAddr::V6(_) => None,
+    });
+    let mut lines = at_least(PAYLOAD + 20);
+    lines.extend([
+        Do(op::LOAD_BYTE, PAYLOAD),
+        Test(op::EQUAL, 0x45, Next, Drop),
+        Do(op::LOAD_WORD, IPV4_DESTINATION),
         Test(op::EQUAL, apart.gateway.to_bits(), on, Next),
+    ]);
+    let own = own.filter(|host| apart.subnet.contains(*host));
+    lines.extend(
+        own.take(MOST_IPV4)
+            .map(|host| Test(op::EQUAL, host.to_bits(), on, Next)),
+    );
+    lines.extend([
         Do(op::AND, apart.subnet.mask().to_bits()),
-        Test(op::EQUAL, apart.subnet.network().to_bits(), Drop, Next),
-        At(Label::Judge),
-    ]
+        Test(op::EQUAL, apart.subnet.network().to_bits(), Drop, on),
+    ]);
+    lines
+}
+
+fn ipv6_to_the_host(apart: &Apart) -> Vec<Line<Label>> {
+    let own = apart.hosts.iter().filter_map(|host| match host {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(host) => Some(*host),
+    });
+    let mut lines = vec![At(Label::HostIpv6)];
+    lines.extend(at_least(BEHIND_IPV6));
+    lines.extend([
+        Do(op::LOAD_BYTE, IPV6_NEXT_HEADER),
+        Test(op::EQUAL, HOP_BY_HOP, Drop, Next),
+    ]);
+    lines.extend(EXTENSIONS.map(|number| Test(op::EQUAL, number, Drop, Next)));
+    for (number, host) in own.take(MOST_IPV6).enumerate() {
+        lines.extend(unless_it_is(host, Label::Past(number)));
+    }
+    lines.push(Test(op::AT_LEAST, 0, Drop, Drop));
+    lines
+}
+
+/// On to be judged if it is for that address, else to `past`, behind these lines. The last word first: it differs the most.
+fn unless_it_is(host: Ipv6Addr, past: Label) -> Vec<Line<Label>> {
+    let bits = host.to_bits();
+    let mut lines = Vec::new();
+    for (at, shift) in [(12, 0), (8, 32), (4, 64), (0, 96)] {
+        let word = (bits >> shift & u128::from(u32::MAX)) as u32;
+        let then = match at {
+            0 => Part(Label::Judge),
+            _ => Next,
+        };
+        lines.push(Do(op::LOAD_WORD, IPV6_DESTINATION + at));
+        lines.push(Test(op::EQUAL, word, then, Part(past)));
+    }
+    lines.push(At(past));
+    lines
 }
 
 fn ethernet(mac: Mac) -> Vec<Line<Label>> {
@@ -227,7 +320,7 @@ fn ipv6() -> Vec<Line<Label>> {
         Do(op::LOAD_BYTE, PAYLOAD),
         Do(op::AND, 0xf0),
         Test(op::EQUAL, 0x60, Next, Drop),
-        Do(op::LOAD_BYTE, PAYLOAD + 6),
+        Do(op::LOAD_BYTE, IPV6_NEXT_HEADER),
         Test(op::EQUAL, ICMPV6, Part(Label::Icmpv6), Next),
         Test(op::EQUAL, UDP, Part(Label::Udpv6), Next),
         Test(op::EQUAL, HOP_BY_HOP, Part(Label::HopByHop), Next),
@@ -279,12 +372,18 @@ fn at_least(length: u32) -> Vec<Line<Label>> {
 
 /// Drops what has another address there.
 fn is_mac(at: u32, mac: Mac) -> [Line<Label>; 4] {
-    let [a, b, c, d, e, f] = mac.0;
-    let rest = u32::from(u16::from_be_bytes([e, f]));
+    let (first, rest) = halves(mac);
     [
         Do(op::LOAD_WORD, at),
-        Test(op::EQUAL, u32::from_be_bytes([a, b, c, d]), Next, Drop),
+        Test(op::EQUAL, first, Next, Drop),
         Do(op::LOAD_HALF, at + 4),
         Test(op::EQUAL, rest, Next, Drop),
     ]
+}
+
+/// Four bytes and two.
+fn halves(mac: Mac) -> (u32, u32) {
+    let [a, b, c, d, e, f] = mac.0;
+    let rest = u16::from_be_bytes([e, f]);
+    (u32::from_be_bytes([a, b, c, d]), u32::from(rest))
 }

@@ -31,7 +31,7 @@ impl Reconcile for Firewall {
     }
 
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
-        observe::observe(self, desired)
+        observe::observe(self, desired).await
     }
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {

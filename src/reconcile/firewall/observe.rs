@@ -12,7 +12,10 @@ use crate::host::{self, Kind, iptables, sysctl};
 /// The gate.
 pub(super) const GATE: &str = "net.ipv4.ip_forward";
 
-pub(super) fn observe(firewall: &Firewall, desired: &Desired) -> Result<Observed, host::Error> {
+pub(super) async fn observe(
+    firewall: &Firewall,
+    desired: &Desired,
+) -> Result<Observed, host::Error> {
     let netns = match Netns::open(&desired.netns) {
         Ok(netns) => netns,
         // Nothing is to be there: no namespace is as good as a shut gate. Otherwise the rung below has work to do.
@@ -21,38 +24,47 @@ pub(super) fn observe(firewall: &Firewall, desired: &Desired) -> Result<Observed
         }
         Err(error) => return Err(error),
     };
-    let backend = firewall.backend.clone();
-    let rules = desired.rules.clone();
-    netns.run_here(move || {
-        let gate_open = sysctl::read(GATE)? == "1";
-        let Some(rules) = rules else {
-            return Ok(Observed {
-                netns: true,
-                gate_open,
-                ..Observed::default()
-            });
-        };
-        let (ruleset, generation) = backend.read_dated(&[TableName::Filter])?;
-        let forbidden_flows = match ruleset == rules.ruleset {
-            true => forbidden(&rules)?.len(),
-            false => 0,
-        };
-        Ok(Observed {
-            netns: true,
-            ipv6_sealed: iptables::ipv6_sealed()?,
-            gate_open,
-            ruleset,
-            generation,
-            forbidden_flows,
-        })
+    let seen = netns.run_here(|| look(firewall, desired))?;
+    let forbidden_flows = match &desired.rules {
+        Some(rules) if rules.ruleset == seen.ruleset => count_forbidden(&netns, rules).await?,
+        Some(_) | None => 0,
+    };
+    Ok(Observed {
+        forbidden_flows,
+        ..seen
     })
 }
 
-/// The calling thread's namespace's flows that the rules forbid; none when these rules have judged them already.
-pub(super) fn forbidden(rules: &Rules) -> Result<Vec<Flow>, host::Error> {
-    if rules.judged.as_ref() == Some(&rules.digest) || conntrack::count()? == 0 {
-        return Ok(Vec::new());
+/// All but flows.
+fn look(firewall: &Firewall, desired: &Desired) -> Result<Observed, host::Error> {
+    let gate = Observed {
+        netns: true,
+        gate_open: sysctl::read(GATE)? == "1",
+        ..Observed::default()
+    };
+    if desired.rules.is_none() {
+        return Ok(gate);
     }
+    let (ruleset, generation) = firewall.backend.read_dated(&[TableName::Filter])?;
+    Ok(Observed {
+        ipv6_sealed: iptables::ipv6_sealed()?,
+        ruleset,
+        generation,
+        ..gate
+    })
+}
+
+/// None when these rules have judged the flows already. To list even a few is to walk the flows of all namespaces.
+async fn count_forbidden(netns: &Netns, rules: &Rules) -> Result<usize, host::Error> {
+    if rules.judged.as_ref() == Some(&rules.digest) || netns.run_here(conntrack::count)? == 0 {
+        return Ok(0);
+    }
+    let rules = rules.clone();
+    netns.run(move || Ok(forbidden(&rules)?.len())).await
+}
+
+/// The calling thread's namespace's flows that the rules forbid.
+pub(super) fn forbidden(rules: &Rules) -> Result<Vec<Flow>, host::Error> {
     let flows = conntrack::list()?;
     Ok(flows
         .into_iter()

@@ -1,6 +1,7 @@
 //! One step of a VM's data path.
 //! Not here: which steps, and in which order.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
@@ -26,7 +27,7 @@ pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result
         },
         Action::CreateNetns => create_netns(net, desired).await,
         Action::LinkHandle => desired.place().link_handle(),
-        Action::Settle(keys) => settle(net, keys.clone()).await,
+        Action::Settle(keys) => settle(net, keys),
         Action::DeleteInside(side) => delete_inside(net, *side).await,
         Action::DeleteHostLink(owned) => delete_host_link(net, desired, owned.thing()).await,
         Action::CreateTap(owner) => create_tap(net, desired, *owner).await,
@@ -60,12 +61,10 @@ async fn create_netns(net: &Net, desired: &Desired) -> Result<(), Error> {
     }
 }
 
-async fn settle(net: &Net, keys: std::collections::BTreeMap<String, String>) -> Result<(), Error> {
-    let write = move || {
-        let keys: Vec<(&str, &str)> = keys.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        sysctl::write_many(&keys)
-    };
-    net.door.inside()?.netns.run_here(write)
+fn settle(net: &Net, keys: &BTreeMap<String, String>) -> Result<(), Error> {
+    let keys: Vec<(&str, &str)> = keys.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let inside = net.door.inside()?;
+    inside.netns.run_here(|| sysctl::write_many(&keys))
 }
 
 async fn delete_inside(net: &Net, side: Side) -> Result<(), Error> {
@@ -107,8 +106,8 @@ async fn create_tap(net: &Net, desired: &Desired, owner: TapOwner) -> Result<(),
         mtu: Some(MTU),
         ..Change::default()
     };
-    let create = move || tap::create(TAP, owner, &born);
-    exists_is_done(net.door.inside()?.netns.run_here(create))
+    let inside = net.door.inside()?;
+    exists_is_done(inside.netns.run_here(|| tap::create(TAP, owner, &born)))
 }
 
 async fn create_veth(net: &Net, desired: &Desired) -> Result<(), Error> {

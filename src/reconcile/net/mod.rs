@@ -12,6 +12,7 @@ mod plan;
 pub mod port;
 mod settings;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use self::found::Found;
@@ -41,11 +42,12 @@ pub const LOCK: &str = "xtables.lock";
 pub struct Net {
     /// The namespace that the daemon was started in.
     pub home: Netns,
-    /// A socket in it.
+    /// Sockets in it.
     pub netlink: Handle,
     door: Door,
     found: Found,
     seen: Mutex<Option<Observed>>,
+    made_netns: AtomicBool,
 }
 
 impl Net {
@@ -57,7 +59,13 @@ impl Net {
             door: Door::default(),
             found: Found::default(),
             seen: Mutex::new(None),
+            made_netns: AtomicBool::new(false),
         }
+    }
+
+    /// Whether a namespace was made in this run: what was known of one before is of no use.
+    pub fn made_netns(&self) -> bool {
+        self.made_netns.load(Ordering::Relaxed)
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Option<Observed>> {
@@ -72,6 +80,13 @@ impl Reconcile for Net {
 
     fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
         plan::plan(desired, observed)
+    }
+
+    fn is_footing(action: &Action) -> bool {
+        matches!(
+            action,
+            Action::CreateNetns | Action::CreateTap(_) | Action::CreateVeth
+        )
     }
 
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
@@ -95,6 +110,9 @@ impl Reconcile for Net {
         }
         if action.changes_names() {
             self.found.forget();
+        }
+        if *action == Action::CreateNetns {
+            self.made_netns.store(true, Ordering::Relaxed);
         }
         act::act(self, desired, action).await
     }

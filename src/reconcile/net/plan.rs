@@ -85,7 +85,7 @@ pub struct HostLink {
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
     /// The host sends the guest's packets straight over it.
     pub routed: bool,
-    /// The host has no IPv6 address on it, and so says nothing there by itself.
+    /// The kernel gives the host no IPv6 address on it by itself, so that it says nothing there by itself.
     pub bare: bool,
 }
 

@@ -7,6 +7,7 @@ use proptest::test_runner::Config;
 use super::*;
 use crate::host::tc::{ACCEPT, DROP, PASS};
 
+mod apart;
 mod oracle;
 
 use oracle::{arp_frame, ethernet_frame, ipv4_frame, ipv6_frame, passable, seeds, udp_from};
@@ -259,51 +260,4 @@ fn the_program_is_short_and_ends_with_an_answer() {
     let program = program(MAC, IP, None);
     assert!(program.len() < 100, "{} instructions", program.len());
     assert_eq!(program.last().map(|insn| insn.code), Some(op::ANSWER));
-}
-
-/// A bridge's MAC, and the host's address on it.
-const BRIDGE: Mac = Mac([2, 0, 0, 0, 0, 0xbb]);
-
-fn apart() -> Apart {
-    Apart {
-        bridge: BRIDGE,
-        subnet: "192.168.137.0/24".parse().unwrap(),
-        gateway: [192, 168, 137, 1].into(),
-    }
-}
-
-#[test]
-fn a_port_kept_apart_reaches_no_neighbour_by_way_of_the_host() {
-    let neighbour = Ipv4Addr::new(192, 168, 137, 9);
-    let gateway = Ipv4Addr::new(192, 168, 137, 1);
-    let world = Ipv4Addr::new(203, 0, 113, 10);
-    let frame = |to: [u8; 6], dst: Ipv4Addr| {
-        let mut header = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0];
-        header.extend(IP.octets());
-        header.extend(dst.octets());
-        header.extend([8, 0, 0, 0, 0, 0, 0, 0]);
-        let mut bytes = ethernet_frame(0x0800, &header);
-        bytes[..6].copy_from_slice(&to);
-        Frame { bytes, tag: 0 }
-    };
-    let neighbours_mac = [2, 0, 0, 0, 0, 9];
-    for program in [program(MAC, IP, Some(&apart())), program_apart(&apart())] {
-        let judge = |to, dst| interpret(&program, &frame(to, dst));
-        assert_eq!(judge(BRIDGE.0, neighbour), DROP, "by way of the host");
-        assert_eq!(judge(BRIDGE.0, [192, 168, 137, 255].into()), DROP);
-        assert_eq!(judge(BRIDGE.0, gateway), PASS, "to the host itself");
-        assert_eq!(judge(BRIDGE.0, world), PASS, "onwards");
-        assert_eq!(judge(neighbours_mac, neighbour), PASS, "the bridge decides");
-    }
-}
-
-proptest! {
-    #[test]
-    fn keeping_apart_changes_nothing_for_frames_that_are_not_for_the_host(frame in frames()) {
-        let to_the_host = frame.bytes.starts_with(&BRIDGE.0);
-        prop_assume!(!to_the_host);
-        let with = interpret(&program(MAC, IP, Some(&apart())), &frame);
-        prop_assert_eq!(with, interpret(&program(MAC, IP, None), &frame));
-        prop_assert_eq!(interpret(&program_apart(&apart()), &frame), PASS);
-    }
 }

@@ -3,7 +3,7 @@
 
 use super::Gate;
 use super::observe::is_ours;
-use super::plan::{Action, Desired};
+use super::plan::{Action, Desired, Pass};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::link::{Change, State};
 use crate::host::{Error, link, tc};
@@ -37,7 +37,7 @@ async fn set(gate: &Gate, tap: u32, state: State) -> Result<(), Error> {
 }
 
 async fn set_filter(gate: &Gate, desired: &Desired, tap: u32) -> Result<(), Error> {
-    let Some(program) = desired.pass.and_then(|pass| pass.program()) else {
+    let Some(program) = desired.pass.as_ref().and_then(Pass::program) else {
         return Ok(());
     };
     exists_is_done(tc::add_hook(&gate.netlink, tap).await)?;

@@ -13,7 +13,7 @@ pub use plan::{Action, Desired, Filter, Observed, Pass, TapSeen};
 
 /// The rung's hands.
 pub struct Gate {
-    /// A socket in the host namespace.
+    /// Sockets in the host namespace.
     pub netlink: Handle,
 }
 

@@ -28,7 +28,7 @@ pub struct Desired {
 }
 
 /// What of the guest's frames may pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pass {
     /// All of them.
@@ -40,7 +40,7 @@ pub enum Pass {
 }
 
 /// What the filter is made from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filter {
     /// The guest's.
     pub mac: Mac,

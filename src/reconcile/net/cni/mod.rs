@@ -76,6 +76,13 @@ impl Reconcile for Attach {
         plan::plan(desired, observed)
     }
 
+    fn is_footing(action: &Action) -> bool {
+        matches!(
+            action,
+            Action::CreateNetns | Action::Attach | Action::CreateTap(..)
+        )
+    }
+
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
         observe::observe(self, desired).await
     }

@@ -63,8 +63,7 @@ async fn create_tap(
         ipv6_addresses: Some(Ipv6Addresses::Bare),
         ..Change::default()
     };
-    let name = desired.tap.clone();
-    let create = move || tap::create(&name, owner, &born);
+    let create = || tap::create(&desired.tap, owner, &born);
     let made = exists_is_done(port.home.run_here(create));
     made.map_err(|error| full(slot, error))
 }

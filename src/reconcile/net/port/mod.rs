@@ -28,7 +28,7 @@ pub use plan::{Action, BridgeSeen, Desired, Entry, Observed, Remains, Slot, TapS
 pub struct Port {
     /// The namespace that the daemon was started in.
     pub home: Netns,
-    /// A socket in it.
+    /// Sockets in it.
     pub netlink: Handle,
     found: Found,
 }
@@ -51,6 +51,10 @@ impl Reconcile for Port {
 
     fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
         plan::plan(desired, observed)
+    }
+
+    fn is_footing(action: &Action) -> bool {
+        matches!(action, Action::CreateTap(_))
     }
 
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {

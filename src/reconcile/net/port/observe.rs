@@ -1,11 +1,13 @@
 //! What is there of a VM's port. No listing: each question names what it asks for, so the answer costs the same beside 1,000 VMs.
 //! Not here: what ought to be.
 
+use std::collections::BTreeSet;
+
 use super::Port;
 use super::plan::{BridgeSeen, Desired, Entry, Observed, TapSeen};
 use crate::api::network::Mac;
 use crate::host::link::Link;
-use crate::host::{self, fdb, link, neigh};
+use crate::host::{self, addr, fdb, link, neigh};
 use crate::reconcile::net::files;
 use crate::reconcile::net::observe::{mac, tap_owner};
 
@@ -37,7 +39,13 @@ pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, 
         observed.entry = observe_entry(port, desired, bridge.index, tap.as_ref()).await?;
     }
     let master = bridge.as_ref().map(|bridge| bridge.index);
-    observed.bridge = bridge.as_ref().map(describe);
+    if let Some(bridge) = &bridge {
+        let mut seen = describe(bridge);
+        if desired.slot.as_ref().is_some_and(|slot| slot.isolated) {
+            seen.hosts = addr::held(&port.netlink, bridge.index).await?;
+        }
+        observed.bridge = Some(seen);
+    }
     observed.tap = tap.map(|tap| describe_tap(&tap, master));
     Ok(observed)
 }
@@ -80,6 +88,7 @@ pub(super) fn describe(bridge: &Link) -> BridgeSeen {
         alias: bridge.alias.clone(),
         mac: mac(bridge.mac),
         mtu: bridge.mtu,
+        hosts: BTreeSet::new(),
     }
 }
 

@@ -1,8 +1,9 @@
 //! What is to be done for a VM's port. Pure.
 //! Not here: the TAP's being up; filters.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -91,7 +92,7 @@ pub struct TapSeen {
     pub learning: bool,
     /// Frames to unknown addresses go out here.
     pub unicast_flood: bool,
-    /// The host has no IPv6 address on it, and so says nothing there by itself.
+    /// The kernel gives the host no IPv6 address on it by itself, so that it says nothing there by itself.
     pub bare: bool,
 }
 
@@ -106,6 +107,9 @@ pub struct BridgeSeen {
     pub mac: Mac,
     /// Bytes.
     pub mtu: u32,
+    /// The host's addresses on it; looked for only for a port that is to be isolated.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hosts: BTreeSet<IpAddr>,
 }
 
 /// A forwarding entry.

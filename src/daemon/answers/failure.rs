@@ -1,0 +1,26 @@
+//! Why a transaction ended without effect, on its way to be a refusal.
+//! Not here: the transactions.
+
+use crate::store;
+use crate::wire::Refusal;
+
+/// Why a transaction ended without effect.
+pub(in crate::daemon) enum Failure {
+    Refused(Refusal),
+    Store(store::Error),
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(refusal) => refusal,
+            Failure::Store(error) => Self::Failed(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What wakes keys beside the kernel's events: the store, and time; and when there is nothing left to wake for.
+//! Not here: what the kernel tells (`trigger`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, watch};
+use tracing::{info, warn};
+
+use crate::clock;
+use crate::reconcile::engine::{Engine, Key};
+use crate::store::Change;
+
+/// How long `--once` waits for another step before it gives up.
+const ONCE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whether everything becomes Ready: given up when nothing has been done for a while, which leaves what backs off a few tries.
+pub(super) async fn converged(engine: &Engine, idle: watch::Receiver<bool>) -> bool {
+    let (mut steps, mut since) = (0, clock::monotonic());
+    loop {
+        quiet(idle.clone()).await;
+        if engine.all_ready() {
+            return true;
+        }
+        let taken = engine.steps.load(std::sync::atomic::Ordering::Relaxed);
+        let now = clock::monotonic();
+        if taken != steps {
+            (steps, since) = (taken, now);
+        } else if now.saturating_duration_since(since) > ONCE_PATIENCE {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Idle, and still so a moment later: a change may be on its way from the store to the queue.
+pub(super) async fn quiet(mut idle: watch::Receiver<bool>) {
+    loop {
+        if idle.wait_for(|idle| *idle).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if *idle.borrow_and_update() {
+            return;
+        }
+    }
+}
+
+/// Once: how long the first look at everything took, and what it had to do.
+pub(super) async fn tell_when_quiet(engine: Arc<Engine>, idle: watch::Receiver<bool>) {
+    let began = clock::monotonic();
+    quiet(idle).await;
+    info!(
+        vms = engine.store.read(|world| world.vms().count()),
+        actions = engine.steps.load(std::sync::atomic::Ordering::Relaxed),
+        milliseconds = clock::monotonic()
+            .saturating_duration_since(began)
+            .as_millis(),
+        "quiet: everything was looked at"
+    );
+}
+
+/// The intent moved: whoever is concerned is woken.
+pub(super) async fn wake_by_changes(engine: Arc<Engine>, mut changes: broadcast::Receiver<Change>) {
+    loop {
+        match changes.recv().await {
+            Ok(Change::Group(name)) => engine.waker.renew(Key::Group(name)),
+            Ok(Change::Vm(uid)) => engine.waker.renew(Key::Vm(uid)),
+            Ok(Change::Ground) => engine.waker.renew(Key::Ground),
+            Ok(Change::Page(_) | Change::Lease(_)) => {}
+            Err(broadcast::error::RecvError::Lagged(_)) => engine.nudge_everything(),
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+/// The safety net under the events.
+pub(super) async fn resync(engine: Arc<Engine>, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        engine.ask_plugins_again();
+        engine.nudge_everything();
+        match engine.strays().await {
+            Ok(strays) => {
+                for label in strays {
+                    engine.waker.nudge(Key::Stray(label));
+                }
+            }
+            Err(error) => warn!(%error, "cannot look for what nothing wants"),
+        }
+        // A plugin that could not let go at the start may now.
+        engine.sweep_plugins().await;
+    }
+}

@@ -1,0 +1,114 @@
+//! What a message of the kernel's says has changed.
+//! Not here: how messages come in.
+
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::route::RouteAttribute;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::{HEADER, LinkChange, What};
+use crate::host::link;
+use crate::host::rule::Generation;
+
+/// Missing in `libc`: message types of `include/uapi/linux/rtnetlink.h`.
+mod rtm {
+    pub const NEWLINK: u16 = 16;
+    pub const DELLINK: u16 = 17;
+    pub const NEWADDR: u16 = 20;
+    pub const DELADDR: u16 = 21;
+    pub const NEWROUTE: u16 = 24;
+    pub const DELROUTE: u16 = 25;
+    pub const NEWNEIGH: u16 = 28;
+    pub const DELNEIGH: u16 = 29;
+    pub const NEWQDISC: u16 = 36;
+    pub const DELQDISC: u16 = 37;
+    pub const NEWTFILTER: u16 = 44;
+    pub const DELTFILTER: u16 = 45;
+    pub const NEWNETCONF: u16 = 80;
+    pub const DELNETCONF: u16 = 81;
+}
+
+pub(super) fn generation(message: &[u8]) -> Option<What> {
+    let generation = Generation::of(message.get(HEADER..)?)?;
+    Some(What::Rules { generation })
+}
+
+pub(super) fn change(message: &[u8]) -> Option<What> {
+    let kind = u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?);
+    match kind {
+        rtm::NEWLINK | rtm::DELLINK => Some(read_link(message)),
+        rtm::NEWADDR | rtm::DELADDR => Some(What::Addr {
+            index: index(message)?,
+        }),
+        rtm::NEWROUTE | rtm::DELROUTE => Some(What::Route {
+            index: out_link(message),
+        }),
+        rtm::NEWNEIGH | rtm::DELNEIGH => is_told(message)?.then_some(What::Neigh {
+            index: index(message)?,
+        }),
+        rtm::NEWQDISC | rtm::DELQDISC | rtm::NEWTFILTER | rtm::DELTFILTER => Some(What::Filter {
+            index: index(message)?,
+        }),
+        rtm::NEWNETCONF | rtm::DELNETCONF => Some(What::Netconf),
+        _ => None,
+    }
+}
+
+/// `ifa_index` of `struct ifaddrmsg`, `ndm_ifindex` of `struct ndmsg` and `tcm_ifindex` of `struct tcmsg` stand at the same
+/// place.
+fn index(message: &[u8]) -> Option<u32> {
+    let bytes = message.get(HEADER + 4..HEADER + 8)?;
+    bytes.try_into().ok().map(u32::from_ne_bytes)
+}
+
+fn out_link(message: &[u8]) -> Option<u32> {
+    let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
+    let NetlinkPayload::InnerMessage(
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+    ) = parsed.payload
+    else {
+        return None;
+    };
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        })
+}
+
+/// A link's message that we can't read may mean anything.
+fn read_link(message: &[u8]) -> What {
+    let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message);
+    let (message, deleted) = match parsed.map(|m| m.payload) {
+        Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(m))) => (m, false),
+        Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(m))) => (m, true),
+        _ => return What::Overrun,
+    };
+    // A port that leaves its bridge is `deleted` in the bridge's own family only.
+    let deleted = deleted && message.header.interface_family != AddressFamily::Bridge;
+    let link = link::read(message);
+    What::Link(LinkChange {
+        name: link.name,
+        index: link.index,
+        mac: link.mac,
+        deleted,
+        peer_nsid: link.peer_nsid,
+    })
+}
+
+/// Whether someone told the kernel of this neighbour, rather than ARP or a bridge that learns. An entry that is being
+/// deleted is no longer permanent, but bears the port of who asked for it; what the kernel does by itself bears none.
+fn is_told(message: &[u8]) -> Option<bool> {
+    let asker = u32::from_ne_bytes(message.get(12..16)?.try_into().ok()?);
+    // `struct ndmsg` of `include/uapi/linux/neighbour.h`.
+    let body = message.get(HEADER..)?;
+    let family = i32::from(*body.first()?);
+    let state = u16::from_ne_bytes(body.get(8..10)?.try_into().ok()?);
+    // `NUD_PERMANENT` and, for a bridge's static entries, `NUD_NOARP`.
+    let lasting = match family {
+        libc::AF_BRIDGE => 0x80 | 0x40,
+        _ => 0x80,
+    };
+    Some(asker != 0 || state & lasting != 0)
+}

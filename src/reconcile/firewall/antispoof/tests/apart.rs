@@ -1,0 +1,126 @@
+//! The part of the program that keeps guests apart.
+//! Not here: that the kernel brings nothing round it, see `tests/packets/bridge_apart.rs`.
+
+use super::*;
+use crate::host::tc::LONGEST;
+
+const BRIDGE: Mac = Mac([2, 0, 0, 0, 0, 0xbb]);
+const PORT: Mac = Mac([0xfe, 0xff, 0, 0, 0, 7]);
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 168, 137, 9);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 137, 1);
+const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 137, 5);
+const BEYOND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+const HOST6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 5);
+
+fn apart() -> Apart {
+    Apart {
+        bridge: BRIDGE,
+        port: PORT,
+        subnet: "192.168.137.0/24".parse().unwrap(),
+        gateway: GATEWAY,
+        hosts: [HOST.into(), HOST6.into()].into(),
+    }
+}
+
+fn both(apart: &Apart) -> [Vec<Insn>; 2] {
+    [program(MAC, IP, Some(apart)), program_apart(apart)]
+}
+
+fn ipv4(dst: Ipv4Addr) -> Vec<u8> {
+    let mut frame = ipv4_frame(1, 0, 0, &[8, 0, 0, 0, 0, 0, 0, 0]);
+    frame[30..34].copy_from_slice(&dst.octets());
+    frame
+}
+
+fn ipv6(next: u8, dst: Ipv6Addr) -> Vec<u8> {
+    let mut frame = ipv6_frame(next, &[128, 0, 0, 0, 0, 0, 0, 0]);
+    frame[38..54].copy_from_slice(&dst.octets());
+    frame
+}
+
+fn to(mac: Mac, mut bytes: Vec<u8>) -> Frame {
+    bytes[..6].copy_from_slice(&mac.0);
+    Frame { bytes, tag: 0 }
+}
+
+#[test]
+fn a_port_kept_apart_reaches_the_host_and_what_is_beyond_and_no_neighbour_by_either_mac() {
+    let neighbours_mac = Mac([2, 0, 0, 0, 0, 9]);
+    for program in both(&apart()) {
+        let judge = |mac, frame| interpret(&program, &to(mac, frame));
+        for mac in [BRIDGE, PORT] {
+            assert_eq!(judge(mac, ipv4(NEIGHBOUR)), DROP);
+            assert_eq!(judge(mac, ipv4([192, 168, 137, 255].into())), DROP);
+            for reached in [GATEWAY, HOST, BEYOND] {
+                assert_eq!(judge(mac, ipv4(reached)), PASS, "{reached}");
+            }
+            assert_eq!(judge(mac, ipv6(58, HOST6)), PASS);
+            for bit in 0..128 {
+                let other = Ipv6Addr::from_bits(HOST6.to_bits() ^ 1 << bit);
+                assert_eq!(judge(mac, ipv6(58, other)), DROP, "{other}");
+            }
+            assert_eq!(judge(mac, arp_frame(1, oracle::MAC, IP)), PASS);
+        }
+        let beside = judge(neighbours_mac, ipv4(NEIGHBOUR));
+        assert_eq!(beside, PASS, "the bridge decides");
+    }
+}
+
+#[test]
+fn what_could_hide_a_way_round_does_not_pass_to_the_host() {
+    for program in both(&apart()) {
+        let judge = |frame| interpret(&program, &to(BRIDGE, frame));
+        for tag in [0x8100, 0x88a8, 0x9100, 0x8847] {
+            let hidden = [&[0, 0, 8, 0], &ipv4(GATEWAY)[14..]].concat();
+            assert_eq!(judge(ethernet_frame(tag, &hidden)), DROP, "{tag:#x}");
+        }
+        let mut routed = ipv4_frame(1, 0, 8, &[8, 0, 0, 0]);
+        routed[30..34].copy_from_slice(&GATEWAY.octets());
+        assert_eq!(judge(routed), DROP, "options");
+        for next in EXTENSIONS.into_iter().chain([0]) {
+            assert_eq!(judge(ipv6(next as u8, HOST6)), DROP, "{next}");
+        }
+        for whole in [ipv4(GATEWAY), ipv6(58, HOST6)] {
+            for length in 15..whole.len() {
+                let answer = judge(whole[..length].to_vec());
+                assert_ne!(answer, ACCEPT, "it read behind the end");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_program_for_a_host_with_very_many_addresses_is_not_too_long_and_closes_what_it_does_not_name()
+{
+    let many4 = (2..=250).map(|last| IpAddr::from([192, 168, 137, last]));
+    let many6 = (1..=200).map(|last| IpAddr::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last)));
+    let apart = Apart {
+        hosts: many4.chain(many6).collect(),
+        ..apart()
+    };
+    for program in both(&apart) {
+        assert!(program.len() <= LONGEST, "{} instructions", program.len());
+        let judge = |frame| interpret(&program, &to(BRIDGE, frame));
+        assert_eq!(judge(ipv4([192, 168, 137, 2].into())), PASS);
+        assert_eq!(judge(ipv4([192, 168, 137, 250].into())), DROP);
+    }
+}
+
+proptest! {
+    #[test]
+    fn keeping_apart_changes_nothing_for_frames_that_are_not_for_the_host(frame in frames()) {
+        prop_assume!([BRIDGE, PORT].iter().all(|mac| !frame.bytes.starts_with(&mac.0)));
+        let with = interpret(&program(MAC, IP, Some(&apart())), &frame);
+        prop_assert_eq!(with, interpret(&program(MAC, IP, None), &frame));
+        prop_assert_eq!(interpret(&program_apart(&apart()), &frame), PASS);
+    }
+
+    #[test]
+    fn keeping_apart_opens_nothing(frame in frames(), host in any::<bool>()) {
+        prop_assume!(frame.bytes.len() >= 14);
+        let frame = Frame { tag: frame.tag, ..to(if host { BRIDGE } else { PORT }, frame.bytes) };
+        let with = interpret(&program(MAC, IP, Some(&apart())), &frame);
+        prop_assert!(with == DROP || with == interpret(&program(MAC, IP, None), &frame));
+        prop_assert_ne!(interpret(&program_apart(&apart()), &frame), ACCEPT);
+    }
+}
