@@ -216,6 +216,8 @@ pub async fn diff<R: Reconcile>(
     desired: &R::Desired,
 ) -> Result<(Vec<R::Action>, R::Observed), Error> {
     let observed = reconciler.observe(desired).await.map_err(Error::Observe)?;
-    let plan = R::plan(desired, &observed)?;
+    let mut plan = R::plan(desired, &observed)?;
+    // What comes by itself is no step of ours.
+    plan.retain(|action| R::waits(action).is_none());
     Ok((plan, observed))
 }

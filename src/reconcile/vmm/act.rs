@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::ending::Asked;
 use super::{
     Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch,
-    RECORD, RUN_DIR_VAR, SOCKETS, STOPPING, confine, ending, watch,
+    RECORD, RUN_DIR_VAR, SOCKETS, confine, ending, watch,
 };
 use crate::host::image::{self, Use};
 use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop};
@@ -224,6 +224,7 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
 
 fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
     forget_the_last(desired)?;
+    fs::remove(&desired.stopping())?;
     // Where they stood before the run directory was the VMM's own.
     for name in [CONSOLE, CONSOLE_OLD, Control::Qmp.socket()] {
         fs::remove(&desired.dir.with_file_name(name))?;
@@ -232,10 +233,6 @@ fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
         RECORD => {
             fs::remove(&desired.record())?;
             confine::remove_strange(&desired.dir.join(RECORD))
-        }
-        STOPPING => {
-            fs::remove(&desired.stopping())?;
-            confine::remove_strange(&desired.dir.join(STOPPING))
         }
         name => confine::remove_strange(&desired.dir.join(name)),
     })

@@ -90,15 +90,14 @@ async fn guest(desired: &Desired, running: &Running) -> Result<Option<GuestState
     }
 }
 
-/// What of ours stands beside the run directory.
+/// What of ours stands beside the run directory. The note of a stop goes with the record, and is named only without one.
 fn beside(desired: &Desired) -> Result<Vec<String>, Error> {
-    let mut names = Vec::new();
     for (name, path) in [(RECORD, desired.record()), (STOPPING, desired.stopping())] {
         if fs::read_text(&path)?.is_some() {
-            names.push(name.to_owned());
+            return Ok(vec![name.to_owned()]);
         }
     }
-    Ok(names)
+    Ok(Vec::new())
 }
 
 fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
