@@ -6,11 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use slicectl::api::life::Board;
+use slicectl::api::life::{Board, Restart};
 use slicectl::api::manifest::{Draft, Problem, Source, parse};
 use slicectl::api::network::NetworkSpec;
 use slicectl::api::validate;
-use slicectl::api::vm::Hypervisor;
+use slicectl::api::vm::{Hypervisor, VmSpec};
 
 fn yaml_files(dir: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(dir))
@@ -166,6 +166,21 @@ fn a_group_takes_the_program_of_its_own_hypervisor_and_its_words_for_the_kernel(
         "none of its own, and not config's"
     );
     assert_eq!(life(", hypervisor: none"), said(None, None));
+}
+
+#[test]
+fn a_groups_word_on_its_end_goes_before_that_of_config_and_a_change_of_it_is_live() {
+    let text = "config: {kernel_file: /a, restart: on-failure, graceful_shutdown: 1m 30s, host_groups: [{name: g, network: {mode: isolated}REST}]}";
+    let spec = |rest: &str| one(&text.replace("REST", rest)).spec.template;
+    let of_config = spec("");
+    let own = spec(", restart: never, graceful_shutdown: 0s");
+    let said = |spec: &VmSpec| (spec.life.restart, spec.life.graceful_shutdown.to_string());
+    assert_eq!(said(&of_config), (Restart::OnFailure, "1m 30s".into()));
+    assert_eq!(said(&own), (Restart::Never, "0s".into()));
+    assert!(own.changes_live_to(&of_config) && of_config.changes_live_to(&own));
+    assert!(!own.changes_live_to(&spec(", cmdline: quiet")));
+    let none = spec(", hypervisor: none");
+    assert_eq!(said(&none), (Restart::Always, "3s".into()));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `console` | talking with it |
 //! | `guest` | the guest itself |
+//! | `life` | stopped, paused, restarted, ended: by people, by themselves, while nobody looks |
 //! | `many` | 32 of them |
 //! | `manners` | good and bad behaviour |
 
@@ -13,6 +14,7 @@ mod support;
 mod tiny {
     mod console;
     mod guest;
+    mod life;
     mod manners;
     mod many;
 }

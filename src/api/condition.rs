@@ -43,6 +43,14 @@ pub enum Reason {
     RangeExhausted,
     /// The VMM has ended again and again.
     CrashLoop,
+    /// The guest is held where it is, as somebody wants.
+    Paused,
+    /// The guest was asked to power down.
+    Stopping,
+    /// It is down, and is to be: somebody stopped it, or it ended well and its restart policy leaves it.
+    Stopped,
+    /// It ended badly, and its restart policy leaves it down.
+    Failed,
     /// Being taken down.
     Terminating,
     /// The manifest this object came from can no longer be read; its last good edition stands.
@@ -74,5 +82,28 @@ impl Condition {
     /// Whether this says "yes" about exactly that edition of the spec.
     pub fn is_true_at(&self, generation: u64) -> bool {
         self.status == Status::True && self.observed_generation == generation
+    }
+    /// Whether this says of exactly that edition of the spec that all is as somebody wants it: it holds, or it does not because
+    /// the VM is to be paused or down.
+    pub fn is_settled_at(&self, generation: u64) -> bool {
+        let meant = match self.reason {
+            Reason::Paused | Reason::Stopped => true,
+            Reason::Converged
+            | Reason::Waiting
+            | Reason::Converging
+            | Reason::Conflict
+            | Reason::Contested
+            | Reason::NotConverging
+            | Reason::ActionFailed
+            | Reason::ObserveFailed
+            | Reason::Invalid
+            | Reason::RangeExhausted
+            | Reason::CrashLoop
+            | Reason::Stopping
+            | Reason::Failed
+            | Reason::Terminating
+            | Reason::ManifestInvalid => false,
+        };
+        (self.status == Status::True || meant) && self.observed_generation == generation
     }
 }

@@ -14,7 +14,7 @@ use super::meta::{Name, Timestamp, Uid};
 use super::network::{Block, Mac, Mode};
 use super::on_demand::Ask;
 use super::policy::{Entry, OnDeny, Verdict};
-use super::vm::{Hypervisor, VmSpec};
+use super::vm::{Hypervisor, Power, VmSpec};
 
 mod answer;
 
@@ -88,6 +88,9 @@ pub struct VmView {
     pub metadata: MetaView,
     /// What is wanted.
     pub spec: VmSpec,
+    /// What a person has said it is to do since.
+    #[serde(default, skip_serializing_if = "Power::is_default")]
+    pub power: Power,
     /// What was asked of one made on demand; none: its group counts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_demand: Option<Ask>,
@@ -189,10 +192,33 @@ pub struct VmmStatus {
     pub user: Option<u32>,
     /// When the process was started.
     pub started_at: Option<Timestamp>,
+    /// How often it was started again because it had ended of itself.
+    #[serde(default)]
+    pub restarts: u32,
+    /// How the last process that ended did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<ExitView>,
     /// Its control socket (QEMU: QMP; the others: their own HTTP).
     pub api_socket: Option<PathBuf>,
     /// The guest's serial output and the VMM's own.
     pub log: Option<PathBuf>,
+}
+
+/// How a VMM process ended. Neither status nor signal: nobody was there to see.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExitView {
+    /// Which.
+    pub pid: u32,
+    /// When that was seen.
+    pub at: Timestamp,
+    /// Its exit status.
+    pub status: Option<i32>,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// What that means.
+    pub reason: String,
+    /// The last lines of its log.
+    pub said: Vec<String>,
 }
 
 /// What a VMM process is doing.
@@ -203,8 +229,14 @@ pub enum VmmState {
     Starting,
     /// Alive.
     Running,
-    /// Gone, or never started.
+    /// Alive, and its guest is held.
+    Paused,
+    /// Asked to power down, or on its way out.
+    Stopping,
+    /// Down, and is to be.
     Stopped,
+    /// Down, and is not to be, or ended badly and is left so by its restart policy.
+    Failed,
     /// `hypervisor: none`.
     None,
 }

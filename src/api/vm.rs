@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,9 +26,92 @@ pub struct Vm {
     pub index: u32,
     /// What is wanted.
     pub spec: VmSpec,
+    /// What a person has said it is to do since. Outlives restarts of the daemon; a VM that is replaced begins anew.
+    #[serde(default, skip_serializing_if = "Power::is_default")]
+    pub power: Power,
     /// None: it is one of those that `count` makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_demand: Option<Box<OnDemand>>,
+}
+
+/// What a VM is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Power {
+    /// To run, as far as its restart policy lets it.
+    #[default]
+    Running,
+    /// To be held where it is.
+    Paused,
+    /// To be down, and to keep its place, its network and its disk.
+    Stopped,
+    /// To be stopped, and to run again then. Becomes `Running` when nothing runs any more.
+    Restarting,
+}
+
+impl Power {
+    /// Nobody has said anything.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for Power {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Restarting => "restarting",
+        })
+    }
+}
+
+/// What a person may tell a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PowerVerb {
+    /// Hold it where it is.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Stop it, then start it.
+    Restart,
+    /// Take it down; it stays down until it is started.
+    Stop,
+    /// Start it, whatever has kept it down.
+    Start,
+}
+
+/// A text that is no [`PowerVerb`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is nothing a VM can be told: expected pause, resume, restart, stop or start")]
+pub struct UnknownVerb(String);
+
+impl fmt::Display for PowerVerb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Restart => "restart",
+            Self::Stop => "stop",
+            Self::Start => "start",
+        })
+    }
+}
+
+impl FromStr for PowerVerb {
+    type Err = UnknownVerb;
+    fn from_str(text: &str) -> Result<Self, UnknownVerb> {
+        match text {
+            "pause" => Ok(Self::Pause),
+            "resume" => Ok(Self::Resume),
+            "restart" => Ok(Self::Restart),
+            "stop" => Ok(Self::Stop),
+            "start" => Ok(Self::Start),
+            _ => Err(UnknownVerb(text.to_owned())),
+        }
+    }
 }
 
 /// What a VM is to be.
@@ -60,10 +144,11 @@ pub struct VmSpec {
 
 impl VmSpec {
     /// Whether a VM that runs `self` becomes `other` without being replaced:
-    /// only what its network takes over live differs.
+    /// only what its network and its life take over live differs.
     pub fn changes_live_to(&self, other: &Self) -> bool {
         let mut probe = self.clone();
         probe.network.change_live_to(&other.network);
+        probe.life.change_live_to(&other.life);
         probe == *other
     }
 }

@@ -59,7 +59,7 @@ pub enum Verb {
     Delete(DeleteArgs),
     /// Wait until objects are ready, or gone
     Wait(WaitArgs),
-    /// Make VMs on demand, and remove them
+    /// Make VMs on demand and remove them; pause, resume, restart, stop and start any
     #[command(subcommand)]
     Vm(super::vm::VmVerb),
     /// Show what has happened
@@ -224,6 +224,10 @@ pub struct DeleteArgs {
 pub enum Goal {
     /// Ready at its newest generation
     Ready,
+    /// A VM that is down, and is to be: it was stopped, or ended well and is not to be restarted
+    Stopped,
+    /// A VM that is held where it is
+    Paused,
     /// Gone, with everything it had on the host
     Deleted,
 }

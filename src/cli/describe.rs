@@ -162,7 +162,12 @@ impl Page {
             }
             NetworkSpec::Cni(_) => page.line("Rules", "the plugins' own"),
         });
-        self.section("Vmm", |page| page.vmm(&vm.status.vmm));
+        self.section("Vmm", |page| {
+            if !vm.power.is_default() {
+                page.line("Wanted", vm.power);
+            }
+            page.vmm(&vm.status.vmm);
+        });
         if let Some(disk) = &vm.status.disk {
             let kept = match vm.spec.storage.persistent {
                 true => "stays when the VM goes",
@@ -239,6 +244,10 @@ impl Page {
             self.line("Initrd", initrd.display());
         }
         self.storage(&spec.storage);
+        if spec.hypervisor != Hypervisor::None {
+            self.line("Restart", spec.life.restart);
+            self.line("Graceful shutdown", spec.life.graceful_shutdown);
+        }
         self.line("Network", spec.network.mode());
         match &spec.network {
             NetworkSpec::Isolated(isolated) => {
@@ -311,9 +320,27 @@ impl Page {
                 "User",
                 "root: started by an earlier sliced, confined from its next start on",
             ),
-            (None, VmmState::Starting | VmmState::Stopped | VmmState::None) => {}
+            (
+                None,
+                VmmState::Starting
+                | VmmState::Paused
+                | VmmState::Stopping
+                | VmmState::Stopped
+                | VmmState::Failed
+                | VmmState::None,
+            ) => {}
         }
         self.maybe("Started", vmm.started_at);
+        if vmm.restarts > 0 {
+            self.line("Restarts", vmm.restarts);
+        }
+        if let Some(exit) = &vmm.last_exit {
+            let old = age(exit.at, clock::now());
+            self.line("Last exit", format!("{} ({old} ago)", exit.reason));
+            for said in &exit.said {
+                self.line("Said", said);
+            }
+        }
         self.maybe("API socket", vmm.api_socket.as_ref().map(|p| p.display()));
         self.maybe("Log", vmm.log.as_ref().map(|path| path.display()));
     }

@@ -40,7 +40,7 @@ pub fn header(kind: Kind, breadth: Breadth) -> Vec<&'static str> {
                 "PID",
                 "AGE",
             ],
-            &["GATEWAY", "MAC", "NETNS", "HOST-LINK", "UID"],
+            &["RESTARTS", "GATEWAY", "MAC", "NETNS", "HOST-LINK", "UID"],
         ),
         Kind::Lease => (&["NAME", "GROUP", STATUS, "IP", "BLOCK", "AGE"], &["RANGE"]),
     };
@@ -93,7 +93,12 @@ fn vm_row(vm: &VmView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     let ready = ready(&vm.status.conditions);
     let up = match vm.status.vmm.state {
         VmmState::None => "Prepared",
-        VmmState::Starting | VmmState::Running | VmmState::Stopped => "Running",
+        VmmState::Starting
+        | VmmState::Running
+        | VmmState::Paused
+        | VmmState::Stopping
+        | VmmState::Stopped
+        | VmmState::Failed => "Running",
     };
     let narrow = vec![
         (&vm.metadata.name).into(),
@@ -107,6 +112,7 @@ fn vm_row(vm: &VmView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     ];
     let netns = network.and_then(|network| network.netns.as_ref());
     let wide = vec![
+        vm.status.vmm.restarts.into(),
         Field::maybe(network.and_then(|network| network.gateway)),
         Field::maybe(network.map(|network| network.mac)),
         Field::maybe(netns.map(|path| path.display())),
@@ -142,6 +148,15 @@ fn standing(metadata: &MetaView, conditions: &[ConditionView], up: &str) -> Fiel
         Some(found) if found.kind == "Ready" => {
             Field::toned(found.reason.to_string(), tone(found.reason))
         }
+        // They say all by themselves.
+        Some(found)
+            if matches!(
+                found.reason,
+                Reason::Paused | Reason::Stopping | Reason::Stopped | Reason::Failed
+            ) =>
+        {
+            Field::toned(found.reason.to_string(), tone(found.reason))
+        }
         Some(found) => Field::toned(
             format!("{}:{}", found.kind, found.reason),
             tone(found.reason),
@@ -166,7 +181,12 @@ fn ready(conditions: &[ConditionView]) -> Status {
 fn tone(reason: Reason) -> Tone {
     match reason {
         Reason::Converged => Tone::Good,
-        Reason::Waiting | Reason::Converging | Reason::Terminating => Tone::Fair,
+        Reason::Waiting
+        | Reason::Converging
+        | Reason::Terminating
+        | Reason::Paused
+        | Reason::Stopping
+        | Reason::Stopped => Tone::Fair,
         Reason::Conflict
         | Reason::Contested
         | Reason::NotConverging
@@ -175,6 +195,7 @@ fn tone(reason: Reason) -> Tone {
         | Reason::Invalid
         | Reason::RangeExhausted
         | Reason::CrashLoop
+        | Reason::Failed
         | Reason::ManifestInvalid => Tone::Bad,
     }
 }

@@ -14,6 +14,7 @@ use crate::api::on_demand::NewVm;
 use crate::api::policy::Entry;
 use crate::api::tag::{self, TagKey, TagValue};
 use crate::api::view::{Applied, Kind};
+use crate::api::vm::PowerVerb;
 use crate::wire::Client;
 
 /// The verbs for single VMs.
@@ -23,6 +24,36 @@ pub enum VmVerb {
     Add(Box<AddArgs>),
     /// Remove a VM that was made on demand
     Delete(RemoveArgs),
+    /// Hold VMs where they are
+    Pause(PowerArgs),
+    /// Let held VMs go on
+    Resume(PowerArgs),
+    /// Stop VMs and start them again
+    Restart(PowerArgs),
+    /// Take VMs down; they keep their place, their address and their disk until they are started
+    Stop(PowerArgs),
+    /// Start VMs, whatever has kept them down
+    Start(PowerArgs),
+}
+
+/// Arguments of `vm pause`, `resume`, `restart`, `stop` and `start`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+What is said stays so, through restarts of sliced and of the host, until something else is said.
+A guest that is stopped is asked to power down first, and has its `graceful_shutdown` to do so.
+
+Examples:
+  slicectl vm stop sandbox-1 --wait
+  slicectl vm pause vm/sandbox-1 vm/sandbox-2
+  slicectl vm restart sandbox-1 --wait=2m")]
+pub struct PowerArgs {
+    /// The VMs
+    #[arg(value_name = "VM", value_parser = super::target::vm, required = true)]
+    pub vms: Vec<Name>,
+    /// Wait until it is so, 60s when no time is given
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true,
+          default_missing_value = "60s", value_parser = humantime::parse_duration)]
+    pub wait: Option<Duration>,
 }
 
 /// How `vm add` answers.
@@ -105,6 +136,48 @@ pub async fn vm(client: &Client, verb: VmVerb) -> Result<(), Failure> {
     match verb {
         VmVerb::Add(args) => add(client, *args).await,
         VmVerb::Delete(args) => delete(client, args).await,
+        VmVerb::Pause(args) => power(client, args, PowerVerb::Pause).await,
+        VmVerb::Resume(args) => power(client, args, PowerVerb::Resume).await,
+        VmVerb::Restart(args) => power(client, args, PowerVerb::Restart).await,
+        VmVerb::Stop(args) => power(client, args, PowerVerb::Stop).await,
+        VmVerb::Start(args) => power(client, args, PowerVerb::Start).await,
+    }
+}
+
+/// Goes on after a failure, and fails at the end.
+async fn power(client: &Client, args: PowerArgs, verb: PowerVerb) -> Result<(), Failure> {
+    let (done, goal) = match verb {
+        PowerVerb::Pause => ("paused", Goal::Paused),
+        PowerVerb::Resume => ("resumed", Goal::Ready),
+        PowerVerb::Restart => ("restarted", Goal::Ready),
+        PowerVerb::Stop => ("stopped", Goal::Stopped),
+        PowerVerb::Start => ("started", Goal::Ready),
+    };
+    let mut problems = Vec::new();
+    let mut told = Vec::new();
+    for name in args.vms {
+        match client.power(&name, verb).await {
+            Ok(applied) => {
+                let word = match applied {
+                    Applied::Unchanged => "unchanged",
+                    Applied::Created | Applied::Configured | Applied::Deleted => done,
+                };
+                let target = Target {
+                    kind: Kind::Vm,
+                    name,
+                };
+                print::out(&format!("{target} {word}\n"))?;
+                told.push(target);
+            }
+            Err(error) => problems.extend(error.causes()),
+        }
+    }
+    if let Some(limit) = args.wait {
+        wait::until(client, &told, goal, limit).await?;
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Failed(problems)),
     }
 }
 

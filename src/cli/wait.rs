@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::target::{self, Target};
 use super::{print, rows};
 use crate::api::meta::Uid;
-use crate::api::view::{Change, ConditionView, Kind, Object, VmView};
+use crate::api::view::{Change, ConditionView, Kind, Object, VmView, VmmState};
 use crate::wire::Client;
 use crate::wire::client::ClientError;
 
@@ -24,13 +24,25 @@ const REOPEN: Duration = Duration::from_millis(250);
 /// `wait KIND/NAME… --for ready|deleted`.
 pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
     let targets = target::targets(&args.targets)?;
-    until(client, &targets, args.goal, args.timeout).await?;
-    let word = match args.goal {
-        Goal::Ready => "ready",
-        Goal::Deleted => "deleted",
-    };
+    let goal = args.goal;
+    let no_vm = targets.iter().find(|target| target.kind != Kind::Vm);
+    if let (Goal::Stopped | Goal::Paused, Some(target)) = (goal, no_vm) {
+        let usage = format!("{target} is never {}: name VMs", word(goal));
+        return Err(Failure::Usage(usage));
+    }
+    until(client, &targets, goal, args.timeout).await?;
+    let word = word(goal);
     let lines: String = targets.iter().map(|t| format!("{t} {word}\n")).collect();
     print::out(&lines)
+}
+
+fn word(goal: Goal) -> &'static str {
+    match goal {
+        Goal::Ready => "ready",
+        Goal::Stopped => "stopped",
+        Goal::Paused => "paused",
+        Goal::Deleted => "deleted",
+    }
 }
 
 /// Returns when all of `targets` are as wished; fails after `limit` with what is missing. A spinner a target shows how
@@ -93,7 +105,9 @@ impl Seen {
 
     fn reaches(&self, goal: Goal) -> bool {
         match (goal, &self.object) {
-            (Goal::Ready, None) => false,
+            (Goal::Ready | Goal::Stopped | Goal::Paused, None) => false,
+            (Goal::Stopped, Some(object)) => is_in(object, VmmState::Stopped),
+            (Goal::Paused, Some(object)) => is_in(object, VmmState::Paused),
             (Goal::Ready, Some(object)) => !object.metadata().deleting && is_ready(object),
             (Goal::Deleted, None) => self.synced || self.first.is_some(),
             (Goal::Deleted, Some(object)) => object.metadata().uid != self.first,
@@ -200,8 +214,9 @@ impl<'a> Watch<'a> {
                 "timed out after {limit}: {target} is still there, {}",
                 held(&object)
             )],
-            (false, Goal::Ready) => {
-                let mut causes = vec![format!("timed out after {limit}: {target} is not ready")];
+            (false, Goal::Ready | Goal::Stopped | Goal::Paused) => {
+                let word = word(self.goal);
+                let mut causes = vec![format!("timed out after {limit}: {target} is not {word}")];
                 causes.extend(shortcomings(client, &object).await);
                 causes
             }
@@ -215,6 +230,16 @@ fn is_ready(object: &Object) -> bool {
         Object::Vm(vm) => vm.status.ready,
         Object::Lease(_) => true,
     }
+}
+
+/// Whether that is so at its newest generation.
+fn is_in(object: &Object, state: VmmState) -> bool {
+    let Object::Vm(vm) = object else {
+        return false;
+    };
+    let seen = vm.status.conditions.iter().find(|c| c.kind == "Vmm");
+    let seen = seen.map(|condition| condition.observed_generation);
+    !vm.metadata.deleting && vm.status.vmm.state == state && seen == vm.metadata.generation
 }
 
 fn held(object: &Object) -> String {

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-use self::failure::Failure;
+pub(super) use self::failure::Failure;
 use super::intake_loop::{IntakeLoop, delete_group, store_draft};
-use super::{console, orders, reach, streams};
+use super::{console, orders, power, reach, streams};
 use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::lease::subnet;
@@ -25,7 +25,7 @@ use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List,
     NewVmResult, Object, Reach, Server, Source,
 };
-use crate::api::vm::Vm;
+use crate::api::vm::{PowerVerb, Vm};
 use crate::cli::sliced::Args;
 use crate::clock;
 use crate::doctor;
@@ -271,6 +271,10 @@ impl Backend for Answers {
 
     async fn remove_vm(&self, vm: Name) -> Result<(), Refusal> {
         orders::remove(&self.engine, vm).await
+    }
+
+    async fn power(&self, vm: Name, verb: PowerVerb) -> Result<Applied, Refusal> {
+        power::tell(&self.engine, vm, verb).await
     }
 
     async fn events(

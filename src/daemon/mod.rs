@@ -7,6 +7,7 @@ mod console;
 mod difference;
 mod intake_loop;
 mod orders;
+mod power;
 mod reach;
 mod removals;
 mod streams;

@@ -93,7 +93,7 @@ fn refusal(engine: &Engine, group: &Name, error: AddError) -> Refusal {
     }
 }
 
-fn not_found(kind: &str, name: &Name, near: Option<Name>) -> Refusal {
+pub(super) fn not_found(kind: &str, name: &Name, near: Option<Name>) -> Refusal {
     let reference = format!("{kind}/{name}");
     match near {
         None => Refusal::NotFound(reference),
@@ -102,7 +102,7 @@ fn not_found(kind: &str, name: &Name, near: Option<Name>) -> Refusal {
 }
 
 /// The name that may have been meant: a typing error in a third of the characters.
-fn nearest<'n>(found: &Name, names: impl Iterator<Item = &'n Name>) -> Option<Name> {
+pub(super) fn nearest<'n>(found: &Name, names: impl Iterator<Item = &'n Name>) -> Option<Name> {
     names
         .map(|name| {
             (

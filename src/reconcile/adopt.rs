@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use super::disk;
 use super::engine::Engine;
+use super::life::ProcessMark;
 use super::net::RECORD;
 use super::record::Record;
 use crate::api::condition::{Reason, Status};
@@ -15,7 +16,7 @@ use crate::api::host_group::{HostGroup, HostGroupSpec};
 use crate::api::lease::Address;
 use crate::api::meta::{Meta, Name, Timestamp};
 use crate::api::on_demand::Order;
-use crate::api::rung::LADDER;
+use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
 use crate::host::netns::Netns;
 use crate::host::{self, Kind, fs, link, netns};
@@ -84,7 +85,14 @@ impl Engine {
                             "the host was restarted".to_owned(),
                         );
                         txn.set_condition(uid, rung, found, generation, now)?;
-                        txn.set_mark(uid, rung, None)?;
+                        let mark = match rung {
+                            Rung::Vmm => {
+                                let mark = ProcessMark::of(txn.world().page(uid, rung));
+                                mark.after_a_reboot().text()
+                            }
+                            Rung::Lease | Rung::Net | Rung::Firewall => None,
+                        };
+                        txn.set_mark(uid, rung, mark)?;
                     }
                 }
                 // No VM climbs before the ground has been looked at: its bridges are gone.

@@ -1,12 +1,10 @@
 //! Objects as they are answered: a pure fold of the world. Nothing of it is stored.
 //! Not here: words for people, the host.
 
-use serde::{Deserialize, Serialize};
-
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, Lease};
-use crate::api::meta::{Meta, Name, Timestamp};
+use crate::api::meta::{Meta, Name};
 use crate::api::network::{Connection, NetworkSpec};
 use crate::api::rung::{LADDER, Rung, RungPage};
 use crate::api::view::{
@@ -14,21 +12,12 @@ use crate::api::view::{
     VmStatus, VmView, VmmState, VmmStatus,
 };
 use crate::api::vm::{Hypervisor, Vm};
-use crate::host::process::Identity;
 use crate::owner::{Instance, RunDir};
 use crate::store::World;
 
+use super::life::{End, ProcessMark};
 use super::net::MTU;
 use super::{connection, vmm};
-
-/// What the Vmm rung's page remembers: the process and when it was started.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessMark {
-    /// Which.
-    pub identity: Identity,
-    /// When.
-    pub started_at: Timestamp,
-}
 
 /// What keeps a group from what it wants, beside its VMs.
 #[derive(Clone, Debug, Default)]
@@ -71,18 +60,14 @@ impl House {
                 ..meta(&vm.meta)
             },
             spec: vm.spec.clone(),
+            power: vm.power,
             on_demand: vm.on_demand.as_ref().map(|made| made.ask.clone()),
             status: VmStatus {
                 ready,
                 conditions,
                 network: self.network(vm, lease, &pages),
                 firewall: firewall(vm, page(&pages, Rung::Firewall)),
-                vmm: self.vmm(
-                    vm,
-                    ready,
-                    page(&pages, Rung::Vmm),
-                    world.vmm_id(vm.meta.uid),
-                ),
+                vmm: self.vmm(vm, page(&pages, Rung::Vmm), world.vmm_id(vm.meta.uid)),
                 // That it is there is for the host to say.
                 disk: None,
                 warnings: vm.spec.network.warnings(),
@@ -139,32 +124,28 @@ impl House {
         }
     }
 
-    fn vmm(&self, vm: &Vm, ready: bool, page: Option<&RungPage>, user: Option<u32>) -> VmmStatus {
-        let mark: Option<ProcessMark> = page
-            .filter(|page| page.condition.status == Status::True)
-            .and_then(|page| serde_json::from_str(page.mark.as_ref()?).ok());
+    fn vmm(&self, vm: &Vm, page: Option<&RungPage>, user: Option<u32>) -> VmmStatus {
+        let mark = ProcessMark::of(page);
+        let state = state(vm, page, &mark);
+        let process = mark.process.as_ref().filter(|_| match state {
+            VmmState::Running | VmmState::Paused | VmmState::Stopping => true,
+            VmmState::Starting | VmmState::Stopped | VmmState::Failed | VmmState::None => false,
+        });
         let uid = vm.meta.uid;
-        let dir = match (user, &mark) {
+        let dir = match (user, process) {
             // Started by an earlier sliced.
             (None, Some(_)) => self.run_dir.vm_dir(uid),
             (Some(_), _) | (None, None) => self.run_dir.vmm_dir(uid),
         };
-        let state = match (vm.spec.hypervisor, &mark) {
-            (Hypervisor::None, _) => VmmState::None,
-            (_, Some(_)) => VmmState::Running,
-            (_, None) if ready || vm.meta.deleting => VmmState::Stopped,
-            (_, None) => match page.map(|page| page.condition.status) {
-                Some(Status::False) => VmmState::Stopped,
-                _ => VmmState::Starting,
-            },
-        };
         let has_process = vm.spec.hypervisor != Hypervisor::None;
         VmmStatus {
             hypervisor: vm.spec.hypervisor,
-            pid: mark.as_ref().map(|mark| mark.identity.pid),
+            pid: process.map(|process| process.identity.pid),
             state,
             user,
-            started_at: mark.as_ref().map(|mark| mark.started_at),
+            started_at: process.map(|process| process.started_at),
+            restarts: mark.restarts,
+            last_exit: mark.last_end.as_ref().map(End::view),
             api_socket: vmm::Control::of(vm.spec.hypervisor)
                 .map(|control| dir.join(control.socket())),
             log: has_process.then(|| dir.join(vmm::CONSOLE)),
@@ -185,12 +166,16 @@ impl House {
         let ready_count = u32::try_from(ready_count.count()).unwrap_or(u32::MAX);
         let current = u32::try_from(vms.len()).unwrap_or(u32::MAX);
         let desired = u32::try_from(group.size()).unwrap_or(u32::MAX);
+        // One that is paused or down because it is to be keeps nobody waiting.
+        let not_settled = vms.iter().find(|vm| !world.is_settled(vm));
         let ready = !group.meta.deleting
             && current == desired
             && updated == desired
-            && ready_count == desired;
-        let not_ready = vms.iter().find(|vm| !world.is_ready(vm));
-        let message = match (ready, not_ready) {
+            && not_settled.is_none();
+        let message = match (ready, not_settled) {
+            (true, _) if ready_count < desired => {
+                format!("{ready_count} of {desired} VMs are up, the rest as it is to be")
+            }
             (true, _) => String::new(),
             (false, None) if trouble.range.is_some() => trouble.range.clone().unwrap_or_default(),
             (false, None) => format!("{current} of {desired} VMs are there"),
@@ -314,6 +299,41 @@ fn blocking(meta: &Meta, pages: &Pages<'_>) -> (Reason, String) {
             };
             (reason, format!("{rung}: {}", page.condition.message))
         }
+    }
+}
+
+/// What a VM's process is doing.
+fn state(vm: &Vm, page: Option<&RungPage>, mark: &ProcessMark) -> VmmState {
+    if vm.spec.hypervisor == Hypervisor::None {
+        return VmmState::None;
+    }
+    let Some(condition) = page.map(|page| &page.condition) else {
+        return VmmState::Starting;
+    };
+    match (condition.status, condition.reason) {
+        _ if vm.meta.deleting => match mark.process {
+            Some(_) => VmmState::Stopping,
+            None => VmmState::Stopped,
+        },
+        (Status::True, _) => VmmState::Running,
+        (_, Reason::Paused) => VmmState::Paused,
+        (_, Reason::Stopping) => VmmState::Stopping,
+        (_, Reason::Stopped | Reason::Terminating) => VmmState::Stopped,
+        (Status::Unknown, _) | (_, Reason::Waiting | Reason::Converging) => VmmState::Starting,
+        (
+            Status::False,
+            Reason::Converged
+            | Reason::Conflict
+            | Reason::Contested
+            | Reason::NotConverging
+            | Reason::ActionFailed
+            | Reason::ObserveFailed
+            | Reason::Invalid
+            | Reason::RangeExhausted
+            | Reason::CrashLoop
+            | Reason::Failed
+            | Reason::ManifestInvalid,
+        ) => VmmState::Failed,
     }
 }
 

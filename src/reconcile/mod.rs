@@ -15,6 +15,7 @@ pub mod firewall;
 pub mod fold;
 pub mod ground;
 pub mod group;
+pub mod life;
 pub mod net;
 pub mod processes;
 pub mod record;
@@ -24,8 +25,10 @@ pub mod vmm;
 use std::fmt::Display;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::host;
+use crate::host::process::Identity;
 
 /// Rounds of looking and acting before we own up to not converging.
 const ROUNDS: usize = 3;
@@ -48,6 +51,12 @@ pub trait Reconcile: Sync {
         observed: &Self::Observed,
     ) -> Result<Vec<Self::Action>, Conflict>;
 
+    /// That this step is not ours to take: it comes by itself, or is taken elsewhere. The loop ends there, and whoever runs it
+    /// looks again when it has come.
+    fn waits(_: &Self::Action) -> Option<Wait> {
+        None
+    }
+
     /// Whether the rung above stands on what this step makes: until it is taken, nothing can be foreseen there.
     fn is_footing(_: &Self::Action) -> bool {
         false
@@ -65,6 +74,15 @@ pub trait Reconcile: Sync {
         desired: &Self::Desired,
         action: &Self::Action,
     ) -> impl Future<Output = Result<(), host::Error>> + Send;
+}
+
+/// What is waited for without anybody standing by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// This process ends; after so long it is helped along.
+    End(Identity, Duration),
+    /// How a process ended is written down and judged: look again at once.
+    Judgement,
 }
 
 /// A foreign thing in our way. It is never touched.
@@ -93,6 +111,14 @@ pub enum Error {
         action: String,
         /// How.
         source: host::Error,
+    },
+    /// The next step comes by itself.
+    #[error("waits: {step}")]
+    Waits {
+        /// The step.
+        step: String,
+        /// What for.
+        wait: Wait,
     },
     /// Steps were taken, and the plan did not become empty.
     #[error("still to do after {ROUNDS} rounds: {}", .0.join("; "))]
@@ -155,8 +181,14 @@ async fn rounds<R: Reconcile>(
             left = plan.iter().map(ToString::to_string).collect();
             break;
         }
-        for action in &plan {
+        for (at, action) in plan.iter().enumerate() {
             let text = action.to_string();
+            match R::waits(action) {
+                None => {}
+                // What was done before it may have brought it about.
+                Some(_) if at > 0 => break,
+                Some(wait) => return Err(Error::Waits { step: text, wait }),
+            }
             let done = match probe(&text) {
                 Ok(()) => reconciler.act(desired, action).await,
                 Err(error) => Err(error),
@@ -184,6 +216,8 @@ pub async fn diff<R: Reconcile>(
     desired: &R::Desired,
 ) -> Result<(Vec<R::Action>, R::Observed), Error> {
     let observed = reconciler.observe(desired).await.map_err(Error::Observe)?;
-    let plan = R::plan(desired, &observed)?;
+    let mut plan = R::plan(desired, &observed)?;
+    // What comes by itself is no step of ours.
+    plan.retain(|action| R::waits(action).is_none());
     Ok((plan, observed))
 }

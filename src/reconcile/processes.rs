@@ -197,6 +197,10 @@ impl Processes {
             want: None,
             disks: Vec::new(),
             confined: None,
+            grace: Default::default(),
+            left: Default::default(),
+            guest: Default::default(),
+            judged: Default::default(),
         }
     }
 
@@ -267,6 +271,13 @@ impl Processes {
             watches.remove(&uid);
             return;
         };
+        drop(watches);
+        self.watch_for(Key::Vm(uid), uid, identity);
+    }
+
+    /// The same, and tells this key: of a VM that is no object any more, it is another.
+    pub fn watch_for(&self, key: Key, uid: Uid, identity: &Identity) {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         if watches.get(&uid).is_some_and(|w| w.identity == *identity) {
             return;
         }
@@ -279,7 +290,7 @@ impl Processes {
             if let Err(error) = vmm::watch(&watched, &dir).await {
                 debug!(%uid, %error, "a VMM cannot be watched");
             }
-            waker.nudge(Key::Vm(uid));
+            waker.nudge(key);
         });
         let watch = Watch {
             identity: identity.clone(),

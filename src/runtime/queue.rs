@@ -19,6 +19,8 @@ pub enum Outcome {
     Converged,
     /// Nothing failed; look again after so long, or sooner when nudged.
     After(Duration),
+    /// What was begun comes to its end by itself, and tells: look then, or after so long. Not idle meanwhile.
+    Awaits(Duration),
     /// Something failed: back off.
     Failed,
     /// Leave it alone for so long whatever the world does; only a new intent is heard.
@@ -33,6 +35,10 @@ enum State {
     },
     /// `After`: a nudge ends it.
     Resting {
+        until: (Instant, u64),
+    },
+    /// `Awaits`: a nudge ends it, too.
+    Awaiting {
         until: (Instant, u64),
     },
     /// `Failed` or `Shun`: only time or a renewal ends it.
@@ -96,7 +102,8 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         match (&mut entry.state, how) {
             (State::Running { again }, how) => *again = (*again).max(how),
             (State::Ready, _) | (State::BackingOff { .. }, Again::Nudged | Again::No) => {}
-            (State::Resting { until }, _) | (State::BackingOff { until }, Again::Renewed) => {
+            (State::Resting { until } | State::Awaiting { until }, _)
+            | (State::BackingOff { until }, Again::Renewed) => {
                 self.timers.remove(until);
                 let failures = entry.failures;
                 self.make_ready(key, failures);
@@ -136,6 +143,14 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             (Outcome::After(wait), Again::No) => {
                 let until = self.timer(key.clone(), now + wait);
                 self.set(key, State::Resting { until }, 0);
+            }
+            // Nothing has come out well yet.
+            (Outcome::Awaits(_), Again::Nudged | Again::Renewed) => {
+                self.make_ready(key, entry.failures);
+            }
+            (Outcome::Awaits(wait), Again::No) => {
+                let until = self.timer(key.clone(), now + wait);
+                self.set(key, State::Awaiting { until }, entry.failures);
             }
             (Outcome::Shun(wait), Again::No | Again::Nudged) => {
                 let until = self.timer(key.clone(), now + wait);

@@ -287,6 +287,15 @@ impl World {
             })
     }
 
+    /// Every rung is Ready at this edition of the VM, but that its VMM may be paused or down where it is to be.
+    pub fn is_settled(&self, vm: &Vm) -> bool {
+        !vm.meta.deleting
+            && LADDER.iter().all(|rung| {
+                self.page(vm.meta.uid, *rung)
+                    .is_some_and(|page| page.condition.is_settled_at(vm.meta.generation))
+            })
+    }
+
     /// The user that a VM's VMM runs as; none before its first start, and for one that was started by a daemon which knew of none.
     pub fn vmm_id(&self, uid: Uid) -> Option<u32> {
         self.vmm_ids.get(&uid).copied()

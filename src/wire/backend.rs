@@ -12,9 +12,10 @@ use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
-    ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, NewVmResult, Reach,
-    Server, Source,
+    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List,
+    NewVmResult, Reach, Server, Source,
 };
+use crate::api::vm::PowerVerb;
 
 /// Whether something is done or only thought through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +106,13 @@ pub trait Backend: Send + Sync + 'static {
     /// Takes back the order for a VM, and it down; one that its group counts is refused. Returns when that is stored, not when
     /// it is done.
     fn remove_vm(&self, vm: Name) -> impl Future<Output = Result<(), Refusal>> + Send;
+
+    /// What a VM is to do from now on. Returns when that is stored, not when it is done.
+    fn power(
+        &self,
+        vm: Name,
+        verb: PowerVerb,
+    ) -> impl Future<Output = Result<Applied, Refusal>> + Send;
 
     /// Events, oldest first, of one object (`vm/sandbox-1`) or of all; an event that happens again comes again with a
     /// higher count.

@@ -24,9 +24,10 @@ use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
-    ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List, NewVmResult,
-    Problem, Reach, Server, Source,
+    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List,
+    NewVmResult, Problem, Reach, Server, Source,
 };
+use crate::api::vm::PowerVerb;
 
 /// How long an answer may take to begin. `gc` and `doctor` look at the whole host.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -152,6 +153,12 @@ impl Client {
     pub async fn remove_vm(&self, vm: &Name) -> Result<()> {
         let path = format!("/v1/vms/{vm}");
         self.ask(Method::DELETE, &path, NOTHING).await.map(drop)
+    }
+
+    /// See [`super::Backend::power`].
+    pub async fn power(&self, vm: &Name, verb: PowerVerb) -> Result<Applied> {
+        let path = format!("/v1/vms/{vm}/{verb}");
+        self.json(Method::POST, &path, NOTHING).await
     }
 
     /// See [`super::Backend::events`].

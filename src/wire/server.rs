@@ -30,6 +30,7 @@ use super::packet;
 use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
 use crate::api::view::{Applied, Kind, Problem, Source};
+use crate::api::vm::PowerVerb;
 
 /// One manifest's text at most, in bytes.
 pub const MANIFEST_LIMIT: usize = 1 << 20;
@@ -83,6 +84,7 @@ fn router<B: Backend>(shared: Arc<Shared<B>>) -> Router {
         )
         .route("/v1/groups/{group}/vms", post(add_vm::<B>))
         .route("/v1/vms/{vm}", axum::routing::delete(remove_vm::<B>))
+        .route("/v1/vms/{vm}/{verb}", post(power::<B>))
         .route("/v1/events", get(events::<B>))
         .route("/v1/logs/{vm}", get(logs::<B>))
         .route("/v1/console/{vm}", post(type_in::<B>))
@@ -210,6 +212,14 @@ async fn remove_vm<B: Backend>(
 ) -> Result<StatusCode, Refused> {
     hall.backend.remove_vm(read(&vm)?).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn power<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Path((vm, verb))): Asked<Path<(String, String)>>,
+) -> Result<Response, Refused> {
+    let verb = read::<PowerVerb>(&verb)?;
+    Ok(Json(hall.backend.power(read(&vm)?, verb).await?).into_response())
 }
 
 async fn events<B: Backend>(

@@ -15,6 +15,7 @@ use slicectl::api::network::NetworkSpec;
 use slicectl::api::on_demand::NewVm;
 use slicectl::api::policy::Packet;
 use slicectl::api::view::*;
+use slicectl::api::vm::{Hypervisor, Power, PowerVerb};
 use slicectl::wire::{Backend, Door, Effect, Refusal, Span, packet, server};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -352,6 +353,32 @@ impl Backend for World {
             }
             _ => self.delete(Kind::Vm, vm).await,
         }
+    }
+
+    async fn power(&self, vm: Name, verb: PowerVerb) -> Result<Applied, Refusal> {
+        let Object::Vm(mut object) = self.find(Kind::Vm, &vm)? else {
+            panic!("vm/{vm} is no VM");
+        };
+        let power = match verb {
+            PowerVerb::Pause => Power::Paused,
+            PowerVerb::Resume | PowerVerb::Start => Power::Running,
+            PowerVerb::Restart => Power::Restarting,
+            PowerVerb::Stop => Power::Stopped,
+        };
+        if object.spec.hypervisor == Hypervisor::None {
+            let cause = format!("vm/{vm} has no VMM of ours to {verb}: its hypervisor is none");
+            return Err(Refusal::Conflict(vec![cause]));
+        }
+        if object.power == power {
+            return Ok(Applied::Unchanged);
+        }
+        object.power = power;
+        let world = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            world.put(world::powered(object));
+        });
+        Ok(Applied::Configured)
     }
 
     async fn events(

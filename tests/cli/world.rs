@@ -13,7 +13,7 @@ use slicectl::api::network::{
 };
 use slicectl::api::policy::{OnDeny, Policy};
 use slicectl::api::view::*;
-use slicectl::api::vm::{Hypervisor, VmSpec};
+use slicectl::api::vm::{Hypervisor, Power, VmSpec};
 use slicectl::wire::Refusal;
 
 /// One moment, so that its age is always `5d1h`.
@@ -237,6 +237,7 @@ pub fn vm_object(named: &str, number: u8, state: State) -> Object {
             ..metadata(named, number)
         },
         spec: spec(hypervisor),
+        power: Default::default(),
         on_demand: None,
         status: VmStatus {
             ready: up,
@@ -295,6 +296,8 @@ fn vmm(number: u8, state: State) -> VmmStatus {
         },
         user: running.then_some(2_013_265_920),
         started_at: running.then(created),
+        restarts: 0,
+        last_exit: None,
         api_socket: running.then(|| "/run/slice/vm/x/qmp.sock".into()),
         log: running.then(|| "/run/slice/vm/x/console.log".into()),
     }
@@ -469,4 +472,44 @@ pub fn checks() -> Vec<Check> {
             "switch virtualisation on in the firmware",
         ),
     ]
+}
+
+/// The VM, once it does what it was told.
+pub fn powered(mut vm: Box<VmView>) -> Object {
+    let (state, reason) = match vm.power {
+        Power::Running | Power::Restarting => (VmmState::Running, Reason::Converged),
+        Power::Paused => (VmmState::Paused, Reason::Paused),
+        Power::Stopped => (VmmState::Stopped, Reason::Stopped),
+    };
+    if vm.power == Power::Restarting {
+        vm.power = Power::Running;
+        vm.status.vmm.restarts = 0;
+    }
+    let up = state == VmmState::Running;
+    let holds = match up {
+        true => Status::True,
+        false => Status::False,
+    };
+    vm.status.ready = up;
+    vm.status.vmm.state = state;
+    vm.status.vmm.pid = vm.status.vmm.pid.filter(|_| state != VmmState::Stopped);
+    if state == VmmState::Stopped {
+        vm.status.vmm.last_exit = Some(ExitView {
+            pid: 1001,
+            at: created(),
+            status: Some(0),
+            signal: None,
+            reason: "it exited with status 0: it was stopped".into(),
+            said: vec!["powers down".into()],
+        });
+    }
+    let conditions = &mut vm.status.conditions;
+    conditions.retain(|found| !["Vmm", "Ready"].contains(&found.kind.as_str()));
+    let message = match up {
+        true => "",
+        false => "by slicectl vm",
+    };
+    conditions.push(condition("Vmm", holds, reason, message));
+    conditions.push(condition("Ready", holds, reason, message));
+    Object::Vm(vm)
 }

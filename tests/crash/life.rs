@@ -9,6 +9,7 @@ use std::time::Duration;
 use slicectl::api::host_group::{HostGroup, HostGroupSpec, MAX_COUNT};
 use slicectl::api::on_demand::{Ask, Order};
 use slicectl::api::rung::LADDER;
+use slicectl::api::vm::Power;
 use slicectl::daemon::Daemon;
 use slicectl::host;
 use slicectl::reconcile::engine::Engine;
@@ -42,6 +43,8 @@ pub enum Intent<'a> {
     Order(&'a str, &'a HostGroupSpec),
     /// `slicectl delete`.
     Delete(&'a str),
+    /// `slicectl vm pause` and its like.
+    Power(&'a str, Power),
 }
 
 /// What a life came to.
@@ -235,6 +238,14 @@ fn say(txn: &mut Txn<'_>, intent: Intent<'_>) -> Result<(), slicectl::store::Err
                 ..group
             })
         }
+        Intent::Power(what, power) => match txn.world().vm_named(&name(what)).cloned() {
+            None => panic!("no VM {what}"),
+            Some(mut vm) => {
+                vm.power = power;
+                vm.meta.generation += 1;
+                txn.put_vm(vm)
+            }
+        },
         Intent::Delete(what) => match txn.world().group(&name(what)).cloned() {
             None => Ok(()),
             Some(mut group) => {

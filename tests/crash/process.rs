@@ -5,9 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use slicectl::api::host_group::{HostGroupSpec, UpdatePolicy};
-use slicectl::api::vm::Hypervisor;
+use slicectl::api::vm::{Hypervisor, Power};
 use slicectl::host::process::{self, Identity, Life, Stop};
-use slicectl::reconcile::vmm::{LABEL_VAR, RUN_DIR_VAR};
+use slicectl::reconcile::vmm::{CONSOLE, LABEL_VAR, RUN_DIR_VAR};
 
 use crate::life::{Dirs, End, Intent};
 use crate::support::kernel;
@@ -15,6 +15,7 @@ use crate::support::objects::spec;
 use crate::support::vmm::{program, tiny_guest};
 
 const GROUP: &str = "real";
+const VM: &str = "real-1";
 
 /// Killed before any action of its building, there is one VM in the end, with one process, and it is as if nothing had been.
 fn one_process_in_the_end(hypervisor: Hypervisor) {
@@ -123,6 +124,92 @@ fn killed_before_any_action_of_its_end_nothing_of_a_cloud_hypervisor_is_left() {
     nothing_is_left(Hypervisor::CloudHypervisor);
 }
 
+#[test]
+fn killed_before_any_action_of_a_stop_the_next_life_finishes_it_and_keeps_the_log() {
+    told_each(Power::Stopped, 4, |place, born| {
+        assert_eq!(place.processes(), vec![]);
+        assert!(matches!(process::look(born).unwrap(), Life::Ended(_)));
+        assert!(place.console().exists());
+        // Down, it takes no action and no process.
+        assert_eq!(
+            place.dirs.live_counting(Intent::Same),
+            (End::Converged, vec![])
+        );
+        assert_eq!(
+            place.dirs.live(Intent::Power(VM, Power::Running)),
+            End::Converged
+        );
+        assert_eq!(place.processes().len(), 1);
+    });
+}
+
+#[test]
+fn killed_before_any_action_of_a_restart_there_is_one_other_process_in_the_end() {
+    told_each(Power::Restarting, 5, |place, born| {
+        let now = place.processes();
+        assert_eq!(now.len(), 1);
+        assert_ne!(now[0], *born);
+        assert_eq!(
+            place.dirs.live_counting(Intent::Same),
+            (End::Converged, vec![]),
+            "a restart is over once it has happened"
+        );
+        assert_eq!(place.processes(), now);
+    });
+}
+
+#[test]
+fn killed_before_any_action_of_a_pause_the_same_process_is_held_in_the_end() {
+    told_each(Power::Paused, 1, |place, born| {
+        assert_eq!(place.processes(), std::slice::from_ref(born));
+        assert_eq!(
+            place.dirs.live_counting(Intent::Same),
+            (End::Converged, vec![])
+        );
+        let (end, actions) = place.dirs.live_counting(Intent::Power(VM, Power::Running));
+        assert_eq!(end, End::Converged);
+        assert!(
+            actions.iter().any(|a| a.starts_with("resume")),
+            "{actions:?}"
+        );
+        assert_eq!(place.processes(), std::slice::from_ref(born));
+    });
+}
+
+fn told_each(power: Power, at_least: usize, check: impl Fn(&Place, &Identity) + Sync) {
+    for hypervisor in [
+        Hypervisor::Qemu,
+        Hypervisor::Firecracker,
+        Hypervisor::CloudHypervisor,
+    ] {
+        told(hypervisor, power, at_least, &check);
+    }
+}
+
+/// A VM that runs is told that, by a daemon that dies before every single action in turn; the next one finishes it.
+fn told(
+    hypervisor: Hypervisor,
+    power: Power,
+    at_least: usize,
+    check: &(impl Fn(&Place, &Identity) + Sync),
+) {
+    kernel::private_sync(|| {
+        let place = Place::of(hypervisor);
+        for at in 0.. {
+            assert_eq!(place.dirs.live(place.apply()), End::Converged);
+            let born = place.processes().remove(0);
+            let end = place.dirs.live_until_killed(Intent::Power(VM, power), at);
+            assert_eq!(place.dirs.live(Intent::Same), End::Converged);
+            check(&place, &born);
+            place.delete();
+            if end != End::Killed {
+                assert!(at >= at_least, "only {at} actions");
+                break;
+            }
+        }
+    });
+}
+
 struct Place {
     dirs: Dirs,
     spec: HostGroupSpec,
@@ -172,6 +259,12 @@ impl Place {
                 .count()
         };
         assert_eq!((left("vm"), left("netns")), (0, 0));
+    }
+
+    fn console(&self) -> PathBuf {
+        let vms = std::fs::read_dir(self.dirs.run.join("vm")).expect("a run directory");
+        let vm = vms.flatten().next().expect("a VM").path();
+        vm.join("vmm").join(CONSOLE)
     }
 
     fn processes(&self) -> Vec<Identity> {

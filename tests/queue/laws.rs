@@ -35,6 +35,8 @@ struct Story {
     backing_off: Option<(Instant, u64)>,
     /// A look then, or sooner if woken (resting).
     resting: Option<(Instant, u64)>,
+    /// What it rests for comes to its end by itself.
+    awaits: bool,
     failures: u32,
 }
 
@@ -162,12 +164,20 @@ impl Check {
         match outcome {
             _ if renewed => story.owed = Some(ticket),
             Outcome::Converged | Outcome::After(_) if woken => story.owed = Some(ticket),
+            Outcome::Awaits(_) if woken => {
+                story.failures = failures;
+                story.owed = Some(ticket);
+            }
             Outcome::Converged => drop(self.stories.remove(&key)),
             Outcome::Shun(wait) => {
                 story.failures = failures;
                 story.backing_off = Some((self.now + wait, ticket));
             }
             Outcome::After(wait) => story.resting = Some((self.now + wait, ticket)),
+            Outcome::Awaits(wait) => {
+                story.resting = Some((self.now + wait, ticket));
+                (story.awaits, story.failures) = (true, failures);
+            }
             Outcome::Failed => {
                 story.failures = failures + 1;
                 story.backing_off = Some((self.now + backoff::after(failures + 1), ticket));
@@ -220,7 +230,8 @@ impl Check {
         for (key, story) in &self.stories {
             prop_assert_eq!(self.queue.failures(key), story.failures);
         }
-        let waits_only = |story: &Story| !story.running && story.owed.is_none();
+        let awaits = |story: &Story| story.awaits && story.resting.is_some();
+        let waits_only = |story: &Story| !story.running && story.owed.is_none() && !awaits(story);
         prop_assert_eq!(self.queue.is_idle(), self.stories.values().all(waits_only));
         Ok(())
     }
@@ -249,6 +260,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Outcome::Converged),
         2 => Just(Outcome::Failed),
         1 => (1_u64..5000).prop_map(|ms| Outcome::After(Duration::from_millis(ms))),
+        1 => (0_u64..5000).prop_map(|ms| Outcome::Awaits(Duration::from_millis(ms))),
         1 => (1_u64..5000).prop_map(|ms| Outcome::Shun(Duration::from_millis(ms))),
     ];
     prop_oneof![

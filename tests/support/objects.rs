@@ -81,6 +81,7 @@ pub fn vm(group: &HostGroup, index: u32) -> Vm {
         group: group.meta.name.clone(),
         index,
         spec: group.spec.template.clone(),
+        power: Default::default(),
         on_demand: None,
     }
 }

@@ -157,8 +157,12 @@ async fn from_boot_to_power_down(board: Board) {
     );
 
     let ask = Action::AskToPowerDown(observed.running[0].process.clone());
+    // It may still be booting when it is asked first.
     for _ in 0..10 {
         rung.act(&desired, &ask).await.unwrap();
+        if let Life::Alive(process) = process::look(&identity).unwrap() {
+            let _ = tokio::time::timeout(Duration::from_secs(3), process.ended()).await;
+        }
     }
     assert!(matches!(
         process::look(&identity).unwrap(),

@@ -9,7 +9,7 @@ use slicectl::host::process::{Exit, Identity};
 use slicectl::owner::Instance;
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Action, Desired, Launch, OURS, Observed, Plug, RECORD, RunDir, Running, Vmm,
+    Action, Desired, GuestState, Launch, OURS, Observed, Plug, RECORD, RunDir, Running, Vmm,
 };
 
 proptest! {
@@ -68,9 +68,13 @@ fn fits(desired: &Desired, running: &Running) -> bool {
 
 fn touches(action: &Action) -> Option<u32> {
     match action {
-        Action::AskToPowerDown(process) | Action::Terminate(process) | Action::Kill(process) => {
-            Some(process.thing().pid)
-        }
+        Action::AskToPowerDown(process)
+        | Action::PoweredDown { process, .. }
+        | Action::Pause(process)
+        | Action::Resume(process)
+        | Action::Terminate(process)
+        | Action::Kill(process) => Some(process.thing().pid),
+        Action::Judge => None,
         Action::Record(_) | Action::CreateRunDir | Action::Launch { .. } => None,
         Action::RemoveFiles(_) | Action::RemoveRunDir => None,
     }
@@ -105,6 +109,23 @@ fn carry_out(desired: &Desired, mut world: Observed, deaf: bool, at_most: usize)
                 world.running.retain(|r| r.process != gone)
             }
             Action::AskToPowerDown(_) | Action::Terminate(_) => {}
+            // Time passes.
+            Action::PoweredDown { process, .. } => world
+                .running
+                .iter_mut()
+                .filter(|running| running.process == process)
+                .for_each(|running| running.asked_ms = Some(u64::MAX)),
+            Action::Pause(held) => world
+                .running
+                .iter_mut()
+                .filter(|running| running.process == held)
+                .for_each(|running| running.guest = Some(GuestState::Paused)),
+            Action::Resume(held) => world
+                .running
+                .iter_mut()
+                .filter(|running| running.process == held)
+                .for_each(|running| running.guest = Some(GuestState::Running)),
+            Action::Judge => panic!("every end may be answered in this world"),
             Action::Kill(gone) => world.running.retain(|running| running.process != gone),
             Action::Launch { .. } => {
                 let argv = desired.want.as_ref().unwrap().argv.clone();
@@ -159,6 +180,8 @@ fn running(
         plug,
         polite,
         stale: Vec::new(),
+        asked_ms: None,
+        guest: None,
     }
 }
 
@@ -217,6 +240,7 @@ fn world() -> impl Strategy<Value = (Desired, Observed, bool)> {
                     dir,
                     running,
                     ended,
+                    ended_as: None,
                     last_words: String::new(),
                 },
                 deaf,
@@ -243,5 +267,9 @@ fn desired(wanted: bool) -> Desired {
         want,
         disks: Vec::new(),
         confined: None,
+        grace: Default::default(),
+        left: Default::default(),
+        guest: Default::default(),
+        judged: Default::default(),
     }
 }

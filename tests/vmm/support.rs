@@ -7,9 +7,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use slicectl::api::meta::{Name, Uid};
+use slicectl::host::process::{self, Life};
 use slicectl::owner::{Instance, Label};
-use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{Desired, Launch, Observed, Vmm};
+use slicectl::reconcile::{Reconcile, Wait};
 
 /// A network namespace that lives in a thread of ours, and dies with this value and the processes in it.
 pub struct PrivateNet {
@@ -81,19 +82,34 @@ pub fn some_vm(dir: &Path, want: Option<Launch>) -> Desired {
         want,
         disks: Vec::new(),
         confined: None,
+        grace: Default::default(),
+        left: Default::default(),
+        guest: Default::default(),
+        judged: Default::default(),
     }
 }
 
-/// Observe, plan, act, until the plan is empty; returns what was seen last, and the steps taken.
+/// Observe, plan, act, until the plan is empty; returns what was seen last, and the steps taken. What comes by itself is waited for.
 pub async fn converge(rung: &Vmm, desired: &Desired) -> (Observed, Vec<String>) {
     let mut steps = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..6 {
         let observed = rung.observe(desired).await.unwrap();
         let plan = Vmm::plan(desired, &observed).unwrap();
         if plan.is_empty() {
             return (observed, steps);
         }
-        for action in plan {
+        for (at, action) in plan.into_iter().enumerate() {
+            match Vmm::waits(&action) {
+                None => {}
+                Some(_) if at > 0 => break,
+                Some(Wait::End(process, left)) => {
+                    if let Life::Alive(process) = process::look(&process).unwrap() {
+                        let _ = tokio::time::timeout(left, process.ended()).await;
+                    }
+                    break;
+                }
+                Some(Wait::Judgement) => panic!("nobody judges here"),
+            }
             steps.push(action.to_string());
             rung.act(desired, &action)
                 .await

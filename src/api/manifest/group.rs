@@ -13,13 +13,15 @@ use super::section::{Field, Reader, Section};
 use super::yaml::Value;
 use super::{Draft, Location, life, network, storage};
 
-const CONFIG_KEYS: [&str; 13] = [
+const CONFIG_KEYS: [&str; 15] = [
     "image",
     "storage_size",
     "persistent",
     "kernel_file",
     "initrd_file",
     "cmdline",
+    "restart",
+    "graceful_shutdown",
     "hypervisor",
     "machine",
     "qemu_bin",
@@ -29,7 +31,7 @@ const CONFIG_KEYS: [&str; 13] = [
     "host_groups",
 ];
 
-const GROUP_KEYS: [&str; 22] = [
+const GROUP_KEYS: [&str; 24] = [
     "name",
     "count",
     "vcpu",
@@ -45,6 +47,8 @@ const GROUP_KEYS: [&str; 22] = [
     "kernel_file",
     "initrd_file",
     "cmdline",
+    "restart",
+    "graceful_shutdown",
     "image",
     "storage_size",
     "persistent",

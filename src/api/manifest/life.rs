@@ -1,11 +1,12 @@
-//! `cmdline`, `machine` and the VMMs' programs: how a VM's VMM is started.
+//! `cmdline`, `machine`, `restart`, `graceful_shutdown` and the VMMs' programs: how a VM's VMM is started and stopped.
 //! Not here: which VMM; the files that it boots from.
 
 use std::path::PathBuf;
 
-use super::super::life::{Board, Life, MAX_CMDLINE};
+use super::super::life::{Board, Grace, InvalidGrace, Life, MAX_CMDLINE, Restart};
 use super::super::vm::Hypervisor;
 use super::section::{Field, Reader, Section};
+use super::yaml::Value;
 
 /// The keys that name a program, and whose it is.
 const PROGRAMS: [(&str, Hypervisor); 3] = [
@@ -21,6 +22,8 @@ pub struct Start {
     programs: [Option<PathBuf>; PROGRAMS.len()],
     cmdline: Option<String>,
     board: Option<Board>,
+    restart: Option<Restart>,
+    graceful_shutdown: Option<Grace>,
 }
 
 /// What this section says, else `default`.
@@ -37,11 +40,35 @@ pub fn read(reader: &mut Reader, section: &Section, default: Start) -> Start {
     let board = section
         .get("machine")
         .and_then(|field| reader.word(field, &boards));
+    let policies = [
+        ("always", Restart::Always),
+        ("on-failure", Restart::OnFailure),
+        ("never", Restart::Never),
+    ];
+    let restart = section
+        .get("restart")
+        .and_then(|field| reader.word(field, &policies));
+    let grace = section
+        .get("graceful_shutdown")
+        .and_then(|field| read_grace(reader, field));
     Start {
         programs,
         cmdline: cmdline.or(default.cmdline),
         board: board.or(default.board),
+        restart: restart.or(default.restart),
+        graceful_shutdown: grace.or(default.graceful_shutdown),
     }
+}
+
+fn read_grace(reader: &mut Reader, field: &Field) -> Option<Grace> {
+    let grace = match &field.node.value {
+        Value::Text(text) => text.parse(),
+        // A bare number has no unit: 5 could be seconds or minutes.
+        _ => Err(InvalidGrace),
+    };
+    grace
+        .map_err(|error| reader.unexpected(field, &error.to_string()))
+        .ok()
 }
 
 /// `ip=` is refused: the network lets no packet pass that comes from another address than the one it gave the VM.
@@ -78,8 +105,10 @@ pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, star
         }
     }
     if hypervisor == Hypervisor::None {
-        if let Some(field) = group.get("cmdline") {
-            reader.refuse(field, "is of no use with hypervisor \"none\"");
+        for key in ["cmdline", "restart", "graceful_shutdown"] {
+            if let Some(field) = group.get(key) {
+                reader.refuse(field, "is of no use with hypervisor \"none\"");
+            }
         }
         return Life::default();
     }
@@ -95,5 +124,7 @@ pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, star
                 Board::default()
             }
         },
+        restart: start.restart.unwrap_or_default(),
+        graceful_shutdown: start.graceful_shutdown.unwrap_or_default(),
     }
 }

@@ -5,7 +5,7 @@ use crate::store;
 use crate::wire::Refusal;
 
 /// Why a transaction ended without effect.
-pub(super) enum Failure {
+pub(in crate::daemon) enum Failure {
     Refused(Refusal),
     Store(store::Error),
 }

@@ -6,6 +6,7 @@ use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use rustix::process::Pid;
@@ -58,20 +59,25 @@ impl Identity {
 
     /// How long ago it was started, to a hundredth of a second.
     pub fn age(&self) -> Result<std::time::Duration, Error> {
-        const UPTIME: &str = "/proc/uptime";
-        let text = fs::read_text(Path::new(UPTIME))?.unwrap_or_default();
-        let first = text.split_ascii_whitespace().next().unwrap_or_default();
-        let uptime: f64 = first
-            .parse()
-            .map_err(|error| Error::other("read", UPTIME, error))?;
         // USER_HZ is 100 on every architecture of ours (proc_pid_stat(5)).
-        let age = uptime - self.start as f64 / 100.0;
-        Ok(std::time::Duration::from_secs_f64(age.max(0.0)))
+        let born = Duration::from_millis(self.start.saturating_mul(10));
+        Ok(uptime()?.saturating_sub(born))
     }
 
     pub(super) fn as_pid(&self) -> Option<Pid> {
         i32::try_from(self.pid).ok().and_then(Pid::from_raw)
     }
+}
+
+/// Since the boot, sleep included, to a hundredth of a second: a clock that nobody sets (proc_uptime(5)).
+pub fn uptime() -> Result<Duration, Error> {
+    const UPTIME: &str = "/proc/uptime";
+    let text = fs::read_text(Path::new(UPTIME))?.unwrap_or_default();
+    let first = text.split_ascii_whitespace().next().unwrap_or_default();
+    let seconds: f64 = first
+        .parse()
+        .map_err(|error| Error::other("read", UPTIME, error))?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| Error::other("read", UPTIME, error))
 }
 
 impl fmt::Display for Identity {

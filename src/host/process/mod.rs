@@ -23,7 +23,7 @@ use tokio::io::unix::AsyncFd;
 
 pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot};
 pub use confine::{Confine, Reach};
-pub use identity::{Identity, Record, read_record, write_record};
+pub use identity::{Identity, Record, read_record, uptime, write_record};
 pub use run::{Outcome, run_until};
 pub use spawn::{Spawn, spawn};
 pub use user::{kill_user, user_lives};

@@ -15,12 +15,12 @@ use crate::api::meta::Uid;
 use crate::api::network::{Connection, NetworkSpec, TapOwner};
 use crate::api::rung::Rung;
 use crate::api::storage::Bytes;
-use crate::api::vm::{Hypervisor, Vm};
+use crate::api::vm::{Hypervisor, Power, Vm};
 use crate::clock;
 use crate::host::image::Progress;
-use crate::host::process::{Identity, user_lives};
+use crate::host::process::user_lives;
 use crate::reconcile::disk;
-use crate::reconcile::fold::ProcessMark;
+use crate::reconcile::life::Verdict;
 use crate::reconcile::record::Record;
 use crate::reconcile::storage::Disks;
 use crate::reconcile::vmm;
@@ -95,9 +95,8 @@ impl Engine {
         let label = self.instance.vm_label(name, vm.meta.uid);
         let user = self.store.read(|world| world.vmm_id(vm.meta.uid));
         let processes = &self.processes;
-        processes
-            .desired(spec, name, &label, connection, disks, user)
-            .await
+        let desired = processes.desired(spec, name, &label, connection, disks, user);
+        Ok(self.living(vm, desired.await?))
     }
 
     /// Which disks a VM is to have, or why it cannot, in words.
@@ -178,21 +177,6 @@ impl Engine {
         }
     }
 
-    /// What the page is to remember; the moment of the start is kept while the process is the same.
-    fn process_mark(&self, uid: Uid, identity: &Identity) -> String {
-        let known = self.store.read(|world| {
-            let mark = world.page(uid, Rung::Vmm)?.mark.clone()?;
-            serde_json::from_str::<ProcessMark>(&mark).ok()
-        });
-        let mark = known
-            .filter(|mark| mark.identity == *identity)
-            .unwrap_or_else(|| ProcessMark {
-                started_at: clock::ago(identity.age().unwrap_or_default()),
-                identity: identity.clone(),
-            });
-        serde_json::to_string(&mark).unwrap_or_default()
-    }
-
     /// Says, every so often, how far the copy under way has come. Comes back only when that cannot be written down.
     async fn tell_of_copy(&self, vm: &Vm, progress: &Progress) -> store::Error {
         let mut told = 0;
@@ -238,6 +222,12 @@ impl Climbing<'_> {
         failures: u32,
     ) -> Result<Outcome, Stop> {
         let (engine, vm) = (self.engine, self.vm);
+        let stillborn = engine.note_end(vm).await?;
+        match (engine.verdict(vm), stillborn) {
+            (Verdict::Run, None) => {}
+            (Verdict::Run, Some(words)) => return self.stillborn(words).await,
+            (verdict @ (Verdict::Down(..) | Verdict::Again), _) => return self.rest(verdict).await,
+        }
         let disks = match engine.disks(vm) {
             Ok(disks) => disks,
             Err(unfit) => return self.unfit(unfit).await,
@@ -251,7 +241,11 @@ impl Climbing<'_> {
         let observed = self.meet(Rung::Vmm, hands, &desired).await?;
         debug!(vm = %vm.meta.name, failures, "process is as wanted");
         let process = observed.process();
-        let mark = process.map(|identity| engine.process_mark(vm.meta.uid, identity));
+        let mark = process.and_then(|identity| engine.running_mark(vm.meta.uid, identity));
+        engine.processes.watch(vm.meta.uid, process);
+        if vm.power == Power::Paused && process.is_some() {
+            return self.held(mark).await;
+        }
         self.ready(
             Rung::Vmm,
             Ready {
@@ -261,7 +255,6 @@ impl Climbing<'_> {
             },
         )
         .await?;
-        engine.processes.watch(vm.meta.uid, process);
         Ok(Outcome::Converged)
     }
 

@@ -15,7 +15,7 @@ use crate::api::vm::Vm;
 use crate::clock;
 use crate::owner::{self, Label};
 use crate::reconcile::net::port::{self, Remains};
-use crate::reconcile::{Convergence, Reconcile, disk, firewall, net, storage};
+use crate::reconcile::{Convergence, Reconcile, disk, firewall, net, storage, vmm};
 use crate::runtime::queue::Outcome;
 use crate::store;
 
@@ -34,8 +34,13 @@ pub(super) enum Standing {
     Plugged,
 }
 
-/// Why a rung could not be emptied: status, reason and words for its condition.
-pub(super) type Stuck = (Status, Reason, String);
+/// Why a rung is not empty yet.
+pub(super) struct Stuck {
+    /// Status, reason and words for its condition.
+    pub(super) found: (Status, Reason, String),
+    /// When to look again.
+    pub(super) outcome: Outcome,
+}
 
 impl Engine {
     /// Down: from the top, each rung's desired is nothing.
@@ -44,9 +49,9 @@ impl Engine {
         let label = self.instance.vm_label(&vm.meta.name, uid);
         let standing = self.standing(vm);
         for rung in self.held(uid).into_iter().rev() {
-            if let Err(found) = self.take_down(rung, &label, &standing).await {
-                self.set_condition(vm, rung, found).await?;
-                return Ok(Outcome::Failed);
+            if let Err(stuck) = self.take_down(rung, &label, &standing).await {
+                self.set_condition(vm, rung, stuck.found).await?;
+                return Ok(stuck.outcome);
             }
             let now = clock::now();
             self.write(|txn| txn.leave_rung(uid, rung, now)).await?;
@@ -128,7 +133,10 @@ impl Engine {
             Rung::Net => self.empty_net(label, standing, meet).await,
             Rung::Firewall => self.empty_firewall(label, standing, meet).await,
             Rung::Vmm => {
-                let desired = self.processes.nothing(label);
+                let desired = vmm::Desired {
+                    grace: self.grace(owner::uid_of(label)),
+                    ..self.processes.nothing(label)
+                };
                 let hands = &self.processes.rung;
                 meet.meet(rung, hands, &desired).await?;
                 match self.processes.no_disk(label) {
@@ -219,9 +227,20 @@ impl Meet for Emptying<'_> {
     ) -> Result<R::Observed, Stuck> {
         let Convergence { taken, result } = self.engine.converge(reconciler, desired).await;
         debug!(label = %self.label, %rung, ?taken, "taken down");
-        match result {
-            Ok(observed) => Ok(observed),
-            Err(_) => Err(describe(&result)),
+        match &result {
+            Ok(_) => {}
+            Err(error) => {
+                let key = self.engine.key_of(self.label);
+                let awaited = self.engine.awaits(key, owner::uid_of(self.label), error);
+                return Err(Stuck {
+                    found: describe(&result),
+                    outcome: awaited.unwrap_or(Outcome::Failed),
+                });
+            }
         }
+        result.map_err(|error| Stuck {
+            found: (Status::Unknown, Reason::ObserveFailed, error.to_string()),
+            outcome: Outcome::Failed,
+        })
     }
 }

@@ -10,6 +10,7 @@ mod bridged;
 mod climb;
 mod descend;
 mod isolated;
+mod life;
 mod plugged;
 mod preview;
 mod seen_rules;
@@ -47,6 +48,7 @@ use crate::runtime::controller::Waker;
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Store, Txn};
 
+pub use life::remember;
 pub use preview::Preview;
 pub use seen_rules::SeenRules;
 use step::describe;
@@ -127,6 +129,22 @@ const SLOW: Duration = Duration::from_secs(30);
 /// The same for the ground: every VM stands on it.
 const GROUND_SLOW: Duration = Duration::from_secs(5);
 
+/// How a VM stands, as far as others wait for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Standing {
+    ready: bool,
+    settled: bool,
+}
+
+impl Standing {
+    fn of(world: &store::World, vm: &Vm) -> Self {
+        Self {
+            ready: world.is_ready(vm),
+            settled: world.is_settled(vm),
+        }
+    }
+}
+
 impl Engine {
     /// One run for one key.
     pub async fn run(self: Arc<Self>, key: Key, failures: u32) -> Outcome {
@@ -156,13 +174,13 @@ impl Engine {
         }
     }
 
-    /// Every VM is Ready, every group has the VMs it wants, and the ground is firm.
+    /// Every VM is Ready or down as it is to be, every group has the VMs it wants, and the ground is firm.
     pub fn all_ready(&self) -> bool {
         self.store.read(|world| {
             let firm = world.ground().is_some_and(|ground| {
                 ground.condition.status == Status::True && ground.carries == world.footing()
             });
-            firm && world.vms().all(|vm| world.is_ready(vm))
+            firm && world.vms().all(|vm| world.is_settled(vm))
                 && world.groups().all(|group| {
                     let vms = world.vms_of(&group.meta.name).count();
                     !group.meta.deleting && vms == group.size()
@@ -315,21 +333,20 @@ impl Engine {
             self.seen_rules.forget(uid);
             return Ok(Outcome::Converged);
         };
-        let was_ready = self.store.read(|world| world.is_ready(&vm));
+        let before = self.store.read(|world| Standing::of(world, &vm));
         let outcome = match vm.meta.deleting {
             true => self.descend(&vm).await?,
             false => self.climb(&vm, failures).await?,
         };
-        let (gone, ready) = self.store.read(|world| match world.vm(uid) {
-            None => (true, false),
-            Some(vm) => (false, world.is_ready(vm)),
-        });
-        if ready && !was_ready {
+        let after = self
+            .store
+            .read(|world| world.vm(uid).map(|vm| Standing::of(world, vm)));
+        if after.is_some_and(|after| after.ready) && !before.ready {
             debug!(vm = %vm.meta.name, "ready");
             let object = format!("vm/{}", vm.meta.name);
             self.note(EventType::Normal, &object, "Ready", "every rung is Ready");
         }
-        if (gone || ready != was_ready) && self.group_waits(&vm.group) {
+        if after != Some(before) && self.group_waits(&vm.group) {
             self.waker.nudge(Key::Group(vm.group.clone()));
         }
         Ok(outcome)

@@ -10,6 +10,7 @@ use crate::api::meta::Uid;
 use crate::api::network::Connection;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
+use crate::reconcile::life::Verdict;
 use crate::reconcile::net::cni::Checking;
 use crate::reconcile::{Reconcile, diff, disk};
 
@@ -38,6 +39,14 @@ impl Engine {
 
     /// The last rung: its disk first.
     async fn preview_process(&self, vm: &Vm, connection: &Connection, looking: &mut Looking) {
+        match self.verdict(vm) {
+            Verdict::Run => {}
+            Verdict::Down(..) | Verdict::Again => {
+                let hands = &self.processes.rung;
+                let _told_by_itself = looking.meet(Rung::Vmm, hands, &self.at_rest(vm)).await;
+                return;
+            }
+        }
         let disks = match self.disks(vm) {
             Ok(disks) => disks,
             Err(unfit) => return looking.stuck(unfit),

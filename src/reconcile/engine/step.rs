@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tracing::debug;
 
-use super::{Engine, SLOW};
+use super::{Engine, Key, SLOW};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::lease::{Address, Lease};
@@ -18,7 +18,7 @@ use crate::clock;
 use crate::host;
 use crate::host::rule::Generation;
 use crate::reconcile::net::cni::Checking;
-use crate::reconcile::{Conflict, Convergence, Error, Reconcile, converge};
+use crate::reconcile::{Conflict, Convergence, Error, Reconcile, Wait, converge};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Durable, Gate, Txn};
 
@@ -101,6 +101,10 @@ impl<R: Reconcile> Reconcile for Taken<'_, R> {
         R::plan(desired, observed)
     }
 
+    fn waits(action: &R::Action) -> Option<Wait> {
+        R::waits(action)
+    }
+
     async fn observe(&self, desired: &R::Desired) -> Result<R::Observed, host::Error> {
         self.rung.observe(desired).await
     }
@@ -141,7 +145,7 @@ impl Meet for Climbing<'_> {
         let (engine, vm) = (self.engine, self.vm);
         let was_ready = engine.store.read(|world| {
             let page = world.page(vm.meta.uid, rung);
-            page.is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
+            page.is_some_and(|page| page.condition.is_settled_at(vm.meta.generation))
         });
         let reconciler = Taken {
             rung: reconciler,
@@ -160,12 +164,27 @@ impl Meet for Climbing<'_> {
         if was_ready && !taken.is_empty() {
             self.tell_of_drift(rung, &object, &taken).await?;
         }
-        if result.is_err() {
-            let found = describe(&result);
-            engine.note(EventType::Warning, &object, &found.1.to_string(), &found.2);
-            engine.set_condition(vm, rung, found).await?;
+        let Err(error) = &result else {
+            return result.map_err(|_| Stop::Outcome(Outcome::Failed));
+        };
+        let found = describe(&result);
+        let awaited = engine.awaits(Key::Vm(vm.meta.uid), vm.meta.uid, error);
+        match (&awaited, error) {
+            (None, _) => engine.note(EventType::Warning, &object, &found.1.to_string(), &found.2),
+            // It is looked at again at once, and what is said of it then is meant.
+            (
+                Some(outcome),
+                Error::Waits {
+                    wait: Wait::Judgement,
+                    ..
+                },
+            ) => {
+                return Err(Stop::Outcome(*outcome));
+            }
+            (Some(_), _) => {}
         }
-        result.map_err(|_| Stop::Outcome(Outcome::Failed))
+        engine.set_condition(vm, rung, found).await?;
+        Err(Stop::Outcome(awaited.unwrap_or(Outcome::Failed)))
     }
 }
 
@@ -288,6 +307,10 @@ pub(super) fn describe<O>(result: &Result<O, Error>) -> (Status, Reason, String)
                 Error::Observe(_) => (Status::Unknown, Reason::ObserveFailed),
                 Error::Act { .. } => (Status::False, Reason::ActionFailed),
                 Error::NotConverging(_) => (Status::False, Reason::NotConverging),
+                Error::Waits { .. } => {
+                    let message = "the guest was asked to power down".to_owned();
+                    return (Status::False, Reason::Stopping, message);
+                }
             };
             (status, reason, error.to_string())
         }

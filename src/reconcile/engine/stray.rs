@@ -33,9 +33,12 @@ impl Engine {
         };
         for rung in LADDER.into_iter().rev() {
             for standing in &standings {
-                if let Err((_, reason, message)) = self.take_down(rung, label, standing).await {
-                    self.note(EventType::Warning, &object, &reason.to_string(), &message);
-                    return Ok(Outcome::Failed);
+                if let Err(stuck) = self.take_down(rung, label, standing).await {
+                    let (_, reason, message) = stuck.found;
+                    if stuck.outcome == Outcome::Failed {
+                        self.note(EventType::Warning, &object, &reason.to_string(), &message);
+                    }
+                    return Ok(stuck.outcome);
                 }
             }
         }

@@ -11,7 +11,7 @@ use tracing::debug;
 use crate::api::host_group::{HostGroup, HostGroupSpec};
 use crate::api::meta::{Meta, Name, Timestamp, Uid};
 use crate::api::network::Mode;
-use crate::api::vm::Vm;
+use crate::api::vm::{Power, Vm};
 use crate::host;
 use crate::store::{self, LeaseError, Store, Txn, World};
 
@@ -117,7 +117,7 @@ pub fn observed(world: &World, name: &Name, desired: &Desired) -> Observed {
             misplaced,
             spec: vm.spec.clone(),
             deleting: vm.meta.deleting,
-            ready: world.is_ready(vm),
+            ready: world.is_settled(vm),
             on_demand: vm.on_demand.as_ref().map(|on_demand| {
                 let template = on_demand.template.clone();
                 let name = vm.meta.name.clone();
@@ -155,6 +155,7 @@ fn carry_out(
                 group: group.clone(),
                 index: *index,
                 spec: (**spec).clone(),
+                power: Power::default(),
                 on_demand: ask.and_then(|ask| on_demand::of(txn.world(), group, ask)),
             };
             txn.put_vm(vm.clone())?;

@@ -74,7 +74,7 @@ pub struct Member {
     pub misplaced: bool,
     /// On its way out.
     pub deleting: bool,
-    /// At its newest generation.
+    /// At its newest generation; or paused or down, where it is to be.
     pub ready: bool,
     /// None: it is one of those that are counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]

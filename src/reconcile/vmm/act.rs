@@ -5,17 +5,16 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use super::ending::Asked;
 use super::note::Note;
 use super::{
-    Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch,
-    NOTE, RUN_DIR_VAR, SOCKETS, STRAY, confine, watch,
+    Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, INPUT, LABEL_VAR, LOG_LIMIT,
+    Launch, Left, NOTE, RECORD, RUN_DIR_VAR, SOCKETS, STOPPING, STRAY, confine, ending, watch,
 };
 use crate::host::image::{self, Use};
 use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop};
 use crate::host::{Error, Kind, fs, ramdir};
 
-/// For the guest to power down.
-const POLITE_DEADLINE: Duration = Duration::from_secs(3);
 /// For the VMM to obey SIGTERM.
 const TERM_DEADLINE: Duration = Duration::from_secs(2);
 /// For the kernel to clear away what SIGKILL killed.
@@ -37,8 +36,18 @@ pub(super) async fn act(desired: &Desired, action: &Action) -> Result<(), Error>
         Action::CreateRunDir => fs::make_dir(&desired.dir, 0o700),
         Action::Record(process) => process::write_record(&desired.record(), process.thing()),
         Action::AskToPowerDown(process) => ask(desired, process.thing()).await,
-        Action::Terminate(process) => signal(process.thing(), Stop::Terminate, TERM_DEADLINE).await,
-        Action::Kill(process) => kill(process.thing()).await,
+        Action::Pause(process) => {
+            let (control, pid) = control(desired, process.thing())?;
+            control.pause(&desired.dir, pid).await
+        }
+        Action::Resume(process) => {
+            let (control, pid) = control(desired, process.thing())?;
+            control.resume(&desired.dir, pid).await
+        }
+        Action::Terminate(process) => terminate(desired, process.thing()).await,
+        Action::Kill(process) => kill(desired, process.thing()).await,
+        // They come by themselves: see `waits`.
+        Action::PoweredDown { .. } | Action::Judge => Ok(()),
         Action::Launch { .. } => match &desired.want {
             Some(launch) => start(desired, launch).await,
             None => Ok(()),
@@ -48,19 +57,34 @@ pub(super) async fn act(desired: &Desired, action: &Action) -> Result<(), Error>
     }
 }
 
-/// A guest that does not listen, or a VMM whose socket does not answer, is the next step's business: no error.
+/// A guest that does not listen has its time all the same; one whose VMM does not answer is not waited for.
 async fn ask(desired: &Desired, identity: &Identity) -> Result<(), Error> {
-    let Life::Alive(process) = process::look(identity)? else {
+    let Life::Alive(_held) = process::look(identity)? else {
         return Ok(());
     };
-    let Some(control) = Control::in_dir(&desired.dir) else {
-        return Ok(());
+    ending::note(desired, identity, Asked::Asking)?;
+    let asked = match Control::in_dir(&desired.dir) {
+        None => Asked::Not,
+        Some(control) => match control.power_down(&desired.dir, identity.pid).await {
+            Ok(()) => Asked::AtMs(ending::now_ms()?),
+            Err(error) => {
+                tracing::debug!(pid = identity.pid, %error, "a VMM does not take orders");
+                Asked::Not
+            }
+        },
     };
-    if let Err(error) = control.power_down(&desired.dir, identity.pid).await {
-        tracing::debug!(pid = identity.pid, %error, "a VMM does not take orders");
-        return Ok(());
-    }
-    wait(&process, POLITE_DEADLINE).await.map(drop)
+    ending::note(desired, identity, asked)
+}
+
+fn control(desired: &Desired, identity: &Identity) -> Result<(Control, u32), Error> {
+    let silent = || Error::other("ask", "the VMM", "it has no control socket");
+    let control = Control::in_dir(&desired.dir).ok_or_else(silent)?;
+    Ok((control, identity.pid))
+}
+
+async fn terminate(desired: &Desired, identity: &Identity) -> Result<(), Error> {
+    ending::note_once(desired, identity)?;
+    signal(identity, Stop::Terminate, TERM_DEADLINE).await
 }
 
 async fn signal(identity: &Identity, how: Stop, deadline: Duration) -> Result<(), Error> {
@@ -71,9 +95,13 @@ async fn signal(identity: &Identity, how: Stop, deadline: Duration) -> Result<()
     wait(&process, deadline).await.map(drop)
 }
 
-async fn kill(identity: &Identity) -> Result<(), Error> {
+async fn kill(desired: &Desired, identity: &Identity) -> Result<(), Error> {
     signal(identity, Stop::Kill, KILL_DEADLINE).await?;
-    process::reap(identity)
+    match process::read_record(&desired.record()) {
+        // How it ended is still to be told; it is reaped with what it leaves.
+        Ok(Record::Of(recorded)) if recorded == *identity => Ok(()),
+        _ => process::reap(identity),
+    }
 }
 
 /// Whether it ended in time.
@@ -91,6 +119,7 @@ async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
         return Err(Error::other("start", "the VMM again", why));
     }
     forget_the_last(desired).await?;
+    fs::remove(&desired.stopping())?;
     confine::make_home(desired)?;
     if let Err(error) = watch::rotate(&desired.dir) {
         // What stands in the way is of the last VMM's making.
@@ -206,12 +235,8 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
         Life::Ended(exit) => exit.to_string(),
         Life::Alive(_) => "does not run properly".to_owned(),
     };
-    let said = fs::tail(&desired.dir.join(CONSOLE), 1024);
-    let said = said.ok().flatten().unwrap_or_default();
-    let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
-    let mut lines: Vec<&str> = lines.collect();
     // The reason, and what followed from it.
-    let said = match lines.split_off(lines.len().saturating_sub(LAST_LINES)) {
+    let said = match ending::last_lines(&desired.dir, LAST_LINES) {
         none if none.is_empty() => "nothing".to_owned(),
         last => last.join("; "),
     };
@@ -222,25 +247,44 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
     ))
 }
 
-/// The note goes last: it tells whoever comes after a crash what is left to be done.
 async fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
     forget_the_last(desired).await?;
+    fs::remove(&desired.stopping())?;
+    fs::remove(&desired.input())?;
     // Where they stood before the run directory was the VMM's own.
     for name in [CONSOLE, CONSOLE_OLD, Control::Qmp.socket()] {
         fs::remove(&desired.dir.with_file_name(name))?;
     }
+    match desired.left {
+        Left::Nothing => remove_all(desired, names),
+        Left::Log => remove_around_the_log(desired, names),
+    }
+}
+
+/// The note goes last: it tells whoever comes after a crash what is left to be done.
+fn remove_all(desired: &Desired, names: &[String]) -> Result<(), Error> {
     if let Some(noted) = Note::read(desired)? {
         confine::give_back(&noted);
     }
     confine::clear_home(desired)?;
-    let inside = names.iter().filter(|name| *name != STRAY && *name != NOTE);
-    for path in inside.map(|name| desired.dir.join(name)) {
-        confine::remove_strange(&path)?;
-    }
-    fs::remove(&desired.input())?;
+    remove_inside(desired, names)?;
     fs::remove_draft(&desired.record())?;
     fs::remove(&desired.record())?;
     Note::remove(desired)
+}
+
+/// A VM that is down and may come back keeps its user, its disks and what it was told.
+fn remove_around_the_log(desired: &Desired, names: &[String]) -> Result<(), Error> {
+    if names.iter().any(|name| name == STRAY) {
+        confine::clear_around_the_log(desired)?;
+    }
+    remove_inside(desired, names)
+}
+
+fn remove_inside(desired: &Desired, names: &[String]) -> Result<(), Error> {
+    let beside = [INPUT, NOTE, RECORD, STOPPING, STRAY];
+    let mut inside = names.iter().filter(|name| !beside.contains(&name.as_str()));
+    inside.try_for_each(|name| confine::remove_strange(&desired.dir.join(name)))
 }
 
 fn remove_dir(desired: &Desired) -> Result<(), Error> {

@@ -50,6 +50,14 @@ pub(super) fn clear_home(desired: &Desired) -> Result<(), Error> {
     }
 }
 
+/// The same, but for its logs.
+pub(super) fn clear_around_the_log(desired: &Desired) -> Result<(), Error> {
+    match owner(&desired.dir)? {
+        None | Some(0) => Ok(()),
+        Some(_) => clear(&desired.dir, &[CONSOLE, CONSOLE_OLD]),
+    }
+}
+
 /// Who may write in the run directory: the VMM's user. Root, if that is what it runs as. None: it is not there.
 pub(super) fn owner(dir: &Path) -> Result<Option<u32>, Error> {
     match std::fs::symlink_metadata(dir) {

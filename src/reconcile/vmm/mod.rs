@@ -12,11 +12,13 @@
 //! | `control` | talks with a VMM |
 //! | `confine` | what a VMM may have of the host |
 //! | `watch` | comes back when a VMM has ended; keeps its log short meanwhile |
+//! | `ending` | how one ended; that we asked it to |
 //!
 //! # The run directory, `<run>/vm/<uid>/vmm/`
 //! It belongs to the VMM's own user, who can write there and nowhere else: what is found in it is of a stranger's making.
 //! Beside it, out of the VMM's reach, stand `process`: which process was started, see [`crate::host::process::read_record`]; and
-//! `launch.json`: what was said to it (`note`).
+//! `launch.json`: what was said to it (`note`); `console.in`: a pipe to its serial input; and `stopping`: which one we stop, and
+//! since when (`ending`).
 //!
 //! | name | what |
 //! |---|---|
@@ -35,6 +37,7 @@ mod cloud_hypervisor;
 mod cmdline;
 mod confine;
 mod control;
+mod ending;
 mod firecracker;
 mod machine;
 mod note;
@@ -49,11 +52,13 @@ mod watch;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
-use super::{Conflict, Reconcile};
+use super::{Conflict, Reconcile, Wait};
+use crate::api::life::Grace;
 use crate::api::meta::Uid;
 use crate::api::vm::Hypervisor;
 use crate::host;
@@ -61,6 +66,7 @@ use crate::host::process::{Exit, Identity};
 use crate::owner::{Label, Owned};
 
 pub use control::{Control, GuestState};
+pub use ending::{Ended, ended, last_lines};
 pub use machine::{Accel, Machine};
 pub use note::{running, started_as};
 pub use program::Programs;
@@ -74,6 +80,8 @@ pub const RECORD: &str = "process";
 pub const NOTE: &str = "launch.json";
 /// A pipe to the guest's serial input; beside the run directory, too.
 pub const INPUT: &str = "console.in";
+/// Which process we stop, and since when.
+pub const STOPPING: &str = "stopping";
 /// Serial output of the guest and messages of the VMM.
 pub const CONSOLE: &str = "console.log";
 /// The console before the last rotation.
@@ -96,7 +104,8 @@ const SOCKETS: [&str; 6] = [
     AGENT,
 ];
 /// Every name in a run directory that is ours to remove.
-pub const OURS: [&str; 11] = [
+pub const OURS: [&str; 13] = [
+    INPUT,
     AGENT,
     Control::CloudHypervisor.socket(),
     CONTROL_LOCK,
@@ -106,6 +115,7 @@ pub const OURS: [&str; 11] = [
     NOTE,
     RECORD,
     Control::Qmp.socket(),
+    STOPPING,
     CONFIG,
     VSOCK,
 ];
@@ -159,6 +169,74 @@ pub struct Desired {
     /// How it is confined; none: it runs as we do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confined: Option<Confined>,
+    /// How long a guest that was asked to power down is waited for.
+    #[serde(default, skip_serializing_if = "Grace::is_default")]
+    pub grace: Grace,
+    /// What stays where nothing may run.
+    #[serde(default, skip_serializing_if = "Left::is_default")]
+    pub left: Left,
+    /// What the guest is to do.
+    #[serde(default, skip_serializing_if = "Guest::is_default")]
+    pub guest: Guest,
+    /// Which ends may be answered with a start.
+    #[serde(default, skip_serializing_if = "Judged::is_default")]
+    pub judged: Judged,
+}
+
+/// What stays of a VMM that may not run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Left {
+    /// Nothing: the VM goes.
+    #[default]
+    Nothing,
+    /// Its log, and which process it was: the VM is only down.
+    Log,
+}
+
+impl Left {
+    /// Nothing stays.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What a guest is to do while its VMM runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Guest {
+    /// What it does; its VMM is not asked.
+    #[default]
+    Any,
+    /// To run: one that is held goes on.
+    Running,
+    /// To be held.
+    Paused,
+}
+
+impl Guest {
+    /// It may do what it does.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Which ends may be answered with a start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Judged {
+    /// Every one.
+    #[default]
+    All,
+    /// The end of this process alone, if it has ended: another one is to be written down and judged before it is forgotten.
+    Of(Option<Identity>),
+}
+
+impl Judged {
+    /// Every end.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What a VMM may have of the host. Not compared with what runs: one that was started with less in its way goes on until it ends.
@@ -184,6 +262,11 @@ impl Desired {
     pub(super) fn input(&self) -> PathBuf {
         self.dir.with_file_name(INPUT)
     }
+
+    /// Where is noted that we stop it.
+    fn stopping(&self) -> PathBuf {
+        self.dir.with_file_name(STOPPING)
+    }
 }
 
 /// What there is.
@@ -197,6 +280,9 @@ pub struct Observed {
     /// The VMM that the record names has ended, like this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Exit>,
+    /// Which that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_as: Option<Identity>,
     /// The last line in the console, for people. Empty while a VMM runs.
     #[serde(default)]
     pub last_words: String,
@@ -235,6 +321,12 @@ pub struct Running {
     /// Files that it was to read, and that do not say what is wanted: it was started for something else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stale: Vec<String>,
+    /// How long ago its guest was asked to power down, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_ms: Option<u64>,
+    /// What its guest does, where it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestState>,
 }
 
 /// A process' hold on the VM's network.
@@ -257,8 +349,21 @@ pub enum Action {
     CreateRunDir,
     /// Notes a running process whose record is lost.
     Record(Owned<Identity>),
-    /// Asks the guest to power down, and waits 3 s at most.
+    /// Asks the guest to power down.
     AskToPowerDown(Owned<Identity>),
+    /// The guest has powered down, or has had its time. Nobody takes this step.
+    PoweredDown {
+        /// Whose.
+        process: Owned<Identity>,
+        /// What it has left.
+        left_ms: u64,
+    },
+    /// Holds the guest.
+    Pause(Owned<Identity>),
+    /// Lets it go on.
+    Resume(Owned<Identity>),
+    /// How the process ended is written down and judged. Taken elsewhere.
+    Judge,
     /// SIGTERM, and waits 2 s at most.
     Terminate(Owned<Identity>),
     /// SIGKILL, and waits.
@@ -284,6 +389,14 @@ impl std::fmt::Display for Action {
                 "ask the guest to power down, pid {}",
                 process.thing().pid
             ),
+            Self::PoweredDown { process, left_ms } => {
+                let left = humantime::format_duration(Duration::from_millis(*left_ms));
+                let pid = process.thing().pid;
+                write!(f, "wait {left} at most until it has, pid {pid}")
+            }
+            Self::Pause(process) => write!(f, "pause the guest, pid {}", process.thing().pid),
+            Self::Resume(process) => write!(f, "resume the guest, pid {}", process.thing().pid),
+            Self::Judge => f.write_str("note how the VMM ended"),
             Self::Terminate(process) => write!(f, "terminate the VMM, pid {}", process.thing().pid),
             Self::Kill(process) => write!(
                 f,
@@ -315,6 +428,26 @@ impl Reconcile for Vmm {
 
     fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
         plan::plan(desired, observed)
+    }
+
+    fn waits(action: &Action) -> Option<Wait> {
+        match action {
+            Action::PoweredDown { process, left_ms } => {
+                let left = Duration::from_millis(*left_ms);
+                Some(Wait::End(process.thing().clone(), left))
+            }
+            Action::Judge => Some(Wait::Judgement),
+            Action::CreateRunDir
+            | Action::Record(_)
+            | Action::AskToPowerDown(_)
+            | Action::Pause(_)
+            | Action::Resume(_)
+            | Action::Terminate(_)
+            | Action::Kill(_)
+            | Action::Launch { .. }
+            | Action::RemoveFiles(_)
+            | Action::RemoveRunDir => None,
+        }
     }
 
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::note::Note;
 use super::{
-    CONSOLE, Control, Desired, LABEL_VAR, NOTE, OURS, Observed, Plug, RECORD, RunDir, Running,
-    STRAY, Vmm, confine,
+    Control, Desired, Guest, GuestState, INPUT, LABEL_VAR, NOTE, OURS, Observed, Plug, RECORD,
+    RunDir, Running, STOPPING, STRAY, Vmm, confine, ending,
 };
 use crate::api::meta::Uid;
 use crate::host::process::{self, Exit, Identity, Life, Record, TapSlot};
@@ -77,9 +77,10 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
     let Followed {
         running,
         ended,
+        ended_as,
         trail,
     } = follow(desired, record)?;
-    let running = match running {
+    let mut running = match running {
         Some(running) => vec![running],
         None if rung.may_be_lost(desired, &dir, trail).await? => unrecorded(desired).await?,
         None => Vec::new(),
@@ -88,8 +89,11 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
         true => rung.lock().remove(&desired.uid),
         false => rung.lock().insert(desired.uid),
     };
+    for found in &mut running {
+        found.guest = guest(desired, found).await?;
+    }
     let last_words = if running.is_empty() {
-        last_words(desired)
+        ending::last_lines(&desired.dir, 1).concat()
     } else {
         String::new()
     };
@@ -97,18 +101,45 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
         dir,
         running,
         ended,
+        ended_as,
         last_words,
     })
 }
 
-fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
+/// What the guest does, where it matters.
+async fn guest(desired: &Desired, running: &Running) -> Result<Option<GuestState>, Error> {
+    match (desired.guest, &desired.want) {
+        (Guest::Any, _) | (_, None) => return Ok(None),
+        (Guest::Running | Guest::Paused, Some(_)) => {}
+    }
+    let pid = running.process.thing().pid;
+    match Control::in_dir(&desired.dir) {
+        // It is just starting.
+        None => Ok(None),
+        Some(control) => control.state(&desired.dir, pid).await.map(Some),
+    }
+}
+
+/// What of ours stands beside the run directory. The note of a stop goes with the record, and is named only without one.
+fn beside(desired: &Desired) -> Result<Vec<String>, Error> {
     let mut beside = Vec::new();
     if Note::is_there(desired) {
         beside.push(NOTE.to_owned());
     }
-    if fs::read_text(&desired.record())?.is_some() {
-        beside.push(RECORD.to_owned());
+    if desired.input().exists() {
+        beside.push(INPUT.to_owned());
     }
+    for (name, path) in [(RECORD, desired.record()), (STOPPING, desired.stopping())] {
+        if fs::read_text(&path)?.is_some() {
+            beside.push(name.to_owned());
+            break;
+        }
+    }
+    Ok(beside)
+}
+
+fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
+    let beside = beside(desired)?;
     Ok(match fs::look_at_dir(&desired.dir)? {
         fs::Dir::Absent if beside.is_empty() => RunDir::Absent,
         fs::Dir::Absent => RunDir::Present {
@@ -166,25 +197,33 @@ enum Trail {
 struct Followed {
     running: Option<Running>,
     ended: Option<Exit>,
+    /// Which process that was, if it was in this boot.
+    ended_as: Option<Identity>,
     trail: Trail,
 }
 
 /// What became of the process on record.
 fn follow(desired: &Desired, record: Record) -> Result<Followed, Error> {
-    let found = |running, ended, trail| {
-        Ok(Followed {
-            running,
-            ended,
-            trail,
-        })
+    let nothing = |trail| Followed {
+        running: None,
+        ended: None,
+        ended_as: None,
+        trail,
     };
     let identity = match record {
-        Record::None => return found(None, None, Trail::Lost),
-        Record::Unborn => return found(None, None, Trail::Sound),
+        Record::None => return Ok(nothing(Trail::Lost)),
+        Record::Unborn => return Ok(nothing(Trail::Sound)),
         Record::Of(identity) => identity,
     };
     match process::look(&identity)? {
-        Life::Ended(exit) => found(None, Some(exit), Trail::Sound),
+        Life::Ended(exit) => {
+            let now = identity.boot == fs::boot_id()?;
+            Ok(Followed {
+                ended: Some(exit),
+                ended_as: now.then_some(identity),
+                ..nothing(Trail::Sound)
+            })
+        }
         Life::Alive(process) => {
             let label = process::env_var(identity.pid, LABEL_VAR)?;
             let running = describe(desired, identity, label.as_deref(), Recorded::Yes)?;
@@ -194,7 +233,10 @@ fn follow(desired: &Desired, record: Record) -> Result<Followed, Error> {
                 Some(_) => Trail::Sound,
                 None => Trail::Lost,
             };
-            found(running, None, trail)
+            Ok(Followed {
+                running,
+                ..nothing(trail)
+            })
         }
     }
 }
@@ -241,6 +283,8 @@ fn describe(
         return Ok(None);
     };
     Ok(Some(Running {
+        asked_ms: ending::asked_ms(desired, process.thing())?,
+        guest: None,
         process,
         argv: process::argv(pid)?,
         recorded: recorded == Recorded::Yes,
@@ -270,17 +314,4 @@ fn plug(desired: &Desired, pid: u32) -> Result<Plug, Error> {
         TapSlot::None | TapSlot::Attached(_) => Plug::In,
         TapSlot::Orphaned => Plug::TapGone,
     })
-}
-
-/// The last line that says something, at most 200 characters. A guest wrote it: nothing that could steer a terminal is left in it.
-fn last_words(desired: &Desired) -> String {
-    // What stands there is of the VMM's making: words that cannot be read are none.
-    let tail = fs::tail(&desired.dir.join(CONSOLE), 4096);
-    let tail = tail.ok().flatten().unwrap_or_default();
-    let line = tail
-        .lines()
-        .map(str::trim)
-        .rfind(|line| !line.is_empty())
-        .unwrap_or_default();
-    line.chars().filter(|c| !c.is_control()).take(200).collect()
 }

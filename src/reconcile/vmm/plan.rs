@@ -1,7 +1,11 @@
 //! From what runs to what is to run. Pure.
-//! Not here: looking, acting, how often.
+//! Not here: looking, acting, how often; whether a VM that has ended may run again.
 
-use super::{Action, Desired, Launch, Observed, Plug, RunDir, Running};
+use super::{
+    Action, CONSOLE, CONSOLE_OLD, Desired, Guest, GuestState, Judged, Launch, Left, NOTE, Observed,
+    Plug, RECORD, RunDir, Running,
+};
+use crate::api::life::Grace;
 use crate::reconcile::Conflict;
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
@@ -13,17 +17,23 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
         .running
         .iter()
         .filter(|running| kept != Some(running))
-        .flat_map(stop)
+        .flat_map(|running| stop(running, desired.grace))
         .collect();
     match (&observed.dir, &desired.want) {
         (RunDir::Foreign, Some(_)) => return Err(foreign(desired)),
         (RunDir::Foreign | RunDir::Absent, None) => {}
         (RunDir::Absent, Some(_)) => {
             actions.push(Action::CreateRunDir);
-            actions.extend(run(kept, observed));
+            actions.extend(run(desired, kept, observed));
         }
-        (RunDir::Present { .. }, Some(_)) => actions.extend(run(kept, observed)),
-        (RunDir::Present { ours, others }, None) => actions.extend(clear(ours, others)),
+        (RunDir::Present { .. }, Some(_)) => actions.extend(run(desired, kept, observed)),
+        (RunDir::Present { ours, others }, None) => match desired.left {
+            Left::Nothing => actions.extend(clear(ours, others)),
+            Left::Log => {
+                actions.extend(judge(desired, observed));
+                actions.extend(clear_all_but_the_log(ours));
+            }
+        },
     }
     Ok(actions)
 }
@@ -38,33 +48,70 @@ fn fitting<'a>(launch: &Launch, running: &'a [Running]) -> Option<&'a Running> {
     recorded.or_else(|| running.iter().find(fits))
 }
 
-/// Each step waits for its deadline and is nothing to do once the process has ended.
-fn stop(running: &Running) -> Vec<Action> {
-    let ask = running
-        .polite
-        .then(|| Action::AskToPowerDown(running.process.clone()));
-    ask.into_iter()
-        .chain([
-            Action::Terminate(running.process.clone()),
-            Action::Kill(running.process.clone()),
-        ])
-        .collect()
+/// A guest is asked once and has its time; each further step waits for its own deadline. None is anything to do once the process
+/// has ended.
+fn stop(running: &Running, grace: Grace) -> Vec<Action> {
+    let process = || running.process.clone();
+    let grace = u64::try_from(grace.get().as_millis()).unwrap_or(u64::MAX);
+    let wait = |left_ms| Action::PoweredDown {
+        process: process(),
+        left_ms,
+    };
+    let politely = match running.asked_ms {
+        None if running.polite && grace > 0 => {
+            vec![Action::AskToPowerDown(process()), wait(grace)]
+        }
+        Some(asked) if asked < grace => vec![wait(grace - asked)],
+        None | Some(_) => Vec::new(),
+    };
+    let firmly = [Action::Terminate(process()), Action::Kill(process())];
+    politely.into_iter().chain(firmly).collect()
 }
 
-fn run(kept: Option<&Running>, observed: &Observed) -> Option<Action> {
-    match kept {
-        None => Some(Action::Launch {
-            after: observed.ended,
-        }),
-        Some(running) if !running.recorded => Some(Action::Record(running.process.clone())),
-        Some(_) => None,
-    }
+fn run(desired: &Desired, kept: Option<&Running>, observed: &Observed) -> Vec<Action> {
+    let Some(running) = kept else {
+        let after = observed.ended;
+        let launch = Action::Launch { after };
+        return judge(desired, observed)
+            .into_iter()
+            .chain([launch])
+            .collect();
+    };
+    let process = || running.process.clone();
+    let record = (!running.recorded).then(|| Action::Record(process()));
+    let guest = match (desired.guest, running.guest) {
+        (Guest::Paused, Some(GuestState::Paused | GuestState::Ended)) => None,
+        (Guest::Paused, None | Some(GuestState::Starting | GuestState::Running)) => {
+            Some(Action::Pause(process()))
+        }
+        (Guest::Running, Some(GuestState::Paused)) => Some(Action::Resume(process())),
+        (Guest::Running | Guest::Any, _) => None,
+    };
+    record.into_iter().chain(guest).collect()
+}
+
+/// Before what remains of a process is cleared away: to be known how it ended, it must be looked at first.
+fn judge(desired: &Desired, observed: &Observed) -> Option<Action> {
+    let Judged::Of(known) = &desired.judged else {
+        return None;
+    };
+    let ended = observed.ended_as.is_some() && observed.ended_as != *known;
+    let will_have = observed.running.iter().any(|running| running.recorded);
+    (ended || will_have).then_some(Action::Judge)
 }
 
 fn clear(ours: &[String], others: &[String]) -> Vec<Action> {
     let files = (!ours.is_empty()).then(|| Action::RemoveFiles(ours.to_vec()));
     let dir = others.is_empty().then_some(Action::RemoveRunDir);
     files.into_iter().chain(dir).collect()
+}
+
+/// Which process it was and what it was told stay, too: a daemon that has lost its state is not to take the VM for one that never
+/// ran, nor a disk that was given to it for its user's own.
+fn clear_all_but_the_log(ours: &[String]) -> Option<Action> {
+    let stays = |name: &&String| [CONSOLE, CONSOLE_OLD, NOTE, RECORD].contains(&name.as_str());
+    let rest: Vec<String> = ours.iter().filter(|name| !stays(name)).cloned().collect();
+    (!rest.is_empty()).then_some(Action::RemoveFiles(rest))
 }
 
 fn foreign(desired: &Desired) -> Conflict {

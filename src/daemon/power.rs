@@ -1,0 +1,102 @@
+//! What a person tells a running VM, as it is asked for on the socket.
+//! Not here: doing it ([`crate::reconcile::engine`]), HTTP.
+
+use super::answers::Failure;
+use super::orders::{nearest, not_found};
+use crate::api::condition::Reason;
+use crate::api::event::EventType;
+use crate::api::meta::Name;
+use crate::api::rung::Rung;
+use crate::api::view::Applied;
+use crate::api::vm::{Hypervisor, Power, PowerVerb, Vm};
+use crate::clock;
+use crate::reconcile::engine::{Engine, remember};
+use crate::reconcile::life::ProcessMark;
+use crate::store::World;
+use crate::wire::Refusal;
+
+/// Stores what is wanted of a VM from now on. Its key is renewed by that: a backoff is over.
+pub async fn tell(engine: &Engine, name: Name, verb: PowerVerb) -> Result<Applied, Refusal> {
+    let told = engine.store.write(|txn| {
+        let Some(mut vm) = txn.world().vm_named(&name).cloned() else {
+            let names = txn.world().vms().map(|vm| &vm.meta.name);
+            let near = nearest(&name, names);
+            return Err(Failure::Refused(not_found("vm", &name, near)));
+        };
+        let Some(power) = wanted(txn.world(), &vm, verb).map_err(refused)? else {
+            return Ok((vm.meta.uid, Applied::Unchanged));
+        };
+        let uid = vm.meta.uid;
+        vm.power = power;
+        vm.meta.generation += 1;
+        if verb == PowerVerb::Start {
+            remember(txn, uid, ProcessMark::answer)?;
+        }
+        txn.put_vm(vm)?;
+        Ok((uid, Applied::Configured))
+    });
+    let (uid, applied) = told.await?;
+    if applied == Applied::Configured {
+        match verb {
+            // What it did before is no reason any more to leave it alone.
+            PowerVerb::Start | PowerVerb::Restart => engine.contests.forget(uid),
+            PowerVerb::Pause | PowerVerb::Resume | PowerVerb::Stop => {}
+        }
+        let (now, object) = (clock::now(), format!("vm/{name}"));
+        let message = format!("by slicectl vm {verb}");
+        let events = engine.store.events();
+        events.note(now, EventType::Normal, &object, "Power", &message);
+    }
+    Ok(applied)
+}
+
+fn refused(why: String) -> Failure {
+    Failure::Refused(Refusal::Conflict(vec![why]))
+}
+
+/// What the VM is to do from now on; none: what it does already.
+fn wanted(world: &World, vm: &Vm, verb: PowerVerb) -> Result<Option<Power>, String> {
+    let name = &vm.meta.name;
+    if vm.meta.deleting {
+        return Err(format!("vm/{name} is being deleted"));
+    }
+    if vm.spec.hypervisor == Hypervisor::None {
+        return Err(format!(
+            "vm/{name} has no VMM of ours to {verb}: its hypervisor is none"
+        ));
+    }
+    let reason = world
+        .page(vm.meta.uid, Rung::Vmm)
+        .map(|page| page.condition.reason);
+    let down = matches!(reason, Some(Reason::Stopped | Reason::Failed));
+    match (verb, vm.power) {
+        (PowerVerb::Pause | PowerVerb::Resume, Power::Stopped) => Err(format!(
+            "vm/{name} is stopped: slicectl vm start {name} starts it"
+        )),
+        (PowerVerb::Pause | PowerVerb::Resume, Power::Restarting) => {
+            Err(format!("vm/{name} is just being restarted"))
+        }
+        (PowerVerb::Pause | PowerVerb::Resume, _) if down => Err(format!(
+            "vm/{name} does not run: slicectl vm start {name} starts it"
+        )),
+        (PowerVerb::Start, Power::Paused) if !down => Err(format!(
+            "vm/{name} is paused: slicectl vm resume {name} lets it go on"
+        )),
+        (PowerVerb::Pause, Power::Paused)
+        | (PowerVerb::Stop, Power::Stopped)
+        | (PowerVerb::Restart | PowerVerb::Start, Power::Restarting) => Ok(None),
+        (PowerVerb::Start, Power::Running) if world.is_ready(vm) => Ok(None),
+        (PowerVerb::Pause, Power::Running) => Ok(Some(Power::Paused)),
+        // One that runs may have been held by somebody else: it is looked at.
+        (PowerVerb::Resume, Power::Running | Power::Paused) => Ok(Some(Power::Running)),
+        (PowerVerb::Stop, Power::Running | Power::Paused | Power::Restarting) => {
+            Ok(Some(Power::Stopped))
+        }
+        (PowerVerb::Start, Power::Running | Power::Paused | Power::Stopped) => {
+            Ok(Some(Power::Running))
+        }
+        (PowerVerb::Restart, Power::Running | Power::Paused | Power::Stopped) => {
+            Ok(Some(Power::Restarting))
+        }
+    }
+}
