@@ -9,7 +9,7 @@ use slicectl::host::process::{self, Exit, Identity, Life, Record, Spawn, Stop};
 use slicectl::host::{Kind, cpu};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Action, CONSOLE, CONSOLE_OLD, Desired, LABEL_VAR, LOG_LIMIT, Launch, NOTE, OURS, RECORD,
+    Action, CONSOLE, CONSOLE_OLD, Desired, INPUT, LABEL_VAR, LOG_LIMIT, Launch, NOTE, OURS, RECORD,
     RunDir, Vmm, rotate, watch,
 };
 
@@ -358,7 +358,7 @@ async fn a_vmm_is_started_once_adopted_replaced_and_removed() {
     );
 
     std::fs::remove_dir_all(&desired.dir).unwrap();
-    for beside in [RECORD, NOTE] {
+    for beside in [INPUT, NOTE, RECORD] {
         std::fs::remove_file(desired.dir.with_file_name(beside)).unwrap();
     }
     let (found, steps) = converge(&Vmm::default(), &desired).await;

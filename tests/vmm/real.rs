@@ -218,6 +218,11 @@ fn ended(identity: &Identity) -> Option<Exit> {
     }
 }
 
+fn assert_ends(identity: &Identity, exit: Exit) {
+    eventually(PATIENCE, || ended(identity).is_some());
+    assert_eq!(ended(identity), Some(exit));
+}
+
 /// From its birth to its end.
 async fn a_life(hypervisor: Hypervisor, who: As) {
     let place = place(hypervisor, who).await;
@@ -297,7 +302,7 @@ async fn goes_politely(hypervisor: Hypervisor, who: As) {
             control.pause(&desired.dir, identity.pid).await.unwrap();
         }
         place.ask(&desired).await;
-        assert_eq!(ended(&identity), Some(Exit::Code(0)), "held: {held}");
+        assert_ends(&identity, Exit::Code(0));
         let steps = place.clear(desired).await;
         assert_eq!(steps.len(), 2, "nobody to stop: {steps:?}");
     }
@@ -488,7 +493,7 @@ async fn an_older(hypervisor: Hypervisor, double: &str) {
     let desired = place.desired(|_, slot| slot.connection.mtu = 1400);
     let identity = place.boot(&desired).await;
     place.ask(&desired).await;
-    assert_eq!(ended(&identity), Some(Exit::Code(0)));
+    assert_ends(&identity, Exit::Code(0));
     place.clear(desired).await;
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::ending::Asked;
 use super::note::Note;
 use super::{
-    Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, INPUT, LABEL_VAR, LOG_LIMIT,
-    Launch, Left, NOTE, RECORD, RUN_DIR_VAR, SOCKETS, STOPPING, STRAY, confine, ending, watch,
+    Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch,
+    Left, NOTE, RUN_DIR_VAR, SOCKETS, STRAY, confine, ending, watch,
 };
 use crate::host::image::{self, Use};
 use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop};
@@ -282,8 +282,9 @@ fn remove_around_the_log(desired: &Desired, names: &[String]) -> Result<(), Erro
 }
 
 fn remove_inside(desired: &Desired, names: &[String]) -> Result<(), Error> {
-    let beside = [INPUT, NOTE, RECORD, STOPPING, STRAY];
-    let mut inside = names.iter().filter(|name| !beside.contains(&name.as_str()));
+    let mut inside = names
+        .iter()
+        .filter(|name| ![NOTE, STRAY].contains(&name.as_str()));
     inside.try_for_each(|name| confine::remove_strange(&desired.dir.join(name)))
 }
 

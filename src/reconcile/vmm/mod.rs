@@ -105,10 +105,10 @@ const SOCKETS: [&str; 6] = [
 ];
 /// Every name in a run directory that is ours to remove.
 pub const OURS: [&str; 13] = [
-    INPUT,
     AGENT,
     Control::CloudHypervisor.socket(),
     CONTROL_LOCK,
+    INPUT,
     CONSOLE,
     CONSOLE_OLD,
     Control::Firecracker.socket(),
