@@ -74,6 +74,9 @@ impl ProcessMark {
 
     /// As the page keeps it.
     pub fn text(&self) -> Option<String> {
+        if *self == Self::default() {
+            return None;
+        }
         serde_json::to_string(self).ok()
     }
 

