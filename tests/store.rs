@@ -1,10 +1,8 @@
 //! The store's laws on a real disk: what was committed is there again, what was not is not, damage is set aside.
-//! Not here: the ladder's gates and leases (`tests/ladder.rs`).
+//! Not here: the ladder's gates and leases (`tests/ladder.rs`); a full disk (`tests/store_full.rs`).
 
 #[path = "store/damage.rs"]
 mod damage;
-#[path = "store/disk_full.rs"]
-mod disk_full;
 #[path = "store/reopen.rs"]
 mod reopen;
 mod support;

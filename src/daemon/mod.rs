@@ -307,7 +307,8 @@ async fn run(args: Args) -> Result<bool, Error> {
     if args.once {
         intake.read_to_the_end().await;
         let idle = daemon.idle.clone();
-        let converged = daemon.run_until(converged(&engine, idle)).await;
+        let converged = async { Ok(converged(&engine, idle).await) };
+        let converged = daemon.run_until(or_stuck(&engine, converged)).await?;
         engine.store.close();
         return Ok(converged && intake.is_sound());
     }
@@ -361,7 +362,7 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
     // Not under systemd is no error.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!(socket = %engine.run_dir.socket().display(), "ready");
-    terminated().await?;
+    let ending = or_stuck(&engine, terminated()).await;
     info!("ending; VMs run on");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
@@ -374,7 +375,19 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
     {
         warn!("some runs were still under way; the next start finishes them");
     }
-    Ok(())
+    ending
+}
+
+/// `end`, unless the store falls silent before: then nothing can be remembered, nothing may be touched, and whoever started
+/// us starts us anew.
+async fn or_stuck<T>(
+    engine: &Engine,
+    end: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::select! {
+        ended = end => ended,
+        () = engine.store.stuck() => Err(store::Error::Stuck.into()),
+    }
 }
 
 async fn terminated() -> Result<(), Error> {

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -16,15 +15,6 @@ use crate::api::vm::Vm;
 
 /// The layout that this program writes. Another one is refused, not guessed at.
 const FORMAT: &str = "1";
-
-/// As many commits as go into one flush.
-const BATCH: usize = 512;
-
-/// How long what nobody waits for waits for company.
-const COMPANY: Duration = Duration::from_millis(10);
-
-/// After a write that failed, before the next is tried: a disk that was full is full a moment later.
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a database that somebody is just closing is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
@@ -213,56 +203,30 @@ fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     serde_json::from_slice(bytes).map_err(|e| e.to_string())
 }
 
-/// Until every sender is gone: writes what has queued as one batch, flushes once, tells everyone.
-pub(super) fn write_commits(
-    db: &sled::Db,
-    commits: &Receiver<Commit>,
-    take_back: impl Fn(Vec<Commit>, &Receiver<Commit>),
-) {
-    while let Ok(first) = commits.recv() {
-        let batch = gather(first, commits);
-        match write(db, &batch) {
-            Ok(()) => {
-                for told in batch.into_iter().filter_map(|commit| commit.told) {
-                    // Whoever asked may have been cancelled; the change stands.
-                    let _ = told.send(Ok(()));
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, "cannot write the state database; the changes are taken back");
-                take_back(batch, commits);
-                // Everyone concerned tries again at once.
-                std::thread::sleep(PAUSE);
-            }
-        }
-    }
-}
+/// What is written at once: each key with its last value.
+pub(super) type Batch = sled::Batch;
 
-/// What has queued. As long as nobody waits for any of it, it waits a moment for a change that somebody waits for.
-fn gather(first: Commit, commits: &Receiver<Commit>) -> Vec<Commit> {
-    let mut batch = vec![first];
-    batch.extend(commits.try_iter().take(BATCH - 1));
-    let unhurried = batch.len() < BATCH && batch.iter().all(|commit| commit.told.is_none());
-    if unhurried && let Ok(next) = commits.recv_timeout(COMPANY) {
-        batch.push(next);
-        batch.extend(commits.try_iter().take(BATCH - batch.len()));
-    }
-    batch
-}
-
-fn write(db: &sled::Db, commits: &[Commit]) -> sled::Result<()> {
+/// What these commits come to.
+pub(super) fn batch(commits: &[Commit]) -> Batch {
     let last: BTreeMap<&str, Option<&[u8]>> = commits
         .iter()
         .flat_map(|commit| &commit.writes)
         .map(|(key, value)| (key.as_str(), value.as_deref()))
         .collect();
-    let mut batch = sled::Batch::default();
+    let mut batch = Batch::default();
     for (key, value) in last {
         match value {
             Some(value) => batch.insert(key, value),
             None => batch.remove(key),
         }
     }
-    db.apply_batch(batch)?;
-    db.flush().map(drop)
+    batch
+}
+
+/// Writes it and flushes. On a full disk sled 0.34 may lose a wake-up, and then this never returns.
+pub(super) fn write(db: &sled::Db, batch: Batch) -> Result<(), String> {
+    db.apply_batch(batch)
+        .and_then(|()| db.flush())
+        .map(drop)
+        .map_err(|e| e.to_string())
 }

@@ -3,21 +3,29 @@
 //!
 //! # Why
 //! All state is small (a VM is about 2 kB) and read far more often than written, so reads are served from memory and the
-//! database is a durable log under it. Writers queue their change, one thread writes what has queued as one batch and
-//! flushes once: 256 VMs that climb together pay for a handful of flushes, not for a thousand.
+//! database is a durable log under it. Writers queue their change, one thread has what has queued written as one batch and
+//! flushed once: 256 VMs that climb together pay for a handful of flushes, not for a thousand.
+//!
+//! A database that does not answer makes the store stuck, for good: nothing may be touched that is not remembered, so all it
+//! still does is to say so at once ([`Store::stuck`]).
 
 mod disk;
 mod events;
 mod ladder;
 mod lease;
+#[cfg(test)]
+mod tests;
 mod txn;
 mod world;
+mod writer;
 
 use std::path::Path;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::sync::{broadcast, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::meta::{Name, Uid};
 
@@ -27,6 +35,9 @@ pub use ladder::Gate;
 pub use lease::{LeaseError, gives};
 pub use txn::Txn;
 pub use world::{Footing, Ground, Pool, World};
+
+use disk::Batch;
+use writer::{Disk, Failure};
 
 /// Room for watchers that are slow; one that falls further behind is told to look at everything.
 const WATCH_BACKLOG: usize = 4096;
@@ -45,6 +56,9 @@ pub enum Error {
     /// A change could not be made durable, and was taken back.
     #[error("cannot write the state database: {0}")]
     Write(String),
+    /// The database has fallen silent. Whether the change became durable is known only to who opens it anew.
+    #[error("the state database does not answer; sliced must be started anew")]
+    Stuck,
 }
 
 /// What a committed transaction touched.
@@ -72,13 +86,15 @@ struct Shared {
     world: Mutex<World>,
     queue: Mutex<Option<std::sync::mpsc::Sender<Commit>>>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Cancelled when the disk falls silent, and then the queue is gone.
+    stuck: CancellationToken,
     changes: broadcast::Sender<Change>,
     events: Events,
 }
 
 /// Tells that a transaction is on the disk, or that it was taken back. By default, of nothing that must be waited for.
 #[derive(Debug, Default)]
-pub struct Durable(Option<oneshot::Receiver<Result<(), String>>>);
+pub struct Durable(Option<oneshot::Receiver<Result<(), Error>>>);
 
 impl Durable {
     /// To wait for both: what was begun later is on the disk no earlier.
@@ -93,13 +109,13 @@ impl Durable {
     /// Waits until it is on the disk.
     ///
     /// # Errors
-    /// [`Error::Write`]: it was taken back.
+    /// [`Error::Write`] or [`Error::Stuck`]: it was taken back.
     pub async fn wait(self) -> Result<(), Error> {
         match self.0 {
             None => Ok(()),
             Some(told) => match told.await {
-                Ok(told) => told.map_err(Error::Write),
-                Err(_) => Err(Error::Write("the database is closed".into())),
+                Ok(told) => told,
+                Err(_) => Err(closed()),
             },
         }
     }
@@ -111,7 +127,7 @@ struct Commit {
     undo: Vec<txn::Undo>,
     changes: Vec<Change>,
     /// Who waits for it.
-    told: Option<oneshot::Sender<Result<(), String>>>,
+    told: Option<oneshot::Sender<Result<(), Error>>>,
 }
 
 /// Whether somebody waits until a transaction is on the disk.
@@ -127,13 +143,29 @@ impl Store {
     /// # Errors
     /// [`Error::Open`] when another daemon holds it, or the folder cannot be used.
     pub fn open(dir: &Path) -> Result<(Self, Opened), Error> {
-        let (disk, world, opened) = disk::open(dir)?;
+        let (db, world, opened) = disk::open(dir)?;
+        let write = move |batch| disk::write(&db, batch);
+        let store = Self::over(world, write, writer::PATIENCE).map_err(|e| Error::Open {
+            path: dir.display().to_string(),
+            why: e.to_string(),
+        })?;
+        Ok((store, opened))
+    }
+
+    /// A store of this world whose changes `write` makes durable, each within `patience`.
+    fn over(
+        world: World,
+        write: impl FnMut(Batch) -> Result<(), String> + Send + 'static,
+        patience: Duration,
+    ) -> std::io::Result<Self> {
+        let disk = Disk::start(write, patience)?;
         let (queue, commits) = std::sync::mpsc::channel();
         let (changes, _) = broadcast::channel(WATCH_BACKLOG);
         let shared = Arc::new(Shared {
             world: Mutex::new(world),
             queue: Mutex::new(Some(queue)),
             writer: Mutex::new(None),
+            stuck: CancellationToken::new(),
             changes,
             events: Events::default(),
         });
@@ -141,18 +173,14 @@ impl Store {
         let writer = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || {
-                disk::write_commits(&disk, &commits, |batch, behind| {
+                writer::write_commits(disk, &commits, |batch, behind, failure| {
                     if let Some(shared) = for_writer.upgrade() {
-                        shared.take_back(batch, behind);
+                        shared.take_back(batch, behind, failure);
                     }
                 });
-            })
-            .map_err(|e| Error::Open {
-                path: dir.display().to_string(),
-                why: e.to_string(),
             })?;
         *lock(&shared.writer) = Some(writer);
-        Ok((Self { shared }, opened))
+        Ok(Self { shared })
     }
 
     /// Looks at the world. Keep it short: writers wait meanwhile.
@@ -163,7 +191,7 @@ impl Store {
     /// Changes the world in one transaction: all of it or, if `change` fails, none of it. Durable when this returns.
     ///
     /// # Errors
-    /// What `change` said, or [`Error::Write`].
+    /// What `change` said, [`Error::Write`] or [`Error::Stuck`].
     pub async fn write<T, E: From<Error>>(
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
@@ -176,7 +204,7 @@ impl Store {
     /// As [`Store::write`], but lets the caller look at the host while the disk works. It must wait before it touches it.
     ///
     /// # Errors
-    /// What `change` said, or [`Error::Write`] when the database is closed.
+    /// What `change` said, [`Error::Write`] when the database is closed, [`Error::Stuck`] when it does not answer.
     pub fn begin<T, E: From<Error>>(
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
@@ -188,7 +216,7 @@ impl Store {
     /// would be found out again after a crash; never for what must be remembered before the host is touched.
     ///
     /// # Errors
-    /// What `change` said, or [`Error::Write`] when the database is closed.
+    /// What `change` said, [`Error::Write`] when the database is closed, [`Error::Stuck`] when it does not answer.
     pub fn write_behind<T, E: From<Error>>(
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
@@ -223,19 +251,22 @@ impl Store {
                 (Some(told), Some(durable))
             }
         };
+        let commit = Commit {
+            writes,
+            undo,
+            changes: changes.clone(),
+            told,
+        };
         // Queued under the world's lock: commits reach the disk in the order they were made.
-        let sent = lock(&self.shared.queue).as_ref().map(|queue| {
-            queue.send(Commit {
-                writes,
-                undo,
-                changes: changes.clone(),
-                told,
-            })
-        });
-        drop(world);
-        if !matches!(sent, Some(Ok(()))) {
-            return Err(Error::Write("the database is closed".into()).into());
+        let unsent = match lock(&self.shared.queue).as_ref() {
+            Some(queue) => queue.send(commit).err().map(|unsent| unsent.0),
+            None => Some(commit),
+        };
+        if let Some(unsent) = unsent {
+            unsent.undo(&mut world);
+            return Err(self.shared.no_more().into());
         }
+        drop(world);
         for change in changes {
             // No watcher is no error.
             let _ = self.shared.changes.send(change);
@@ -253,7 +284,13 @@ impl Store {
         &self.shared.events
     }
 
-    /// Closes the database: waits for what is queued and gives its lock free.
+    /// Resolves when the database has fallen silent, at once if it has already. From then on every change is refused with
+    /// [`Error::Stuck`], and only a new process can go on.
+    pub async fn stuck(&self) {
+        self.shared.stuck.cancelled().await;
+    }
+
+    /// Closes the database: waits for what is queued and gives its lock free. One that does not answer is left as it is.
     pub fn close(&self) {
         lock(&self.shared.queue).take();
         if let Some(writer) = lock(&self.shared.writer).take()
@@ -265,22 +302,30 @@ impl Store {
 }
 
 impl Shared {
+    /// Why nothing can be queued.
+    fn no_more(&self) -> Error {
+        match self.stuck.is_cancelled() {
+            true => Error::Stuck,
+            false => closed(),
+        }
+    }
+
     /// A batch did not become durable: the world goes back to what the disk says.
-    fn take_back(&self, batch: Vec<Commit>, behind: &Receiver<Commit>) {
+    fn take_back(&self, batch: Vec<Commit>, behind: &Receiver<Commit>, failure: &Failure) {
         let mut world = lock(&self.world);
+        let why: fn() -> Error = match failure {
+            Failure::Refused(_) => || Error::Write("the change was taken back; see the log".into()),
+            Failure::Silent => {
+                self.stuck.cancel();
+                lock(&self.queue).take();
+                || Error::Stuck
+            }
+        };
         // What queued behind the failed batch was built on it. Nothing more can queue while the world is locked.
         let commits: Vec<Commit> = batch.into_iter().chain(behind.try_iter()).collect();
-        for commit in commits.into_iter().rev() {
-            let Commit {
-                undo,
-                changes,
-                told,
-                ..
-            } = commit;
-            for undo in undo.into_iter().rev() {
-                undo(&mut world);
-            }
-            for change in changes {
+        for mut commit in commits.into_iter().rev() {
+            let told = commit.told.take();
+            for change in commit.undo(&mut world) {
                 if let Change::Page(uid) = change {
                     // Whoever wrote it may not have waited, and go by what it said.
                     let _ = self.changes.send(Change::Vm(uid));
@@ -288,10 +333,24 @@ impl Shared {
                 let _ = self.changes.send(change);
             }
             if let Some(told) = told {
-                let _ = told.send(Err("the change was taken back; see the log".into()));
+                let _ = told.send(Err(why()));
             }
         }
     }
+}
+
+impl Commit {
+    /// Takes its steps back, the last first. What they had changed.
+    fn undo(self, world: &mut World) -> Vec<Change> {
+        for undo in self.undo.into_iter().rev() {
+            undo(world);
+        }
+        self.changes
+    }
+}
+
+fn closed() -> Error {
+    Error::Write("the database is closed".into())
 }
 
 /// A panic elsewhere leaves the data whole: every change is made by complete steps.

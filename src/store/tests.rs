@@ -1,0 +1,185 @@
+//! The store over a disk that says no, or nothing at all.
+//! Not here: a real disk (`tests/store.rs`, `tests/store_full.rs`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use super::{Change, Error, Store, Txn, World};
+use crate::api::host_group::{HostGroup, HostGroupSpec, Origin, UpdatePolicy};
+use crate::api::meta::{Meta, Timestamp, Uid};
+use crate::api::network::{IsolatedSpec, NetworkSpec, TapOwner};
+use crate::api::policy::Policy;
+use crate::api::rung::Rung;
+use crate::api::vm::{Hypervisor, Vm, VmSpec};
+
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+/// Longer than any test: who waits for so long hangs.
+const LONG: Duration = Duration::from_secs(30);
+
+fn group(name: &str) -> HostGroup {
+    HostGroup {
+        meta: Meta::new(name.parse().expect("a name"), NOW),
+        origin: Origin::Apply,
+        spec: HostGroupSpec {
+            count: 1,
+            update: UpdatePolicy::Rolling,
+            template: VmSpec {
+                hypervisor: Hypervisor::None,
+                vcpu: 1,
+                ram_bytes: 128 << 20,
+                kernel_file: None,
+                initrd_file: None,
+                dns_servers: vec![],
+                network: NetworkSpec::Isolated(IsolatedSpec {
+                    range: None,
+                    policy: Policy::default(),
+                    tap_owner: TapOwner::default(),
+                }),
+            },
+        },
+    }
+}
+
+/// A group with a VM that holds its first rung.
+fn put_vm(txn: &mut Txn<'_>) -> Result<Uid, Error> {
+    let group = group("fleet");
+    let name = HostGroup::vm_name(&group.meta.name, 1).expect("a name");
+    let vm = Vm {
+        meta: Meta::new(name, NOW),
+        group: group.meta.name.clone(),
+        index: 1,
+        spec: group.spec.template.clone(),
+    };
+    let uid = vm.meta.uid;
+    txn.put_group(group)?;
+    txn.put_vm(vm)?;
+    txn.hold_rung(uid, Rung::Lease, NOW)?;
+    Ok(uid)
+}
+
+fn mark(world: &World, uid: Uid) -> Option<String> {
+    world.page(uid, Rung::Lease)?.mark.clone()
+}
+
+/// A store whose disk says nothing until what is returned with it is dropped.
+fn over_a_silent_disk() -> (Store, Sender<()>) {
+    let (hold, held) = channel::<()>();
+    let write = move |_| {
+        let _ = held.recv();
+        Ok(())
+    };
+    let store = Store::over(World::default(), write, Duration::from_millis(50));
+    (store.expect("a store"), hold)
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LONG, what).await.expect("it hangs")
+}
+
+#[tokio::test]
+async fn a_vm_whose_page_was_taken_back_is_told_of_though_nobody_waited() {
+    let full = Arc::new(AtomicBool::new(false));
+    let write = {
+        let full = full.clone();
+        move |_| match full.load(Ordering::SeqCst) {
+            true => Err("the disk is full".to_owned()),
+            false => Ok(()),
+        }
+    };
+    let store = Store::over(World::default(), write, LONG).expect("a store");
+    let uid = store.write(put_vm).await.expect("there is room");
+    full.store(true, Ordering::SeqCst);
+    let mut changes = store.watch();
+    store
+        .write_behind(|txn| txn.set_mark(uid, Rung::Lease, Some("new".into())))
+        .unwrap_or_else(|e: Error| panic!("{e}"));
+    // A page wakes nobody by itself, and nothing else than taking it back tells of the VM.
+    while soon(changes.recv()).await != Ok(Change::Vm(uid)) {}
+    assert_eq!(store.read(|world| mark(world, uid)), None);
+    // The disk has room again, and the store goes on.
+    full.store(false, Ordering::SeqCst);
+    soon(store.write(|txn| txn.put_group(group("more"))))
+        .await
+        .unwrap_or_else(|e: Error| panic!("{e}"));
+    store.close();
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_makes_nobody_wait_for_ever() {
+    let (store, _hold) = over_a_silent_disk();
+    let first = store.write(put_vm);
+    let behind = store.write(|txn| txn.put_group(group("behind")));
+    let (first, behind) = soon(async { tokio::join!(first, behind) }).await;
+    assert!(matches!(first, Err(Error::Stuck)), "{first:?}");
+    assert!(matches!(behind, Err(Error::Stuck)), "{behind:?}");
+    soon(store.stuck()).await;
+    store.read(|world| {
+        assert_eq!(world.vms().count(), 0, "the change was not taken back");
+        assert_eq!(world.groups().count(), 0);
+    });
+    let mut changes = store.watch();
+    let later = store.begin(|txn| txn.put_group(group("later")));
+    let refused = later.map(drop).expect_err("it can be remembered nowhere");
+    assert_eq!(
+        Error::to_string(&refused),
+        "the state database does not answer; sliced must be started anew"
+    );
+    assert_eq!(store.read(|world| world.groups().count()), 0);
+    assert!(changes.try_recv().is_err(), "nothing changed");
+    // The disk is silent still.
+    soon(close(&store)).await;
+    let later = store.write_behind(|txn| txn.put_group(group("later")));
+    assert!(matches!(later, Err(Error::Stuck)), "{later:?}");
+}
+
+#[tokio::test]
+async fn a_disk_whose_thread_panicked_is_one_that_does_not_answer() {
+    let write = |_| panic!("as sled does over some damage");
+    let store = Store::over(World::default(), write, LONG).expect("a store");
+    let told = soon(store.write(|txn| txn.put_group(group("fleet")))).await;
+    assert!(matches!(told, Err(Error::Stuck)), "{told:?}");
+    soon(store.stuck()).await;
+    soon(close(&store)).await;
+}
+
+#[tokio::test]
+async fn a_database_that_does_not_close_is_left_behind() {
+    struct Slow(Arc<AtomicBool>, std::sync::mpsc::Receiver<()>);
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            let _ = self.1.recv();
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let (_hold, held) = channel::<()>();
+    let closed = Arc::new(AtomicBool::new(false));
+    let slow = Slow(closed.clone(), held);
+    let write = move |_| {
+        let _database = &slow;
+        Ok(())
+    };
+    let store = Store::over(World::default(), write, Duration::from_millis(50)).expect("a store");
+    soon(store.write(|txn| txn.put_group(group("fleet"))))
+        .await
+        .unwrap_or_else(|e: Error| panic!("{e}"));
+    soon(close(&store)).await;
+    assert!(!closed.load(Ordering::SeqCst), "it is closing still");
+}
+
+#[tokio::test]
+async fn a_change_to_a_closed_store_is_refused_and_leaves_no_trace() {
+    let store = Store::over(World::default(), |_| Ok(()), LONG).expect("a store");
+    store.close();
+    let told = store.write_behind(|txn| txn.put_group(group("late")));
+    assert!(matches!(told, Err(Error::Write(_))), "{told:?}");
+    assert_eq!(store.read(|world| world.groups().count()), 0);
+}
+
+async fn close(store: &Store) {
+    let store = store.clone();
+    let closed = tokio::task::spawn_blocking(move || store.close());
+    closed.await.expect("no panic");
+}

@@ -1,0 +1,147 @@
+//! The two threads under the store: one gathers what has queued, the other waits for the disk, so that the first need not.
+//! Not here: how a batch is written; what is done about one that was not.
+//!
+//! # Why
+//! A flush may never return: the disk hangs, or sled has lost a wake-up. Whoever waits for it cannot be called back, so a
+//! thread is spent on that alone, and is left behind when it does not answer. There is no way on in this process then: sled
+//! holds its locks, and what came of the batch is known only to who opens the database anew.
+
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use super::Commit;
+use super::disk::{self, Batch};
+
+/// As many commits as go into one flush.
+const BATCH: usize = 512;
+
+/// How long what nobody waits for waits for company.
+const COMPANY: Duration = Duration::from_millis(10);
+
+/// After a write that failed, before the next is tried: a disk that was full is full a moment later.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// A disk that takes longer than this over a batch is taken to be silent for ever.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The thread that waits for the disk. One batch at a time is with it.
+pub(super) struct Disk {
+    batches: SyncSender<Batch>,
+    answers: Receiver<Result<(), String>>,
+    thread: JoinHandle<()>,
+    patience: Duration,
+}
+
+/// Why a batch is not known to be durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The disk says no; it may say yes the next time.
+    Refused(String),
+    /// It has not answered in time, and nothing more is asked of it.
+    Silent,
+}
+
+impl Disk {
+    /// `write` makes a batch durable. It is dropped on the thread that it ran on, once nothing more comes.
+    pub(super) fn start(
+        mut write: impl FnMut(Batch) -> Result<(), String> + Send + 'static,
+        patience: Duration,
+    ) -> io::Result<Self> {
+        let (batches, asked) = sync_channel(1);
+        let (answer, answers) = sync_channel(1);
+        let thread = Builder::new().name("store-disk".into()).spawn(move || {
+            while let Ok(batch) = asked.recv() {
+                if answer.send(write(batch)).is_err() {
+                    // Too late.
+                    return;
+                }
+            }
+            // It may hold the database, and giving that free may take for ever, too: `end` waits for the answers' end.
+            drop(write);
+            drop(answer);
+        })?;
+        Ok(Self {
+            batches,
+            answers,
+            thread,
+            patience,
+        })
+    }
+
+    fn write(&self, batch: Batch) -> Result<(), Failure> {
+        // A thread that has panicked answers no more than one that hangs.
+        self.batches.send(batch).map_err(|_| Failure::Silent)?;
+        match self.answers.recv_timeout(self.patience) {
+            Ok(answer) => answer.map_err(Failure::Refused),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(Failure::Silent),
+        }
+    }
+
+    /// Waits until the database is given free.
+    fn end(self) {
+        let Self {
+            batches,
+            answers,
+            thread,
+            patience,
+        } = self;
+        drop(batches);
+        match answers.recv_timeout(patience) {
+            Ok(_) | Err(RecvTimeoutError::Timeout) => {
+                tracing::error!("the state database does not close; it is left behind");
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                if thread.join().is_err() {
+                    tracing::error!("the state database's thread panicked");
+                }
+            }
+        }
+    }
+}
+
+/// Until every sender is gone: has what has queued written as one batch, and tells everyone. Ends early when the disk falls
+/// silent; `take_back` must see to it that nothing queues any more then.
+pub(super) fn write_commits(
+    disk: Disk,
+    commits: &Receiver<Commit>,
+    take_back: impl Fn(Vec<Commit>, &Receiver<Commit>, &Failure),
+) {
+    while let Ok(first) = commits.recv() {
+        let batch = gather(first, commits);
+        let Err(failure) = disk.write(disk::batch(&batch)) else {
+            for told in batch.into_iter().filter_map(|commit| commit.told) {
+                // Whoever asked may have been cancelled; the change stands.
+                let _ = told.send(Ok(()));
+            }
+            continue;
+        };
+        match &failure {
+            Failure::Refused(error) => {
+                tracing::error!(%error, "cannot write the state database; the changes are taken back");
+                take_back(batch, commits, &failure);
+                // Everyone concerned tries again at once.
+                std::thread::sleep(PAUSE);
+            }
+            Failure::Silent => {
+                tracing::error!(patience = ?disk.patience, "the state database does not answer; the changes are taken back");
+                // The thread is left behind: it cannot be called back.
+                return take_back(batch, commits, &failure);
+            }
+        }
+    }
+    disk.end();
+}
+
+/// What has queued. As long as nobody waits for any of it, it waits a moment for a change that somebody waits for.
+fn gather(first: Commit, commits: &Receiver<Commit>) -> Vec<Commit> {
+    let mut batch = vec![first];
+    batch.extend(commits.try_iter().take(BATCH - 1));
+    let unhurried = batch.len() < BATCH && batch.iter().all(|commit| commit.told.is_none());
+    if unhurried && let Ok(next) = commits.recv_timeout(COMPANY) {
+        batch.push(next);
+        batch.extend(commits.try_iter().take(BATCH - batch.len()));
+    }
+    batch
+}
