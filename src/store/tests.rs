@@ -21,12 +21,15 @@ const LONG: Duration = Duration::from_secs(30);
 
 fn group(name: &str) -> HostGroup {
     HostGroup {
+        orders: Default::default(),
         meta: Meta::new(name.parse().expect("a name"), NOW),
         origin: Origin::Apply,
         spec: HostGroupSpec {
             count: 1,
             update: UpdatePolicy::Rolling,
             template: VmSpec {
+                storage: Default::default(),
+                life: Default::default(),
                 hypervisor: Hypervisor::None,
                 vcpu: 1,
                 ram_bytes: 128 << 20,
@@ -48,6 +51,8 @@ fn put_vm(txn: &mut Txn<'_>) -> Result<Uid, Error> {
     let group = group("fleet");
     let name = HostGroup::vm_name(&group.meta.name, 1).expect("a name");
     let vm = Vm {
+        on_demand: None,
+        power: Default::default(),
         meta: Meta::new(name, NOW),
         group: group.meta.name.clone(),
         index: 1,
