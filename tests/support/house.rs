@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use slicectl::api::network::Mac;
+use slicectl::host::process;
+use slicectl::reconcile::vmm::RUN_DIR_VAR;
 
 use super::guest_stack::Guest;
 use super::kernel;
@@ -321,20 +323,13 @@ impl Drop for House {
     }
 }
 
-/// Processes that bear a label and have a run directory of this house; other houses may have one of the same name, so they must
-/// also be in the calling thread's mount namespace.
+/// Processes that have a run directory of this house. Other houses may have one of the same name: what is found was started from the
+/// calling thread's mounts.
 fn guests(run: &Path) -> Vec<u32> {
-    let ours = fs::read_link("/proc/thread-self/ns/mnt").ok();
-    let mark = format!("SLICE_RUN_DIR={}/vm/", run.display());
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid: &u32| {
-            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environ
-                .split(|byte| *byte == 0)
-                .any(|var| var.starts_with(mark.as_bytes()))
-                && fs::read_link(format!("/proc/{pid}/ns/mnt")).ok() == ours
-        })
+    let found = process::find(RUN_DIR_VAR).unwrap_or_default().into_iter();
+    found
+        .filter(|found| Path::new(&found.value).starts_with(run.join("vm")))
+        .map(|found| found.identity.pid)
         .collect()
 }
 
