@@ -1,4 +1,4 @@
-// A stand-in for QEMU that takes no time: opens the TAP that its arguments name, answers on qmp.sock in its working directory,
+// A stand-in for QEMU that takes no time: tells a version, opens the TAP that its arguments name, answers on qmp.sock in its working directory,
 // and ends when asked to power down. What is left of the start of a VM is then the daemon's own share.
 // Not here: a guest.
 #include <fcntl.h>
@@ -41,6 +41,10 @@ static int serve(int client) {
 
 int main(int count, char **arguments) {
     int tap = -1;
+    if (count == 2 && !strcmp(arguments[1], "--version")) {
+        puts("QEMU emulator version 7.2.0 (a stand-in)");
+        return 0;
+    }
     for (int i = 1; i < count; i++)
         if (strstr(arguments[i], "ifname="))
             tap = open_tap(arguments[i]);
