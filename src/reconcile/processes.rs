@@ -102,8 +102,12 @@ impl Processes {
             vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
         let confined = user.map(|user| confined(spec, &slot, user));
         if !runs {
-            let mut files = confined.iter().flat_map(|confined| &confined.files);
-            files.try_for_each(readable)?;
+            // Its own disk is still to be made.
+            let own = disks.own.disk();
+            let files = confined.iter().flat_map(|confined| &confined.files);
+            files
+                .filter(|file| file.path != own)
+                .try_for_each(readable)?;
         }
         if let (None, Some(launch)) = (&confined, &mut want) {
             // It has ended since it was decided that it needs no user: the next look gives it one.
