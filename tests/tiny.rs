@@ -4,6 +4,7 @@
 //! | file | what it tests |
 //! |---|---|
 //! | `console` | talking with it |
+//! | `disk` | a disk of its own |
 //! | `guest` | the guest itself |
 //! | `life` | stopped, paused, restarted, ended: by people, by themselves, while nobody looks |
 //! | `many` | 32 of them |
@@ -13,6 +14,7 @@ mod support;
 
 mod tiny {
     mod console;
+    mod disk;
     mod guest;
     mod life;
     mod manners;
