@@ -4,10 +4,14 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::house::House;
+
+/// Between two looks at what it has said. Each is a process, and the guest needs the processor more than we.
+const STEP: Duration = Duration::from_millis(100);
 
 /// A group of slots, as `house` writes them, with a Linux guest in each; `lines` are more of the group's own.
 pub fn guests(slots: &str, kernel: &str, initrd: &str, lines: &str) -> String {
@@ -24,11 +28,23 @@ pub fn said(house: &House, vm: &str) -> String {
     String::from_utf8_lossy(&log).into_owned()
 }
 
+/// Until something is found in what it has said.
+#[track_caller]
+pub fn hear<T>(house: &House, vm: &str, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+    house.until(what, || {
+        let found = find(&said(house, vm));
+        if found.is_none() {
+            std::thread::sleep(STEP);
+        }
+        found
+    })
+}
+
 /// Until it has said so, `times` times.
 #[track_caller]
 pub fn says(house: &House, vm: &str, words: &str, times: usize) {
-    house.until(&format!("{vm} says {words:?} {times} times"), || {
-        (said(house, vm).matches(words).count() >= times).then_some(())
+    hear(house, vm, &format!("{words:?}, {times} times"), |said| {
+        (said.matches(words).count() >= times).then_some(())
     });
 }
 
@@ -73,8 +89,7 @@ pub fn question(house: &House, vm: &str, command: &str) -> Question {
 /// Its answer.
 #[track_caller]
 pub fn answer(house: &House, vm: &str, Question(start): &Question) -> String {
-    house.until(start, || {
-        let said = said(house, vm);
+    hear(house, vm, start, |said| {
         let (_, rest) = said.split_once(start.as_str())?;
         let (line, _) = rest.split_once(['\r', '\n'])?;
         Some(line.to_owned())
