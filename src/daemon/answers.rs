@@ -129,10 +129,9 @@ pub(super) fn objects(
                     Origin::File(path) => intake.problems_of(path),
                     Origin::Apply => Vec::new(),
                 };
-                let troubles = engine.troubles.lock().unwrap_or_else(|p| p.into_inner());
                 let trouble = Trouble {
                     problems,
-                    range: troubles.get(&group.meta.name).cloned(),
+                    hindrance: engine.hindrance(&group.meta.name),
                 };
                 Object::HostGroup(Box::new(house.group(world, group, &trouble)))
             })
@@ -146,6 +145,12 @@ pub(super) fn objects(
             let mut view = house.vm(world, vm);
             let disks = engine.processes.disk_dir();
             view.status.disk = storage::lying(&vm.spec.storage, disks, &vm.meta.name);
+            let hindrance = engine.hindrance(&vm.group);
+            let why = hindrance
+                .as_ref()
+                .and_then(|found| found.of_vm(&vm.meta.name));
+            let held = why.map(|why| format!("not replaced, though its group has changed: {why}"));
+            view.status.warnings.extend(held);
             Object::Vm(Box::new(view))
         })
         .collect(),

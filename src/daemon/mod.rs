@@ -189,7 +189,7 @@ impl Daemon {
             probe,
             contests: Contests::default(),
             steps: Default::default(),
-            troubles: Default::default(),
+            hindrances: Default::default(),
             waiting: Default::default(),
             cni,
             checked: Default::default(),
