@@ -12,12 +12,13 @@ use futures::stream::BoxStream;
 
 pub(super) use self::failure::Failure;
 use super::intake_loop::{IntakeLoop, delete_group, store_draft};
-use super::{console, orders, power, reach, streams};
+use super::{console, metrics, orders, power, reach, streams};
 use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::lease::subnet;
 use crate::api::manifest::{self, Draft};
 use crate::api::meta::{Name, Timestamp};
+use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::validate;
@@ -280,6 +281,10 @@ impl Backend for Answers {
 
     async fn power(&self, vm: Name, verb: PowerVerb) -> Result<Applied, Refusal> {
         power::tell(&self.engine, vm, verb).await
+    }
+
+    async fn metrics(&self, vm: Name) -> Result<Metrics, Refusal> {
+        metrics::ask(&self.engine, &self.house, vm).await
     }
 
     async fn events(

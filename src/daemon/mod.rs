@@ -6,6 +6,7 @@ mod conflists;
 mod console;
 mod difference;
 mod intake_loop;
+mod metrics;
 mod orders;
 mod power;
 mod reach;
