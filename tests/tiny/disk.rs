@@ -56,7 +56,13 @@ fn has_a_disk(hypervisor: Hypervisor) {
         // Killed or stopped, it comes back with the same disk.
         house::signal(pid, rustix::process::Signal::KILL);
         is_up(&house, 2);
+        let counted = house.ctl("vm metrics sandbox-1 -o json");
+        let counted: serde_json::Value = serde_json::from_str(&counted).unwrap();
+        assert!(!counted["counters"].as_object().unwrap().is_empty());
+        assert!(house.ctl("vm metrics sandbox-1").contains(&hypervisor.to_string()));
         house.ctl("vm stop sandbox-1 --wait=20s");
+        let why = house.refused("vm metrics sandbox-1", 1);
+        assert!(why.contains("does not run"), "{why}");
         house.ctl("vm start sandbox-1 --wait=20s");
         let again = std::fs::metadata(&disk).unwrap();
         assert_eq!(again.ino(), found.ino(), "it is the same disk");
