@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
-use crate::api::condition::Condition;
+use crate::api::condition::{Condition, Status};
 use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
@@ -66,6 +66,13 @@ pub struct Ground {
     pub carries: Footing,
     /// In which boot.
     pub boot_id: String,
+}
+
+impl Ground {
+    /// All that it must carry now was found there.
+    pub fn is_firm(&self, footing: &Footing) -> bool {
+        self.condition.status == Status::True && self.carries == *footing
+    }
 }
 
 /// What the ground must carry: a function of the groups and the leases.

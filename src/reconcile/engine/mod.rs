@@ -9,6 +9,7 @@
 mod bridged;
 mod climb;
 mod descend;
+mod grounds;
 mod groups;
 mod isolated;
 mod life;
@@ -27,12 +28,11 @@ use tracing::{debug, warn};
 
 use super::contest::Contests;
 use super::firewall::Firewall;
-use super::ground::Ground;
 use super::group::{Claims, Hindrance};
 use super::net::Net;
 use super::processes::Processes;
-use super::{Probe, ground};
-use crate::api::condition::{Condition, Reason, Status};
+use super::Probe;
+use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::meta::{Name, Uid};
 use crate::api::network::{Connection, NetworkSpec};
@@ -52,7 +52,6 @@ use crate::store::{self, Store, Txn};
 pub use life::remember;
 pub use preview::Preview;
 pub use seen_rules::SeenRules;
-use step::describe;
 
 /// What can be looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -178,9 +177,8 @@ impl Engine {
     /// Every VM is Ready or down as it is to be, every group has the VMs it wants, and the ground is firm.
     pub fn all_ready(&self) -> bool {
         self.store.read(|world| {
-            let firm = world.ground().is_some_and(|ground| {
-                ground.condition.status == Status::True && ground.carries == world.footing()
-            });
+            let ground = world.ground();
+            let firm = ground.is_some_and(|ground| ground.is_firm(&world.footing()));
             firm && world.vms().all(|vm| world.is_settled(vm))
                 && world.groups().all(|group| {
                     let vms = world.vms_of(&group.meta.name).count();
@@ -212,87 +210,6 @@ impl Engine {
             let stands = page.is_some_and(|page| page.held);
             Some(HostLink { link, stands })
         })
-    }
-
-    async fn run_ground(&self) -> Result<Outcome, store::Error> {
-        let footing = self.store.read(store::World::footing);
-        let before = self.store.read(|world| world.ground().cloned());
-        let desired = ground::Desired {
-            instance: self.instance.clone(),
-            footing: footing.clone(),
-            before: before
-                .as_ref()
-                .map(|g| g.carries.clone())
-                .unwrap_or_default(),
-        };
-        let done = self.converge(&self.ground(), &desired).await;
-        let (status, reason, message) = describe(&done.result);
-        let was_firm = before
-            .as_ref()
-            .is_some_and(|g| g.condition.status == Status::True && g.carries == footing);
-        let mut contested = false;
-        let (mut status, mut reason, mut message) = (status, reason, message);
-        if was_firm && !done.taken.is_empty() {
-            let steps = done.taken.join("; ");
-            let repaired = format!("repaired: {steps}");
-            self.note(EventType::Warning, "ground", "Drift", &repaired);
-            let uid = owner::uid_of(&self.instance.ground_label());
-            let count = self.contests.count(uid, Rung::Firewall, clock::monotonic());
-            contested = count.is_some();
-            if contested {
-                (status, reason) = (Status::False, Reason::Contested);
-                message =
-                    format!("repaired again and again: somebody wants the opposite of: {steps}");
-            }
-        }
-        if status == Status::False {
-            self.note(EventType::Warning, "ground", &reason.to_string(), &message);
-        }
-        let now = clock::now();
-        let since = before
-            .as_ref()
-            .filter(|g| g.condition.status == status)
-            .map_or(now, |g| g.condition.since);
-        let firm = status == Status::True;
-        let page = store::Ground {
-            condition: Condition {
-                status,
-                reason,
-                message,
-                since,
-                observed_generation: 0,
-            },
-            carries: match firm {
-                true => footing,
-                // What could not be taken away is ours to take away the next time.
-                false => footing.and_bridges_of(&desired.before),
-            },
-            boot_id: self.hands.boot_id.clone(),
-        };
-        self.write(|txn| txn.put_ground(page)).await?;
-        if firm && !was_firm {
-            self.nudge_waiting_vms();
-        }
-        Ok(match (firm, contested) {
-            (true, _) => Outcome::Converged,
-            (false, true) => Outcome::Shun(GROUND_SLOW),
-            (false, false) => Outcome::Failed,
-        })
-    }
-
-    fn nudge_waiting_vms(&self) {
-        let waiting: Vec<Uid> = self.store.read(|world| {
-            let waits = |vm: &&Vm| {
-                [Rung::Net, Rung::Firewall].into_iter().any(|rung| {
-                    let page = world.page(vm.meta.uid, rung);
-                    !page.is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
-                })
-            };
-            world.vms().filter(waits).map(|vm| vm.meta.uid).collect()
-        });
-        for uid in waiting {
-            self.waker.nudge(Key::Vm(uid));
-        }
     }
 
     async fn run_vm(&self, uid: Uid, failures: u32) -> Result<Outcome, store::Error> {
@@ -348,15 +265,6 @@ impl Engine {
     fn note(&self, kind: EventType, object: &str, reason: &str, message: &str) {
         let events = self.store.events();
         events.note(clock::now(), kind, object, reason, message);
-    }
-
-    /// Hands for the ground.
-    pub fn ground(&self) -> Ground {
-        Ground {
-            home: self.hands.home.clone(),
-            netlink: self.hands.netlink.clone(),
-            backend: self.hands.backend.clone(),
-        }
     }
 
     /// Hands for the Net rung in isolated mode, for one run.
