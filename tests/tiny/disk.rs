@@ -59,7 +59,11 @@ fn has_a_disk(hypervisor: Hypervisor) {
         let counted = house.ctl("vm metrics sandbox-1 -o json");
         let counted: serde_json::Value = serde_json::from_str(&counted).unwrap();
         assert!(!counted["counters"].as_object().unwrap().is_empty());
-        assert!(house.ctl("vm metrics sandbox-1").contains(&hypervisor.to_string()));
+        assert!(
+            house
+                .ctl("vm metrics sandbox-1")
+                .contains(&hypervisor.to_string())
+        );
         house.ctl("vm stop sandbox-1 --wait=20s");
         let why = house.refused("vm metrics sandbox-1", 1);
         assert!(why.contains("does not run"), "{why}");

@@ -317,7 +317,11 @@ async fn counts(hypervisor: Hypervisor, who: As, name: &str) {
     control.resume(dir, pid).await.unwrap();
     assert!(control.metrics(dir, std::process::id()).await.is_err());
     // What it warns of stands in nobody's way to the guest's words.
-    assert!(!console(&desired).contains("purious"), "{}", console(&desired));
+    assert!(
+        !console(&desired).contains("purious"),
+        "{}",
+        console(&desired)
+    );
     if hypervisor == Hypervisor::Firecracker {
         assert!(
             flush(&desired, 400).contains("400"),

@@ -26,12 +26,12 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
+use super::Probe;
 use super::contest::Contests;
 use super::firewall::Firewall;
 use super::group::{Claims, Hindrance};
 use super::net::Net;
 use super::processes::Processes;
-use super::Probe;
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::meta::{Name, Uid};
