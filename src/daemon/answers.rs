@@ -12,12 +12,14 @@ use futures::stream::BoxStream;
 
 pub(super) use self::failure::Failure;
 use super::intake_loop::{IntakeLoop, delete_group, store_draft};
-use super::{console, orders, power, reach, streams};
+use super::objects::objects;
+use super::{console, metrics, orders, power, reach, streams};
 use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::lease::subnet;
 use crate::api::manifest::{self, Draft};
 use crate::api::meta::{Name, Timestamp};
+use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::validate;
@@ -33,10 +35,10 @@ use crate::host::addr;
 use crate::owner::{Label, Owner};
 use crate::reconcile::engine::{Engine, Key};
 use crate::reconcile::explain::{self, Way};
-use crate::reconcile::fold::{House, Trouble};
+use crate::reconcile::fold::House;
 use crate::reconcile::group::{self, Removed};
-use crate::reconcile::{storage, vmm};
-use crate::store::{self, World};
+use crate::reconcile::vmm;
+use crate::store;
 use crate::wire::{Backend, Effect, Refusal, Span, packet};
 
 /// One for all connections.
@@ -107,53 +109,6 @@ fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
     match problems.is_empty() {
         true => Ok(drafts),
         false => Err(Refusal::Invalid(problems)),
-    }
-}
-
-/// Folds what was asked for.
-pub(super) fn objects(
-    house: &House,
-    engine: &Engine,
-    intake: &IntakeLoop,
-    world: &World,
-    kind: Kind,
-    name: Option<&Name>,
-) -> Vec<Object> {
-    let wanted = |found: &Name| name.is_none_or(|name| name == found);
-    match kind {
-        Kind::HostGroup => world
-            .groups()
-            .filter(|group| wanted(&group.meta.name))
-            .map(|group| {
-                let problems = match &group.origin {
-                    Origin::File(path) => intake.problems_of(path),
-                    Origin::Apply => Vec::new(),
-                };
-                let troubles = engine.troubles.lock().unwrap_or_else(|p| p.into_inner());
-                let trouble = Trouble {
-                    problems,
-                    range: troubles.get(&group.meta.name).cloned(),
-                };
-                Object::HostGroup(Box::new(house.group(world, group, &trouble)))
-            })
-            .collect(),
-        Kind::Vm => match name {
-            Some(name) => world.vm_named(name).into_iter().collect::<Vec<_>>(),
-            None => world.vms().collect(),
-        }
-        .into_iter()
-        .map(|vm| {
-            let mut view = house.vm(world, vm);
-            let disks = engine.processes.disk_dir();
-            view.status.disk = storage::lying(&vm.spec.storage, disks, &vm.meta.name);
-            Object::Vm(Box::new(view))
-        })
-        .collect(),
-        Kind::Lease => world
-            .leases()
-            .filter(|lease| wanted(&lease.name))
-            .map(|lease| Object::Lease(house.lease(lease)))
-            .collect(),
     }
 }
 
@@ -275,6 +230,10 @@ impl Backend for Answers {
 
     async fn power(&self, vm: Name, verb: PowerVerb) -> Result<Applied, Refusal> {
         power::tell(&self.engine, vm, verb).await
+    }
+
+    async fn metrics(&self, vm: Name) -> Result<Metrics, Refusal> {
+        metrics::ask(&self.engine, &self.house, vm).await
     }
 
     async fn events(

@@ -18,10 +18,15 @@ pub fn program(hypervisor: Hypervisor, dir: &Path) -> Option<PathBuf> {
     named.or_else(|| double.map(|name| double_of(name, dir)))
 }
 
-/// A double by this name, which says of whom and of which version.
+/// A double by this name, which says of whom and of which version. Copied by another process: what this one holds open for writing
+/// a child of another test's may hold, too, and then it cannot be run.
 pub fn double_of(name: &str, dir: &Path) -> PathBuf {
     let path = dir.join(name);
-    std::fs::copy(env!("CARGO_BIN_EXE_vmm-double"), &path).unwrap();
+    let copied = std::process::Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_vmm-double"))
+        .arg(&path)
+        .status();
+    assert!(copied.unwrap().success());
     path
 }
 
