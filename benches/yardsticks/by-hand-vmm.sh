@@ -17,6 +17,7 @@ for vm in "$vms"/*; do
   mkdir -p "$dir"
 done
 
+cool_down
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null' EXIT
 begin=$(date +%s%N)

@@ -1,12 +1,18 @@
 //! Runs keys as they fall due: as tasks, so many at once, none cancelled half way.
 //! Not here: what a run does.
+//!
+//! # Why some runs stand aside
+//! A run that waits for somebody else's process to come up works on nothing meanwhile, and its place is of more use to another key.
+//! Those that stand aside are bounded, too: what they wait for competes for the same processors.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::future::Future;
 use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{Id, JoinSet};
 use tracing::{error, trace};
 
@@ -38,6 +44,50 @@ impl<K> Waker<K> {
     /// The intent moved: forget failures, look now.
     pub fn renew(&self, key: K) {
         let _ = self.wakes.send(Wake::Renew(key));
+    }
+}
+
+/// How many times as many runs may stand aside as run at once.
+const ASIDE: usize = 3;
+
+tokio::task_local! {
+    static PLACES: Arc<Places>;
+}
+
+/// Who of the runs stands aside.
+#[derive(Debug, Default)]
+struct Places {
+    aside: AtomicUsize,
+    limit: usize,
+    changed: Notify,
+}
+
+/// Waits without taking up one of the places that runs share. Outside of a run, and where too many do so already, it is a plain wait.
+pub async fn stand_aside<W: Future>(wait: W) -> W::Output {
+    let stands = PLACES.try_with(Arc::clone).ok().and_then(Aside::take);
+    let done = wait.await;
+    drop(stands);
+    done
+}
+
+/// A run that stands aside, until it is dropped.
+struct Aside(Arc<Places>);
+
+impl Aside {
+    fn take(places: Arc<Places>) -> Option<Self> {
+        let more = |aside| (aside < places.limit).then_some(aside + 1);
+        let taken = places
+            .aside
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.ok()?;
+        places.changed.notify_one();
+        Some(Self(places))
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        self.0.aside.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -76,24 +126,32 @@ impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
     {
         let mut runs = JoinSet::new();
         let mut keys: HashMap<Id, K> = HashMap::new();
+        let places = Arc::new(Places {
+            limit: self.width.saturating_mul(ASIDE),
+            ..Places::default()
+        });
         tokio::pin!(stop);
         loop {
             self.take_in();
             let now = clock::monotonic();
-            while runs.len() < self.width
+            let full =
+                |runs: &JoinSet<_>| runs.len() >= self.width + places.aside.load(Ordering::Relaxed);
+            while !full(&runs)
                 && let Some(key) = self.queue.take(now)
             {
                 trace!(?key, "look");
                 let failures = self.queue.failures(&key);
-                let task = runs.spawn(run(key.clone(), failures));
+                let run = PLACES.scope(Arc::clone(&places), run(key.clone(), failures));
+                let task = runs.spawn(run);
                 keys.insert(task.id(), key);
             }
             self.tell_idle(runs.is_empty());
-            let due = self.queue.next_due(now).filter(|_| runs.len() < self.width);
+            let due = self.queue.next_due(now).filter(|_| !full(&runs));
             tokio::select! {
                 () = &mut stop => break,
                 Some(wake) = self.wakes.recv() => self.wake(wake),
                 Some(ended) = runs.join_next_with_id() => self.end(ended, &mut keys),
+                () = places.changed.notified() => {}
                 () = sleep_until(due) => {}
             }
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use slicectl::runtime::backoff;
-use slicectl::runtime::controller::controller;
+use slicectl::runtime::controller::{controller, stand_aside};
 use slicectl::runtime::queue::Outcome;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -49,6 +49,37 @@ async fn at_most_so_many_run_at_once_and_never_two_of_a_key() {
     idle.wait_for(|idle| *idle).await.unwrap();
     assert_eq!(most.load(SeqCst), WIDTH);
     assert!((10..=200).contains(&looks.load(SeqCst)));
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_stands_aside_leaves_its_place_to_others_and_these_are_bounded_too() {
+    let (controller, waker, mut idle) = controller::<u32>(WIDTH);
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (n, m) = (now.clone(), most.clone());
+    let run = move |_, _| {
+        let (now, most) = (n.clone(), m.clone());
+        async move {
+            most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+            stand_aside(sleep(Duration::from_secs(1))).await;
+            now.fetch_sub(1, SeqCst);
+            Outcome::Converged
+        }
+    };
+    let started = Instant::now();
+    let task = tokio::spawn(controller.run(run, pending()));
+    (0..2).for_each(|key| waker.nudge(key));
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(now.load(SeqCst), 2);
+    (2..24).for_each(|key| waker.nudge(key));
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(now.load(SeqCst), 4 * WIDTH, "three quarters of them aside");
+    idle.wait_for(|idle| *idle).await.unwrap();
+    assert_eq!(most.load(SeqCst), 4 * WIDTH);
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "two by two dozens"
+    );
     task.abort();
 }
 

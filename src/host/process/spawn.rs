@@ -195,7 +195,7 @@ impl Birth {
             for fd in &self.inherits {
                 check(libc::fcntl(*fd, libc::F_SETFD, 0))?;
             }
-            Ok(())
+            go_first_no_more()
         }
     }
 
@@ -223,18 +223,11 @@ impl Birth {
     }
 }
 
-/// The daemon may be spared when memory is short (`OOMScoreAdjust=`), and go first when processors are (`Nice=`): what it starts
-/// is killed before it, and runs after it.
+/// The daemon may be spared when memory is short (`OOMScoreAdjust=`); what it starts is killed before it.
 ///
 /// # Safety
 /// Only system calls; to be called between fork and exec.
 unsafe fn protect_no_more() -> io::Result<()> {
-    // SAFETY: plain system calls.
-    unsafe {
-        if libc::getpriority(libc::PRIO_PROCESS, 0) < 0 {
-            check(libc::setpriority(libc::PRIO_PROCESS, 0, 0))?;
-        }
-    }
     // SAFETY: path and text are C strings.
     unsafe {
         let path = c"/proc/self/oom_score_adj".as_ptr();
@@ -245,6 +238,20 @@ unsafe fn protect_no_more() -> io::Result<()> {
         match written {
             1 => Ok(()),
             _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// The daemon may go before everybody else where processors are short (`Nice=`); until here this was its work.
+///
+/// # Safety
+/// Only system calls; to be called between fork and exec.
+unsafe fn go_first_no_more() -> io::Result<()> {
+    // SAFETY: plain system calls.
+    unsafe {
+        match libc::getpriority(libc::PRIO_PROCESS, 0) {
+            ..0 => check(libc::setpriority(libc::PRIO_PROCESS, 0, 0)),
+            _ => Ok(()),
         }
     }
 }

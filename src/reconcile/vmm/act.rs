@@ -14,6 +14,7 @@ use super::{
 use crate::host::image::{self, Use};
 use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop};
 use crate::host::{Error, Kind, fs, ramdir};
+use crate::runtime::controller::stand_aside;
 
 /// For the VMM to obey SIGTERM.
 const TERM_DEADLINE: Duration = Duration::from_secs(2);
@@ -140,7 +141,7 @@ async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
         return Err(stillborn(desired, &identity)?);
     };
     let up = wait_until_up(desired, identity.pid);
-    let up = tokio::time::timeout(START_DEADLINE, up);
+    let up = stand_aside(tokio::time::timeout(START_DEADLINE, up));
     tokio::select! {
         ended = process.ended() => {
             ended?;
