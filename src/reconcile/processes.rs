@@ -14,8 +14,8 @@ use super::disk;
 use super::engine::Key;
 use super::storage::{self, Disks, Whose};
 use super::vmm::{
-    self, Accel, Access, Confined, Desired, Disk, Launch, Machine, Program, Programs, Slot, Sys,
-    Vmm,
+    self, Accel, Access, Confined, ConfinedBy, Desired, Disk, Launch, Machine, Program, Programs,
+    Slot, Sys, Vmm,
 };
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
@@ -81,12 +81,13 @@ impl Processes {
             .kernel_file
             .as_deref()
             .ok_or_else(|| format!("hypervisor {hypervisor} needs a `kernel_file`"))?;
-        let slot = Slot {
+        let mut slot = Slot {
             name: name.clone(),
             dir: nothing.dir.clone(),
             connection: connection.clone(),
             disks: disks.all.clone(),
             sys: user.map_or(Sys::Host, |_| Sys::Own),
+            confined_by: ConfinedBy::default(),
         };
         // One from before there were users for VMMs is wanted as it is until it ends.
         if let (None, Some(argv)) = (user, self.running_argv(nothing.uid)) {
@@ -98,6 +99,9 @@ impl Processes {
         }
         let runs = self.running(nothing.uid).is_some();
         let (program, machine) = self.found(spec, &nothing, kernel).await?;
+        if user.is_some() {
+            slot.confined_by = self.confinement(spec, &nothing, &program).await?;
+        }
         let mut want =
             vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
         let confined = user.map(|user| confined(spec, &slot, user));
@@ -148,6 +152,25 @@ impl Processes {
             }
         };
         Ok((program, machine))
+    }
+
+    /// What is to confine it. What runs is confined as it was started.
+    async fn confinement(
+        &self,
+        spec: &VmSpec,
+        vm: &Desired,
+        program: &Program,
+    ) -> Result<ConfinedBy, String> {
+        if spec.hypervisor != Hypervisor::Firecracker {
+            return Ok(ConfinedBy::default());
+        }
+        match vmm::confined_by(&vm.dir).map_err(|error| error.to_string())? {
+            Some(by) => Ok(by),
+            None => {
+                let named = spec.life.jailer.as_deref();
+                self.programs.confinement(named, program).await
+            }
+        }
     }
 
     /// It has found its `/dev/kvm`.
@@ -256,6 +279,12 @@ impl Processes {
             Ok(Record::None | Record::Unborn) => false,
             Err(_) => true,
         }
+    }
+
+    /// What confines the VMM that runs for this VM, for people. None: none runs, or as root.
+    pub fn confined_by(&self, uid: Uid) -> Option<String> {
+        let found = vmm::confined_by(&self.run_dir.vmm_dir(uid)).ok().flatten();
+        found.map(|by| by.to_string())
     }
 
     /// The VMM that runs for this VM, by its record.

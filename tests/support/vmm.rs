@@ -25,6 +25,82 @@ pub fn double_of(name: &str, dir: &Path) -> PathBuf {
     path
 }
 
+/// Firecracker and its jailer: the real ones if both are named, else doubles.
+#[allow(dead_code, reason = "not every suite has jails")]
+pub fn jailed_program(dir: &Path) -> (PathBuf, PathBuf) {
+    let named = |name| std::env::var_os(name).map(PathBuf::from);
+    let real = named("SLICE_TEST_FIRECRACKER").zip(named("SLICE_TEST_JAILER"));
+    real.unwrap_or_else(|| {
+        (
+            static_double_of("firecracker", dir),
+            double_of("jailer", dir),
+        )
+    })
+}
+
+/// A double that needs no loader, as far as can be seen: a few instructions that become the double. In a jail that is `/double`, which the
+/// jailer's double has put there.
+#[allow(dead_code, reason = "not every suite has jails")]
+pub fn static_double_of(name: &str, dir: &Path) -> PathBuf {
+    let inner = dir.join("double");
+    std::fs::create_dir_all(&inner).unwrap();
+    let inner = double_of(name, &inner);
+    let path = dir.join(name);
+    std::fs::write(&path, becomes(&["/double", inner.to_str().unwrap()])).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    path
+}
+
+/// A program (x86-64, elf(5)) of one segment that executes the first of these that is there, with its own arguments.
+fn becomes(programs: &[&str]) -> Vec<u8> {
+    const BASE: u32 = 0x40_0000;
+    const HEADERS: usize = 64 + 56;
+    // mov rcx,[rsp]; lea rsi,[rsp+8]; lea rdx,[rsi+rcx*8+8]
+    let start = [
+        0x48, 0x8b, 0x0c, 0x24, 0x48, 0x8d, 0x74, 0x24, 0x08, 0x48, 0x8d, 0x54, 0xce, 0x08,
+    ];
+    // mov edi,127; mov eax,60 (exit); syscall
+    let end = [0xbf, 127, 0, 0, 0, 0xb8, 60, 0, 0, 0, 0x0f, 0x05];
+    let mut name_at = BASE + (HEADERS + start.len() + 12 * programs.len() + end.len()) as u32;
+    let (mut code, mut names) = (start.to_vec(), Vec::new());
+    for program in programs {
+        // mov edi,name; mov eax,59 (execve); syscall
+        code.extend(
+            [
+                &[0xbf][..],
+                &name_at.to_le_bytes(),
+                &[0xb8, 59, 0, 0, 0, 0x0f, 0x05],
+            ]
+            .concat(),
+        );
+        names.extend([program.as_bytes(), &[0]].concat());
+        name_at += program.len() as u32 + 1;
+    }
+    code.extend(end);
+    let mut file = vec![0_u8; HEADERS];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    let base = u64::from(BASE);
+    let size = (HEADERS + code.len() + names.len()) as u64;
+    put(0, b"\x7fELF\x02\x01\x01");
+    // ET_EXEC, EM_X86_64, version 1.
+    put(16, &[2, 0, 62, 0, 1, 0, 0, 0]);
+    put(24, &(base + HEADERS as u64).to_le_bytes());
+    put(32, &64_u64.to_le_bytes());
+    put(52, &[64, 0, 56, 0, 1, 0, 64, 0]);
+    // PT_LOAD, to be read and executed, all of the file.
+    put(64, &[1, 0, 0, 0, 5, 0, 0, 0]);
+    for (at, value) in [
+        (80, base),
+        (88, base),
+        (96, size),
+        (104, size),
+        (112, 0x1000),
+    ] {
+        put(at, &value.to_le_bytes());
+    }
+    [file, code, names].concat()
+}
+
 /// The guest of `tests/guest`, built by this process when it is first asked for.
 pub fn tiny_guest() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();

@@ -48,6 +48,7 @@ fn a_confined_process_is_born_into_its_control_group_and_sees_the_files_it_was_g
             }],
             kvm: false,
             cgroup: Some(&group.0),
+            jail: None,
         }),
     })
     .unwrap();

@@ -18,6 +18,7 @@ fn sleeper(net: &PrivateNet, seconds: u32) -> Launch {
         files: Vec::new(),
         version: None,
         only_kept: false,
+        confined_by: Default::default(),
     }
 }
 

@@ -259,6 +259,7 @@ fn desired(wanted: bool) -> Desired {
         files: Vec::new(),
         version: None,
         only_kept: false,
+        confined_by: Default::default(),
     });
     Desired {
         label,

@@ -59,6 +59,7 @@ fn case(hypervisor: Hypervisor, major: u32, minor: u32) -> Case {
             },
             disks: Vec::new(),
             sys: Default::default(),
+            confined_by: Default::default(),
         },
         program: Program {
             path: Path::new("/usr/bin").join(name),

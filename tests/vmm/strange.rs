@@ -27,6 +27,7 @@ fn does(net: &PrivateNet, script: &str) -> Launch {
         files: Vec::new(),
         version: None,
         only_kept: false,
+        confined_by: Default::default(),
     }
 }
 

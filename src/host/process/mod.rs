@@ -8,7 +8,10 @@
 mod bind;
 mod census;
 mod confine;
+mod elf;
 mod identity;
+mod jail;
+mod keep;
 mod run;
 mod spawn;
 mod user;
@@ -23,7 +26,10 @@ use tokio::io::unix::AsyncFd;
 
 pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot};
 pub use confine::{Confine, Reach};
+pub use elf::is_static;
 pub use identity::{Identity, Record, read_record, uptime, write_record};
+pub use jail::Jail;
+pub use keep::{Keep, Words};
 pub use run::{Outcome, run_until};
 pub use spawn::{Spawn, spawn};
 pub use user::{kill_user, user_lives};

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::cmdline::{self, Own};
+use super::jailer;
 use super::recipe::{Access, Disk, Launch, NewFile, Slot, Unfit};
 use super::{CONFIG, Control, Program, VSOCK, Version};
 use crate::api::network::Mac;
@@ -43,14 +44,14 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<La
         });
     }
     let mut argv = vec![program.path.display().to_string()];
-    let name = slot.name.to_string();
+    let seen = |name: &str| jailer::seen(&slot.confined_by, name);
     for (option, value) in [
-        ("--id", name.as_str()),
-        ("--api-sock", Control::Firecracker.socket()),
-        ("--config-file", CONFIG),
-        ("--level", "Warning"),
+        ("--id", slot.name.to_string()),
+        ("--api-sock", seen(Control::Firecracker.socket())),
+        ("--config-file", seen(CONFIG)),
+        ("--level", "Warning".to_owned()),
     ] {
-        argv.extend([option.to_owned(), value.to_owned()]);
+        argv.extend([option.to_owned(), value]);
     }
     let mut launch = Launch::new(argv, slot);
     launch.files.push(NewFile {
@@ -115,7 +116,7 @@ struct NetworkInterface {
 struct Vsock {
     /// The guest's side of the socket; of no meaning outside it.
     guest_cid: u32,
-    uds_path: &'static str,
+    uds_path: String,
 }
 
 #[derive(Serialize)]
@@ -149,7 +150,7 @@ fn config(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Config, Unfit
         }],
         vsock: Vsock {
             guest_cid: 3,
-            uds_path: VSOCK,
+            uds_path: jailer::seen(&slot.confined_by, VSOCK),
         },
         entropy: Entropy {},
     })

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::note::Note;
 use super::{
     Control, Desired, Guest, GuestState, INPUT, LABEL_VAR, NOTE, OURS, Observed, Plug, RECORD,
-    RunDir, Running, STOPPING, STRAY, Vmm, confine, ending,
+    RunDir, Running, STOPPING, STRAY, Vmm, confine, ending, jailer,
 };
 use crate::api::meta::Uid;
 use crate::host::process::{self, Exit, Identity, Life, Record, TapSlot};
@@ -286,7 +286,7 @@ fn describe(
         asked_ms: ending::asked_ms(desired, process.thing())?,
         guest: None,
         process,
-        argv: process::argv(pid)?,
+        argv: jailer::told(process::argv(pid)?, desired.want.as_ref()),
         recorded: recorded == Recorded::Yes,
         plug: plug(desired, pid)?,
         polite: Control::in_dir(&desired.dir).is_some(),
