@@ -6,6 +6,7 @@
 //! | `console` | talking with it |
 //! | `disk` | a disk of its own |
 //! | `guest` | the guest itself |
+//! | `jail` | Firecracker's jailer |
 //! | `life` | stopped, paused, restarted, ended: by people, by themselves, while nobody looks |
 //! | `many` | 32 of them |
 //! | `manners` | good and bad behaviour |
@@ -16,6 +17,7 @@ mod tiny {
     mod console;
     mod disk;
     mod guest;
+    mod jail;
     mod life;
     mod manners;
     mod many;

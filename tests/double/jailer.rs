@@ -23,7 +23,7 @@ const ANY_NAME: Version = (1, 13);
 /// `resource_limits.rs`, `NO_FILE`.
 const OPEN_FILES: u64 = 2048;
 /// What a double needs of the host.
-const LIBRARIES: [&str; 4] = ["/usr", "/lib", "/lib64", "/bin"];
+const LIBRARIES: [&str; 3] = ["/usr", "/lib", "/lib64"];
 
 pub fn main(version: Version, words: &[String]) -> ! {
     // What was opened before has no meaning in a jail.

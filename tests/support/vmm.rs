@@ -21,8 +21,15 @@ pub fn program(hypervisor: Hypervisor, dir: &Path) -> Option<PathBuf> {
 /// A double by this name, which says of whom and of which version.
 pub fn double_of(name: &str, dir: &Path) -> PathBuf {
     let path = dir.join(name);
-    std::fs::copy(env!("CARGO_BIN_EXE_vmm-double"), &path).unwrap();
+    install(Path::new(env!("CARGO_BIN_EXE_vmm-double")), &path);
     path
+}
+
+/// By another process: what this one holds open for writing, any child of it may hold, too, and then it cannot be run.
+fn install(from: &Path, to: &Path) {
+    let mut install = std::process::Command::new("install");
+    let done = install.args(["-m", "755"]).args([from, to]).status();
+    assert!(done.unwrap().success(), "{to:?}");
 }
 
 /// Firecracker and its jailer: the real ones if both are named, else doubles.
@@ -42,12 +49,15 @@ pub fn jailed_program(dir: &Path) -> (PathBuf, PathBuf) {
 /// jailer's double has put there.
 #[allow(dead_code, reason = "not every suite has jails")]
 pub fn static_double_of(name: &str, dir: &Path) -> PathBuf {
-    let inner = dir.join("double");
-    std::fs::create_dir_all(&inner).unwrap();
-    let inner = double_of(name, &inner);
-    let path = dir.join(name);
-    std::fs::write(&path, becomes(&["/double", inner.to_str().unwrap()])).unwrap();
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    // What lies in `lib` beside the `bin` of a program is seen with it, where no jailer confines it.
+    let [bin, lib] = ["bin", "lib"].map(|part| dir.join("static").join(part));
+    for part in [&bin, &lib] {
+        std::fs::create_dir_all(part).unwrap();
+    }
+    let (inner, path) = (double_of(name, &lib), bin.join(name));
+    let draft = dir.join("static/draft");
+    std::fs::write(&draft, becomes(&["/double", inner.to_str().unwrap()])).unwrap();
+    install(&draft, &path);
     path
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::process::{self, Exit, Identity, Life, Stop};
+use slicectl::host::{Kind, image};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
     Accel, Access, Action, CONSOLE, Confined, ConfinedBy, Control, Desired, Disk, GuestState,
@@ -541,4 +542,85 @@ async fn firecracker_1_10_is_told_nothing_newer() {
 #[tokio::test]
 async fn cloud_hypervisor_49_is_told_nothing_newer() {
     an_older(Hypervisor::CloudHypervisor, "cloud-hypervisor-49").await;
+}
+
+/// A jailer closes what it was born with, so a VMM holds its disks through its standard error.
+#[tokio::test]
+async fn a_jailed_firecracker_holds_its_disks_until_it_ends() {
+    let place = place(Hypervisor::Firecracker, As::Jailed).await;
+    let path = place.dir.path().join("root.img");
+    std::fs::File::create(&path)
+        .unwrap()
+        .set_len(8 << 20)
+        .unwrap();
+    let disk = Disk {
+        path: path.clone(),
+        access: Access::ReadWrite,
+    };
+    let desired = place.desired(|_, slot| slot.disks.push(disk));
+    // The lock alone: a real one is seen to write to it, too.
+    let is_free = || {
+        let file = std::fs::File::open(&path).unwrap();
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_ok()
+    };
+    let identity = place.boot(&desired).await;
+    assert!(!is_free());
+    let Life::Alive(alive) = process::look(&identity).unwrap() else {
+        panic!("it has ended: {}", console(&desired));
+    };
+    alive.stop(Stop::Kill).unwrap();
+    alive.ended().await.unwrap();
+    assert!(is_free(), "as soon as it has ended");
+    let other = image::hold(&path, image::Use::Write).unwrap();
+    let launch = Action::Launch { after: None };
+    let error = place.rung.act(&desired, &launch).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Busy, "{}", error.source);
+    drop(other);
+    place.rung.act(&desired, &launch).await.unwrap();
+    assert!(!is_free());
+    place.clear(desired).await;
+    assert!(is_free());
+}
+
+/// What its record would have told can be lost: its root says whose it is.
+#[tokio::test]
+async fn a_jailed_firecracker_is_found_without_its_record() {
+    let place = place(Hypervisor::Firecracker, As::Jailed).await;
+    let desired = place.desired(|_, _| {});
+    let identity = place.boot(&desired).await;
+    let found = process::find(LABEL_VAR).unwrap();
+    let own = found.iter().find(|found| found.identity == identity);
+    assert_eq!(own.unwrap().value, desired.label.to_string());
+    let dir = process::env_var(identity.pid, RUN_DIR_VAR).unwrap();
+    assert_eq!(dir.as_deref(), desired.dir.to_str());
+    std::fs::remove_file(desired.record()).unwrap();
+    let (running, steps) = converge(&place.rung, &desired).await;
+    assert_eq!(running.process(), Some(&identity));
+    assert_eq!(steps.len(), 1, "it is noted again: {steps:?}");
+    std::fs::remove_file(desired.record()).unwrap();
+    place.clear(desired).await;
+    assert!(ended(&identity).is_some());
+}
+
+#[tokio::test]
+async fn what_a_jailer_complains_of_is_the_reason() {
+    let mut place = place(Hypervisor::Firecracker, As::Jailed).await;
+    // The header of a program, and no program.
+    let mut header = [0_u8; 64];
+    header[..5].copy_from_slice(b"\x7fELF\x02");
+    place.program.path = place.dir.path().join("firecracker-of-nothing");
+    std::fs::write(&place.program.path, header).unwrap();
+    let desired = place.desired(|_, _| {});
+    let create = place.rung.act(&desired, &Action::CreateRunDir).await;
+    create.unwrap();
+    let launch = Action::Launch { after: None };
+    let error = place.rung.act(&desired, &launch).await.unwrap_err();
+    let why = error.source.to_string();
+    assert!(why.contains("Failed to exec into Firecracker"), "{why}");
+    assert!(why.contains("exited with status 1"), "{why}");
+    assert!(
+        console(&desired).contains("Failed to exec"),
+        "the log tells it, too"
+    );
+    place.clear(desired).await;
 }

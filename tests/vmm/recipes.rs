@@ -8,7 +8,7 @@ use slicectl::api::life::Board;
 use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::reconcile::vmm::{
-    Accel, Access, Disk, Launch, Machine, OURS, Program, Slot, Sys, Unfit, Version, recipe,
+    Accel, Access, ConfinedBy, Disk, Launch, Machine, OURS, Program, Slot, Sys, Unfit, Version, recipe,
 };
 
 /// One VM, to be changed a little.
@@ -117,6 +117,14 @@ impl Case {
         self
     }
 
+    fn jailed(mut self) -> Self {
+        self.slot.confined_by = ConfinedBy::Jailer(Program {
+            path: "/usr/bin/jailer".into(),
+            version: self.program.version,
+        });
+        self
+    }
+
     fn routes(mut self, many: u8) -> Self {
         let route = |n: u8| {
             let network = format!("10.{n}.0.0/16").parse().unwrap();
@@ -142,6 +150,10 @@ fn every_recipe_is_the_one_on_disk() {
             case(Firecracker, 1, 17)
                 .disks(&[ROOT, DATA])
                 .without_initrd(),
+        ),
+        (
+            "firecracker-1.17-jailed",
+            case(Firecracker, 1, 17).disks(&[ROOT]).jailed(),
         ),
         (
             "firecracker-1.17-own-root",

@@ -64,6 +64,18 @@ impl Cell {
         let quiet = libc::MS_NOSUID | libc::MS_NOEXEC;
         self.fresh(("tmpfs", marks), jail.root, quiet, JAIL_ROOM)?;
         self.go_below(jail.root);
+        let to = self.place(jail.home)?;
+        self.steps.push(Step::Dir(to.clone()));
+        self.steps.push(Step::Bind {
+            from: c_string(what.home)?,
+            to,
+            flags: LOCKED_DOWN | libc::MS_NOEXEC,
+            below: Below::Nothing,
+        });
+        for reach in what.reach {
+            self.show_at(reach, libc::MS_RDONLY | libc::MS_NOEXEC)?;
+        }
+        // Last: whatever else were to stand there, the jailer writes to its own.
         let name = Path::new("/").join(jail.program.file_name().unwrap_or_default());
         let to = self.place(&name)?;
         self.steps.push(Step::File(to.clone(), 0o600));
@@ -71,17 +83,6 @@ impl Cell {
             from: copy,
             to,
             flags: LOCKED_DOWN,
-            below: Below::Nothing,
-        });
-        for reach in what.reach {
-            self.show_at(reach, libc::MS_RDONLY | libc::MS_NOEXEC)?;
-        }
-        let to = self.place(jail.home)?;
-        self.steps.push(Step::Dir(to.clone()));
-        self.steps.push(Step::Bind {
-            from: c_string(what.home)?,
-            to,
-            flags: LOCKED_DOWN | libc::MS_NOEXEC,
             below: Below::Nothing,
         });
         self.home = c"/".to_owned();
