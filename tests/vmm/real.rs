@@ -624,3 +624,45 @@ async fn what_a_jailer_complains_of_is_the_reason() {
     );
     place.clear(desired).await;
 }
+
+/// While the jailer works it has other words and another root: a daemon that comes back in between must not take it for a stranger.
+#[tokio::test]
+async fn a_jailed_firecracker_is_what_was_wanted_at_every_moment_of_its_birth() {
+    let place = place(Hypervisor::Firecracker, As::Jailed).await;
+    let desired = place.desired(|_, _| {});
+    let create = place.rung.act(&desired, &Action::CreateRunDir).await;
+    create.unwrap();
+    for _ in 0..3 {
+        let launch = Action::Launch { after: None };
+        let start = async { place.rung.act(&desired, &launch).await.unwrap() };
+        let look = async {
+            let daemon = Vmm::default();
+            let mut words = std::collections::BTreeSet::new();
+            while words.is_empty() || !console(&desired).contains("ready") {
+                let observed = daemon.observe(&desired).await.unwrap();
+                for running in &observed.running {
+                    words.insert(process::argv(running.process.thing().pid).unwrap());
+                }
+                for action in Vmm::plan(&desired, &observed).unwrap() {
+                    let harmless = match observed.running.as_slice() {
+                        [] => matches!(action, Action::Launch { .. } | Action::CreateRunDir),
+                        [_] => matches!(action, Action::Record(_)),
+                        _ => false,
+                    };
+                    assert!(harmless, "{action}: {words:?}");
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::join!(start, look);
+        let observed = place.rung.observe(&desired).await.unwrap();
+        let identity = observed.process().unwrap().clone();
+        let Life::Alive(alive) = process::look(&identity).unwrap() else {
+            panic!("it has ended: {}", console(&desired));
+        };
+        alive.stop(Stop::Kill).unwrap();
+        alive.ended().await.unwrap();
+        std::fs::remove_file(desired.dir.join(CONSOLE)).unwrap();
+    }
+    place.clear(desired).await;
+}

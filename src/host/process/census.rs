@@ -92,9 +92,8 @@ pub fn env_var(pid: u32, variable: &str) -> Result<Option<String>, Error> {
         Some(String::from_utf8_lossy(value).into_owned())
     };
     let told = environ.split(|byte| *byte == 0).find_map(value);
-    // Few have no environment at all: the kernel's own, which see what we see, and what is in a jail.
-    let is_jailed = || mounts_of(&pid.to_string()).ok() != our_mounts().ok();
-    if told.is_some() || environ.iter().any(|byte| *byte != 0) || !is_jailed() {
+    // Few have no environment at all: the kernel's own, which have no words either, and what is in a jail.
+    if told.is_some() || environ.iter().any(|byte| *byte != 0) || argv(pid)?.is_empty() {
         return Ok(told);
     }
     // Its mounts cannot be read any more when it is about to end (EINVAL).
