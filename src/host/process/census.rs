@@ -111,10 +111,8 @@ pub(super) fn marks(env: &[(&str, &str)]) -> String {
 /// Of the topmost mount at `/` (proc_pid_mountinfo(5)): six fields, some more, a dash, then its type, then its source.
 fn root_source(mountinfo: &[u8]) -> Option<Vec<u8>> {
     let lines = mountinfo.split(|byte| *byte == b'\n');
-    let fields = lines.map(|line| line.split(|byte| *byte == b' '));
-    let root = fields
-        .filter(|fields| fields.clone().nth(4) == Some(b"/"))
-        .last()?;
+    let mut fields = lines.map(|line| line.split(|byte| *byte == b' '));
+    let root = fields.rfind(|fields| fields.clone().nth(4) == Some(b"/"))?;
     let source = root.skip_while(|field| field != b"-").nth(2)?;
     Some(plain(source))
 }

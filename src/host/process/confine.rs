@@ -411,11 +411,9 @@ impl Step {
 /// # Safety
 /// Only system calls; to be called between fork and exec.
 pub(super) unsafe fn drop_bounding(kept: u64) -> io::Result<()> {
-    for capability in 0..64 {
+    for capability in (0..64).filter(|capability| kept & 1 << capability == 0) {
         // SAFETY: a plain system call.
-        if kept & 1 << capability == 0
-            && unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0
-        {
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
             match io::Error::last_os_error() {
                 // The last one that this kernel knows was before.
                 error if error.raw_os_error() == Some(libc::EINVAL) => break,

@@ -131,7 +131,8 @@ mod tests {
             .spawn()
             .unwrap();
         let words = keep.let_go();
-        drop((fds, many, held));
+        drop(fds);
+        drop((many, held));
         let mut said = [0; 5];
         io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut said).unwrap();
         assert_eq!(words.read(), b"words\n");
