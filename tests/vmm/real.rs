@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::process::{self, Exit, Identity, Life, Stop};
-use slicectl::host::{Kind, image};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
     Accel, Access, Action, CONSOLE, Confined, ConfinedBy, Control, Desired, Disk, GuestState,
@@ -28,20 +27,20 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const GUEST: &str = "172.16.0.2";
 
 /// A VMM, a guest, and a wire between it and us.
-struct Place {
+pub struct Place {
     net: PrivateNet,
-    dir: tempfile::TempDir,
-    program: Program,
+    pub dir: tempfile::TempDir,
+    pub program: Program,
     hypervisor: Hypervisor,
     kernel: PathBuf,
-    rung: Vmm,
+    pub rung: Vmm,
     user: Option<u32>,
-    confined_by: ConfinedBy,
+    pub confined_by: ConfinedBy,
 }
 
 /// As whom a VMM runs.
 #[derive(Clone, Copy, Debug)]
-enum As {
+pub enum As {
     Root,
     Itself,
     /// The same, by Firecracker's jailer.
@@ -72,7 +71,7 @@ impl As {
     }
 }
 
-async fn place(hypervisor: Hypervisor, who: As) -> Place {
+pub async fn place(hypervisor: Hypervisor, who: As) -> Place {
     let net = PrivateNet::new();
     net.add_tap("172.16.0.1/24");
     leave_the_mounts();
@@ -106,7 +105,7 @@ async fn place(hypervisor: Hypervisor, who: As) -> Place {
 }
 
 impl Place {
-    fn desired(&self, change: impl FnOnce(&mut VmSpec, &mut Slot)) -> Desired {
+    pub fn desired(&self, change: impl FnOnce(&mut VmSpec, &mut Slot)) -> Desired {
         let mut desired = some_vm(self.dir.path(), None);
         self.want(&mut desired, change);
         desired
@@ -163,7 +162,7 @@ impl Place {
         );
     }
 
-    async fn boot(&self, desired: &Desired) -> Identity {
+    pub async fn boot(&self, desired: &Desired) -> Identity {
         let (running, steps) = converge(&self.rung, desired).await;
         assert_eq!(steps, ["create the run directory", "start the VMM"]);
         self.assert_answers(desired);
@@ -206,14 +205,14 @@ impl Place {
         }
     }
 
-    async fn ask(&self, desired: &Desired) {
+    pub async fn ask(&self, desired: &Desired) {
         let observed = self.rung.observe(desired).await.unwrap();
         assert!(observed.running[0].polite);
         let ask = Action::AskToPowerDown(observed.running[0].process.clone());
         self.rung.act(desired, &ask).await.unwrap();
     }
 
-    async fn clear(&self, desired: Desired) -> Vec<String> {
+    pub async fn clear(&self, desired: Desired) -> Vec<String> {
         let nothing = Desired {
             want: None,
             ..desired
@@ -237,7 +236,7 @@ impl Drop for Place {
     }
 }
 
-fn console(desired: &Desired) -> String {
+pub fn console(desired: &Desired) -> String {
     std::fs::read_to_string(desired.dir.join(CONSOLE)).unwrap_or_default()
 }
 
@@ -248,14 +247,14 @@ fn names(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-fn ended(identity: &Identity) -> Option<Exit> {
+pub fn ended(identity: &Identity) -> Option<Exit> {
     match process::look(identity).unwrap() {
         Life::Ended(exit) => Some(exit),
         Life::Alive(_) => None,
     }
 }
 
-fn assert_ends(identity: &Identity, exit: Exit) {
+pub fn assert_ends(identity: &Identity, exit: Exit) {
     eventually(PATIENCE, || ended(identity).is_some());
     assert_eq!(ended(identity), Some(exit));
 }
@@ -542,127 +541,4 @@ async fn firecracker_1_10_is_told_nothing_newer() {
 #[tokio::test]
 async fn cloud_hypervisor_49_is_told_nothing_newer() {
     an_older(Hypervisor::CloudHypervisor, "cloud-hypervisor-49").await;
-}
-
-/// A jailer closes what it was born with, so a VMM holds its disks through its standard error.
-#[tokio::test]
-async fn a_jailed_firecracker_holds_its_disks_until_it_ends() {
-    let place = place(Hypervisor::Firecracker, As::Jailed).await;
-    let path = place.dir.path().join("root.img");
-    std::fs::File::create(&path)
-        .unwrap()
-        .set_len(8 << 20)
-        .unwrap();
-    let disk = Disk {
-        path: path.clone(),
-        access: Access::ReadWrite,
-    };
-    let desired = place.desired(|_, slot| slot.disks.push(disk));
-    // The lock alone: a real one is seen to write to it, too.
-    let is_free = || {
-        let file = std::fs::File::open(&path).unwrap();
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_ok()
-    };
-    let identity = place.boot(&desired).await;
-    assert!(!is_free());
-    let Life::Alive(alive) = process::look(&identity).unwrap() else {
-        panic!("it has ended: {}", console(&desired));
-    };
-    alive.stop(Stop::Kill).unwrap();
-    alive.ended().await.unwrap();
-    assert!(is_free(), "as soon as it has ended");
-    let other = image::hold(&path, image::Use::Write).unwrap();
-    let launch = Action::Launch { after: None };
-    let error = place.rung.act(&desired, &launch).await.unwrap_err();
-    assert_eq!(error.kind, Kind::Busy, "{}", error.source);
-    drop(other);
-    place.rung.act(&desired, &launch).await.unwrap();
-    assert!(!is_free());
-    place.clear(desired).await;
-    assert!(is_free());
-}
-
-/// What its record would have told can be lost: its root says whose it is.
-#[tokio::test]
-async fn a_jailed_firecracker_is_found_without_its_record() {
-    let place = place(Hypervisor::Firecracker, As::Jailed).await;
-    let desired = place.desired(|_, _| {});
-    let identity = place.boot(&desired).await;
-    let found = process::find(LABEL_VAR).unwrap();
-    let own = found.iter().find(|found| found.identity == identity);
-    assert_eq!(own.unwrap().value, desired.label.to_string());
-    let dir = process::env_var(identity.pid, RUN_DIR_VAR).unwrap();
-    assert_eq!(dir.as_deref(), desired.dir.to_str());
-    std::fs::remove_file(desired.record()).unwrap();
-    let (running, steps) = converge(&place.rung, &desired).await;
-    assert_eq!(running.process(), Some(&identity));
-    assert_eq!(steps.len(), 1, "it is noted again: {steps:?}");
-    std::fs::remove_file(desired.record()).unwrap();
-    place.clear(desired).await;
-    assert!(ended(&identity).is_some());
-}
-
-#[tokio::test]
-async fn what_a_jailer_complains_of_is_the_reason() {
-    let mut place = place(Hypervisor::Firecracker, As::Jailed).await;
-    // The header of a program, and no program.
-    let mut header = [0_u8; 64];
-    header[..5].copy_from_slice(b"\x7fELF\x02");
-    place.program.path = place.dir.path().join("firecracker-of-nothing");
-    std::fs::write(&place.program.path, header).unwrap();
-    let desired = place.desired(|_, _| {});
-    let create = place.rung.act(&desired, &Action::CreateRunDir).await;
-    create.unwrap();
-    let launch = Action::Launch { after: None };
-    let error = place.rung.act(&desired, &launch).await.unwrap_err();
-    let why = error.source.to_string();
-    assert!(why.contains("Failed to exec into Firecracker"), "{why}");
-    assert!(why.contains("exited with status 1"), "{why}");
-    assert!(
-        console(&desired).contains("Failed to exec"),
-        "the log tells it, too"
-    );
-    place.clear(desired).await;
-}
-
-/// While the jailer works it has other words and another root: a daemon that comes back in between must not take it for a stranger.
-#[tokio::test]
-async fn a_jailed_firecracker_is_what_was_wanted_at_every_moment_of_its_birth() {
-    let place = place(Hypervisor::Firecracker, As::Jailed).await;
-    let desired = place.desired(|_, _| {});
-    let create = place.rung.act(&desired, &Action::CreateRunDir).await;
-    create.unwrap();
-    for _ in 0..3 {
-        let launch = Action::Launch { after: None };
-        let start = async { place.rung.act(&desired, &launch).await.unwrap() };
-        let look = async {
-            let daemon = Vmm::default();
-            let mut words = std::collections::BTreeSet::new();
-            while words.is_empty() || !console(&desired).contains("ready") {
-                let observed = daemon.observe(&desired).await.unwrap();
-                for running in &observed.running {
-                    words.insert(process::argv(running.process.thing().pid).unwrap());
-                }
-                for action in Vmm::plan(&desired, &observed).unwrap() {
-                    let harmless = match observed.running.as_slice() {
-                        [] => matches!(action, Action::Launch { .. } | Action::CreateRunDir),
-                        [_] => matches!(action, Action::Record(_)),
-                        _ => false,
-                    };
-                    assert!(harmless, "{action}: {words:?}");
-                }
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::join!(start, look);
-        let observed = place.rung.observe(&desired).await.unwrap();
-        let identity = observed.process().unwrap().clone();
-        let Life::Alive(alive) = process::look(&identity).unwrap() else {
-            panic!("it has ended: {}", console(&desired));
-        };
-        alive.stop(Stop::Kill).unwrap();
-        alive.ended().await.unwrap();
-        std::fs::remove_file(desired.dir.join(CONSOLE)).unwrap();
-    }
-    place.clear(desired).await;
 }

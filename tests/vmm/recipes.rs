@@ -8,7 +8,8 @@ use slicectl::api::life::Board;
 use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::reconcile::vmm::{
-    Accel, Access, ConfinedBy, Disk, Launch, Machine, OURS, Program, Slot, Sys, Unfit, Version, recipe,
+    Accel, Access, ConfinedBy, Disk, Launch, Machine, OURS, Program, Slot, Sys, Unfit, Version,
+    recipe,
 };
 
 /// One VM, to be changed a little.
