@@ -20,6 +20,8 @@
 //! | `cni_faults` | plugins that fail, daemons that die |
 //! | `cni_guest` | QEMU in a CNI network |
 //! | `guests` | QEMU |
+//! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
+//! | `linux_disks` | what they read and write |
 //! | `on_demand` | VMs made on demand |
 //! | `confinement` | what a VMM may do on the host |
 //! | `service` | the process: signals, logs, errors, rest |
@@ -39,6 +41,8 @@ mod daemon {
     mod drift;
     mod guests;
     mod leftovers;
+    mod linux;
+    mod linux_disks;
     mod modes;
     mod on_demand;
     mod origin;

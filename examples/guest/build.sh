@@ -12,9 +12,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
-# Drivers, in the order in which they need one another: virtio over MMIO and PCI, the network, the power button.
+# Drivers, in the order in which they need one another: virtio over MMIO and PCI, disks, the network, the power button.
 modules='virtio_ring virtio virtio_mmio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci
-failover net_failover virtio_net evdev button'
+virtio_blk failover net_failover virtio_net evdev button pvpanic pvpanic-mmio'
 
 need() { # PROGRAM|"" PACKAGE
     [ -n "$1" ] && command -v "$1" >/dev/null && return

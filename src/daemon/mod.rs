@@ -195,6 +195,7 @@ impl Daemon {
             checked: Default::default(),
             vmm_ids,
             seen_rules: Default::default(),
+            turned_away: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
         // Before anything can change: a change that nobody hears wakes nobody.

@@ -189,6 +189,9 @@ pub fn why(hypervisor: Hypervisor, exit: Exit, stopped: bool) -> String {
             "the guest rebooted, its way of powering off".to_owned()
         }
         (Exit::Code(0), Hypervisor::CloudHypervisor) => "the guest powered off".to_owned(),
+        (Exit::Code(1), Hypervisor::Qemu) => {
+            "the guest's kernel panicked, or the VMM failed".to_owned()
+        }
         (Exit::Code(_), _) => "the VMM failed".to_owned(),
         (Exit::Signal(libc::SIGKILL), _) => {
             "somebody killed it, or it wanted too much memory".to_owned()

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
-use crate::api::condition::Condition;
+use crate::api::condition::{Condition, Status};
 use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
@@ -62,10 +62,31 @@ pub struct Pool {
 pub struct Ground {
     /// What was last found.
     pub condition: Condition,
-    /// What the host's rules were last read back to carry.
+    /// What the host's rules and bridges were last read back to carry, and will go on carrying.
     pub carries: Footing,
+    /// What they carried before it, and may still be there: it is being taken away.
+    #[serde(default, skip_serializing_if = "Footing::is_default")]
+    pub leaves: Footing,
     /// In which boot.
     pub boot_id: String,
+}
+
+impl Ground {
+    /// It was found to carry just this, and nothing is left of what it carried before.
+    pub fn is_firm(&self, footing: &Footing) -> bool {
+        let found = self.condition.status == Status::True;
+        found && self.carries == *footing && self.leaves.is_default()
+    }
+
+    /// The same, no longer saying that it carries what is beyond this footing. None: it says no such thing.
+    pub fn let_go(&self, footing: &Footing) -> Option<Self> {
+        let carries = self.carries.within(footing);
+        (carries != self.carries).then(|| Self {
+            carries,
+            leaves: self.carries.clone().and_bridges_of(&self.leaves),
+            ..self.clone()
+        })
+    }
 }
 
 /// What the ground must carry: a function of the groups and the leases.
@@ -88,6 +109,27 @@ impl Footing {
     /// There is to be nothing of ours.
     pub fn is_empty(&self) -> bool {
         self.pools.is_empty() && self.bridges.is_empty()
+    }
+
+    /// It says nothing.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What of it is in another one, too.
+    fn within(&self, other: &Self) -> Self {
+        let mut bridges = self.bridges.clone();
+        bridges.retain(|bridge, gateways| {
+            let others = other.bridges.get(bridge);
+            gateways.retain(|gateway| others.is_some_and(|others| others.contains(gateway)));
+            !gateways.is_empty()
+        });
+        Self {
+            pools: &self.pools & &other.pools,
+            openings: &self.openings & &other.openings,
+            bridges,
+            plugged: &self.plugged & &other.plugged,
+        }
     }
 
     /// What was carried before on bridges, too, and may still be there.

@@ -66,6 +66,26 @@ fn the_shortest_group_derives_bridge_taps_gateway_and_addresses() {
 }
 
 #[test]
+fn a_group_that_comes_again_while_its_bridge_goes_is_plugged_into_the_next_one() {
+    inhabited(|house| {
+        for round in 0..12 {
+            house.apply(&web(6, ""));
+            for vm in house.get("vms")["items"].as_array().expect("items") {
+                let tap = vm["status"]["network"]["tap"].as_str().expect("a TAP");
+                let port = &ip(&format!("link show dev {tap}"))[0];
+                assert_eq!(port["master"], "brvm0", "round {round}: {port}");
+            }
+            house.ctl("delete hg web --wait=10s");
+        }
+        let drift = house
+            .events("")
+            .into_iter()
+            .filter(|event| event["reason"] == "Drift");
+        assert_eq!(drift.count(), 0, "nothing had to be repaired");
+    });
+}
+
+#[test]
 fn automatic_addresses_are_none_that_a_neighbour_on_the_users_bridge_has() {
     inhabited(|house| {
         run("ip link add brvm0 type bridge forward_delay 0 \

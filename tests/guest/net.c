@@ -80,7 +80,7 @@ static void ping_gateway(void) {
 }
 
 static void on_arp(const struct arp *arp) {
-    if (arp->operation == swap16(ARP_REQUEST) && arp->to == ip)
+    if (arp->operation == swap16(ARP_REQUEST))
         send_arp(ARP_REPLY, arp->from_mac, arp->from);
     if (arp->operation == swap16(ARP_REPLY) && arp->from == gateway && !known) {
         copy(gateway_mac, arp->from_mac, 6);
@@ -92,7 +92,7 @@ static void on_arp(const struct arp *arp) {
 
 static void on_icmp(const struct icmp *icmp, size_t bytes) {
     size_t length = swap16(icmp->length);
-    if (icmp->version != 0x45 || icmp->protocol != PROTOCOL_ICMP || icmp->to != ip)
+    if (icmp->version != 0x45 || icmp->protocol != PROTOCOL_ICMP)
         return;
     if (length < IP_BYTES + ICMP_BYTES || length + sizeof icmp->link > bytes)
         return;
@@ -128,17 +128,23 @@ void net_start(const struct words *words) {
     net_tick(0);
 }
 
-bool net_poll(void) {
+enum heard net_poll(void) {
     size_t bytes;
     const uint8_t *frame = receive(&bytes);
     if (!frame)
-        return false;
+        return NOTHING;
     uint16_t kind = bytes < sizeof(struct ethernet) ? 0 : swap16(((const struct ethernet *)frame)->kind);
-    if (kind == 0x0806 && bytes >= sizeof(struct arp))
-        on_arp((const struct arp *)frame);
-    if (kind == 0x0800 && bytes >= sizeof(struct icmp))
-        on_icmp((const struct icmp *)frame, bytes);
-    return true;
+    const struct arp *arp = (const struct arp *)frame;
+    if (kind == 0x0806 && bytes >= sizeof *arp && arp->to == ip) {
+        on_arp(arp);
+        return OURS;
+    }
+    const struct icmp *icmp = (const struct icmp *)frame;
+    if (kind == 0x0800 && bytes >= sizeof *icmp && icmp->to == ip) {
+        on_icmp(icmp, bytes);
+        return OURS;
+    }
+    return OTHERS;
 }
 
 void net_tick(uint32_t passed) {

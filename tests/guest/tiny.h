@@ -76,8 +76,9 @@ void transmit(const uint8_t *frame, size_t bytes);
 // ---- net.c: ARP and ICMP echo
 
 void net_start(const struct words *words);
-// Answers what has come; whether anything had.
-bool net_poll(void);
+// Answers the frame that has come, if it is for us.
+enum heard { NOTHING, OTHERS, OURS };
+enum heard net_poll(void);
 // So many microseconds have passed: asks the gateway, often until it answers, then once a second.
 void net_tick(uint32_t passed);
 // Whether the gateway answers our pings.

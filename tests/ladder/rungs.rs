@@ -38,6 +38,18 @@ proptest! {
     }
 }
 
+#[test]
+fn what_the_ground_is_about_to_let_go_of_carries_nobody() {
+    let all = ground(Status::True);
+    let nothing = Footing::default();
+    assert_eq!(all.let_go(&all.carries), None, "all of it is wanted");
+    let less = all.let_go(&nothing).unwrap();
+    assert_eq!((&less.carries, &less.leaves), (&nothing, &all.carries));
+    assert!(!less.is_firm(&nothing), "it is still there");
+    assert!(all.is_firm(&all.carries) && !all.is_firm(&nothing));
+    assert_eq!(less.let_go(&nothing), None, "once is enough");
+}
+
 async fn climb_and_fall(steps: Vec<Step>) -> Result<(), TestCaseError> {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(dir.path()).unwrap();
@@ -196,6 +208,7 @@ fn ground(status: Status) -> Ground {
     Ground {
         condition,
         carries,
+        leaves: Footing::default(),
         boot_id: "boot".into(),
     }
 }

@@ -10,7 +10,7 @@ use slicectl::api::meta::{Timestamp, Uid};
 use slicectl::api::network::Block;
 use slicectl::api::on_demand::{Ask, OnDemand, Order};
 use slicectl::api::rung::{LADDER, Rung};
-use slicectl::store::{Error, Ground, Pool, Store, Txn};
+use slicectl::store::{Error, Footing, Ground, Pool, Store, Txn};
 
 use crate::support::objects::{group, name, spec, vm};
 
@@ -153,6 +153,7 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
                 observed_generation: 0,
             },
             carries: txn.world().footing(),
+            leaves: Footing::default(),
             boot_id: boot_id.clone(),
         }),
     }

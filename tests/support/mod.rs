@@ -6,7 +6,7 @@
 //! - [`lab`]: neighbours around a house, [`sniffer`]s in them; [`guest_stack`]: a guest at a TAP; [`frames`]: what it sends.
 //! - [`house`]: the real `sliced` and `slicectl` in one.
 //! - [`plugs`]: CNI networks for it.
-//! - [`tiny`]: guests for it, by the dozen; [`vmm`]: programs that stand for VMMs.
+//! - [`tiny`]: guests for it, by the dozen; [`linux`]: full ones; [`vmm`]: programs that stand for VMMs.
 #![allow(
     dead_code,
     reason = "every integration test file compiles this anew and uses a part of it"
@@ -17,6 +17,7 @@ pub mod guest_stack;
 pub mod house;
 pub mod kernel;
 pub mod lab;
+pub mod linux;
 pub mod objects;
 pub mod plugs;
 pub mod sniffer;

@@ -147,7 +147,11 @@ impl Engine {
             txn.set_condition(uid, Rung::Lease, found, generation, now)?;
             match txn.take_rung(uid, Rung::Net, now)? {
                 Gate::Open(vm) => Ok(Ok((*vm, lease))),
-                Gate::Closed(_) | Gate::Gone => Ok(Err(Outcome::Converged)),
+                Gate::Closed(_) => {
+                    self.turn_away(uid);
+                    Ok(Err(Outcome::Converged))
+                }
+                Gate::Gone => Ok(Err(Outcome::Converged)),
             }
         })
     }

@@ -9,6 +9,7 @@
 mod bridged;
 mod climb;
 mod descend;
+mod ground;
 mod isolated;
 mod life;
 mod plugged;
@@ -24,14 +25,14 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
+use super::Probe;
 use super::contest::Contests;
 use super::firewall::Firewall;
 use super::ground::Ground;
 use super::group::{self, Claims, HostUse, Progress};
 use super::net::Net;
 use super::processes::Processes;
-use super::{Probe, ground};
-use crate::api::condition::{Condition, Reason, Status};
+use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::meta::{Name, Uid};
 use crate::api::network::{Connection, NetworkSpec};
@@ -51,7 +52,6 @@ use crate::store::{self, Store, Txn};
 pub use life::remember;
 pub use preview::Preview;
 pub use seen_rules::SeenRules;
-use step::describe;
 
 /// What can be looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -113,6 +113,8 @@ pub struct Engine {
     pub vmm_ids: IdRange,
     /// Which rules of the isolated VMs have been looked at.
     pub seen_rules: SeenRules,
+    /// VMs that the ground did not carry when they were looked at.
+    pub turned_away: Mutex<HashSet<Uid>>,
 }
 
 /// The link of the host namespace that tells of a VM.
@@ -177,9 +179,8 @@ impl Engine {
     /// Every VM is Ready or down as it is to be, every group has the VMs it wants, and the ground is firm.
     pub fn all_ready(&self) -> bool {
         self.store.read(|world| {
-            let firm = world.ground().is_some_and(|ground| {
-                ground.condition.status == Status::True && ground.carries == world.footing()
-            });
+            let firm = world.ground();
+            let firm = firm.is_some_and(|ground| ground.is_firm(&world.footing()));
             firm && world.vms().all(|vm| world.is_settled(vm))
                 && world.groups().all(|group| {
                     let vms = world.vms_of(&group.meta.name).count();
@@ -211,87 +212,6 @@ impl Engine {
             let stands = page.is_some_and(|page| page.held);
             Some(HostLink { link, stands })
         })
-    }
-
-    async fn run_ground(&self) -> Result<Outcome, store::Error> {
-        let footing = self.store.read(store::World::footing);
-        let before = self.store.read(|world| world.ground().cloned());
-        let desired = ground::Desired {
-            instance: self.instance.clone(),
-            footing: footing.clone(),
-            before: before
-                .as_ref()
-                .map(|g| g.carries.clone())
-                .unwrap_or_default(),
-        };
-        let done = self.converge(&self.ground(), &desired).await;
-        let (status, reason, message) = describe(&done.result);
-        let was_firm = before
-            .as_ref()
-            .is_some_and(|g| g.condition.status == Status::True && g.carries == footing);
-        let mut contested = false;
-        let (mut status, mut reason, mut message) = (status, reason, message);
-        if was_firm && !done.taken.is_empty() {
-            let steps = done.taken.join("; ");
-            let repaired = format!("repaired: {steps}");
-            self.note(EventType::Warning, "ground", "Drift", &repaired);
-            let uid = owner::uid_of(&self.instance.ground_label());
-            let count = self.contests.count(uid, Rung::Firewall, clock::monotonic());
-            contested = count.is_some();
-            if contested {
-                (status, reason) = (Status::False, Reason::Contested);
-                message =
-                    format!("repaired again and again: somebody wants the opposite of: {steps}");
-            }
-        }
-        if status == Status::False {
-            self.note(EventType::Warning, "ground", &reason.to_string(), &message);
-        }
-        let now = clock::now();
-        let since = before
-            .as_ref()
-            .filter(|g| g.condition.status == status)
-            .map_or(now, |g| g.condition.since);
-        let firm = status == Status::True;
-        let page = store::Ground {
-            condition: Condition {
-                status,
-                reason,
-                message,
-                since,
-                observed_generation: 0,
-            },
-            carries: match firm {
-                true => footing,
-                // What could not be taken away is ours to take away the next time.
-                false => footing.and_bridges_of(&desired.before),
-            },
-            boot_id: self.hands.boot_id.clone(),
-        };
-        self.write(|txn| txn.put_ground(page)).await?;
-        if firm && !was_firm {
-            self.nudge_waiting_vms();
-        }
-        Ok(match (firm, contested) {
-            (true, _) => Outcome::Converged,
-            (false, true) => Outcome::Shun(GROUND_SLOW),
-            (false, false) => Outcome::Failed,
-        })
-    }
-
-    fn nudge_waiting_vms(&self) {
-        let waiting: Vec<Uid> = self.store.read(|world| {
-            let waits = |vm: &&Vm| {
-                [Rung::Net, Rung::Firewall].into_iter().any(|rung| {
-                    let page = world.page(vm.meta.uid, rung);
-                    !page.is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
-                })
-            };
-            world.vms().filter(waits).map(|vm| vm.meta.uid).collect()
-        });
-        for uid in waiting {
-            self.waker.nudge(Key::Vm(uid));
-        }
     }
 
     async fn run_group(&self, name: &Name) -> Result<Outcome, store::Error> {

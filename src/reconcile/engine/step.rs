@@ -281,7 +281,11 @@ impl Engine {
             };
             Ok(match txn.take_rung(uid, next, now)? {
                 Gate::Open(now) => now.meta.generation == generation,
-                Gate::Closed(_) | Gate::Gone => false,
+                Gate::Closed(_) => {
+                    self.turn_away(uid);
+                    false
+                }
+                Gate::Gone => false,
             })
         };
         let nothing_to_run =

@@ -5,6 +5,10 @@
 //! - `microvm` has virtio over MMIO only and boots in about two seconds even without KVM. ACPI stays on: Debian's kernel
 //!   needs it, and the power button is the polite way to stop.
 //! - `tsc_early_khz`: without KVM the guest may hang calibrating its clock, so it is told the rate.
+//! - `reboot=t`: a `microvm` is reset by a triple fault alone (docs/system/i386/microvm.rst); Linux tries everything else first, and
+//!   hangs. A `q35` is reset by what Linux tries first.
+//! - `pvpanic`: the guest's kernel says that it has panicked (docs/specs/pvpanic.rst). QEMU then ends with 1 at once, which is a
+//!   failure, as a reset or a power-off is not.
 //! - `script=no`: the TAP is there, with all that belongs to it. That it is there is checked by whoever starts this.
 
 use super::cmdline::{self, Own};
@@ -62,6 +66,8 @@ pub(super) fn recipe(
     );
     say("-device", network_card(&slot.connection, spec.life.board));
     say("-device", format!("virtio-rng-{bus}"));
+    say("-device", "pvpanic".to_owned());
+    say("-action", "panic=exit-failure".to_owned());
     say("-chardev", listen("agent", AGENT));
     say("-device", format!("virtio-serial-{bus}"));
     say(
@@ -83,10 +89,14 @@ pub(super) fn recipe(
 
 /// KASLR costs a translated guest a second, and hides nothing from a guest that is alone.
 fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<String, Unfit> {
-    let words = match (machine.accel, machine.tsc_khz) {
-        (Accel::Tcg, Some(khz)) => format!("nokaslr tsc_early_khz={khz}"),
-        (Accel::Tcg, None) | (Accel::Kvm, _) => "nokaslr".to_owned(),
-    };
+    let mut words = "nokaslr".to_owned();
+    if let (Accel::Tcg, Some(khz)) = (machine.accel, machine.tsc_khz) {
+        words.push_str(&format!(" tsc_early_khz={khz}"));
+    }
+    match spec.life.board {
+        Board::Microvm => words.push_str(" reboot=t"),
+        Board::Q35 => {}
+    }
     let reserved = 0;
     cmdline::command_line(spec, slot, &Own { words, reserved })
 }

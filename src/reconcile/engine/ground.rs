@@ -1,0 +1,140 @@
+//! The ground's run: what it is to carry no more is said before it is taken away, and whoever was turned away is called back.
+//! Not here: what the host's rules and bridges are ([`crate::reconcile::ground`]).
+//!
+//! # Why
+//! A group may go and come again while the ground is at work. Were its page to say until the end of the run that it carries the
+//! group's bridge, new VMs would be plugged into the bridge that is being deleted, and run beside its successor.
+
+use std::sync::PoisonError;
+
+use super::step::describe;
+use super::{Engine, GROUND_SLOW, Key};
+use crate::api::condition::{Condition, Reason, Status};
+use crate::api::event::EventType;
+use crate::api::meta::Uid;
+use crate::api::rung::Rung;
+use crate::clock;
+use crate::owner;
+use crate::reconcile::ground;
+use crate::runtime::queue::Outcome;
+use crate::store::{self, Footing};
+
+/// What was found of the ground.
+type Found = (Status, Reason, String);
+
+impl Engine {
+    pub(super) async fn run_ground(&self) -> Result<Outcome, store::Error> {
+        let (footing, before) = self.let_go().await?;
+        let was_firm = before.as_ref().is_some_and(|g| g.is_firm(&footing));
+        let carried = before.as_ref().map(|ground| {
+            let carried = ground.carries.clone();
+            carried.and_bridges_of(&ground.leaves)
+        });
+        let desired = ground::Desired {
+            instance: self.instance.clone(),
+            footing,
+            before: carried.unwrap_or_default(),
+        };
+        let done = self.converge(&self.ground(), &desired).await;
+        let mut found = describe(&done.result);
+        let drift = Some(done.taken).filter(|taken| was_firm && !taken.is_empty());
+        let contested = drift.and_then(|taken| self.tell_of_ground_drift(&taken));
+        let outcome = match (&contested, found.0) {
+            (Some(_), _) => Outcome::Shun(GROUND_SLOW),
+            (None, Status::True) => Outcome::Converged,
+            (None, _) => Outcome::Failed,
+        };
+        found = contested.unwrap_or(found);
+        if found.0 == Status::False {
+            self.note(EventType::Warning, "ground", &found.1.to_string(), &found.2);
+        }
+        let is_firm = found.0 == Status::True;
+        let page = self.ground_page(found, desired, before.as_ref());
+        self.write(|txn| txn.put_ground(page)).await?;
+        if is_firm && !was_firm {
+            self.call_back();
+        }
+        Ok(outcome)
+    }
+
+    /// What the ground must carry, and its page, which from now on says of nothing else that it carries it. A VM that was let on
+    /// before has a lease by which it is still carried; one that comes later is turned away.
+    async fn let_go(&self) -> Result<(Footing, Option<store::Ground>), store::Error> {
+        let (footing, page) = self
+            .store
+            .read(|world| (world.footing(), world.ground().cloned()));
+        if page
+            .as_ref()
+            .is_none_or(|page| page.let_go(&footing).is_none())
+        {
+            return Ok((footing, page));
+        }
+        self.write(|txn| {
+            let footing = txn.world().footing();
+            let page = txn.world().ground().cloned();
+            let less = page.as_ref().and_then(|page| page.let_go(&footing));
+            if let Some(less) = less.clone() {
+                txn.put_ground(less)?;
+            }
+            Ok((footing, less.or(page)))
+        })
+        .await
+    }
+
+    /// What there is to be said if somebody keeps wanting the opposite.
+    fn tell_of_ground_drift(&self, taken: &[String]) -> Option<Found> {
+        let steps = taken.join("; ");
+        let repaired = format!("repaired: {steps}");
+        self.note(EventType::Warning, "ground", "Drift", &repaired);
+        let uid = owner::uid_of(&self.instance.ground_label());
+        self.contests
+            .count(uid, Rung::Firewall, clock::monotonic())?;
+        let why = format!("repaired again and again: somebody wants the opposite of: {steps}");
+        Some((Status::False, Reason::Contested, why))
+    }
+
+    fn ground_page(
+        &self,
+        (status, reason, message): Found,
+        desired: ground::Desired,
+        before: Option<&store::Ground>,
+    ) -> store::Ground {
+        let now = clock::now();
+        let since = before
+            .filter(|before| before.condition.status == status)
+            .map_or(now, |before| before.condition.since);
+        store::Ground {
+            condition: Condition {
+                status,
+                reason,
+                message,
+                since,
+                observed_generation: 0,
+            },
+            carries: desired.footing,
+            leaves: match status {
+                Status::True => Footing::default(),
+                // What could not be taken away is ours to take away the next time.
+                Status::False | Status::Unknown => desired.before,
+            },
+            boot_id: self.hands.boot_id.clone(),
+        }
+    }
+
+    /// The ground does not carry this VM. To be told within the transaction that found it so: the one that makes the ground firm
+    /// comes before it or after it, and is followed by [`Engine::call_back`].
+    pub(super) fn turn_away(&self, uid: Uid) {
+        let turned_away = self.turned_away.lock();
+        turned_away
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(uid);
+    }
+
+    fn call_back(&self) {
+        let turned_away = self.turned_away.lock();
+        let waiting = std::mem::take(&mut *turned_away.unwrap_or_else(PoisonError::into_inner));
+        for uid in waiting {
+            self.waker.nudge(Key::Vm(uid));
+        }
+    }
+}
