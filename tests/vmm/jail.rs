@@ -126,7 +126,7 @@ async fn a_jailed_firecracker_is_what_was_wanted_at_every_moment_of_its_birth() 
                         [_] => matches!(action, Action::Record(_)),
                         _ => false,
                     };
-                    assert!(harmless, "{action}: {words:?}");
+                    assert!(harmless, "{action}: {words:?} {:?}", observed.running);
                 }
                 tokio::task::yield_now().await;
             }

@@ -6,7 +6,7 @@
 //! its root file system (`super::jail`), one a line. These are asked where the environment says nothing.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -16,6 +16,9 @@ use crate::host::{Error, Kind};
 /// In the environment of every process that [`super::spawn`] starts: the number of our mount namespace. A confined one has another
 /// of its own.
 pub(super) const MOUNTS_VAR: &str = "SLICE_MOUNTS";
+
+/// Bytes: more than the words of any VMM.
+const AT_ONCE: usize = 32 << 10;
 
 /// A process that bears the mark that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +143,7 @@ fn plain(shown: &[u8]) -> Vec<u8> {
 
 /// The program and arguments that the process was started with; empty if it is gone.
 pub fn argv(pid: u32) -> Result<Vec<String>, Error> {
-    let line = read(pid, "cmdline")?.unwrap_or_default();
+    let line = words(pid)?;
     let line = line.strip_suffix(&[0]).unwrap_or(&line);
     if line.is_empty() {
         return Ok(Vec::new());
@@ -201,11 +204,32 @@ pub fn tap_slot(pid: u32) -> Result<TapSlot, Error> {
     Ok(TapSlot::None)
 }
 
+/// What one call reads is of one moment: between two the process may become another program (exec), whose words would cut off, or
+/// follow, those of the one before.
+fn words(pid: u32) -> Result<Vec<u8>, Error> {
+    let path = format!("/proc/{pid}/cmdline");
+    let read_once = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(&path)?;
+        let mut bytes = vec![0; AT_ONCE];
+        let length = file.read(&mut bytes)?;
+        bytes.truncate(length);
+        if length == AT_ONCE {
+            file.read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
+    };
+    match read_once() {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if Kind::of(&error) == Kind::Absent => Ok(Vec::new()),
+        Err(error) => Err(Error::io("read", path, error)),
+    }
+}
+
 fn read(pid: u32, what: &str) -> Result<Option<Vec<u8>>, Error> {
     let path = format!("/proc/{pid}/{what}");
     let read_all = || -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut File::open(&path)?, &mut bytes)?;
+        File::open(&path)?.read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     match read_all() {
