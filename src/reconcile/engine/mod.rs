@@ -9,6 +9,7 @@
 mod bridged;
 mod climb;
 mod descend;
+mod groups;
 mod isolated;
 mod life;
 mod plugged;
@@ -19,7 +20,7 @@ mod stray;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tracing::{debug, warn};
@@ -27,7 +28,7 @@ use tracing::{debug, warn};
 use super::contest::Contests;
 use super::firewall::Firewall;
 use super::ground::Ground;
-use super::group::{self, Claims, HostUse, Progress};
+use super::group::{Claims, Hindrance};
 use super::net::Net;
 use super::processes::Processes;
 use super::{Probe, ground};
@@ -99,8 +100,8 @@ pub struct Engine {
     pub probe: Probe,
     /// Who keeps wanting the opposite.
     pub contests: Contests,
-    /// Why a group has no VMs yet.
-    pub troubles: Mutex<HashMap<Name, String>>,
+    /// What keeps groups from what they want, beside their VMs.
+    pub hindrances: Mutex<HashMap<Name, Hindrance>>,
     /// Steps taken on the host so far.
     pub steps: AtomicU64,
     /// Groups that wait for one of their VMs.
@@ -294,39 +295,6 @@ impl Engine {
         }
     }
 
-    async fn run_group(&self, name: &Name) -> Result<Outcome, store::Error> {
-        let host_use = HostUse {
-            netlink: &self.hands.netlink,
-            instance: &self.instance,
-        };
-        let done = group::reconcile(&self.store, &self.claims, &host_use, name, clock::now()).await;
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        troubles.remove(name);
-        match done {
-            Ok(Progress::Done) => {
-                waiting.remove(name);
-                Ok(Outcome::Converged)
-            }
-            Ok(Progress::Waiting) => {
-                waiting.insert(name.clone());
-                Ok(Outcome::Converged)
-            }
-            Err(group::Error::Store(error)) => Err(error),
-            Err(error) => {
-                let object = format!("hostgroup/{name}");
-                self.note(
-                    EventType::Warning,
-                    &object,
-                    "RangeUnavailable",
-                    &error.to_string(),
-                );
-                troubles.insert(name.clone(), error.to_string());
-                Ok(Outcome::Failed)
-            }
-        }
-    }
-
     async fn run_vm(&self, uid: Uid, failures: u32) -> Result<Outcome, store::Error> {
         let Some(vm) = self.store.read(|world| world.vm(uid).cloned()) else {
             self.contests.forget(uid);
@@ -350,11 +318,6 @@ impl Engine {
             self.waker.nudge(Key::Group(vm.group.clone()));
         }
         Ok(outcome)
-    }
-
-    fn group_waits(&self, group: &Name) -> bool {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.contains(group)
     }
 
     /// What was noted of a VM's rung when it was last Ready.
