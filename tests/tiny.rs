@@ -6,6 +6,7 @@
 //! | `console` | talking with it |
 //! | `disk` | a disk of its own |
 //! | `guest` | the guest itself |
+//! | `instead` | what is to replace it |
 //! | `jail` | Firecracker's jailer |
 //! | `life` | stopped, paused, restarted, ended: by people, by themselves, while nobody looks |
 //! | `many` | 32 of them |
@@ -17,6 +18,7 @@ mod tiny {
     mod console;
     mod disk;
     mod guest;
+    mod instead;
     mod jail;
     mod life;
     mod manners;

@@ -9,6 +9,7 @@ pub mod life;
 pub mod link_name;
 pub mod manifest;
 pub mod meta;
+pub mod metrics;
 pub mod network;
 pub mod on_demand;
 pub mod policy;

@@ -7,9 +7,13 @@ use clap::{Subcommand, ValueEnum};
 
 use super::args::Goal;
 use super::failure::{Failure, warn};
+use super::paint::Colours;
+use super::print::Format;
+use super::table::{Field, Table};
 use super::target::Target;
 use super::{get, print, wait};
 use crate::api::meta::Name;
+use crate::api::metrics::{Metrics, Since};
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Entry;
 use crate::api::tag::{self, TagKey, TagValue};
@@ -34,6 +38,26 @@ pub enum VmVerb {
     Stop(PowerArgs),
     /// Start VMs, whatever has kept them down
     Start(PowerArgs),
+    /// What a VM's VMM has counted
+    Metrics(MetricsArgs),
+}
+
+/// Arguments of `vm metrics`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Counters have the names that the VMM gives them. Firecracker counts anew every minute, and whenever it is asked; QEMU and Cloud
+Hypervisor count from their start. The table leaves out what is 0.
+
+Examples:
+  slicectl vm metrics sandbox-1
+  slicectl vm metrics sandbox-1 -o json | jq '.counters.\"net_eth0.rx_bytes_count\"'")]
+pub struct MetricsArgs {
+    /// The VM
+    #[arg(value_name = "VM", value_parser = super::target::vm)]
+    pub vm: Name,
+    /// The format of the answer
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Format,
 }
 
 /// Arguments of `vm pause`, `resume`, `restart`, `stop` and `start`.
@@ -141,6 +165,33 @@ pub async fn vm(client: &Client, verb: VmVerb) -> Result<(), Failure> {
         VmVerb::Restart(args) => power(client, args, PowerVerb::Restart).await,
         VmVerb::Stop(args) => power(client, args, PowerVerb::Stop).await,
         VmVerb::Start(args) => power(client, args, PowerVerb::Start).await,
+        VmVerb::Metrics(args) => {
+            let metrics = client.metrics(&args.vm).await?;
+            print::answer(args.output, &metrics, counted)
+        }
+    }
+}
+
+fn counted(metrics: &Metrics) -> String {
+    let counters = metrics.counters.iter();
+    let rows: Vec<Vec<Field>> = counters
+        .filter(|(_, count)| count.as_f64() != Some(0.0))
+        .map(|(name, count)| vec![Field::from(name), Field::from(count)])
+        .collect();
+    let since = match metrics.since {
+        Since::Start => "its start",
+        Since::LastAsked => "it was asked last, at most a minute ago",
+    };
+    let hypervisor = metrics.hypervisor;
+    match rows.is_empty() {
+        true => format!("{hypervisor} has counted nothing since {since}.\n"),
+        false => {
+            let mut table = Table::new(vec!["COUNTER", "COUNT"], Colours::of_stdout());
+            format!(
+                "{}\nCounted by {hypervisor} since {since}.\n",
+                table.draw(rows)
+            )
+        }
     }
 }
 

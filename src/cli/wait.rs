@@ -272,7 +272,15 @@ async fn shortcomings(client: &Client, object: &Object) -> Vec<String> {
                 .map(|vm| shortcoming(vm))
                 .collect();
             if causes.is_empty() {
-                let own = rows::missing(&group.status.conditions);
+                // Why may have come after the last change that was told of.
+                let now = client.get(Kind::HostGroup, Some(name)).await;
+                let now = now.map(|list| list.items).unwrap_or_default();
+                let group = now.iter().find_map(|object| match object {
+                    Object::HostGroup(group) => Some(group),
+                    Object::Vm(_) | Object::Lease(_) => None,
+                });
+                let conditions = group.map(|group| &group.status.conditions);
+                let own = conditions.and_then(|conditions| rows::missing(conditions));
                 causes.extend(own.map(|found| format!("hostgroup/{name}: {}", condition(found))));
             }
             causes

@@ -12,12 +12,13 @@ use futures::stream::BoxStream;
 
 pub(super) use self::failure::Failure;
 use super::intake_loop::{IntakeLoop, delete_group, store_draft};
-use super::{console, orders, power, reach, streams};
+use super::{console, metrics, orders, power, reach, streams};
 use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::lease::subnet;
 use crate::api::manifest::{self, Draft};
 use crate::api::meta::{Name, Timestamp};
+use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::validate;
@@ -129,10 +130,9 @@ pub(super) fn objects(
                     Origin::File(path) => intake.problems_of(path),
                     Origin::Apply => Vec::new(),
                 };
-                let troubles = engine.troubles.lock().unwrap_or_else(|p| p.into_inner());
                 let trouble = Trouble {
                     problems,
-                    range: troubles.get(&group.meta.name).cloned(),
+                    hindrance: engine.hindrance(&group.meta.name),
                 };
                 Object::HostGroup(Box::new(house.group(world, group, &trouble)))
             })
@@ -146,6 +146,12 @@ pub(super) fn objects(
             let mut view = house.vm(world, vm);
             let disks = engine.processes.disk_dir();
             view.status.disk = storage::lying(&vm.spec.storage, disks, &vm.meta.name);
+            let hindrance = engine.hindrance(&vm.group);
+            let why = hindrance
+                .as_ref()
+                .and_then(|found| found.of_vm(&vm.meta.name));
+            let held = why.map(|why| format!("not replaced, though its group has changed: {why}"));
+            view.status.warnings.extend(held);
             Object::Vm(Box::new(view))
         })
         .collect(),
@@ -275,6 +281,10 @@ impl Backend for Answers {
 
     async fn power(&self, vm: Name, verb: PowerVerb) -> Result<Applied, Refusal> {
         power::tell(&self.engine, vm, verb).await
+    }
+
+    async fn metrics(&self, vm: Name) -> Result<Metrics, Refusal> {
+        metrics::ask(&self.engine, &self.house, vm).await
     }
 
     async fn events(

@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::host_group::HostGroup;
+use crate::api::host_group::{HostGroup, UpdatePolicy};
 use crate::api::manifest::Draft;
+use crate::api::meta::Name;
 use crate::api::network::NetworkSpec;
 use crate::api::vm::{Vm, VmSpec};
 use crate::reconcile::engine::{Engine, Preview};
-use crate::reconcile::group;
+use crate::reconcile::group::{self, Fitness};
 
 /// What would be done, by object. A VM that is to be made has no uid yet, so of it only that is said.
 pub async fn of(engine: &Engine, drafts: &[Draft]) -> BTreeMap<String, Preview> {
@@ -22,14 +23,21 @@ pub async fn of(engine: &Engine, drafts: &[Draft]) -> BTreeMap<String, Preview> 
 }
 
 async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Preview)> {
-    let (desired, observed, vms, update_before) = engine.store.read(|world| {
-        let desired = group::becoming(world, &draft.name, &draft.spec);
-        let vms: Vec<Vm> = world.vms_of(&draft.name).cloned().collect();
-        let before = world.group(&draft.name).map(|group| group.spec.update);
-        let observed = group::observed(world, &draft.name, &desired);
-        (desired, observed, vms, before)
-    });
+    let Foreseen {
+        desired,
+        plan,
+        vms,
+        update_before,
+        held,
+    } = foresee(engine, draft).await;
     let mut found = Vec::new();
+    for (name, why) in held {
+        let goes_on = Preview {
+            steps: vec![format!("let it go on as it is: {why}")],
+            stuck: None,
+        };
+        found.push((format!("vm/{name}"), goes_on));
+    }
     if update_before.is_some_and(|before| before != desired.update) {
         // Their records tell of it.
         for vm in vms.iter().filter(|vm| !vm.meta.deleting) {
@@ -37,7 +45,7 @@ async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Preview)> {
             found.push((format!("vm/{}", vm.meta.name), steps));
         }
     }
-    for action in group::plan(&desired, &observed) {
+    for action in plan {
         match action {
             group::Action::Create { index, spec, order } => {
                 let counted = || HostGroup::vm_name(&draft.name, index);
@@ -65,6 +73,42 @@ async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Preview)> {
         }
     }
     found
+}
+
+/// What a group would do next.
+struct Foreseen {
+    desired: group::Desired,
+    plan: Vec<group::Action>,
+    vms: Vec<Vm>,
+    update_before: Option<UpdatePolicy>,
+    /// VMs that would not be replaced, and why.
+    held: BTreeMap<Name, String>,
+}
+
+async fn foresee(engine: &Engine, draft: &Draft) -> Foreseen {
+    let mut fitness = Fitness::default();
+    loop {
+        let (foreseen, question) = engine.store.read(|world| {
+            let name = &draft.name;
+            let desired = group::becoming(world, name, &draft.spec);
+            let observed = group::observed(world, name, &desired, &fitness);
+            let plan = group::plan(&desired, &observed);
+            let question = fitness.asks(world, &desired, &plan);
+            let foreseen = Foreseen {
+                held: group::held(world, name, &desired, &fitness),
+                vms: world.vms_of(name).cloned().collect(),
+                update_before: world.group(name).map(|group| group.spec.update),
+                desired,
+                plan,
+            };
+            (foreseen, question)
+        });
+        let Some(question) = question else {
+            return foreseen;
+        };
+        let found = engine.fits(&question.vm, &question.wanted).await;
+        fitness.note(question, found);
+    }
 }
 
 fn creation(spec: &VmSpec) -> Vec<String> {

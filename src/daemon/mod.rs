@@ -6,6 +6,7 @@ mod conflists;
 mod console;
 mod difference;
 mod intake_loop;
+mod metrics;
 mod orders;
 mod power;
 mod reach;
@@ -189,7 +190,7 @@ impl Daemon {
             probe,
             contests: Contests::default(),
             steps: Default::default(),
-            troubles: Default::default(),
+            hindrances: Default::default(),
             waiting: Default::default(),
             cni,
             checked: Default::default(),

@@ -15,6 +15,7 @@ use crate::api::vm::{Hypervisor, Vm};
 use crate::owner::{Instance, RunDir};
 use crate::store::World;
 
+use super::group::Hindrance;
 use super::life::{End, ProcessMark};
 use super::net::MTU;
 use super::{connection, vmm};
@@ -24,8 +25,8 @@ use super::{connection, vmm};
 pub struct Trouble {
     /// What is wrong with the manifest it came from.
     pub problems: Vec<String>,
-    /// Why it has no addresses.
-    pub range: Option<String>,
+    /// What else hinders it.
+    pub hindrance: Option<Hindrance>,
 }
 
 /// The daemon whose world it is.
@@ -156,6 +157,7 @@ impl House {
     /// A group as answered.
     pub fn group(&self, world: &World, group: &HostGroup, trouble: &Trouble) -> GroupView {
         let problems = &trouble.problems;
+        let hindrance = trouble.hindrance.as_ref();
         let vms: Vec<&Vm> = world.vms_of(&group.meta.name).collect();
         let template = &group.spec.template;
         let updated = vms.iter().filter(|vm| match group.orders.get(&vm.index) {
@@ -178,8 +180,13 @@ impl House {
                 format!("{ready_count} of {desired} VMs are up, the rest as it is to be")
             }
             (true, _) => String::new(),
-            (false, None) if trouble.range.is_some() => trouble.range.clone().unwrap_or_default(),
-            (false, None) => format!("{current} of {desired} VMs are there"),
+            (false, None) => match hindrance {
+                Some(hindrance) => hindrance.words(),
+                None if updated < current => {
+                    format!("{updated} of {desired} VMs are as wanted now")
+                }
+                None => format!("{current} of {desired} VMs are there"),
+            },
             (false, Some(vm)) => format!(
                 "{ready_count} of {desired} VMs are Ready; {}: {}",
                 vm.meta.name,
@@ -198,9 +205,8 @@ impl House {
                 status: truth(ready),
                 reason: match (ready, group.meta.deleting) {
                     (true, _) => Reason::Converged,
-                    (false, false) if trouble.range.is_some() => Reason::Conflict,
                     (false, true) => Reason::Terminating,
-                    (false, false) => Reason::Converging,
+                    (false, false) => hindrance.map_or(Reason::Converging, Hindrance::reason),
                 },
                 message,
                 since,

@@ -155,7 +155,11 @@ fn starts_again(restart: Restart, exit: Exit) -> bool {
 impl End {
     /// `it exited with status 0: the guest powered off`.
     pub fn words(&self) -> String {
-        format!("it {}: {}", self.exit, self.why)
+        match (self.exit, self.why.as_str()) {
+            // With which status is nobody's worry then.
+            (Exit::Unknown, STOPPED) => STOPPED.to_owned(),
+            (exit, why) => format!("it {exit}: {why}"),
+        }
     }
 
     /// As answered.
@@ -176,10 +180,13 @@ impl End {
     }
 }
 
+/// By us, as somebody wanted.
+const STOPPED: &str = "it was stopped";
+
 /// What an exit means, by what each VMM exits with.
 pub fn why(hypervisor: Hypervisor, exit: Exit, stopped: bool) -> String {
     if stopped {
-        return "it was stopped".to_owned();
+        return STOPPED.to_owned();
     }
     match (exit, hypervisor) {
         (Exit::Code(0), Hypervisor::Qemu | Hypervisor::None) => {
@@ -300,6 +307,20 @@ mod tests {
         });
         mark.runs(started(3));
         assert_eq!(mark.restarts, 1);
+    }
+
+    #[test]
+    fn one_that_was_stopped_while_nobody_looked_was_stopped_and_no_more_is_said() {
+        let stopped = |exit| End {
+            why: why(Hypervisor::Qemu, exit, true),
+            ..end(exit)
+        };
+        assert_eq!(stopped(Exit::Unknown).words(), "it was stopped");
+        assert_eq!(
+            stopped(Exit::Code(0)).words(),
+            "it exited with status 0: it was stopped"
+        );
+        assert!(end(Exit::Unknown).words().contains("not known"));
     }
 
     #[test]

@@ -76,11 +76,7 @@ impl Processes {
         if spec.hypervisor == Hypervisor::None {
             return Ok(nothing);
         }
-        let hypervisor = spec.hypervisor;
-        let kernel = spec
-            .kernel_file
-            .as_deref()
-            .ok_or_else(|| format!("hypervisor {hypervisor} needs a `kernel_file`"))?;
+        let kernel = kernel(spec)?;
         let mut slot = Slot {
             name: name.clone(),
             dir: nothing.dir.clone(),
@@ -125,6 +121,49 @@ impl Processes {
         })
     }
 
+    /// Whether this host could run that, were it to be started in the place of a VM that stands; connected like that one, if
+    /// it is known how.
+    ///
+    /// # Errors
+    /// What is in the way, in words.
+    pub async fn fits(
+        &self,
+        spec: &VmSpec,
+        name: &Name,
+        label: &Label,
+        connection: Option<&Connection>,
+    ) -> Result<(), String> {
+        let disks = storage::anew(&spec.storage, &self.whose(name, label, None)?)?;
+        if spec.hypervisor == Hypervisor::None {
+            return Ok(());
+        }
+        let (program, machine) = self.fresh(spec, kernel(spec)?).await?;
+        let confined_by = self.fresh_confinement(spec, &program).await?;
+        if let Some(connection) = connection {
+            let slot = Slot {
+                name: name.clone(),
+                dir: self.nothing(label).dir,
+                connection: connection.clone(),
+                disks: disks.all.clone(),
+                sys: Sys::Own,
+                confined_by,
+            };
+            vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
+        }
+        let own = disks.own.disk();
+        let mut files = opened(spec, &disks.all).filter(|file| file.path != own);
+        files.try_for_each(|file| readable(&file))
+    }
+
+    /// With what it would be started now, on what.
+    async fn fresh(&self, spec: &VmSpec, kernel: &Path) -> Result<(Program, Machine), String> {
+        let named = spec.life.program.as_deref();
+        let program = self.programs.get(spec.hypervisor, named).await?;
+        are_there([Some(kernel), spec.initrd_file.as_deref()])?;
+        let machine = self.machine(spec.hypervisor, &program, kernel).await?;
+        Ok((program, machine))
+    }
+
     /// With what it is run, on what. What runs goes on as what it was started as, whatever has been installed, moved or removed since.
     async fn found(
         &self,
@@ -161,14 +200,27 @@ impl Processes {
         vm: &Desired,
         program: &Program,
     ) -> Result<ConfinedBy, String> {
-        if spec.hypervisor != Hypervisor::Firecracker {
-            return Ok(ConfinedBy::default());
-        }
-        match vmm::confined_by(&vm.dir).map_err(|error| error.to_string())? {
+        let running = match spec.hypervisor {
+            Hypervisor::Firecracker => vmm::confined_by(&vm.dir).map_err(|e| e.to_string())?,
+            Hypervisor::None | Hypervisor::Qemu | Hypervisor::CloudHypervisor => None,
+        };
+        match running {
             Some(by) => Ok(by),
-            None => {
-                let named = spec.life.jailer.as_deref();
-                self.programs.confinement(named, program).await
+            None => self.fresh_confinement(spec, program).await,
+        }
+    }
+
+    /// What would confine it, were it started now: nobody but Firecracker has a jailer.
+    async fn fresh_confinement(
+        &self,
+        spec: &VmSpec,
+        program: &Program,
+    ) -> Result<ConfinedBy, String> {
+        let named = spec.life.jailer.as_deref();
+        match spec.hypervisor {
+            Hypervisor::Firecracker => self.programs.confinement(named, program).await,
+            Hypervisor::None | Hypervisor::Qemu | Hypervisor::CloudHypervisor => {
+                Ok(ConfinedBy::default())
             }
         }
     }
@@ -236,18 +288,24 @@ impl Processes {
     /// # Errors
     /// Why it cannot have them, in words.
     pub fn disks(&self, storage: &Storage, name: &Name, label: &Label) -> Result<Disks, String> {
-        let boot = fs::boot_id().map_err(|error| error.to_string())?;
-        let dir = &self.disk_dir;
-        let whose = Whose {
-            dir,
-            boot,
+        let running = self.running(owner::uid_of(label));
+        let user = running.map(|running| running.pid);
+        storage::disks(storage, &self.whose(name, label, user)?)
+    }
+
+    fn whose<'a>(
+        &'a self,
+        name: &'a Name,
+        label: &'a Label,
+        user: Option<u32>,
+    ) -> Result<Whose<'a>, String> {
+        Ok(Whose {
+            dir: &self.disk_dir,
+            boot: fs::boot_id().map_err(|error| error.to_string())?,
             name,
             label,
-            user: self
-                .running(owner::uid_of(label))
-                .map(|running| running.pid),
-        };
-        storage::disks(storage, &whose)
+            user,
+        })
     }
 
     /// No disk is wanted any more. None: the label is no VM's.
@@ -341,18 +399,29 @@ fn are_there(files: [Option<&Path>; 2]) -> Result<(), String> {
     }
 }
 
+fn kernel(spec: &VmSpec) -> Result<&Path, String> {
+    let hypervisor = spec.hypervisor;
+    let kernel = spec.kernel_file.as_deref();
+    kernel.ok_or_else(|| format!("hypervisor {hypervisor} needs a `kernel_file`"))
+}
+
 fn confined(spec: &VmSpec, slot: &Slot, user: u32) -> Confined {
-    let read = |path: &std::path::PathBuf| Disk {
-        path: path.clone(),
-        access: Access::ReadOnly,
-    };
-    let boot = spec.kernel_file.iter().chain(&spec.initrd_file).map(read);
     Confined {
         user,
         vcpu: spec.vcpu,
         ram_bytes: spec.ram_bytes,
-        files: boot.chain(slot.disks.iter().cloned()).collect(),
+        files: opened(spec, &slot.disks).collect(),
     }
+}
+
+/// What a VMM opens beside its own things.
+fn opened<'a>(spec: &'a VmSpec, disks: &'a [Disk]) -> impl Iterator<Item = Disk> + 'a {
+    let read = |path: &PathBuf| Disk {
+        path: path.clone(),
+        access: Access::ReadOnly,
+    };
+    let boot = spec.kernel_file.iter().chain(&spec.initrd_file).map(read);
+    boot.chain(disks.iter().cloned())
 }
 
 /// What is written is given to the VMM, and of a block device it gets a node; what is only read stays its owner's.

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Reconcile;
 use super::disk::{self, Want};
 use super::vmm::{Access, Disk};
 use crate::api::meta::Name;
@@ -53,10 +54,36 @@ impl Whose<'_> {
 /// # Errors
 /// A file is not there, or is not what it should be; in words that name it.
 pub fn disks(storage: &Storage, whose: &Whose<'_>) -> Result<Disks, String> {
+    let lying = |own: &disk::Desired| look(&own.disk());
+    choose(storage, whose, lying)
+}
+
+/// The same for a VM that is to replace the one that has the disks now: what goes with that one is not there then.
+///
+/// # Errors
+/// As [`disks`]; or the disk that stays is none that it could take over.
+pub fn anew(storage: &Storage, whose: &Whose<'_>) -> Result<Disks, String> {
+    let kept = disk::kept(&whose.nothing()).map_err(|error| error.to_string())?;
+    let lying = |own: &disk::Desired| match kept.disk {
+        disk::Lies::Absent => Ok(Found::Absent),
+        disk::Lies::File(_) | disk::Lies::Foreign => look(&own.disk()),
+    };
+    let disks = choose(storage, whose, lying)?;
+    match disk::Disks::plan(&disks.own, &kept) {
+        Ok(_) => Ok(disks),
+        Err(conflict) => Err(conflict.to_string()),
+    }
+}
+
+fn choose(
+    storage: &Storage,
+    whose: &Whose<'_>,
+    lying: impl FnOnce(&disk::Desired) -> Result<Found, String>,
+) -> Result<Disks, String> {
     let mut own = whose.nothing();
     let mut all = Vec::new();
     if let Some(path) = &storage.image {
-        let (want, root) = root(storage, path, &own)?;
+        let (want, root) = root(storage, path, &own, lying)?;
         own.want = want;
         all.push(root);
     }
@@ -94,8 +121,8 @@ fn root(
     storage: &Storage,
     image: &Path,
     own: &disk::Desired,
+    lying: impl FnOnce(&disk::Desired) -> Result<Found, String>,
 ) -> Result<(Option<Want>, Disk), String> {
-    let disk = &own.disk();
     let found = look(image)?;
     if found == Found::Device {
         let shown = image.display();
@@ -111,7 +138,7 @@ fn root(
         return Ok((None, root));
     }
     // Once the disk is made, its image may change or go.
-    let edition = match (found, look(disk)?) {
+    let edition = match (found, lying(own)?) {
         // In use: it is not made again.
         (Found::File(edition), _) if own.user.is_some() => Some(edition),
         (_, Found::Absent) if own.user.is_some() => None,
@@ -127,7 +154,7 @@ fn root(
         persistent: storage.persistent,
     };
     let root = Disk {
-        path: disk.to_owned(),
+        path: own.disk(),
         access: Access::ReadWrite,
     };
     Ok((Some(want), root))

@@ -9,6 +9,7 @@ use futures::stream::BoxStream;
 
 use crate::api::event::Event;
 use crate::api::meta::Name;
+use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
@@ -113,6 +114,9 @@ pub trait Backend: Send + Sync + 'static {
         vm: Name,
         verb: PowerVerb,
     ) -> impl Future<Output = Result<Applied, Refusal>> + Send;
+
+    /// What a VM's VMM has counted.
+    fn metrics(&self, vm: Name) -> impl Future<Output = Result<Metrics, Refusal>> + Send;
 
     /// Events, oldest first, of one object (`vm/sandbox-1`) or of all; an event that happens again comes again with a
     /// higher count.

@@ -21,6 +21,7 @@ use super::packet;
 use super::server::Sources;
 use crate::api::event::Event;
 use crate::api::meta::Name;
+use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
@@ -159,6 +160,12 @@ impl Client {
     pub async fn power(&self, vm: &Name, verb: PowerVerb) -> Result<Applied> {
         let path = format!("/v1/vms/{vm}/{verb}");
         self.json(Method::POST, &path, NOTHING).await
+    }
+
+    /// See [`super::Backend::metrics`].
+    pub async fn metrics(&self, vm: &Name) -> Result<Metrics> {
+        self.json(Method::GET, &format!("/v1/metrics/{vm}"), NOTHING)
+            .await
     }
 
     /// See [`super::Backend::events`].

@@ -85,6 +85,7 @@ fn router<B: Backend>(shared: Arc<Shared<B>>) -> Router {
         .route("/v1/groups/{group}/vms", post(add_vm::<B>))
         .route("/v1/vms/{vm}", axum::routing::delete(remove_vm::<B>))
         .route("/v1/vms/{vm}/{verb}", post(power::<B>))
+        .route("/v1/metrics/{vm}", get(metrics::<B>))
         .route("/v1/events", get(events::<B>))
         .route("/v1/logs/{vm}", get(logs::<B>))
         .route("/v1/console/{vm}", post(type_in::<B>))
@@ -220,6 +221,13 @@ async fn power<B: Backend>(
 ) -> Result<Response, Refused> {
     let verb = read::<PowerVerb>(&verb)?;
     Ok(Json(hall.backend.power(read(&vm)?, verb).await?).into_response())
+}
+
+async fn metrics<B: Backend>(
+    State(hall): Hall<B>,
+    Asked(Path(vm)): Asked<Path<String>>,
+) -> Result<Response, Refused> {
+    Ok(Json(hall.backend.metrics(read(&vm)?).await?).into_response())
 }
 
 async fn events<B: Backend>(

@@ -4,13 +4,14 @@
 mod words;
 
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
 use self::words::Words;
 use crate::firecracker::parse_mac;
-use crate::guest::{End, Guest, Setup, open_tap, print};
+use crate::guest::{End, Guest, Setup, Traffic, open_tap, print};
 use crate::server::{Answer, Service, serve};
 use crate::{Version, fail};
 
@@ -341,9 +342,24 @@ impl Door {
                 let info = vmm.info().map_err(|why| (missing, why))?;
                 Ok(Answer::json(200, &info))
             }
+            "vm.counters" => match &vmm.vm {
+                Vm::None | Vm::Created(_) => {
+                    Err((500, causes(&["Error from API", "VM is not running"])))
+                }
+                Vm::Booted(vm) => Ok(Answer::json(200, &counters(&vm.guest.traffic))),
+            },
             _ => Err((404, causes(&["Not Found"]))),
         }
     }
+}
+
+fn counters(traffic: &Traffic) -> Value {
+    let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let Traffic { sent, received } = traffic;
+    json!({ "_net0": {
+        "rx_bytes": count(&received.bytes), "rx_frames": count(&received.frames),
+        "tx_bytes": count(&sent.bytes), "tx_frames": count(&sent.frames),
+    }})
 }
 
 impl Service for Door {
@@ -352,7 +368,7 @@ impl Service for Door {
     fn answer(&mut self, method: &str, path: &str, body: &[u8]) -> Answer {
         let answer = match (method, path.strip_prefix("/api/v1/")) {
             (_, None) => Err((404, causes(&["Not Found"]))),
-            ("GET", Some("vmm.ping" | "vm.info")) if !body.is_empty() => {
+            ("GET", Some("vmm.ping" | "vm.info" | "vm.counters")) if !body.is_empty() => {
                 Err((400, causes(&["Bad Request"])))
             }
             ("GET", Some(verb)) => self.get(verb),

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -35,10 +35,33 @@ pub struct Setup {
 
 /// One that runs.
 pub struct Guest {
+    /// What has gone over its card.
+    pub traffic: Arc<Traffic>,
     held: Arc<(Mutex<bool>, Condvar)>,
     button: Arc<AtomicBool>,
     unplugged: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<()>,
+}
+
+/// Frames and bytes, as the VMM sees them: sent is what the guest has sent.
+#[derive(Default)]
+pub struct Traffic {
+    pub sent: Way,
+    pub received: Way,
+}
+
+#[derive(Default)]
+pub struct Way {
+    pub frames: AtomicU64,
+    pub bytes: AtomicU64,
+}
+
+impl Way {
+    fn count(&self, frame: &[u8]) {
+        let bytes = u64::try_from(frame.len()).expect("a frame");
+        self.frames.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Guest {
@@ -46,12 +69,14 @@ impl Guest {
     pub fn boot(thread: &str, setup: Setup, end: impl Fn(End) + Send + 'static) -> Self {
         let (held, button) = (Arc::default(), Arc::default());
         let unplugged = Arc::default();
+        let traffic = Arc::<Traffic>::default();
         let mut machine = Machine::new(
             setup,
             Arc::clone(&held),
             Arc::clone(&button),
             Arc::clone(&unplugged),
         );
+        machine.traffic = Arc::clone(&traffic);
         let run = move || {
             if let Some(how) = machine.run() {
                 // Its card is free before anybody hears of it.
@@ -63,6 +88,7 @@ impl Guest {
             .name(thread.to_owned())
             .spawn(run);
         Self {
+            traffic,
             held,
             button,
             unplugged,
@@ -158,6 +184,7 @@ struct Machine {
     gateway_mac: Option<[u8; 6]>,
     ready: bool,
     tiny: Vec<String>,
+    traffic: Arc<Traffic>,
 }
 
 impl Machine {
@@ -192,6 +219,7 @@ impl Machine {
             gateway_mac: None,
             ready: false,
             tiny: word("tiny="),
+            traffic: Arc::default(),
         }
     }
 
@@ -262,6 +290,7 @@ impl Machine {
         };
         let held = *self.held.0.lock().expect("nobody panics");
         if !held && let Some(frame) = frame.get(HEADER..length) {
+            self.traffic.received.count(frame);
             self.hear(frame);
         }
         true
@@ -365,7 +394,9 @@ impl Machine {
         let mut bytes = vec![0; HEADER];
         bytes.extend(frame);
         // A frame that does not go out is a frame lost.
-        let _ = self.tap.write(&bytes);
+        if self.tap.write(&bytes).is_ok() {
+            self.traffic.sent.count(frame);
+        }
     }
 }
 

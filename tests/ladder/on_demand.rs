@@ -12,7 +12,7 @@ use slicectl::api::vm::VmSpec;
 use slicectl::host::netlink::Handle;
 use slicectl::host::netns::Netns;
 use slicectl::owner::Instance;
-use slicectl::reconcile::group::{self, AddError, Added, Claims, HostUse, Removed};
+use slicectl::reconcile::group::{self, AddError, Added, Claims, Fitness, HostUse, Removed};
 use slicectl::store::Store;
 
 use crate::support::kernel;
@@ -63,9 +63,16 @@ impl Place {
     async fn settle(&self) {
         let (store, host_use, web) = (&self.store, self.host_use(), name("web"));
         for _ in 0..4 {
-            group::reconcile(store, &self.claims, &host_use, &web, NOW)
-                .await
-                .unwrap();
+            group::reconcile(
+                store,
+                &self.claims,
+                &host_use,
+                &web,
+                &Fitness::default(),
+                NOW,
+            )
+            .await
+            .unwrap();
         }
     }
 

@@ -75,6 +75,31 @@ proptest! {
     }
 
     #[test]
+    fn a_vm_whose_replacement_could_not_run_is_never_taken_down_for_it(
+        count in 1_u32..6, held in prop::collection::btree_set(1_u32..6, 0..6),
+    ) {
+        let mut world = converged(&wanted(count));
+        let unfit = |index: &u32| held.contains(index);
+        for (index, member) in &mut world.members {
+            member.held = unfit(index);
+        }
+        let before = world.clone();
+        let desired = Desired { template: Some(spec(4, "")), ..wanted(count) };
+        for _ in 0..6 * count {
+            for action in GroupModel::plan(&desired, &world).unwrap() {
+                GroupModel::apply(&desired, &mut world, &action);
+            }
+            one_step(&mut world);
+        }
+        for (index, member) in &world.members {
+            prop_assert_eq!(member.uid == before.members[index].uid, unfit(index));
+        }
+        // One that is not wanted any more goes all the same.
+        let plan = GroupModel::plan(&Desired::default(), &world).unwrap();
+        prop_assert_eq!(deleted(&plan).len(), world.members.len());
+    }
+
+    #[test]
     fn on_delete_takes_down_nothing_that_is_counted((desired, world) in case()) {
         let desired = Desired { update: UpdatePolicy::OnDelete, ..desired };
         let deleted = deleted(&GroupModel::plan(&desired, &world).unwrap());
@@ -355,6 +380,7 @@ pub fn member(id: u128, spec: &VmSpec, ready: bool) -> Member {
         uid: Uid(uuid::Uuid::from_u128(id)),
         spec: spec.clone(),
         misplaced: false,
+        held: false,
         deleting: false,
         ready,
         on_demand: None,

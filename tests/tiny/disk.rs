@@ -2,10 +2,12 @@
 //! Not here: copying (`tests/disks`), what a guest reads from it (`tests/vmm/guest.rs`).
 
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use slicectl::api::vm::Hypervisor;
 
-use crate::support::house::{self, House, inhabited};
+use crate::support::house::{self, House, empty, inhabited};
+use crate::support::kernel::run;
 use crate::support::tiny;
 use crate::support::vmm;
 
@@ -14,7 +16,14 @@ fn one_vm(house: &House, hypervisor: Hypervisor, rest: &str) -> tempfile::TempDi
     let place = tempfile::tempdir().unwrap();
     let image = place.path().join("root.img");
     std::fs::write(&image, vec![0; 4 << 20]).unwrap();
-    let program = match vmm::program(hypervisor, place.path()) {
+    let file = write(house, hypervisor, &image, rest, place.path());
+    house.ctl(&format!("apply -f {file} --wait=30s"));
+    is_up(house, 1);
+    place
+}
+
+fn write(house: &House, hypervisor: Hypervisor, image: &Path, rest: &str, place: &Path) -> String {
+    let program = match vmm::program(hypervisor, place) {
         None => String::new(),
         Some(path) => {
             let key = hypervisor.to_string().replace('-', "_");
@@ -24,10 +33,7 @@ fn one_vm(house: &House, hypervisor: Hypervisor, rest: &str) -> tempfile::TempDi
     let image = image.display();
     let words = format!("hypervisor: {hypervisor}{program}\n      image: {image}{rest}");
     let guests = tiny::guests(&house::slots(1, ""), "");
-    let file = house.write("manifest.yaml", &guests.replace("hypervisor: qemu", &words));
-    house.ctl(&format!("apply -f {file} --wait=30s"));
-    is_up(house, 1);
-    place
+    house.write("manifest.yaml", &guests.replace("hypervisor: qemu", &words))
 }
 
 fn is_up(house: &House, times: usize) {
@@ -50,7 +56,17 @@ fn has_a_disk(hypervisor: Hypervisor) {
         // Killed or stopped, it comes back with the same disk.
         house::signal(pid, rustix::process::Signal::KILL);
         is_up(&house, 2);
+        let counted = house.ctl("vm metrics sandbox-1 -o json");
+        let counted: serde_json::Value = serde_json::from_str(&counted).unwrap();
+        assert!(!counted["counters"].as_object().unwrap().is_empty());
+        assert!(
+            house
+                .ctl("vm metrics sandbox-1")
+                .contains(&hypervisor.to_string())
+        );
         house.ctl("vm stop sandbox-1 --wait=20s");
+        let why = house.refused("vm metrics sandbox-1", 1);
+        assert!(why.contains("does not run"), "{why}");
         house.ctl("vm start sandbox-1 --wait=20s");
         let again = std::fs::metadata(&disk).unwrap();
         assert_eq!(again.ino(), found.ino(), "it is the same disk");
@@ -85,5 +101,45 @@ fn a_persistent_disk_waits_for_the_next_vm_of_its_name() {
         let _second = one_vm(&house, Hypervisor::Qemu, "\n      persistent: true");
         assert_eq!(std::fs::metadata(&disk).unwrap().ino(), before);
         house.ctl("delete hg sandbox --wait=20s");
+    });
+}
+
+#[test]
+fn without_room_for_its_disk_a_vm_says_so_and_does_not_start_and_with_room_it_does_by_itself() {
+    empty(|mut house| {
+        let (place, disks) = (tempfile::tempdir().unwrap(), house.state().join("disks"));
+        std::fs::create_dir(&disks).unwrap();
+        let shown = disks.display().to_string();
+        run(&format!("mount -t tmpfs -o size=2m none {shown}"));
+        house.start();
+        let image = place.path().join("root.img");
+        std::fs::write(&image, vec![1; 4 << 20]).unwrap();
+        let file = write(&house, Hypervisor::Qemu, &image, "", place.path());
+        house.ctl(&format!("apply -f {file}"));
+        let why = house.until("the reason", || {
+            let vm = house.get("vm sandbox-1");
+            let said = vm["status"]["conditions"].as_array()?.iter();
+            let mut said = said.filter(|condition| condition["type"] == "Vmm");
+            let why = said.next()?["message"].as_str()?.to_owned();
+            why.contains("it needs").then_some(why)
+        });
+        assert!(why.contains("4 MiB") && why.contains(&shown), "{why}");
+        let refused = house.refused(&format!("apply -f {file} --wait=1s"), 1);
+        assert!(refused.contains("it needs"), "{refused}");
+        assert_eq!(tiny::pids(&house)["sandbox-1"], None);
+        let names = || {
+            let entries = std::fs::read_dir(&disks).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.collect::<Vec<_>>()
+        };
+        assert_eq!(names(), ["sandbox-1.json"], "nothing half copied");
+        run(&format!("mount -o remount,size=16m {shown}"));
+        house.until("its process", || tiny::pids(&house)["sandbox-1"]);
+        is_up(&house, 1);
+        house.ctl("wait hg/sandbox --for ready --timeout 20s");
+        house.ctl("delete hg sandbox --wait=20s");
+        assert_eq!(names(), Vec::<String>::new());
+        house.stop();
+        run(&format!("umount {shown}"));
     });
 }

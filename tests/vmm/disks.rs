@@ -16,6 +16,7 @@ fn sleeper(net: &PrivateNet, seconds: u32) -> Launch {
         netns: Some(net.path.clone()),
         tap: "lo".into(),
         files: Vec::new(),
+        pipes: Vec::new(),
         version: None,
         only_kept: false,
         confined_by: Default::default(),

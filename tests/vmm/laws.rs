@@ -257,6 +257,7 @@ fn desired(wanted: bool) -> Desired {
         netns: Some("/run/netns/a".into()),
         tap: "tap0".into(),
         files: Vec::new(),
+        pipes: Vec::new(),
         version: None,
         only_kept: false,
         confined_by: Default::default(),

@@ -7,16 +7,19 @@
 //! All of it twice: as root, and confined, in a mount namespace of the test's own. Firecracker a third time: by its jailer, which
 //! `SLICE_TEST_JAILER` names beside the real Firecracker.
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use slicectl::api::metrics::Counters;
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::process::{self, Exit, Identity, Life, Stop};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
     Accel, Access, Action, CONSOLE, Confined, ConfinedBy, Control, Desired, Disk, GuestState,
-    LABEL_VAR, LOG_LIMIT, Machine, Program, Programs, RUN_DIR_VAR, Slot, Vmm, recipe, started_as,
+    LABEL_VAR, LOG_LIMIT, METRICS, Machine, Program, Programs, RUN_DIR_VAR, Slot, Vmm, recipe,
+    started_as,
 };
 
 use crate::guest;
@@ -324,6 +327,116 @@ async fn cloud_hypervisor_is_started_held_killed_started_again_and_stopped() {
 async fn qemu_is_started_held_killed_started_again_and_stopped() {
     for who in ways(Hypervisor::Qemu) {
         a_life(Hypervisor::Qemu, *who).await;
+    }
+}
+
+/// Counters of that name, of whatever part.
+fn counted(counters: &Counters, name: &str) -> u64 {
+    let of = |(key, count): (&String, &serde_json::Number)| {
+        let (_, last) = key.rsplit_once('.')?;
+        (last == name).then(|| count.as_u64())?
+    };
+    counters.iter().filter_map(of).max().unwrap_or_default()
+}
+
+/// What it counts is what has happened, also while its guest is held, and when nobody has asked for long.
+async fn counts(hypervisor: Hypervisor, who: As, name: &str) {
+    let place = place(hypervisor, who).await;
+    let (control, desired) = (place.control(), place.desired(|_, _| {}));
+    let identity = place.boot(&desired).await;
+    let (dir, pid) = (&desired.dir, identity.pid);
+    let first = control.metrics(dir, pid).await.unwrap();
+    assert!(counted(&first, name) > 0, "{first:?}");
+    assert!(place.pings());
+    control.pause(dir, pid).await.unwrap();
+    let second = control.metrics(dir, pid).await.unwrap();
+    assert!(counted(&second, name) > 0, "{second:?}");
+    control.resume(dir, pid).await.unwrap();
+    assert!(control.metrics(dir, std::process::id()).await.is_err());
+    // What it warns of stands in nobody's way to the guest's words.
+    assert!(
+        !console(&desired).contains("purious"),
+        "{}",
+        console(&desired)
+    );
+    if hypervisor == Hypervisor::Firecracker {
+        assert!(
+            flush(&desired, 400).contains("400"),
+            "its pipe is never full"
+        );
+        place.assert_answers(&desired);
+        let third = control.metrics(dir, pid).await.unwrap();
+        assert!(third.contains_key("utc_timestamp_ms"), "{third:?}");
+        assert!(place.pings());
+        let fourth = control.metrics(dir, pid).await.unwrap();
+        assert!(counted(&fourth, name) > 0, "{fourth:?}");
+        // What is no pipe is not read.
+        std::fs::remove_file(dir.join(METRICS)).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", dir.join(METRICS)).unwrap();
+        assert!(control.metrics(dir, pid).await.is_err());
+    }
+    place.clear(desired).await;
+}
+
+/// Lets it write its metrics, and reads none, so often or until it cannot: its last answer.
+fn flush(desired: &Desired, times: u32) -> String {
+    let socket = desired.dir.join(Control::Firecracker.socket());
+    let mut last = String::new();
+    for _ in 0..times {
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        let body = r#"{"action_type":"FlushMetrics"}"#;
+        let head = format!(
+            "PUT /actions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream
+            .write_all(format!("{head}{body}").as_bytes())
+            .unwrap();
+        let mut answer = [0; 256];
+        let length = stream.read(&mut answer).unwrap();
+        last = String::from_utf8_lossy(&answer[..length]).into_owned();
+        if !last.contains("204") {
+            break;
+        }
+    }
+    last
+}
+
+#[tokio::test]
+async fn firecracker_tells_what_it_has_counted_however_long_nobody_has_asked() {
+    for who in ways(Hypervisor::Firecracker) {
+        counts(Hypervisor::Firecracker, *who, "tx_packets_count").await;
+    }
+}
+
+#[tokio::test]
+async fn cloud_hypervisor_tells_what_it_has_counted() {
+    for who in ways(Hypervisor::CloudHypervisor) {
+        counts(Hypervisor::CloudHypervisor, *who, "tx_frames").await;
+    }
+}
+
+#[tokio::test]
+async fn qemu_tells_what_it_has_counted_of_each_disk() {
+    for who in ways(Hypervisor::Qemu) {
+        let place = place(Hypervisor::Qemu, *who).await;
+        let image = place.dir.path().join("image");
+        std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+        let desired = place.desired(|_, slot| {
+            slot.disks = vec![Disk {
+                path: image,
+                access: Access::ReadWrite,
+            }];
+        });
+        let identity = place.boot(&desired).await;
+        let told = place.control().metrics(&desired.dir, identity.pid).await;
+        let told = told.unwrap();
+        assert!(
+            told.keys()
+                .any(|name| name.starts_with("block.disk0.") && name.ends_with("rd_bytes")),
+            "{told:?}"
+        );
+        place.clear(desired).await;
     }
 }
 

@@ -215,6 +215,9 @@ fn compare(golden: &Path, text: &str) {
 
 fn shown(launch: &Launch) -> String {
     let mut text = launch.argv.join("\n") + "\n";
+    for pipe in &launch.pipes {
+        text.push_str(&format!("\n== {pipe}, a pipe\n"));
+    }
     for file in &launch.files {
         text.push_str(&format!("\n== {}\n{}", file.name, file.text));
     }
@@ -230,8 +233,9 @@ fn a_recipe_writes_no_file_that_is_not_ours_to_remove() {
     ] {
         let launch = case(hypervisor, 54, 0).launch().unwrap();
         assert!(launch.version.is_some());
-        for file in launch.files {
-            assert!(OURS.contains(&file.name.as_str()), "{}", file.name);
+        let files = launch.files.into_iter().map(|file| file.name);
+        for name in files.chain(launch.pipes) {
+            assert!(OURS.contains(&name.as_str()), "{name}");
         }
     }
 }

@@ -25,6 +25,7 @@ fn does(net: &PrivateNet, script: &str) -> Launch {
         netns: Some(net.path.clone()),
         tap: "lo".into(),
         files: Vec::new(),
+        pipes: Vec::new(),
         version: None,
         only_kept: false,
         confined_by: Default::default(),

@@ -110,13 +110,13 @@ pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, star
     for (key, whose) in PROGRAMS.into_iter().chain(others) {
         if let Some(field) = group.get(key).filter(|_| whose != hypervisor) {
             let message = format!("is of no use with hypervisor \"{hypervisor}\"");
-            reader.refuse(field, message);
+            reader.refuse_whole(field, message);
         }
     }
     if hypervisor == Hypervisor::None {
         for key in ["cmdline", "restart", "graceful_shutdown"] {
             if let Some(field) = group.get(key) {
-                reader.refuse(field, "is of no use with hypervisor \"none\"");
+                reader.refuse_whole(field, "is of no use with hypervisor \"none\"");
             }
         }
         return Life::default();

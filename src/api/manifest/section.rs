@@ -85,6 +85,12 @@ impl<'a> Reader<'a> {
         self.refuse_at(field.node.at, &field.path, message);
     }
 
+    /// A field that may not be there at all: what is wrong with its words is no matter then.
+    pub fn refuse_whole(&mut self, field: &Field, message: impl Into<String>) {
+        self.problems.retain(|problem| problem.field != field.path);
+        self.refuse(field, message);
+    }
+
     pub fn unexpected(&mut self, field: &Field, expected: &str) {
         self.refuse(
             field,

@@ -25,6 +25,19 @@ pub(super) fn observe(desired: &Desired) -> Result<Observed, Error> {
     })
 }
 
+/// What stays of a VM's disk when the VM goes.
+pub fn kept(desired: &Desired) -> Result<Observed, Error> {
+    let now = observe(desired)?;
+    Ok(match &now.record {
+        Some(record) if !record.persistent && record.label == desired.label => Observed {
+            disk: Lies::Absent,
+            draft: false,
+            record: None,
+        },
+        Some(_) | None => now,
+    })
+}
+
 /// Of every disk that goes with its VM: whose it is. The VMs of these names look after theirs by themselves.
 pub fn claimed(dir: &Path, named: &HashSet<Name>) -> Result<Vec<Label>, Error> {
     let fs::Dir::Present(names) = fs::look_at_dir(dir)? else {

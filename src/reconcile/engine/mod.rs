@@ -10,6 +10,7 @@ mod bridged;
 mod climb;
 mod descend;
 mod ground;
+mod groups;
 mod isolated;
 mod life;
 mod plugged;
@@ -20,7 +21,7 @@ mod stray;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tracing::{debug, warn};
@@ -28,8 +29,7 @@ use tracing::{debug, warn};
 use super::Probe;
 use super::contest::Contests;
 use super::firewall::Firewall;
-use super::ground::Ground;
-use super::group::{self, Claims, HostUse, Progress};
+use super::group::{Claims, Hindrance};
 use super::net::Net;
 use super::processes::Processes;
 use crate::api::condition::{Reason, Status};
@@ -99,8 +99,8 @@ pub struct Engine {
     pub probe: Probe,
     /// Who keeps wanting the opposite.
     pub contests: Contests,
-    /// Why a group has no VMs yet.
-    pub troubles: Mutex<HashMap<Name, String>>,
+    /// What keeps groups from what they want, beside their VMs.
+    pub hindrances: Mutex<HashMap<Name, Hindrance>>,
     /// Steps taken on the host so far.
     pub steps: AtomicU64,
     /// Groups that wait for one of their VMs.
@@ -214,39 +214,6 @@ impl Engine {
         })
     }
 
-    async fn run_group(&self, name: &Name) -> Result<Outcome, store::Error> {
-        let host_use = HostUse {
-            netlink: &self.hands.netlink,
-            instance: &self.instance,
-        };
-        let done = group::reconcile(&self.store, &self.claims, &host_use, name, clock::now()).await;
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        troubles.remove(name);
-        match done {
-            Ok(Progress::Done) => {
-                waiting.remove(name);
-                Ok(Outcome::Converged)
-            }
-            Ok(Progress::Waiting) => {
-                waiting.insert(name.clone());
-                Ok(Outcome::Converged)
-            }
-            Err(group::Error::Store(error)) => Err(error),
-            Err(error) => {
-                let object = format!("hostgroup/{name}");
-                self.note(
-                    EventType::Warning,
-                    &object,
-                    "RangeUnavailable",
-                    &error.to_string(),
-                );
-                troubles.insert(name.clone(), error.to_string());
-                Ok(Outcome::Failed)
-            }
-        }
-    }
-
     async fn run_vm(&self, uid: Uid, failures: u32) -> Result<Outcome, store::Error> {
         let Some(vm) = self.store.read(|world| world.vm(uid).cloned()) else {
             self.contests.forget(uid);
@@ -270,11 +237,6 @@ impl Engine {
             self.waker.nudge(Key::Group(vm.group.clone()));
         }
         Ok(outcome)
-    }
-
-    fn group_waits(&self, group: &Name) -> bool {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.contains(group)
     }
 
     /// What was noted of a VM's rung when it was last Ready.
@@ -305,15 +267,6 @@ impl Engine {
     fn note(&self, kind: EventType, object: &str, reason: &str, message: &str) {
         let events = self.store.events();
         events.note(clock::now(), kind, object, reason, message);
-    }
-
-    /// Hands for the ground.
-    pub fn ground(&self) -> Ground {
-        Ground {
-            home: self.hands.home.clone(),
-            netlink: self.hands.netlink.clone(),
-            backend: self.hands.backend.clone(),
-        }
     }
 
     /// Hands for the Net rung in isolated mode, for one run.

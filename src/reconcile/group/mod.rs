@@ -1,10 +1,13 @@
 //! A group's reconciler. Its world is the store: it writes VMs and leases, and touches nothing on the host.
 //! Not here: building a VM (the ladder).
 
+mod fitness;
 mod on_demand;
 mod plan;
 mod range;
 mod subnet;
+
+use std::collections::BTreeMap;
 
 use tracing::debug;
 
@@ -15,17 +18,22 @@ use crate::api::vm::{Power, Vm};
 use crate::host;
 use crate::store::{self, LeaseError, Store, Txn, World};
 
+pub use fitness::{Fitness, Hindrance, Question};
 pub use on_demand::{AddError, Added, Removed, add, remove};
 pub use plan::{Action, Desired, Extra, Member, Observed, plan};
 pub use range::{Claims, HostUse, RangeError};
 
 /// How far a group has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Nothing is left to do.
     Done,
     /// Waits for one of its VMs: look again when one becomes Ready or goes.
     Waiting,
+    /// These VMs are not replaced, and why: nothing but another manifest or a changed host can help.
+    Held(BTreeMap<Name, String>),
+    /// This must be known first; nothing was done.
+    Asks(Box<Question>),
 }
 
 /// Why a group cannot go on.
@@ -42,7 +50,7 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
-/// Brings a group's VMs and leases in line with it, in one transaction.
+/// Brings a group's VMs and leases in line with it, in one transaction; by what is known of the fitness of replacements.
 ///
 /// # Errors
 /// [`Error`]; then nothing has changed.
@@ -51,6 +59,7 @@ pub async fn reconcile(
     claims: &Claims,
     host_use: &HostUse<'_>,
     name: &Name,
+    fitness: &Fitness,
     now: Timestamp,
 ) -> Result<Progress, Error> {
     let living = store.read(|world| world.group(name).filter(|g| !g.meta.deleting).cloned());
@@ -64,13 +73,20 @@ pub async fn reconcile(
                 txn.put_pool(name, pool)?;
             }
             let desired = desired(txn.world(), name);
-            let observed = observed(txn.world(), name, &desired);
+            let observed = observed(txn.world(), name, &desired, fitness);
             let plan = plan(&desired, &observed);
+            if let Some(question) = fitness.asks(txn.world(), &desired, &plan) {
+                return Ok(Progress::Asks(Box::new(question)));
+            }
             for action in &plan {
                 debug!(group = %name, %action, "group");
                 carry_out(txn, name, action, now)?;
             }
-            Ok::<_, Error>(plan::progress(&desired, &observed, &plan))
+            let held = held(txn.world(), name, &desired, fitness);
+            Ok::<_, Error>(match plan.is_empty() && !held.is_empty() {
+                true => Progress::Held(held),
+                false => plan::progress(&desired, &observed, &plan),
+            })
         })
         .await?;
     // A range that nobody leases from any more may be claimed by another daemon.
@@ -100,8 +116,24 @@ pub fn becoming(world: &World, name: &Name, spec: &HostGroupSpec) -> Desired {
     }
 }
 
-/// What is stored of a group, judged by what it is to be.
-pub fn observed(world: &World, name: &Name, desired: &Desired) -> Observed {
+/// VMs that stay as they are, and why each is not replaced.
+pub fn held(
+    world: &World,
+    name: &Name,
+    desired: &Desired,
+    fitness: &Fitness,
+) -> BTreeMap<Name, String> {
+    let unfit = |vm: &Vm| {
+        let wanted = desired.spec(vm.index)?;
+        fitness.unfit(vm.meta.uid, &wanted).map(str::to_owned)
+    };
+    let held = world.vms_of(name);
+    held.filter_map(|vm| Some((vm.meta.name.clone(), unfit(vm)?)))
+        .collect()
+}
+
+/// What is stored of a group, judged by what it is to be, and by what could run.
+pub fn observed(world: &World, name: &Name, desired: &Desired, fitness: &Fitness) -> Observed {
     let pool = world.pool(name);
     let template = desired.template.as_ref().map(|spec| &spec.network);
     let members = world.vms_of(name).map(|vm| {
@@ -115,6 +147,9 @@ pub fn observed(world: &World, name: &Name, desired: &Desired) -> Observed {
         let member = Member {
             uid: vm.meta.uid,
             misplaced,
+            held: desired
+                .spec(vm.index)
+                .is_some_and(|wanted| fitness.unfit(vm.meta.uid, &wanted).is_some()),
             spec: vm.spec.clone(),
             deleting: vm.meta.deleting,
             ready: world.is_settled(vm),

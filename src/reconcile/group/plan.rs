@@ -34,7 +34,7 @@ impl Desired {
     }
 
     /// What the VM in this place is to be; none: there is to be none.
-    fn spec(&self, index: u32) -> Option<Cow<'_, VmSpec>> {
+    pub(super) fn spec(&self, index: u32) -> Option<Cow<'_, VmSpec>> {
         let template = self.template.as_ref()?;
         match self.orders.get(&index) {
             Some(order) => Some(Cow::Owned(order.ask.spec(template))),
@@ -72,6 +72,9 @@ pub struct Member {
     /// Its address is no longer one that the group gives it: it is replaced, and that gives it another.
     #[serde(default)]
     pub misplaced: bool,
+    /// What it is to be replaced by could not run here: it goes on as it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
     /// On its way out.
     pub deleting: bool,
     /// At its newest generation; or paused or down, where it is to be.
@@ -217,6 +220,7 @@ fn replacement(desired: &Desired, template: &VmSpec, observed: &Observed) -> Opt
         .members
         .iter()
         .filter(|(index, member)| desired.wants(**index) && outdated(**index, member))
+        .filter(|(_, member)| !member.held)
         .min_by_key(|(index, member)| (member.ready, **index))
         .map(|(_, member)| Action::Delete { uid: member.uid })
 }

@@ -130,6 +130,11 @@ async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
         let (path, text) = (desired.dir.join(&file.name), file.text.as_bytes());
         fs::write(&path, text, 0o600, fs::Durability::Process)?;
     }
+    for pipe in &launch.pipes {
+        let path = desired.dir.join(pipe);
+        let made = fs::make_pipe(&path).map(drop);
+        made.map_err(|error| Error::io("make", path.display().to_string(), error))?;
+    }
     let (identity, words) = spawn(desired.clone(), launch.clone()).await?;
     tracing::debug!(pid = identity.pid, "started a VMM");
     let Life::Alive(process) = process::look(&identity)? else {

@@ -148,13 +148,14 @@ pub(super) fn give_back(noted: &Note) {
 }
 
 /// What was written for it before the start, its configuration for one, is its own: it could not read it otherwise. A file of
-/// several names may be somebody's elsewhere, and what is not plain is of no use to it.
+/// several names may be somebody's elsewhere, and what is neither plain nor a pipe is of no use to it.
 fn give_contents(dir: &Path, user: u32) -> Result<(), Error> {
     let fail = |error| Error::io("give to a VMM", dir.display().to_string(), error);
     for entry in std::fs::read_dir(dir).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let found = entry.metadata().map_err(fail)?;
-        if found.is_file() && found.uid() == 0 && found.nlink() == 1 {
+        let of_use = found.is_file() || found.file_type().is_fifo();
+        if of_use && found.uid() == 0 && found.nlink() == 1 {
             hand_over(&entry.path(), Links::Refused, (user, user, 0o600)).map_err(fail)?;
         }
     }
@@ -321,6 +322,7 @@ mod tests {
             netns: None,
             tap: String::new(),
             files: Vec::new(),
+            pipes: Vec::new(),
             version: None,
             only_kept: false,
             confined_by: Default::default(),

@@ -8,7 +8,10 @@
 //!   (`src/firecracker/swagger/firecracker.yaml` at each release's tag).
 //! - No disk is its root device: it would append a `root=` of its own, behind the user's. Drives become `/dev/vda`, … in their order.
 //! - Log and serial console both go to its standard output, the console file: with a path of their own they would be
-//!   overwritten from their start by every run. For the same reason there are no metrics: their file cannot be rotated.
+//!   overwritten from their start by every run. Metrics go into a pipe: their file could not be rotated, a pipe is bounded, and a
+//!   full one it does without.
+//! - `--level Error`: what it warns of is of no use to whoever reads the guest's last words (each order through its API makes it
+//!   warn of a spurious notification), and would crowd these out. Why it fails it tells as errors.
 //! - `reboot=k`: to reset through the keyboard controller is the only way in which a guest ends Firecracker.
 //! - `pci=off` it appends itself since 1.13; twice does no harm.
 
@@ -19,7 +22,7 @@ use serde::Serialize;
 use super::cmdline::{self, Own};
 use super::jailer;
 use super::recipe::{Access, Disk, Launch, NewFile, Slot, Unfit};
-use super::{CONFIG, Control, Program, VSOCK, Version};
+use super::{CONFIG, Control, METRICS, Program, VSOCK, Version};
 use crate::api::network::Mac;
 use crate::api::vm::VmSpec;
 
@@ -49,11 +52,12 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<La
         ("--id", slot.name.to_string()),
         ("--api-sock", seen(Control::Firecracker.socket())),
         ("--config-file", seen(CONFIG)),
-        ("--level", "Warning".to_owned()),
+        ("--level", "Error".to_owned()),
     ] {
         argv.extend([option.to_owned(), value]);
     }
     let mut launch = Launch::new(argv, slot);
+    launch.pipes.push(METRICS.to_owned());
     launch.files.push(NewFile {
         name: CONFIG.to_owned(),
         text: format!("{:#}\n", serde_json::json!(config(spec, slot, program)?)),
@@ -72,6 +76,7 @@ struct Config {
     network_interfaces: [NetworkInterface; 1],
     vsock: Vsock,
     entropy: Entropy,
+    metrics: Metrics,
 }
 
 #[derive(Serialize)]
@@ -122,6 +127,11 @@ struct Vsock {
 #[derive(Serialize)]
 struct Entropy {}
 
+#[derive(Serialize)]
+struct Metrics {
+    metrics_path: String,
+}
+
 fn config(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Config, Unfit> {
     let connection = &slot.connection;
     let mtu = (connection.mtu != ETHERNET_MTU).then_some(connection.mtu);
@@ -153,6 +163,9 @@ fn config(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Config, Unfit
             uds_path: jailer::seen(&slot.confined_by, VSOCK),
         },
         entropy: Entropy {},
+        metrics: Metrics {
+            metrics_path: jailer::seen(&slot.confined_by, METRICS),
+        },
     })
 }
 

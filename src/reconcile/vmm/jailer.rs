@@ -124,6 +124,7 @@ mod tests {
             netns: None,
             tap: "tap0".to_owned(),
             files: Vec::new(),
+            pipes: Vec::new(),
             version: None,
             only_kept: false,
             confined_by: ConfinedBy::default(),

@@ -27,6 +27,7 @@
 //! | `console.log` | the guest's serial output and the VMM's own; at most [`LOG_LIMIT`] |
 //! | `console.log.1` | what was there before; at most [`LOG_LIMIT`] |
 //! | `vm.json` | Firecracker's configuration |
+//! | `metrics` | the pipe that Firecracker writes its metrics into; read when somebody asks |
 //! | `qmp.sock`, `firecracker.sock`, `cloud-hypervisor.sock` | the VMM's control socket |
 //! | `vsock.sock` | the host's side of the guest's vsock (Firecracker, Cloud Hypervisor) |
 //! | `agent.sock` | the host's side of the guest's virtio-serial port `org.slicectl.agent.0` (QEMU) |
@@ -92,6 +93,8 @@ pub const CONSOLE: &str = "console.log";
 pub const CONSOLE_OLD: &str = "console.log.1";
 /// What Firecracker reads when it starts.
 pub const CONFIG: &str = "vm.json";
+/// The pipe that Firecracker writes its metrics into.
+pub const METRICS: &str = "metrics";
 /// The host's side of a guest's vsock.
 pub const VSOCK: &str = "vsock.sock";
 /// The host's side of a guest's virtio-serial port.
@@ -108,7 +111,7 @@ const SOCKETS: [&str; 6] = [
     AGENT,
 ];
 /// Every name in a run directory that is ours to remove.
-pub const OURS: [&str; 13] = [
+pub const OURS: [&str; 14] = [
     AGENT,
     Control::CloudHypervisor.socket(),
     CONTROL_LOCK,
@@ -117,6 +120,7 @@ pub const OURS: [&str; 13] = [
     CONSOLE_OLD,
     Control::Firecracker.socket(),
     NOTE,
+    METRICS,
     RECORD,
     Control::Qmp.socket(),
     STOPPING,

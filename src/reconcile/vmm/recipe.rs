@@ -110,6 +110,9 @@ pub struct Launch {
     /// Written into the run directory before the start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<NewFile>,
+    /// Named pipes that are made there, each one of [`super::OURS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pipes: Vec<String>,
     /// For which version of its program; none: nobody has asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Version>,
@@ -138,6 +141,7 @@ impl Launch {
             netns: slot.connection.netns.clone(),
             tap: slot.connection.tap.clone(),
             files: Vec::new(),
+            pipes: Vec::new(),
             version: None,
             only_kept: false,
             confined_by: slot.confined_by.clone(),

@@ -10,6 +10,7 @@
 //! Every order is bounded by [`DEADLINE`], and goes to the process that is meant: a socket that another one listens on by now
 //! is not asked.
 
+mod pipe;
 mod qmp;
 mod rest;
 
@@ -22,6 +23,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
+use super::METRICS;
+use crate::api::metrics::Counters;
 use crate::api::vm::Hypervisor;
 use crate::host::Error;
 
@@ -127,6 +130,24 @@ impl Control {
             }
             Self::CloudHypervisor => {
                 rest::cloud_hypervisor_state(connect(&self.path(dir), pid).await?).await
+            }
+        };
+        self.bounded(dir, ask()).await
+    }
+
+    /// What the VMM has counted.
+    pub async fn metrics(self, dir: &Path, pid: u32) -> Result<Counters, Error> {
+        let ask = async || {
+            let connect = || async { connect(&self.path(dir), pid).await };
+            match self {
+                Self::Qmp => qmp::metrics(connect().await?).await,
+                Self::Firecracker => {
+                    let stream = connect().await?;
+                    let lines = pipe::Lines::open(&dir.join(METRICS))?;
+                    rest::firecracker_flush(stream).await?;
+                    rest::counters(&lines.next().await?)
+                }
+                Self::CloudHypervisor => rest::cloud_hypervisor_counters(connect().await?).await,
             }
         };
         self.bounded(dir, ask()).await

@@ -3,14 +3,15 @@
 
 use std::io;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use super::{GuestState, Order};
+use crate::api::metrics::{self, Counters};
 
-/// Bytes of one line. The greeting and our answers are far shorter; whoever says more is no QEMU.
-const LONGEST_LINE: u64 = 64 << 10;
+/// Bytes of one line. The greeting and most answers are far shorter, counters the longest; whoever says more is no QEMU.
+const LONGEST_LINE: u64 = 256 << 10;
 
 /// What QEMU says its machine is doing. It greets before the machine is made, from a thread of its own, but obeys only after.
 pub(super) async fn state(stream: UnixStream) -> io::Result<GuestState> {
@@ -34,6 +35,44 @@ pub(super) async fn order(stream: UnixStream, order: Order) -> io::Result<()> {
     Monitor::open(stream).await?.order(command).await.map(drop)
 }
 
+/// Of its block devices each counts by itself; of the rest only KVM does, and only what this host's has.
+pub(super) async fn metrics(stream: UnixStream) -> io::Result<Counters> {
+    let mut monitor = Monitor::open(stream).await?;
+    let mut counters = Counters::new();
+    let told = monitor.order("query-blockstats").await?;
+    for (place, device) in list(&told).iter().enumerate() {
+        let name =
+            ["device", "node-name", "qdev"].map(|key| device.get(key).and_then(Value::as_str));
+        let name = name.into_iter().flatten().find(|name| !name.is_empty());
+        let name = name.map_or_else(|| place.to_string(), str::to_owned);
+        if let Some(stats) = device.get("stats") {
+            metrics::collect(&mut counters, &format!("block.{name}"), stats);
+        }
+    }
+    for target in ["vm", "vcpu"] {
+        let arguments = json!({ "target": target });
+        let told = monitor.order_with("query-stats", Some(arguments)).await?;
+        for (place, provided) in list(&told).iter().enumerate() {
+            let whose = match target {
+                "vcpu" => format!("vcpu{place}"),
+                _ => "vm".to_owned(),
+            };
+            for stat in list(provided.get("stats").unwrap_or(&Value::Null)) {
+                if let (Some(name), Some(value)) =
+                    (stat.get("name").and_then(Value::as_str), stat.get("value"))
+                {
+                    metrics::collect(&mut counters, &format!("{whose}.{name}"), value);
+                }
+            }
+        }
+    }
+    Ok(counters)
+}
+
+fn list(told: &Value) -> &[Value] {
+    told.as_array().map_or(&[], Vec::as_slice)
+}
+
 struct Monitor {
     stream: BufReader<UnixStream>,
 }
@@ -51,7 +90,15 @@ impl Monitor {
 
     /// Says one command and waits for its answer; events in between are passed over.
     async fn order(&mut self, command: &str) -> io::Result<Value> {
-        let text = format!("{{\"execute\":\"{command}\"}}\n");
+        self.order_with(command, None).await
+    }
+
+    async fn order_with(&mut self, command: &str, arguments: Option<Value>) -> io::Result<Value> {
+        let mut said = json!({ "execute": command });
+        if let Some(arguments) = arguments {
+            said["arguments"] = arguments;
+        }
+        let text = format!("{said}\n");
         self.stream.get_mut().write_all(text.as_bytes()).await?;
         loop {
             let mut answer = self.hear().await?;

@@ -11,10 +11,12 @@ use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{GuestState, Order};
+use crate::api::metrics::{self, Counters};
 
 /// Bytes of an answer. `vm.info` tells the whole configuration; whoever says more is none of them.
 const LONGEST_ANSWER: usize = 256 << 10;
@@ -64,6 +66,28 @@ pub(super) async fn cloud_hypervisor_order(stream: UnixStream, order: Order) -> 
         Order::Resume => "/api/v1/vm.resume",
     };
     ask(stream, Method::PUT, path, None).await.map(drop)
+}
+
+/// Its metrics are written, by it, elsewhere.
+pub(super) async fn firecracker_flush(stream: UnixStream) -> io::Result<()> {
+    let body = r#"{"action_type":"FlushMetrics"}"#;
+    ask(stream, Method::PUT, "/actions", Some(body))
+        .await
+        .map(drop)
+}
+
+pub(super) async fn cloud_hypervisor_counters(stream: UnixStream) -> io::Result<Counters> {
+    let answer = ask(stream, Method::GET, "/api/v1/vm.counters", None).await?;
+    counters(&serde_json::from_slice(&answer)?)
+}
+
+pub(super) fn counters(told: &Value) -> io::Result<Counters> {
+    let mut counters = Counters::new();
+    metrics::collect(&mut counters, "", told);
+    match told.is_object() {
+        true => Ok(counters),
+        false => Err(io::Error::other("what it tells are no counters")),
+    }
 }
 
 fn read_state(answer: &[u8]) -> io::Result<String> {

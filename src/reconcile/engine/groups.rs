@@ -1,0 +1,130 @@
+//! A group's run: its VMs and leases, what keeps it from what it wants, and whether replacements could run.
+//! Not here: which VMs a group has ([`super::super::group`]); what becomes of one (`climb`, `descend`).
+
+use std::sync::PoisonError;
+
+use super::{Engine, SLOW};
+use crate::api::condition::Reason;
+use crate::api::event::EventType;
+use crate::api::meta::Name;
+use crate::api::network::Connection;
+use crate::api::rung::Rung;
+use crate::api::vm::{Vm, VmSpec};
+use crate::clock;
+use crate::reconcile::group::{self, Fitness, Hindrance, HostUse, Progress};
+use crate::runtime::queue::Outcome;
+use crate::store;
+
+impl Engine {
+    pub(super) async fn run_group(&self, name: &Name) -> Result<Outcome, store::Error> {
+        let host_use = HostUse {
+            netlink: &self.hands.netlink,
+            instance: &self.instance,
+        };
+        let mut fitness = Fitness::default();
+        let done = loop {
+            let (store, now) = (&self.store, clock::now());
+            let done = group::reconcile(store, &self.claims, &host_use, name, &fitness, now).await;
+            match done {
+                Ok(Progress::Asks(question)) => {
+                    let found = self.fits(&question.vm, &question.wanted).await;
+                    fitness.note(*question, found);
+                }
+                done => break done,
+            }
+        };
+        Ok(match done {
+            Ok(Progress::Done) => {
+                self.group_rests(name, Waits::No, None);
+                Outcome::Converged
+            }
+            Ok(Progress::Waiting | Progress::Asks(_)) => {
+                self.group_rests(name, Waits::Yes, None);
+                Outcome::Converged
+            }
+            Ok(Progress::Held(held)) => {
+                self.group_rests(name, Waits::Yes, Some(Hindrance::Unfit(held)));
+                Outcome::After(SLOW)
+            }
+            Err(group::Error::Store(error)) => return Err(error),
+            Err(error) => {
+                let hindrance = Hindrance::NoRange(error.to_string());
+                self.group_rests(name, Waits::AsBefore, Some(hindrance));
+                Outcome::Failed
+            }
+        })
+    }
+
+    /// Says what hinders a group, if that is news, and remembers whether it waits for its VMs.
+    fn group_rests(&self, name: &Name, waits: Waits, hindrance: Option<Hindrance>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        match waits {
+            Waits::Yes => drop(waiting.insert(name.clone())),
+            Waits::No => drop(waiting.remove(name)),
+            Waits::AsBefore => {}
+        }
+        drop(waiting);
+        let mut hindrances = self
+            .hindrances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = match &hindrance {
+            Some(hindrance) => hindrances.insert(name.clone(), hindrance.clone()),
+            None => hindrances.remove(name),
+        };
+        drop(hindrances);
+        if let Some(hindrance) = hindrance.filter(|now| before.as_ref() != Some(now)) {
+            let reason = match hindrance {
+                Hindrance::NoRange(_) => "RangeUnavailable",
+                Hindrance::Unfit(_) => "NotReplaced",
+            };
+            let object = format!("hostgroup/{name}");
+            self.note(EventType::Warning, &object, reason, &hindrance.words());
+        }
+    }
+
+    pub(super) fn group_waits(&self, group: &Name) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.contains(group)
+    }
+
+    /// What keeps a group from what it wants, beside its VMs.
+    pub fn hindrance(&self, group: &Name) -> Option<Hindrance> {
+        let hindrances = self
+            .hindrances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        hindrances.get(group).cloned()
+    }
+
+    /// Whether this host could run `wanted` in the place of a VM that stands.
+    ///
+    /// # Errors
+    /// What is in the way, in words.
+    pub async fn fits(&self, vm: &Vm, wanted: &VmSpec) -> Result<(), String> {
+        let uid = vm.meta.uid;
+        let reason = self.store.read(|world| {
+            let page = world.page(uid, Rung::Vmm);
+            page.map(|page| page.condition.reason)
+        });
+        if reason == Some(Reason::Invalid) {
+            // What stands is no better.
+            return Ok(());
+        }
+        let label = self.instance.vm_label(&vm.meta.name, uid);
+        let mark = self.mark(uid, Rung::Net);
+        let connection: Option<Connection> = mark.and_then(|mark| serde_json::from_str(&mark).ok());
+        let connection = connection.filter(|_| vm.spec.network.mode() == wanted.network.mode());
+        self.processes
+            .fits(wanted, &vm.meta.name, &label, connection.as_ref())
+            .await
+    }
+}
+
+/// Whether a group is to be looked at when one of its VMs becomes Ready or goes.
+#[derive(Clone, Copy)]
+enum Waits {
+    Yes,
+    No,
+    AsBefore,
+}
