@@ -12,6 +12,7 @@ use futures::stream::BoxStream;
 
 pub(super) use self::failure::Failure;
 use super::intake_loop::{IntakeLoop, delete_group, store_draft};
+use super::objects::objects;
 use super::{console, metrics, orders, power, reach, streams};
 use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
@@ -34,10 +35,10 @@ use crate::host::addr;
 use crate::owner::{Label, Owner};
 use crate::reconcile::engine::{Engine, Key};
 use crate::reconcile::explain::{self, Way};
-use crate::reconcile::fold::{House, Trouble};
+use crate::reconcile::fold::House;
 use crate::reconcile::group::{self, Removed};
-use crate::reconcile::{storage, vmm};
-use crate::store::{self, World};
+use crate::reconcile::vmm;
+use crate::store;
 use crate::wire::{Backend, Effect, Refusal, Span, packet};
 
 /// One for all connections.
@@ -108,58 +109,6 @@ fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
     match problems.is_empty() {
         true => Ok(drafts),
         false => Err(Refusal::Invalid(problems)),
-    }
-}
-
-/// Folds what was asked for.
-pub(super) fn objects(
-    house: &House,
-    engine: &Engine,
-    intake: &IntakeLoop,
-    world: &World,
-    kind: Kind,
-    name: Option<&Name>,
-) -> Vec<Object> {
-    let wanted = |found: &Name| name.is_none_or(|name| name == found);
-    match kind {
-        Kind::HostGroup => world
-            .groups()
-            .filter(|group| wanted(&group.meta.name))
-            .map(|group| {
-                let problems = match &group.origin {
-                    Origin::File(path) => intake.problems_of(path),
-                    Origin::Apply => Vec::new(),
-                };
-                let trouble = Trouble {
-                    problems,
-                    hindrance: engine.hindrance(&group.meta.name),
-                };
-                Object::HostGroup(Box::new(house.group(world, group, &trouble)))
-            })
-            .collect(),
-        Kind::Vm => match name {
-            Some(name) => world.vm_named(name).into_iter().collect::<Vec<_>>(),
-            None => world.vms().collect(),
-        }
-        .into_iter()
-        .map(|vm| {
-            let mut view = house.vm(world, vm);
-            let disks = engine.processes.disk_dir();
-            view.status.disk = storage::lying(&vm.spec.storage, disks, &vm.meta.name);
-            let hindrance = engine.hindrance(&vm.group);
-            let why = hindrance
-                .as_ref()
-                .and_then(|found| found.of_vm(&vm.meta.name));
-            let held = why.map(|why| format!("not replaced, though its group has changed: {why}"));
-            view.status.warnings.extend(held);
-            Object::Vm(Box::new(view))
-        })
-        .collect(),
-        Kind::Lease => world
-            .leases()
-            .filter(|lease| wanted(&lease.name))
-            .map(|lease| Object::Lease(house.lease(lease)))
-            .collect(),
     }
 }
 

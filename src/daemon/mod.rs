@@ -7,6 +7,7 @@ mod console;
 mod difference;
 mod intake_loop;
 mod metrics;
+mod objects;
 mod orders;
 mod power;
 mod reach;

@@ -12,7 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::answers::{Answers, objects};
+use super::answers::Answers;
+use super::objects::objects;
 use crate::api::event::Event;
 use crate::api::meta::Name;
 use crate::api::view::{Change, Kind, Object};

@@ -53,7 +53,10 @@ fn a_running_vm_goes_on_until_what_is_to_replace_it_can_run_and_it_is_said_why()
         let told = house.until("the event", || {
             house.messages("hg/sandbox", "NotReplaced").pop()
         });
-        for words in ["sandbox-1 goes on", "1 more", missing.to_str().unwrap()] {
+        for words in [
+            "sandbox-1 and 1 more go on as they were",
+            missing.to_str().unwrap(),
+        ] {
             assert!(told.contains(words), "{told}");
         }
         assert_eq!(said(&house), format!("Invalid: {told}"));

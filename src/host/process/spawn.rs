@@ -227,11 +227,18 @@ impl Birth {
     }
 }
 
-/// The daemon may be spared when memory is short (`OOMScoreAdjust=`); what it starts is killed before it.
+/// The daemon may be spared when memory is short (`OOMScoreAdjust=`), and go first when processors are (`Nice=`): what it starts
+/// is killed before it, and runs after it.
 ///
 /// # Safety
 /// Only system calls; to be called between fork and exec.
 unsafe fn protect_no_more() -> io::Result<()> {
+    // SAFETY: plain system calls.
+    unsafe {
+        if libc::getpriority(libc::PRIO_PROCESS, 0) < 0 {
+            check(libc::setpriority(libc::PRIO_PROCESS, 0, 0))?;
+        }
+    }
     // SAFETY: path and text are C strings.
     unsafe {
         let path = c"/proc/self/oom_score_adj".as_ptr();

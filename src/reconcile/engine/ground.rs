@@ -15,7 +15,7 @@ use crate::api::meta::Uid;
 use crate::api::rung::Rung;
 use crate::clock;
 use crate::owner;
-use crate::reconcile::ground;
+use crate::reconcile::ground::{self, Ground};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Footing};
 
@@ -135,6 +135,15 @@ impl Engine {
         let waiting = std::mem::take(&mut *turned_away.unwrap_or_else(PoisonError::into_inner));
         for uid in waiting {
             self.waker.nudge(Key::Vm(uid));
+        }
+    }
+
+    /// Hands for the ground.
+    pub fn ground(&self) -> Ground {
+        Ground {
+            home: self.hands.home.clone(),
+            netlink: self.hands.netlink.clone(),
+            backend: self.hands.backend.clone(),
         }
     }
 }

@@ -97,6 +97,16 @@ impl Engine {
         hindrances.get(group).cloned()
     }
 
+    /// Why a VM is not replaced, if it would be.
+    pub fn why_not_replaced(&self, vm: &Vm) -> Option<String> {
+        let hindrances = self
+            .hindrances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let why = hindrances.get(&vm.group)?.of_vm(&vm.meta.name);
+        why.map(str::to_owned)
+    }
+
     /// Whether this host could run `wanted` in the place of a VM that stands.
     ///
     /// # Errors

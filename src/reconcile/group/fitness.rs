@@ -92,16 +92,14 @@ impl Hindrance {
     pub fn words(&self) -> String {
         match self {
             Self::NoRange(why) => why.clone(),
-            Self::Unfit(held) => {
-                let more = match held.len() {
-                    0 | 1 => String::new(),
-                    all => format!(" (and so do {} more)", all - 1),
-                };
-                let first = held.first_key_value();
-                first.map_or_else(String::new, |(vm, why)| {
-                    format!("{vm} goes on as it was{more}: {why}")
-                })
-            }
+            Self::Unfit(held) => match held.first_key_value() {
+                None => String::new(),
+                Some((vm, why)) if held.len() == 1 => format!("{vm} goes on as it was: {why}"),
+                Some((vm, why)) => {
+                    let more = held.len() - 1;
+                    format!("{vm} and {more} more go on as they were: {why}")
+                }
+            },
         }
     }
 

@@ -145,7 +145,10 @@ impl Control {
                     let stream = connect().await?;
                     let lines = pipe::Lines::open(&dir.join(METRICS))?;
                     rest::firecracker_flush(stream).await?;
-                    rest::counters(&lines.next().await?)
+                    let mut counters = rest::counters(&lines.next().await?)?;
+                    // When it was told is no count.
+                    counters.remove("utc_timestamp_ms");
+                    Ok(counters)
                 }
                 Self::CloudHypervisor => rest::cloud_hypervisor_counters(connect().await?).await,
             }

@@ -1,0 +1,70 @@
+//! Objects as they are answered: the fold of the world, with what only the daemon knows of them.
+//! Not here: the fold itself ([`crate::reconcile::fold`]), watching them (`streams`).
+
+use super::intake_loop::IntakeLoop;
+use crate::api::host_group::{HostGroup, Origin};
+use crate::api::meta::Name;
+use crate::api::view::{Kind, Object};
+use crate::api::vm::Vm;
+use crate::reconcile::engine::Engine;
+use crate::reconcile::fold::{House, Trouble};
+use crate::reconcile::storage;
+use crate::store::World;
+
+/// All of a kind, or the one of that name.
+pub(super) fn objects(
+    house: &House,
+    engine: &Engine,
+    intake: &IntakeLoop,
+    world: &World,
+    kind: Kind,
+    name: Option<&Name>,
+) -> Vec<Object> {
+    let wanted = |found: &Name| name.is_none_or(|name| name == found);
+    match kind {
+        Kind::HostGroup => world
+            .groups()
+            .filter(|group| wanted(&group.meta.name))
+            .map(|found| group(house, engine, intake, world, found))
+            .collect(),
+        Kind::Vm => match name {
+            Some(name) => world.vm_named(name).into_iter().collect::<Vec<_>>(),
+            None => world.vms().collect(),
+        }
+        .into_iter()
+        .map(|found| vm(house, engine, world, found))
+        .collect(),
+        Kind::Lease => world
+            .leases()
+            .filter(|lease| wanted(&lease.name))
+            .map(|lease| Object::Lease(house.lease(lease)))
+            .collect(),
+    }
+}
+
+fn group(
+    house: &House,
+    engine: &Engine,
+    intake: &IntakeLoop,
+    world: &World,
+    group: &HostGroup,
+) -> Object {
+    let trouble = Trouble {
+        problems: match &group.origin {
+            Origin::File(path) => intake.problems_of(path),
+            Origin::Apply => Vec::new(),
+        },
+        hindrance: engine.hindrance(&group.meta.name),
+    };
+    Object::HostGroup(Box::new(house.group(world, group, &trouble)))
+}
+
+fn vm(house: &House, engine: &Engine, world: &World, vm: &Vm) -> Object {
+    let mut view = house.vm(world, vm);
+    let disks = engine.processes.disk_dir();
+    view.status.disk = storage::lying(&vm.spec.storage, disks, &vm.meta.name);
+    let why = engine.why_not_replaced(vm);
+    let held = why.map(|why| format!("not replaced, though its group has changed: {why}"));
+    view.status.warnings.extend(held);
+    Object::Vm(Box::new(view))
+}
