@@ -14,7 +14,7 @@ const EXCEPTIONS: [(&str, &[&str]); 9] = [
     ("reconcile/engine/stray.rs", &["runtime"]),
     ("reconcile/engine/mod.rs", &["clock", "runtime"]),
     ("reconcile/engine/climb.rs", &["clock", "runtime"]),
-    ("reconcile/engine/grounds.rs", &["clock", "runtime"]),
+    ("reconcile/engine/ground.rs", &["clock", "runtime"]),
     ("reconcile/engine/groups.rs", &["clock", "runtime"]),
     ("reconcile/engine/life.rs", &["clock", "runtime"]),
     ("reconcile/engine/descend.rs", &["clock", "runtime"]),
