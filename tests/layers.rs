@@ -26,13 +26,14 @@ const EXCEPTIONS: [(&str, &[&str]); 10] = [
 ];
 
 /// Pure files: plans, the rules and recipes that they are made of. Beside their own room they know these alone.
-const PURE: [&str; 10] = [
+const PURE: [&str; 11] = [
     "plan.rs",
     "state.rs",
     "rules.rs",
     "recipe.rs",
     "qemu.rs",
     "firecracker.rs",
+    "jailer.rs",
     "cloud_hypervisor.rs",
     "cmdline.rs",
     "version.rs",

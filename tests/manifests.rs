@@ -135,10 +135,12 @@ fn a_group_overrides_what_config_says_and_qemu_is_the_default_with_a_kernel() {
 
 #[test]
 fn a_group_takes_the_program_of_its_own_hypervisor_and_its_words_for_the_kernel() {
-    let text = "config:\n  kernel_file: /a\n  cmdline: quiet\n  firecracker_bin: /opt/fc\n  cloud_hypervisor_bin: /opt/ch\n  host_groups:\n";
+    let text = "config:\n  kernel_file: /a\n  cmdline: quiet\n  firecracker_bin: /opt/fc\n  jailer_bin: /opt/jailer\n  cloud_hypervisor_bin: /opt/ch\n  host_groups:\n";
     let life = |rest: &str| {
         let group = format!("{text}    - {{name: g, network: {{mode: isolated}}{rest}}}\n");
         let life = one(&group).spec.template.life;
+        let jailer = life.jailer.is_some();
+        assert_eq!(jailer, rest.contains("firecracker"), "nobody else has one");
         (life.program, life.cmdline)
     };
     let said = |program: Option<&str>, cmdline: Option<&str>| {

@@ -7,6 +7,7 @@
 //! | `disk` | a disk of its own |
 //! | `guest` | the guest itself |
 //! | `instead` | what is to replace it |
+//! | `jail` | Firecracker's jailer |
 //! | `life` | stopped, paused, restarted, ended: by people, by themselves, while nobody looks |
 //! | `many` | 32 of them |
 //! | `manners` | good and bad behaviour |
@@ -18,6 +19,7 @@ mod tiny {
     mod disk;
     mod guest;
     mod instead;
+    mod jail;
     mod life;
     mod manners;
     mod many;

@@ -9,6 +9,8 @@ mod confine;
 mod disks;
 #[path = "vmm/guest.rs"]
 mod guest;
+#[path = "vmm/jail.rs"]
+mod jail;
 #[path = "vmm/laws.rs"]
 mod laws;
 #[path = "vmm/processes.rs"]

@@ -14,6 +14,9 @@ pub struct Life {
     /// The VMM's program, an absolute path. None: by its usual name in the daemon's `PATH`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<PathBuf>,
+    /// Firecracker's jailer, an absolute path. None: the one in the daemon's `PATH`, if it can be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jailer: Option<PathBuf>,
     /// Words for the end of the kernel's command line: printable ASCII, at most [`MAX_CMDLINE`] bytes, never `ip=`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,

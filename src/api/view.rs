@@ -190,6 +190,9 @@ pub struct VmmStatus {
     /// The user, and the group of the same number, that the process runs as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<u32>,
+    /// What confines the process: `jailer 1.17`, or `sliced`; with why it is not the jailer, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confined_by: Option<String>,
     /// When the process was started.
     pub started_at: Option<Timestamp>,
     /// How often it was started again because it had ended of itself.

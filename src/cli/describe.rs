@@ -330,6 +330,9 @@ impl Page {
                 | VmmState::None,
             ) => {}
         }
+        if let Some(by) = &vmm.confined_by {
+            self.line("Confined by", by);
+        }
         self.maybe("Started", vmm.started_at);
         if vmm.restarts > 0 {
             self.line("Restarts", vmm.restarts);

@@ -9,7 +9,7 @@ use super::{Host, ok, warn};
 use crate::api::view::Check;
 use crate::api::vm::Hypervisor;
 use crate::host::fs;
-use crate::reconcile::vmm::{Program, Programs, Version};
+use crate::reconcile::vmm::{ConfinedBy, Program, Programs, Version};
 
 const KVM: &str = "/dev/kvm";
 
@@ -51,7 +51,13 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     let tried = fs::read(&cx.run_dir.join("machine.json"));
     let tried = tried.ok().flatten().zip(fs::boot_id().ok());
     let tried = tried.and_then(|(bytes, boot)| accel(&bytes, boot));
-    let mut checks = judge_programs(found);
+    let mut checks = Vec::new();
+    for (hypervisor, program) in &found {
+        if let (Hypervisor::Firecracker, Ok(program)) = (hypervisor, program) {
+            checks.push(judge_jailer(programs.confinement(None, program).await));
+        }
+    }
+    checks.splice(0..0, judge_programs(found));
     checks.push(judge_kvm(&device, tried));
     checks
 }
@@ -84,6 +90,25 @@ fn judge_programs(found: Vec<(Hypervisor, Result<Program, String>)>) -> Vec<Chec
         }
     };
     found.into_iter().map(judge).collect()
+}
+
+/// Firecracker is confined with or without it.
+fn judge_jailer(found: Result<ConfinedBy, String>) -> Check {
+    const JAILER: &str = "jailer";
+    match found {
+        Ok(ConfinedBy::Jailer(Program { path, version })) => ok(
+            JAILER,
+            format!("{version} at {}, confines firecracker", path.display()),
+        ),
+        Ok(ConfinedBy::Sliced { why: None }) => {
+            ok(JAILER, "not here: sliced confines firecracker by itself")
+        }
+        Ok(ConfinedBy::Sliced { why: Some(why) }) | Err(why) => warn(
+            JAILER,
+            format!("cannot be used, sliced confines firecracker by itself: {why}"),
+            "Install firecracker and jailer of one release.",
+        ),
+    }
 }
 
 fn old(hypervisor: Hypervisor, program: &Program) -> Option<String> {
@@ -119,6 +144,24 @@ fn judge_kvm(device: &Result<(), String>, tried: Option<Accel>) -> Check {
 mod tests {
     use super::*;
     use crate::api::view::CheckVerdict;
+
+    #[test]
+    fn a_jailer_that_cannot_be_used_is_told_of_and_none_is_no_fault() {
+        let jailer = Program {
+            path: "/usr/bin/jailer".into(),
+            version: Version::new(1, 17),
+        };
+        let of = |why: Option<&str>| {
+            let why = why.map(str::to_owned);
+            judge_jailer(Ok(ConfinedBy::Sliced { why }))
+        };
+        let used = judge_jailer(Ok(ConfinedBy::Jailer(jailer)));
+        assert!(used.found.contains("1.17 at /usr/bin/jailer"));
+        assert_eq!(of(None).verdict, CheckVerdict::Ok);
+        let unusable = of(Some("it is of 1.9"));
+        assert_eq!(unusable.verdict, CheckVerdict::Warn);
+        assert!(unusable.found.contains("it is of 1.9"));
+    }
 
     #[test]
     fn a_device_that_opens_is_not_taken_for_one_that_works() {

@@ -144,6 +144,7 @@ impl House {
             pid: process.map(|process| process.identity.pid),
             state,
             user,
+            confined_by: process.and_then(|process| process.confined_by.clone()),
             started_at: process.map(|process| process.started_at),
             restarts: mark.restarts,
             last_exit: mark.last_end.as_ref().map(End::view),

@@ -32,6 +32,9 @@ pub struct Started {
     pub identity: Identity,
     /// When.
     pub started_at: Timestamp,
+    /// By what it is confined, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confined_by: Option<String>,
 }
 
 /// How a process ended.
@@ -240,6 +243,7 @@ mod tests {
 
     fn started(pid: u32) -> Started {
         Started {
+            confined_by: None,
             identity: identity(pid),
             started_at: Timestamp::UNIX_EPOCH,
         }

@@ -14,8 +14,8 @@ use super::disk;
 use super::engine::Key;
 use super::storage::{self, Disks, Whose};
 use super::vmm::{
-    self, Accel, Access, Confined, Desired, Disk, Launch, Machine, Program, Programs, Slot, Sys,
-    Vmm,
+    self, Accel, Access, Confined, ConfinedBy, Desired, Disk, Launch, Machine, Program, Programs,
+    Slot, Sys, Vmm,
 };
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
@@ -77,12 +77,13 @@ impl Processes {
             return Ok(nothing);
         }
         let kernel = kernel(spec)?;
-        let slot = Slot {
+        let mut slot = Slot {
             name: name.clone(),
             dir: nothing.dir.clone(),
             connection: connection.clone(),
             disks: disks.all.clone(),
             sys: user.map_or(Sys::Host, |_| Sys::Own),
+            confined_by: ConfinedBy::default(),
         };
         // One from before there were users for VMMs is wanted as it is until it ends.
         if let (None, Some(argv)) = (user, self.running_argv(nothing.uid)) {
@@ -94,6 +95,9 @@ impl Processes {
         }
         let runs = self.running(nothing.uid).is_some();
         let (program, machine) = self.found(spec, &nothing, kernel).await?;
+        if user.is_some() {
+            slot.confined_by = self.confinement(spec, &nothing, &program).await?;
+        }
         let mut want =
             vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
         let confined = user.map(|user| confined(spec, &slot, user));
@@ -134,6 +138,7 @@ impl Processes {
             return Ok(());
         }
         let (program, machine) = self.fresh(spec, kernel(spec)?).await?;
+        let confined_by = self.fresh_confinement(spec, &program).await?;
         if let Some(connection) = connection {
             let slot = Slot {
                 name: name.clone(),
@@ -141,6 +146,7 @@ impl Processes {
                 connection: connection.clone(),
                 disks: disks.all.clone(),
                 sys: Sys::Own,
+                confined_by,
             };
             vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
         }
@@ -185,6 +191,38 @@ impl Processes {
             }
         };
         Ok((program, machine))
+    }
+
+    /// What is to confine it. What runs is confined as it was started.
+    async fn confinement(
+        &self,
+        spec: &VmSpec,
+        vm: &Desired,
+        program: &Program,
+    ) -> Result<ConfinedBy, String> {
+        let running = match spec.hypervisor {
+            Hypervisor::Firecracker => vmm::confined_by(&vm.dir).map_err(|e| e.to_string())?,
+            Hypervisor::None | Hypervisor::Qemu | Hypervisor::CloudHypervisor => None,
+        };
+        match running {
+            Some(by) => Ok(by),
+            None => self.fresh_confinement(spec, program).await,
+        }
+    }
+
+    /// What would confine it, were it started now: nobody but Firecracker has a jailer.
+    async fn fresh_confinement(
+        &self,
+        spec: &VmSpec,
+        program: &Program,
+    ) -> Result<ConfinedBy, String> {
+        let named = spec.life.jailer.as_deref();
+        match spec.hypervisor {
+            Hypervisor::Firecracker => self.programs.confinement(named, program).await,
+            Hypervisor::None | Hypervisor::Qemu | Hypervisor::CloudHypervisor => {
+                Ok(ConfinedBy::default())
+            }
+        }
     }
 
     /// It has found its `/dev/kvm`.
@@ -299,6 +337,12 @@ impl Processes {
             Ok(Record::None | Record::Unborn) => false,
             Err(_) => true,
         }
+    }
+
+    /// What confines the VMM that runs for this VM, for people. None: none runs, or as root.
+    pub fn confined_by(&self, uid: Uid) -> Option<String> {
+        let found = vmm::confined_by(&self.run_dir.vmm_dir(uid)).ok().flatten();
+        found.map(|by| by.to_string())
     }
 
     /// The VMM that runs for this VM, by its record.

@@ -295,6 +295,7 @@ fn vmm(number: u8, state: State) -> VmmStatus {
             State::Conflict | State::Going => VmmState::Stopped,
         },
         user: running.then_some(2_013_265_920),
+        confined_by: running.then(|| "sliced".into()),
         started_at: running.then(created),
         restarts: 0,
         last_exit: None,

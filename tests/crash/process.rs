@@ -12,15 +12,15 @@ use slicectl::reconcile::vmm::{CONSOLE, LABEL_VAR, RUN_DIR_VAR};
 use crate::life::{Dirs, End, Intent};
 use crate::support::kernel;
 use crate::support::objects::spec;
-use crate::support::vmm::{program, tiny_guest};
+use crate::support::vmm::{jailed_program, program, tiny_guest};
 
 const GROUP: &str = "real";
 const VM: &str = "real-1";
 
 /// Killed before any action of its building, there is one VM in the end, with one process, and it is as if nothing had been.
-fn one_process_in_the_end(hypervisor: Hypervisor) {
+fn one_process_in_the_end(place: impl FnOnce() -> Place + Send) {
     kernel::private_sync(|| {
-        let place = Place::of(hypervisor);
+        let place = place();
         for at in 0.. {
             let end = place.dirs.live_until_killed(place.apply(), at);
             assert!(place.processes().len() <= 1, "killed before action {at}");
@@ -41,22 +41,27 @@ fn one_process_in_the_end(hypervisor: Hypervisor) {
 
 #[test]
 fn killed_before_any_action_that_builds_a_vm_of_qemu_there_is_one_in_the_end() {
-    one_process_in_the_end(Hypervisor::Qemu);
+    one_process_in_the_end(|| Place::of(Hypervisor::Qemu));
+}
+
+#[test]
+fn killed_before_any_action_that_builds_a_vm_of_a_jailed_firecracker_there_is_one_in_the_end() {
+    one_process_in_the_end(Place::jailed);
 }
 
 #[test]
 fn killed_before_any_action_that_builds_a_vm_of_firecracker_there_is_one_in_the_end() {
-    one_process_in_the_end(Hypervisor::Firecracker);
+    one_process_in_the_end(|| Place::of(Hypervisor::Firecracker));
 }
 
 #[test]
 fn killed_before_any_action_that_builds_a_vm_of_cloud_hypervisor_there_is_one_in_the_end() {
-    one_process_in_the_end(Hypervisor::CloudHypervisor);
+    one_process_in_the_end(|| Place::of(Hypervisor::CloudHypervisor));
 }
 
-fn lives_on(hypervisor: Hypervisor) {
+fn lives_on(place: impl FnOnce() -> Place + Send) {
     kernel::private_sync(|| {
-        let place = Place::of(hypervisor);
+        let place = place();
         assert_eq!(place.dirs.live(place.apply()), End::Converged);
         let born = place.processes();
         assert_eq!(born.len(), 1);
@@ -80,22 +85,27 @@ fn lives_on(hypervisor: Hypervisor) {
 
 #[test]
 fn a_qemu_lives_through_every_death_of_the_daemon_and_the_loss_of_its_state() {
-    lives_on(Hypervisor::Qemu);
+    lives_on(|| Place::of(Hypervisor::Qemu));
+}
+
+#[test]
+fn a_jailed_firecracker_lives_through_every_death_of_the_daemon_and_the_loss_of_its_state() {
+    lives_on(Place::jailed);
 }
 
 #[test]
 fn a_firecracker_lives_through_every_death_of_the_daemon_and_the_loss_of_its_state() {
-    lives_on(Hypervisor::Firecracker);
+    lives_on(|| Place::of(Hypervisor::Firecracker));
 }
 
 #[test]
 fn a_cloud_hypervisor_lives_through_every_death_of_the_daemon_and_the_loss_of_its_state() {
-    lives_on(Hypervisor::CloudHypervisor);
+    lives_on(|| Place::of(Hypervisor::CloudHypervisor));
 }
 
-fn nothing_is_left(hypervisor: Hypervisor) {
+fn nothing_is_left(place: impl FnOnce() -> Place + Send) {
     kernel::private_sync(|| {
-        let place = Place::of(hypervisor);
+        let place = place();
         for at in 0.. {
             assert_eq!(place.dirs.live(place.apply()), End::Converged);
             let end = place.dirs.live_until_killed(Intent::Delete(GROUP), at);
@@ -111,17 +121,22 @@ fn nothing_is_left(hypervisor: Hypervisor) {
 
 #[test]
 fn killed_before_any_action_of_its_end_nothing_of_a_qemu_is_left() {
-    nothing_is_left(Hypervisor::Qemu);
+    nothing_is_left(|| Place::of(Hypervisor::Qemu));
+}
+
+#[test]
+fn killed_before_any_action_of_its_end_nothing_of_a_jailed_firecracker_is_left() {
+    nothing_is_left(Place::jailed);
 }
 
 #[test]
 fn killed_before_any_action_of_its_end_nothing_of_a_firecracker_is_left() {
-    nothing_is_left(Hypervisor::Firecracker);
+    nothing_is_left(|| Place::of(Hypervisor::Firecracker));
 }
 
 #[test]
 fn killed_before_any_action_of_its_end_nothing_of_a_cloud_hypervisor_is_left() {
-    nothing_is_left(Hypervisor::CloudHypervisor);
+    nothing_is_left(|| Place::of(Hypervisor::CloudHypervisor));
 }
 
 #[test]
@@ -213,8 +228,8 @@ fn told(
 struct Place {
     dirs: Dirs,
     spec: HostGroupSpec,
-    /// Where the program is.
-    _program: tempfile::TempDir,
+    /// Where its programs are.
+    programs: tempfile::TempDir,
 }
 
 impl Place {
@@ -228,7 +243,7 @@ impl Place {
         template.kernel_file = Some(tiny_guest());
         template.life.program = program(hypervisor, programs.path());
         Self {
-            _program: programs,
+            programs,
             // The path is in the label of every process on this machine, so it is nobody else's.
             dirs: Dirs::below(
                 &PathBuf::from("/run").join(slicectl::api::meta::Uid::random().to_string()),
@@ -239,6 +254,15 @@ impl Place {
                 template,
             },
         }
+    }
+
+    /// Of Firecracker, by its jailer.
+    fn jailed() -> Self {
+        let mut place = Self::of(Hypervisor::Firecracker);
+        let (program, jailer) = jailed_program(place.programs.path());
+        let life = &mut place.spec.template.life;
+        (life.program, life.jailer) = (Some(program), Some(jailer));
+        place
     }
 
     fn apply(&self) -> Intent<'_> {

@@ -1,4 +1,4 @@
-//! Doubles of Firecracker and Cloud Hypervisor, for machines that can run neither: strict about every word that they are told,
+//! Doubles of Firecracker, its jailer and Cloud Hypervisor, for machines that can run neither: strict about every word that they are told,
 //! with a guest of a few lines behind the TAP.
 //! Not here: virtual machines.
 //!
@@ -9,6 +9,7 @@
 mod cloud_hypervisor;
 mod firecracker;
 mod guest;
+mod jailer;
 mod server;
 
 use std::path::Path;
@@ -29,7 +30,11 @@ fn main() {
     match kind.as_str() {
         "firecracker" => firecracker::main(version.unwrap_or((1, 17)), &words),
         "cloud-hypervisor" => cloud_hypervisor::main(version.unwrap_or((54, 0)), &words),
-        _ => fail(2, "call it firecracker-VERSION or cloud-hypervisor-VERSION"),
+        "jailer" => jailer::main(version.unwrap_or((1, 17)), &words),
+        _ => fail(
+            2,
+            "call it firecracker-VERSION, cloud-hypervisor-VERSION or jailer-VERSION",
+        ),
     }
 }
 

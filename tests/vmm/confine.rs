@@ -1,6 +1,7 @@
 //! A confined process: the files it was given, the control group it was born into.
 //! Not here: VMMs (`tests/daemon/confinement.rs`).
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use slicectl::reconcile::vmm::{CONSOLE, LOG_LIMIT, RECORD};
 
 use crate::processes::kill;
 use crate::support::{PrivateNet, eventually};
+use crate::vmm::jailed_program;
 
 #[test]
 fn a_confined_process_is_born_into_its_control_group_and_sees_the_files_it_was_given() {
@@ -48,6 +50,7 @@ fn a_confined_process_is_born_into_its_control_group_and_sees_the_files_it_was_g
             }],
             kvm: false,
             cgroup: Some(&group.0),
+            jail: None,
         }),
     })
     .unwrap();
@@ -65,6 +68,103 @@ fn a_confined_process_is_born_into_its_control_group_and_sees_the_files_it_was_g
         "{groups}"
     );
     kill(&identity);
+}
+
+/// What a jailer is told here is what `reconcile::vmm` tells it (`recipes`, `real`), in short.
+#[test]
+fn a_jailed_process_is_born_into_its_control_group_and_its_files_are_shown_in_its_jail() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let (firecracker, jailer) = jailed_program(dir.path());
+    let home = dir.path().join("home");
+    std::fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(USER), Some(USER)).unwrap();
+    let (given, kept) = (dir.path().join("given"), dir.path().join("kept"));
+    for file in [&given, &kept] {
+        std::fs::write(file, "words").unwrap();
+    }
+    let name = firecracker.file_name().unwrap();
+    let root = Path::new("/jail").join(name).join("one/root");
+    let (user, program) = (USER.to_string(), firecracker.to_str().unwrap());
+    let argv = [
+        [
+            jailer.to_str().unwrap(),
+            "--id",
+            "one",
+            "--exec-file",
+            program,
+        ],
+        ["--uid", &user, "--gid", &user, "--chroot-base-dir"],
+        ["/jail", "--", "--api-sock", "/vmm/socket", "--level"],
+    ];
+    let argv: Vec<String> = argv.concat().iter().map(|&word| word.to_owned()).collect();
+    let argv = [argv, vec!["Error".to_owned()]].concat();
+    let group = Group::make();
+    let locked = std::fs::File::open(&kept).unwrap();
+    rustix::fs::flock(&locked, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let keep = process::Keep::of(&[locked.as_fd()]).unwrap();
+    let identity = process::spawn(&Spawn {
+        argv: &argv,
+        env: &[("TEST_JAIL", "its own")],
+        cwd: &home,
+        netns: &net.path,
+        needs_link: "lo",
+        input: None,
+        log: &home.join(CONSOLE),
+        file_limit: 64 << 20,
+        record: &dir.path().join(RECORD),
+        inherits: &[],
+        confine: Some(Confine {
+            user: USER,
+            home: &home,
+            reach: &[Reach {
+                path: &given,
+                writable: false,
+            }],
+            kvm: false,
+            cgroup: Some(&group.0),
+            jail: Some(process::Jail {
+                root: &root,
+                tool: &jailer.canonicalize().unwrap(),
+                program: &firecracker.canonicalize().unwrap(),
+                home: Path::new("/vmm"),
+                errors: keep.standard_error(),
+            }),
+        }),
+    })
+    .unwrap();
+    let words = keep.let_go();
+    drop(locked);
+    let up = eventually(Duration::from_secs(10), || home.join("socket").exists());
+    let said = String::from_utf8_lossy(&words.read()).into_owned();
+    assert!(up, "{said}");
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", identity.pid)).unwrap();
+    let name = group.0.file_name().unwrap().to_str().unwrap();
+    assert!(
+        groups
+            .lines()
+            .any(|line| line.starts_with("0::") && line.ends_with(name)),
+        "{groups}"
+    );
+    let seen = PathBuf::from(format!("/proc/{}/root", identity.pid));
+    let below = |path: &Path| seen.join(path.strip_prefix("/").unwrap());
+    assert_eq!(std::fs::read_to_string(below(&given)).unwrap(), "words");
+    assert!(
+        std::fs::write(below(&given), "others").is_err(),
+        "read only"
+    );
+    assert!(!below(&kept).exists());
+    assert!(!below(&home).exists(), "but under its short name");
+    assert!(seen.join("vmm/socket").exists());
+    let mark = process::env_var(identity.pid, "TEST_JAIL").unwrap();
+    assert_eq!(mark.as_deref(), Some("its own"));
+    let other = std::fs::File::open(&kept).unwrap();
+    let take = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    assert!(
+        rustix::fs::flock(&other, take).is_err(),
+        "it keeps the lock"
+    );
+    kill(&identity);
+    assert!(rustix::fs::flock(&other, take).is_ok());
 }
 
 /// Nobody's.

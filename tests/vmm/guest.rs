@@ -90,6 +90,7 @@ pub fn slot(dir: &Path, net: &PrivateNet) -> Slot {
         },
         disks: vec![],
         sys: Default::default(),
+        confined_by: Default::default(),
     }
 }
 
@@ -271,6 +272,7 @@ async fn a_slot_without_hypervisor_runs_nothing_and_a_vmm_without_kernel_is_refu
         },
         disks: vec![],
         sys: Default::default(),
+        confined_by: Default::default(),
     };
     let machine = Machine {
         accel: Accel::Kvm,

@@ -260,6 +260,7 @@ fn desired(wanted: bool) -> Desired {
         pipes: Vec::new(),
         version: None,
         only_kept: false,
+        confined_by: Default::default(),
     });
     Desired {
         label,

@@ -341,6 +341,7 @@ fn sleeper(net: &PrivateNet, seconds: u32) -> Launch {
         pipes: Vec::new(),
         version: None,
         only_kept: false,
+        confined_by: Default::default(),
     }
 }
 

@@ -4,7 +4,8 @@
 //! `SLICE_TEST_FIRECRACKER`, `SLICE_TEST_CLOUD_HYPERVISOR` and `SLICE_TEST_QEMU` name real programs; these run the tiny guest of
 //! `tests/guest`, under KVM. Where none is named, a double (`tests/double`) stands for the first two; QEMU is the one in `PATH`.
 //!
-//! All of it twice: as root, and confined, in a mount namespace of the test's own.
+//! All of it twice: as root, and confined, in a mount namespace of the test's own. Firecracker a third time: by its jailer, which
+//! `SLICE_TEST_JAILER` names beside the real Firecracker.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -16,36 +17,48 @@ use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::process::{self, Exit, Identity, Life, Stop};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Accel, Access, Action, CONSOLE, Confined, Control, Desired, Disk, GuestState, LABEL_VAR,
-    LOG_LIMIT, METRICS, Machine, Program, Programs, RUN_DIR_VAR, Slot, Vmm, recipe, started_as,
+    Accel, Access, Action, CONSOLE, Confined, ConfinedBy, Control, Desired, Disk, GuestState,
+    LABEL_VAR, LOG_LIMIT, METRICS, Machine, Program, Programs, RUN_DIR_VAR, Slot, Vmm, recipe,
+    started_as,
 };
 
 use crate::guest;
 use crate::support::{PrivateNet, converge, eventually, leave_the_mounts, some_vm};
-use crate::vmm::{double_of, program, tiny_guest};
+use crate::vmm::{double_of, jailed_program, program, tiny_guest};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const GUEST: &str = "172.16.0.2";
 
 /// A VMM, a guest, and a wire between it and us.
-struct Place {
+pub struct Place {
     net: PrivateNet,
-    dir: tempfile::TempDir,
-    program: Program,
+    pub dir: tempfile::TempDir,
+    pub program: Program,
     hypervisor: Hypervisor,
     kernel: PathBuf,
-    rung: Vmm,
+    pub rung: Vmm,
     user: Option<u32>,
+    pub confined_by: ConfinedBy,
 }
 
 /// As whom a VMM runs.
 #[derive(Clone, Copy, Debug)]
-enum As {
+pub enum As {
     Root,
     Itself,
+    /// The same, by Firecracker's jailer.
+    Jailed,
 }
 
-const BOTH: [As; 2] = [As::Root, As::Itself];
+/// How a VMM may be run.
+fn ways(hypervisor: Hypervisor) -> &'static [As] {
+    match hypervisor {
+        Hypervisor::Firecracker => &[As::Root, As::Itself, As::Jailed],
+        Hypervisor::None | Hypervisor::Qemu | Hypervisor::CloudHypervisor => {
+            &[As::Root, As::Itself]
+        }
+    }
+}
 
 impl As {
     /// For one VMM: nobody else has it.
@@ -53,7 +66,7 @@ impl As {
         static GIVEN: AtomicU32 = AtomicU32::new(0);
         match self {
             Self::Root => None,
-            Self::Itself => {
+            Self::Itself | Self::Jailed => {
                 let start = 2_000_000_000 + std::process::id() % 1_000_000 * 100;
                 Some(start + GIVEN.fetch_add(1, Ordering::Relaxed))
             }
@@ -61,19 +74,32 @@ impl As {
     }
 }
 
-async fn place(hypervisor: Hypervisor, who: As) -> Place {
+pub async fn place(hypervisor: Hypervisor, who: As) -> Place {
     let net = PrivateNet::new();
     net.add_tap("172.16.0.1/24");
     leave_the_mounts();
     let dir = tempfile::tempdir().unwrap();
-    let program = program(hypervisor, dir.path());
-    let program = Programs::default()
-        .get(hypervisor, program.as_deref())
-        .await;
+    let (program, jailer) = match who {
+        As::Root | As::Itself => (program(hypervisor, dir.path()), None),
+        As::Jailed => {
+            let (program, jailer) = jailed_program(dir.path());
+            (Some(program), Some(jailer))
+        }
+    };
+    let programs = Programs::default();
+    let program = programs.get(hypervisor, program.as_deref()).await.unwrap();
+    let confined_by = match &jailer {
+        None => ConfinedBy::default(),
+        Some(_) => programs
+            .confinement(jailer.as_deref(), &program)
+            .await
+            .unwrap(),
+    };
     Place {
         net,
         dir,
-        program: program.unwrap(),
+        program,
+        confined_by,
         hypervisor,
         kernel: tiny_guest(),
         rung: Vmm::default(),
@@ -82,7 +108,7 @@ async fn place(hypervisor: Hypervisor, who: As) -> Place {
 }
 
 impl Place {
-    fn desired(&self, change: impl FnOnce(&mut VmSpec, &mut Slot)) -> Desired {
+    pub fn desired(&self, change: impl FnOnce(&mut VmSpec, &mut Slot)) -> Desired {
         let mut desired = some_vm(self.dir.path(), None);
         self.want(&mut desired, change);
         desired
@@ -96,6 +122,7 @@ impl Place {
             ..guest::spec(None)
         };
         let mut slot = guest::slot(&desired.dir, &self.net);
+        slot.confined_by = self.confined_by.clone();
         slot.connection.ip = GUEST.parse().unwrap();
         slot.connection.prefix_len = 24;
         slot.connection.gateway = Some("172.16.0.1".parse().unwrap());
@@ -138,7 +165,7 @@ impl Place {
         );
     }
 
-    async fn boot(&self, desired: &Desired) -> Identity {
+    pub async fn boot(&self, desired: &Desired) -> Identity {
         let (running, steps) = converge(&self.rung, desired).await;
         assert_eq!(steps, ["create the run directory", "start the VMM"]);
         self.assert_answers(desired);
@@ -161,9 +188,10 @@ impl Place {
             assert_eq!(field("Uid:"), vec![user.to_string(); 4].join("\t"));
             assert_eq!(field("Gid:"), vec![user.to_string(); 4].join("\t"));
             assert_eq!(field("Groups:"), "");
-            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
                 assert_eq!(field(set), "0000000000000000", "{set}");
             }
+            assert_eq!(field("CapBnd:"), self.bounding());
             assert_eq!(field("NoNewPrivs:"), "1");
         }
         let ours = std::fs::read_link("/proc/thread-self/ns/mnt").unwrap();
@@ -171,14 +199,23 @@ impl Place {
         assert_ne!(ours, its);
     }
 
-    async fn ask(&self, desired: &Desired) {
+    /// A jailer leaves what it needed itself, and nothing that could be gained from it.
+    fn bounding(&self) -> &str {
+        match self.confined_by {
+            ConfinedBy::Sliced { .. } => "0000000000000000",
+            // CHOWN, DAC_OVERRIDE, SETGID, SETUID, SYS_ADMIN, MKNOD.
+            ConfinedBy::Jailer(_) => "00000000082000c3",
+        }
+    }
+
+    pub async fn ask(&self, desired: &Desired) {
         let observed = self.rung.observe(desired).await.unwrap();
         assert!(observed.running[0].polite);
         let ask = Action::AskToPowerDown(observed.running[0].process.clone());
         self.rung.act(desired, &ask).await.unwrap();
     }
 
-    async fn clear(&self, desired: Desired) -> Vec<String> {
+    pub async fn clear(&self, desired: Desired) -> Vec<String> {
         let nothing = Desired {
             want: None,
             ..desired
@@ -202,7 +239,7 @@ impl Drop for Place {
     }
 }
 
-fn console(desired: &Desired) -> String {
+pub fn console(desired: &Desired) -> String {
     std::fs::read_to_string(desired.dir.join(CONSOLE)).unwrap_or_default()
 }
 
@@ -213,14 +250,14 @@ fn names(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-fn ended(identity: &Identity) -> Option<Exit> {
+pub fn ended(identity: &Identity) -> Option<Exit> {
     match process::look(identity).unwrap() {
         Life::Ended(exit) => Some(exit),
         Life::Alive(_) => None,
     }
 }
 
-fn assert_ends(identity: &Identity, exit: Exit) {
+pub fn assert_ends(identity: &Identity, exit: Exit) {
     eventually(PATIENCE, || ended(identity).is_some());
     assert_eq!(ended(identity), Some(exit));
 }
@@ -274,22 +311,22 @@ async fn a_life(hypervisor: Hypervisor, who: As) {
 
 #[tokio::test]
 async fn firecracker_is_started_held_killed_started_again_and_stopped() {
-    for who in BOTH {
-        a_life(Hypervisor::Firecracker, who).await;
+    for who in ways(Hypervisor::Firecracker) {
+        a_life(Hypervisor::Firecracker, *who).await;
     }
 }
 
 #[tokio::test]
 async fn cloud_hypervisor_is_started_held_killed_started_again_and_stopped() {
-    for who in BOTH {
-        a_life(Hypervisor::CloudHypervisor, who).await;
+    for who in ways(Hypervisor::CloudHypervisor) {
+        a_life(Hypervisor::CloudHypervisor, *who).await;
     }
 }
 
 #[tokio::test]
 async fn qemu_is_started_held_killed_started_again_and_stopped() {
-    for who in BOTH {
-        a_life(Hypervisor::Qemu, who).await;
+    for who in ways(Hypervisor::Qemu) {
+        a_life(Hypervisor::Qemu, *who).await;
     }
 }
 
@@ -367,22 +404,22 @@ fn flush(desired: &Desired, times: u32) -> String {
 
 #[tokio::test]
 async fn firecracker_tells_what_it_has_counted_however_long_nobody_has_asked() {
-    for who in BOTH {
-        counts(Hypervisor::Firecracker, who, "tx_packets_count").await;
+    for who in ways(Hypervisor::Firecracker) {
+        counts(Hypervisor::Firecracker, *who, "tx_packets_count").await;
     }
 }
 
 #[tokio::test]
 async fn cloud_hypervisor_tells_what_it_has_counted() {
-    for who in BOTH {
-        counts(Hypervisor::CloudHypervisor, who, "tx_frames").await;
+    for who in ways(Hypervisor::CloudHypervisor) {
+        counts(Hypervisor::CloudHypervisor, *who, "tx_frames").await;
     }
 }
 
 #[tokio::test]
 async fn qemu_tells_what_it_has_counted_of_each_disk() {
-    for who in BOTH {
-        let place = place(Hypervisor::Qemu, who).await;
+    for who in ways(Hypervisor::Qemu) {
+        let place = place(Hypervisor::Qemu, *who).await;
         let image = place.dir.path().join("image");
         std::fs::write(&image, vec![0; 1 << 20]).unwrap();
         let desired = place.desired(|_, slot| {
@@ -422,22 +459,22 @@ async fn goes_politely(hypervisor: Hypervisor, who: As) {
 
 #[tokio::test]
 async fn a_guest_of_firecracker_goes_when_it_is_asked() {
-    for who in BOTH {
-        goes_politely(Hypervisor::Firecracker, who).await;
+    for who in ways(Hypervisor::Firecracker) {
+        goes_politely(Hypervisor::Firecracker, *who).await;
     }
 }
 
 #[tokio::test]
 async fn a_guest_of_qemu_goes_when_it_is_asked() {
-    for who in BOTH {
-        goes_politely(Hypervisor::Qemu, who).await;
+    for who in ways(Hypervisor::Qemu) {
+        goes_politely(Hypervisor::Qemu, *who).await;
     }
 }
 
 #[tokio::test]
 async fn a_guest_of_cloud_hypervisor_goes_when_it_is_asked() {
-    for who in BOTH {
-        goes_politely(Hypervisor::CloudHypervisor, who).await;
+    for who in ways(Hypervisor::CloudHypervisor) {
+        goes_politely(Hypervisor::CloudHypervisor, *who).await;
     }
 }
 
@@ -464,22 +501,22 @@ async fn goes_in_the_end(hypervisor: Hypervisor, who: As, exit: Exit) {
 
 #[tokio::test]
 async fn a_deaf_guest_of_firecracker_is_terminated() {
-    for who in BOTH {
-        goes_in_the_end(Hypervisor::Firecracker, who, Exit::Signal(15)).await;
+    for who in ways(Hypervisor::Firecracker) {
+        goes_in_the_end(Hypervisor::Firecracker, *who, Exit::Signal(15)).await;
     }
 }
 
 #[tokio::test]
 async fn a_deaf_guest_of_cloud_hypervisor_is_terminated() {
-    for who in BOTH {
-        goes_in_the_end(Hypervisor::CloudHypervisor, who, Exit::Code(0)).await;
+    for who in ways(Hypervisor::CloudHypervisor) {
+        goes_in_the_end(Hypervisor::CloudHypervisor, *who, Exit::Code(0)).await;
     }
 }
 
 #[tokio::test]
 async fn a_deaf_guest_of_qemu_is_terminated() {
-    for who in BOTH {
-        goes_in_the_end(Hypervisor::Qemu, who, Exit::Code(0)).await;
+    for who in ways(Hypervisor::Qemu) {
+        goes_in_the_end(Hypervisor::Qemu, *who, Exit::Code(0)).await;
     }
 }
 
@@ -514,22 +551,22 @@ async fn takes_every_word(hypervisor: Hypervisor, who: As) {
 
 #[tokio::test]
 async fn firecracker_takes_every_word() {
-    for who in BOTH {
-        takes_every_word(Hypervisor::Firecracker, who).await;
+    for who in ways(Hypervisor::Firecracker) {
+        takes_every_word(Hypervisor::Firecracker, *who).await;
     }
 }
 
 #[tokio::test]
 async fn cloud_hypervisor_takes_every_word() {
-    for who in BOTH {
-        takes_every_word(Hypervisor::CloudHypervisor, who).await;
+    for who in ways(Hypervisor::CloudHypervisor) {
+        takes_every_word(Hypervisor::CloudHypervisor, *who).await;
     }
 }
 
 #[tokio::test]
 async fn qemu_takes_every_word() {
-    for who in BOTH {
-        takes_every_word(Hypervisor::Qemu, who).await;
+    for who in ways(Hypervisor::Qemu) {
+        takes_every_word(Hypervisor::Qemu, *who).await;
     }
 }
 
@@ -555,15 +592,15 @@ async fn lives_with_a_full_log(hypervisor: Hypervisor, who: As) {
 
 #[tokio::test]
 async fn firecracker_lives_on_when_its_log_is_full() {
-    for who in BOTH {
-        lives_with_a_full_log(Hypervisor::Firecracker, who).await;
+    for who in ways(Hypervisor::Firecracker) {
+        lives_with_a_full_log(Hypervisor::Firecracker, *who).await;
     }
 }
 
 #[tokio::test]
 async fn cloud_hypervisor_lives_on_when_its_log_is_full() {
-    for who in BOTH {
-        lives_with_a_full_log(Hypervisor::CloudHypervisor, who).await;
+    for who in ways(Hypervisor::CloudHypervisor) {
+        lives_with_a_full_log(Hypervisor::CloudHypervisor, *who).await;
     }
 }
 
@@ -584,15 +621,15 @@ async fn a_bad_kernel_is_the_reason(hypervisor: Hypervisor, who: As, says: &str)
 
 #[tokio::test]
 async fn firecracker_tells_of_a_bad_kernel() {
-    for who in BOTH {
-        a_bad_kernel_is_the_reason(Hypervisor::Firecracker, who, "ernel").await;
+    for who in ways(Hypervisor::Firecracker) {
+        a_bad_kernel_is_the_reason(Hypervisor::Firecracker, *who, "ernel").await;
     }
 }
 
 #[tokio::test]
 async fn cloud_hypervisor_tells_of_a_bad_kernel() {
-    for who in BOTH {
-        a_bad_kernel_is_the_reason(Hypervisor::CloudHypervisor, who, "ernel").await;
+    for who in ways(Hypervisor::CloudHypervisor) {
+        a_bad_kernel_is_the_reason(Hypervisor::CloudHypervisor, *who, "ernel").await;
     }
 }
 

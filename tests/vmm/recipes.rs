@@ -8,7 +8,8 @@ use slicectl::api::life::Board;
 use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::reconcile::vmm::{
-    Accel, Access, Disk, Launch, Machine, OURS, Program, Slot, Sys, Unfit, Version, recipe,
+    Accel, Access, ConfinedBy, Disk, Launch, Machine, OURS, Program, Slot, Sys, Unfit, Version,
+    recipe,
 };
 
 /// One VM, to be changed a little.
@@ -59,6 +60,7 @@ fn case(hypervisor: Hypervisor, major: u32, minor: u32) -> Case {
             },
             disks: Vec::new(),
             sys: Default::default(),
+            confined_by: Default::default(),
         },
         program: Program {
             path: Path::new("/usr/bin").join(name),
@@ -116,6 +118,14 @@ impl Case {
         self
     }
 
+    fn jailed(mut self) -> Self {
+        self.slot.confined_by = ConfinedBy::Jailer(Program {
+            path: "/usr/bin/jailer".into(),
+            version: self.program.version,
+        });
+        self
+    }
+
     fn routes(mut self, many: u8) -> Self {
         let route = |n: u8| {
             let network = format!("10.{n}.0.0/16").parse().unwrap();
@@ -141,6 +151,10 @@ fn every_recipe_is_the_one_on_disk() {
             case(Firecracker, 1, 17)
                 .disks(&[ROOT, DATA])
                 .without_initrd(),
+        ),
+        (
+            "firecracker-1.17-jailed",
+            case(Firecracker, 1, 17).disks(&[ROOT]).jailed(),
         ),
         (
             "firecracker-1.17-own-root",

@@ -28,6 +28,7 @@ fn does(net: &PrivateNet, script: &str) -> Launch {
         pipes: Vec::new(),
         version: None,
         only_kept: false,
+        confined_by: Default::default(),
     }
 }
 

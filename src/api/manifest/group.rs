@@ -13,7 +13,7 @@ use super::section::{Field, Reader, Section};
 use super::yaml::Value;
 use super::{Draft, Location, life, network, storage};
 
-const CONFIG_KEYS: [&str; 15] = [
+const CONFIG_KEYS: [&str; 16] = [
     "image",
     "storage_size",
     "persistent",
@@ -26,12 +26,13 @@ const CONFIG_KEYS: [&str; 15] = [
     "machine",
     "qemu_bin",
     "firecracker_bin",
+    "jailer_bin",
     "cloud_hypervisor_bin",
     "network_name",
     "host_groups",
 ];
 
-const GROUP_KEYS: [&str; 24] = [
+const GROUP_KEYS: [&str; 25] = [
     "name",
     "count",
     "vcpu",
@@ -43,6 +44,7 @@ const GROUP_KEYS: [&str; 24] = [
     "machine",
     "qemu_bin",
     "firecracker_bin",
+    "jailer_bin",
     "cloud_hypervisor_bin",
     "kernel_file",
     "initrd_file",

@@ -15,11 +15,15 @@ const PROGRAMS: [(&str, Hypervisor); 3] = [
     ("cloud_hypervisor_bin", Hypervisor::CloudHypervisor),
 ];
 
+/// Names another program, which Firecracker alone is run by.
+const JAILER: &str = "jailer_bin";
+
 /// What a group may take from `config:` or say itself.
 #[derive(Clone, Default)]
 pub struct Start {
     /// In the order of [`PROGRAMS`].
     programs: [Option<PathBuf>; PROGRAMS.len()],
+    jailer: Option<PathBuf>,
     cmdline: Option<String>,
     board: Option<Board>,
     restart: Option<Restart>,
@@ -33,6 +37,7 @@ pub fn read(reader: &mut Reader, section: &Section, default: Start) -> Start {
         let named = section.get(key).and_then(|field| reader.path(field));
         *program = named.or(program.take());
     }
+    let jailer = section.get(JAILER).and_then(|field| reader.path(field));
     let cmdline = section
         .get("cmdline")
         .and_then(|field| read_cmdline(reader, field));
@@ -53,6 +58,7 @@ pub fn read(reader: &mut Reader, section: &Section, default: Start) -> Start {
         .and_then(|field| read_grace(reader, field));
     Start {
         programs,
+        jailer: jailer.or(default.jailer),
         cmdline: cmdline.or(default.cmdline),
         board: board.or(default.board),
         restart: restart.or(default.restart),
@@ -97,8 +103,11 @@ fn read_cmdline(reader: &mut Reader, field: &Field) -> Option<String> {
 /// What of it is for a VM of this group. A group's own word that its hypervisor would not hear is refused; what `config:` says
 /// is for whichever group can use it.
 pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, start: Start) -> Life {
-    let boards = [("machine", Hypervisor::Qemu)];
-    for (key, whose) in PROGRAMS.into_iter().chain(boards) {
+    let others = [
+        ("machine", Hypervisor::Qemu),
+        (JAILER, Hypervisor::Firecracker),
+    ];
+    for (key, whose) in PROGRAMS.into_iter().chain(others) {
         if let Some(field) = group.get(key).filter(|_| whose != hypervisor) {
             let message = format!("is of no use with hypervisor \"{hypervisor}\"");
             reader.refuse_whole(field, message);
@@ -116,6 +125,9 @@ pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, star
     let own = programs.find(|(_, (_, whose))| *whose == hypervisor);
     Life {
         program: own.and_then(|(program, _)| program),
+        jailer: start
+            .jailer
+            .filter(|_| hypervisor == Hypervisor::Firecracker),
         // Empty: a group that wants none of what `config:` says.
         cmdline: start.cmdline.filter(|words| !words.is_empty()),
         board: match hypervisor {

@@ -19,6 +19,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use super::bind::{bind_all, bind_alone, check_long, mount};
+use super::jail::{Jail, keep_what_a_jailer_needs};
 use super::spawn::check;
 
 /// How a process is confined.
@@ -34,6 +35,8 @@ pub struct Confine<'a> {
     pub kvm: bool,
     /// A control group (version 2) that it is put into.
     pub cgroup: Option<&'a Path>,
+    /// The jailer that takes over at the end; none: it becomes its user and the program at once.
+    pub jail: Option<Jail<'a>>,
 }
 
 /// One thing of the host's that a confined process sees.
@@ -72,13 +75,23 @@ const LOCKED: u64 = 8 << 20;
 pub(super) struct Cell {
     user: u32,
     cgroup: Option<RawFd>,
-    steps: Vec<Step>,
-    home: CString,
+    /// Where paths begin while the new root is built.
+    root: PathBuf,
+    pub(super) steps: Vec<Step>,
+    pub(super) home: CString,
+    end: End,
 }
 
-enum Step {
+/// What comes last.
+#[derive(Clone, Copy)]
+enum End {
+    User,
+    Jailer,
+}
+
+pub(super) enum Step {
     Dir(CString),
-    File(CString),
+    File(CString, libc::mode_t),
     Bind {
         from: CString,
         to: CString,
@@ -92,6 +105,7 @@ enum Step {
     },
     Fresh {
         kind: CString,
+        source: CString,
         to: CString,
         flags: libc::c_ulong,
         options: CString,
@@ -100,45 +114,68 @@ enum Step {
 
 /// What is mounted below a place that is shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Below {
+pub(super) enum Below {
     /// Is not seen.
     Nothing,
     /// Is seen with it: `/usr/local` may be a file system of its own.
     All,
 }
 
-const LOCKED_DOWN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
+pub(super) const LOCKED_DOWN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
 
 impl Cell {
     /// `cgroup` is the opened `cgroup.procs` of the wanted group; it stays open until the birth is over.
-    pub(super) fn prepare(what: &Confine<'_>, cgroup: Option<RawFd>) -> io::Result<Self> {
+    /// `marks` is what a process in a jail is known by.
+    pub(super) fn prepare(
+        what: &Confine<'_>,
+        cgroup: Option<RawFd>,
+        marks: &str,
+    ) -> io::Result<Self> {
         let mut cell = Self {
             user: what.user,
             cgroup,
+            root: BUILD.into(),
             steps: Vec::new(),
             home: c_string(what.home)?,
+            end: match what.jail {
+                None => End::User,
+                Some(_) => End::Jailer,
+            },
         };
         for path in SYSTEM.iter().chain(&LOADER).map(Path::new) {
             if path.exists() {
                 cell.bind(path, libc::MS_RDONLY, Below::All)?;
             }
         }
+        match &what.jail {
+            None => cell.add_own(what)?,
+            Some(jail) => cell.add_jail(what, jail, marks)?,
+        }
+        Ok(cell)
+    }
+
+    fn add_own(&mut self, what: &Confine<'_>) -> io::Result<()> {
         for (path, major, minor) in DEVICES {
             let number = libc::makedev(major, minor);
-            cell.device(Path::new(path), libc::S_IFCHR | 0o600, number)?;
+            self.device(Path::new(path), libc::S_IFCHR | 0o600, number)?;
         }
         // Which number it has is found out by the kernel when it is loaded.
         if let (true, Ok(kvm)) = (what.kvm, fs::metadata("/dev/kvm")) {
-            cell.device(Path::new("/dev/kvm"), libc::S_IFCHR | 0o600, kvm.rdev())?;
+            self.device(Path::new("/dev/kvm"), libc::S_IFCHR | 0o600, kvm.rdev())?;
         }
         let alone = LOCKED_DOWN | libc::MS_NOEXEC;
-        cell.fresh("proc", "/proc", alone, "hidepid=2")?;
-        cell.fresh("sysfs", BUILD, alone | libc::MS_RDONLY, "")?;
+        let (proc, sys) = (Path::new("/proc"), Path::new(BUILD));
+        self.fresh(("proc", "proc"), proc, alone, "hidepid=2")?;
+        self.fresh(("sysfs", "sysfs"), sys, alone | libc::MS_RDONLY, "")?;
         for reach in what.reach {
-            cell.show(reach)?;
+            self.show(reach)?;
         }
-        cell.bind(what.home, libc::MS_NOEXEC, Below::Nothing)?;
-        Ok(cell)
+        self.bind(what.home, libc::MS_NOEXEC, Below::Nothing)
+    }
+
+    /// From now on paths begin there.
+    pub(super) fn go_below(&mut self, root: &Path) {
+        self.root.extend(root.components().skip(1));
     }
 
     fn show(&mut self, reach: &Reach<'_>) -> io::Result<()> {
@@ -146,15 +183,19 @@ impl Cell {
         let real = fs::canonicalize(reach.path)?;
         match (is_system(reach.path), is_system(&real), reach.writable) {
             (true, true, false) => Ok(()),
-            (true, _, _) => self.show_at(&Reach {
-                path: &real,
-                ..*reach
-            }),
-            (false, _, _) => self.show_at(reach),
+            (true, _, _) => {
+                let reach = Reach {
+                    path: &real,
+                    ..*reach
+                };
+                self.show_at(&reach, libc::MS_RDONLY)
+            }
+            (false, _, _) => self.show_at(reach, libc::MS_RDONLY),
         }
     }
 
-    fn show_at(&mut self, reach: &Reach<'_>) -> io::Result<()> {
+    /// `read`: how a file is mounted that may not be written.
+    pub(super) fn show_at(&mut self, reach: &Reach<'_>, read: libc::c_ulong) -> io::Result<()> {
         let found = fs::metadata(reach.path)?;
         if found.file_type().is_block_device() {
             let mode = if reach.writable { 0o600 } else { 0o400 };
@@ -162,16 +203,21 @@ impl Cell {
         }
         let flags = match reach.writable {
             true => libc::MS_NOEXEC,
-            false => libc::MS_RDONLY,
+            false => read,
         };
         self.bind(reach.path, flags, Below::Nothing)
     }
 
-    fn bind(&mut self, path: &Path, flags: libc::c_ulong, below: Below) -> io::Result<()> {
+    pub(super) fn bind(
+        &mut self,
+        path: &Path,
+        flags: libc::c_ulong,
+        below: Below,
+    ) -> io::Result<()> {
         let to = self.place(path)?;
         self.steps.push(match path.is_dir() {
             true => Step::Dir(to.clone()),
-            false => Step::File(to.clone()),
+            false => Step::File(to.clone(), 0o644),
         });
         self.steps.push(Step::Bind {
             from: c_string(path)?,
@@ -188,17 +234,19 @@ impl Cell {
         Ok(())
     }
 
-    fn fresh(
+    /// A file system of this kind, with this word as its source.
+    pub(super) fn fresh(
         &mut self,
-        kind: &str,
-        path: &str,
+        (kind, source): (&str, &str),
+        path: &Path,
         flags: libc::c_ulong,
         options: &str,
     ) -> io::Result<()> {
-        let to = self.place(Path::new(path))?;
+        let to = self.place(path)?;
         self.steps.push(Step::Dir(to.clone()));
         self.steps.push(Step::Fresh {
             kind: CString::new(kind)?,
+            source: CString::new(source)?,
             to,
             flags,
             options: CString::new(options)?,
@@ -207,14 +255,14 @@ impl Cell {
     }
 
     /// Where `path` comes to stand while the new root is built; the directories above it are made.
-    fn place(&mut self, path: &Path) -> io::Result<CString> {
+    pub(super) fn place(&mut self, path: &Path) -> io::Result<CString> {
         let plain =
             |part: &Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
         if !path.is_absolute() || !path.components().all(|part| plain(&part)) {
             let why = format!("{} is not an absolute path without `..`", path.display());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        let mut at = PathBuf::from(BUILD);
+        let mut at = self.root.clone();
         let names: Vec<&OsStr> = path.components().skip(1).map(|c| c.as_os_str()).collect();
         let (name, above) = names.split_last().ok_or(io::ErrorKind::InvalidInput)?;
         for part in above {
@@ -236,7 +284,10 @@ impl Cell {
             told(c"build a file system", self.build())?;
             told(c"enter the file system", self.pivot())?;
             told(c"set the limits", limit())?;
-            told(c"become the user", self.become_user())
+            match self.end {
+                End::User => told(c"become the user", self.become_user()),
+                End::Jailer => told(c"drop capabilities", keep_what_a_jailer_needs()),
+            }
         }
     }
 
@@ -299,15 +350,7 @@ impl Cell {
         let user = libc::c_long::from(self.user);
         // SAFETY: plain system calls. The raw ones: libc's own would tell all threads of a process that has no others.
         unsafe {
-            for capability in 0..64 {
-                if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 {
-                    match io::Error::last_os_error() {
-                        // The last one that this kernel knows was before.
-                        error if error.raw_os_error() == Some(libc::EINVAL) => break,
-                        error => return Err(error),
-                    }
-                }
-            }
+            drop_bounding(0)?;
             let none = std::ptr::null::<libc::gid_t>();
             check_long(libc::syscall(libc::SYS_setgroups, 0_usize, none))?;
             check_long(libc::syscall(libc::SYS_setresgid, user, user, user))?;
@@ -331,8 +374,8 @@ impl Step {
         unsafe {
             match self {
                 Self::Dir(path) => exists_is_done(check(libc::mkdir(path.as_ptr(), 0o755))),
-                Self::File(path) => {
-                    let kind = libc::S_IFREG | 0o644;
+                Self::File(path, mode) => {
+                    let kind = libc::S_IFREG | mode;
                     exists_is_done(check(libc::mknod(path.as_ptr(), kind, 0)))
                 }
                 Self::Bind {
@@ -353,17 +396,36 @@ impl Step {
                 }
                 Self::Fresh {
                     kind,
+                    source,
                     to,
                     flags,
                     options,
-                } => mount(Some(kind), to, Some(kind), *flags, Some(options)),
+                } => mount(Some(source), to, Some(kind), *flags, Some(options)),
             }
         }
     }
 }
 
+/// All capabilities that can be gained, but for this set.
+///
+/// # Safety
+/// Only system calls; to be called between fork and exec.
+pub(super) unsafe fn drop_bounding(kept: u64) -> io::Result<()> {
+    for capability in (0..64).filter(|capability| kept & 1 << capability == 0) {
+        // SAFETY: a plain system call.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
+            match io::Error::last_os_error() {
+                // The last one that this kernel knows was before.
+                error if error.raw_os_error() == Some(libc::EINVAL) => break,
+                error => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Whether a path leads to where programs are.
-fn is_system(path: &Path) -> bool {
+pub(super) fn is_system(path: &Path) -> bool {
     SYSTEM.iter().any(|system| path.starts_with(system))
 }
 
@@ -401,6 +463,6 @@ fn exists_is_done(done: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn c_string(path: &Path) -> io::Result<CString> {
+pub(super) fn c_string(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }

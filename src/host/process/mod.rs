@@ -8,7 +8,10 @@
 mod bind;
 mod census;
 mod confine;
+mod elf;
 mod identity;
+mod jail;
+mod keep;
 mod run;
 mod spawn;
 mod user;
@@ -16,6 +19,7 @@ mod user;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
@@ -23,7 +27,10 @@ use tokio::io::unix::AsyncFd;
 
 pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot};
 pub use confine::{Confine, Reach};
+pub use elf::is_static;
 pub use identity::{Identity, Record, read_record, uptime, write_record};
+pub use jail::Jail;
+pub use keep::{Keep, Words};
 pub use run::{Outcome, run_until};
 pub use spawn::{Spawn, spawn};
 pub use user::{kill_user, user_lives};
@@ -96,15 +103,25 @@ pub fn look(identity: &Identity) -> Result<Life, Error> {
         Err(error) => return Err(wrap(error)),
     };
     match identity::stat_of(identity.pid)? {
-        Some(stat) if stat.start == identity.start && !stat.is_dead() => Ok(Life::Alive(Process {
-            identity: identity.clone(),
-            pidfd,
-        })),
+        Some(stat) if stat.start == identity.start && !(stat.is_dead() && has_ended(&pidfd)) => {
+            Ok(Life::Alive(Process {
+                identity: identity.clone(),
+                pidfd,
+            }))
+        }
         Some(stat) if stat.start == identity.start => {
             Ok(Life::Ended(exit_of(&pidfd, WaitIdOptions::NOWAIT)))
         }
         Some(_) | None => Ok(Life::Ended(Exit::Unknown)),
     }
+}
+
+/// To the last thread: the first one is dead before it when it was faster, and until then the process holds what it holds and has no exit
+/// status (pidfd_open(2), "becomes readable").
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
+    let now = rustix::event::Timespec::default();
+    rustix::event::poll(&mut watched, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// Lets the kernel forget a child of ours that has ended. No error if it still runs, or is no child of ours.
@@ -172,5 +189,64 @@ impl Process {
         wait()
             .await
             .map_err(|error| Error::io("wait for process", self.identity.to_string(), error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    extern "C" fn sleep_on(_: *mut libc::c_void) -> libc::c_int {
+        loop {
+            // SAFETY: a plain system call.
+            unsafe { libc::pause() };
+        }
+    }
+
+    /// A child whose first thread is dead and whose second is not.
+    fn headless() -> u32 {
+        let mut stack = vec![0_u64; 8 << 10];
+        let top = stack.as_mut_ptr_range().end;
+        let thread = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+        // SAFETY: after the fork only system calls are made, on a stack that was made before and that nobody else uses.
+        let pid = unsafe {
+            let pid = libc::fork();
+            if pid == 0 {
+                libc::clone(sleep_on, top.cast(), thread, std::ptr::null_mut());
+                libc::syscall(libc::SYS_exit, 0);
+            }
+            pid
+        };
+        u32::try_from(pid).unwrap()
+    }
+
+    #[test]
+    fn a_process_has_ended_when_its_last_thread_has() {
+        let pid = headless();
+        let stat = loop {
+            let stat = identity::stat_of(pid).unwrap().unwrap();
+            if stat.is_dead() {
+                break stat;
+            }
+            std::thread::yield_now();
+        };
+        let identity = Identity {
+            pid,
+            start: stat.start,
+            boot: crate::host::fs::boot_id().unwrap().to_owned(),
+        };
+        let Life::Alive(process) = look(&identity).unwrap() else {
+            panic!("its second thread lives");
+        };
+        process.stop(Stop::Kill).unwrap();
+        let exit = loop {
+            if let Life::Ended(exit) = look(&identity).unwrap() {
+                break exit;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(exit, Exit::Signal(9));
+        reap(&identity).unwrap();
+        assert!(identity::stat_of(pid).unwrap().is_none());
     }
 }

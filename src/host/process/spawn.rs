@@ -77,14 +77,16 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
             None => None,
         };
         let procs_fd = procs.as_ref().map(AsRawFd::as_raw_fd);
+        let mounts = census::our_mounts().map_err(io::Error::other)?.to_string();
+        let env = [&[(MOUNTS_VAR, mounts.as_str())], what.env].concat();
+        let marks = census::marks(&env);
         let cell = match &what.confine {
             Some(confine) => {
                 rustix::fs::fchown(&log, Some(Uid::from_raw(confine.user)), None)?;
-                Some(Cell::prepare(confine, procs_fd)?)
+                Some(Cell::prepare(confine, procs_fd, &marks)?)
             }
             None => None,
         };
-        let mounts = census::our_mounts().map_err(io::Error::other)?.to_string();
         let birth = Birth {
             netns: netns.as_raw_fd(),
             record: record.as_raw_fd(),
@@ -102,12 +104,14 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
                 "PATH",
                 "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             )
-            .env(MOUNTS_VAR, mounts)
-            .envs(what.env.iter().copied())
+            .envs(env)
             .current_dir(what.cwd)
             .stdin(input)
             .stdout(log.try_clone()?)
-            .stderr(log);
+            .stderr(match what.confine.and_then(|confine| confine.jail) {
+                Some(jail) => jail.errors.try_clone_to_owned()?.into(),
+                None => log,
+            });
         // SAFETY: between fork and exec only system calls are made, on descriptors and memory made before the fork:
         // no allocation, no lock, no panic.
         unsafe { command.pre_exec(move || birth.in_the_child()) };

@@ -133,6 +133,7 @@ impl Engine {
         mark.runs(Started {
             started_at: clock::ago(identity.age().unwrap_or_default()),
             identity: identity.clone(),
+            confined_by: self.processes.confined_by(uid),
         });
         mark.text()
     }

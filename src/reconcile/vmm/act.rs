@@ -6,13 +6,14 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::ending::Asked;
+use super::jailing::Jailing;
 use super::note::Note;
 use super::{
     Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch,
     Left, NOTE, RUN_DIR_VAR, SOCKETS, STRAY, confine, ending, watch,
 };
 use crate::host::image::{self, Use};
-use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop};
+use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop, Words};
 use crate::host::{Error, Kind, fs, ramdir};
 use crate::runtime::controller::stand_aside;
 
@@ -135,9 +136,10 @@ async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
         let made = fs::make_pipe(&path).map(drop);
         made.map_err(|error| Error::io("make", path.display().to_string(), error))?;
     }
-    let identity = spawn(desired.clone(), launch.clone()).await?;
+    let (identity, words) = spawn(desired.clone(), launch.clone()).await?;
     tracing::debug!(pid = identity.pid, "started a VMM");
     let Life::Alive(process) = process::look(&identity)? else {
+        ending::add_words(&desired.dir, words.as_ref());
         return Err(stillborn(desired, &identity)?);
     };
     let up = wait_until_up(desired, identity.pid);
@@ -145,6 +147,7 @@ async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
     tokio::select! {
         ended = process.ended() => {
             ended?;
+            ending::add_words(&desired.dir, words.as_ref());
             Err(stillborn(desired, &identity)?)
         }
         // Past the deadline it is slow, not dead: whether it runs is for the next look.
@@ -165,7 +168,8 @@ async fn wait_until_up(desired: &Desired, pid: u32) {
 }
 
 /// The disks are held by the VMM from before it is the VMM until it ends; by us only while we start it.
-async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
+/// What it says on its standard error comes beside its log where a jailer starts it.
+async fn spawn(desired: Desired, launch: Launch) -> Result<(Identity, Option<Words>), Error> {
     let start = move || {
         let held = hold(&desired.disks)?;
         let (label, dir) = (desired.label.to_string(), desired.dir.display().to_string());
@@ -174,7 +178,13 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
         Note::of(&launch, user, given).write(&desired)?;
         confine::give(&desired)?;
         let cgroup = confine::cgroup(&desired);
-        let program = confine::installed(&launch);
+        let fds: Vec<_> = held.iter().map(|(_, file)| file.as_fd()).collect();
+        let file_limit = file_limit(&held)?;
+        let jailing = Jailing::of(&desired, &launch, &fds, file_limit)?;
+        let program = match &jailing {
+            None => confine::installed(&launch),
+            Some(_) => Vec::new(),
+        };
         let reach = confine::reach(&desired, &program);
         let confine = desired.confined.as_ref().map(|confined| Confine {
             user: confined.user,
@@ -182,23 +192,29 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<Identity, Error> {
             reach: &reach,
             kvm: confine::wants_kvm(&launch),
             cgroup: cgroup.as_deref(),
+            jail: jailing.as_ref().map(Jailing::jail),
         });
-        process::spawn(&Spawn {
-            argv: &launch.argv,
+        let born = process::spawn(&Spawn {
+            argv: jailing.as_ref().map_or(&launch.argv[..], Jailing::argv),
             env: &[(LABEL_VAR, &label), (RUN_DIR_VAR, &dir)],
             cwd: &desired.dir,
             netns: launch.netns(),
             needs_link: &launch.tap,
             input: Some(&desired.input()),
             log: &desired.dir.join(CONSOLE),
-            file_limit: file_limit(&held)?,
-            inherits: &held
-                .iter()
-                .map(|(_, file)| file.as_fd())
-                .collect::<Vec<_>>(),
+            file_limit: jailing.as_ref().map_or(file_limit, Jailing::file_limit),
+            inherits: match jailing {
+                None => &fds,
+                Some(_) => &[],
+            },
             record: &desired.record(),
             confine,
-        })
+        });
+        let words = jailing.map(Jailing::let_go);
+        if born.is_err() {
+            ending::add_words(&desired.dir, words.as_ref());
+        }
+        Ok((born?, words))
     };
     tokio::task::spawn_blocking(start)
         .await

@@ -325,6 +325,7 @@ mod tests {
             pipes: Vec::new(),
             version: None,
             only_kept: false,
+            confined_by: Default::default(),
         };
         let seen = [program.clone(), opt.join("lib"), opt.join("share/qemu")];
         assert_eq!(installed(&launch(&link)), seen);

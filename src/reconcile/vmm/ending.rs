@@ -1,12 +1,15 @@
 //! How a VMM ended, its last words, and the note that it was we who stopped it.
 //! Not here: what follows from it.
 
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::{CONSOLE, Desired};
-use crate::host::process::{self, Exit, Identity, Life, Record};
+use crate::host::process::{self, Exit, Identity, Life, Record, Words};
 use crate::host::{Error, Kind, fs};
 
 /// A process that has ended.
@@ -43,6 +46,25 @@ pub fn ended(desired: &Desired, known: Option<&Identity>) -> Result<Option<Ended
             process,
             exit,
         })),
+    }
+}
+
+/// What a VMM said before it gave up, and not in its log: it is added there, for people. The log is the VMM's, which may have put
+/// anything in its place.
+pub(super) fn add_words(dir: &Path, words: Option<&Words>) {
+    let said = words.map(Words::read).unwrap_or_default();
+    let add = || -> io::Result<()> {
+        let mut log = OpenOptions::new()
+            .append(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(dir.join(CONSOLE))?;
+        match log.metadata()?.is_file() {
+            true => log.write_all(&said),
+            false => Err(io::Error::other("it is no plain file")),
+        }
+    };
+    if let (false, Err(error)) = (said.is_empty(), add()) {
+        tracing::debug!(%error, "a VMM's last words cannot be added to its log");
     }
 }
 

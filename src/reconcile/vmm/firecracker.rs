@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::cmdline::{self, Own};
+use super::jailer;
 use super::recipe::{Access, Disk, Launch, NewFile, Slot, Unfit};
 use super::{CONFIG, Control, METRICS, Program, VSOCK, Version};
 use crate::api::network::Mac;
@@ -46,14 +47,14 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<La
         });
     }
     let mut argv = vec![program.path.display().to_string()];
-    let name = slot.name.to_string();
+    let seen = |name: &str| jailer::seen(&slot.confined_by, name);
     for (option, value) in [
-        ("--id", name.as_str()),
-        ("--api-sock", Control::Firecracker.socket()),
-        ("--config-file", CONFIG),
-        ("--level", "Error"),
+        ("--id", slot.name.to_string()),
+        ("--api-sock", seen(Control::Firecracker.socket())),
+        ("--config-file", seen(CONFIG)),
+        ("--level", "Error".to_owned()),
     ] {
-        argv.extend([option.to_owned(), value.to_owned()]);
+        argv.extend([option.to_owned(), value]);
     }
     let mut launch = Launch::new(argv, slot);
     launch.pipes.push(METRICS.to_owned());
@@ -120,7 +121,7 @@ struct NetworkInterface {
 struct Vsock {
     /// The guest's side of the socket; of no meaning outside it.
     guest_cid: u32,
-    uds_path: &'static str,
+    uds_path: String,
 }
 
 #[derive(Serialize)]
@@ -128,7 +129,7 @@ struct Entropy {}
 
 #[derive(Serialize)]
 struct Metrics {
-    metrics_path: &'static str,
+    metrics_path: String,
 }
 
 fn config(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Config, Unfit> {
@@ -159,11 +160,11 @@ fn config(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Config, Unfit
         }],
         vsock: Vsock {
             guest_cid: 3,
-            uds_path: VSOCK,
+            uds_path: jailer::seen(&slot.confined_by, VSOCK),
         },
         entropy: Entropy {},
         metrics: Metrics {
-            metrics_path: METRICS,
+            metrics_path: jailer::seen(&slot.confined_by, METRICS),
         },
     })
 }

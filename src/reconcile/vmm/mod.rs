@@ -4,6 +4,8 @@
 //! | file | what it does |
 //! |---|---|
 //! | `recipe`, `qemu`, `firecracker`, `cloud_hypervisor`, `cmdline`, `version` | pure: a VM's spec to a command line |
+//! | `jailer` | pure: from Firecracker's command line to that of its jailer, and back |
+//! | `jailing` | what a jailer needs to be started |
 //! | `program` | finds the VMMs' programs and their versions |
 //! | `machine` | what this host can do: KVM or not, TSC rate |
 //! | `plan` | pure |
@@ -40,6 +42,8 @@ mod confine;
 mod control;
 mod ending;
 mod firecracker;
+mod jailer;
+mod jailing;
 mod machine;
 mod note;
 mod observe;
@@ -69,9 +73,9 @@ use crate::owner::{Label, Owned};
 pub use control::{Control, GuestState};
 pub use ending::{Ended, ended, last_lines};
 pub use machine::{Accel, Machine};
-pub use note::{running, started_as};
+pub use note::{confined_by, running, started_as};
 pub use program::Programs;
-pub use recipe::{Access, Disk, Launch, NewFile, Slot, Sys, Unfit, recipe};
+pub use recipe::{Access, ConfinedBy, Disk, Launch, NewFile, Slot, Sys, Unfit, recipe};
 pub use version::{Program, Version};
 pub use watch::{rotate, watch};
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Desired, Launch, NOTE, NewFile, Program, RECORD, Version};
+use super::{ConfinedBy, Desired, Launch, NOTE, NewFile, Program, RECORD, Version};
 use crate::host;
 use crate::host::fs::{self, Durability};
 use crate::host::process::{self, Identity, Life, Record};
@@ -23,6 +23,9 @@ pub(super) struct Note {
     /// As whom; none: as we do.
     #[serde(default)]
     pub(super) user: Option<u32>,
+    /// What confines it.
+    #[serde(default)]
+    pub(super) confined_by: ConfinedBy,
     /// What it read when it started.
     #[serde(default)]
     files: Vec<NewFile>,
@@ -50,6 +53,7 @@ impl Note {
         Self {
             program: launch.version.map(program),
             user,
+            confined_by: launch.confined_by.clone(),
             files: launch.files.clone(),
             given,
         }
@@ -99,6 +103,17 @@ pub fn running(dir: &Path) -> Result<Option<Identity>, host::Error> {
 /// As which program, in which version, the VMM in `dir` was started, if one runs there. As long as it does its recipe is made for
 /// the same: to upgrade a package restarts no VM.
 pub fn started_as(dir: &Path) -> Result<Option<Program>, host::Error> {
+    Ok(of_what_runs(dir)?.and_then(|note| note.program))
+}
+
+/// What confines the VMM in `dir`, if one runs there as a user of its own. A jailer that is installed later is for those that are started
+/// later.
+pub fn confined_by(dir: &Path) -> Result<Option<ConfinedBy>, host::Error> {
+    let confined = of_what_runs(dir)?.filter(|note| note.user.is_some());
+    Ok(confined.map(|note| note.confined_by))
+}
+
+fn of_what_runs(dir: &Path) -> Result<Option<Note>, host::Error> {
     let runs = match running(dir) {
         Ok(found) => found.is_some(),
         // A birth under way: the note has been written.
@@ -106,7 +121,7 @@ pub fn started_as(dir: &Path) -> Result<Option<Program>, host::Error> {
         Err(error) => return Err(error),
     };
     match runs {
-        true => Ok(read(dir)?.and_then(|note| note.program)),
+        true => read(dir),
         false => Ok(None),
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::note::Note;
 use super::{
     Control, Desired, Guest, GuestState, INPUT, LABEL_VAR, NOTE, OURS, Observed, Plug, RECORD,
-    RunDir, Running, STOPPING, STRAY, Vmm, confine, ending,
+    RunDir, Running, STOPPING, STRAY, Vmm, confine, ending, jailer,
 };
 use crate::api::meta::Uid;
 use crate::host::process::{self, Exit, Identity, Life, Record, TapSlot};
@@ -18,6 +18,8 @@ const BIRTH_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at it; each rest is twice the one before.
 const FIRST_STEP: Duration = Duration::from_millis(1);
 const LAST_STEP: Duration = Duration::from_millis(16);
+/// How often a process is asked, each time a little later, that looks like none of ours, or like one that has lost its TAP.
+const MOMENTS: u32 = 10;
 
 impl Vmm {
     /// Every VM of this daemon that has a live VMM, wanted or not. One pass over `/proc`.
@@ -79,7 +81,7 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
         ended,
         ended_as,
         trail,
-    } = follow(desired, record)?;
+    } = follow(desired, record).await?;
     let mut running = match running {
         Some(running) => vec![running],
         None if rung.may_be_lost(desired, &dir, trail).await? => unrecorded(desired).await?,
@@ -203,7 +205,7 @@ struct Followed {
 }
 
 /// What became of the process on record.
-fn follow(desired: &Desired, record: Record) -> Result<Followed, Error> {
+async fn follow(desired: &Desired, record: Record) -> Result<Followed, Error> {
     let nothing = |trail| Followed {
         running: None,
         ended: None,
@@ -225,8 +227,8 @@ fn follow(desired: &Desired, record: Record) -> Result<Followed, Error> {
             })
         }
         Life::Alive(process) => {
-            let label = process::env_var(identity.pid, LABEL_VAR)?;
-            let running = describe(desired, identity, label.as_deref(), Recorded::Yes)?;
+            let told = tell(identity.pid).await?;
+            let running = describe(desired, identity, told, Recorded::Yes).await?;
             // `process` is held until here: what was described is what was looked at.
             drop(process);
             let trail = match &running {
@@ -249,12 +251,8 @@ async fn unrecorded(desired: &Desired) -> Result<Vec<Running>, Error> {
         .into_iter()
         .filter(|found| found.value == label)
     {
-        running.extend(describe(
-            desired,
-            found.identity,
-            Some(&found.value),
-            Recorded::No,
-        )?);
+        let told = tell(found.identity.pid).await?;
+        running.extend(describe(desired, found.identity, told, Recorded::No).await?);
     }
     Ok(running)
 }
@@ -271,24 +269,47 @@ enum Recorded {
     No,
 }
 
+/// What a process tells of itself.
+struct Told {
+    label: Option<String>,
+    argv: Vec<String>,
+}
+
+/// In the middle of an exec a process has neither words nor environment. A jailer's is one that nobody waits for.
+async fn tell(pid: u32) -> Result<Told, Error> {
+    let mut tries = 1;
+    loop {
+        let told = Told {
+            label: process::env_var(pid, LABEL_VAR)?,
+            argv: process::argv(pid)?,
+        };
+        let in_exec = told.label.is_none() || told.argv.is_empty();
+        if !in_exec || tries == MOMENTS {
+            return Ok(told);
+        }
+        tries += 1;
+        tokio::time::sleep(FIRST_STEP).await;
+    }
+}
+
 /// `None` for a process that does not bear our label.
-fn describe(
+async fn describe(
     desired: &Desired,
     identity: Identity,
-    label: Option<&str>,
+    told: Told,
     recorded: Recorded,
 ) -> Result<Option<Running>, Error> {
     let pid = identity.pid;
-    let Some(process) = desired.label.claim(identity, label) else {
+    let Some(process) = desired.label.claim(identity, told.label.as_deref()) else {
         return Ok(None);
     };
     Ok(Some(Running {
         asked_ms: ending::asked_ms(desired, process.thing())?,
         guest: None,
         process,
-        argv: process::argv(pid)?,
+        argv: jailer::told(told.argv, desired.want.as_ref()),
         recorded: recorded == Recorded::Yes,
-        plug: plug(desired, pid)?,
+        plug: plug(desired, pid).await?,
         polite: Control::in_dir(&desired.dir).is_some(),
         stale: stale(desired)?,
     }))
@@ -303,15 +324,19 @@ fn stale(desired: &Desired) -> Result<Vec<String>, Error> {
     }
 }
 
-fn plug(desired: &Desired, pid: u32) -> Result<Plug, Error> {
+/// Between the opening of its TAP's device and its attachment it looks as if the TAP had gone: for a moment only.
+async fn plug(desired: &Desired, pid: u32) -> Result<Plug, Error> {
     let Some(launch) = &desired.want else {
         return Ok(Plug::In);
     };
     if !process::shares_netns(pid, launch.netns())? {
         return Ok(Plug::Elsewhere);
     }
-    Ok(match process::tap_slot(pid)? {
-        TapSlot::None | TapSlot::Attached(_) => Plug::In,
-        TapSlot::Orphaned => Plug::TapGone,
-    })
+    for _ in 1..MOMENTS {
+        match process::tap_slot(pid)? {
+            TapSlot::None | TapSlot::Attached(_) => return Ok(Plug::In),
+            TapSlot::Orphaned => tokio::time::sleep(FIRST_STEP).await,
+        }
+    }
+    Ok(Plug::TapGone)
 }

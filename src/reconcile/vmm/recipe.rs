@@ -25,6 +25,46 @@ pub struct Slot {
     /// Whose `/sys` its VMM sees.
     #[serde(default)]
     pub sys: Sys,
+    /// What confines its VMM.
+    #[serde(default, skip_serializing_if = "ConfinedBy::is_default")]
+    pub confined_by: ConfinedBy,
+}
+
+/// What confines a VMM that has a user of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConfinedBy {
+    /// Ourselves.
+    Sliced {
+        /// Why not a jailer, where there is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why: Option<String>,
+    },
+    /// Firecracker's jailer, within what we do ourselves.
+    Jailer(Program),
+}
+
+impl ConfinedBy {
+    /// We do it, and nobody else is there.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for ConfinedBy {
+    fn default() -> Self {
+        Self::Sliced { why: None }
+    }
+}
+
+impl std::fmt::Display for ConfinedBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Jailer(jailer) => write!(f, "jailer {}", jailer.version),
+            Self::Sliced { why: None } => f.write_str("sliced"),
+            Self::Sliced { why: Some(why) } => write!(f, "sliced, not its jailer: {why}"),
+        }
+    }
 }
 
 /// Whose `/sys` a VMM sees: that of the network namespace it was mounted in.
@@ -79,6 +119,9 @@ pub struct Launch {
     /// Such a one is kept while it runs, and never started: it is from before VMMs had users of their own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub only_kept: bool,
+    /// What confines it.
+    #[serde(default, skip_serializing_if = "ConfinedBy::is_default")]
+    pub confined_by: ConfinedBy,
 }
 
 /// A file that a VMM reads when it starts.
@@ -101,6 +144,7 @@ impl Launch {
             pipes: Vec::new(),
             version: None,
             only_kept: false,
+            confined_by: slot.confined_by.clone(),
         }
     }
 

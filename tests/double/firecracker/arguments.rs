@@ -29,6 +29,12 @@ impl Arguments {
                 "--api-sock" => arguments.api_sock = Some(value()?.into()),
                 "--config-file" => arguments.config_file = Some(value()?.into()),
                 "--level" => level(value()?)?,
+                // What its jailer tells it.
+                "--start-time-us" | "--start-time-cpu-us" | "--parent-cpu-time-us" => {
+                    let text = value()?;
+                    text.parse::<u64>()
+                        .map_err(|_| format!("'{word}' parameter expected to be of 'u64' type."))?;
+                }
                 "--no-api" => api = false,
                 _ => return Err(format!("Found argument '{word}' which wasn't expected.")),
             }

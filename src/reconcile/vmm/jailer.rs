@@ -1,0 +1,168 @@
+//! Firecracker's command line when its jailer starts it, and the jailer's own. Pure.
+//! Not here: whether there is a jailer that can be used (`program`); what it finds when it is started (`crate::host::process::Jail`).
+//!
+//! # Why these words
+//! - The jailer runs in what we have confined already: network namespace, control group, session and limits are set, a root with next to
+//!   nothing in it is entered. So it is told neither `--netns` nor `--cgroup`, `--daemonize` or `--new-pid-ns`: the process that we
+//!   started becomes Firecracker, with the pid that is on record.
+//! - It gives Firecracker `--id` and three times of its own, and `/` for a working directory: so what else it is told names the run
+//!   directory, which is shown in the jail under a short name. Paths of Unix sockets have 107 bytes at most.
+//! - `fsize` is set by the jailer alone: the program's copy, which it makes before, may be longer than any file of a VMM.
+//!
+//! Sources: docs/jailer.md and src/jailer/src/env.rs of Firecracker 1.10 to 1.17.
+
+use std::path::{Path, PathBuf};
+
+use super::recipe::{ConfinedBy, Launch};
+use super::version::Program;
+
+/// Where the run directory is seen in a jail.
+pub(super) const HOME: &str = "/vmm";
+/// `--chroot-base-dir`, of no meaning outside of the process that is told.
+const BASE: &str = "/jail";
+/// What the jailer adds, each with a value.
+const TIMES: [&str; 3] = [
+    "--start-time-us",
+    "--start-time-cpu-us",
+    "--parent-cpu-time-us",
+];
+/// The same for every VMM, see [`crate::host::process::Confine`].
+const OPEN_FILES: u64 = 4096;
+
+/// Of a process that is to be put in a jail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Jailed {
+    /// The jailer's command line.
+    pub(super) argv: Vec<String>,
+    /// Where the jailer makes the jail.
+    pub(super) root: PathBuf,
+}
+
+/// How a VMM names something in its run directory, which is its working directory unless it is in a jail.
+pub(super) fn seen(confined_by: &ConfinedBy, name: &str) -> String {
+    match confined_by {
+        ConfinedBy::Sliced { .. } => name.to_owned(),
+        ConfinedBy::Jailer(_) => format!("{HOME}/{name}"),
+    }
+}
+
+/// `program`: what is to be started, where it really is. No file may grow beyond `file_limit` bytes by its hand.
+pub(super) fn jailed(
+    jailer: &Program,
+    launch: &Launch,
+    program: &Path,
+    user: u32,
+    file_limit: u64,
+) -> Jailed {
+    let (id, words) = without_id(launch.argv.get(1..).unwrap_or_default());
+    let name = program.file_name().unwrap_or_default();
+    let root = Path::new(BASE).join(name).join(&id).join("root");
+    let mut argv = vec![jailer.path.display().to_string()];
+    for (option, value) in [
+        ("--id", id),
+        ("--exec-file", program.display().to_string()),
+        ("--uid", user.to_string()),
+        ("--gid", user.to_string()),
+        ("--chroot-base-dir", BASE.to_owned()),
+        ("--resource-limit", format!("fsize={file_limit}")),
+        ("--resource-limit", format!("no-file={OPEN_FILES}")),
+    ] {
+        argv.extend([option.to_owned(), value]);
+    }
+    argv.push("--".to_owned());
+    argv.extend(words);
+    Jailed { argv, root }
+}
+
+fn without_id(words: &[String]) -> (String, Vec<String>) {
+    match words {
+        [option, id, rest @ ..] if option == "--id" => (id.clone(), rest.to_vec()),
+        all => (String::new(), all.to_vec()),
+    }
+}
+
+/// What a process was told, if it is, or is about to become, a Firecracker in a jail: as `launch` would say it. Else, its words as they
+/// are.
+pub(super) fn told(argv: Vec<String>, launch: Option<&Launch>) -> Vec<String> {
+    let Some((launch, words)) = launch.zip(argv.get(1..)) else {
+        return argv;
+    };
+    let (id, rest) = without_id(words);
+    let Some(rest) = after_the_times(&rest).or_else(|| after_the_jailers(&rest)) else {
+        return argv;
+    };
+    let program = launch.argv.first().cloned().unwrap_or_default();
+    let first = [program, "--id".to_owned(), id];
+    first.into_iter().chain(rest.iter().cloned()).collect()
+}
+
+fn after_the_times(words: &[String]) -> Option<&[String]> {
+    TIMES.iter().try_fold(words, |words, time| match words {
+        [option, _, rest @ ..] if option == time => Some(rest),
+        _ => None,
+    })
+}
+
+fn after_the_jailers(words: &[String]) -> Option<&[String]> {
+    let is_jailers = words.first().is_some_and(|word| word == "--exec-file");
+    let end = words.iter().position(|word| word == "--")?;
+    is_jailers.then(|| &words[end + 1..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Version;
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').map(str::to_owned).collect()
+    }
+
+    fn launch() -> Launch {
+        Launch {
+            argv: words("/opt/bin/fc --id vm-1 --api-sock /vmm/firecracker.sock"),
+            netns: None,
+            tap: "tap0".to_owned(),
+            files: Vec::new(),
+            pipes: Vec::new(),
+            version: None,
+            only_kept: false,
+            confined_by: ConfinedBy::default(),
+        }
+    }
+
+    #[test]
+    fn a_jailer_is_told_what_we_have_not_done_ourselves_and_firecracker_what_it_always_is() {
+        let jailer = Program {
+            path: "/opt/bin/jailer".into(),
+            version: Version::new(1, 17),
+        };
+        let real = Path::new("/opt/fc-1.17/firecracker-v1.17");
+        let jailed = jailed(&jailer, &launch(), real, 70_001, 9_000);
+        let expected = "/opt/bin/jailer --id vm-1 --exec-file /opt/fc-1.17/firecracker-v1.17 --uid 70001 --gid 70001 \
+            --chroot-base-dir /jail --resource-limit fsize=9000 --resource-limit no-file=4096 \
+            -- --api-sock /vmm/firecracker.sock";
+        assert_eq!(jailed.argv, words(expected));
+        let root = "/jail/firecracker-v1.17/vm-1/root";
+        assert_eq!(jailed.root, Path::new(root));
+        assert_eq!(told(jailed.argv, Some(&launch())), launch().argv);
+    }
+
+    #[test]
+    fn what_a_jailer_adds_is_taken_away_again_and_nothing_else_is() {
+        let launch = launch();
+        let jailed = "/firecracker-v1.17 --id vm-1 --start-time-us 1 --start-time-cpu-us 2 --parent-cpu-time-us 3 \
+            --api-sock /vmm/firecracker.sock";
+        assert_eq!(told(words(jailed), Some(&launch)), launch.argv);
+        for other in [
+            "/opt/bin/fc --id vm-1 --api-sock firecracker.sock",
+            "/opt/bin/fc --id vm-1 --start-time-us 1 --api-sock x",
+            "/usr/bin/qemu -name x -- y",
+            "x",
+        ] {
+            assert_eq!(told(words(other), Some(&launch)), words(other));
+            assert_eq!(told(words(other), None), words(other));
+        }
+        assert_eq!(told(Vec::new(), Some(&launch)), Vec::<String>::new());
+    }
+}

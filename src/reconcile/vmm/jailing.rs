@@ -1,0 +1,76 @@
+//! What Firecracker's jailer needs to be started in our confinement.
+//! Not here: its words (`jailer`), the mounts and capabilities ([`crate::host::process::Jail`]).
+
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use super::jailer::{self, HOME, Jailed};
+use super::{ConfinedBy, Desired, Launch};
+use crate::host::Error;
+use crate::host::process::{Jail, Keep, Words};
+
+/// All of it, for one start.
+pub(super) struct Jailing {
+    jailed: Jailed,
+    /// Where jailer and program really are.
+    tool: PathBuf,
+    program: PathBuf,
+    file_limit: u64,
+    keep: Keep,
+}
+
+impl Jailing {
+    /// The disks, `held`, are held by the VMM through its standard error. None: no jailer starts this one.
+    pub(super) fn of(
+        desired: &Desired,
+        launch: &Launch,
+        held: &[BorrowedFd<'_>],
+        file_limit: u64,
+    ) -> Result<Option<Self>, Error> {
+        let (ConfinedBy::Jailer(jailer), Some(confined)) = (&launch.confined_by, &desired.confined)
+        else {
+            return Ok(None);
+        };
+        let named = launch.argv.first().map(Path::new).unwrap_or(Path::new(""));
+        let (tool, program) = (real(&jailer.path)?, real(named)?);
+        let copy = std::fs::metadata(&program)
+            .map_err(|error| Error::io("look at", program.display().to_string(), error))?;
+        Ok(Some(Self {
+            jailed: jailer::jailed(jailer, launch, &program, confined.user, file_limit),
+            tool,
+            program,
+            // The jailer itself sets it as it is meant, when it has made its copy.
+            file_limit: file_limit.max(copy.len()),
+            keep: Keep::of(held)?,
+        }))
+    }
+
+    pub(super) fn jail(&self) -> Jail<'_> {
+        Jail {
+            root: &self.jailed.root,
+            tool: &self.tool,
+            program: &self.program,
+            home: Path::new(HOME),
+            errors: self.keep.standard_error(),
+        }
+    }
+
+    pub(super) fn argv(&self) -> &[String] {
+        &self.jailed.argv
+    }
+
+    /// Until the jailer sets another.
+    pub(super) fn file_limit(&self) -> u64 {
+        self.file_limit
+    }
+
+    /// It is started, or could not be.
+    pub(super) fn let_go(self) -> Words {
+        self.keep.let_go()
+    }
+}
+
+fn real(path: &Path) -> Result<PathBuf, Error> {
+    let real = path.canonicalize();
+    real.map_err(|error| Error::io("look at", path.display().to_string(), error))
+}
