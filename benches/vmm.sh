@@ -120,7 +120,7 @@ hand() { echo "hand $(fresh bash benches/yardsticks/by-hand-vmm.sh "$work/vms" "
 export vms gateway
 export -f guests all_ready cool_down settle leave remember many one_more processor
 
-built=$(by_turns 3 ours hand)
+built=$(by_turns 5 ours hand)
 hand=$(of "$built" hand) ours=$(of "$built" ours)
 printf '%s VMs, milliseconds from apply to every guest reaching its gateway: by hand %s, ours %s\n' \
   "$vms" "$(per "$hand" 1000)" "$(per "$ours" 1000)"

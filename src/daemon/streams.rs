@@ -23,8 +23,8 @@ use crate::reconcile::vmm::LOG_LIMIT;
 use crate::store::{self, Events};
 use crate::wire::Span;
 
-/// Changes are gathered for so long at least: 256 VMs that climb make some thousand.
-const GATHER: Duration = Duration::from_millis(5);
+/// Changes are gathered for so long at least: one VM that climbs makes a dozen.
+const GATHER: Duration = Duration::from_millis(1);
 
 /// A watch looks for one part of its time, and gathers for so many: many objects take long to look at.
 const REST: u32 = 20;

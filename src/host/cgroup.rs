@@ -26,6 +26,8 @@ pub struct Limits {
 
 /// The daemon's own leaf.
 const LEAF: &str = "sliced";
+/// Its share of the processors where they are short; a VMM has 100 (cgroup-v2.rst, `cpu.weight`).
+const WEIGHT: &str = "1000";
 /// What every group of ours starts with.
 const PREFIX: &str = "vm-";
 /// Microseconds: the kernel's own default period of `cpu.max`.
@@ -92,7 +94,12 @@ fn share_out(base: &Path) -> Result<(), String> {
             base.display()
         ));
     }
-    fs::write(file("cgroup.subtree_control"), "+cpu +memory +pids").map_err(say)
+    fs::write(file("cgroup.subtree_control"), "+cpu +memory +pids").map_err(say)?;
+    // Among groups nobody is nice: without it the daemon has as much of a busy host as one of its guests.
+    if let Err(error) = fs::write(file(LEAF).join("cpu.weight"), WEIGHT) {
+        tracing::debug!(%error, "the daemon's share of processors stays as it is");
+    }
+    Ok(())
 }
 
 /// Makes a group in `base`, or finds it, and sets its limits; returns where it is.
@@ -231,5 +238,9 @@ mod tests {
         assert!(share_out(base.path()).unwrap_err().contains("memory"));
         fs::write(base.path().join("cgroup.controllers"), "cpu memory pids\n").unwrap();
         share_out(base.path()).unwrap();
+        fs::create_dir(base.path().join(LEAF)).unwrap();
+        share_out(base.path()).unwrap();
+        let weight = fs::read_to_string(base.path().join("sliced/cpu.weight"));
+        assert_eq!(weight.unwrap(), "1000");
     }
 }
