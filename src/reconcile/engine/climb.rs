@@ -131,6 +131,8 @@ impl Engine {
                     };
                     let found = (Status::False, reason, error.to_string());
                     txn.set_condition(uid, Rung::Lease, found, generation, now)?;
+                    // A range that comes is laid into the ground.
+                    self.turn_away(uid);
                     return Ok(Err(Outcome::After(SLOW)));
                 }
             };

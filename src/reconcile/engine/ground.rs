@@ -121,8 +121,8 @@ impl Engine {
         }
     }
 
-    /// The ground does not carry this VM. To be told within the transaction that found it so: the one that makes the ground firm
-    /// comes before it or after it, and is followed by [`Engine::call_back`].
+    /// The ground does not carry this VM, or it has no address that it could. To be told within the transaction that found it so: the
+    /// one that makes the ground firm comes before it or after it, and is followed by [`Engine::call_back`].
     pub(super) fn turn_away(&self, uid: Uid) {
         let turned_away = self.turned_away.lock();
         turned_away
