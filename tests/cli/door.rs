@@ -79,7 +79,10 @@ fn as_user(fixture: &Fixture, uid: u32, gid: u32) -> Output {
     // What a stranger can reach: a copy of the command, in a folder that lets everybody pass.
     let copy = fixture.dir.path().join("slicectl");
     if !copy.exists() {
-        fs::copy(assert_cmd::cargo::cargo_bin("slicectl"), &copy).unwrap();
+        // By another process: what this one holds open for writing, any child of it may hold, too, and then it cannot be run.
+        let mut install = Command::new("install");
+        install.arg(assert_cmd::cargo::cargo_bin("slicectl"));
+        assert!(install.arg(&copy).status().unwrap().success());
     }
     fs::set_permissions(fixture.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     Command::new(copy)

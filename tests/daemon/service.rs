@@ -176,10 +176,10 @@ fn without_root_there_is_one_clear_sentence() {
             Ok(output) => output,
             Err(_) => {
                 let copy = house.dir.path().join("sliced");
-                std::fs::copy(env!("CARGO_BIN_EXE_sliced"), &copy).unwrap();
                 run(&format!(
-                    "chmod a+rx {} {}",
+                    "chmod a+rx {} && install {} {}",
                     house.dir.path().display(),
+                    env!("CARGO_BIN_EXE_sliced"),
                     copy.display()
                 ));
                 let mut command = std::process::Command::new(&copy);

@@ -223,7 +223,10 @@ async fn a_program_behind_a_link_below_another_mount_is_run_under_the_name_it_wa
     )
     .unwrap();
     let (real, link) = (Path::new("/usr/share/sleeper"), home.path().join("a name"));
-    fs::copy("/bin/sleep", real).unwrap();
+    // By another process, see `support::vmm`.
+    let mut install = std::process::Command::new("install");
+    let installed = install.arg("/bin/sleep").arg(real).status();
+    assert!(installed.unwrap().success());
     std::os::unix::fs::symlink(real, &link).unwrap();
     let run = tempfile::tempdir().unwrap();
     let argv = vec![link.display().to_string(), "600".to_owned()];
