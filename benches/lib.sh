@@ -20,7 +20,7 @@ per() { awk "BEGIN { printf \"%.2f\", $1 / $2 }"; }
 
 begin() { # starts sliced as manifests/systemd/sliced.service does, waits for its socket
   # One at a time the plugins' own time is told, too.
-  SLICE_LOG=info$([ "${CONCURRENCY:-16}" != 1 ] || echo ,slicectl::cni=debug) nice -n -10 sliced --concurrency "${CONCURRENCY:-16}" 2>"$work/log" &
+  SLICE_LOG=info$([ "${CONCURRENCY:-16}" != 1 ] || echo ,slicectl::cni=debug) setsid nice -n -10 sliced --concurrency "${CONCURRENCY:-16}" 2>"$work/log" &
   daemon=$!
   for ((i = 0; i < 200; i++)); do
     slicectl version >/dev/null 2>&1 && return

@@ -25,14 +25,14 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::api::vmm_ids::IdRange;
 use crate::cli::sliced::{Args, LogFormat};
 use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
-use crate::host::{self, fs};
+use crate::host::{self, cpu, fs};
 use crate::owner::{Instance, RunDir};
 use crate::reconcile::contest::Contests;
 use crate::reconcile::engine::{Engine, HostHands, Key};
@@ -300,6 +300,9 @@ async fn take_over(engine: &Engine, opened: Opened) -> Result<(), Error> {
 }
 
 async fn run(args: Args) -> Result<bool, Error> {
+    if let Err(error) = cpu::go_first_with_our_session() {
+        debug!(%error, "our session goes as every other");
+    }
     let mut cni = cni::Runtime::from_env();
     cni.deadline = args.cni_deadline;
     let (state, run) = (&args.state_dir, &args.run_dir);

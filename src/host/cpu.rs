@@ -1,5 +1,23 @@
-//! What the processor tells about itself.
-//! Not here: who wants to know.
+//! What the processor tells about itself, and going first where there are too few.
+//! Not here: who wants to know; that a VMM goes first no more ([`super::process::spawn`]).
+
+use std::io;
+
+use rustix::process::{getpid, getpriority_process, getsid};
+
+/// Where the kernel shares processors out to sessions (sched(7), "The autogroup feature"), what a process' nice value says holds within
+/// its session only: among some hundred VMMs, each in one of its own, ours would go last. So our session is as nice as we are. That
+/// of a shell that we were started from is left alone. Needs CAP_SYS_NICE; where control groups share out (systemd) none of it matters.
+pub fn go_first_with_our_session() -> io::Result<()> {
+    let nice = getpriority_process(None)?;
+    if nice >= 0 || getsid(None)? != getpid() {
+        return Ok(());
+    }
+    match std::fs::write("/proc/self/autogroup", nice.to_string()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        told => told,
+    }
+}
 
 /// The time-stamp counter's rate in kHz, measured over 20 ms against CLOCK_MONOTONIC_RAW (within about 0.1 %); `None` where
 /// there is no such counter. Measured, because `/proc/cpuinfo` gives the present clock rate of a core, which is another thing.

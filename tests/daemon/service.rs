@@ -1,11 +1,12 @@
 //! The daemon as a process: how it begins, ends, rests, and says what is wrong.
 //! Not here: what it makes.
 
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use crate::support::house::{self, House, empty, inhabited, slots};
 use crate::support::kernel::run;
+use crate::support::tiny;
 
 fn output(house: &House) -> Output {
     house
@@ -182,7 +183,7 @@ fn without_root_there_is_one_clear_sentence() {
                     env!("CARGO_BIN_EXE_sliced"),
                     copy.display()
                 ));
-                let mut command = std::process::Command::new(&copy);
+                let mut command = Command::new(&copy);
                 command
                     .arg("--state-dir")
                     .arg(house.state())
@@ -246,5 +247,54 @@ fn a_state_folder_that_cannot_be_written_gives_one_clear_sentence() {
             house.state().display()
         ));
         refuses(&house, &["state", "Read-only"]);
+    });
+}
+
+#[test]
+fn a_daemon_that_is_to_go_first_does_so_and_what_it_starts_does_not() {
+    inhabited(|mut house| {
+        house.kill();
+        let mut nice = Command::new("setsid");
+        nice.args(["nice", "-n", "-5"])
+            .arg(env!("CARGO_BIN_EXE_sliced"));
+        let plain = house.sliced();
+        nice.envs(
+            plain
+                .get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        );
+        nice.args(plain.get_args()).stderr(Stdio::null());
+        let mut daemon = nice.spawn().unwrap();
+        house.until("it answers", || {
+            house.try_ctl("version").status.success().then_some(())
+        });
+        let of = |pid: u32, file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
+        let nice_of = |pid| -> i32 {
+            let stat = of(pid, "stat").unwrap();
+            let after_the_name = stat.rsplit_once(") ").unwrap().1;
+            after_the_name.split(' ').nth(16).unwrap().parse().unwrap()
+        };
+        if !rustix::process::geteuid().is_root() || nice_of(daemon.id()) == 0 {
+            let is_ci = std::env::var_os("CI").is_some();
+            assert!(!is_ci, "this test needs root, and CI has to give it");
+            eprintln!("NOT RUN: only the host's root may go first");
+            daemon.kill().unwrap();
+            daemon.wait().unwrap();
+            return;
+        }
+        assert_eq!(nice_of(daemon.id()), -5);
+        // Not every kernel shares out to sessions.
+        if let Ok(group) = of(daemon.id(), "autogroup") {
+            assert!(group.ends_with(" nice -5\n"), "{group}");
+        }
+        house.apply(&tiny::guests(&house::slots(1, ""), ""));
+        let pid = tiny::pids(&house)["sandbox-1"].unwrap();
+        assert_eq!(nice_of(pid), 0);
+        if let Ok(group) = of(pid, "autogroup") {
+            assert!(group.ends_with(" nice 0\n"), "{group}");
+        }
+        house.ctl("delete hg sandbox --wait=20s");
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
     });
 }
