@@ -87,6 +87,12 @@ impl Answers {
     /// Manifests as drafts that could be stored now.
     fn checked(&self, sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
         let drafts = parse_all(sources)?;
+        let allowed = &self.engine.processes.places().allowed;
+        let outside = drafts.iter().flat_map(|draft| allowed.objections(draft));
+        let outside: Vec<String> = outside.map(|problem| problem.to_string()).collect();
+        if !outside.is_empty() {
+            return Err(Refusal::Invalid(outside));
+        }
         match validate::check_apply(&self.stored(), &drafts) {
             Ok(()) => Ok(drafts),
             Err(problems) => {
@@ -303,6 +309,7 @@ impl Backend for Answers {
             run_dir: self.engine.run_dir.0.clone(),
             config_dir: self.config_dir.clone(),
             vmm_ids: self.engine.vmm_ids,
+            allowed: self.engine.processes.places().allowed.clone(),
             cni: self.engine.cni.clone(),
         })
         .await)

@@ -35,9 +35,10 @@ impl IntakeLoop {
     pub fn new(dir: &Path, engine: Arc<Engine>) -> Self {
         // A relative path would be another origin after a restart elsewhere.
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+        let allowed = engine.processes.places().allowed.clone();
         Self {
             engine,
-            folder: Mutex::new(Some(Folder::new(&dir))),
+            folder: Mutex::new(Some(Folder::new(&dir, allowed))),
             dir,
             problems: Mutex::default(),
         }

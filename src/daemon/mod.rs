@@ -12,6 +12,7 @@ mod orders;
 mod power;
 mod reach;
 mod removals;
+mod settings;
 mod streams;
 mod trigger;
 mod wakes;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
+use crate::api::allowed::Allowed;
 use crate::api::vmm_ids::IdRange;
 use crate::cli::sliced::{Args, LogFormat};
 use crate::host::iptables::Backend;
@@ -38,7 +40,7 @@ use crate::reconcile::contest::Contests;
 use crate::reconcile::engine::{Engine, HostHands, Key};
 use crate::reconcile::group::Claims;
 use crate::reconcile::processes::Processes;
-use crate::reconcile::{Probe, unprobed};
+use crate::reconcile::{Probe, unprobed, vmm};
 use crate::runtime::controller::{Controller, controller};
 use crate::store::{self, Change, Opened, Store};
 use crate::wire::{self, Door};
@@ -72,6 +74,9 @@ pub enum Error {
     /// The database refuses.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The settings are not understood.
+    #[error("{0}")]
+    Settings(String),
     /// The socket refuses.
     #[error("{0}")]
     Door(String),
@@ -147,11 +152,15 @@ impl Daemon {
     /// # Errors
     /// [`Error`].
     pub async fn prepare(state_dir: &Path, run_dir: &Path, probe: Probe) -> Result<Self, Error> {
-        let cni = cni::Runtime::from_env();
-        Self::prepare_with(state_dir, run_dir, probe, cni, IdRange::default()).await
+        let settings = Settings {
+            cni: cni::Runtime::from_env(),
+            vmm_ids: IdRange::default(),
+            allowed: Allowed::default(),
+        };
+        Self::prepare_with(state_dir, run_dir, probe, settings).await
     }
 
-    /// The same, with CNI networks, plugins and users for VMMs of the caller's.
+    /// The same, with settings of the caller's.
     ///
     /// # Errors
     /// [`Error`].
@@ -159,9 +168,13 @@ impl Daemon {
         state_dir: &Path,
         run_dir: &Path,
         probe: Probe,
-        cni: cni::Runtime,
-        vmm_ids: IdRange,
+        settings: Settings,
     ) -> Result<Self, Error> {
+        let Settings {
+            cni,
+            vmm_ids,
+            allowed,
+        } = settings;
         let lacking = crate::doctor::lacking();
         if !lacking.is_empty() {
             let why = format!(
@@ -184,7 +197,12 @@ impl Daemon {
                 backend: Backend::detect()?,
                 boot_id: fs::boot_id()?.to_owned(),
             },
-            processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone()),
+            processes: Processes::new(
+                run_dir.clone(),
+                state_dir.join("disks"),
+                allowed,
+                waker.clone(),
+            ),
             run_dir,
             claims: Claims::new(Path::new(CLAIMS_DIR)),
             waker,
@@ -200,6 +218,7 @@ impl Daemon {
             turned_away: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
+        recover_owners(&engine);
         // Before anything can change: a change that nobody hears wakes nobody.
         let changes = engine.store.watch();
         take_over(&engine, opened).await?;
@@ -255,6 +274,25 @@ impl Daemon {
     }
 }
 
+/// What of the daemon is the caller's to say.
+#[derive(Debug)]
+pub struct Settings {
+    /// CNI networks and plugins.
+    pub cni: cni::Runtime,
+    /// Users for VMMs.
+    pub vmm_ids: IdRange,
+    /// Where programs and images may lie.
+    pub allowed: Allowed,
+}
+
+/// A disk that cannot be given back is no reason not to start.
+fn recover_owners(engine: &Engine) {
+    let recovered = vmm::recover_owners(&engine.run_dir, engine.processes.disk_dir());
+    if let Err(error) = recovered {
+        warn!(%error, source = %error.source, "owners of disks that an earlier version has changed are not recorded");
+    }
+}
+
 /// A folder of ours: made if need be, and by one and the same name from here on.
 fn usable(dir: &Path) -> Result<PathBuf, Error> {
     std::fs::create_dir_all(dir)
@@ -306,7 +344,12 @@ async fn run(args: Args) -> Result<bool, Error> {
     let mut cni = cni::Runtime::from_env();
     cni.deadline = args.cni_deadline;
     let (state, run) = (&args.state_dir, &args.run_dir);
-    let daemon = Daemon::prepare_with(state, run, unprobed(), cni, args.vmm_ids).await?;
+    let settings = Settings {
+        cni,
+        vmm_ids: args.vmm_ids,
+        allowed: settings::allowed(&args)?,
+    };
+    let daemon = Daemon::prepare_with(state, run, unprobed(), settings).await?;
     let daemon = daemon.with_width(args.concurrency.into());
     let engine = daemon.engine.clone();
     let intake = IntakeLoop::new(&args.config_dir, engine.clone());

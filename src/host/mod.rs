@@ -4,7 +4,7 @@
 //! - Over rtnetlink ([`netlink`]): [`link`], [`bridge`] and what is particular to its ports, [`fdb`] (a bridge's forwarding entries),
 //!   [`tap`], [`addr`], [`route`], [`neigh`], [`tc`] (filters where frames come into a link); [`events`] tells of changes.
 //! - Packet filters: [`iptables`], whose rules are [`rule`]s; [`conntrack`].
-//! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`ramdir`], [`image`].
+//! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`ramdir`], [`image`], [`named`] (files that an unprivileged person has named).
 
 pub mod addr;
 pub mod bridge;
@@ -18,6 +18,7 @@ pub mod fs;
 pub mod image;
 pub mod iptables;
 pub mod link;
+pub mod named;
 pub mod neigh;
 pub mod netlink;
 pub mod netns;

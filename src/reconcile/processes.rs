@@ -2,21 +2,21 @@
 //! Not here: starting and stopping (the Vmm rung).
 
 use std::collections::HashMap;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::disk;
 use super::engine::Key;
+use super::places::Places;
 use super::storage::{self, Disks, Whose};
 use super::vmm::{
-    self, Accel, Access, Confined, ConfinedBy, Desired, Disk, Launch, Machine, Program, Programs,
-    Slot, Sys, Vmm,
+    self, Accel, Access, Confined, ConfinedBy, Desired, Disk, Launch, Machine, Machines,
+    Program, Programs, Slot, Sys, Vmm,
 };
+use crate::api::allowed::{Allowed, Purpose};
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::storage::Storage;
@@ -35,8 +35,9 @@ pub struct Processes {
     run_dir: RunDir,
     disk_dir: PathBuf,
     waker: Waker<Key>,
+    places: Places,
     programs: Programs,
-    machine: OnceCell<Machine>,
+    machines: Machines,
     watches: Mutex<HashMap<Uid, Watch>>,
 }
 
@@ -46,15 +47,25 @@ struct Watch {
 }
 
 impl Processes {
-    /// None is known yet. Their disks lie in `disk_dir`.
-    pub fn new(run_dir: RunDir, disk_dir: PathBuf, waker: Waker<Key>) -> Self {
+    /// None is known yet. Their disks lie in `disk_dir`, what manifests name lies below what is `allowed`.
+    pub fn new(
+        run_dir: RunDir,
+        disk_dir: PathBuf,
+        allowed: Allowed,
+        waker: Waker<Key>,
+    ) -> Self {
+        let places = Places {
+            allowed,
+            disk_dir: disk_dir.clone(),
+        };
         Self {
-            rung: Vmm::default(),
+            rung: Vmm::new(places.clone()),
             run_dir,
             disk_dir,
             waker,
-            programs: Programs::default(),
-            machine: OnceCell::new(),
+            programs: Programs::new(places.clone()),
+            places,
+            machines: Machines::default(),
             watches: Mutex::default(),
         }
     }
@@ -107,7 +118,7 @@ impl Processes {
             let files = confined.iter().flat_map(|confined| &confined.files);
             files
                 .filter(|file| file.path != own)
-                .try_for_each(readable)?;
+                .try_for_each(|file| readable(&self.places, file))?;
         }
         if let (None, Some(launch)) = (&confined, &mut want) {
             // It has ended since it was decided that it needs no user: the next look gives it one.
@@ -152,15 +163,15 @@ impl Processes {
         }
         let own = disks.own.disk();
         let mut files = opened(spec, &disks.all).filter(|file| file.path != own);
-        files.try_for_each(|file| readable(&file))
+        files.try_for_each(|file| readable(&self.places, &file))
     }
 
     /// With what it would be started now, on what.
     async fn fresh(&self, spec: &VmSpec, kernel: &Path) -> Result<(Program, Machine), String> {
         let named = spec.life.program.as_deref();
         let program = self.programs.get(spec.hypervisor, named).await?;
-        are_there([Some(kernel), spec.initrd_file.as_deref()])?;
-        let machine = self.machine(spec.hypervisor, &program, kernel).await?;
+        self.are_there([Some(kernel), spec.initrd_file.as_deref()])?;
+        let machine = self.machine(spec.hypervisor, &program).await?;
         Ok((program, machine))
     }
 
@@ -181,13 +192,10 @@ impl Processes {
             }
         };
         let machine = match self.running(vm.uid).is_some() {
-            true => {
-                self.machine_of_what_runs(hypervisor, &program, kernel)
-                    .await?
-            }
+            true => self.machine_of_what_runs(hypervisor, vm.uid, &program).await?,
             false => {
-                are_there([Some(kernel), spec.initrd_file.as_deref()])?;
-                self.machine(hypervisor, &program, kernel).await?
+                self.are_there([Some(kernel), spec.initrd_file.as_deref()])?;
+                self.machine(hypervisor, &program).await?
             }
         };
         Ok((program, machine))
@@ -225,21 +233,24 @@ impl Processes {
         }
     }
 
-    /// It has found its `/dev/kvm`.
+    /// It runs, and how is in its own words: a program that was upgraded or removed since is not tried for it.
     async fn machine_of_what_runs(
         &self,
         hypervisor: Hypervisor,
+        uid: Uid,
         program: &Program,
-        kernel: &Path,
     ) -> Result<Machine, String> {
-        match hypervisor {
-            Hypervisor::Qemu => self.machine(hypervisor, program, kernel).await,
-            Hypervisor::None | Hypervisor::Firecracker | Hypervisor::CloudHypervisor => {
-                Ok(Machine {
-                    accel: Accel::Kvm,
-                    tsc_khz: None,
-                })
-            }
+        let found = Machine {
+            accel: Accel::Kvm,
+            tsc_khz: None,
+        };
+        if hypervisor != Hypervisor::Qemu {
+            return Ok(found);
+        }
+        match self.running_argv(uid) {
+            Some(argv) => Ok(vmm::machine_of(&argv)),
+            // It has just ended.
+            None => self.machine(hypervisor, program).await,
         }
     }
 
@@ -248,7 +259,6 @@ impl Processes {
         &self,
         hypervisor: Hypervisor,
         qemu: &Program,
-        kernel: &Path,
     ) -> Result<Machine, String> {
         if hypervisor != Hypervisor::Qemu {
             return match Path::new(KVM).exists() {
@@ -261,9 +271,28 @@ impl Processes {
                 )),
             };
         }
-        let probe = || Machine::probe(&self.run_dir.0, &qemu.path, kernel);
-        let machine = self.machine.get_or_try_init(probe).await;
-        machine.copied().map_err(|error| error.to_string())
+        let file = self.programs.open(qemu)?;
+        let machine = self.machines.machine(&self.run_dir.0, &file).await;
+        machine.map_err(|error| format!("{error}: {}", error.source))
+    }
+
+    /// Where programs and images may lie.
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
+    fn are_there(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
+        files.into_iter().flatten().try_for_each(|path| {
+            let named = self.places.open(Purpose::Image, path);
+            let named = named.map_err(|why| match why.is_absent() {
+                true => no_file(path),
+                false => why.to_string(),
+            })?;
+            match named.device() {
+                None => Ok(()),
+                Some(_) => Err(no_file(path)),
+            }
+        })
     }
 
     /// Nothing may run.
@@ -305,6 +334,7 @@ impl Processes {
             name,
             label,
             user,
+            places: &self.places,
         })
     }
 
@@ -319,6 +349,7 @@ impl Processes {
             name,
             label,
             user: None,
+            places: &self.places,
         };
         Some(whose.nothing())
     }
@@ -391,12 +422,8 @@ impl Processes {
     }
 }
 
-fn are_there(files: [Option<&Path>; 2]) -> Result<(), String> {
-    let missing = files.into_iter().flatten().find(|file| !file.is_file());
-    match missing {
-        Some(missing) => Err(format!("{} is no file on this host", missing.display())),
-        None => Ok(()),
-    }
+fn no_file(path: &Path) -> String {
+    format!("{} is no file on this host", path.display())
 }
 
 fn kernel(spec: &VmSpec) -> Result<&Path, String> {
@@ -424,13 +451,13 @@ fn opened<'a>(spec: &'a VmSpec, disks: &'a [Disk]) -> impl Iterator<Item = Disk>
     boot.chain(disks.iter().cloned())
 }
 
-/// What is written is given to the VMM, and of a block device it gets a node; what is only read stays its owner's.
-fn readable(file: &Disk) -> Result<(), String> {
-    let found = std::fs::metadata(&file.path)
-        .map_err(|error| format!("{}: {error}", file.path.display()))?;
-    let everybody = found.permissions().mode() & 0o004 != 0;
+/// What is written is shown to the VMM as its own, and of a block device it gets a node; what is only read stays its owner's.
+fn readable(places: &Places, file: &Disk) -> Result<(), String> {
+    let named = places.open(Purpose::Image, &file.path);
+    let named = named.map_err(|why| why.to_string())?;
+    let everybody = named.mode() & 0o004 != 0;
     match file.access {
-        Access::ReadOnly if !everybody && !found.file_type().is_block_device() => Err(format!(
+        Access::ReadOnly if !everybody && named.device().is_none() => Err(format!(
             "{0} cannot be read by the user of its own that every VMM runs as: chmod o+r {0}",
             file.path.display()
         )),

@@ -18,6 +18,7 @@ use std::path::Path;
 
 use rustix::fs::FlockOperation;
 
+use crate::host::named::Named;
 use crate::host::{Error, Kind};
 
 /// What for.
@@ -34,12 +35,21 @@ pub enum Use {
 /// # Errors
 /// [`Kind::Busy`]: somebody else has it; the error names who, where that can be seen.
 pub fn hold(path: &Path, how: Use) -> Result<File, Error> {
+    take(open(path), path, how)
+}
+
+/// The same for a file that is open already; `path` is what it is called.
+pub fn hold_named(named: &Named, path: &Path, how: Use) -> Result<File, Error> {
+    take(open(&named.through_proc()), path, how)
+}
+
+fn take(opened: io::Result<File>, path: &Path, how: Use) -> Result<File, Error> {
     let doing = match how {
         Use::Read => "read",
         Use::Write => "take for writing",
     };
     let fail = |error| Error::io(doing, path.display().to_string(), error);
-    let file = open(path).map_err(fail)?;
+    let file = opened.map_err(fail)?;
     match is_free(&file, how) {
         Ok(true) => Ok(file),
         Ok(false) => Err(Error {

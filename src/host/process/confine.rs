@@ -13,14 +13,17 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::fs;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use super::bind::{bind_all, bind_alone, check_long, mount};
+use super::bind::{attributes_of, bind_all, bind_alone, check_long, mount};
 use super::jail::{Jail, keep_what_a_jailer_needs};
+use super::mounts::{IdMap, attach, detached};
+use super::query::Query;
 use super::spawn::check;
+use crate::host::named::Named;
 
 /// How a process is confined.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +49,10 @@ pub struct Reach<'a> {
     pub path: &'a Path,
     /// Whether it may be written. That its user may read or write it is for others to see to, except with block devices.
     pub writable: bool,
+    /// The file itself, where somebody else has named it: then it is shown from this descriptor, and its path is not followed again.
+    pub named: Option<&'a Named>,
+    /// Shown as another's; only with `named`.
+    pub map: Option<IdMap>,
 }
 
 /// Where programs and their libraries are. What of it a host does not have is left out.
@@ -98,6 +105,8 @@ pub(super) enum Step {
         flags: libc::c_ulong,
         below: Below,
     },
+    /// A mount that is made already.
+    Attach { mount: OwnedFd, to: CString },
     Device {
         path: CString,
         kind: libc::mode_t,
@@ -142,11 +151,7 @@ impl Cell {
                 Some(_) => End::Jailer,
             },
         };
-        for path in SYSTEM.iter().chain(&LOADER).map(Path::new) {
-            if path.exists() {
-                cell.bind(path, libc::MS_RDONLY, Below::All)?;
-            }
-        }
+        cell.add_system()?;
         match &what.jail {
             None => cell.add_own(what)?,
             Some(jail) => cell.add_jail(what, jail, marks)?,
@@ -154,15 +159,60 @@ impl Cell {
         Ok(cell)
     }
 
-    fn add_own(&mut self, what: &Confine<'_>) -> io::Result<()> {
+    /// For a program that is asked something and has no home, no network and no files of its own.
+    pub(super) fn for_query(what: &Query<'_>, user: u32) -> io::Result<Self> {
+        let mut cell = Self {
+            user,
+            cgroup: None,
+            root: BUILD.into(),
+            steps: Vec::new(),
+            home: c"/".to_owned(),
+            end: End::User,
+        };
+        cell.add_system()?;
+        cell.add_devices(what.kvm)?;
+        let alone = LOCKED_DOWN | libc::MS_NOEXEC;
+        cell.fresh(("proc", "proc"), Path::new("/proc"), alone, "hidepid=2")?;
+        for path in what.beside {
+            cell.show(&Reach {
+                path,
+                writable: false,
+                named: None,
+                map: None,
+            })?;
+        }
+        cell.show(&Reach {
+            path: what.program.real(),
+            writable: false,
+            named: Some(what.program),
+            map: None,
+        })?;
+        Ok(cell)
+    }
+
+    fn add_system(&mut self) -> io::Result<()> {
+        for path in SYSTEM.iter().chain(&LOADER).map(Path::new) {
+            if path.exists() {
+                self.bind(path, libc::MS_RDONLY, Below::All)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_devices(&mut self, kvm: bool) -> io::Result<()> {
         for (path, major, minor) in DEVICES {
             let number = libc::makedev(major, minor);
             self.device(Path::new(path), libc::S_IFCHR | 0o600, number)?;
         }
         // Which number it has is found out by the kernel when it is loaded.
-        if let (true, Ok(kvm)) = (what.kvm, fs::metadata("/dev/kvm")) {
-            self.device(Path::new("/dev/kvm"), libc::S_IFCHR | 0o600, kvm.rdev())?;
+        if let (true, Ok(found)) = (kvm, fs::metadata("/dev/kvm")) {
+            self.device(Path::new("/dev/kvm"), libc::S_IFCHR | 0o600, found.rdev())?;
         }
+        Ok(())
+    }
+
+    fn add_own(&mut self, what: &Confine<'_>) -> io::Result<()> {
+        self.add_devices(what.kvm)?;
         let alone = LOCKED_DOWN | libc::MS_NOEXEC;
         let (proc, sys) = (Path::new("/proc"), Path::new(BUILD));
         self.fresh(("proc", "proc"), proc, alone, "hidepid=2")?;
@@ -178,7 +228,14 @@ impl Cell {
         self.root.extend(root.components().skip(1));
     }
 
-    fn show(&mut self, reach: &Reach<'_>) -> io::Result<()> {
+    pub(super) fn show(&mut self, reach: &Reach<'_>) -> io::Result<()> {
+        if let Some(named) = reach.named {
+            let path = match is_system(reach.path) {
+                true => named.real(),
+                false => reach.path,
+            };
+            return self.show_named(named, path, reach, libc::MS_RDONLY);
+        }
         // Where programs are it is seen already, or stands behind a link that leads out of there: then it is shown where that leads.
         let real = fs::canonicalize(reach.path)?;
         match (is_system(reach.path), is_system(&real), reach.writable) {
@@ -196,6 +253,9 @@ impl Cell {
 
     /// `read`: how a file is mounted that may not be written.
     pub(super) fn show_at(&mut self, reach: &Reach<'_>, read: libc::c_ulong) -> io::Result<()> {
+        if let Some(named) = reach.named {
+            return self.show_named(named, reach.path, reach, read);
+        }
         let found = fs::metadata(reach.path)?;
         if found.file_type().is_block_device() {
             let mode = if reach.writable { 0o600 } else { 0o400 };
@@ -206,6 +266,29 @@ impl Cell {
             false => read,
         };
         self.bind(reach.path, flags, Below::Nothing)
+    }
+
+    /// From the descriptor: what the path leads to by now is of no account.
+    fn show_named(
+        &mut self,
+        named: &Named,
+        path: &Path,
+        reach: &Reach<'_>,
+        read: libc::c_ulong,
+    ) -> io::Result<()> {
+        if let Some(number) = named.device() {
+            let mode = if reach.writable { 0o600 } else { 0o400 };
+            return self.device(path, libc::S_IFBLK | mode, number);
+        }
+        let flags = match reach.writable {
+            true => libc::MS_NOEXEC,
+            false => read,
+        };
+        let mount = detached(named.as_fd(), attributes_of(flags | LOCKED_DOWN), reach.map)?;
+        let to = self.place(path)?;
+        self.steps.push(Step::File(to.clone(), 0o644));
+        self.steps.push(Step::Attach { mount, to });
+        Ok(())
     }
 
     pub(super) fn bind(
@@ -390,6 +473,7 @@ impl Step {
                     flags,
                     below: Below::All,
                 } => bind_all(from, to, *flags),
+                Self::Attach { mount, to } => attach(mount.as_raw_fd(), to),
                 Self::Device { path, kind, number } => {
                     check(libc::mknod(path.as_ptr(), *kind, *number))?;
                     check(libc::chown(path.as_ptr(), user, user))

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
+use tokio::process::{ChildStdout, Command};
 
 use crate::host::Error;
 
@@ -41,21 +41,28 @@ pub async fn run_until(
         output: String::new(),
         heard: false,
     };
-    if let Some(mut stdout) = child.stdout.take() {
-        let listen = async {
-            let mut bytes = Vec::new();
-            while bytes.len() < OUTPUT_LIMIT && stdout.read_buf(&mut bytes).await.unwrap_or(0) > 0 {
-                outcome.output = String::from_utf8_lossy(&bytes).into_owned();
-                outcome.heard = enough(&outcome.output);
-                if outcome.heard {
-                    break;
-                }
-            }
-        };
+    if let Some(stdout) = child.stdout.take() {
+        let listening = listen(stdout, &mut outcome, enough);
         // Past the deadline: what was heard by then is the answer.
-        let _ = tokio::time::timeout(deadline, listen).await;
+        let _ = tokio::time::timeout(deadline, listening).await;
     }
     // ESRCH and the like: it has ended by itself, and was reaped.
     let _ = child.kill().await;
     Ok(outcome)
+}
+
+/// Until there is enough, or no more.
+pub(super) async fn listen(
+    mut stdout: ChildStdout,
+    outcome: &mut Outcome,
+    enough: impl Fn(&str) -> bool,
+) {
+    let mut bytes = Vec::new();
+    while bytes.len() < OUTPUT_LIMIT && stdout.read_buf(&mut bytes).await.unwrap_or(0) > 0 {
+        outcome.output = String::from_utf8_lossy(&bytes).into_owned();
+        outcome.heard = enough(&outcome.output);
+        if outcome.heard {
+            break;
+        }
+    }
 }

@@ -6,14 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Action, Desired, Record};
+use crate::api::allowed::Purpose;
 use crate::host::fs::{self, Durability};
 use crate::host::image::{self, Copy, Found, How, Progress, Use};
+use crate::host::named::Named;
 use crate::host::{Error, Kind};
+use crate::reconcile::places::Places;
 
 pub(super) async fn act(
     desired: &Desired,
     action: &Action,
     progress: &Arc<Progress>,
+    places: &Places,
 ) -> Result<(), Error> {
     match action {
         Action::RemoveDraft => fs::remove(&desired.draft()),
@@ -33,7 +37,10 @@ pub(super) async fn act(
             at_least,
         } => {
             let (image, to, draft) = (image.clone(), to.clone(), desired.draft());
-            copy(image, draft, to, *at_least, progress.clone()).await
+            let named = places
+                .open(Purpose::Image, &image)
+                .map_err(|why| why.when("copy", &image))?;
+            copy(named, image, draft, to, *at_least, progress.clone()).await
         }
         Action::Grow { disk, to } => {
             let _held = image::hold(disk, Use::Write)?;
@@ -56,6 +63,7 @@ fn note(desired: &Desired, record: &Record) -> Result<(), Error> {
 }
 
 async fn copy(
+    named: Named,
     image: PathBuf,
     draft: PathBuf,
     to: PathBuf,
@@ -64,9 +72,10 @@ async fn copy(
 ) -> Result<(), Error> {
     let _stop = StopWhenDropped(progress.clone());
     let copy = move || {
-        fit(&image)?;
+        fit(&named, &image)?;
         let what = Copy {
-            from: &image,
+            from: &named,
+            called: &image,
             draft: &draft,
             to: &to,
             at_least,
@@ -84,15 +93,15 @@ async fn copy(
 }
 
 /// What an image is may have changed since it was asked for.
-fn fit(path: &std::path::Path) -> Result<(), Error> {
+fn fit(named: &Named, path: &std::path::Path) -> Result<(), Error> {
     let shown = || path.display().to_string();
-    match image::look(path)? {
+    match image::look_at_named(named, path)? {
         Found::File(_) => {}
         Found::Absent => return Err(Error::other("copy", shown(), "it is not there")),
         Found::Device => return Err(Error::other("copy", shown(), "it is a block device")),
         Found::Other(what) => return Err(Error::other("copy", shown(), format!("it is {what}"))),
     }
-    match image::format(path)? {
+    match image::format(named, path)? {
         None => Ok(()),
         Some(format) => {
             let why = format!("it is {format}, and only raw images are used");

@@ -29,8 +29,8 @@ pub(super) struct Note {
     /// What it read when it started.
     #[serde(default)]
     files: Vec<NewFile>,
-    /// What it was given of others' files, as it was before.
-    #[serde(default)]
+    /// What an earlier version gave it of others' files, as it was before (`owners`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) given: Vec<Given>,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Given {
 }
 
 impl Note {
-    pub(super) fn of(launch: &Launch, user: Option<u32>, given: Vec<Given>) -> Self {
+    pub(super) fn of(launch: &Launch, user: Option<u32>) -> Self {
         let program = |version: Version| Program {
             path: launch.argv.first().map(PathBuf::from).unwrap_or_default(),
             version,
@@ -55,7 +55,7 @@ impl Note {
             user,
             confined_by: launch.confined_by.clone(),
             files: launch.files.clone(),
-            given,
+            given: Vec::new(),
         }
     }
 
@@ -130,7 +130,7 @@ fn path(dir: &Path) -> PathBuf {
     dir.with_file_name(NOTE)
 }
 
-fn read(dir: &Path) -> Result<Option<Note>, host::Error> {
+pub(super) fn read(dir: &Path) -> Result<Option<Note>, host::Error> {
     let text = fs::read(&path(dir))?;
     Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
 }
