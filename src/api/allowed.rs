@@ -198,7 +198,9 @@ mod tests {
         }
         let why = allowed.check(Purpose::Program, Path::new("/tmp/x.sh"));
         let why = why.unwrap_err();
-        assert!(why.contains("/tmp/x.sh") && why.contains("/usr/bin") && why.contains("`programs`"));
+        assert!(
+            why.contains("/tmp/x.sh") && why.contains("/usr/bin") && why.contains("`programs`")
+        );
     }
 
     #[test]

@@ -38,7 +38,10 @@ fn judge(purpose: Purpose, looked: &[(PathBuf, Result<(), Refusal>)]) -> Check {
     let there = looked.iter().filter(|(_, look)| look.is_ok());
     let there: Vec<String> = there.map(|(dir, _)| dir.display().to_string()).collect();
     if !there.is_empty() {
-        return ok(name, format!("{}, writable by root alone", there.join(", ")));
+        return ok(
+            name,
+            format!("{}, writable by root alone", there.join(", ")),
+        );
     }
     let all = Allowed::default();
     let dirs = match looked.is_empty() {

@@ -96,14 +96,18 @@ fn old(hypervisor: Hypervisor, program: &Program) -> Option<String> {
 /// `tried`: how many programs of QEMU's were tried in this boot, and how many ran a guest with it.
 fn judge_kvm(device: &Result<(), String>, tried: Option<(usize, usize)>) -> Check {
     match (device, tried) {
-        (_, Some((all, with_kvm))) if all == with_kvm => ok(KVM, "a guest kernel was booted with it"),
+        (_, Some((all, with_kvm))) if all == with_kvm => {
+            ok(KVM, "a guest kernel was booted with it")
+        }
         (Ok(()), None) => ok(
             KVM,
             "opens; whether it runs a guest is not probed until the first VM of qemu starts",
         ),
         (Ok(()), Some((all, 1..))) => warn(
             KVM,
-            format!("some of the {all} QEMU programs boot a guest kernel with it and others do not: their guests run by translation, some ten times slower"),
+            format!(
+                "some of the {all} QEMU programs boot a guest kernel with it and others do not: their guests run by translation, some ten times slower"
+            ),
             "Compare the QEMU programs that manifests name (qemu_bin).",
         ),
         (Ok(()), Some((_, 0))) => warn(

@@ -108,7 +108,8 @@ impl Named {
 
     /// What tells this file and this content from any other: device, inode, bytes, and the times of both changes.
     pub fn stamp(&self) -> [i128; 5] {
-        let nanos = |seconds: i64, nanos: u64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        let nanos =
+            |seconds: i64, nanos: u64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
         [
             i128::from(self.stat.st_dev),
             i128::from(self.stat.st_ino),
@@ -122,7 +123,12 @@ impl Named {
     pub fn open(&self) -> io::Result<File> {
         let path = self.through_proc();
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        Ok(File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?))
+        Ok(File::from(rustix::fs::openat(
+            CWD,
+            path,
+            flags,
+            Mode::empty(),
+        )?))
     }
 
     /// A path that leads to this very file for as long as this value lives, in this process.
@@ -152,7 +158,12 @@ pub fn open(path: &Path, dir: &Path, dirs: &[PathBuf], kind: Kind) -> Result<Nam
         found: "a path outside".to_owned(),
         expected: "a path below an allowed directory",
     })?;
-    walk.follow(rest, Part::Below { in_dev: dir.starts_with("/dev") })?;
+    walk.follow(
+        rest,
+        Part::Below {
+            in_dev: dir.starts_with("/dev"),
+        },
+    )?;
     walk.finish(dirs)
 }
 
@@ -312,7 +323,9 @@ impl Walk {
             path: self.here().join(name),
             found: "a symbolic link".to_owned(),
             expected: match followed {
-                true => "a path without symbolic links but root's own, in directories that only root can write",
+                true => {
+                    "a path without symbolic links but root's own, in directories that only root can write"
+                }
                 false => "a path without symbolic links below the allowed directory",
             },
         })
@@ -320,7 +333,11 @@ impl Walk {
 
     /// Nobody but root may exchange what comes next; in a sticky directory nobody can exchange what is root's.
     fn check_above(&self) -> Result<(), Refusal> {
-        let parent = self.dirs.len().checked_sub(2).and_then(|at| self.dirs.get(at));
+        let parent = self
+            .dirs
+            .len()
+            .checked_sub(2)
+            .and_then(|at| self.dirs.get(at));
         let (Some((_, dir, _)), Some((_, next, _))) = (parent, self.dirs.last()) else {
             return Ok(());
         };
@@ -337,7 +354,9 @@ impl Walk {
 
     fn check_allowed_dir(&self) -> Result<(), Refusal> {
         match (&self.end, self.dirs.last()) {
-            (None, Some((_, dir, _))) if self.is_roots(dir) && dir.st_mode & OTHERS_WRITE == 0 => Ok(()),
+            (None, Some((_, dir, _))) if self.is_roots(dir) && dir.st_mode & OTHERS_WRITE == 0 => {
+                Ok(())
+            }
             (None, Some((_, dir, _))) => Err(open_to_others(&self.here(), dir)),
             _ => Err(self.not_accepted("a file", "a directory")),
         }
@@ -354,7 +373,9 @@ impl Walk {
             (FileType::BlockDevice, Kind::Image) => true,
             _ => false,
         };
-        if !fits || (self.followed_below && self.kind == Kind::Image && kind != FileType::BlockDevice) {
+        if !fits
+            || (self.followed_below && self.kind == Kind::Image && kind != FileType::BlockDevice)
+        {
             return Err(self.not_accepted(shown(kind), expected(self.kind)));
         }
         self.check_dirs(stat)?;
@@ -368,7 +389,10 @@ impl Walk {
             Kind::Image | Kind::Program => dirs.iter().any(|dir| lies_below(&real, dir)),
         };
         if !allowed {
-            return Err(self.not_accepted("a file outside of the allowed directories", expected(self.kind)));
+            return Err(self.not_accepted(
+                "a file outside of the allowed directories",
+                expected(self.kind),
+            ));
         }
         let Self { end, .. } = self;
         match end {
@@ -410,9 +434,10 @@ impl Walk {
             return refuse("a set-user-ID or set-group-ID file", expected(self.kind));
         }
         match self.kind {
-            Kind::Program if !self.is_roots(file) || file.st_mode & OTHERS_WRITE != 0 => {
-                refuse("a file that others than root can write", expected(self.kind))
-            }
+            Kind::Program if !self.is_roots(file) || file.st_mode & OTHERS_WRITE != 0 => refuse(
+                "a file that others than root can write",
+                expected(self.kind),
+            ),
             Kind::Program if file.st_mode & 0o111 == 0 => {
                 refuse("a file that cannot be executed", expected(self.kind))
             }
@@ -420,9 +445,10 @@ impl Walk {
                 refuse("a file that everybody can write", expected(self.kind))
             }
             // Its other names may be where nothing is allowed.
-            Kind::Image if file.st_nlink > 1 => {
-                refuse("a file with several names (hard links)", expected(self.kind))
-            }
+            Kind::Image if file.st_nlink > 1 => refuse(
+                "a file with several names (hard links)",
+                expected(self.kind),
+            ),
             Kind::Program | Kind::Image | Kind::Ours => Ok(()),
         }
     }
@@ -474,7 +500,11 @@ fn shown(kind: FileType) -> &'static str {
 fn open_to_others(path: &Path, stat: &Stat) -> Refusal {
     Refusal::NotAccepted {
         path: path.to_owned(),
-        found: format!("a directory of user {} with mode {:04o}", stat.st_uid, stat.st_mode & 0o7777),
+        found: format!(
+            "a directory of user {} with mode {:04o}",
+            stat.st_uid,
+            stat.st_mode & 0o7777
+        ),
         expected: "a directory that only root, or the owner of the file, can write",
     }
 }

@@ -39,7 +39,10 @@ impl NotUsed {
     pub fn when(self, doing: &'static str, path: &Path) -> host::Error {
         let shown = path.display().to_string();
         match self.is_absent() {
-            true => host::Error::io(doing, shown, std::io::ErrorKind::NotFound.into()),
+            true => {
+                let why = std::io::Error::new(std::io::ErrorKind::NotFound, "it is not there");
+                host::Error::io(doing, shown, why)
+            }
             false => host::Error::other(doing, shown, self),
         }
     }
@@ -48,7 +51,10 @@ impl NotUsed {
 impl Places {
     /// Opens what a manifest has named.
     pub fn open(&self, purpose: Purpose, path: &Path) -> Result<Named, NotUsed> {
-        let dir = self.allowed.check(purpose, path).map_err(NotUsed::Outside)?;
+        let dir = self
+            .allowed
+            .check(purpose, path)
+            .map_err(NotUsed::Outside)?;
         let kind = match purpose {
             Purpose::Program => Kind::Program,
             Purpose::Image => Kind::Image,
@@ -71,7 +77,11 @@ impl Places {
         let programs = spec.life.program.iter().chain(&spec.life.jailer);
         let programs = programs.map(|path| (Purpose::Program, path));
         let Storage { image, disks, .. } = &spec.storage;
-        let images = spec.kernel_file.iter().chain(&spec.initrd_file).chain(image);
+        let images = spec
+            .kernel_file
+            .iter()
+            .chain(&spec.initrd_file)
+            .chain(image);
         let images = images.chain(disks.iter().map(|disk| &disk.path));
         let images = images.map(|path| (Purpose::Image, path));
         let why = programs

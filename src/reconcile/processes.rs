@@ -13,8 +13,8 @@ use super::engine::Key;
 use super::places::Places;
 use super::storage::{self, Disks, Whose};
 use super::vmm::{
-    self, Accel, Access, Confined, ConfinedBy, Desired, Disk, Launch, Machine, Machines,
-    Program, Programs, Slot, Sys, Vmm,
+    self, Accel, Access, Confined, ConfinedBy, Desired, Disk, Launch, Machine, Machines, Program,
+    Programs, Slot, Sys, Vmm,
 };
 use crate::api::allowed::{Allowed, Purpose};
 use crate::api::meta::{Name, Uid};
@@ -48,12 +48,7 @@ struct Watch {
 
 impl Processes {
     /// None is known yet. Their disks lie in `disk_dir`, what manifests name lies below what is `allowed`.
-    pub fn new(
-        run_dir: RunDir,
-        disk_dir: PathBuf,
-        allowed: Allowed,
-        waker: Waker<Key>,
-    ) -> Self {
+    pub fn new(run_dir: RunDir, disk_dir: PathBuf, allowed: Allowed, waker: Waker<Key>) -> Self {
         let places = Places {
             allowed,
             disk_dir: disk_dir.clone(),
@@ -192,7 +187,10 @@ impl Processes {
             }
         };
         let machine = match self.running(vm.uid).is_some() {
-            true => self.machine_of_what_runs(hypervisor, vm.uid, &program).await?,
+            true => {
+                self.machine_of_what_runs(hypervisor, vm.uid, &program)
+                    .await?
+            }
             false => {
                 self.are_there([Some(kernel), spec.initrd_file.as_deref()])?;
                 self.machine(hypervisor, &program).await?
@@ -255,11 +253,7 @@ impl Processes {
     }
 
     /// QEMU runs guests with or without KVM; the others with it, or not at all.
-    async fn machine(
-        &self,
-        hypervisor: Hypervisor,
-        qemu: &Program,
-    ) -> Result<Machine, String> {
+    async fn machine(&self, hypervisor: Hypervisor, qemu: &Program) -> Result<Machine, String> {
         if hypervisor != Hypervisor::Qemu {
             return match Path::new(KVM).exists() {
                 true => Ok(Machine {

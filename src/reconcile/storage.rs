@@ -124,10 +124,12 @@ fn judge(places: &Places, path: &Path, access: Access) -> Result<(), String> {
 }
 
 fn open(places: &Places, path: &Path) -> Result<Named, String> {
-    places.open(Purpose::Image, path).map_err(|why| match why.is_absent() {
-        true => not_there(path),
-        false => why.to_string(),
-    })
+    places
+        .open(Purpose::Image, path)
+        .map_err(|why| match why.is_absent() {
+            true => not_there(path),
+            false => why.to_string(),
+        })
 }
 
 fn root(

@@ -10,7 +10,7 @@ use slicectl::api::host_group::{HostGroup, HostGroupSpec, MAX_COUNT};
 use slicectl::api::on_demand::{Ask, Order};
 use slicectl::api::rung::LADDER;
 use slicectl::api::vm::Power;
-use slicectl::daemon::Daemon;
+use slicectl::daemon::{Daemon, Settings};
 use slicectl::host;
 use slicectl::reconcile::engine::Engine;
 use slicectl::reconcile::{Probe, unprobed};
@@ -137,8 +137,11 @@ impl Dirs {
                 &self.state,
                 &self.run,
                 probe,
-                plugs::runtime(),
-                Default::default(),
+                Settings {
+                    cni: plugs::runtime(),
+                    vmm_ids: Default::default(),
+                    allowed: Default::default(),
+                },
             )
             .await
             .unwrap();

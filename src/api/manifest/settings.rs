@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 
 use super::super::allowed::directory;
+use super::Source;
 use super::problem::{Location, Problem};
 use super::section::{Field, Reader, Section};
 use super::yaml::{self, Value};
-use super::Source;
 
 const KEYS: [&str; 2] = ["programs", "images"];
 
@@ -100,12 +100,24 @@ mod tests {
     fn what_is_wrong_is_told_with_its_place() {
         for (text, place) in [
             ("images: /srv\n", "sliced.yaml:1:9: images: found"),
-            ("images:\n  - srv\n", "sliced.yaml:2:5: images[0]: found \"srv\""),
-            ("images:\n  - /\n", "sliced.yaml:2:5: images[0]: found \"/\""),
+            (
+                "images:\n  - srv\n",
+                "sliced.yaml:2:5: images[0]: found \"srv\"",
+            ),
+            (
+                "images:\n  - /\n",
+                "sliced.yaml:2:5: images[0]: found \"/\"",
+            ),
             ("images:\n  - /a/../b\n", "sliced.yaml:2:5: images[0]"),
-            ("programs:\n  - 7\n", "sliced.yaml:2:5: programs[0]: found 7"),
+            (
+                "programs:\n  - 7\n",
+                "sliced.yaml:2:5: programs[0]: found 7",
+            ),
             ("image: []\n", "sliced.yaml:1:1: unknown key"),
-            ("images: []\nimages: []\n", "sliced.yaml:2:1: images: the key is here twice"),
+            (
+                "images: []\nimages: []\n",
+                "sliced.yaml:2:1: images: the key is here twice",
+            ),
             ("[", "sliced.yaml:"),
             ("images: []\n---\nimages: []\n", "expected one"),
         ] {

@@ -101,7 +101,9 @@ pub fn length(file: &File) -> Result<u64, Error> {
 /// guest, who writes another header, to open any file of the host.
 pub fn format(named: &Named, path: &Path) -> Result<Option<&'static str>, Error> {
     let mut start = Vec::new();
-    let read = named.open().and_then(|file| file.take(128).read_to_end(&mut start));
+    let read = named
+        .open()
+        .and_then(|file| file.take(128).read_to_end(&mut start));
     read.map_err(|error| Error::io("read", path.display().to_string(), error))?;
     Ok(known_format(&start))
 }

@@ -19,6 +19,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use super::bind::{attributes_of, bind_all, bind_alone, check_long, mount};
+use super::filter;
 use super::jail::{Jail, keep_what_a_jailer_needs};
 use super::mounts::{IdMap, attach, detached};
 use super::query::Query;
@@ -86,6 +87,7 @@ pub(super) struct Cell {
     root: PathBuf,
     pub(super) steps: Vec<Step>,
     pub(super) home: CString,
+    filter: Vec<libc::sock_filter>,
     end: End,
 }
 
@@ -106,7 +108,10 @@ pub(super) enum Step {
         below: Below,
     },
     /// A mount that is made already.
-    Attach { mount: OwnedFd, to: CString },
+    Attach {
+        mount: OwnedFd,
+        to: CString,
+    },
     Device {
         path: CString,
         kind: libc::mode_t,
@@ -146,6 +151,7 @@ impl Cell {
             root: BUILD.into(),
             steps: Vec::new(),
             home: c_string(what.home)?,
+            filter: filter::program(),
             end: match what.jail {
                 None => End::User,
                 Some(_) => End::Jailer,
@@ -167,6 +173,7 @@ impl Cell {
             root: BUILD.into(),
             steps: Vec::new(),
             home: c"/".to_owned(),
+            filter: filter::program(),
             end: End::User,
         };
         cell.add_system()?;
@@ -446,7 +453,8 @@ impl Cell {
                 header.as_ptr(),
                 sets.as_ptr(),
             ))?;
-            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            filter::install(&self.filter)
         }
     }
 }

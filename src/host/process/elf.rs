@@ -64,6 +64,9 @@ mod tests {
         std::fs::write(&path, header).unwrap();
         assert!(!is_static(&File::open(&path).unwrap()).unwrap());
         std::fs::write(&path, &header[..70]).unwrap();
-        assert!(is_static(&File::open(&path).unwrap()).is_err(), "it ends too early");
+        assert!(
+            is_static(&File::open(&path).unwrap()).is_err(),
+            "it ends too early"
+        );
     }
 }

@@ -20,9 +20,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use super::bind::check_long;
-use super::confine::{
-    Below, Cell, Confine, LOCKED_DOWN, Reach, Step, c_string, drop_bounding,
-};
+use super::confine::{Below, Cell, Confine, LOCKED_DOWN, Reach, Step, c_string, drop_bounding};
 use super::spawn::check;
 use crate::host::named::Named;
 

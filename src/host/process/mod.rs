@@ -9,6 +9,7 @@ mod bind;
 mod census;
 mod confine;
 mod elf;
+mod filter;
 mod identity;
 mod jail;
 mod keep;

@@ -135,7 +135,10 @@ fn user_namespace(map: IdMap) -> io::Result<OwnedFd> {
         let ((user, group), shown) = (map.owner, map.shown_as);
         let write = |name: &str, text: String| {
             let path = format!("/proc/{pid}/{name}");
-            File::options().write(true).open(path)?.write_all(text.as_bytes())
+            File::options()
+                .write(true)
+                .open(path)?
+                .write_all(text.as_bytes())
         };
         write("uid_map", format!("{user} {shown} 1\n"))?;
         write("gid_map", format!("{group} {shown} 1\n"))?;

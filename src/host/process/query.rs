@@ -155,7 +155,9 @@ unsafe fn wait_for(child: libc::pid_t) -> ! {
         libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         let mut status = 0;
-        while libc::waitpid(child, &raw mut status, 0) < 0 && *libc::__errno_location() == libc::EINTR {}
+        while libc::waitpid(child, &raw mut status, 0) < 0
+            && *libc::__errno_location() == libc::EINTR
+        {}
         libc::_exit(match libc::WIFEXITED(status) {
             true => libc::WEXITSTATUS(status),
             false => 1,

@@ -38,9 +38,9 @@ impl<'a> Jailing<'a> {
             return Ok(None);
         };
         let program = &opened.program;
-        let copy = program.metadata().map_err(|error| {
-            Error::io("look at", program.real().display().to_string(), error)
-        })?;
+        let copy = program
+            .metadata()
+            .map_err(|error| Error::io("look at", program.real().display().to_string(), error))?;
         Ok(Some(Self {
             jailed: jailer::jailed(jailer, launch, program.real(), confined.user, file_limit),
             tool,

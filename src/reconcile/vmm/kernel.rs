@@ -145,7 +145,10 @@ fn segment(number: u64) -> Vec<u8> {
     longs(&mut bytes, &[0, 0, number]);
     bytes.extend(b"0123456789abcdef");
     // None; 64-bit code; data.
-    longs(&mut bytes, &[0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
+    longs(
+        &mut bytes,
+        &[0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff],
+    );
     // Limit and address of those, and of the gates.
     halves(&mut bytes, &[23]);
     words(&mut bytes, &[(DATA + 40) as u32]);
@@ -156,7 +159,10 @@ fn segment(number: u64) -> Vec<u8> {
     longs(&mut bytes, &[0; 6]);
     longs(
         &mut bytes,
-        &[(handler & 0xffff) | 0x8 << 16 | 0x8e00 << 32 | (handler >> 16) << 48, 0],
+        &[
+            (handler & 0xffff) | 0x8 << 16 | 0x8e00 << 32 | (handler >> 16) << 48,
+            0,
+        ],
     );
     bytes
 }

@@ -101,8 +101,8 @@ impl Machines {
         }
         known.programs.insert(key, accel);
         known.tsc_khz = Some(tsc_khz);
-        let text = serde_json::to_vec(known)
-            .map_err(|error| Error::other("describe", KNOWN, error))?;
+        let text =
+            serde_json::to_vec(known).map_err(|error| Error::other("describe", KNOWN, error))?;
         fs::write(&path, &text, 0o600, Durability::Process)?;
         Ok(Machine { accel, tsc_khz })
     }
@@ -151,7 +151,9 @@ pub async fn boots(qemu: &Named, accel: Accel) -> bool {
     };
     let is_answer = |line: &str| line.trim_end() == trial.answer;
     let enough = |said: &str| {
-        let whole = said.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let whole = said
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
         whole.into_iter().any(|line| is_answer(line)) || said.contains(STUCK)
     };
     match process::query(&query, DEADLINE, enough).await {
@@ -167,6 +169,9 @@ pub async fn boots(qemu: &Named, accel: Accel) -> bool {
 /// What was found out in this boot, for people: of how many programs, and how many run guests with KVM.
 pub fn tried(run_dir: &Path) -> Option<(usize, usize)> {
     let known = remembered(&run_dir.join(KNOWN), fs::boot_id().ok()?).ok()?;
-    let with_kvm = known.programs.values().filter(|accel| **accel == Accel::Kvm);
+    let with_kvm = known
+        .programs
+        .values()
+        .filter(|accel| **accel == Accel::Kvm);
     Some((known.programs.len(), with_kvm.count())).filter(|(all, _)| *all > 0)
 }

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::{Access, ConfinedBy, Confined, Disk, Launch, confine};
+use super::{Access, Confined, ConfinedBy, Disk, Launch, confine};
 use crate::api::allowed::Purpose;
 use crate::host::image::{self, Use};
 use crate::host::named::Named;
@@ -31,11 +31,7 @@ struct OpenedFile {
 
 impl Opened {
     /// Opens all of it. Own disks are given to the VMM's user; files of others stay as they are.
-    pub(super) fn of(
-        places: &Places,
-        confined: &Confined,
-        launch: &Launch,
-    ) -> Result<Self, Error> {
+    pub(super) fn of(places: &Places, confined: &Confined, launch: &Launch) -> Result<Self, Error> {
         let program = launch.argv.first().map(Path::new).unwrap_or(Path::new(""));
         let open = |path: &Path| {
             let opened = places.open(Purpose::Program, path);
@@ -135,7 +131,10 @@ fn map(named: &Named, disk: &Disk, user: u32) -> Result<Option<IdMap>, Error> {
         shown_as: user,
     };
     if named.mode() & 0o600 != 0o600 {
-        let why = format!("its owner may not read and write it: chmod u+rw {}", shown());
+        let why = format!(
+            "its owner may not read and write it: chmod u+rw {}",
+            shown()
+        );
         return Err(Error::other("use", shown(), why));
     }
     use std::os::fd::AsFd;

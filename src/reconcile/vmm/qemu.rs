@@ -136,8 +136,13 @@ pub fn machine_of(argv: &[String]) -> Machine {
     };
     let line = after("-append").map_or("", String::as_str);
     // Behind our own first word: elsewhere it is the user's.
-    let mut words = line.split(' ').skip_while(|word| *word != "nokaslr").skip(1);
-    let rate = words.next().and_then(|word| word.strip_prefix("tsc_early_khz="));
+    let mut words = line
+        .split(' ')
+        .skip_while(|word| *word != "nokaslr")
+        .skip(1);
+    let rate = words
+        .next()
+        .and_then(|word| word.strip_prefix("tsc_early_khz="));
     Machine {
         accel,
         tsc_khz: rate.and_then(|rate| rate.parse().ok()),
