@@ -22,6 +22,7 @@
 //! | `guests` | QEMU |
 //! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
 //! | `linux_disks` | what they read and write |
+//! | `named` | members of the socket's group who name files |
 //! | `on_demand` | VMs made on demand |
 //! | `confinement` | what a VMM may do on the host |
 //! | `service` | the process: signals, logs, errors, rest |
@@ -44,6 +45,7 @@ mod daemon {
     mod linux;
     mod linux_disks;
     mod modes;
+    mod named;
     mod on_demand;
     mod origin;
     mod reach;

@@ -1,5 +1,5 @@
 //! Opening a file that somebody has named who could not open it himself.
-//! Out of scope: which directories are allowed.
+//! Not here: which directories are allowed.
 //!
 //! # How
 //! The path is followed once, one component at a time (openat2(2), `O_PATH`), each step from the descriptor of the one before.
@@ -18,6 +18,8 @@
 //!
 //! In a user namespace root's files belong to nobody that has a number: there, the owner of `/` counts as root.
 
+mod refusal;
+
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -28,6 +30,9 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
+
+pub use refusal::Refusal;
+use refusal::{expected, kernel, open_to_others, shown};
 
 /// Links followed for one path (path_resolution(7) has the same limit).
 const MOST_LINKS: u32 = 40;
@@ -54,34 +59,6 @@ pub struct Named {
     fd: OwnedFd,
     real: PathBuf,
     stat: Stat,
-}
-
-/// Why a file is not opened.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// There is nothing.
-    #[error("{0} does not exist")]
-    Absent(PathBuf),
-    /// There is something that is not accepted.
-    #[error("{path}: found {found}, expected {expected}")]
-    NotAccepted {
-        /// The component that is in the way.
-        path: PathBuf,
-        /// What is there.
-        found: String,
-        /// What would do.
-        expected: &'static str,
-    },
-    /// The kernel refuses.
-    #[error("cannot open {0}: {1}")]
-    Kernel(PathBuf, String),
-}
-
-impl Refusal {
-    /// Nothing is there.
-    pub fn is_absent(&self) -> bool {
-        matches!(self, Self::Absent(_))
-    }
 }
 
 impl Named {
@@ -474,41 +451,4 @@ fn names(path: &Path) -> VecDeque<OsString> {
         Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
     };
     path.components().filter_map(name).collect()
-}
-
-fn expected(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Program => "an executable file that only root can write",
-        Kind::Image => "a regular file with one name, or a block device",
-        Kind::Ours => "a regular file",
-    }
-}
-
-fn shown(kind: FileType) -> &'static str {
-    match kind {
-        FileType::RegularFile => "a file behind a symbolic link",
-        FileType::Directory => "a directory",
-        FileType::Symlink => "a symbolic link",
-        FileType::BlockDevice => "a block device",
-        FileType::CharacterDevice => "a character device",
-        FileType::Fifo => "a FIFO",
-        FileType::Socket => "a socket",
-        FileType::Unknown => "a file of an unknown type",
-    }
-}
-
-fn open_to_others(path: &Path, stat: &Stat) -> Refusal {
-    Refusal::NotAccepted {
-        path: path.to_owned(),
-        found: format!(
-            "a directory of user {} with mode {:04o}",
-            stat.st_uid,
-            stat.st_mode & 0o7777
-        ),
-        expected: "a directory that only root, or the owner of the file, can write",
-    }
-}
-
-fn kernel(path: &Path, error: Errno) -> Refusal {
-    Refusal::Kernel(path.to_owned(), io::Error::from(error).to_string())
 }

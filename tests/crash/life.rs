@@ -58,6 +58,15 @@ pub enum End {
     Killed,
 }
 
+/// The system's, and where programs and guests are made for these tests.
+fn allowed() -> slicectl::api::allowed::Allowed {
+    let mut allowed = slicectl::api::allowed::Allowed::default();
+    let own = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    allowed.programs.push(own.clone());
+    allowed.images.push(own);
+    allowed
+}
+
 impl Dirs {
     /// Below one directory.
     pub fn below(dir: &Path) -> Self {
@@ -140,7 +149,7 @@ impl Dirs {
                 Settings {
                     cni: plugs::runtime(),
                     vmm_ids: Default::default(),
-                    allowed: Default::default(),
+                    allowed: allowed(),
                 },
             )
             .await

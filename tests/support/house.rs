@@ -331,7 +331,13 @@ pub fn images(own: &Path) -> Vec<PathBuf> {
     let guest = std::env::var_os("SLICE_GUEST_DIR").map(PathBuf::from);
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest");
     let tmp = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    vec![own.to_owned(), tmp, guest.unwrap_or(built)]
+    // What is to be missing is missing below the last one.
+    vec![
+        own.to_owned(),
+        tmp,
+        guest.unwrap_or(built),
+        "/nowhere".into(),
+    ]
 }
 
 /// Where tests have programs: the system's, and those of their own.

@@ -1,5 +1,5 @@
 //! Trying a program: confined, without a way to be fooled.
-//! Out of scope: what becomes of the result (`recipes`).
+//! Not here: what becomes of the result (`recipes`).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -168,6 +168,26 @@ async fn the_directory_of_a_vmm_has_an_end_and_its_log_is_rotated_in_the_last_of
     clear(&rung, &desired).await;
 }
 
+const ACL: &str = "system.posix_acl_access";
+
+/// `user::rw-, user:4321:r--, group::r--, mask::r--, other::---` (include/uapi/linux/posix_acl_xattr.h).
+fn acl() -> Vec<u8> {
+    let entries: [(u16, u16, u32); 5] = [
+        (1, 6, u32::MAX),
+        (2, 4, 4321),
+        (4, 4, u32::MAX),
+        (16, 4, u32::MAX),
+        (32, 0, u32::MAX),
+    ];
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, may, id) in entries {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(may.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
 #[tokio::test]
 async fn a_disk_is_written_to_and_its_owner_mode_and_acl_are_never_changed() {
     let place = tempfile::tempdir().unwrap();
@@ -181,11 +201,7 @@ async fn a_disk_is_written_to_and_its_owner_mode_and_acl_are_never_changed() {
         fs::write(&disk, vec![0; 1 << 20]).unwrap();
         std::os::unix::fs::chown(&disk, Some(owner.0), Some(owner.1)).unwrap();
         fs::set_permissions(&disk, fs::Permissions::from_mode(mode)).unwrap();
-        let acl = ["-m", "u:4321:r"];
-        let _ = std::process::Command::new("setfacl")
-            .args(acl)
-            .arg(&disk)
-            .status();
+        rustix::fs::setxattr(&disk, ACL, &acl(), rustix::fs::XattrFlags::empty()).unwrap();
         let script = format!(
             "printf x | dd of='{0}' conv=notrunc; echo $? > made; chmod 4777 '{0}'; chown 7 '{0}'",
             disk.display()
@@ -200,7 +216,7 @@ async fn a_disk_is_written_to_and_its_owner_mode_and_acl_are_never_changed() {
         let all = || {
             let found = fs::metadata(&disk).unwrap();
             let mut acl = [0_u8; 256];
-            let length = rustix::fs::getxattr(&disk, "system.posix_acl_access", &mut acl[..]);
+            let length = rustix::fs::getxattr(&disk, ACL, &mut acl[..]);
             let acl = length
                 .map(|length| acl[..length].to_vec())
                 .unwrap_or_default();
@@ -223,6 +239,97 @@ async fn a_disk_is_written_to_and_its_owner_mode_and_acl_are_never_changed() {
         assert_eq!(all(), before, "{name}: a second time");
         clear(&rung, &desired).await;
         assert_eq!(all(), before, "{name}: deleted");
+    }
+}
+
+/// Overlayfs cannot map owners.
+#[tokio::test]
+async fn where_owners_cannot_be_mapped_a_disks_acl_is_extended_and_put_back_after_delete_and_reboot()
+ {
+    leave_the_mounts();
+    let place = tempfile::tempdir().unwrap();
+    let [low, up, work, top] = ["low", "up", "work", "top"].map(|name| place.path().join(name));
+    for dir in [&low, &up, &work, &top] {
+        fs::create_dir(dir).unwrap();
+    }
+    let (low, up, work) = (low.display(), up.display(), work.display());
+    let options = format!("lowerdir={low},upperdir={up},workdir={work}");
+    let options = std::ffi::CString::new(options).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("x", &top, "overlay", flags, Some(options.as_c_str())).unwrap();
+    for (name, has_acl, reboots) in [("a", false, false), ("b", true, false), ("c", true, true)] {
+        let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+        let state = tempfile::tempdir().unwrap();
+        let disk = top.join(name);
+        fs::write(&disk, vec![0; 1 << 20]).unwrap();
+        std::os::unix::fs::chown(&disk, Some(1234), Some(1235)).unwrap();
+        fs::set_permissions(&disk, fs::Permissions::from_mode(0o640)).unwrap();
+        if has_acl {
+            rustix::fs::setxattr(&disk, ACL, &acl(), rustix::fs::XattrFlags::empty()).unwrap();
+        }
+        let all = || {
+            let found = fs::metadata(&disk).unwrap();
+            let mut acl = [0_u8; 256];
+            let length = rustix::fs::getxattr(&disk, ACL, &mut acl[..]);
+            let acl = length.map(|length| acl[..length].to_vec());
+            (
+                found.uid(),
+                found.gid(),
+                found.mode(),
+                acl.unwrap_or_default(),
+            )
+        };
+        let before = all();
+        let script = format!(
+            "printf x | dd of={0} conv=notrunc; echo $? > made; chmod 4777 {0}",
+            disk.display()
+        );
+        let (mut desired, user) = confined(home.path(), does(&net, &script));
+        let used = Disk {
+            path: disk.clone(),
+            access: Access::ReadWrite,
+        };
+        desired.disks = vec![used.clone()];
+        desired.confined.as_mut().unwrap().files = vec![used];
+        let mut places = crate::support::places(&[&top]);
+        places.disk_dir = state.path().join("disks");
+        let rung = Vmm::new(places.clone());
+        let (first, _) = converge(&rung, &desired).await;
+        let made = || fs::read_to_string(desired.dir.join("made")).unwrap_or_default();
+        assert!(
+            eventually(Duration::from_secs(9), || made() == "0\n"),
+            "{name}: {}",
+            made()
+        );
+        let now = all();
+        assert_eq!(
+            (now.0, now.1, now.2 & 0o7707),
+            (1234, 1235, before.2 & 0o7707),
+            "{name}"
+        );
+        let its: Vec<u8> = [&[2, 0, 6, 0][..], &user.to_le_bytes()].concat();
+        assert!(
+            now.3.windows(8).any(|entry| entry == its),
+            "{name}: {:?}",
+            now.3
+        );
+        let record = places
+            .disk_dir
+            .join(".owners")
+            .join(desired.uid.to_string());
+        assert!(record.exists(), "{name}");
+        kill(first.process().unwrap()).await;
+        if reboots {
+            let empty = tempfile::tempdir().unwrap();
+            let run = slicectl::owner::RunDir(empty.path().to_owned());
+            slicectl::reconcile::vmm::recover_owners(&run, &places.disk_dir).unwrap();
+        } else {
+            converge(&rung, &desired).await;
+            assert_eq!(all(), now, "{name}: a second time");
+        }
+        clear(&rung, &desired).await;
+        assert_eq!(all(), before, "{name}");
+        assert!(!record.exists(), "{name}");
     }
 }
 

@@ -13,17 +13,17 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use super::bind::{attributes_of, bind_all, bind_alone, check_long, mount};
+use super::bind::{attributes_of, check_long, mount};
 use super::filter;
 use super::jail::{Jail, keep_what_a_jailer_needs};
-use super::mounts::{IdMap, attach, detached};
+use super::mounts::{IdMap, detached};
 use super::query::Query;
 use super::spawn::check;
+use super::step::{Below, Step, c_string};
 use crate::host::named::Named;
 
 /// How a process is confined.
@@ -96,43 +96,6 @@ pub(super) struct Cell {
 enum End {
     User,
     Jailer,
-}
-
-pub(super) enum Step {
-    Dir(CString),
-    File(CString, libc::mode_t),
-    Bind {
-        from: CString,
-        to: CString,
-        flags: libc::c_ulong,
-        below: Below,
-    },
-    /// A mount that is made already.
-    Attach {
-        mount: OwnedFd,
-        to: CString,
-    },
-    Device {
-        path: CString,
-        kind: libc::mode_t,
-        number: libc::dev_t,
-    },
-    Fresh {
-        kind: CString,
-        source: CString,
-        to: CString,
-        flags: libc::c_ulong,
-        options: CString,
-    },
-}
-
-/// What is mounted below a place that is shown.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Below {
-    /// Is not seen.
-    Nothing,
-    /// Is seen with it: `/usr/local` may be a file system of its own.
-    All,
 }
 
 pub(super) const LOCKED_DOWN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
@@ -459,45 +422,6 @@ impl Cell {
     }
 }
 
-impl Step {
-    unsafe fn take(&self, user: u32) -> io::Result<()> {
-        // SAFETY: plain system calls; every pointer is to a C string of `self`.
-        unsafe {
-            match self {
-                Self::Dir(path) => exists_is_done(check(libc::mkdir(path.as_ptr(), 0o755))),
-                Self::File(path, mode) => {
-                    let kind = libc::S_IFREG | mode;
-                    exists_is_done(check(libc::mknod(path.as_ptr(), kind, 0)))
-                }
-                Self::Bind {
-                    from,
-                    to,
-                    flags,
-                    below: Below::Nothing,
-                } => bind_alone(from, to, *flags),
-                Self::Bind {
-                    from,
-                    to,
-                    flags,
-                    below: Below::All,
-                } => bind_all(from, to, *flags),
-                Self::Attach { mount, to } => attach(mount.as_raw_fd(), to),
-                Self::Device { path, kind, number } => {
-                    check(libc::mknod(path.as_ptr(), *kind, *number))?;
-                    check(libc::chown(path.as_ptr(), user, user))
-                }
-                Self::Fresh {
-                    kind,
-                    source,
-                    to,
-                    flags,
-                    options,
-                } => mount(Some(source), to, Some(kind), *flags, Some(options)),
-            }
-        }
-    }
-}
-
 /// All capabilities that can be gained, but for this set.
 ///
 /// # Safety
@@ -546,15 +470,4 @@ unsafe fn told(doing: &CStr, done: io::Result<()>) -> io::Result<()> {
         }
     }
     done
-}
-
-fn exists_is_done(done: io::Result<()>) -> io::Result<()> {
-    match done {
-        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        other => other,
-    }
-}
-
-pub(super) fn c_string(path: &Path) -> io::Result<CString> {
-    Ok(CString::new(path.as_os_str().as_bytes())?)
 }

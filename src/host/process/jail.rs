@@ -20,8 +20,9 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use super::bind::check_long;
-use super::confine::{Below, Cell, Confine, LOCKED_DOWN, Reach, Step, c_string, drop_bounding};
+use super::confine::{Cell, Confine, LOCKED_DOWN, Reach, drop_bounding};
 use super::spawn::check;
+use super::step::{Below, Step, c_string};
 use crate::host::named::Named;
 
 /// A process that is put in a jail by Firecracker's jailer: [`super::Spawn::argv`] is the jailer's.

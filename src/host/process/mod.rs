@@ -17,6 +17,7 @@ mod mounts;
 mod query;
 mod run;
 mod spawn;
+mod step;
 mod user;
 
 use std::io;

@@ -183,7 +183,7 @@ async fn spawn(
         owners::give_back(&places.disk_dir, &desired.uid.to_string())?;
         // From here on only these descriptors are used, and none of these paths is followed again.
         let opened = match &desired.confined {
-            Some(confined) => Some(Opened::of(&places, confined, &launch)?),
+            Some(confined) => Some(Opened::of(&places, desired.uid, confined, &launch)?),
             None => None,
         };
         let held = hold(&desired.disks, opened.as_ref())?;

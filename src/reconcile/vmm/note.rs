@@ -42,6 +42,26 @@ pub(super) struct Given {
     pub(super) user: u32,
     pub(super) group: u32,
     pub(super) mode: u32,
+    /// How it was changed.
+    #[serde(default, skip_serializing_if = "Change::is_default")]
+    pub(super) change: Change,
+}
+
+/// What was done to a file so that a VMM may use it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Change {
+    /// It was given to the VMM's user, by a version before this one.
+    #[default]
+    Owner,
+    /// The VMM's user was added to its ACL, which was this attribute before.
+    Acl(Option<Vec<u8>>),
+}
+
+impl Change {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Note {

@@ -1,11 +1,17 @@
 //! Everything of the host's that one VMM is started with, opened once: its program, its boot files, its disks.
-//! Out of scope: which files those are (`recipe`), which are allowed ([`crate::reconcile::places`]).
+//! Not here: which files those are (`recipe`), which are allowed ([`crate::reconcile::places`]).
 
 use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{Access, Confined, ConfinedBy, Disk, Launch, confine};
+use super::note::{Change, Given};
+use super::{Access, Confined, ConfinedBy, Disk, Launch, confine, owners};
 use crate::api::allowed::Purpose;
+use crate::api::meta::Uid;
+use crate::host::acl;
 use crate::host::image::{self, Use};
 use crate::host::named::Named;
 use crate::host::process::{self, IdMap, Reach};
@@ -25,13 +31,17 @@ pub(super) struct Opened {
 struct OpenedFile {
     disk: Disk,
     named: Named,
-    /// Where it belongs to somebody else than the VMM's user and is to be written.
-    map: Option<IdMap>,
+    shown: Shown,
 }
 
 impl Opened {
     /// Opens all of it. Own disks are given to the VMM's user; files of others stay as they are.
-    pub(super) fn of(places: &Places, confined: &Confined, launch: &Launch) -> Result<Self, Error> {
+    pub(super) fn of(
+        places: &Places,
+        uid: Uid,
+        confined: &Confined,
+        launch: &Launch,
+    ) -> Result<Self, Error> {
         let program = launch.argv.first().map(Path::new).unwrap_or(Path::new(""));
         let open = |path: &Path| {
             let opened = places.open(Purpose::Program, path);
@@ -43,8 +53,12 @@ impl Opened {
         };
         let files = confined.files.iter();
         let files = files.map(|disk| OpenedFile::of(places, confined.user, disk));
+        let files = files.collect::<Result<Vec<_>, _>>()?;
+        let by_acl = files.iter().filter(|file| file.shown == Shown::ByAcl);
+        let by_acl: Vec<_> = by_acl.map(|file| (&file.disk, &file.named)).collect();
+        add_to_acls(places, &uid.to_string(), confined.user, &by_acl)?;
         Ok(Self {
-            files: files.collect::<Result<_, _>>()?,
+            files,
             program: open(program)?,
             jailer,
         })
@@ -68,7 +82,10 @@ impl Opened {
             path: &file.disk.path,
             writable: file.disk.access == Access::ReadWrite,
             named: Some(&file.named),
-            map: file.map,
+            map: match file.shown {
+                Shown::As(map) => Some(map),
+                Shown::AsItIs | Shown::ByAcl => None,
+            },
         });
         let beside = beside.iter().map(|path| Reach {
             path,
@@ -105,48 +122,92 @@ impl OpenedFile {
                 named.map_err(|why| why.when("use", path))?
             }
         };
-        let map = map(&named, disk, user)?;
+        let shown = shown(&named, disk, user)?;
         Ok(Self {
             disk: disk.clone(),
             named,
-            map,
+            shown,
         })
     }
 }
 
+/// How a VMM's user comes to use a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// It may already.
+    AsItIs,
+    /// Through a mount that shows it as the user's.
+    As(IdMap),
+    /// By an entry in its ACL.
+    ByAcl,
+}
+
 /// What is only read must be readable as it is; of a block device a VMM gets a node of its own.
-fn map(named: &Named, disk: &Disk, user: u32) -> Result<Option<IdMap>, Error> {
-    let shown = || disk.path.display().to_string();
-    let fail = |error| Error::io("look at", shown(), error);
-    let owner = {
-        use std::os::unix::fs::MetadataExt;
-        let found = named.metadata().map_err(fail)?;
-        (found.uid(), found.gid())
-    };
+fn shown(named: &Named, disk: &Disk, user: u32) -> Result<Shown, Error> {
+    let path = || disk.path.display().to_string();
+    let fail = |error| Error::io("look at", path(), error);
+    let found = named.metadata().map_err(fail)?;
+    let owner = (found.uid(), found.gid());
     if disk.access == Access::ReadOnly || named.device().is_some() || owner.0 == user {
-        return Ok(None);
+        return Ok(Shown::AsItIs);
     }
     let map = IdMap {
         owner,
         shown_as: user,
     };
     if named.mode() & 0o600 != 0o600 {
-        let why = format!(
-            "its owner may not read and write it: chmod u+rw {}",
-            shown()
-        );
-        return Err(Error::other("use", shown(), why));
+        let why = format!("its owner may not read and write it: chmod u+rw {}", path());
+        return Err(Error::other("use", path(), why));
     }
-    use std::os::fd::AsFd;
     match process::can_be_mapped(named.as_fd(), map).map_err(fail)? {
-        true => Ok(Some(map)),
-        false => Err(Error {
-            doing: "use",
-            thing: shown(),
-            kind: Kind::Other,
-            source: std::io::Error::other(
-                "neither its owner is the VMM's user nor can its file system map owners (id-mapped mounts: ext4, xfs, btrfs; tmpfs since Linux 6.3): put it on one that can",
-            ),
-        }),
+        true => Ok(Shown::As(map)),
+        false => Ok(Shown::ByAcl),
     }
+}
+
+/// What the files were whose ACLs are about to be changed; on the state disk before they are.
+fn add_to_acls(
+    places: &Places,
+    uid: &str,
+    user: u32,
+    files: &[(&Disk, &Named)],
+) -> Result<(), Error> {
+    let fail = |path: &Path, error: io::Error| Error {
+        doing: "add the VMM's user to the ACL of",
+        thing: path.display().to_string(),
+        kind: Kind::of(&error),
+        source: match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => io::Error::other(
+                "its file system has neither ACLs nor mounts that map owners: put it on ext4, xfs or btrfs, or give it to root's `image`",
+            ),
+            _ => error,
+        },
+    };
+    let mut given = Vec::new();
+    let mut open = Vec::new();
+    for (Disk { path, .. }, named) in files {
+        let look = || -> io::Result<_> {
+            let file = named.open()?;
+            let (found, before) = (file.metadata()?, acl::get(&file)?);
+            Ok((file, found, before))
+        };
+        let (file, found, before) = look().map_err(|error| fail(path, error))?;
+        given.push(Given {
+            path: named.real().to_owned(),
+            user: found.uid(),
+            group: found.gid(),
+            mode: found.mode() & 0o7777,
+            change: Change::Acl(before.clone()),
+        });
+        open.push((path, file, found.mode(), before));
+    }
+    if given.is_empty() {
+        return Ok(());
+    }
+    owners::record(&places.disk_dir, uid, user, &given)?;
+    for (path, file, mode, before) in open {
+        let added = acl::let_in(&file, mode, before.as_deref(), user);
+        added.map_err(|error| fail(path, error))?;
+    }
+    Ok(())
 }

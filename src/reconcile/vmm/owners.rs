@@ -1,11 +1,15 @@
-//! Owners of users' files that an earlier version of this program has changed, and the way back.
-//! Out of scope: changing owners. A user's file is shown to a VMM through an id-mapped mount and stays as it is.
+//! What users' files were before they were changed for a VMM, and the way back.
+//! Not here: changing them. Where the file system allows it a user's file is shown to a VMM through an id-mapped mount and stays as
+//! it is; elsewhere its ACL gets an entry (`opened`).
 //!
 //! # Why
 //! Until 0.1 a disk that a guest writes to was given to the VMM's user; whose it was is in the note beside the run directory, which is
 //! memory and does not survive a reboot. A daemon that finds such notes copies them to the state disk, `<state>/disks/.owners/<uid>`,
-//! and gives the files back when their VM starts again, is deleted, or has not survived a reboot.
+//! where an ACL is recorded, too, before it is changed; and gives the files back when their VM starts again, is deleted, or has not survived a reboot.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -13,8 +17,9 @@ use rustix::fs::{Gid, Mode, OFlags, Uid as Owner};
 use serde::{Deserialize, Serialize};
 
 use super::RECORD;
-use super::note::{self, Given, Note};
+use super::note::{self, Change, Given, Note};
 use crate::api::meta::Uid;
+use crate::host::acl;
 use crate::host::fs::{self, Durability};
 use crate::host::process::{self, Life, Record};
 use crate::host::{Error, Kind};
@@ -73,9 +78,14 @@ fn runs(record: &Path) -> bool {
 }
 
 fn keep(disk_dir: &Path, uid: &str, note: &Note) -> Result<(), Error> {
-    let (Some(user), false) = (note.user, note.given.is_empty()) else {
-        return Ok(());
-    };
+    match (note.user, note.given.is_empty()) {
+        (Some(user), false) => record(disk_dir, uid, user, &note.given),
+        _ => Ok(()),
+    }
+}
+
+/// Puts on the state disk what files were before they are changed.
+pub(super) fn record(disk_dir: &Path, uid: &str, user: u32, given: &[Given]) -> Result<(), Error> {
     let path = path(disk_dir, uid);
     // The older record is the truer one: it was made before anything else was.
     if fs::read(&path)?.is_some() {
@@ -85,7 +95,7 @@ fn keep(disk_dir: &Path, uid: &str, note: &Note) -> Result<(), Error> {
     fs::make_dir(&disk_dir.join(DIR), 0o700)?;
     let owners = Owners {
         user,
-        given: note.given.clone(),
+        given: given.to_vec(),
     };
     let text = serde_json::to_vec(&owners)
         .map_err(|error| Error::other("write", path.display().to_string(), error))?;
@@ -122,7 +132,8 @@ pub(super) fn give_back(disk_dir: &Path, uid: &str) -> Result<(), Error> {
     }
 }
 
-/// Only a regular file that this VM's user owns: nobody but us has ever given it one outside of its run directory.
+/// Only a regular file that this VM's user owns, or whose ACL names it: nobody but us has ever brought that about outside of its run
+/// directory.
 pub(super) fn restore(given: &Given, user: u32) -> Result<(), Error> {
     let wrap = |error| Error::io("give back", given.path.display().to_string(), error);
     let open = |path: &Path, flags| {
@@ -134,15 +145,30 @@ pub(super) fn restore(given: &Given, user: u32) -> Result<(), Error> {
         Err(error) if error.kind == Kind::Absent => return Ok(()),
         Err(error) => return Err(error),
     };
-    use std::os::fd::AsRawFd;
     let this = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
     let is = std::fs::metadata(&this).map_err(wrap)?;
-    if !is.is_file() || is.uid() != user {
+    if !is.is_file() {
         return Ok(());
     }
-    let file = open(&this, OFlags::RDONLY | OFlags::NONBLOCK)?;
-    let (owner, group) = (Owner::from_raw(given.user), Gid::from_raw(given.group));
-    rustix::fs::fchown(&file, Some(owner), Some(group)).map_err(|error| wrap(error.into()))?;
-    rustix::fs::fchmod(&file, given.mode.into()).map_err(|error| wrap(error.into()))?;
-    rustix::fs::fsync(&file).map_err(|error| wrap(error.into()))
+    let file = File::from(open(&this, OFlags::RDONLY | OFlags::NONBLOCK)?);
+    let changed = match &given.change {
+        Change::Owner => is.uid() == user,
+        Change::Acl(_) => acl::names(acl::get(&file).map_err(wrap)?.as_deref(), user),
+    };
+    match changed {
+        true => put_back(&file, given).map_err(wrap),
+        false => Ok(()),
+    }
+}
+
+fn put_back(file: &File, given: &Given) -> io::Result<()> {
+    match &given.change {
+        Change::Owner => {
+            let (owner, group) = (Owner::from_raw(given.user), Gid::from_raw(given.group));
+            rustix::fs::fchown(file, Some(owner), Some(group))?;
+        }
+        Change::Acl(before) => acl::put_back(file, before.as_deref())?,
+    }
+    rustix::fs::fchmod(file, given.mode.into())?;
+    file.sync_all()
 }
