@@ -113,7 +113,7 @@ fn without_room_for_its_disk_a_vm_says_so_and_does_not_start_and_with_room_it_do
         );
         std::fs::create_dir(&disks).unwrap();
         let shown = disks.display().to_string();
-        run(&format!("mount -t tmpfs -o size=2m none {shown}"));
+        run(&format!("mount -t tmpfs -o size=2m,mode=755 none {shown}"));
         house.start();
         let image = place.path().join("root.img");
         std::fs::write(&image, vec![1; 4 << 20]).unwrap();
