@@ -9,13 +9,23 @@
 //! A database that does not answer makes the store stuck, for good: nothing may be touched that is not remembered, so all it
 //! still does is to say so at once ([`Store::stuck`]).
 
+mod database;
 mod disk;
 mod events;
+mod evidence;
+mod format;
 mod ladder;
 mod lease;
+mod load;
+mod mark;
+mod open;
+mod seal;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod txn;
+mod unknown;
+mod verify;
 mod world;
 mod writer;
 
@@ -29,14 +39,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::meta::{Name, Uid};
 
-pub use disk::Opened;
 pub use events::Events;
 pub use ladder::Gate;
 pub use lease::{LeaseError, gives};
+pub use open::Opened;
+pub use seal::RunCopy;
 pub use txn::Txn;
 pub use world::{Footing, Ground, Pool, World};
 
-use disk::Batch;
+use database::Batch;
 use writer::{Disk, Failure};
 
 /// Room for watchers that are slow; one that falls further behind is told to look at everything.
@@ -90,6 +101,8 @@ struct Shared {
     stuck: CancellationToken,
     changes: broadcast::Sender<Change>,
     events: Events,
+    /// What was noticed on opening.
+    notes: Vec<String>,
 }
 
 /// Tells that a transaction is on the disk, or that it was taken back. By default, of nothing that must be waited for.
@@ -138,24 +151,55 @@ enum Awaited {
 }
 
 impl Store {
-    /// Opens, or creates, the database in `dir`. One that cannot be read is set aside, never overwritten.
+    /// Opens, or creates, the database in `dir`. One that is not what was acknowledged is set aside, never overwritten; one
+    /// that cannot be read, or that another version wrote, is refused and left as it is.
     ///
     /// # Errors
     /// [`Error::Open`] when another daemon holds it, or the folder cannot be used.
     pub fn open(dir: &Path) -> Result<(Self, Opened), Error> {
-        let (db, world, opened) = disk::open(dir)?;
-        let write = move |batch| disk::write(&db, batch);
-        let store = Self::over(world, write, writer::PATIENCE).map_err(|e| Error::Open {
-            path: dir.display().to_string(),
-            why: e.to_string(),
-        })?;
+        Self::open_with(dir, None)
+    }
+
+    /// The same, with a copy of the seal that is good for one boot: with it even a state directory that was replaced as a
+    /// whole by an older one is noticed.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(dir: &Path, run: Option<&RunCopy>) -> Result<(Self, Opened), Error> {
+        let open::Open {
+            mut database,
+            world,
+            opened,
+            notes,
+        } = open::open(dir, run)?;
+        let unknown = world.unknown.fields().into_iter().map(|field| {
+            format!("{field} was stored by a newer version; it is kept, and has no effect")
+        });
+        let notes = notes.into_iter().chain(unknown).collect();
+        let write = move |batch| database.write(batch);
+        let store =
+            Self::noting(notes, world, write, writer::PATIENCE).map_err(|e| Error::Open {
+                path: dir.display().to_string(),
+                why: e.to_string(),
+            })?;
         Ok((store, opened))
     }
 
     /// A store of this world whose changes `write` makes durable, each within `patience`.
+    #[cfg(test)]
     fn over(
         world: World,
-        write: impl FnMut(Batch) -> Result<(), String> + Send + 'static,
+        write: impl FnMut(Batch) -> Result<(), Failure> + Send + 'static,
+        patience: Duration,
+    ) -> std::io::Result<Self> {
+        Self::noting(Vec::new(), world, write, patience)
+    }
+
+    /// The same, of which something was noticed on opening.
+    fn noting(
+        notes: Vec<String>,
+        world: World,
+        write: impl FnMut(Batch) -> Result<(), Failure> + Send + 'static,
         patience: Duration,
     ) -> std::io::Result<Self> {
         let disk = Disk::start(write, patience)?;
@@ -168,6 +212,7 @@ impl Store {
             stuck: CancellationToken::new(),
             changes,
             events: Events::default(),
+            notes,
         });
         let for_writer = Arc::downgrade(&shared);
         let writer = std::thread::Builder::new()
@@ -279,6 +324,45 @@ impl Store {
         self.shared.changes.subscribe()
     }
 
+    /// What was noticed on opening, and needs nobody to decide anything.
+    pub fn notes(&self) -> &[String] {
+        &self.shared.notes
+    }
+
+    /// What could be recovered of a database that was set aside is in this one now: from the next start on it is an existing
+    /// one.
+    ///
+    /// # Errors
+    /// [`Error::Write`] or [`Error::Stuck`].
+    pub async fn recovered(&self) -> Result<(), Error> {
+        self.write(|txn| txn.end_recovery()).await
+    }
+
+    /// Waits until everything that [`Store::read`] can have seen so far is on the disk.
+    ///
+    /// # Errors
+    /// [`Error::Write`] or [`Error::Stuck`]: some of it was taken back.
+    pub async fn settled(&self) -> Result<(), Error> {
+        let (told, durable) = oneshot::channel();
+        let commit = Commit {
+            writes: Vec::new(),
+            undo: Vec::new(),
+            changes: Vec::new(),
+            told: Some(told),
+        };
+        let queued = {
+            let _world = lock(&self.shared.world);
+            let queue = lock(&self.shared.queue);
+            queue
+                .as_ref()
+                .is_some_and(|queue| queue.send(commit).is_ok())
+        };
+        match queued {
+            true => Durable(Some(durable)).wait().await,
+            false => Err(self.shared.no_more()),
+        }
+    }
+
     /// What happened, for people.
     pub fn events(&self) -> &Events {
         &self.shared.events
@@ -315,7 +399,7 @@ impl Shared {
         let mut world = lock(&self.world);
         let why: fn() -> Error = match failure {
             Failure::Refused(_) => || Error::Write("the change was taken back; see the log".into()),
-            Failure::Silent => {
+            Failure::Unknown(_) | Failure::Silent => {
                 self.stuck.cancel();
                 lock(&self.queue).take();
                 || Error::Stuck
@@ -340,6 +424,13 @@ impl Shared {
 }
 
 impl Commit {
+    /// Of keys and values.
+    fn bytes(&self) -> usize {
+        let value = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
+        let writes = self.writes.iter();
+        writes.map(|(key, of)| key.len() + value(of)).sum()
+    }
+
     /// Takes its steps back, the last first. What they had changed.
     fn undo(self, world: &mut World) -> Vec<Change> {
         for undo in self.undo.into_iter().rev() {
