@@ -11,6 +11,7 @@
 
 mod database;
 mod disk;
+mod durable;
 mod events;
 mod evidence;
 mod format;
@@ -19,6 +20,7 @@ mod lease;
 mod load;
 mod mark;
 mod open;
+mod progress;
 mod seal;
 mod sync;
 #[cfg(test)]
@@ -39,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::meta::{Name, Uid};
 
+pub use durable::Durable;
 pub use events::Events;
 pub use ladder::Gate;
 pub use lease::{LeaseError, gives};
@@ -48,6 +51,8 @@ pub use txn::Txn;
 pub use world::{Footing, Ground, Pool, World};
 
 use database::Batch;
+use durable::Awaits;
+use progress::{Number, Progress};
 use writer::{Disk, Failure};
 
 /// Room for watchers that are slow; one that falls further behind is told to look at everything.
@@ -101,41 +106,15 @@ struct Shared {
     stuck: CancellationToken,
     changes: broadcast::Sender<Change>,
     events: Events,
+    progress: Progress,
     /// What was noticed on opening.
     notes: Vec<String>,
 }
 
-/// Tells that a transaction is on the disk, or that it was taken back. By default, of nothing that must be waited for.
-#[derive(Debug, Default)]
-pub struct Durable(Option<oneshot::Receiver<Result<(), Error>>>);
-
-impl Durable {
-    /// To wait for both: what was begun later is on the disk no earlier.
-    #[must_use]
-    pub fn followed_by(self, later: Self) -> Self {
-        match later.0 {
-            None => self,
-            Some(_) => later,
-        }
-    }
-
-    /// Waits until it is on the disk.
-    ///
-    /// # Errors
-    /// [`Error::Write`] or [`Error::Stuck`]: it was taken back.
-    pub async fn wait(self) -> Result<(), Error> {
-        match self.0 {
-            None => Ok(()),
-            Some(told) => match told.await {
-                Ok(told) => told,
-                Err(_) => Err(closed()),
-            },
-        }
-    }
-}
-
 /// One transaction on its way to the disk.
 struct Commit {
+    /// 0: it changes nothing, and is there to have the others hurry.
+    number: Number,
     writes: Vec<txn::Write>,
     undo: Vec<txn::Undo>,
     changes: Vec<Change>,
@@ -212,13 +191,20 @@ impl Store {
             stuck: CancellationToken::new(),
             changes,
             events: Events::default(),
+            progress: Progress::default(),
             notes,
         });
         let for_writer = Arc::downgrade(&shared);
+        let done = for_writer.clone();
         let writer = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || {
-                writer::write_commits(disk, &commits, |batch, behind, failure| {
+                let written = |last| {
+                    if let Some(shared) = done.upgrade() {
+                        shared.progress.written(last);
+                    }
+                };
+                writer::write_commits(disk, &commits, written, |batch, behind, failure| {
                     if let Some(shared) = for_writer.upgrade() {
                         shared.take_back(batch, behind, failure);
                     }
@@ -287,16 +273,21 @@ impl Store {
         };
         let (writes, undo, changes) = txn.finish();
         if writes.is_empty() {
-            return Ok((value, Durable(None)));
+            // It was so already; perhaps by a change that is not on the disk yet.
+            let seen = self.shared.progress.pending();
+            let seen = seen.filter(|_| awaited == Awaited::Yes);
+            return Ok((value, self.seen(seen)));
         }
         let (told, durable) = match awaited {
-            Awaited::No => (None, None),
+            Awaited::No => (None, Awaits::Nothing),
             Awaited::Yes => {
                 let (told, durable) = oneshot::channel();
-                (Some(told), Some(durable))
+                (Some(told), Awaits::Told(durable))
             }
         };
+        let number = self.shared.progress.made(&changes);
         let commit = Commit {
+            number,
             writes,
             undo,
             changes: changes.clone(),
@@ -309,6 +300,7 @@ impl Store {
         };
         if let Some(unsent) = unsent {
             unsent.undo(&mut world);
+            self.shared.progress.taken_back(number, number);
             return Err(self.shared.no_more().into());
         }
         drop(world);
@@ -336,31 +328,6 @@ impl Store {
     /// [`Error::Write`] or [`Error::Stuck`].
     pub async fn recovered(&self) -> Result<(), Error> {
         self.write(|txn| txn.end_recovery()).await
-    }
-
-    /// Waits until everything that [`Store::read`] can have seen so far is on the disk.
-    ///
-    /// # Errors
-    /// [`Error::Write`] or [`Error::Stuck`]: some of it was taken back.
-    pub async fn settled(&self) -> Result<(), Error> {
-        let (told, durable) = oneshot::channel();
-        let commit = Commit {
-            writes: Vec::new(),
-            undo: Vec::new(),
-            changes: Vec::new(),
-            told: Some(told),
-        };
-        let queued = {
-            let _world = lock(&self.shared.world);
-            let queue = lock(&self.shared.queue);
-            queue
-                .as_ref()
-                .is_some_and(|queue| queue.send(commit).is_ok())
-        };
-        match queued {
-            true => Durable(Some(durable)).wait().await,
-            false => Err(self.shared.no_more()),
-        }
     }
 
     /// What happened, for people.
@@ -398,7 +365,7 @@ impl Shared {
     fn take_back(&self, batch: Vec<Commit>, behind: &Receiver<Commit>, failure: &Failure) {
         let mut world = lock(&self.world);
         let why: fn() -> Error = match failure {
-            Failure::Refused(_) => || Error::Write("the change was taken back; see the log".into()),
+            Failure::Refused(_) => taken_back,
             Failure::Unknown(_) | Failure::Silent => {
                 self.stuck.cancel();
                 lock(&self.queue).take();
@@ -407,6 +374,15 @@ impl Shared {
         };
         // What queued behind the failed batch was built on it. Nothing more can queue while the world is locked.
         let commits: Vec<Commit> = batch.into_iter().chain(behind.try_iter()).collect();
+        let numbers = || {
+            commits
+                .iter()
+                .map(|commit| commit.number)
+                .filter(|n| *n > 0)
+        };
+        if let (Some(first), Some(last)) = (numbers().min(), numbers().max()) {
+            self.progress.taken_back(first, last);
+        }
         for mut commit in commits.into_iter().rev() {
             let told = commit.told.take();
             for change in commit.undo(&mut world) {
@@ -438,6 +414,10 @@ impl Commit {
         }
         self.changes
     }
+}
+
+fn taken_back() -> Error {
+    Error::Write("the change was taken back; see the log".into())
 }
 
 fn closed() -> Error {

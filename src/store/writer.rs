@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::Commit;
 use super::database::Batch;
+use super::progress::Number;
 
 /// As many commits as go into one flush.
 const BATCH: usize = 512;
@@ -111,17 +112,21 @@ impl Disk {
 pub(super) fn write_commits(
     disk: Disk,
     commits: &Receiver<Commit>,
+    written: impl Fn(Number),
     take_back: impl Fn(Vec<Commit>, &Receiver<Commit>, &Failure),
 ) {
     while let Ok(first) = commits.recv() {
         let batch = gather(first, commits);
         let writes = merged(&batch);
         // One that has nothing to write is there only to be told that all before it is on the disk.
-        let written = match writes.is_empty() {
+        let done = match writes.is_empty() {
             true => Ok(()),
             false => disk.write(writes),
         };
-        let Err(failure) = written else {
+        let Err(failure) = done else {
+            let last = batch.iter().map(|commit| commit.number).max();
+            // 0 settles nothing.
+            written(last.unwrap_or_default());
             for told in batch.into_iter().filter_map(|commit| commit.told) {
                 // Whoever asked may have been cancelled; the change stands.
                 let _ = told.send(Ok(()));
