@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tracing::debug;
 
+use super::pending::Current;
 use super::{Engine, Key, SLOW};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
@@ -90,6 +91,7 @@ pub(super) struct Climbing<'a> {
 struct Taken<'a, R> {
     rung: &'a R,
     durable: Mutex<Durable>,
+    current: &'a Current,
 }
 
 impl<R: Reconcile> Reconcile for Taken<'_, R> {
@@ -114,7 +116,11 @@ impl<R: Reconcile> Reconcile for Taken<'_, R> {
             std::mem::take(&mut *self.durable.lock().unwrap_or_else(PoisonError::into_inner));
         let written = durable.wait().await;
         written.map_err(|error| host::Error::other("take", "the rung", error))?;
-        self.rung.act(desired, action).await
+        let program = self.rung.program(action);
+        self.current.begins(action.to_string(), program);
+        let done = self.rung.act(desired, action).await;
+        self.current.ends();
+        done
     }
 }
 
@@ -147,11 +153,14 @@ impl Meet for Climbing<'_> {
             let page = world.page(vm.meta.uid, rung);
             page.is_some_and(|page| page.condition.is_settled_at(vm.meta.generation))
         });
+        let current = Current::default();
         let reconciler = Taken {
+            current: &current,
             rung: reconciler,
             durable: Mutex::new(std::mem::take(&mut self.taken)),
         };
-        let Convergence { taken, result } = engine.converge(&reconciler, desired).await;
+        let work = engine.converge(&reconciler, desired);
+        let Convergence { taken, result } = engine.told_of(vm, rung, &current, work).await;
         // What no step waited for, the next one waits for.
         self.taken = reconciler
             .durable
