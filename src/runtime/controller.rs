@@ -57,7 +57,10 @@ impl<K> Waker<K> {
 pub const ASIDE: usize = 3;
 
 /// A run that takes longer releases its worker.
-pub const SLOW: Duration = Duration::from_secs(1);
+pub const SLOW: Duration = Duration::from_millis(500);
+
+/// The same for a key that has failed: most likely it hangs again.
+const SLOW_AGAIN: Duration = Duration::from_millis(100);
 
 /// How many slow runs may have released their workers at the same time, unless somebody says otherwise.
 pub const SLOW_RUNS: usize = 256;
@@ -136,13 +139,13 @@ pub async fn without_worker<W: Future>(wait: W) -> W::Output {
 }
 
 /// Runs to its end, without a worker once it is slow.
-async fn hand_over<R: Future>(run: R) -> R::Output {
+async fn hand_over<R: Future>(run: R, patience: Duration) -> R::Output {
     tokio::pin!(run);
     loop {
         tokio::select! {
             biased;
             done = &mut run => return done,
-            () = tokio::time::sleep(SLOW) => {}
+            () = tokio::time::sleep(patience) => {}
         }
         // It may wait without one already.
         if let Some(_released) = Released::of_this_run(Why::Slow) {
@@ -257,7 +260,11 @@ impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
                     places: Arc::clone(&places),
                     released: AtomicBool::new(false),
                 });
-                let run = RUN.scope(this, hand_over(run(key.clone(), failures)));
+                let patience = match failures {
+                    0 => SLOW,
+                    _ => SLOW_AGAIN,
+                };
+                let run = RUN.scope(this, hand_over(run(key.clone(), failures), patience));
                 let task = runs.spawn(run);
                 keys.insert(task.id(), key);
             }

@@ -347,12 +347,14 @@ mod tests {
     /// So many of one user's; `busy` ones are worked for.
     fn fill(all: &Arc<Connections>, user: User, count: usize, busy: bool) -> Vec<Place> {
         let now = Instant::now();
-        let admit = |at| all.admit(user, now + Duration::from_millis(at)).ok();
-        let places: Vec<Place> = (0..count as u64).filter_map(admit).collect();
-        if busy {
-            places.iter().for_each(|place| place.connection.works());
-        }
-        places
+        let admit = |at| {
+            let place = all.admit(user, now + Duration::from_millis(at)).ok()?;
+            if busy {
+                place.connection.works();
+            }
+            Some(place)
+        };
+        (0..count as u64).filter_map(admit).collect()
     }
 
     fn closed(places: &[Place]) -> usize {

@@ -93,12 +93,9 @@ impl Drop for Helper {
 /// Kills all short-lived programs with what they have started, and lets none be started any more. For the daemon's end.
 pub fn end_helpers() {
     *ENDING.write().unwrap_or_else(PoisonError::into_inner) = true;
-    let any = {
-        let running = running();
-        running.keys().for_each(|pid| kill_group(*pid));
-        !running.is_empty()
-    };
-    if any {
+    running().keys().for_each(|pid| kill_group(*pid));
+    // One that ended well may have left something behind, too.
+    if NEXT.load(Ordering::Relaxed) > 0 {
         kill_marked(&format!("{}/", *OURS));
     }
 }

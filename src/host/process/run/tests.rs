@@ -57,7 +57,7 @@ fn whatever_a_program_does_it_ends_in_time_and_leaves_nobody() {
             "setsid sh -c 'setsid sleep 60 & sleep 60' & note $!; sleep 60",
             None,
         ),
-        ("exec setsid sleep 60", None),
+        ("exec setsid sleep 60", Some(0)),
         ("while :; do echo endless; done", None),
         ("head -c 20000000 /dev/zero; exit 7", Some(7)),
         ("yes >&2 & note $!; exit 0", Some(0)),
