@@ -8,18 +8,25 @@ use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use super::{Error, Network, Runtime};
+use crate::clock;
 
 /// Where `host-local` keeps its folders, unless `ipam.dataDir` says otherwise.
 const FOLDER: &str = "/var/lib/cni/networks";
 
+/// `host-local` holds its lock while it looks for an address: longer is a plugin that hangs.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_STEP: Duration = Duration::from_millis(20);
+
 impl Runtime {
     /// Removes the reservations in a network whose container is stale, and returns their files. Who is stale is `judged` under
     /// the lock of `host-local`, once for all that is reserved in a folder and after it was read. The judge must say no to every
-    /// container that is not the caller's. Waits while `host-local` holds its lock.
+    /// container that is not the caller's. Waits while `host-local` holds its lock, for 10 s at most.
     pub async fn sweep_host_local<J: Fn(&str) -> bool>(
         &self,
         network: &Network,
@@ -106,9 +113,19 @@ fn lock(folder: &Path) -> Result<File, Error> {
     let mut options = File::options();
     let file = options.read(true).append(true).create(true).open(&path);
     let file = file.map_err(|error| Error::io("open", &path, error))?;
-    rustix::fs::flock(&file, FlockOperation::LockExclusive)
-        .map_err(|error| Error::io("lock", &path, error.into()))?;
-    Ok(file)
+    // Whoever holds it may hang.
+    let since = clock::monotonic();
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK)
+                if clock::monotonic().saturating_duration_since(since) < LOCK_PATIENCE =>
+            {
+                std::thread::sleep(LOCK_STEP);
+            }
+            Err(error) => return Err(Error::io("lock", &path, error.into())),
+        }
+    }
 }
 
 /// The container that holds a reservation; `None` for files that are none, such as `last_reserved_ip.0` and `lock`. Old

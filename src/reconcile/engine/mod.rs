@@ -13,6 +13,7 @@ mod ground;
 mod groups;
 mod isolated;
 mod life;
+mod pending;
 mod plugged;
 mod preview;
 mod seen_rules;

@@ -26,7 +26,8 @@ pub(super) async fn act(ground: &Ground, desired: &Desired, action: &Action) -> 
             let input = Input::edits(&edits(commit));
             let backend = ground.backend.clone();
             let restore = move || iptables::restore(&backend, &input, Lock::Shared);
-            ground.home.run(restore).await
+            let deadline = ground.backend.deadline;
+            ground.home.run_for(deadline, restore).await
         }
         Action::CreateBridge(name) => create(ground, desired, name).await,
         Action::LabelBridge(name) => {

@@ -12,6 +12,7 @@ use super::{
     Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch,
     Left, NOTE, RUN_DIR_VAR, SOCKETS, STRAY, confine, ending, watch,
 };
+use crate::host::blocking::within;
 use crate::host::image::{self, Use};
 use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop, Words};
 use crate::host::{Error, Kind, fs, ramdir};
@@ -21,6 +22,8 @@ use crate::runtime::controller::stand_aside;
 const TERM_DEADLINE: Duration = Duration::from_secs(2);
 /// For the kernel to clear away what SIGKILL killed.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// For the kernel to execute a program: it may lie on a file system whose server does not answer.
+const SPAWN_DEADLINE: Duration = Duration::from_secs(30);
 /// For a new VMM to answer on its control socket, or to give up.
 const START_DEADLINE: Duration = Duration::from_secs(3);
 /// Of what a VMM said before it gave up.
@@ -216,9 +219,7 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<(Identity, Option<Wor
         }
         Ok((born?, words))
     };
-    tokio::task::spawn_blocking(start)
-        .await
-        .map_err(|error| Error::other("start", "the VMM", error))?
+    within(SPAWN_DEADLINE, "start", "the VMM", start).await
 }
 
 fn hold(disks: &[Disk]) -> Result<Vec<(Access, File)>, Error> {
@@ -327,9 +328,8 @@ async fn forget_the_last(desired: &Desired) -> Result<(), Error> {
         && process::user_lives(user)
     {
         let desired = desired.clone();
-        tokio::task::spawn_blocking(move || confine::leave_none(&desired, user))
-            .await
-            .map_err(|error| Error::other("stop", "what a VMM has started", error))??;
+        let leave_none = move || confine::leave_none(&desired, user);
+        within(KILL_DEADLINE, "stop", "what a VMM has started", leave_none).await?;
     }
     confine::leave_cgroup(desired);
     let mut left = SOCKETS.iter().map(|name| desired.dir.join(name));

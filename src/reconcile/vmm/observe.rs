@@ -9,6 +9,7 @@ use super::{
     RunDir, Running, STOPPING, STRAY, Vmm, confine, ending, jailer,
 };
 use crate::api::meta::Uid;
+use crate::host::blocking::within;
 use crate::host::process::{self, Exit, Identity, Life, Record, TapSlot};
 use crate::host::{Error, Kind, fs};
 use crate::owner::{Instance, Label, Owner};
@@ -257,10 +258,12 @@ async fn unrecorded(desired: &Desired) -> Result<Vec<Running>, Error> {
     Ok(running)
 }
 
+/// To read the environment of a process takes its lock on its memory, which one that sleeps in the kernel may hold.
+const CENSUS_DEADLINE: Duration = Duration::from_secs(10);
+
 async fn census() -> Result<Vec<process::Found>, Error> {
-    tokio::task::spawn_blocking(|| process::find(LABEL_VAR))
-        .await
-        .map_err(|error| Error::other("list the processes in", "/proc", error))?
+    let find = || process::find(LABEL_VAR);
+    within(CENSUS_DEADLINE, "list the processes in", "/proc", find).await
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
