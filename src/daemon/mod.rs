@@ -184,7 +184,8 @@ impl Daemon {
                 backend: Backend::detect()?,
                 boot_id: fs::boot_id()?.to_owned(),
             },
-            processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone()),
+            processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone())
+                .with_users(vmm_ids),
             run_dir,
             claims: Claims::new(Path::new(CLAIMS_DIR)),
             waker,
@@ -198,6 +199,7 @@ impl Daemon {
             vmm_ids,
             seen_rules: Default::default(),
             turned_away: Default::default(),
+            removals: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
         // Before anything can change: a change that nobody hears wakes nobody.
