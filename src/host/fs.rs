@@ -79,9 +79,18 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// The whole file, or `None` when there is none.
+/// The whole file, or `None` when there is none. A pipe in its place is not waited for.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
-    match fs::read(path) {
+    let read_all = || -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match read_all() {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) => absent_is_none(Error::io("read", shown(path), error)),
     }

@@ -65,7 +65,8 @@ impl Forger {
     }
 
     fn is_alive(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_none()
+        // Whoever has killed it may have reaped it, too.
+        matches!(self.0.try_wait(), Ok(None))
     }
 }
 
