@@ -227,23 +227,6 @@ fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// Takes the lock on a file, which is made if need be; `None`: another process has it. It ends with the file's descriptor,
-/// so with the process at the latest (`flock(2)`).
-pub fn try_lock(path: &Path) -> Result<Option<File>, Error> {
-    let fail = |error: io::Error| Error::io("lock", shown(path), error);
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(fail)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(fs::TryLockError::WouldBlock) => Ok(None),
-        Err(fs::TryLockError::Error(error)) => Err(fail(error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
