@@ -359,6 +359,12 @@ impl World {
         self.vmm_ids.get(&uid).copied()
     }
 
+    /// Which VM has which user for its VMM.
+    pub fn vmm_users(&self) -> HashMap<u32, Uid> {
+        let users = self.vmm_ids.iter();
+        users.map(|(uid, user)| (*user, *uid)).collect()
+    }
+
     pub(super) fn note_vmm_id(&mut self, uid: Uid, id: u32) {
         self.vmm_ids.insert(uid, id);
         self.ids_taken.insert(id, uid);

@@ -53,6 +53,7 @@ use crate::store::{self, Store, Txn};
 pub use life::remember;
 pub use preview::Preview;
 pub use seen_rules::SeenRules;
+pub use stray::Removals;
 
 /// What can be looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -116,6 +117,8 @@ pub struct Engine {
     pub seen_rules: SeenRules,
     /// VMs that the ground did not carry when they were looked at.
     pub turned_away: Mutex<HashSet<Uid>>,
+    /// Who waits for the removal of orphans.
+    pub removals: Removals,
 }
 
 /// The link of the host namespace that tells of a VM.
