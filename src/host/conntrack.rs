@@ -45,6 +45,13 @@ pub fn count() -> Result<u32, Error> {
         .map_err(|e| Error::other("read", COUNT, e))
 }
 
+/// How many flows a namespace may have, the same number for all (`nf_conntrack_max`). None: no limit is to be seen, as while
+/// connection tracking is not in use.
+pub fn max() -> Option<u32> {
+    const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+    std::fs::read_to_string(MAX).ok()?.trim().parse().ok()
+}
+
 /// This namespace's IPv4 flows. Flows that come and go meanwhile may or may not be among them.
 pub fn list() -> Result<Vec<Flow>, Error> {
     let mut flows = Vec::new();

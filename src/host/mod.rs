@@ -10,6 +10,7 @@ pub mod addr;
 pub mod bridge;
 pub mod cgroup;
 pub mod conntrack;
+pub mod cttimeout;
 pub mod cpu;
 pub mod error;
 pub mod events;

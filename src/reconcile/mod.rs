@@ -16,6 +16,7 @@ pub mod fold;
 pub mod ground;
 pub mod group;
 pub mod life;
+pub mod limits;
 pub mod net;
 pub mod processes;
 pub mod record;

@@ -3,12 +3,13 @@
 
 use super::Ground;
 use super::observe::{FORWARDING, look};
-use super::plan::{Action, Commit, Desired};
+use super::limits::timeouts_name;
+use super::plan::{Action, Commit, Desired, timeouts};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::iptables::{self, Edit, Input, Lock};
 use crate::host::link::{Change, Link, State};
 use crate::host::rule::TableName;
-use crate::host::{Error, addr, bridge, link, sysctl};
+use crate::host::{Error, addr, bridge, cttimeout, link, sysctl};
 use crate::owner;
 use crate::reconcile::net::MTU;
 
@@ -22,6 +23,15 @@ const TABLES: [TableName; 4] = [
 pub(super) async fn act(ground: &Ground, desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
         Action::EnableForwarding => ground.home.run(|| sysctl::write(FORWARDING, "1")).await,
+        Action::SetTimeouts => {
+            let name = timeouts_name(&desired.instance);
+            let set = move || cttimeout::set(&name, &timeouts());
+            ground.home.run(set).await
+        }
+        Action::RemoveTimeouts => {
+            let name = timeouts_name(&desired.instance);
+            ground.home.run(move || cttimeout::delete(&name)).await
+        }
         Action::Commit(commit) => {
             let input = Input::edits(&edits(commit));
             let backend = ground.backend.clone();
