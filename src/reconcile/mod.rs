@@ -12,6 +12,7 @@ pub mod disk;
 pub mod engine;
 pub mod explain;
 pub mod firewall;
+pub mod flows;
 pub mod fold;
 pub mod ground;
 pub mod group;
