@@ -97,10 +97,11 @@ pub fn hashlimit(draft: &mut Match, info: &[u8]) -> Decoded {
     }
 }
 
-/// `struct xt_ct_target_info_v1 { u16 flags; u16 zone; u32 ct_events; u32 exp_events; char helper[16]; char timeout[32]; ... }`.
+/// `struct xt_ct_target_info_v1 { u16 flags; u16 zone; u32 ct_events; u32 exp_events; char helper[16]; char timeout[32]; ... }`. Of
+/// the timeout's name the kernel shows four bytes (`usersize` in xt_CT.c is that of the structure's first version).
 pub fn timeout(info: &[u8]) -> Result<String, Unknown> {
     let rest: [u8; 28] = array(info, 0)?;
-    let name = text(info.get(28..60).ok_or(Unknown)?);
+    let name = text(info.get(28..32).ok_or(Unknown)?);
     match rest.iter().all(|byte| *byte == 0) && !name.is_empty() {
         true => Ok(name),
         false => Err(Unknown),

@@ -128,7 +128,10 @@ impl fmt::Display for ConnLimit {
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { per_second, burst } = self;
-        write!(f, "-m limit --limit {per_second}/sec --limit-burst {burst} ")
+        write!(
+            f,
+            "-m limit --limit {per_second}/sec --limit-burst {burst} "
+        )
     }
 }
 

@@ -73,6 +73,7 @@ impl Engine {
             judged,
             policy,
             guest: block.guest(),
+            limit: limit.all(),
         }
     }
 }

@@ -109,17 +109,13 @@ fn lists(policy: &Policy) -> Vec<Rule> {
 
 /// The rules of both lists; `only`: as far as they concern that address.
 fn entries(policy: &Policy, only: Option<Ipv4Addr>) -> Vec<Rule> {
-    let allow = policy
-        .allow
-        .iter()
-        .enumerate()
-        .map(|(index, entry)| {
-            (
-                *entry,
-                Origin::Allow(index, *entry),
-                Target::Jump(ALLOW.into()),
-            )
-        });
+    let allow = policy.allow.iter().enumerate().map(|(index, entry)| {
+        (
+            *entry,
+            Origin::Allow(index, *entry),
+            Target::Jump(ALLOW.into()),
+        )
+    });
     let drop = policy.drop.iter().enumerate().map(|(index, entry)| {
         (
             *entry,

@@ -10,39 +10,44 @@
 //! - The counters belong to the rules, so these chains hold nothing that changes with a VM or its policy.
 //! - TCP gets our own timeouts where its entries are made: `connlimit` does not count what TCP has closed, and entries of the
 //!   kernel's default live for two minutes then.
-//! - A neighbour that does not answer takes a place in the kernel's one neighbour table for seconds. Only destinations on the
-//!   host's own links make neighbours there. They are rated for each VM, and their number is bounded for all VMs together.
+//! - A neighbour that does not answer takes a place in the kernel's one neighbour table for seconds, and only a destination on one
+//!   of the host's own links is a neighbour. The number of those that have not answered is bounded, in equal parts for each pool
+//!   and subnet of VMs, so that the VMs of one group leave the others theirs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
 use super::rules::{Carried, Side, Standing};
+use crate::api::lease::subnet;
+use crate::host::conntrack::Flow;
 use crate::host::rule::{
-    ConnLimit, CtState, Distinct, Match, Protocol, Rate, Rule, Side as End, SourceRate, Target,
+    ConnLimit, CtState, Distinct, Match, Protocol, Rule, Side as End, SourceRate, Target,
 };
 use crate::owner::Instance;
 use crate::reconcile::limits::Limit;
+use crate::store::Footing;
 
 /// Distinct destinations on the host's links that do not answer, for all VMs together: a quarter of the kernel's default size of
 /// the neighbour table (`gc_thresh3`).
 const NEIGHBOURS: u32 = 256;
 
-/// New flows of one VM to destinations on the host's links: so many a second, after so many at once.
-const NEIGHBOUR_RATE: (u32, u32) = (20, 32);
+/// And for the VMs of one pool or subnet at least.
+const FEWEST_NEIGHBOURS: u32 = 16;
 
 /// What the limits are made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Of a VM whose group asks for none.
     pub share: Limit,
-    /// The networks that the host has an address in, without the VMs' own links.
+    /// The networks of the host's links whose neighbours are counted.
     pub on_link: BTreeSet<Ipv4Network>,
 }
 
-/// The name of the timeout policy for TCP.
+/// The name of the timeout policy for TCP: four characters, because the kernel shows no more of it with a rule.
 pub fn timeouts_name(instance: &Instance) -> String {
-    format!("slice-{instance}")
+    instance.as_str().chars().take(4).collect()
 }
 
 /// `raw`: what comes from VMs makes entries with our timeouts.
@@ -102,23 +107,19 @@ pub(super) fn to_neighbours(carried: &Carried<'_>) -> Vec<Rule> {
     if carried.limits.on_link.is_empty() {
         return Vec::new();
     }
-    let (per_second, burst) = NEIGHBOUR_RATE;
-    let mut rules = Vec::new();
-    for sources in sources(carried) {
-        let rate = sources.rate(carried, "n", Rate::at_most(per_second, burst));
-        rules.push(sources.new().source_rate(rate).then(Target::Drop));
-    }
-    let distinct = Distinct {
-        name: format!("{}-lan-{NEIGHBOURS}", carried.instance.link_prefix()),
-        most: NEIGHBOURS,
+    let sources = sources(carried);
+    let most = NEIGHBOURS / u32::try_from(sources.len().max(1)).unwrap_or(NEIGHBOURS);
+    let bounded = |sources: &Sources<'_>| {
+        let network = sources.network.map(|network| network.network());
+        let network = network.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let distinct = Distinct {
+            name: format!("{}-{most}-{network}", carried.instance.link_prefix()),
+            most: most.max(FEWEST_NEIGHBOURS),
+        };
+        let unanswered = sources.packets().ctstate([CtState::New]);
+        unanswered.distinct(distinct).then(Target::Return)
     };
-    rules.push(
-        Rule::when()
-            .ctstate([CtState::New])
-            .distinct(distinct)
-            .then(Target::Return),
-    );
-    rules
+    sources.iter().map(bounded).collect()
 }
 
 /// `mangle`: what others open to VMs on bridges. Isolated VMs get answers only.
@@ -153,7 +154,11 @@ struct Sources<'a> {
 impl Sources<'_> {
     /// The packets that make an entry.
     fn new(&self) -> Match {
-        let mut when = Rule::when().unconfirmed();
+        self.packets().unconfirmed()
+    }
+
+    fn packets(&self) -> Match {
+        let mut when = Rule::when();
         if let Some(bridge) = self.bridge {
             when = when.in_if(bridge);
         }
@@ -165,7 +170,7 @@ impl Sources<'_> {
 
     /// What may be open, and how fast it may be opened.
     fn open(&self, carried: &Carried<'_>) -> [Rule; 2] {
-        let rate = self.rate(carried, "c", self.limit.new());
+        let rate = self.rate(carried);
         let open = self.connlimit(self.limit.all());
         [
             self.new().connlimit(open).then(Target::Drop),
@@ -181,11 +186,15 @@ impl Sources<'_> {
         }
     }
 
-    fn rate(&self, carried: &Carried<'_>, sort: &str, rate: Rate) -> SourceRate {
-        let (links, prefix) = (carried.instance.link_prefix(), self.prefix);
+    fn rate(&self, carried: &Carried<'_>) -> SourceRate {
+        let (links, prefix, rate) = (
+            carried.instance.link_prefix(),
+            self.prefix,
+            self.limit.new(),
+        );
         let (per_second, burst) = (rate.per_second(), rate.burst());
         SourceRate {
-            name: format!("{links}-{sort}{per_second}-{burst}-{prefix}"),
+            name: format!("{links}-{per_second}-{burst}-{prefix}"),
             rate,
             prefix,
         }
@@ -212,6 +221,33 @@ fn sources<'a>(carried: &'a Carried<'_>) -> Vec<Sources<'a>> {
 fn ours(sides: &[Side]) -> BTreeSet<&str> {
     let ours = sides.iter().filter(|side| side.standing == Standing::Ours);
     ours.map(|side| side.bridge.as_str()).collect()
+}
+
+/// Of these flows, those of VMs that have more than they may. The rules were written again and count from 0: who has more than the
+/// limit keeps none, so that it never has more than that.
+pub(super) fn excess(footing: &Footing, share: Limit, flows: Vec<Flow>) -> Vec<Flow> {
+    let bridges = footing.bridges.values().flatten();
+    let subnets = bridges.map(|gateway| (subnet(*gateway), 32));
+    let pools = footing.pools.iter().map(|pool| (*pool, 30));
+    let ranges: Vec<(Ipv4Network, u8)> = pools.chain(subnets).collect();
+    let key = |flow: &Flow| {
+        let (range, prefix) = ranges.iter().find(|(range, _)| range.contains(flow.src))?;
+        Some((*range, flow.src.to_bits() >> (32 - prefix)))
+    };
+    let mut counts: HashMap<(Ipv4Network, u32), u32> = HashMap::new();
+    for key in flows.iter().filter_map(key) {
+        *counts.entry(key).or_default() += 1;
+    }
+    let is_over = |(range, address): (Ipv4Network, u32)| {
+        let own = footing.max_connections.get(&range);
+        let limit = own.map_or(share, |most| Limit::of(*most));
+        counts
+            .get(&(range, address))
+            .is_some_and(|count| *count > limit.all())
+    };
+    let mut over = flows;
+    over.retain(|flow| key(flow).is_some_and(is_over));
+    over
 }
 
 fn limit_of(carried: &Carried<'_>, network: Ipv4Network) -> Limit {

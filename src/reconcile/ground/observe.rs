@@ -54,15 +54,18 @@ fn observe_timeouts(name: &str) -> Result<Option<Timeouts>, host::Error> {
     }
 }
 
-/// The networks that neighbours of the host are in. An isolated VM's link has its own /30, in which there is nobody else.
+/// The networks of the host's links that have room for more neighbours than are bounded, and all private ones, of which a host may
+/// have many. An isolated VM's link has its own /30, in which there is nobody else.
 async fn observe_on_link(ground: &Ground) -> Result<BTreeSet<Ipv4Network>, host::Error> {
     let addresses = addr::list(&ground.netlink, addr::Of::All).await?;
-    let has_others = |net: &Ipv4Network| {
+    let counts = |net: &Ipv4Network| {
         let is_block = net.prefix() == Block::PREFIX_LEN && net.ip().is_link_local();
-        net.prefix() < 31 && !net.ip().is_loopback() && !is_block
+        let is_private = net.ip().is_private() || net.ip().is_link_local();
+        let is_alone = net.prefix() >= 31 || net.ip().is_loopback() || is_block;
+        !is_alone && (is_private || net.prefix() < 24)
     };
     let networks = addresses.into_iter().map(|addr| addr.net);
-    Ok(networks.filter(has_others).map(subnet).collect())
+    Ok(networks.filter(counts).map(subnet).collect())
 }
 
 async fn observe_bridges(

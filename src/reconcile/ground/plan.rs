@@ -41,7 +41,7 @@ pub struct Observed {
     pub bridges: BTreeMap<String, BridgeSeen>,
     /// `nf_conntrack_max`; none: not to be seen.
     pub conntrack_max: Option<u32>,
-    /// The networks that the host has an address in, without isolated VMs' links.
+    /// The networks of the host's links whose neighbours are counted.
     pub on_link: BTreeSet<Ipv4Network>,
     /// Our timeout policy for TCP; none: there is none.
     pub timeouts: Option<Timeouts>,

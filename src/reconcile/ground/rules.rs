@@ -115,14 +115,20 @@ pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
         let on_bridge = |bridge: &&str| Rule::when().in_if(*bridge).jump(instance.chain(role));
         let isolated = (!carried.pools.is_empty()).then(|| from(role));
         let rules = isolated.into_iter();
-        rules.chain(bridges.iter().map(on_bridge)).collect::<Vec<_>>()
+        rules
+            .chain(bridges.iter().map(on_bridge))
+            .collect::<Vec<_>>()
     };
     let mut raw = vec![from("RAW")];
     raw.extend(from_each("CT"));
     let mut jumps = vec![
         jump(TableName::Raw, "PREROUTING", raw),
         jump(TableName::Mangle, "PREROUTING", from_each("LIMIT")),
-        jump(TableName::Mangle, "FORWARD", vec![from("MSS"), to("MSS"), all("LIMITIN")]),
+        jump(
+            TableName::Mangle,
+            "FORWARD",
+            vec![from("MSS"), to("MSS"), all("LIMITIN")],
+        ),
         jump(TableName::Nat, "POSTROUTING", vec![all("NAT")]),
         jump(TableName::Filter, "INPUT", vec![from("HOST")]),
         jump(TableName::Filter, "FORWARD", forward()),
