@@ -11,12 +11,16 @@ mod bridge;
 mod bridge_apart;
 #[path = "packets/bridge_guard.rs"]
 mod bridge_guard;
+#[path = "packets/flood.rs"]
+mod flood;
 #[path = "packets/host.rs"]
 mod host;
 #[path = "packets/live.rs"]
 mod live;
 #[path = "packets/modes.rs"]
 mod modes;
+#[path = "packets/neighbours.rs"]
+mod neighbours;
 #[path = "packets/odd.rs"]
 mod odd;
 #[path = "packets/others.rs"]

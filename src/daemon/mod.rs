@@ -230,6 +230,7 @@ impl Daemon {
             checked: Default::default(),
             vmm_ids,
             seen_rules: Default::default(),
+            flows: Default::default(),
             turned_away: Default::default(),
             removals: Default::default(),
         });

@@ -12,6 +12,7 @@ pub mod bridge;
 pub mod cgroup;
 pub mod conntrack;
 pub mod cpu;
+pub mod cttimeout;
 pub mod error;
 pub mod events;
 pub mod fdb;

@@ -48,12 +48,23 @@ impl fmt::Display for Match {
             option(f, "--mac-source", &Some(test.map(MacText)))?;
         }
         list(f, "-m conntrack --ctstate", &self.ctstate)?;
+        if self.unconfirmed {
+            f.write_str("-m conntrack ! --ctstatus CONFIRMED ")?;
+        }
         list(f, "-m addrtype --dst-type", &self.dst_type)?;
+        shown(f, &self.connlimit)?;
+        shown(f, &self.rate)?;
+        shown(f, &self.source_rate)?;
+        shown(f, &self.distinct)?;
         match &self.comment {
             None => Ok(()),
             Some(text) => write!(f, "-m comment --comment {} ", Quoted(text)),
         }
     }
+}
+
+fn shown<T: fmt::Display>(f: &mut fmt::Formatter<'_>, value: &Option<T>) -> fmt::Result {
+    value.as_ref().map_or(Ok(()), |value| value.fmt(f))
 }
 
 fn option<T: fmt::Display>(
@@ -119,6 +130,7 @@ impl fmt::Display for Target {
             }
             Self::Masquerade => "MASQUERADE",
             Self::ClampMss => "TCPMSS --clamp-mss-to-pmtu",
+            Self::Timeout(policy) => return write!(f, "CT --timeout {policy}"),
         })
     }
 }

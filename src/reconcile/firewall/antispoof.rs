@@ -33,6 +33,7 @@
 //! [`PASS`]: crate::host::tc::PASS
 
 mod assemble;
+mod isolated;
 #[cfg(test)]
 mod tests;
 
@@ -44,6 +45,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::network::Mac;
 use crate::host::tc::Insn;
+
+pub use isolated::program_isolated;
 
 use self::assemble::Line::{At, Do, Test};
 use self::assemble::To::{Drop, Next, Part, Pass};

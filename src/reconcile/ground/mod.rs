@@ -3,6 +3,7 @@
 
 mod act;
 mod bridges;
+pub mod limits;
 mod observe;
 mod plan;
 pub mod rules;
