@@ -12,11 +12,16 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::connections::{Connection, User};
+use super::connections::{Connection, Connections, User};
 use super::door::Peer;
 use super::guarded::Tracked;
-use super::limits::{BODIES_LIMIT, BODY_LIMIT, Limits, SMALL_BODY_LIMIT};
+use super::limits::{
+    ANSWERS_LIMIT, BODIES_LIMIT, BODY_LIMIT, Limits, SMALL_ANSWER, SMALL_BODY_LIMIT,
+};
 use super::server::{now, problem};
+
+/// Between two looks whether there is room for an answer.
+const ANSWER_STEP: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// The peer of a connection, as its requests carry it.
 #[derive(Clone, Debug)]
@@ -30,6 +35,7 @@ pub(super) struct Caller {
 #[derive(Debug)]
 pub(super) struct Room {
     limits: Limits,
+    connections: Arc<Connections>,
     privileged: Share,
     others: Share,
     streams: std::sync::Mutex<Vec<User>>,
@@ -41,6 +47,8 @@ struct Share {
     lists: Arc<Semaphore>,
     /// A permit a KiB.
     bodies: Arc<Semaphore>,
+    /// The same.
+    answers: Arc<Semaphore>,
 }
 
 impl Share {
@@ -50,13 +58,15 @@ impl Share {
             heavy: semaphore(limits.heavy),
             lists: semaphore(limits.lists),
             bodies: semaphore(BODIES_LIMIT >> 10),
+            answers: semaphore(ANSWERS_LIMIT >> 10),
         }
     }
 }
 
 impl Room {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits, connections: Arc<Connections>) -> Self {
         Self {
+            connections,
             privileged: Share::of(&limits),
             others: Share::of(&limits),
             streams: std::sync::Mutex::default(),
@@ -183,15 +193,11 @@ async fn work(
     caller.connection.works();
     let share = room.share(caller.user);
     let mut held = Held::default();
-    let heavy = match weight {
+    let working = match weight {
         Weight::Heavy => {
             Some(turn(room, &share.heavy, "read manifests or look at the host").await?)
         }
-        Weight::List => {
-            let permit = turn(room, &share.lists, "list objects").await?;
-            held.permits.push(permit);
-            None
-        }
+        Weight::List => Some(turn(room, &share.lists, "list objects").await?),
         Weight::Follows => {
             held.stream = Some(room.stream(caller.user)?);
             None
@@ -199,8 +205,43 @@ async fn work(
         Weight::Light => None,
     };
     let answer = next.run(request).await;
-    drop((heavy, body));
+    drop((working, body));
+    let length = hyper::body::Body::size_hint(answer.body()).lower();
+    held.permits
+        .extend(for_answer(room, caller.user, length).await?);
     Ok((answer, held))
+}
+
+/// Room for an answer until it has been taken.
+async fn for_answer(
+    room: &Room,
+    user: User,
+    length: u64,
+) -> Result<Option<OwnedSemaphorePermit>, Response> {
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    if length < SMALL_ANSWER {
+        return Ok(None);
+    }
+    let answers = &room.share(user).answers;
+    let needs = u32::try_from(length.min(ANSWERS_LIMIT) >> 10).unwrap_or(u32::MAX);
+    let since = now();
+    loop {
+        if let Ok(permit) = Arc::clone(answers).try_acquire_many_owned(needs) {
+            return Ok(Some(permit));
+        }
+        let now = now();
+        if room
+            .connections
+            .evict_blocked(user == User::Privileged, now)
+        {
+            continue;
+        }
+        if now.saturating_duration_since(since) > room.limits.turn {
+            let why = "too many large answers are being taken; try again";
+            return Err(busy(why.to_owned()));
+        }
+        tokio::time::sleep(ANSWER_STEP).await;
+    }
 }
 
 async fn turn(

@@ -7,12 +7,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::limits::Limits;
+
+/// Whoever has taken nothing for so long makes room for an answer to somebody else.
+const BLOCKED: Duration = Duration::from_millis(50);
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +152,12 @@ impl Connection {
         state.blocked.or(phase)
     }
 
+    /// Since when its peer has taken nothing, where something is held for its answer.
+    fn blocked_with_answer(&self) -> Option<Instant> {
+        let state = self.state();
+        state.blocked.filter(|_| !state.permits.is_empty())
+    }
+
     fn deadline(&self) -> Option<Instant> {
         let state = self.state();
         let phase = match state.phase {
@@ -256,6 +265,24 @@ impl Connections {
         })
     }
 
+    /// Closes, for its answer's sake, the connection whose peer has taken nothing of it for longest. False: there is none.
+    pub(super) fn evict_blocked(&self, privileged: bool, now: Instant) -> bool {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let blocked = open.all.iter().filter_map(|(id, entry)| {
+            let same = (entry.user == User::Privileged) == privileged;
+            let since = entry.connection.blocked_with_answer()?;
+            (same && since + BLOCKED <= now).then_some((since, *id))
+        });
+        let Some((_, id)) = blocked.min() else {
+            return false;
+        };
+        if let Some(entry) = open.all.remove(&id) {
+            entry.connection.closed.cancel();
+            entry.connection.state().permits.clear();
+        }
+        true
+    }
+
     fn make_room(&self, open: &mut Open, user: User) -> Result<(), String> {
         let limits = &self.limits;
         let (mine, others) = (open.of(user), open.all.len() - open.of(User::Privileged));
@@ -333,8 +360,6 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const ALICE: User = User::Of(1000);

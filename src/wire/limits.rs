@@ -22,6 +22,11 @@ pub const SMALL_BODY_LIMIT: usize = 64 << 10;
 /// Bytes of all bodies together that are being received: of privileged users, and of all others.
 pub const BODIES_LIMIT: usize = 2 * BODY_LIMIT;
 
+/// Bytes of all answers together that have been made and not taken yet: of privileged users, and of all others.
+pub const ANSWERS_LIMIT: usize = 64 << 20;
+/// An answer that is smaller is not counted.
+pub const SMALL_ANSWER: usize = 64 << 10;
+
 /// Limits of one server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -35,7 +40,7 @@ pub struct Limits {
     pub streams: usize,
     /// Requests that read manifests or look at the whole host, at the same time: of privileged users, and as many of all others.
     pub heavy: usize,
-    /// Lists of objects that are being answered, in the same way.
+    /// Lists of objects that are being made, in the same way.
     pub lists: usize,
     /// For a request's head, from the connection or its first byte on.
     pub head: Duration,
@@ -62,7 +67,8 @@ impl Limits {
             per_user: (connections - reserved) / 2,
             streams: connections / 4,
             heavy: 2,
-            lists: 4,
+            // It is work for a processor, of which the engine needs the others.
+            lists: 1,
             head: Duration::from_secs(10),
             idle: Duration::from_secs(30),
             body: Duration::from_secs(30),

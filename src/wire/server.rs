@@ -79,8 +79,9 @@ pub async fn serve_within<B: Backend>(
         backend,
         stop: stop.clone(),
     });
-    let app = router(Arc::clone(&shared), Arc::new(Room::new(limits)));
     let connections = Arc::new(Connections::new(limits));
+    let room = Arc::new(Room::new(limits, Arc::clone(&connections)));
+    let app = router(Arc::clone(&shared), room);
     let mut tasks = JoinSet::new();
     loop {
         let accepted = tokio::select! {

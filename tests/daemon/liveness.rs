@@ -385,7 +385,7 @@ fn what_exceeds_the_address_plan_is_refused_before_it_is_planned() {
             (
                 of(2, "count: 9000, network_name: x, network: {mode: cni}"),
                 "m.yaml:4",
-                "found 18000 VMs",
+                "found 18001 VMs",
             ),
             (
                 of(9000, "count: 1000, network_name: x, network: {mode: cni}"),
