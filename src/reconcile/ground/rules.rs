@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 
 use ipnetwork::Ipv4Network;
 
+use super::apart;
 use super::plan::Jump;
 use crate::api::policy::{self, Entry};
 use crate::host::rule::{AddrType, Chain, CtState, Protocol, Rule, TableName, Target};
@@ -68,6 +69,7 @@ pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
     let mut chains = vec![
         (TableName::Raw, "RAW", isolated(raw(carried))),
         (TableName::Mangle, "MSS", isolated(mss())),
+        (TableName::Mangle, apart::ROLE, apart::rules(carried)),
         (TableName::Nat, "NAT", nat(carried)),
         (TableName::Filter, "OUT", isolated(out(carried))),
         (TableName::Filter, "IN", isolated(back_in())),
@@ -101,7 +103,11 @@ pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
     let forward = || vec![from("OUT"), to("IN"), all("BR")];
     let mut jumps = vec![
         jump(TableName::Raw, "PREROUTING", vec![from("RAW")]),
-        jump(TableName::Mangle, "FORWARD", vec![from("MSS"), to("MSS")]),
+        jump(
+            TableName::Mangle,
+            "FORWARD",
+            vec![all(apart::ROLE), from("MSS"), to("MSS")],
+        ),
         jump(TableName::Nat, "POSTROUTING", vec![all("NAT")]),
         jump(TableName::Filter, "INPUT", vec![from("HOST")]),
         jump(TableName::Filter, "FORWARD", forward()),
@@ -243,7 +249,7 @@ fn nat(carried: &Carried<'_>) -> Vec<Rule> {
 }
 
 /// Two subnets on a bridge may want the same rule.
-fn push_once(rules: &mut Vec<Rule>, rule: Rule) {
+pub(super) fn push_once(rules: &mut Vec<Rule>, rule: Rule) {
     if !rules.contains(&rule) {
         rules.push(rule);
     }
