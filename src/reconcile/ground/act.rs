@@ -82,7 +82,10 @@ async fn create(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Er
 async fn close(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Error> {
     find(ground, desired, name).await?;
     let name = name.to_owned();
-    ground.home.run(move || host_links::write_bridge(&name)).await
+    ground
+        .home
+        .run(move || host_links::write_bridge(&name))
+        .await
 }
 
 async fn configure(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Error> {

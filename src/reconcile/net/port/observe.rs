@@ -8,8 +8,8 @@ use super::plan::{BridgeSeen, Desired, Entry, Observed, TapSeen};
 use crate::api::network::Mac;
 use crate::host::link::Link;
 use crate::host::{self, addr, fdb, link, neigh};
-use crate::reconcile::net::{files, host_links};
 use crate::reconcile::net::observe::{mac, tap_owner};
+use crate::reconcile::net::{files, host_links};
 
 pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, host::Error> {
     let files::Seen { record, dir } = files::observe(&desired.vm_dir())?;

@@ -180,6 +180,12 @@ impl Desired {
         RunDir(self.run_dir.clone()).vm_dir(owner::uid_of(&self.label))
     }
 
+    /// Whether that bridge is one that this daemon made.
+    pub fn is_managed(&self, bridge: &BridgeSeen) -> bool {
+        let slot = self.slot.as_ref();
+        slot.is_some_and(|slot| is_ours(self, slot, bridge))
+    }
+
     /// Where the VM is to be, or was.
     pub fn place(&self) -> Option<Remains> {
         let place = self.slot.as_ref().map(|slot| Remains {
