@@ -11,6 +11,10 @@ mod bridge;
 mod bridge_apart;
 #[path = "packets/bridge_guard.rs"]
 mod bridge_guard;
+#[path = "packets/configuration.rs"]
+mod configuration;
+#[path = "packets/daemons.rs"]
+mod daemons;
 #[path = "packets/host.rs"]
 mod host;
 #[path = "packets/live.rs"]
@@ -21,6 +25,8 @@ mod modes;
 mod odd;
 #[path = "packets/others.rs"]
 mod others;
+#[path = "packets/translated.rs"]
+mod translated;
 #[path = "packets/truth.rs"]
 mod truth;
 #[path = "packets/window.rs"]
