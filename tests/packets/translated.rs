@@ -32,8 +32,8 @@ const TO_THE_LAN: [(&str, &str); 9] = [
          iptables -t nat -A SVC -d 198.18.0.10/32 -p icmp -j DNAT --to-destination 192.168.1.10",
     ),
     (
-        "iptables DNAT to one of several",
-        "iptables -t nat -A PREROUTING -d 198.18.0.10 -j DNAT --to-destination 192.168.1.10-192.168.1.11 --random",
+        "iptables DNAT to one of several, as kube-proxy does",
+        "iptables -t nat -A PREROUTING -d 198.18.0.10 -m statistic --mode random --probability 1.0 -j DNAT --to-destination 192.168.1.10",
     ),
     (
         "iptables NETMAP",
