@@ -148,6 +148,8 @@ pub fn program(mac: Mac, ip: Ipv4Addr, apart: Option<&Apart>) -> Vec<Insn> {
 pub fn program_unmanaged(apart: Option<&Apart>) -> Vec<Insn> {
     let mut lines = apart.map(not_by_the_host).unwrap_or_default();
     lines.extend(at_least(PAYLOAD));
+    // Spanning trees, LLDP and their like, and the registration of VLANs and groups (IEEE 802.1Q tables 8-1 and 10-1).
+    lines.extend(not_to_bridges(0xffc0));
     lines.push(Do(op::LOAD_HALF, ETHERTYPE));
     // The kernel has taken off the outermost.
     lines.extend(TAGS.map(|tag| Test(op::EQUAL, tag, Drop, Next)));
@@ -276,19 +278,26 @@ fn ethernet(mac: Mac) -> Vec<Line<Label>> {
         Test(op::EQUAL, 0, Next, Drop),
     ]);
     lines.extend(is_mac(SOURCE, mac));
+    lines.extend(not_to_bridges(0xfff0));
     lines.extend([
-        Do(op::LOAD_WORD, 0),
-        Test(op::EQUAL, RESERVED, Next, Part(Label::Reserved)),
-        Do(op::LOAD_HALF, 4),
-        Do(op::AND, 0xfff0),
-        Test(op::EQUAL, 0, Drop, Next),
-        At(Label::Reserved),
         Do(op::LOAD_HALF, ETHERTYPE),
         Test(op::EQUAL, IPV4, Part(Label::Ipv4), Next),
         Test(op::EQUAL, ARP, Part(Label::Arp), Next),
         Test(op::EQUAL, IPV6, Part(Label::Ipv6(ipv6::Label::Own)), Drop),
     ]);
     lines
+}
+
+/// Drops what is sent to bridges: to 01:80:c2:00, and then 0 under `mask`.
+fn not_to_bridges(mask: u32) -> [Line<Label>; 6] {
+    [
+        Do(op::LOAD_WORD, 0),
+        Test(op::EQUAL, RESERVED, Next, Part(Label::Reserved)),
+        Do(op::LOAD_HALF, 4),
+        Do(op::AND, mask),
+        Test(op::EQUAL, 0, Drop, Next),
+        At(Label::Reserved),
+    ]
 }
 
 /// RFC 791, RFC 768.

@@ -2,8 +2,9 @@
 //! Not here: who makes the links; what guests may send to each other (`firewall::antispoof`).
 //!
 //! # Why
-//! - Packets of bridge VMs come in at the bridge. Only there does the host need IPv4, and it may need IPv6 if the administrator gives the
-//!   bridge an address. A port needs neither, but is not out of reach: what is sent to 01:80:c2:00:00:0X is taken in at the port itself
+//! - Packets of bridge VMs come in at the bridge. Only there does the host need IPv4. It needs IPv6 nowhere: VMs are given no IPv6
+//!   addresses, and what they say to each other in IPv6 is bridged whether the host speaks it or not. With `disable_ipv6` the link has no
+//!   address, route or neighbour, and loses those that it had. A port needs nothing, but is not out of reach: what is sent to 01:80:c2:00:00:0X is taken in at the port itself
 //!   (`br_handle_frame`, net/bridge/br_input.c).
 //! - `accept_ra`, `autoconf` and `accept_redirects` of IPv6 are read from the link alone. Of IPv4, `accept_redirects` and
 //!   `accept_source_route` need `all` as well on a link that forwards (`IN_DEV_RX_REDIRECTS`, include/linux/inetdevice.h), so that a 0
@@ -41,7 +42,8 @@ const OF_A_VETH: [Setting; 5] = [
 ];
 
 /// Of a bridge of ours.
-const OF_A_BRIDGE: [Setting; 13] = [
+const OF_A_BRIDGE: [Setting; 14] = [
+    ("ipv6", "disable_ipv6", "1"),
     ("ipv6", "accept_ra", "0"),
     ("ipv6", "autoconf", "0"),
     ("ipv6", "accept_redirects", "0"),
@@ -105,12 +107,103 @@ pub(in crate::reconcile) fn is_bridge(link: &Link) -> bool {
         arp_ignore: 1,
         ..Ipv4::default()
     };
-    let ipv6 = |ipv6: Ipv6| (ipv6.bare || ipv6.disabled) && !ipv6.configurable;
     link.group == link_group::BRIDGE
         && link.ipv4.is_none_or(|ipv4| ipv4 == right)
-        && link.ipv6.is_none_or(ipv6)
+        && link.ipv6.is_none_or(is_off)
 }
 
 fn is_off(ipv6: Ipv6) -> bool {
     ipv6.disabled && !ipv6.configurable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bridge() -> Link {
+        Link {
+            group: link_group::BRIDGE,
+            ipv4: Some(Ipv4 {
+                forwarding: 1,
+                arp_announce: 2,
+                arp_ignore: 1,
+                ..Ipv4::default()
+            }),
+            ipv6: Some(OFF),
+            ..Link::default()
+        }
+    }
+
+    const OFF: Ipv6 = Ipv6 {
+        disabled: true,
+        configurable: false,
+        bare: true,
+    };
+
+    #[test]
+    fn each_setting_by_itself_makes_a_bridge_differ() {
+        assert!(is_bridge(&bridge()));
+        let changes: [fn(&mut Link); 13] = [
+            |link| link.group = 0,
+            |link| link.group = link_group::PORT,
+            |link| link.ipv6.as_mut().unwrap().disabled = false,
+            |link| link.ipv6.as_mut().unwrap().configurable = true,
+            |link| link.ipv4.as_mut().unwrap().forwarding = 0,
+            |link| link.ipv4.as_mut().unwrap().accept_redirects = 1,
+            |link| link.ipv4.as_mut().unwrap().secure_redirects = 1,
+            |link| link.ipv4.as_mut().unwrap().shared_media = 1,
+            |link| link.ipv4.as_mut().unwrap().accept_source_route = 1,
+            |link| link.ipv4.as_mut().unwrap().proxy_arp = 1,
+            |link| link.ipv4.as_mut().unwrap().arp_accept = 1,
+            |link| link.ipv4.as_mut().unwrap().arp_announce = 0,
+            |link| link.ipv4.as_mut().unwrap().arp_ignore = 0,
+        ];
+        for (number, change) in changes.iter().enumerate() {
+            let mut link = bridge();
+            change(&mut link);
+            assert!(!is_bridge(&link), "{number}");
+        }
+    }
+
+    #[test]
+    fn each_setting_by_itself_makes_a_port_and_a_veth_differ() {
+        let port = Link {
+            group: link_group::PORT,
+            ipv4: Some(Ipv4 {
+                arp_ignore: 8,
+                ..Ipv4::default()
+            }),
+            ipv6: Some(OFF),
+            ..Link::default()
+        };
+        let veth = Link {
+            group: link_group::ISOLATED,
+            ..port.clone()
+        };
+        assert!(is_port(&port) && is_veth(&veth));
+        assert!(!is_port(&veth) && !is_veth(&port));
+        let changes: [fn(&mut Link); 3] = [
+            |link| link.group = 0,
+            |link| link.ipv6.as_mut().unwrap().disabled = false,
+            |link| link.ipv6.as_mut().unwrap().configurable = true,
+        ];
+        for change in changes {
+            let (mut port, mut veth) = (port.clone(), veth.clone());
+            change(&mut port);
+            change(&mut veth);
+            assert!(!is_port(&port) && !is_veth(&veth));
+        }
+        let of_a_port: [fn(&mut Ipv4); 3] = [
+            |ipv4| ipv4.accept_redirects = 1,
+            |ipv4| ipv4.accept_source_route = 1,
+            |ipv4| ipv4.arp_ignore = 0,
+        ];
+        for change in of_a_port {
+            let mut port = port.clone();
+            change(port.ipv4.as_mut().unwrap());
+            assert!(!is_port(&port));
+        }
+        // A kernel without IPv6 has nothing to turn off.
+        assert!(is_port(&Link { ipv6: None, ..port }) && is_veth(&Link { ipv6: None, ..veth }));
+    }
 }

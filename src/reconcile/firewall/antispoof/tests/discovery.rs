@@ -229,6 +229,11 @@ fn on_a_users_bridge_a_guest_that_may_send_as_anybody_still_configures_nobody() 
     )));
     assert!(unmanaged(&ipv6_from(ROUTER, 6, &[0; 20])));
     assert!(unmanaged(&ethernet_frame(0x88cc, &[0; 40])));
+    for last in [0, 3, 0xe, 0x21] {
+        let mut frame = ethernet_frame(38, &[0x42; 38]);
+        frame[..6].copy_from_slice(&[1, 0x80, 0xc2, 0, 0, last]);
+        assert!(!unmanaged(&frame), "{last}");
+    }
     let hidden = [58, 0, 5, 2, 0, 0, 1, 0, 134, 0, 0, 0];
     for next in EXTENSIONS.into_iter().chain([0]) {
         assert!(
