@@ -8,6 +8,7 @@
 mod bind;
 mod census;
 mod confine;
+mod controls;
 mod elf;
 mod files;
 mod helpers;
