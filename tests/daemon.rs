@@ -22,6 +22,8 @@
 //! | `guests` | QEMU |
 //! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
 //! | `linux_disks` | what they read and write |
+//! | `hanging` | programs that do not end |
+//! | `liveness` | clients that take up what they can |
 //! | `named` | members of the socket's group who name files |
 //! | `on_demand` | VMs made on demand |
 //! | `confinement` | what a VMM may do on the host |
@@ -41,9 +43,11 @@ mod daemon {
     mod disks;
     mod drift;
     mod guests;
+    mod hanging;
     mod leftovers;
     mod linux;
     mod linux_disks;
+    mod liveness;
     mod modes;
     mod named;
     mod on_demand;

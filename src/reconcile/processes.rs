@@ -21,6 +21,8 @@ use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::storage::Storage;
 use crate::api::vm::{Hypervisor, VmSpec};
+use crate::api::vmm_ids::IdRange;
+use crate::host::blocking::{self, FILE_DEADLINE};
 use crate::host::fs;
 use crate::host::process::{self, Identity, Life, Record};
 use crate::owner::{self, Label, Owner, RunDir};
@@ -62,6 +64,14 @@ impl Processes {
             places,
             machines: Machines::default(),
             watches: Mutex::default(),
+        }
+    }
+
+    /// The same, for VMMs whose users are given out of this range.
+    pub fn with_users(self, range: IdRange) -> Self {
+        Self {
+            rung: Vmm::with_users(range),
+            ..self
         }
     }
 
@@ -111,9 +121,8 @@ impl Processes {
             // Its own disk is still to be made.
             let own = disks.own.disk();
             let files = confined.iter().flat_map(|confined| &confined.files);
-            files
-                .filter(|file| file.path != own)
-                .try_for_each(|file| readable(&self.places, file))?;
+            let files = files.filter(|file| file.path != own).cloned();
+            self.all_readable(files).await?;
         }
         if let (None, Some(launch)) = (&confined, &mut want) {
             // It has ended since it was decided that it needs no user: the next look gives it one.
@@ -139,7 +148,9 @@ impl Processes {
         label: &Label,
         connection: Option<&Connection>,
     ) -> Result<(), String> {
-        let disks = storage::anew(&spec.storage, &self.whose(name, label, None)?)?;
+        let disks = self
+            .of_storage(&spec.storage, name, label, None, storage::anew)
+            .await?;
         if spec.hypervisor == Hypervisor::None {
             return Ok(());
         }
@@ -157,15 +168,16 @@ impl Processes {
             vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
         }
         let own = disks.own.disk();
-        let mut files = opened(spec, &disks.all).filter(|file| file.path != own);
-        files.try_for_each(|file| readable(&self.places, &file))
+        self.all_readable(opened(spec, &disks.all).filter(|file| file.path != own))
+            .await
     }
 
     /// With what it would be started now, on what.
     async fn fresh(&self, spec: &VmSpec, kernel: &Path) -> Result<(Program, Machine), String> {
         let named = spec.life.program.as_deref();
         let program = self.programs.get(spec.hypervisor, named).await?;
-        self.are_there([Some(kernel), spec.initrd_file.as_deref()])?;
+        self.are_there([Some(kernel), spec.initrd_file.as_deref()])
+            .await?;
         let machine = self.machine(spec.hypervisor, &program).await?;
         Ok((program, machine))
     }
@@ -192,7 +204,8 @@ impl Processes {
                     .await?
             }
             false => {
-                self.are_there([Some(kernel), spec.initrd_file.as_deref()])?;
+                self.are_there([Some(kernel), spec.initrd_file.as_deref()])
+                    .await?;
                 self.machine(hypervisor, &program).await?
             }
         };
@@ -275,18 +288,16 @@ impl Processes {
         &self.places
     }
 
-    fn are_there(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
-        files.into_iter().flatten().try_for_each(|path| {
-            let named = self.places.open(Purpose::Image, path);
-            let named = named.map_err(|why| match why.is_absent() {
-                true => no_file(path),
-                false => why.to_string(),
-            })?;
-            match named.device() {
-                None => Ok(()),
-                Some(_) => Err(no_file(path)),
-            }
-        })
+    async fn are_there(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
+        let files: Vec<PathBuf> = files.into_iter().flatten().map(Path::to_owned).collect();
+        let places = self.places.clone();
+        off_thread(move || all_there(&places, &files)).await
+    }
+
+    async fn all_readable(&self, files: impl Iterator<Item = Disk>) -> Result<(), String> {
+        let files: Vec<Disk> = files.collect();
+        let places = self.places.clone();
+        off_thread(move || files.iter().try_for_each(|file| readable(&places, file))).await
     }
 
     /// Nothing may run.
@@ -310,10 +321,46 @@ impl Processes {
     ///
     /// # Errors
     /// Why it cannot have them, in words.
-    pub fn disks(&self, storage: &Storage, name: &Name, label: &Label) -> Result<Disks, String> {
+    pub async fn disks(
+        &self,
+        storage: &Storage,
+        name: &Name,
+        label: &Label,
+    ) -> Result<Disks, String> {
         let running = self.running(owner::uid_of(label));
         let user = running.map(|running| running.pid);
-        storage::disks(storage, &self.whose(name, label, user)?)
+        if storage.image.is_none() && storage.disks.is_empty() {
+            return storage::disks(storage, &self.whose(name, label, user)?);
+        }
+        self.of_storage(storage, name, label, user, storage::disks)
+            .await
+    }
+
+    /// On a thread that may block: an image may lie on a file system whose server does not answer.
+    async fn of_storage(
+        &self,
+        storage: &Storage,
+        name: &Name,
+        label: &Label,
+        user: Option<u32>,
+        look: fn(&Storage, &Whose<'_>) -> Result<Disks, String>,
+    ) -> Result<Disks, String> {
+        let boot = fs::boot_id().map_err(|error| error.to_string())?;
+        let (dir, storage) = (self.disk_dir.clone(), storage.clone());
+        let places = self.places.clone();
+        let (name, label) = (name.clone(), label.clone());
+        off_thread(move || {
+            let whose = Whose {
+                dir: &dir,
+                boot,
+                name: &name,
+                label: &label,
+                user,
+                places: &places,
+            };
+            look(&storage, &whose)
+        })
+        .await
     }
 
     fn whose<'a>(
@@ -418,6 +465,32 @@ impl Processes {
 
 fn no_file(path: &Path) -> String {
     format!("{} is no file on this host", path.display())
+}
+
+/// A look at files that a user named.
+async fn off_thread<T: Send + 'static>(
+    look: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let looked = blocking::within(FILE_DEADLINE, "look at", "the files of the VM", || {
+        Ok(look())
+    });
+    looked
+        .await
+        .map_err(|error| format!("{error}: {}", error.source))?
+}
+
+fn all_there(places: &Places, files: &[PathBuf]) -> Result<(), String> {
+    files.iter().try_for_each(|path| {
+        let named = places.open(Purpose::Image, path);
+        let named = named.map_err(|why| match why.is_absent() {
+            true => no_file(path),
+            false => why.to_string(),
+        })?;
+        match named.device() {
+            None => Ok(()),
+            Some(_) => Err(no_file(path)),
+        }
+    })
 }
 
 fn kernel(spec: &VmSpec) -> Result<&Path, String> {

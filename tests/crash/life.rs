@@ -150,6 +150,7 @@ impl Dirs {
                     cni: plugs::runtime(),
                     vmm_ids: Default::default(),
                     allowed: allowed(),
+                    filter_deadline: slicectl::host::iptables::DEADLINE,
                 },
             )
             .await

@@ -101,6 +101,7 @@ pub fn length(file: &File) -> Result<u64, Error> {
 /// guest, who writes another header, to open any file of the host.
 pub fn format(named: &Named, path: &Path) -> Result<Option<&'static str>, Error> {
     let mut start = Vec::new();
+    // A lease of its owner's is not waited for.
     let read = named
         .open()
         .and_then(|file| file.take(128).read_to_end(&mut start));

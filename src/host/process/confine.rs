@@ -18,6 +18,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use super::bind::{attributes_of, check_long, mount};
+use super::controls;
 use super::filter;
 use super::jail::{Jail, keep_what_a_jailer_needs};
 use super::mounts::{IdMap, detached};
@@ -88,6 +89,8 @@ pub(super) struct Cell {
     pub(super) steps: Vec<Step>,
     pub(super) home: CString,
     filter: Vec<libc::sock_filter>,
+    /// The source of the new root: what the process is known by, where it cannot write.
+    marks: CString,
     end: End,
 }
 
@@ -102,7 +105,7 @@ pub(super) const LOCKED_DOWN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
 
 impl Cell {
     /// `cgroup` is the opened `cgroup.procs` of the wanted group; it stays open until the birth is over.
-    /// `marks` is what a process in a jail is known by.
+    /// `marks` is what the process is known by ([`super::Origin`]).
     pub(super) fn prepare(
         what: &Confine<'_>,
         cgroup: Option<RawFd>,
@@ -115,6 +118,7 @@ impl Cell {
             steps: Vec::new(),
             home: c_string(what.home)?,
             filter: filter::program(),
+            marks: CString::new(marks)?,
             end: match what.jail {
                 None => End::User,
                 Some(_) => End::Jailer,
@@ -137,6 +141,7 @@ impl Cell {
             steps: Vec::new(),
             home: c"/".to_owned(),
             filter: filter::program(),
+            marks: c"slice-query".to_owned(),
             end: End::User,
         };
         cell.add_system()?;
@@ -340,7 +345,8 @@ impl Cell {
             match self.end {
                 End::User => told(c"become the user", self.become_user()),
                 End::Jailer => told(c"drop capabilities", keep_what_a_jailer_needs()),
-            }
+            }?;
+            told(c"forbid controls of the TAP", controls::forbid())
         }
     }
 
@@ -363,7 +369,7 @@ impl Cell {
             mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
             let room = c"mode=0755,size=1m";
             check(libc::mount(
-                c"slice".as_ptr(),
+                self.marks.as_ptr(),
                 build,
                 c"tmpfs".as_ptr(),
                 libc::MS_NOSUID | libc::MS_NOEXEC,

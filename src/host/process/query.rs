@@ -20,7 +20,7 @@ use tokio::process::Command;
 
 use super::bind::check_long;
 use super::confine::Cell;
-use super::run::{Outcome, listen};
+use super::run::{Outcome, listen_to};
 use super::spawn::check;
 use crate::host::Error;
 use crate::host::named::Named;
@@ -71,26 +71,11 @@ pub async fn query(
         .stdin(match what.input {
             Some(bytes) => Stdio::from(in_memory(bytes).map_err(wrap)?),
             None => Stdio::null(),
-        })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
+        });
     let host = CString::new("slice-query").map_err(|error| wrap(error.into()))?;
     // SAFETY: between fork and exec only system calls are made, on descriptors and memory made before the fork.
     unsafe { command.pre_exec(move || in_the_child(&cell, &host)) };
-    let mut command = Command::from(command);
-    let mut child = command.kill_on_drop(true).spawn().map_err(wrap)?;
-    let mut outcome = Outcome {
-        output: String::new(),
-        heard: false,
-    };
-    if let Some(stdout) = child.stdout.take() {
-        let listening = listen(stdout, &mut outcome, enough);
-        // Past the deadline: what was heard by then is the answer.
-        let _ = tokio::time::timeout(deadline, listening).await;
-    }
-    // ESRCH and the like: it has ended by itself, and was reaped.
-    let _ = child.kill().await;
-    Ok(outcome)
+    listen_to(Command::from(command), &shown, deadline, enough).await
 }
 
 /// Nobody can write to it any more, whoever has it (memfd_create(2)).
@@ -108,7 +93,6 @@ fn in_memory(bytes: &[u8]) -> io::Result<File> {
 fn in_the_child(cell: &Cell, host: &CString) -> io::Result<()> {
     // SAFETY: plain system calls on memory from before the fork.
     unsafe {
-        check(libc::setsid())?;
         check(libc::unshare(
             libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS,
         ))?;

@@ -11,6 +11,7 @@
 //! | `kernel` | pure: a kernel of our own, by which KVM is tried |
 //! | `plan` | pure |
 //! | `observe` | looks at the run directory and at `/proc` |
+//! | `identity` | pure: whose a process is |
 //! | `act` | starts and stops |
 //! | `control` | talks with a VMM |
 //! | `confine` | what a VMM may have of the host |
@@ -45,6 +46,7 @@ mod confine;
 mod control;
 mod ending;
 mod firecracker;
+mod identity;
 mod jailer;
 mod jailing;
 mod kernel;
@@ -169,6 +171,8 @@ pub struct Vmm {
     surveyed: OnceCell<()>,
     /// Which files of the host a VMM may be started with.
     places: Places,
+    /// Whose which user is.
+    users: Mutex<identity::Users>,
 }
 
 impl Vmm {
@@ -337,7 +341,7 @@ pub enum RunDir {
 /// One process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
-    /// Which, and that its environment bears our label.
+    /// Which, and that it is the VM's.
     pub process: Owned<Identity>,
     /// What it was started with.
     pub argv: Vec<String>,
@@ -484,6 +488,7 @@ impl Reconcile for Vmm {
     }
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
-        act::act(&self.places, desired, action).await
+        let range = self.user_range();
+        act::act(&self.places, desired, action, |user| range.contains(user)).await
     }
 }

@@ -35,13 +35,8 @@ struct OpenedFile {
 }
 
 impl Opened {
-    /// Opens all of it. Own disks are given to the VMM's user; files of others stay as they are.
-    pub(super) fn of(
-        places: &Places,
-        uid: Uid,
-        confined: &Confined,
-        launch: &Launch,
-    ) -> Result<Self, Error> {
+    /// Opens all of it and changes nothing.
+    pub(super) fn of(places: &Places, confined: &Confined, launch: &Launch) -> Result<Self, Error> {
         let program = launch.argv.first().map(Path::new).unwrap_or(Path::new(""));
         let open = |path: &Path| {
             let opened = places.open(Purpose::Program, path);
@@ -53,15 +48,24 @@ impl Opened {
         };
         let files = confined.files.iter();
         let files = files.map(|disk| OpenedFile::of(places, confined.user, disk));
-        let files = files.collect::<Result<Vec<_>, _>>()?;
-        let by_acl = files.iter().filter(|file| file.shown == Shown::ByAcl);
-        let by_acl: Vec<_> = by_acl.map(|file| (&file.disk, &file.named)).collect();
-        add_to_acls(places, &uid.to_string(), confined.user, &by_acl)?;
         Ok(Self {
-            files,
+            files: files.collect::<Result<_, _>>()?,
             program: open(program)?,
             jailer,
         })
+    }
+
+    /// Once the disks are held: gives those that we have made to the VMM's user. Files of others stay as they are, but for the ACL of
+    /// those that cannot be shown otherwise.
+    pub(super) fn give(&self, places: &Places, uid: Uid, user: u32) -> Result<(), Error> {
+        let shown = |how| self.files.iter().filter(move |file| file.shown == how);
+        for file in shown(Shown::Own) {
+            confine::give_own_disk(&file.named, &file.disk.path, user)?;
+        }
+        let by_acl: Vec<_> = shown(Shown::ByAcl)
+            .map(|file| (&file.disk, &file.named))
+            .collect();
+        add_to_acls(places, &uid.to_string(), user, &by_acl)
     }
 
     /// Takes this disk.
@@ -84,7 +88,7 @@ impl Opened {
             named: Some(&file.named),
             map: match file.shown {
                 Shown::As(map) => Some(map),
-                Shown::AsItIs | Shown::ByAcl => None,
+                Shown::AsItIs | Shown::Own | Shown::ByAcl => None,
             },
         });
         let beside = beside.iter().map(|path| Reach {
@@ -110,19 +114,15 @@ impl Opened {
 impl OpenedFile {
     fn of(places: &Places, user: u32, disk: &Disk) -> Result<Self, Error> {
         let path = &disk.path;
-        let named = match places.is_own(path) {
-            true => {
-                let own = places.open_own(path);
-                let own = own.map_err(|why| why.when("use", path))?;
-                confine::give_own_disk(&own, path, user)?;
-                own
-            }
-            false => {
-                let named = places.open(Purpose::Image, path);
-                named.map_err(|why| why.when("use", path))?
-            }
+        let (named, own) = match places.is_own(path) {
+            true => (places.open_own(path), true),
+            false => (places.open(Purpose::Image, path), false),
         };
-        let shown = shown(&named, disk, user)?;
+        let named = named.map_err(|why| why.when("use", path))?;
+        let shown = match own {
+            true => Shown::Own,
+            false => shown(&named, disk, user)?,
+        };
         Ok(Self {
             disk: disk.clone(),
             named,
@@ -136,6 +136,8 @@ impl OpenedFile {
 enum Shown {
     /// It may already.
     AsItIs,
+    /// We have made it, and give it to the user.
+    Own,
     /// Through a mount that shows it as the user's.
     As(IdMap),
     /// By an entry in its ACL.
