@@ -121,6 +121,7 @@ fn a_confined_process_changes_neither_the_mac_nor_the_owner_of_a_tap_that_it_hol
         file_limit: LOG_LIMIT,
         record: &dir.path().join(RECORD),
         inherits: &[],
+        program: None,
         confine: Some(Confine {
             user: USER,
             home: &home,
