@@ -31,11 +31,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::api::allowed::Allowed;
 use crate::api::event::EventType;
-use crate::api::vmm_ids::IdRange;
 use crate::cli::sliced::{Args, LogFormat};
-use crate::host::iptables::{self, Backend};
+use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
 use crate::host::{self, cpu, fs, process};
 use crate::owner::Instance;
@@ -43,12 +41,14 @@ use crate::reconcile::contest::Contests;
 use crate::reconcile::engine::{Engine, HostHands, Key};
 use crate::reconcile::group::{CLAIMS_DIR, Claims};
 use crate::reconcile::processes::Processes;
-use crate::reconcile::{Probe, unprobed, vmm};
+use crate::reconcile::{Probe, unprobed};
 use crate::runtime::controller::{Controller, controller};
 use crate::store::{self, Change, Opened, RunCopy, Store};
 use crate::wire::limits::Limits;
 use crate::wire::{self, Door};
 use crate::{clock, cni};
+
+pub use settings::Settings;
 
 use answers::Answers;
 use budget::Budget;
@@ -162,13 +162,7 @@ impl Daemon {
     /// # Errors
     /// [`Error`].
     pub async fn prepare(state_dir: &Path, run_dir: &Path, probe: Probe) -> Result<Self, Error> {
-        let settings = Settings {
-            cni: cni::Runtime::from_env(),
-            vmm_ids: IdRange::default(),
-            allowed: Allowed::default(),
-            filter_deadline: iptables::DEADLINE,
-        };
-        Self::prepare_with(state_dir, run_dir, probe, settings).await
+        Self::prepare_with(state_dir, run_dir, probe, Settings::default()).await
     }
 
     /// The same, with settings of the caller's.
@@ -242,7 +236,7 @@ impl Daemon {
             removals: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
-        recover_owners(&engine);
+        engine.processes.recover_owners();
         // Before anything can change: a change that nobody hears wakes nobody.
         let changes = engine.store.watch();
         take_over(&engine, opened).await?;
@@ -295,27 +289,6 @@ impl Daemon {
         }
         changes.abort();
         ended
-    }
-}
-
-/// What of the daemon is the caller's to say.
-#[derive(Debug)]
-pub struct Settings {
-    /// CNI networks and plugins.
-    pub cni: cni::Runtime,
-    /// Users for VMMs.
-    pub vmm_ids: IdRange,
-    /// Where programs and images may lie.
-    pub allowed: Allowed,
-    /// For a commit to the packet filter.
-    pub filter_deadline: Duration,
-}
-
-/// A disk that cannot be given back is no reason not to start.
-fn recover_owners(engine: &Engine) {
-    let recovered = vmm::recover_owners(&engine.run_dir, engine.processes.disk_dir());
-    if let Err(error) = recovered {
-        warn!(%error, source = %error.source, "owners of disks that an earlier version has changed are not recorded");
     }
 }
 

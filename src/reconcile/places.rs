@@ -3,10 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
+use super::vmm::{Access, Disk};
 use crate::api::allowed::{Allowed, Purpose};
 use crate::api::storage::Storage;
 use crate::api::vm::VmSpec;
 use crate::host;
+use crate::host::blocking::{self, FILE_DEADLINE};
 use crate::host::named::{self, Kind, Named, Refusal};
 
 /// The directories that are allowed, and the daemon's own.
@@ -88,5 +90,68 @@ impl Places {
             .chain(images)
             .find_map(|(purpose, path)| self.allowed.check(purpose, path).err())?;
         Some(format!("runs on, and is not started again: {why}"))
+    }
+
+    /// Whether these are files that a VM may boot from.
+    ///
+    /// # Errors
+    /// Which is not, and why. For people.
+    pub async fn are_there(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
+        let files: Vec<PathBuf> = files.into_iter().flatten().map(Path::to_owned).collect();
+        let places = self.clone();
+        off_thread(move || all_there(&places, &files)).await
+    }
+
+    /// Whether a VMM's user may use them as they are.
+    ///
+    /// # Errors
+    /// Which it may not, and why. For people.
+    pub async fn all_readable(&self, files: Vec<Disk>) -> Result<(), String> {
+        let places = self.clone();
+        off_thread(move || files.iter().try_for_each(|file| readable(&places, file))).await
+    }
+}
+
+fn no_file(path: &Path) -> String {
+    format!("{} is no file on this host", path.display())
+}
+
+/// A look at files that a user named.
+pub(super) async fn off_thread<T: Send + 'static>(
+    look: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let looked = blocking::within(FILE_DEADLINE, "look at", "the files of the VM", || {
+        Ok(look())
+    });
+    looked
+        .await
+        .map_err(|error| format!("{error}: {}", error.source))?
+}
+
+fn all_there(places: &Places, files: &[PathBuf]) -> Result<(), String> {
+    files.iter().try_for_each(|path| {
+        let named = places.open(Purpose::Image, path);
+        let named = named.map_err(|why| match why.is_absent() {
+            true => no_file(path),
+            false => why.to_string(),
+        })?;
+        match named.device() {
+            None => Ok(()),
+            Some(_) => Err(no_file(path)),
+        }
+    })
+}
+
+/// What is written is shown to the VMM as its own, and of a block device it gets a node; what is only read stays its owner's.
+fn readable(places: &Places, file: &Disk) -> Result<(), String> {
+    let named = places.open(Purpose::Image, &file.path);
+    let named = named.map_err(|why| why.to_string())?;
+    let everybody = named.mode() & 0o004 != 0;
+    match file.access {
+        Access::ReadOnly if !everybody && named.device().is_none() => Err(format!(
+            "{0} cannot be read by the user of its own that every VMM runs as: chmod o+r {0}",
+            file.path.display()
+        )),
+        Access::ReadOnly | Access::ReadWrite => Ok(()),
     }
 }

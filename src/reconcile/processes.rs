@@ -6,23 +6,22 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use tokio_util::task::AbortOnDropHandle;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::disk;
 use super::engine::Key;
-use super::places::Places;
+use super::places::{Places, off_thread};
 use super::storage::{self, Disks, Whose};
 use super::vmm::{
     self, Accel, Access, Confined, ConfinedBy, Desired, Disk, Launch, Machine, Machines, Program,
     Programs, Slot, Sys, Vmm,
 };
-use crate::api::allowed::{Allowed, Purpose};
+use crate::api::allowed::Allowed;
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::storage::Storage;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::api::vmm_ids::IdRange;
-use crate::host::blocking::{self, FILE_DEADLINE};
 use crate::host::fs;
 use crate::host::process::{self, Identity, Life, Record};
 use crate::owner::{self, Label, Owner, RunDir};
@@ -289,15 +288,19 @@ impl Processes {
     }
 
     async fn are_there(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
-        let files: Vec<PathBuf> = files.into_iter().flatten().map(Path::to_owned).collect();
-        let places = self.places.clone();
-        off_thread(move || all_there(&places, &files)).await
+        self.places.are_there(files).await
     }
 
     async fn all_readable(&self, files: impl Iterator<Item = Disk>) -> Result<(), String> {
-        let files: Vec<Disk> = files.collect();
-        let places = self.places.clone();
-        off_thread(move || files.iter().try_for_each(|file| readable(&places, file))).await
+        self.places.all_readable(files.collect()).await
+    }
+
+    /// What an earlier daemon, or an earlier boot, has left changed of users' files. A disk that cannot be given back is no reason
+    /// not to start.
+    pub fn recover_owners(&self) {
+        if let Err(error) = vmm::recover_owners(&self.run_dir, &self.disk_dir) {
+            warn!(%error, source = %error.source, "owners of disks that an earlier version has changed are not recorded");
+        }
     }
 
     /// Nothing may run.
@@ -463,36 +466,6 @@ impl Processes {
     }
 }
 
-fn no_file(path: &Path) -> String {
-    format!("{} is no file on this host", path.display())
-}
-
-/// A look at files that a user named.
-async fn off_thread<T: Send + 'static>(
-    look: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    let looked = blocking::within(FILE_DEADLINE, "look at", "the files of the VM", || {
-        Ok(look())
-    });
-    looked
-        .await
-        .map_err(|error| format!("{error}: {}", error.source))?
-}
-
-fn all_there(places: &Places, files: &[PathBuf]) -> Result<(), String> {
-    files.iter().try_for_each(|path| {
-        let named = places.open(Purpose::Image, path);
-        let named = named.map_err(|why| match why.is_absent() {
-            true => no_file(path),
-            false => why.to_string(),
-        })?;
-        match named.device() {
-            None => Ok(()),
-            Some(_) => Err(no_file(path)),
-        }
-    })
-}
-
 fn kernel(spec: &VmSpec) -> Result<&Path, String> {
     let hypervisor = spec.hypervisor;
     let kernel = spec.kernel_file.as_deref();
@@ -516,18 +489,4 @@ fn opened<'a>(spec: &'a VmSpec, disks: &'a [Disk]) -> impl Iterator<Item = Disk>
     };
     let boot = spec.kernel_file.iter().chain(&spec.initrd_file).map(read);
     boot.chain(disks.iter().cloned())
-}
-
-/// What is written is shown to the VMM as its own, and of a block device it gets a node; what is only read stays its owner's.
-fn readable(places: &Places, file: &Disk) -> Result<(), String> {
-    let named = places.open(Purpose::Image, &file.path);
-    let named = named.map_err(|why| why.to_string())?;
-    let everybody = named.mode() & 0o004 != 0;
-    match file.access {
-        Access::ReadOnly if !everybody && named.device().is_none() => Err(format!(
-            "{0} cannot be read by the user of its own that every VMM runs as: chmod o+r {0}",
-            file.path.display()
-        )),
-        Access::ReadOnly | Access::ReadWrite => Ok(()),
-    }
 }
