@@ -69,7 +69,7 @@ impl Processes {
     /// The same, for VMMs whose users are given out of this range.
     pub fn with_users(self, range: IdRange) -> Self {
         Self {
-            rung: Vmm::with_users(range),
+            rung: self.rung.with_users(range),
             ..self
         }
     }

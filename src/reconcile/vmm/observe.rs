@@ -28,10 +28,9 @@ const MOMENTS: u32 = 10;
 
 impl Vmm {
     /// For VMMs whose users are given out of this range.
-    pub fn with_users(range: IdRange) -> Self {
-        let rung = Self::default();
-        rung.users().range = range;
-        rung
+    pub fn with_users(self, range: IdRange) -> Self {
+        self.users().range = range;
+        self
     }
 
     /// Which VM has which user, as the store has it.
