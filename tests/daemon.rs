@@ -13,6 +13,7 @@
 //! | `origin` | whose a group is: a file's or an apply's |
 //! | `drift` | everything that somebody can break, seen and repaired |
 //! | `bridge_drift` | the same in bridge mode |
+//! | `power` | what a power failure leaves of what was answered |
 //! | `recovery` | kill -9, lost and broken state, two daemons |
 //! | `leftovers` | garbage |
 //! | `reach` | the way to bridge groups, and their quarrels |
@@ -46,6 +47,7 @@ mod daemon {
     mod modes;
     mod on_demand;
     mod origin;
+    mod power;
     mod reach;
     mod recovery;
     mod reload;
