@@ -130,7 +130,7 @@ fn what_was_answered_is_there_after_a_power_failure() {
                 "an order that was taken back"
             );
         }
-        house.ctl("wait vm/own --for delete --timeout 60s");
+        house.ctl("wait vm/own --for deleted --timeout 60s");
         for state in cut(&house, &disk) {
             assert!(
                 !state.vms.contains(&"own".to_owned()),
@@ -146,7 +146,7 @@ fn what_was_answered_is_there_after_a_power_failure() {
                 "a group that was deleted"
             );
         }
-        house.ctl("wait hg/other --for delete --timeout 60s");
+        house.ctl("wait hg/other --for deleted --timeout 60s");
         for state in cut(&house, &disk) {
             assert!(state.leases.keys().all(|name| !name.starts_with("other")));
         }
@@ -197,7 +197,7 @@ fn after_a_power_failure_the_next_daemon_gives_the_same_leases() {
         house.kill();
         image.boot(|found| {
             crate::support::kernel::run(&format!(
-                "mount --bind {} {} && rm -rf {}",
+                "mount --bind {} {} && rm {}/state.seal",
                 found.display(),
                 house.state().display(),
                 house.run.display()
