@@ -23,6 +23,7 @@
 //! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
 //! | `linux_disks` | what they read and write |
 //! | `on_demand` | VMs made on demand |
+//! | `local_users` | what other users of the host may do to it |
 //! | `confinement` | what a VMM may do on the host |
 //! | `service` | the process: signals, logs, errors, rest |
 
@@ -43,6 +44,7 @@ mod daemon {
     mod leftovers;
     mod linux;
     mod linux_disks;
+    mod local_users;
     mod modes;
     mod on_demand;
     mod origin;
