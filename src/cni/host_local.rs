@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use super::{Error, Network, Runtime};
 
@@ -23,7 +24,7 @@ const LOCK_STEP: Duration = Duration::from_millis(5);
 impl Runtime {
     /// Removes the reservations in a network whose container is stale, and returns their files. Who is stale is `judged` under
     /// the lock of `host-local`, once for all that is reserved in a folder and after it was read. The judge must say no to every
-    /// container that is not the caller's. Waits while `host-local` holds its lock.
+    /// container that is not the caller's. Waits while `host-local` holds its lock, for 10 s at most.
     pub async fn sweep_host_local<J: Fn(&str) -> bool>(
         &self,
         network: &Network,
@@ -120,8 +121,8 @@ fn lock_in_time(file: &File) -> io::Result<()> {
     loop {
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) if waited < LOCK_DEADLINE => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Errno::WOULDBLOCK) if waited < LOCK_DEADLINE => {}
+            Err(Errno::WOULDBLOCK) => {
                 let why = format!("somebody has held it for {} s", LOCK_DEADLINE.as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, why));
             }

@@ -2,6 +2,7 @@
 //! Not here: decisions.
 
 mod answers;
+mod budget;
 mod conflists;
 mod console;
 mod difference;
@@ -32,9 +33,9 @@ use tracing_subscriber::EnvFilter;
 use crate::api::event::EventType;
 use crate::api::vmm_ids::IdRange;
 use crate::cli::sliced::{Args, LogFormat};
-use crate::host::iptables::Backend;
+use crate::host::iptables::{self, Backend};
 use crate::host::netns::Netns;
-use crate::host::{self, cpu, fs};
+use crate::host::{self, cpu, fs, process};
 use crate::owner::Instance;
 use crate::reconcile::contest::Contests;
 use crate::reconcile::engine::{Engine, HostHands, Key};
@@ -43,10 +44,12 @@ use crate::reconcile::processes::Processes;
 use crate::reconcile::{Probe, unprobed};
 use crate::runtime::controller::{Controller, controller};
 use crate::store::{self, Change, Opened, RunCopy, Store};
+use crate::wire::limits::Limits;
 use crate::wire::{self, Door};
 use crate::{clock, cni};
 
 use answers::Answers;
+use budget::Budget;
 use intake_loop::IntakeLoop;
 use trigger::Trigger;
 use wakes::{converged, quiet, resync, tell_when_quiet, wake_by_changes};
@@ -85,6 +88,9 @@ impl From<host::Error> for Error {
 /// After a burst the threads that may block end with the rest of its stir, and not in the silence long after it.
 const IDLE_THREADS: Duration = Duration::from_secs(2);
 
+/// Between two words about descriptors that are used up.
+const EXHAUSTION_PAUSE: Duration = Duration::from_secs(5);
+
 /// The runtime's threads, and one who waits for a late answer.
 fn askers() -> NonZeroUsize {
     let threads = std::thread::available_parallelism();
@@ -109,6 +115,8 @@ pub fn main(args: Args) -> ExitCode {
         }
     };
     let ended = runtime.block_on(run(args));
+    // What hangs must not outlive us, and whoever waits for it is not waited for.
+    process::end_helpers();
     // Whoever still waits for a guest to power down is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(200));
     match ended {
@@ -164,6 +172,19 @@ impl Daemon {
         cni: cni::Runtime,
         vmm_ids: IdRange,
     ) -> Result<Self, Error> {
+        let deadline = iptables::DEADLINE;
+        Self::prepare_within(state_dir, run_dir, probe, cni, vmm_ids, deadline).await
+    }
+
+    /// The same, with a deadline of the caller's for commits to the packet filter.
+    async fn prepare_within(
+        state_dir: &Path,
+        run_dir: &Path,
+        probe: Probe,
+        cni: cni::Runtime,
+        vmm_ids: IdRange,
+        filter_deadline: Duration,
+    ) -> Result<Self, Error> {
         let lacking = crate::doctor::lacking();
         if !lacking.is_empty() {
             let why = format!(
@@ -189,7 +210,10 @@ impl Daemon {
             hands: HostHands {
                 netlink: home.netlink_for(askers())?,
                 home,
-                backend: Backend::detect()?,
+                backend: Backend {
+                    deadline: filter_deadline,
+                    ..Backend::detect()?
+                },
                 boot_id,
             },
             processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone())
@@ -206,6 +230,7 @@ impl Daemon {
             checked: Default::default(),
             vmm_ids,
             seen_rules: Default::default(),
+            flows: Default::default(),
             turned_away: Default::default(),
             removals: Default::default(),
         });
@@ -228,10 +253,10 @@ impl Daemon {
         })
     }
 
-    /// The same, working on so many keys at once.
-    fn with_width(self, width: usize) -> Self {
+    /// The same, working on so many keys at once, and on so many more that are slow.
+    fn with_width(self, width: usize, slow: usize) -> Self {
         Self {
-            controller: self.controller.with_width(width),
+            controller: self.controller.with_width(width).with_slow(slow),
             ..self
         }
     }
@@ -307,11 +332,14 @@ async fn run(args: Args) -> Result<bool, Error> {
     if let Err(error) = cpu::go_first_with_our_session() {
         debug!(%error, "our session goes as every other");
     }
+    let budget = share_descriptors(args.concurrency.into());
     let mut cni = cni::Runtime::from_env();
     cni.deadline = args.cni_deadline;
+    cni.file_limit = process::original_file_limit();
     let (state, run) = (&args.state_dir, &args.run_dir);
-    let daemon = Daemon::prepare_with(state, run, unprobed(), cni, args.vmm_ids).await?;
-    let daemon = daemon.with_width(args.concurrency.into());
+    let (ids, deadline) = (args.vmm_ids, args.filter_deadline);
+    let daemon = Daemon::prepare_within(state, run, unprobed(), cni, ids, deadline).await?;
+    let daemon = daemon.with_width(args.concurrency.into(), budget.slow);
     let engine = daemon.engine.clone();
     let intake = IntakeLoop::new(&args.config_dir, engine.clone());
     if args.once {
@@ -322,12 +350,54 @@ async fn run(args: Args) -> Result<bool, Error> {
         engine.store.close();
         return Ok(converged && intake.is_sound());
     }
-    serve(args, daemon, intake).await?;
+    serve(args, daemon, intake, budget).await?;
     engine.store.close();
     Ok(true)
 }
 
-async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Error> {
+/// Raises our own limit of descriptors, and shares it out.
+fn share_descriptors(width: usize) -> Budget {
+    let limit = process::raise_file_limit().or_else(|error| {
+        warn!(%error, "cannot raise the limit of open files");
+        process::file_limit()
+    });
+    let limit = limit.unwrap_or(1024);
+    let budget = Budget::of(limit, width);
+    if budget.is_short(limit, width) {
+        warn!(
+            limit,
+            "the limit of open files (LimitNOFILE=) is short of what --concurrency may need"
+        );
+    }
+    debug!(limit, ?budget, "descriptors");
+    budget
+}
+
+/// Tells, once a while, that descriptors are used up.
+async fn tell_exhaustion(engine: Arc<Engine>) {
+    loop {
+        let error = host::error::exhaustion().await;
+        warn!(%error, "descriptors are used up");
+        let message = format!("{error}: raise LimitNOFILE= of sliced.service, or fs.file-max");
+        let events = engine.store.events();
+        let kind = crate::api::event::EventType::Warning;
+        events.note(
+            clock::now(),
+            kind,
+            "ground",
+            "DescriptorsExhausted",
+            &message,
+        );
+        tokio::time::sleep(EXHAUSTION_PAUSE).await;
+    }
+}
+
+async fn serve(
+    args: Args,
+    daemon: Daemon,
+    intake: IntakeLoop,
+    budget: Budget,
+) -> Result<(), Error> {
     let engine = daemon.engine.clone();
     let stop = CancellationToken::new();
     let intake = Arc::new(intake);
@@ -358,13 +428,16 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
         async move { engine.sweep_plugins().await }
     });
     tasks.spawn(tell_when_quiet(engine.clone(), daemon.idle));
-    let wire = tokio::spawn(wire::server::serve(door, answers, stop.clone()));
+    tasks.spawn(tell_exhaustion(engine.clone()));
+    let limits = Limits::of(budget.connections);
+    let wire = wire::server::serve_within(door, answers, stop.clone(), limits);
+    let mut wire = tokio::spawn(wire);
     let run = {
         let engine = engine.clone();
         move |key, failures| engine.clone().run(key, failures)
     };
     let stopped = stop.clone();
-    let controller = tokio::spawn(
+    let mut controller = tokio::spawn(
         daemon
             .controller
             .run(run, async move { stopped.cancelled().await }),
@@ -378,12 +451,15 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
     stop.cancel();
     tasks.abort_all();
     // Runs under way are finished, but a guest may take its time to power down: the next start goes on with it.
-    let ended = async { tokio::join!(wire, controller) };
+    let ended = async { tokio::join!(&mut wire, &mut controller) };
     if tokio::time::timeout(Duration::from_millis(1500), ended)
         .await
         .is_err()
     {
         warn!("some runs were still under way; the next start finishes them");
+        // What they have started goes with them.
+        controller.abort();
+        wire.abort();
     }
     ending
 }

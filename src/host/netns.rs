@@ -8,11 +8,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
+use super::blocking::within;
 use super::netlink::Handle;
 use super::{Error, Kind, private};
 
@@ -24,6 +26,10 @@ const NSFS: i64 = 0x6e73_6673;
 
 /// `_IO(0xb7, 0x3)` of `include/uapi/linux/nsfs.h`: answers the `CLONE_NEW*` flag of a namespace.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+
+/// For what waits for the kernel's locks: it is long when hundreds of namespaces are made and removed at once (`pernet_ops_rwsem`,
+/// RTNL).
+const LOCK_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A network namespace, held open: it lives as long as this does. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -88,7 +94,21 @@ impl Netns {
         act: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let this = self.clone();
-        blocking("enter", self.name.to_string(), move || this.run_here(act)).await
+        within(LOCK_DEADLINE, "enter", &*self.name, move || {
+            this.run_here(act)
+        })
+        .await
+    }
+
+    /// The same for what ends by itself within a deadline of its own, such as a program.
+    pub async fn run_for<T: Send + 'static>(
+        &self,
+        deadline: Duration,
+        act: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let this = self.clone();
+        let patience = deadline + LOCK_DEADLINE;
+        within(patience, "enter", &*self.name, move || this.run_here(act)).await
     }
 
     /// A conversation with the namespace's rtnetlink, for one who asks at a time. It holds a socket, and by that the
@@ -127,18 +147,24 @@ pub async fn create(
     prepare: impl FnOnce() -> Result<(), Error> + Send + 'static,
 ) -> Result<Netns, Error> {
     let path = path.to_owned();
-    blocking("create", path.display().to_string(), move || {
-        create_here(&path, prepare)
-    })
+    within(
+        LOCK_DEADLINE,
+        "create",
+        path.display().to_string(),
+        move || create_here(&path, prepare),
+    )
     .await
 }
 
 /// Takes the namespace off `path`; it ends when nobody uses it any more. `Absent` when there is no such file.
 pub async fn delete(path: &Path) -> Result<(), Error> {
     let path = path.to_owned();
-    blocking("delete", path.display().to_string(), move || {
-        delete_here(&path).map_err(|e| Error::io("delete", path.display().to_string(), e))
-    })
+    within(
+        LOCK_DEADLINE,
+        "delete",
+        path.display().to_string(),
+        move || delete_here(&path).map_err(|e| Error::io("delete", path.display().to_string(), e)),
+    )
     .await
 }
 
@@ -265,18 +291,4 @@ fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
         namespace,
         Some(LinkNameSpaceType::Network),
     )?)
-}
-
-async fn blocking<T: Send + 'static>(
-    doing: &'static str,
-    thing: String,
-    act: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(act).await {
-        Ok(result) => result,
-        Err(failed) => match failed.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(cancelled) => Err(Error::other(doing, thing, cancelled)),
-        },
-    }
 }

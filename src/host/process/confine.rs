@@ -19,6 +19,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use super::bind::{bind_all, bind_alone, check_long, mount};
+use super::controls;
 use super::jail::{Jail, keep_what_a_jailer_needs};
 use super::spawn::check;
 
@@ -290,7 +291,8 @@ impl Cell {
             match self.end {
                 End::User => told(c"become the user", self.become_user()),
                 End::Jailer => told(c"drop capabilities", keep_what_a_jailer_needs()),
-            }
+            }?;
+            told(c"forbid controls of the TAP", controls::forbid())
         }
     }
 

@@ -8,7 +8,10 @@
 mod bind;
 mod census;
 mod confine;
+mod controls;
 mod elf;
+mod files;
+mod helpers;
 mod identity;
 mod jail;
 mod keep;
@@ -29,11 +32,13 @@ use tokio::io::unix::AsyncFd;
 pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot};
 pub use confine::{Confine, Reach};
 pub use elf::is_static;
+pub use files::{file_limit, original_file_limit, raise_file_limit};
+pub use helpers::end_helpers;
 pub use identity::{Identity, Record, read_record, uptime, write_record};
 pub use jail::Jail;
 pub use keep::{Keep, Words};
 pub use origin::{Origin, Root, origin, origins, user_of};
-pub use run::{Outcome, run_until};
+pub use run::{Ended, Outcome, run, run_until};
 pub use spawn::{Spawn, spawn};
 pub use user::{kill_user, user_lives};
 

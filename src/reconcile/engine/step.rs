@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tracing::debug;
 
+use super::pending::Current;
 use super::{Engine, Key, SLOW};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
@@ -91,6 +92,8 @@ pub(super) struct Climbing<'a> {
 struct Taken<'a, R> {
     rung: &'a R,
     durable: Mutex<Durable>,
+    /// Where the action under way is noted, for its condition.
+    current: Option<&'a Current>,
 }
 
 impl<R: Reconcile> Reconcile for Taken<'_, R> {
@@ -115,7 +118,13 @@ impl<R: Reconcile> Reconcile for Taken<'_, R> {
             std::mem::take(&mut *self.durable.lock().unwrap_or_else(PoisonError::into_inner));
         let written = durable.wait().await;
         written.map_err(|error| host::Error::other("take", "the rung", error))?;
-        self.rung.act(desired, action).await
+        let Some(current) = self.current else {
+            return self.rung.act(desired, action).await;
+        };
+        current.begins(action.to_string(), self.rung.program(action));
+        let done = self.rung.act(desired, action).await;
+        current.ends();
+        done
     }
 }
 
@@ -148,12 +157,15 @@ impl Meet for Climbing<'_> {
             let page = world.page(vm.meta.uid, rung);
             page.is_some_and(|page| page.condition.is_settled_at(vm.meta.generation))
         });
+        let current = Current::default();
         let reconciler = Taken {
+            current: Some(&current),
             rung: reconciler,
             durable: Mutex::new(std::mem::take(&mut self.taken)),
         };
         let about = about(vm.meta.uid, &vm.meta.name);
-        let Convergence { taken, result } = engine.converge(&reconciler, desired, &about).await;
+        let work = engine.converge(&reconciler, desired, &about);
+        let Convergence { taken, result } = engine.told_of(vm, rung, &current, work).await;
         // What no step waited for, the next one waits for.
         self.taken = reconciler
             .durable
@@ -250,6 +262,7 @@ impl Engine {
         let reconciler = Taken {
             rung: reconciler,
             durable: Mutex::new(self.store.durable(about)),
+            current: None,
         };
         let done = converge(&reconciler, desired, &self.probe).await;
         let taken = u64::try_from(done.taken.len()).unwrap_or(u64::MAX);

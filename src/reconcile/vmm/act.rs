@@ -12,6 +12,7 @@ use super::{
     Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch,
     Left, NOTE, RUN_DIR_VAR, SOCKETS, STRAY, confine, ending, watch,
 };
+use crate::host::blocking::within;
 use crate::host::image::{self, Use};
 use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop, Words};
 use crate::host::{Error, Kind, fs, ramdir};
@@ -21,6 +22,8 @@ use crate::runtime::controller::stand_aside;
 const TERM_DEADLINE: Duration = Duration::from_secs(2);
 /// For the kernel to clear away what SIGKILL killed.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// For the kernel to execute a program: it may lie on a file system whose server does not answer.
+const SPAWN_DEADLINE: Duration = Duration::from_secs(30);
 /// The same, once its control group is killed.
 const CGROUP_DEADLINE: Duration = Duration::from_secs(1);
 /// For a new VMM to answer on its control socket, or to give up.
@@ -260,9 +263,7 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<(Identity, Option<Wor
         }
         Ok((born?, words))
     };
-    tokio::task::spawn_blocking(start)
-        .await
-        .map_err(|error| Error::other("start", "the VMM", error))?
+    within(SPAWN_DEADLINE, "start", "the VMM", start).await
 }
 
 fn hold(disks: &[Disk]) -> Result<Vec<(Access, File)>, Error> {
@@ -380,7 +381,6 @@ async fn leave_none(desired: &Desired, user: Option<u32>) -> Result<(), Error> {
         return Ok(());
     };
     let desired = desired.clone();
-    tokio::task::spawn_blocking(move || confine::leave_none(&desired, user))
-        .await
-        .map_err(|error| Error::other("stop", "what a VMM has started", error))?
+    let leave_none = move || confine::leave_none(&desired, user);
+    within(KILL_DEADLINE, "stop", "what a VMM has started", leave_none).await
 }

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::api::meta::Uid;
 use crate::api::vmm_ids::IdRange;
+use crate::host::blocking::within;
 use crate::host::process::{self, Exit, Identity, Life, Origin, Record, TapSlot};
 use crate::host::{Error, Kind, cgroup, fs};
 use crate::owner::{self, Instance, Label};
@@ -303,6 +304,9 @@ async fn unrecorded(desired: &Desired, mut users: Users) -> Result<Vec<Running>,
     Ok(running)
 }
 
+/// To read the environment of a process takes its lock on its memory, which one that sleeps in the kernel may hold.
+const CENSUS_DEADLINE: Duration = Duration::from_secs(10);
+
 /// Every process that may be a VMM, and whose it is.
 async fn census(users: Users) -> Result<Vec<(Origin, Belongs)>, Error> {
     let look = move || {
@@ -316,9 +320,7 @@ async fn census(users: Users) -> Result<Vec<(Origin, Belongs)>, Error> {
         let found = process::origins(wanted)?;
         Ok(found.into_iter().map(owner).collect())
     };
-    tokio::task::spawn_blocking(look)
-        .await
-        .map_err(|error| Error::other("list the processes in", "/proc", error))?
+    within(CENSUS_DEADLINE, "list the processes in", "/proc", look).await
 }
 
 /// Of a VM of which nothing but its processes is left, and these do not tell its name.
