@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
+use crate::api::event::EventType;
 use crate::api::vmm_ids::IdRange;
 use crate::cli::sliced::{Args, LogFormat};
 use crate::host::iptables::{self, Backend};
@@ -41,7 +42,7 @@ use crate::reconcile::group::Claims;
 use crate::reconcile::processes::Processes;
 use crate::reconcile::{Probe, unprobed};
 use crate::runtime::controller::{Controller, controller};
-use crate::store::{self, Change, Opened, Store};
+use crate::store::{self, Change, Opened, RunCopy, Store};
 use crate::wire::limits::Limits;
 use crate::wire::{self, Door};
 use crate::{clock, cni};
@@ -195,7 +196,12 @@ impl Daemon {
         let run_dir = RunDir(usable(run_dir)?);
         let home = Netns::current()?;
         let (controller, waker, idle) = controller(WIDTH);
-        let (store, opened) = Store::open(&state_dir)?;
+        let boot_id = fs::boot_id()?.to_owned();
+        let seal = RunCopy {
+            path: run_dir.state_seal(),
+            boot_id: boot_id.clone(),
+        };
+        let (store, opened) = Store::open_with(&state_dir, Some(&seal))?;
         let engine = Arc::new(Engine {
             instance: Instance::of(&state_dir),
             store,
@@ -206,7 +212,7 @@ impl Daemon {
                     deadline: filter_deadline,
                     ..Backend::detect()?
                 },
-                boot_id: fs::boot_id()?.to_owned(),
+                boot_id,
             },
             processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone()),
             run_dir,
@@ -292,6 +298,11 @@ fn usable(dir: &Path) -> Result<PathBuf, Error> {
 /// What an earlier run, or an earlier boot, has left to this one.
 async fn take_over(engine: &Engine, opened: Opened) -> Result<(), Error> {
     let now = clock::now();
+    for message in engine.store.notes() {
+        warn!(%message, "the state database");
+        let events = engine.store.events();
+        events.note(now, EventType::Warning, "ground", "StateNoticed", message);
+    }
     match opened {
         Opened::Existing => {
             if engine.forget_an_earlier_boot(now).await? {
@@ -301,22 +312,21 @@ async fn take_over(engine: &Engine, opened: Opened) -> Result<(), Error> {
         }
         Opened::Fresh => {}
         Opened::SetAside { path, why } => {
-            let message = format!("it was unreadable ({why}) and is now {}", path.display());
-            error!(path = %path.display(), %why, "the state database was unreadable and is set aside");
-            let events = engine.store.events();
-            events.note(
-                now,
-                crate::api::event::EventType::Warning,
-                "ground",
-                "StateSetAside",
-                &message,
+            let message = format!(
+                "the state database is damaged ({why}) and is now {}",
+                path.display()
             );
+            error!(path = %path.display(), %why, "the state database is damaged and is set aside");
+            let events = engine.store.events();
+            events.note(now, EventType::Warning, "ground", "StateSetAside", &message);
         }
     }
     let adopted = engine
         .adopt(now)
         .await
         .map_err(|error| Error::Host(error.to_string()))?;
+    // A crash before this adopts once more.
+    engine.store.recovered().await?;
     if adopted > 0 {
         info!(adopted, "VMs that run were adopted from their records");
     }

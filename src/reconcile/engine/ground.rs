@@ -17,7 +17,7 @@ use crate::clock;
 use crate::owner;
 use crate::reconcile::ground::{self, Ground};
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Footing};
+use crate::store::{self, Change, Footing};
 
 /// The host's rules take longer: that is told.
 const SLOW_STEP: std::time::Duration = std::time::Duration::from_secs(1);
@@ -39,7 +39,7 @@ impl Engine {
             before: carried.unwrap_or_default(),
         };
         let done = self
-            .told_slow(self.converge(&self.ground(), &desired))
+            .told_slow(self.converge(&self.ground(), &desired, &[Change::Ground]))
             .await;
         let mut found = describe(&done.result);
         let drift = Some(done.taken).filter(|taken| was_firm && !taken.is_empty());
