@@ -165,7 +165,8 @@ impl Meet for Climbing<'_> {
             durable: Mutex::new(std::mem::take(&mut self.taken)),
         };
         let about = about(vm.meta.uid, &vm.meta.name);
-        let work = engine.converge(&reconciler, desired, &about);
+        // On the heap: futures that hold each other by value grow, and are moved, with each that is put around.
+        let work = Box::pin(engine.converge(&reconciler, desired, &about));
         let Convergence { taken, result } = engine.told_of(vm, rung, &current, work).await;
         // What no step waited for, the next one waits for.
         self.taken = reconciler
