@@ -14,14 +14,12 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::{Error, Network, Runtime};
-use crate::clock;
 
 /// Where `host-local` keeps its folders, unless `ipam.dataDir` says otherwise.
 const FOLDER: &str = "/var/lib/cni/networks";
-
-/// `host-local` holds its lock while it looks for an address: longer is a plugin that hangs.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-const LOCK_STEP: Duration = Duration::from_millis(20);
+/// How long its lock is waited for.
+const LOCK_DEADLINE: Duration = Duration::from_secs(10);
+const LOCK_STEP: Duration = Duration::from_millis(5);
 
 impl Runtime {
     /// Removes the reservations in a network whose container is stale, and returns their files. Who is stale is `judged` under
@@ -113,18 +111,25 @@ fn lock(folder: &Path) -> Result<File, Error> {
     let mut options = File::options();
     let file = options.read(true).append(true).create(true).open(&path);
     let file = file.map_err(|error| Error::io("open", &path, error))?;
-    // Whoever holds it may hang.
-    let since = clock::monotonic();
+    lock_in_time(&file).map_err(|error| Error::io("lock", &path, error))?;
+    Ok(file)
+}
+
+/// A plugin holds the lock for as long as it looks for an address. Whoever holds it longer is not waited for: the sweep is tried again.
+fn lock_in_time(file: &File) -> io::Result<()> {
+    let mut waited = Duration::ZERO;
     loop {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK)
-                if clock::monotonic().saturating_duration_since(since) < LOCK_PATIENCE =>
-            {
-                std::thread::sleep(LOCK_STEP);
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if waited < LOCK_DEADLINE => {}
+            Err(Errno::WOULDBLOCK) => {
+                let why = format!("somebody has held it for {} s", LOCK_DEADLINE.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
             }
-            Err(error) => return Err(Error::io("lock", &path, error.into())),
+            Err(error) => return Err(error.into()),
         }
+        std::thread::sleep(LOCK_STEP);
+        waited += LOCK_STEP;
     }
 }
 

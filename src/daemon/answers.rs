@@ -31,9 +31,9 @@ use crate::api::vm::{PowerVerb, Vm};
 use crate::cli::sliced::Args;
 use crate::clock;
 use crate::doctor;
-use crate::host::addr;
+use crate::host::{self, addr};
 use crate::owner::{Label, Owner};
-use crate::reconcile::engine::{Engine, Key};
+use crate::reconcile::engine::Engine;
 use crate::reconcile::explain::{self, Way};
 use crate::reconcile::fold::House;
 use crate::reconcile::group::{self, Removed};
@@ -323,18 +323,17 @@ impl Backend for Answers {
     }
 
     async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>, Refusal> {
-        let strays = self
-            .engine
-            .strays()
-            .await
-            .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
-        if effect == Effect::Commit {
-            self.engine.sweep_plugins().await;
-            for label in &strays {
-                self.engine.waker.renew(Key::Stray(label.clone()));
-            }
+        let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
+        let orphans = self.engine.strays().await.map_err(fail)?;
+        if effect == Effect::DryRun {
+            return Ok(orphans.iter().map(|label| leftover(label, None)).collect());
         }
-        Ok(strays.iter().map(leftover).collect())
+        self.engine.sweep_plugins().await;
+        let removed = self.engine.remove_orphans(&orphans).await.map_err(fail)?;
+        let leftovers = removed.into_iter();
+        Ok(leftovers
+            .map(|(label, removed)| leftover(&label, removed.err()))
+            .collect())
     }
 
     async fn doctor(&self) -> Result<Vec<Check>, Refusal> {
@@ -442,9 +441,10 @@ fn unlisted(vm: &Vm) -> Refusal {
     )])
 }
 
-fn leftover(label: &Label) -> Leftover {
+fn leftover(label: &Label, still_there: Option<String>) -> Leftover {
     Leftover {
         thing: "links, namespace, run directory and process".to_owned(),
+        still_there,
         owner: match &label.owner {
             Owner::Ground => "ground".to_owned(),
             Owner::Vm { name, uid } => format!("vm/{name}@{uid}"),

@@ -6,6 +6,7 @@ mod budget;
 mod conflists;
 mod console;
 mod difference;
+mod folders;
 mod intake_loop;
 mod metrics;
 mod objects;
@@ -35,10 +36,10 @@ use crate::cli::sliced::{Args, LogFormat};
 use crate::host::iptables::{self, Backend};
 use crate::host::netns::Netns;
 use crate::host::{self, cpu, fs, process};
-use crate::owner::{Instance, RunDir};
+use crate::owner::Instance;
 use crate::reconcile::contest::Contests;
 use crate::reconcile::engine::{Engine, HostHands, Key};
-use crate::reconcile::group::Claims;
+use crate::reconcile::group::{CLAIMS_DIR, Claims};
 use crate::reconcile::processes::Processes;
 use crate::reconcile::{Probe, unprobed};
 use crate::runtime::controller::{Controller, controller};
@@ -55,9 +56,6 @@ use wakes::{converged, quiet, resync, tell_when_quiet, wake_by_changes};
 
 /// Keys that are run at once. More than the cores: a run waits for the kernel's locks and the disk.
 const WIDTH: usize = 16;
-
-/// Where all daemons of a host see each other's claims.
-const CLAIMS_DIR: &str = "/run/slice-ranges";
 
 /// What ends the daemon with exit status 1.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +99,9 @@ fn askers() -> NonZeroUsize {
 
 /// `sliced`, from its arguments to its exit status.
 pub fn main(args: Args) -> ExitCode {
+    // What we make has the mode that it is made with, whoever has started us and how: network managers read some of it, and a umask of
+    // nothing would leave the rest to be written by all.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     log_to_stderr(&args);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -192,8 +193,8 @@ impl Daemon {
             );
             return Err(Error::Host(why));
         }
-        let state_dir = usable(state_dir)?;
-        let run_dir = RunDir(usable(run_dir)?);
+        let state_dir = folders::state(state_dir)?;
+        let run_dir = folders::run(run_dir)?;
         let home = Netns::current()?;
         let (controller, waker, idle) = controller(WIDTH);
         let boot_id = fs::boot_id()?.to_owned();
@@ -202,6 +203,7 @@ impl Daemon {
             boot_id: boot_id.clone(),
         };
         let (store, opened) = Store::open_with(&state_dir, Some(&seal))?;
+        folders::close_state(&state_dir)?;
         let engine = Arc::new(Engine {
             instance: Instance::of(&state_dir),
             store,
@@ -214,7 +216,8 @@ impl Daemon {
                 },
                 boot_id,
             },
-            processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone()),
+            processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone())
+                .with_users(vmm_ids),
             run_dir,
             claims: Claims::new(Path::new(CLAIMS_DIR)),
             waker,
@@ -227,7 +230,9 @@ impl Daemon {
             checked: Default::default(),
             vmm_ids,
             seen_rules: Default::default(),
+            flows: Default::default(),
             turned_away: Default::default(),
+            removals: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
         // Before anything can change: a change that nobody hears wakes nobody.
@@ -283,16 +288,6 @@ impl Daemon {
         changes.abort();
         ended
     }
-}
-
-/// A folder of ours: made if need be, and by one and the same name from here on.
-fn usable(dir: &Path) -> Result<PathBuf, Error> {
-    std::fs::create_dir_all(dir)
-        .and_then(|()| dir.canonicalize())
-        .map_err(|source| Error::Folder {
-            path: dir.to_owned(),
-            source,
-        })
 }
 
 /// What an earlier run, or an earlier boot, has left to this one.

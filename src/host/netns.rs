@@ -16,7 +16,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::blocking::within;
 use super::netlink::Handle;
-use super::{Error, Kind};
+use super::{Error, Kind, private};
 
 /// The calling thread's namespace; `/proc/self` would be the main thread's.
 const MINE: &str = "/proc/thread-self/ns/net";
@@ -187,12 +187,11 @@ fn create_here(path: &Path, prepare: impl FnOnce() -> Result<(), Error>) -> Resu
     let name = path.display().to_string();
     let fail = |e| Error::io("create", &name, e);
     if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).map_err(fail)?;
+        // Who may open what is mounted on could lock it.
+        super::fs::make_dir(dir, 0o700)?;
     }
     // The lock on the plain file below the mount keeps two makers apart; a crash frees it.
-    let place = open_place(path).map_err(fail)?;
-    rustix::fs::flock(&place, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|e| fail(e.into()))?;
+    let _place = lock_place(path).map_err(fail)?;
     open_place(path).map_err(fail)?;
 
     let way_back = WayBack::remember()?;
@@ -211,6 +210,27 @@ fn create_here(path: &Path, prepare: impl FnOnce() -> Result<(), Error>) -> Resu
     made
 }
 
+/// The plain file to mount on, locked. One that somebody without privileges has locked, when he could still open it, is made anew.
+fn lock_place(path: &Path) -> io::Result<File> {
+    let lock = || -> io::Result<(File, io::Result<()>)> {
+        let place = open_place(path)?;
+        let locked = rustix::fs::flock(&place, FlockOperation::NonBlockingLockExclusive);
+        Ok((place, locked.map_err(io::Error::from)))
+    };
+    let (place, locked) = lock()?;
+    match locked {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            if private::is_held(&place) {
+                return Err(error);
+            }
+            fs::remove_file(path)?;
+            let (place, locked) = lock()?;
+            locked.map(|()| place)
+        }
+        locked => locked.map(|()| place),
+    }
+}
+
 /// The plain file to mount on; `AlreadyExists` when a namespace is mounted on it.
 fn open_place(path: &Path) -> io::Result<File> {
     let place = OpenOptions::new()
@@ -218,7 +238,7 @@ fn open_place(path: &Path) -> io::Result<File> {
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0o444)
+        .mode(0o400)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path);
     match place {

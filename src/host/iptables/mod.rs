@@ -11,6 +11,7 @@
 mod decode;
 mod expr;
 mod legacy;
+mod limits;
 pub(in crate::host) mod netlink;
 mod nft;
 mod restore;

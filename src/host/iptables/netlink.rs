@@ -21,6 +21,9 @@ pub const NFTABLES: u16 = 10 << 8;
 /// `NFNL_SUBSYS_CTNETLINK << 8`.
 pub const CONNTRACK: u16 = 1 << 8;
 
+/// `NFNL_SUBSYS_CTNETLINK_TIMEOUT << 8`.
+pub const TIMEOUTS: u16 = 8 << 8;
+
 /// `NLM_F_CREATE`.
 pub const CREATE: u16 = 0x400;
 /// `NLM_F_EXCL`.
@@ -206,6 +209,24 @@ impl Netfilter {
         self.sequence += 1;
         self.send(message.seal(ACK, self.sequence))?;
         self.verdict_on(self.sequence)
+    }
+
+    /// Asks for one thing; its attributes.
+    pub fn get(&mut self, mut message: Message) -> io::Result<Vec<u8>> {
+        self.sequence += 1;
+        let sequence = self.sequence;
+        self.send(message.seal(0, sequence))?;
+        loop {
+            for (header, body) in self.receive()? {
+                match header.kind {
+                    ERROR => verdict(body)?,
+                    _ if header.sequence == sequence => {
+                        return Ok(body.get(GENERIC_HEADER..).unwrap_or(&[]).to_vec());
+                    }
+                    _ => {}
+                }
+            }
+        }
     }
 
     /// Asks for several changes, all or nothing (nf_tables only), and waits for the answer.

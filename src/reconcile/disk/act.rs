@@ -59,7 +59,7 @@ pub(super) async fn act(
 
 /// Others may pass through the directory to a disk that they are given, and not list it.
 fn note(desired: &Desired, record: &Record) -> Result<(), Error> {
-    fs::make_dir(&desired.dir, 0o711)?;
+    fs::make_dir(&desired.dir, 0o700)?;
     let path = desired.record();
     let text = serde_json::to_vec(record)
         .map_err(|error| Error::other("write", path.display().to_string(), error))?;

@@ -92,7 +92,8 @@ pub(super) struct Climbing<'a> {
 struct Taken<'a, R> {
     rung: &'a R,
     durable: Mutex<Durable>,
-    current: &'a Current,
+    /// Where the action under way is noted, for its condition.
+    current: Option<&'a Current>,
 }
 
 impl<R: Reconcile> Reconcile for Taken<'_, R> {
@@ -121,10 +122,12 @@ impl<R: Reconcile> Reconcile for Taken<'_, R> {
             std::mem::take(&mut *self.durable.lock().unwrap_or_else(PoisonError::into_inner));
         let written = durable.wait().await;
         written.map_err(|error| host::Error::other("take", "the rung", error))?;
-        let program = self.rung.program(action);
-        self.current.begins(action.to_string(), program);
+        let Some(current) = self.current else {
+            return self.rung.act(desired, action).await;
+        };
+        current.begins(action.to_string(), self.rung.program(action));
         let done = self.rung.act(desired, action).await;
-        self.current.ends();
+        current.ends();
         done
     }
 }
@@ -160,7 +163,7 @@ impl Meet for Climbing<'_> {
         });
         let current = Current::default();
         let reconciler = Taken {
-            current: &current,
+            current: Some(&current),
             rung: reconciler,
             durable: Mutex::new(std::mem::take(&mut self.taken)),
         };
@@ -263,8 +266,8 @@ impl Engine {
     ) -> Convergence<R::Observed> {
         let reconciler = Taken {
             rung: reconciler,
-            current: &Current::default(),
             durable: Mutex::new(self.store.durable(about)),
+            current: None,
         };
         let done = converge(&reconciler, desired, &self.probe).await;
         let taken = u64::try_from(done.taken.len()).unwrap_or(u64::MAX);

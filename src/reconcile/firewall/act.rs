@@ -31,8 +31,12 @@ pub(super) async fn act(
         }
         (Action::CutFlows(_), Some(rules)) => {
             let rules = rules.clone();
-            let cut = move || conntrack::delete(&forbidden(&rules)?);
-            netns.run(cut).await
+            let flows = netns.run(move || forbidden(&rules)).await?;
+            // First on the host: flows that are left in the namespace are found again after a crash.
+            let here = flows.clone();
+            let cut = move || conntrack::delete_same_ends(&here);
+            firewall.home.run(cut).await?;
+            netns.run(move || conntrack::delete(&flows)).await
         }
         (Action::CommitRules { .. } | Action::CutFlows(_), None) => Ok(()),
     }

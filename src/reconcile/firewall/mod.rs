@@ -12,6 +12,7 @@ pub mod rules;
 use super::{Conflict, Program, Reconcile};
 use crate::host;
 use crate::host::iptables::Backend;
+use crate::host::netns::Netns;
 
 pub use plan::{Action, Desired, Observed, Rules};
 
@@ -19,6 +20,8 @@ pub use plan::{Action, Desired, Observed, Rules};
 pub struct Firewall {
     /// Which kernel interface the host's iptables speaks.
     pub backend: Backend,
+    /// The host's own namespace, which tracks the VM's flows, too.
+    pub home: Netns,
 }
 
 impl Reconcile for Firewall {
