@@ -83,7 +83,10 @@ impl Room {
     }
 
     /// A place among those that follow something.
-    fn stream(self: &Arc<Self>, user: User) -> Result<Stream, Response> {
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn stream(self: &Arc<Self>, user: User) -> Result<Stream, String> {
         let mut streams = self.streams.lock().unwrap_or_else(|p| p.into_inner());
         let (all, mine) = (
             streams.len(),
@@ -96,10 +99,9 @@ impl Room {
             User::Of(_) => mine >= most / 4 || all >= most / 2,
         };
         if full {
-            let why = format!(
+            return Err(format!(
                 "{all} connections follow something already, {mine} of them of this user: no more may"
-            );
-            return Err(busy(why));
+            ));
         }
         streams.push(user);
         Ok(Stream {
@@ -200,7 +202,7 @@ async fn work(
         }
         Weight::List => Some(turn(room, &share.lists, "list objects").await?),
         Weight::Follows => {
-            held.stream = Some(room.stream(caller.user)?);
+            held.stream = Some(room.stream(caller.user).map_err(busy)?);
             None
         }
         Weight::Light => None,

@@ -51,11 +51,13 @@ pub async fn serve_within<B: Backend>(
     let room = Arc::new(Room::new(limits, Arc::clone(&connections)));
     let app = router(Arc::clone(&shared), room);
     let mut tasks = JoinSet::new();
+    // What has lost its place holds its socket until its task has run: those are not to pile up.
+    let most = limits.connections + limits.connections / 8 + 1;
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = tasks.join_next() => continue,
-            accepted = door.accept() => accepted,
+            accepted = door.accept(), if tasks.len() < most => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
