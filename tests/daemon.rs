@@ -26,6 +26,7 @@
 //! | `hanging` | programs that do not end |
 //! | `liveness` | clients that take up what they can |
 //! | `on_demand` | VMs made on demand |
+//! | `local_users` | what other users of the host may do to it |
 //! | `confinement` | what a VMM may do on the host |
 //! | `service` | the process: signals, logs, errors, rest |
 
@@ -48,6 +49,7 @@ mod daemon {
     mod linux;
     mod linux_disks;
     mod liveness;
+    mod local_users;
     mod modes;
     mod on_demand;
     mod origin;
