@@ -1,14 +1,17 @@
 //! The VMMs of all VMs: what this host can do for one, and who is told when one ends.
 //! Not here: starting and stopping (the Vmm rung).
 
+mod files;
+
 use std::collections::HashMap;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
+
+use files::{all_readable, are_there, off_thread};
 
 use super::disk;
 use super::engine::Key;
@@ -22,7 +25,6 @@ use crate::api::network::Connection;
 use crate::api::storage::Storage;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::api::vmm_ids::IdRange;
-use crate::host::blocking::{self, FILE_DEADLINE};
 use crate::host::fs;
 use crate::host::process::{self, Identity, Life, Record};
 use crate::owner::{self, Label, Owner, RunDir};
@@ -434,36 +436,6 @@ impl Processes {
     }
 }
 
-/// A look at files that a user named.
-async fn off_thread<T: Send + 'static>(
-    look: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    let looked = blocking::within(FILE_DEADLINE, "look at", "the files of the VM", || {
-        Ok(look())
-    });
-    looked
-        .await
-        .map_err(|error| format!("{error}: {}", error.source))?
-}
-
-async fn all_readable(files: impl Iterator<Item = Disk>) -> Result<(), String> {
-    let files: Vec<Disk> = files.collect();
-    off_thread(move || files.iter().try_for_each(readable)).await
-}
-
-async fn are_there(files: [Option<&Path>; 2]) -> Result<(), String> {
-    let files: Vec<PathBuf> = files.into_iter().flatten().map(Path::to_owned).collect();
-    off_thread(move || all_there(&files)).await
-}
-
-fn all_there(files: &[PathBuf]) -> Result<(), String> {
-    let missing = files.iter().find(|file| !file.is_file());
-    match missing {
-        Some(missing) => Err(format!("{} is no file on this host", missing.display())),
-        None => Ok(()),
-    }
-}
-
 fn kernel(spec: &VmSpec) -> Result<&Path, String> {
     let hypervisor = spec.hypervisor;
     let kernel = spec.kernel_file.as_deref();
@@ -487,18 +459,4 @@ fn opened<'a>(spec: &'a VmSpec, disks: &'a [Disk]) -> impl Iterator<Item = Disk>
     };
     let boot = spec.kernel_file.iter().chain(&spec.initrd_file).map(read);
     boot.chain(disks.iter().cloned())
-}
-
-/// What is written is given to the VMM, and of a block device it gets a node; what is only read stays its owner's.
-fn readable(file: &Disk) -> Result<(), String> {
-    let found = std::fs::metadata(&file.path)
-        .map_err(|error| format!("{}: {error}", file.path.display()))?;
-    let everybody = found.permissions().mode() & 0o004 != 0;
-    match file.access {
-        Access::ReadOnly if !everybody && !found.file_type().is_block_device() => Err(format!(
-            "{0} cannot be read by the user of its own that every VMM runs as: chmod o+r {0}",
-            file.path.display()
-        )),
-        Access::ReadOnly | Access::ReadWrite => Ok(()),
-    }
 }
