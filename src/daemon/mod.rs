@@ -197,6 +197,7 @@ impl Daemon {
             checked: Default::default(),
             vmm_ids,
             seen_rules: Default::default(),
+            refused: Default::default(),
             flows: Default::default(),
             turned_away: Default::default(),
         });

@@ -114,6 +114,8 @@ pub struct Engine {
     pub vmm_ids: IdRange,
     /// Which rules of the isolated VMs have been looked at.
     pub seen_rules: SeenRules,
+    /// Packets beyond its limit of connections that each VM's rules had dropped when they were looked at.
+    pub refused: Mutex<HashMap<Uid, u64>>,
     /// Deletes the host's connection tracking entries of VMs that are gone.
     pub flows: Flows,
     /// VMs that the ground did not carry when they were looked at.
