@@ -15,8 +15,8 @@ use slicectl::host::iptables::{
     seal_ipv6,
 };
 use slicectl::host::rule::{
-    AddrType, Chain, CtState, Match, Policy, Protocol, Reject, Rule, Ruleset, Table, TableName,
-    Target,
+    AddrType, Chain, CtState, LinkGroup, Match, Policy, Protocol, Reject, Rule, Ruleset, Table,
+    TableName, Target,
 };
 use slicectl::host::{conntrack, cttimeout};
 
@@ -198,6 +198,9 @@ fn the_hosts_edits() -> Vec<Edit> {
             "FORWARD",
             "-i slabcde+ -o slabcde+ -j DROP
              -i slabcde+ -m conntrack --ctstate INVALID -j DROP
+             -i slabcde+ -m devgroup --dst-group 0x736c0000/0xffff0000 -j DROP
+             -o br0 -d 10.1.0.0/16 -m devgroup --src-group 0x736c0001 -j DROP
+             -m devgroup --src-group 0x736c0001 --dst-group 0x736c0002 -j DROP
              -i slabcde+ -j ACCEPT
              -o slabcde+ -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
              ! -i slabcde+ -o slabcde+ -m conntrack --ctstate NEW -j DROP",
@@ -524,6 +527,13 @@ fn links() -> impl Strategy<Value = String> {
     prop_oneof!["[a-z][a-z0-9.-]{0,14}", "[a-z][a-z0-9.-]{0,13}\\+"]
 }
 
+fn groups() -> impl Strategy<Value = LinkGroup> {
+    prop_oneof![
+        any::<u32>().prop_map(LinkGroup::only),
+        (any::<u32>(), 1..=u32::MAX).prop_map(|(value, mask)| LinkGroup::under(value, mask)),
+    ]
+}
+
 /// A condition to add to a rule, drawn at random.
 #[derive(Clone, Debug)]
 enum Condition {
@@ -539,6 +549,8 @@ enum Condition {
     NotMac([u8; 6]),
     CtState(Vec<CtState>),
     DstType(Vec<AddrType>),
+    InGroup(LinkGroup),
+    OutGroup(LinkGroup),
     Comment(String),
     Protocol(Protocol),
     Ports(Protocol, u16, u16),
@@ -562,6 +574,8 @@ fn condition() -> impl Strategy<Value = Condition> {
         any::<[u8; 6]>().prop_map(Condition::NotMac),
         subsequence(CtState::ALL, 0..=CtState::ALL.len()).prop_map(Condition::CtState),
         subsequence(AddrType::ALL, 0..=AddrType::ALL.len()).prop_map(Condition::DstType),
+        groups().prop_map(Condition::InGroup),
+        groups().prop_map(Condition::OutGroup),
         "\\PC{0,300}".prop_map(Condition::Comment),
         proptest::sample::select(Protocol::ALL).prop_map(Condition::Protocol),
         (transport(), any::<u16>(), any::<u16>()).prop_map(|(protocol, a, b)| Condition::Ports(
@@ -591,6 +605,8 @@ fn add(rule: Match, condition: Condition) -> Match {
         Condition::NotMac(mac) => rule.not_mac_source(mac),
         Condition::CtState(states) => rule.ctstate(states),
         Condition::DstType(types) => rule.dst_type(types),
+        Condition::InGroup(group) => rule.in_group(group),
+        Condition::OutGroup(group) => rule.out_group(group),
         Condition::Comment(text) => rule.comment(text),
         Condition::Protocol(protocol) => rule.protocol(protocol),
         Condition::Ports(protocol, first, last) => rule.dport(protocol, first..=last),

@@ -11,6 +11,10 @@ mod bridge;
 mod bridge_apart;
 #[path = "packets/bridge_guard.rs"]
 mod bridge_guard;
+#[path = "packets/configuration.rs"]
+mod configuration;
+#[path = "packets/daemons.rs"]
+mod daemons;
 #[path = "packets/flood.rs"]
 mod flood;
 #[path = "packets/host.rs"]
@@ -25,6 +29,8 @@ mod neighbours;
 mod odd;
 #[path = "packets/others.rs"]
 mod others;
+#[path = "packets/translated.rs"]
+mod translated;
 #[path = "packets/truth.rs"]
 mod truth;
 #[path = "packets/window.rs"]

@@ -122,8 +122,39 @@ pub struct Match {
     pub mac_source: Option<Test<[u8; 6]>>,
     /// `-m addrtype --dst-type`: any of these; empty: not asked.
     pub dst_type: BTreeSet<AddrType>,
+    /// `-m devgroup --src-group`: the group of the link a packet came by.
+    pub in_group: Option<LinkGroup>,
+    /// `-m devgroup --dst-group`: the group of the link a packet leaves by.
+    pub out_group: Option<LinkGroup>,
     /// `--comment`: says something to people, matches everything.
     pub comment: Option<String>,
+}
+
+/// Groups of links (`IFLA_GROUP`): those whose number under `mask` is `value`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LinkGroup {
+    /// No bits beyond the mask.
+    pub value: u32,
+    /// The bits that are compared.
+    pub mask: u32,
+}
+
+impl LinkGroup {
+    /// This group alone.
+    pub fn only(value: u32) -> Self {
+        Self {
+            value,
+            mask: u32::MAX,
+        }
+    }
+
+    /// All groups that share these bits.
+    pub fn under(value: u32, mask: u32) -> Self {
+        Self {
+            value: value & mask,
+            mask,
+        }
+    }
 }
 
 /// `-p`.
@@ -336,6 +367,18 @@ impl Match {
     /// `-m addrtype --dst-type a,b`.
     pub fn dst_type(mut self, types: impl IntoIterator<Item = AddrType>) -> Self {
         self.dst_type = types.into_iter().collect();
+        self
+    }
+
+    /// `-m devgroup --src-group group`.
+    pub fn in_group(mut self, group: LinkGroup) -> Self {
+        self.in_group = Some(group);
+        self
+    }
+
+    /// `-m devgroup --dst-group group`.
+    pub fn out_group(mut self, group: LinkGroup) -> Self {
+        self.out_group = Some(group);
         self
     }
 

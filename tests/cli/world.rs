@@ -446,10 +446,12 @@ pub fn leftovers() -> Vec<Leftover> {
         Leftover {
             thing: "link slabcdeaaaaaa77".into(),
             owner: "vm/gone-1@00000000-0000-4000-8000-000000000077".into(),
+            still_there: None,
         },
         Leftover {
             thing: "chain SLICE-abcde-OLD".into(),
             owner: "ground".into(),
+            still_there: None,
         },
     ]
 }

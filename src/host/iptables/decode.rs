@@ -9,7 +9,9 @@ use ipnetwork::Ipv4Network;
 
 use super::limits;
 use super::netlink::text;
-use crate::host::rule::{AddrType, CtState, Match, Protocol, Reject, Rule, Target, TcpFlags, Test};
+use crate::host::rule::{
+    AddrType, CtState, LinkGroup, Match, Protocol, Reject, Rule, Target, TcpFlags, Test,
+};
 
 /// Something that no rule of ours holds.
 #[derive(Debug)]
@@ -141,6 +143,7 @@ pub fn xt_match(draft: &mut Match, name: &str, revision: u32, info: &[u8]) -> De
         ("mac", 0) => mac(draft, info),
         ("conntrack", 3) => conntrack(draft, info),
         ("addrtype", 1) => addrtype(draft, info),
+        ("devgroup", 0) => devgroup(draft, info),
         ("tcp", 0) => tcp(draft, info),
         ("udp", 0) => udp(draft, info),
         ("icmp", 0) => icmp(draft, info),
@@ -210,6 +213,32 @@ fn addrtype(draft: &mut Match, info: &[u8]) -> Decoded {
         (0, 0) => bits(&mut draft.dst_type, u32::from(dest), &BITS),
         _ => Err(Unknown),
     }
+}
+
+/// `struct xt_devgroup_info { u32 flags, src_group, src_mask, dst_group, dst_mask; }`.
+fn devgroup(draft: &mut Match, info: &[u8]) -> Decoded {
+    const SOURCE: u32 = 1;
+    const DESTINATION: u32 = 4;
+    let field = |index: usize| array(info, 4 * index).map(u32::from_ne_bytes);
+    let flags = field(0)?;
+    if flags == 0 || flags & !(SOURCE | DESTINATION) != 0 {
+        return Err(Unknown);
+    }
+    for (flag, at, slot) in [
+        (SOURCE, 1, &mut draft.in_group),
+        (DESTINATION, 3, &mut draft.out_group),
+    ] {
+        let (value, mask) = (field(at)?, field(at + 1)?);
+        match flags & flag != 0 {
+            // A value with bits beyond its mask matches nothing; without a mask it matches everything.
+            true if value & !mask == 0 && mask != 0 => {
+                once(slot, LinkGroup::under(value, mask))?;
+            }
+            true => return Err(Unknown),
+            false => {}
+        }
+    }
+    Ok(())
 }
 
 fn bits<T: Copy + Ord>(

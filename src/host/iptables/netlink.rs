@@ -6,6 +6,10 @@
 //! Format: linux/netlink.h, linux/netfilter/nfnetlink.h.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use rustix::net::sockopt::Timeout;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
@@ -39,6 +43,8 @@ const HEADER: usize = 16;
 const GENERIC_HEADER: usize = 4;
 /// The kernel fills a reply of a dump up to the reader's buffer, at most 32 KiB (`netlink_dump`).
 const BUFFER: usize = 32 * 1024;
+/// The kernel answers within the call that asks, so that only a lost answer (ENOBUFS, a full receive buffer) is waited for.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A message under construction.
 pub struct Message(Vec<u8>);
@@ -138,6 +144,11 @@ impl Netfilter {
     pub fn open() -> Result<Self, Error> {
         let open = || {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            // SAFETY: the socket owns its descriptor, which is open as long as it lives.
+            let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+            for timeout in [Timeout::Recv, Timeout::Send] {
+                rustix::net::sockopt::set_socket_timeout(fd, timeout, Some(ANSWER_DEADLINE))?;
+            }
             socket.bind_auto()?;
             socket.connect(&SocketAddr::new(0, 0))?;
             Ok(socket)
@@ -261,8 +272,11 @@ impl Netfilter {
     fn receive(&mut self) -> io::Result<impl Iterator<Item = (Header, &[u8])>> {
         self.buffer.clear();
         while let Err(error) = self.socket.recv(&mut self.buffer, 0) {
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
+            match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                // SO_RCVTIMEO: not the EAGAIN of a list that changed.
+                io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+                _ => return Err(error),
             }
         }
         Ok(messages(&self.buffer))

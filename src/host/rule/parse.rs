@@ -6,7 +6,9 @@ use std::str::FromStr;
 use ipnetwork::Ipv4Network;
 
 use super::limit::HashOptions;
-use super::{ConnLimit, FOREIGN, Match, Protocol, Rate, Reject, Rule, Side, Target, TcpFlags};
+use super::{
+    ConnLimit, FOREIGN, LinkGroup, Match, Protocol, Rate, Reject, Rule, Side, Target, TcpFlags,
+};
 
 /// A text that is no rule of the known shapes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -128,6 +130,8 @@ fn plain(mut when: Match, flag: &str, words: &mut Words) -> Result<Match, String
         }
         "--ctstate" => when.ctstate(set(&value, super::CtState::of_word)?),
         "--dst-type" => when.dst_type(set(&value, super::AddrType::of_word)?),
+        "--src-group" => when.in_group(group(&value)?),
+        "--dst-group" => when.out_group(group(&value)?),
         "--comment" => when.comment(value),
         other => return Err(format!("unknown option `{other}`")),
     })
@@ -189,6 +193,24 @@ fn network(text: &str) -> Result<Ipv4Network, String> {
 fn number<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse()
         .map_err(|_| format!("`{text}` is no number in range"))
+}
+
+/// `VALUE` or `VALUE/MASK`, in hexadecimal.
+fn group(text: &str) -> Result<LinkGroup, String> {
+    let bits = |text: &str| {
+        let digits = text.strip_prefix("0x");
+        let bits = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        bits.ok_or_else(|| format!("`{text}` is no hexadecimal number of 32 bits"))
+    };
+    match text.split_once('/') {
+        None => Ok(LinkGroup::only(bits(text)?)),
+        Some((value, mask)) => {
+            let group = LinkGroup::under(bits(value)?, bits(mask)?);
+            let fits = bits(value)? == group.value && group.mask != 0;
+            fits.then_some(group)
+                .ok_or_else(|| format!("`{text}` has bits that its mask does not compare"))
+        }
+    }
 }
 
 fn mac(text: &str) -> Result<[u8; 6], String> {
@@ -263,6 +285,9 @@ mod tests {
             "-m hashlimit --hashlimit-upto 1/sec --hashlimit-burst 1 --hashlimit-mode dstip --hashlimit-name sl-b \
              --hashlimit-htable-size 256 --hashlimit-htable-max 256 --hashlimit-htable-expire 5000 -j RETURN",
             "-p tcp -j CT --timeout slice-abcde",
+            "-i slabcde+ -m devgroup --dst-group 0x736c0000/0xffff0000 -j DROP",
+            "-o br0 -d 10.0.0.0/8 -m devgroup --src-group 0x736c0001 -j DROP",
+            "-m devgroup --src-group 0x1 --dst-group 0x2/0xff -m comment --comment \"x\" -j DROP",
             "foreign: [limit] #12345678",
         ] {
             assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
@@ -301,6 +326,10 @@ mod tests {
             "-p gre -j DROP",
             "-m mac --mac-source 02:00 -j DROP",
             "-p tcp --dport 70000 -j DROP",
+            "-m devgroup --src-group 1 -j DROP",
+            "-m devgroup --src-group 0x1ff/0xff -j DROP",
+            "-m devgroup --src-group 0x0/0x0 -j DROP",
+            "-m devgroup ! --src-group 0x1 -j DROP",
         ] {
             assert!(text.parse::<Rule>().is_err(), "{text}");
         }

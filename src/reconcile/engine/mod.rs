@@ -13,6 +13,7 @@ mod ground;
 mod groups;
 mod isolated;
 mod life;
+mod pending;
 mod plugged;
 mod preview;
 mod seen_rules;
@@ -53,6 +54,7 @@ use crate::store::{self, Store, Txn};
 pub use life::remember;
 pub use preview::Preview;
 pub use seen_rules::SeenRules;
+pub use stray::Removals;
 
 /// What can be looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -120,6 +122,8 @@ pub struct Engine {
     pub flows: Flows,
     /// VMs that the ground did not carry when they were looked at.
     pub turned_away: Mutex<HashSet<Uid>>,
+    /// Who waits for the removal of orphans.
+    pub removals: Removals,
 }
 
 /// The link of the host namespace that tells of a VM.

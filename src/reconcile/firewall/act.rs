@@ -27,7 +27,7 @@ pub(super) async fn act(
             let lock = desired.lock.clone();
             let ruleset = rules.ruleset.clone();
             let commit = move || iptables::restore_whole(&backend, &ruleset, Lock::Private(&lock));
-            netns.run(commit).await
+            netns.run_for(firewall.backend.deadline, commit).await
         }
         (Action::CutFlows(_), Some(rules)) => {
             let rules = rules.clone();

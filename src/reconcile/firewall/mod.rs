@@ -9,7 +9,7 @@ pub mod port;
 pub mod redirect;
 pub mod rules;
 
-use super::{Conflict, Reconcile};
+use super::{Conflict, Program, Reconcile};
 use crate::host;
 use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
@@ -31,6 +31,16 @@ impl Reconcile for Firewall {
 
     fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
         Ok(plan::plan(desired, observed))
+    }
+
+    fn program(&self, action: &Action) -> Option<Program> {
+        match action {
+            Action::CommitRules { .. } => Some(Program {
+                name: "iptables-restore",
+                deadline: self.backend.deadline,
+            }),
+            Action::ShutGate | Action::OpenGate | Action::SealIpv6 | Action::CutFlows(_) => None,
+        }
     }
 
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {

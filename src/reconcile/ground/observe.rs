@@ -15,6 +15,7 @@ use crate::host::link::Link;
 use crate::host::rule::TableName;
 use crate::host::{self, addr, conntrack, cttimeout, link, sysctl};
 use crate::reconcile::limits::Timeouts;
+use crate::reconcile::net::host_links;
 
 /// The host's switch. Ours to turn on; other people may need it, so never ours to turn off.
 pub(super) const FORWARDING: &str = "net.ipv4.ip_forward";
@@ -104,7 +105,9 @@ pub(super) fn look(link: &Link) -> BridgeSeen {
         mac: Mac(link.mac.unwrap_or_default()),
         mtu: link.mtu,
         up: link.up,
-        calm: !info.stp && info.forward_delay == 0,
+        calm: (info.stp, info.forward_delay) == (false, 0)
+            && (info.snooping, info.group_fwd_mask) == (false, 0)
+            && host_links::is_bridge(link),
         addresses: Default::default(),
     }
 }

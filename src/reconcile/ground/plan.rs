@@ -72,7 +72,7 @@ pub enum Action {
     CreateBridge(String),
     /// Label it.
     LabelBridge(String),
-    /// Set its MAC and MTU, turn off its spanning tree and its delay.
+    /// Set its MAC, MTU and group, turn off its spanning tree, delay and snooping, and have the host take no configuration in on it.
     ConfigureBridge(String),
     /// Give the host an address on it.
     AddGateway(String, Ipv4Network),

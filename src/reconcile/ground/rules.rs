@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::Ipv4Network;
 
+use super::apart;
 use super::limits::{self, Limits};
 use super::plan::Jump;
 use crate::api::policy::{self, Entry};
@@ -78,6 +79,7 @@ pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
         (TableName::Mangle, "ODD", limits::odd_sources(carried)),
         (TableName::Mangle, "LAN", limits::to_neighbours(carried)),
         (TableName::Mangle, "LIMITIN", limits::to_vms(carried)),
+        (TableName::Mangle, apart::ROLE, apart::rules(carried)),
         (TableName::Nat, "NAT", nat(carried)),
         (TableName::Filter, "OUT", isolated(out(carried))),
         (TableName::Filter, "IN", isolated(back_in())),
@@ -127,7 +129,7 @@ pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
         jump(
             TableName::Mangle,
             "FORWARD",
-            vec![from("MSS"), to("MSS"), all("LIMITIN")],
+            vec![all(apart::ROLE), from("MSS"), to("MSS"), all("LIMITIN")],
         ),
         jump(TableName::Nat, "POSTROUTING", vec![all("NAT")]),
         jump(TableName::Filter, "INPUT", vec![from("HOST")]),
@@ -270,7 +272,7 @@ fn nat(carried: &Carried<'_>) -> Vec<Rule> {
 }
 
 /// Two subnets on a bridge may want the same rule.
-fn push_once(rules: &mut Vec<Rule>, rule: Rule) {
+pub(super) fn push_once(rules: &mut Vec<Rule>, rule: Rule) {
     if !rules.contains(&rule) {
         rules.push(rule);
     }

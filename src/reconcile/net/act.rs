@@ -7,13 +7,13 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 
 use super::plan::{Desired, program};
-use super::{Action, MTU, NEXT_HOP, Net, Side, files, settings};
+use super::{Action, MTU, NEXT_HOP, Net, Side, files, host_links, settings};
 use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::link::{Change, Ipv6Addresses, State, VethEnd};
 use crate::host::netlink::Handle;
 use crate::host::{self, Error, addr, fs, link, neigh, netns, route, sysctl, tap, tc};
-use crate::owner::{TAP, UPLINK};
+use crate::owner::{TAP, UPLINK, link_group};
 use crate::reconcile::firewall::port;
 
 /// How often, and how often again, a veth is looked at whose namespace was deleted: 600 ms in all.
@@ -38,9 +38,12 @@ pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result
             let label = Change {
                 alias: Some(desired.label.to_string()),
                 ipv6_addresses: Some(Ipv6Addresses::Bare),
+                group: Some(link_group::ISOLATED),
                 ..Change::default()
             };
-            change(net, desired, Side::Host, label).await
+            change(net, desired, Side::Host, label).await?;
+            let name = desired.names().host_link;
+            net.home.run_here(|| host_links::write_veth(&name))
         }
         Action::Configure(side) => configure(net, desired, *side).await,
         Action::AddAddress(side, address) => add_address(net, desired, *side, *address).await,
@@ -133,11 +136,13 @@ async fn create_veth(net: &Net, desired: &Desired) -> Result<(), Error> {
         name: names.host_link,
         mac: names.host_mac.0,
         mtu: MTU,
+        group: link_group::ISOLATED,
     };
     let uplink = VethEnd {
         name: UPLINK.to_owned(),
         mac: names.uplink_mac.0,
         mtu: MTU,
+        group: 0,
     };
     let inside = net.door.inside()?;
     exists_is_done(link::create_veth(&net.netlink, &host_end, &uplink, &inside.netns).await)

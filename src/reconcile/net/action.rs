@@ -48,7 +48,7 @@ pub enum Action {
     },
     /// Make the veth, both ends in place.
     CreateVeth,
-    /// Label the host's end, and have the kernel give it no IPv6 address.
+    /// Label the host's end, put it into its group, and turn IPv6 off on it.
     LabelHostLink,
     /// Set MAC and MTU, bring up.
     Configure(Side),

@@ -8,7 +8,7 @@ use ipnetwork::Ipv4Network;
 
 use super::place::Seen;
 use super::plan::{Desired, HostLink, Inside, NetnsSeen, Observed, TapSeen, Uplink};
-use super::{NEXT_HOP, Net, settings};
+use super::{NEXT_HOP, Net, host_links, settings};
 use crate::api::network::{Mac, TapOwner};
 use crate::host::link::Link;
 use crate::host::netlink::Handle;
@@ -85,6 +85,7 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
     };
     Ok(Some(HostLink {
         addresses,
+        bare: host_links::is_veth(&seen),
         alias: seen.alias,
         mac: mac(seen.mac),
         index: seen.index,
@@ -93,7 +94,6 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
         mtu: seen.mtu,
         neighbours,
         routed,
-        bare: seen.ipv6.is_none_or(|ipv6| ipv6.bare || ipv6.disabled),
     }))
 }
 

@@ -87,7 +87,7 @@ pub struct HostLink {
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
     /// The host sends the guest's packets straight over it.
     pub routed: bool,
-    /// The kernel gives the host no IPv6 address on it by itself, so that it says nothing there by itself.
+    /// It is in the group of isolated VMs' links, and the host speaks no IPv6 on it ([`super::host_links`]).
     pub bare: bool,
 }
 
