@@ -160,10 +160,10 @@ impl Engine {
     /// One run for one key.
     pub async fn run(self: Arc<Self>, key: Key, failures: u32) -> Outcome {
         let outcome = match &key {
-            Key::Ground => self.run_ground().await,
+            Key::Ground => Box::pin(self.run_ground()).await,
             Key::Group(name) => self.run_group(name).await,
             Key::Vm(uid) => self.run_vm(*uid, failures).await,
-            Key::Stray(label) => self.run_stray(label).await,
+            Key::Stray(label) => Box::pin(self.run_stray(label)).await,
         };
         outcome.unwrap_or_else(|error| {
             warn!(?key, %error, "cannot remember what was done");
@@ -231,8 +231,8 @@ impl Engine {
         };
         let before = self.store.read(|world| Standing::of(world, &vm));
         let outcome = match vm.meta.deleting {
-            true => self.descend(&vm).await?,
-            false => self.climb(&vm, failures).await?,
+            true => Box::pin(self.descend(&vm)).await?,
+            false => Box::pin(self.climb(&vm, failures)).await?,
         };
         let after = self
             .store
