@@ -231,6 +231,7 @@ impl Daemon {
             vmm_ids,
             seen_rules: Default::default(),
             refused: Default::default(),
+            sized: Default::default(),
             flows: Default::default(),
             turned_away: Default::default(),
             removals: Default::default(),

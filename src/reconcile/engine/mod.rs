@@ -20,11 +20,12 @@ mod seen_rules;
 mod step;
 mod stray;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ipnetwork::Ipv4Network;
 use tracing::{debug, warn};
 
 use super::Probe;
@@ -118,6 +119,8 @@ pub struct Engine {
     pub seen_rules: SeenRules,
     /// Packets beyond its limit of connections that each VM's rules had dropped when they were looked at.
     pub refused: Mutex<HashMap<Uid, u64>>,
+    /// The size of the host's connection tracking table and the networks of its links that the host's rules were made for.
+    pub sized: Mutex<Option<(Option<u32>, BTreeSet<Ipv4Network>)>>,
     /// Deletes the host's connection tracking entries of VMs that are gone.
     pub flows: Flows,
     /// VMs that the ground did not carry when they were looked at.
