@@ -230,6 +230,8 @@ impl Daemon {
             checked: Default::default(),
             vmm_ids,
             seen_rules: Default::default(),
+            refused: Default::default(),
+            sized: Default::default(),
             flows: Default::default(),
             turned_away: Default::default(),
             removals: Default::default(),

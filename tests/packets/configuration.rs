@@ -412,7 +412,7 @@ fn settings_of_our_bridges_and_ports_that_somebody_changes_come_back() {
         ("ipv6/conf/brvm0/accept_redirects", "0", "1"),
         ("ipv4/conf/brvm0/accept_redirects", "0", "1"),
         ("ipv4/conf/brvm0/accept_source_route", "0", "1"),
-        ("ipv4/conf/brvm0/arp_ignore", "1", "0"),
+        ("ipv4/conf/brvm0/arp_ignore", "2", "0"),
         ("ipv4/conf/brvm0/proxy_arp", "0", "1"),
         ("ipv6/conf/vmtap0/disable_ipv6", "1", "0"),
         ("ipv6/conf/vmtap0/accept_ra", "0", "2"),

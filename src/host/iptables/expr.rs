@@ -47,6 +47,13 @@ pub fn rule(attributes: &[u8]) -> Rule {
         .unwrap_or_else(|Unknown| foreign(attributes))
 }
 
+/// How many packets have come to the rule's counter (`NFTA_COUNTER_PACKETS`); 0 without one.
+pub fn packets(attributes: &[u8]) -> u64 {
+    let counter = expressions(attributes).find(|(name, _)| name == "counter");
+    let packets = counter.and_then(|(_, data)| attr(data, 2)?.try_into().ok());
+    packets.map_or(0, u64::from_be_bytes)
+}
+
 fn foreign(attributes: &[u8]) -> Rule {
     let mut sketch = Sketch::default();
     for (name, data) in expressions(attributes).filter(|(name, _)| name != "counter") {

@@ -98,6 +98,18 @@ impl Backend {
         self.read_dated(tables).map(|(ruleset, _)| ruleset)
     }
 
+    /// How many packets the rules with this comment have matched in a chain of `filter` that is no builtin one.
+    pub fn matched(&self, chain: &str, comment: &str) -> Result<u64, Error> {
+        let counted = match self.flavour {
+            Flavour::Nft => nft::counted(chain)?,
+            Flavour::Legacy => legacy::counted(chain)?,
+        };
+        let ours = counted
+            .iter()
+            .filter(|(rule, _)| rule.comment() == Some(comment));
+        Ok(ours.map(|(_, packets)| packets).sum())
+    }
+
     /// [`read`](Self::read), and the generation that was read, or a later one. None: there is none to tell.
     pub fn read_dated(&self, tables: &[TableName]) -> Result<(Ruleset, Option<Generation>), Error> {
         match self.flavour {
