@@ -210,6 +210,9 @@ pub enum Target {
     Masquerade,
     /// `TCPMSS --clamp-mss-to-pmtu`.
     ClampMss,
+    /// Its destination becomes another: `DNAT --to-destination 10.0.0.1:80`, `REDIRECT`, `NETMAP`, as far as it is known to what. No rule of
+    /// ours says so.
+    Translate(String),
 }
 
 /// How a sender is told.

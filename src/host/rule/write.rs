@@ -134,6 +134,7 @@ impl fmt::Display for Target {
             }
             Self::Masquerade => "MASQUERADE",
             Self::ClampMss => "TCPMSS --clamp-mss-to-pmtu",
+            Self::Translate(text) => text,
         })
     }
 }
