@@ -22,6 +22,8 @@
 //! | `guests` | QEMU |
 //! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
 //! | `linux_disks` | what they read and write |
+//! | `hanging` | programs that do not end |
+//! | `liveness` | clients that take up what they can |
 //! | `on_demand` | VMs made on demand |
 //! | `confinement` | what a VMM may do on the host |
 //! | `service` | the process: signals, logs, errors, rest |
@@ -40,9 +42,11 @@ mod daemon {
     mod disks;
     mod drift;
     mod guests;
+    mod hanging;
     mod leftovers;
     mod linux;
     mod linux_disks;
+    mod liveness;
     mod modes;
     mod on_demand;
     mod origin;

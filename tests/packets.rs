@@ -15,12 +15,16 @@ mod bridge_guard;
 mod configuration;
 #[path = "packets/daemons.rs"]
 mod daemons;
+#[path = "packets/flood.rs"]
+mod flood;
 #[path = "packets/host.rs"]
 mod host;
 #[path = "packets/live.rs"]
 mod live;
 #[path = "packets/modes.rs"]
 mod modes;
+#[path = "packets/neighbours.rs"]
+mod neighbours;
 #[path = "packets/odd.rs"]
 mod odd;
 #[path = "packets/others.rs"]

@@ -4,13 +4,15 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::process::{self, Child};
 
 use super::error::{Failure, LIMITED, NOT_AVAILABLE, TRY_AGAIN};
@@ -22,6 +24,12 @@ const OUTPUT_LIMIT: usize = 1 << 20;
 
 /// How much of the end of standard error is kept.
 const ERROR_LIMIT: usize = 4 << 10;
+
+/// For the pipes of a plugin that has ended to close.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// For a plugin that was killed to be dead.
+const DEATH: Duration = Duration::from_secs(2);
 
 /// A plugin that is being replaced at this moment cannot be started (ETXTBSY); it can be shortly after.
 const BUSY_TRIES: u32 = 10;
@@ -81,6 +89,7 @@ pub(super) struct Call<'a> {
     pub environment: Vec<(&'static str, OsString)>,
     pub stdin: String,
     pub deadline: Duration,
+    pub file_limit: Option<(u64, u64)>,
 }
 
 impl Call<'_> {
@@ -93,9 +102,7 @@ impl Call<'_> {
         let heard = match tokio::time::timeout(self.deadline, heard).await {
             Ok(heard) => heard.map_err(|error| Error::io("talk to", self.program, error))?,
             Err(_) => {
-                running.kill();
-                let _ = running.child.wait().await;
-                running.reaped = true;
+                running.end().await;
                 return Err(Error::Deadline {
                     plugin: self.plugin.to_owned(),
                     command: self.command,
@@ -139,6 +146,21 @@ impl Call<'_> {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
+        if let Some((soft, hard)) = self.file_limit {
+            let limit = libc::rlimit {
+                rlim_cur: soft,
+                rlim_max: hard,
+            };
+            // SAFETY: between fork and exec only one system call is made, with a struct that was made before.
+            unsafe {
+                command.pre_exec(move || {
+                    match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
+                        0 => Ok(()),
+                        _ => Err(io::Error::last_os_error()),
+                    }
+                });
+            }
+        }
         command
     }
 
@@ -239,7 +261,8 @@ impl Running {
         }
     }
 
-    /// Reaps it last: until then its process id, which is its group's, can be no other's.
+    /// Reaps it last: until then its process id, which is its group's, can be no other's. What the plugin has started may hold its
+    /// pipes open after its end: they are read until its end, and [`LINGER`] longer.
     async fn hear(&mut self, stdin: &[u8]) -> io::Result<Heard> {
         let input = self.child.stdin.take();
         let feed = async {
@@ -248,19 +271,52 @@ impl Running {
                 let _ = input.write_all(stdin).await;
             }
         };
-        let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
-        let ((), stdout, stderr) = tokio::join!(
-            feed,
-            Kept::read(stdout, Keep::Head(OUTPUT_LIMIT)),
-            Kept::read(stderr, Keep::Tail(ERROR_LIMIT))
-        );
+        let (its_stdout, its_stderr) = (self.child.stdout.take(), self.child.stderr.take());
+        let ended = self.pidfd()?;
+        let (mut stdout, mut stderr) = (Kept::default(), Kept::default());
+        {
+            let talk = async {
+                let ((), out, err) = tokio::join!(
+                    feed,
+                    stdout.read(its_stdout, Keep::Head(OUTPUT_LIMIT)),
+                    stderr.read(its_stderr, Keep::Tail(ERROR_LIMIT))
+                );
+                out.and(err)
+            };
+            tokio::pin!(talk);
+            tokio::select! {
+                talked = &mut talk => talked?,
+                // A pidfd becomes readable when its process has ended, reaped or not (pidfd_open(2)).
+                ended = ended.readable() => {
+                    ended?.retain_ready();
+                    if let Ok(talked) = tokio::time::timeout(LINGER, &mut talk).await {
+                        talked?;
+                    }
+                }
+            }
+        }
         let status = self.child.wait().await?;
         self.reaped = true;
         Ok(Heard {
             status,
-            stdout: stdout?,
-            stderr: stderr?,
+            stdout,
+            stderr,
         })
+    }
+
+    fn pidfd(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        let pid = self.group.ok_or(io::ErrorKind::NotFound)?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+        // SAFETY: an `OwnedFd` is the same descriptor, and open, as long as it lives.
+        let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+        Ok(watched?)
+    }
+
+    /// Past its deadline. One that sleeps uninterruptibly in the kernel dies when that lets it, and is reaped by the runtime then.
+    async fn end(&mut self) {
+        self.kill();
+        let dead = tokio::time::timeout(DEATH, self.child.wait()).await;
+        self.reaped = dead.is_ok();
     }
 
     fn kill(&self) {
@@ -295,23 +351,22 @@ struct Kept {
 }
 
 impl Kept {
-    async fn read(stream: Option<impl AsyncRead + Unpin>, keep: Keep) -> io::Result<Self> {
-        let mut kept = Self::default();
+    async fn read(&mut self, stream: Option<impl AsyncRead + Unpin>, keep: Keep) -> io::Result<()> {
         let Some(mut stream) = stream else {
-            return Ok(kept);
+            return Ok(());
         };
         let mut buffer = [0; 8 << 10];
         loop {
             let read = stream.read(&mut buffer).await?;
             if read == 0 {
-                return Ok(kept);
+                return Ok(());
             }
-            kept.seen = kept.seen.saturating_add(read);
-            kept.bytes.extend_from_slice(&buffer[..read]);
+            self.seen = self.seen.saturating_add(read);
+            self.bytes.extend_from_slice(&buffer[..read]);
             match keep {
-                Keep::Head(limit) => kept.bytes.truncate(limit),
+                Keep::Head(limit) => self.bytes.truncate(limit),
                 Keep::Tail(limit) => {
-                    kept.bytes.drain(..kept.bytes.len().saturating_sub(limit));
+                    self.bytes.drain(..self.bytes.len().saturating_sub(limit));
                 }
             }
         }

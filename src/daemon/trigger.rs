@@ -199,7 +199,9 @@ impl Trigger {
             What::Addr { index } => {
                 let bridge = self.bridge_at(index).cloned();
                 gathered.addressed.extend(bridge);
-                gathered.keys.extend(self.on_link(Some(index)));
+                // Another link of the host: its neighbours are counted by the host's rules.
+                let key = self.on_link(Some(index)).unwrap_or(Key::Ground);
+                gathered.keys.insert(key);
             }
             What::Neigh { index } | What::Filter { index } => {
                 gathered.keys.extend(self.on_link(Some(index)));

@@ -7,6 +7,7 @@
 //! never equal to a rule of ours, never skipped, so that it shows as a difference.
 
 mod generation;
+mod limit;
 mod parse;
 mod ruleset;
 mod write;
@@ -19,6 +20,7 @@ use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 pub use generation::Generation;
+pub use limit::{ConnLimit, Distinct, Rate, Side, SourceRate};
 pub use parse::NotARule;
 pub use ruleset::{Chain, Policy, Ruleset, Table, TableName};
 
@@ -106,6 +108,16 @@ pub struct Match {
     pub tcp_flags: Option<TcpFlags>,
     /// `--ctstate`: any of these; empty: not asked.
     pub ctstate: BTreeSet<CtState>,
+    /// `! --ctstatus CONFIRMED`: the packet makes a new entry in the connection tracking table. Excludes `ctstate`.
+    pub unconfirmed: bool,
+    /// `-m connlimit`.
+    pub connlimit: Option<ConnLimit>,
+    /// `-m limit`: the rate is not exceeded.
+    pub rate: Option<Rate>,
+    /// `-m hashlimit`, packets per second of a source.
+    pub source_rate: Option<SourceRate>,
+    /// `-m hashlimit`, number of distinct destinations. Excludes `source_rate`.
+    pub distinct: Option<Distinct>,
     /// `--mac-source`.
     pub mac_source: Option<Test<[u8; 6]>>,
     /// `-m addrtype --dst-type`: any of these; empty: not asked.
@@ -213,6 +225,8 @@ pub enum Target {
     /// Its destination becomes another: `DNAT --to-destination 10.0.0.1:80`, `REDIRECT`, `NETMAP`, as far as it is known to what. No rule of
     /// ours says so.
     Translate(String),
+    /// `CT --timeout NAME`: the entry that the packet makes has the timeouts of that policy. Needs TCP.
+    Timeout(String),
 }
 
 /// How a sender is told.
@@ -308,6 +322,36 @@ impl Match {
     /// `-m conntrack --ctstate a,b`.
     pub fn ctstate(mut self, states: impl IntoIterator<Item = CtState>) -> Self {
         self.ctstate = states.into_iter().collect();
+        self
+    }
+
+    /// `-m conntrack ! --ctstatus CONFIRMED`.
+    pub fn unconfirmed(mut self) -> Self {
+        self.unconfirmed = true;
+        self
+    }
+
+    /// `-m connlimit --connlimit-above N --connlimit-mask PREFIX --connlimit-saddr|--connlimit-daddr`.
+    pub fn connlimit(mut self, limit: ConnLimit) -> Self {
+        self.connlimit = Some(limit);
+        self
+    }
+
+    /// `-m limit --limit N/sec --limit-burst M`.
+    pub fn rate(mut self, rate: Rate) -> Self {
+        self.rate = Some(rate);
+        self
+    }
+
+    /// `-m hashlimit --hashlimit-above N/sec --hashlimit-mode srcip`.
+    pub fn source_rate(mut self, rate: SourceRate) -> Self {
+        self.source_rate = Some(rate);
+        self
+    }
+
+    /// `-m hashlimit --hashlimit-mode dstip --hashlimit-htable-max N`.
+    pub fn distinct(mut self, distinct: Distinct) -> Self {
+        self.distinct = Some(distinct);
         self
     }
 

@@ -14,14 +14,14 @@ use super::record::Record;
 use crate::api::condition::{Reason, Status};
 use crate::api::host_group::{HostGroup, HostGroupSpec};
 use crate::api::lease::Address;
-use crate::api::meta::{Meta, Name, Timestamp};
+use crate::api::meta::{Meta, Name, Timestamp, Uid};
 use crate::api::on_demand::Order;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
 use crate::host::netns::Netns;
 use crate::host::{self, Kind, fs, link, netns};
 use crate::owner::{self, Label, Owner};
-use crate::store::{self, Pool};
+use crate::store::{self, Pool, World};
 
 impl Engine {
     /// For a daemon whose state is lost: takes the VMs that run back into the store, with their uids and leases.
@@ -151,7 +151,16 @@ impl Engine {
             let meta = record.map(|record| record.vm.meta);
             labels.extend(meta.map(|meta| self.instance.vm_label(&meta.name, meta.uid)));
         }
-        labels.extend(self.processes.rung.claimed(&self.instance).await?);
+        let users = self.store.read(World::vmm_users);
+        self.processes.rung.note_users(users);
+        let running = self.processes.rung.claimed(&self.instance).await?;
+        let told: HashSet<Uid> = labels.iter().map(owner::uid_of).collect();
+        // What else is left of the VM may tell its name where its process does not.
+        labels.extend(
+            running
+                .into_iter()
+                .filter(|label| !told.contains(&owner::uid_of(label))),
+        );
         let named: HashSet<Name> = self
             .store
             .read(|world| world.vms().map(|vm| vm.meta.name.clone()).collect());
@@ -168,17 +177,22 @@ impl Engine {
     pub async fn strays(&self) -> Result<Vec<Label>, host::Error> {
         let claimed = self.claimed().await?;
         Ok(self.store.read(|world| {
-            let unwanted = |label: &Label| match &label.owner {
-                Owner::Vm { uid, .. } => world.vm(*uid).is_none(),
-                Owner::Ground => false,
-            };
-            claimed.into_iter().filter(unwanted).collect()
+            let orphans = claimed.into_iter();
+            orphans.filter(|label| is_orphan(world, label)).collect()
         }))
     }
 
     fn label(&self, text: Option<&str>) -> Option<Label> {
         let label: Label = text?.parse().ok()?;
         (label.instance == self.instance).then_some(label)
+    }
+}
+
+/// Whether what bears this label may be removed: no object describes its VM. The one place where this is decided.
+pub(super) fn is_orphan(world: &World, label: &Label) -> bool {
+    match &label.owner {
+        Owner::Vm { uid, .. } => world.vm(*uid).is_none(),
+        Owner::Ground => false,
     }
 }
 

@@ -106,7 +106,7 @@ impl Walk<'_> {
                     Step::Returned => {}
                     other => return other,
                 },
-                Target::Jump(_) | Target::Masquerade | Target::ClampMss => {}
+                Target::Jump(_) | Target::Masquerade | Target::ClampMss | Target::Timeout(_) => {}
             }
         }
         Step::Returned
@@ -145,6 +145,9 @@ impl Walk<'_> {
             && when.in_group.as_ref().is_none_or(group)
             && when.out_group.is_none()
             && when.mac_source.is_none()
+            // Limits are for those who exceed them.
+            && when.connlimit.is_none()
+            && when.source_rate.is_none()
     }
 }
 

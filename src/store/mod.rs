@@ -9,13 +9,25 @@
 //! A database that does not answer makes the store stuck, for good: nothing may be touched that is not remembered, so all it
 //! still does is to say so at once ([`Store::stuck`]).
 
+mod database;
 mod disk;
+mod durable;
 mod events;
+mod evidence;
+mod format;
 mod ladder;
 mod lease;
+mod load;
+mod mark;
+mod open;
+mod progress;
+mod seal;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod txn;
+mod unknown;
+mod verify;
 mod world;
 mod writer;
 
@@ -29,14 +41,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::meta::{Name, Uid};
 
-pub use disk::Opened;
+pub use durable::Durable;
 pub use events::Events;
 pub use ladder::Gate;
 pub use lease::{LeaseError, gives};
+pub use open::Opened;
+pub use seal::RunCopy;
 pub use txn::Txn;
 pub use world::{Footing, Ground, Pool, World};
 
-use disk::Batch;
+use database::Batch;
+use durable::Awaits;
+use progress::{Number, Progress};
 use writer::{Disk, Failure};
 
 /// Room for watchers that are slow; one that falls further behind is told to look at everything.
@@ -90,39 +106,15 @@ struct Shared {
     stuck: CancellationToken,
     changes: broadcast::Sender<Change>,
     events: Events,
-}
-
-/// Tells that a transaction is on the disk, or that it was taken back. By default, of nothing that must be waited for.
-#[derive(Debug, Default)]
-pub struct Durable(Option<oneshot::Receiver<Result<(), Error>>>);
-
-impl Durable {
-    /// To wait for both: what was begun later is on the disk no earlier.
-    #[must_use]
-    pub fn followed_by(self, later: Self) -> Self {
-        match later.0 {
-            None => self,
-            Some(_) => later,
-        }
-    }
-
-    /// Waits until it is on the disk.
-    ///
-    /// # Errors
-    /// [`Error::Write`] or [`Error::Stuck`]: it was taken back.
-    pub async fn wait(self) -> Result<(), Error> {
-        match self.0 {
-            None => Ok(()),
-            Some(told) => match told.await {
-                Ok(told) => told,
-                Err(_) => Err(closed()),
-            },
-        }
-    }
+    progress: Progress,
+    /// What was noticed on opening.
+    notes: Vec<String>,
 }
 
 /// One transaction on its way to the disk.
 struct Commit {
+    /// 0: it changes nothing, and is there to have the others hurry.
+    number: Number,
     writes: Vec<txn::Write>,
     undo: Vec<txn::Undo>,
     changes: Vec<Change>,
@@ -138,24 +130,55 @@ enum Awaited {
 }
 
 impl Store {
-    /// Opens, or creates, the database in `dir`. One that cannot be read is set aside, never overwritten.
+    /// Opens, or creates, the database in `dir`. One that is not what was acknowledged is set aside, never overwritten; one
+    /// that cannot be read, or that another version wrote, is refused and left as it is.
     ///
     /// # Errors
     /// [`Error::Open`] when another daemon holds it, or the folder cannot be used.
     pub fn open(dir: &Path) -> Result<(Self, Opened), Error> {
-        let (db, world, opened) = disk::open(dir)?;
-        let write = move |batch| disk::write(&db, batch);
-        let store = Self::over(world, write, writer::PATIENCE).map_err(|e| Error::Open {
-            path: dir.display().to_string(),
-            why: e.to_string(),
-        })?;
+        Self::open_with(dir, None)
+    }
+
+    /// The same, with a copy of the seal that is good for one boot: with it even a state directory that was replaced as a
+    /// whole by an older one is noticed.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(dir: &Path, run: Option<&RunCopy>) -> Result<(Self, Opened), Error> {
+        let open::Open {
+            mut database,
+            world,
+            opened,
+            notes,
+        } = open::open(dir, run)?;
+        let unknown = world.unknown.fields().into_iter().map(|field| {
+            format!("{field} was stored by a newer version; it is kept, and has no effect")
+        });
+        let notes = notes.into_iter().chain(unknown).collect();
+        let write = move |batch| database.write(batch);
+        let store =
+            Self::noting(notes, world, write, writer::PATIENCE).map_err(|e| Error::Open {
+                path: dir.display().to_string(),
+                why: e.to_string(),
+            })?;
         Ok((store, opened))
     }
 
     /// A store of this world whose changes `write` makes durable, each within `patience`.
+    #[cfg(test)]
     fn over(
         world: World,
-        write: impl FnMut(Batch) -> Result<(), String> + Send + 'static,
+        write: impl FnMut(Batch) -> Result<(), Failure> + Send + 'static,
+        patience: Duration,
+    ) -> std::io::Result<Self> {
+        Self::noting(Vec::new(), world, write, patience)
+    }
+
+    /// The same, of which something was noticed on opening.
+    fn noting(
+        notes: Vec<String>,
+        world: World,
+        write: impl FnMut(Batch) -> Result<(), Failure> + Send + 'static,
         patience: Duration,
     ) -> std::io::Result<Self> {
         let disk = Disk::start(write, patience)?;
@@ -168,12 +191,20 @@ impl Store {
             stuck: CancellationToken::new(),
             changes,
             events: Events::default(),
+            progress: Progress::default(),
+            notes,
         });
         let for_writer = Arc::downgrade(&shared);
+        let done = for_writer.clone();
         let writer = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || {
-                writer::write_commits(disk, &commits, |batch, behind, failure| {
+                let written = |last| {
+                    if let Some(shared) = done.upgrade() {
+                        shared.progress.written(last);
+                    }
+                };
+                writer::write_commits(disk, &commits, written, |batch, behind, failure| {
                     if let Some(shared) = for_writer.upgrade() {
                         shared.take_back(batch, behind, failure);
                     }
@@ -242,16 +273,21 @@ impl Store {
         };
         let (writes, undo, changes) = txn.finish();
         if writes.is_empty() {
-            return Ok((value, Durable(None)));
+            // It was so already; perhaps by a change that is not on the disk yet.
+            let seen = self.shared.progress.pending();
+            let seen = seen.filter(|_| awaited == Awaited::Yes);
+            return Ok((value, self.seen(seen)));
         }
         let (told, durable) = match awaited {
-            Awaited::No => (None, None),
+            Awaited::No => (None, Awaits::Nothing),
             Awaited::Yes => {
                 let (told, durable) = oneshot::channel();
-                (Some(told), Some(durable))
+                (Some(told), Awaits::Told(durable))
             }
         };
+        let number = self.shared.progress.made(&changes);
         let commit = Commit {
+            number,
             writes,
             undo,
             changes: changes.clone(),
@@ -264,6 +300,7 @@ impl Store {
         };
         if let Some(unsent) = unsent {
             unsent.undo(&mut world);
+            self.shared.progress.taken_back(number, number);
             return Err(self.shared.no_more().into());
         }
         drop(world);
@@ -277,6 +314,20 @@ impl Store {
     /// Changes from now on. A lagging receiver must look at everything.
     pub fn watch(&self) -> broadcast::Receiver<Change> {
         self.shared.changes.subscribe()
+    }
+
+    /// What was noticed on opening, and needs nobody to decide anything.
+    pub fn notes(&self) -> &[String] {
+        &self.shared.notes
+    }
+
+    /// What could be recovered of a database that was set aside is in this one now: from the next start on it is an existing
+    /// one.
+    ///
+    /// # Errors
+    /// [`Error::Write`] or [`Error::Stuck`].
+    pub async fn recovered(&self) -> Result<(), Error> {
+        self.write(|txn| txn.end_recovery()).await
     }
 
     /// What happened, for people.
@@ -314,8 +365,8 @@ impl Shared {
     fn take_back(&self, batch: Vec<Commit>, behind: &Receiver<Commit>, failure: &Failure) {
         let mut world = lock(&self.world);
         let why: fn() -> Error = match failure {
-            Failure::Refused(_) => || Error::Write("the change was taken back; see the log".into()),
-            Failure::Silent => {
+            Failure::Refused(_) => taken_back,
+            Failure::Unknown(_) | Failure::Silent => {
                 self.stuck.cancel();
                 lock(&self.queue).take();
                 || Error::Stuck
@@ -323,6 +374,15 @@ impl Shared {
         };
         // What queued behind the failed batch was built on it. Nothing more can queue while the world is locked.
         let commits: Vec<Commit> = batch.into_iter().chain(behind.try_iter()).collect();
+        let numbers = || {
+            commits
+                .iter()
+                .map(|commit| commit.number)
+                .filter(|n| *n > 0)
+        };
+        if let (Some(first), Some(last)) = (numbers().min(), numbers().max()) {
+            self.progress.taken_back(first, last);
+        }
         for mut commit in commits.into_iter().rev() {
             let told = commit.told.take();
             for change in commit.undo(&mut world) {
@@ -340,6 +400,13 @@ impl Shared {
 }
 
 impl Commit {
+    /// Of keys and values.
+    fn bytes(&self) -> usize {
+        let value = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
+        let writes = self.writes.iter();
+        writes.map(|(key, of)| key.len() + value(of)).sum()
+    }
+
     /// Takes its steps back, the last first. What they had changed.
     fn undo(self, world: &mut World) -> Vec<Change> {
         for undo in self.undo.into_iter().rev() {
@@ -347,6 +414,10 @@ impl Commit {
         }
         self.changes
     }
+}
+
+fn taken_back() -> Error {
+    Error::Write("the change was taken back; see the log".into())
 }
 
 fn closed() -> Error {

@@ -1,6 +1,7 @@
 //! One transaction over the world: every step is written down twice, for the disk and for taking it back.
 //! Not here: what the steps mean.
 
+use super::load::RECOVERY_KEY;
 use super::world::{Ground, Pool, World};
 use super::{Change, Error};
 use crate::api::host_group::HostGroup;
@@ -258,6 +259,18 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
+    /// What could be recovered of a database that was set aside is in this one now.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn end_recovery(&mut self) -> Result<(), Error> {
+        if let Some(before) = self.world.recovery.take() {
+            self.write::<()>(RECOVERY_KEY.to_owned(), None)?;
+            self.note([], move |world| world.recovery = Some(before));
+        }
+        Ok(())
+    }
+
     pub(super) fn roll_back(self) {
         for undo in self.undo.into_iter().rev() {
             undo(self.world);
@@ -269,10 +282,22 @@ impl<'w> Txn<'w> {
     }
 
     fn write<T: serde::Serialize>(&mut self, key: String, value: Option<&T>) -> Result<(), Error> {
-        let value = value
-            .map(serde_json::to_vec)
-            .transpose()
-            .map_err(|e| Error::Write(e.to_string()))?;
+        let unknown = &mut self.world.unknown;
+        let value = match value {
+            Some(value) => Some(
+                unknown
+                    .encode(&key, value)
+                    .map_err(|e| Error::Write(e.to_string()))?,
+            ),
+            None => {
+                if let Some(fields) = unknown.forget(&key) {
+                    let key = key.clone();
+                    self.undo
+                        .push(Box::new(move |world| world.unknown.restore(key, fields)));
+                }
+                None
+            }
+        };
         self.writes.push((key, value));
         Ok(())
     }

@@ -4,40 +4,50 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::connect_info::Connected;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{
     ConnectInfo, DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State,
 };
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::Service as _;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::admission::{Caller, Room, admit};
 use super::backend::{Backend, Effect, Refusal, Span};
+use super::connections::{Connections, Place, User};
 use super::door::{Door, Peer};
+use super::guarded::Guarded;
+use super::limits::{
+    BODY_LIMIT, HEAD_LIMIT, Limits, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT,
+};
 use super::packet;
 use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
 use crate::api::view::{Applied, Kind, Problem, Source};
 use crate::api::vm::PowerVerb;
+use crate::clock;
 
-/// One manifest's text at most, in bytes.
-pub const MANIFEST_LIMIT: usize = 1 << 20;
-/// One request's body at most, in bytes.
-pub const BODY_LIMIT: usize = 16 << 20;
 /// How long requests may run on after the stop, so that the daemon's own 2 s hold.
 const GRACE: Duration = Duration::from_millis(500);
+/// After a connection could not be accepted for want of descriptors or memory.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// The body of `apply`, `diff` and `names`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,23 +65,135 @@ type Hall<B> = State<Arc<Shared<B>>>;
 
 /// Serves until `stop` is cancelled; streams end then, other requests get half a second.
 pub async fn serve<B: Backend>(door: Door, backend: B, stop: CancellationToken) -> io::Result<()> {
-    let app = router(Arc::new(Shared {
+    serve_within(door, backend, stop, Limits::default()).await
+}
+
+/// The same within these limits.
+pub async fn serve_within<B: Backend>(
+    door: Door,
+    backend: B,
+    stop: CancellationToken,
+    limits: Limits,
+) -> io::Result<()> {
+    let shared = Arc::new(Shared {
         backend,
         stop: stop.clone(),
-    }));
-    let serving = axum::serve(door, app.into_make_service_with_connect_info::<Caller>())
-        .with_graceful_shutdown(stop.clone().cancelled_owned());
-    let deadline = async {
-        stop.cancelled().await;
-        tokio::time::sleep(GRACE).await;
+    });
+    let connections = Arc::new(Connections::new(limits));
+    let room = Arc::new(Room::new(limits, Arc::clone(&connections)));
+    let app = router(Arc::clone(&shared), room);
+    let mut tasks = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = tasks.join_next() => continue,
+            accepted = door.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                if let Some(caller) = take_in(&connections, &stream, peer) {
+                    let (place, caller) = caller;
+                    tasks.spawn(talk(stream, place, caller, app.clone(), stop.clone()));
+                }
+            }
+            Err(error) => {
+                shared.backend.exhausted(&error);
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+            }
+        }
+    }
+    // Nobody is kept waiting at a door that nobody opens.
+    drop(door);
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(GRACE, ended).await;
+    Ok(())
+}
+
+/// A place for the connection, or a word to the peer and none.
+fn take_in(
+    connections: &Arc<Connections>,
+    stream: &UnixStream,
+    peer: Peer,
+) -> Option<(Place, Caller)> {
+    let user = match peer.is_privileged() {
+        true => User::Privileged,
+        false => User::Of(peer.uid),
     };
-    tokio::select! {
-        served = serving.into_future() => served,
-        () = deadline => Ok(()),
+    match connections.admit(user, now()) {
+        Ok(place) => {
+            let connection = Arc::clone(&place.connection);
+            let caller = Caller {
+                peer,
+                user,
+                connection,
+            };
+            Some((place, caller))
+        }
+        Err(error) => {
+            tracing::debug!(uid = peer.uid, %error, "refused a connection");
+            let body = serde_json::to_string(&Problem {
+                error: format!("sliced is busy: {error}"),
+                problems: Vec::new(),
+            });
+            let body = body.unwrap_or_default();
+            let answer = format!(
+                "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            // What a new socket does not take at once is not said.
+            let _ = stream.try_write(answer.as_bytes());
+            None
+        }
     }
 }
 
-fn router<B: Backend>(shared: Arc<Shared<B>>) -> Router {
+/// One connection to its end.
+async fn talk(
+    stream: UnixStream,
+    place: Place,
+    caller: Caller,
+    app: Router,
+    stop: CancellationToken,
+) {
+    let connection = Arc::clone(&place.connection);
+    let io = TokioIo::new(Guarded::new(stream, Arc::clone(&connection)));
+    let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+        caller.connection.works();
+        request.extensions_mut().insert(ConnectInfo(caller.clone()));
+        TowerToHyperService::new(app.clone()).call(request)
+    });
+    let talking = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(HEAD_LIMIT)
+        .serve_connection(io, service);
+    tokio::pin!(talking);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            talked = &mut talking => {
+                if let Err(error) = talked {
+                    tracing::debug!(%error, "a connection ended");
+                }
+                break;
+            }
+            () = connection.must_close() => break,
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                talking.as_mut().graceful_shutdown();
+            }
+        }
+    }
+    drop(place);
+}
+
+/// Time that only grows. Of the runtime, so that a test can pause it.
+pub(super) fn now() -> Instant {
+    clock::monotonic()
+}
+
+fn router<B: Backend>(shared: Arc<Shared<B>>, room: Arc<Room>) -> Router {
     Router::new()
         .route("/v1/version", get(version::<B>))
         .route("/v1/apply", post(apply::<B>))
@@ -96,34 +218,8 @@ fn router<B: Backend>(shared: Arc<Shared<B>>) -> Router {
         .fallback(nowhere)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn(admit))
+        .layer(middleware::from_fn_with_state(room, admit))
         .with_state(shared)
-}
-
-/// The peer of a connection, as axum hands it on.
-#[derive(Clone, Debug)]
-struct Caller(Peer);
-
-impl Connected<IncomingStream<'_, Door>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
-        Self(stream.remote_addr().clone())
-    }
-}
-
-async fn admit(
-    ConnectInfo(Caller(peer)): ConnectInfo<Caller>,
-    request: Request,
-    next: Next,
-) -> Response {
-    if peer.admitted {
-        return next.run(request).await;
-    }
-    tracing::warn!(uid = peer.uid, pid = peer.pid, "refused a peer");
-    let error = format!(
-        "user {} may not talk to sliced: only root, its own user and the socket's group may",
-        peer.uid
-    );
-    problem(StatusCode::FORBIDDEN, error, Vec::new())
 }
 
 async fn version<B: Backend>(State(hall): Hall<B>) -> Response {
@@ -358,15 +454,29 @@ where
 }
 
 fn bounded(body: Sources) -> Result<Vec<Source>, Refusal> {
-    let too_long = |source: &Source| source.text.len() > MANIFEST_LIMIT;
-    match body.sources.iter().find(|source| too_long(source)) {
-        None => Ok(body.sources),
-        Some(source) => Err(Refusal::Invalid(vec![format!(
-            "{}: {} bytes are more than a manifest may have ({MANIFEST_LIMIT})",
-            source.name,
-            source.text.len()
-        )])),
+    let found = body.sources.len();
+    if found > SOURCES_LIMIT {
+        let why =
+            format!("found {found} manifests in one request, expected at most {SOURCES_LIMIT}");
+        return Err(Refusal::Invalid(vec![why]));
     }
+    for Source { name, text } in &body.sources {
+        if name.len() > SOURCE_NAME_LIMIT {
+            let found = name.len();
+            let why = format!(
+                "a manifest's name has {found} bytes, expected at most {SOURCE_NAME_LIMIT}"
+            );
+            return Err(Refusal::Invalid(vec![why]));
+        }
+        if text.len() > MANIFEST_LIMIT {
+            let found = text.len();
+            let why = format!(
+                "{name}: {found} bytes are more than a manifest may have ({MANIFEST_LIMIT})"
+            );
+            return Err(Refusal::Invalid(vec![why]));
+        }
+    }
+    Ok(body.sources)
 }
 
 /// A stream as lines of JSON. Ends with the daemon, so that a watch does not hold up its end.
@@ -450,6 +560,6 @@ impl IntoResponse for Refused {
     }
 }
 
-fn problem(status: StatusCode, error: String, problems: Vec<String>) -> Response {
+pub(super) fn problem(status: StatusCode, error: String, problems: Vec<String>) -> Response {
     (status, Json(Problem { error, problems })).into_response()
 }

@@ -239,9 +239,11 @@ impl Backend for World {
         match name {
             None => Ok(List {
                 items: self.select(kind, None),
+                more: 0,
             }),
             Some(name) => Ok(List {
                 items: vec![self.find(kind, &name)?],
+                more: 0,
             }),
         }
     }

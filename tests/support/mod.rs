@@ -12,6 +12,7 @@
     reason = "every integration test file compiles this anew and uses a part of it"
 )]
 
+pub mod dice;
 pub mod frames;
 pub mod guest_stack;
 pub mod house;
@@ -20,6 +21,7 @@ pub mod lab;
 pub mod linux;
 pub mod objects;
 pub mod plugs;
+pub mod power;
 pub mod sniffer;
 pub mod tiny;
 pub mod vmm;

@@ -107,13 +107,16 @@ pub struct Source {
     pub text: String,
 }
 
-/// Something of ours that nobody wants, and that `gc` removed or would remove.
+/// Something of ours that nobody wants, and that `gc` has removed and found gone, could not remove, or would remove.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leftover {
     /// What it is: `link slabcdefghijklm`, `namespace slice-…`.
     pub thing: String,
     /// Who left it: `vm/sandbox-1@<uid>`, `ground`.
     pub owner: String,
+    /// Why it is still there, if it was to be removed and is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub still_there: Option<String>,
 }
 
 /// One thing that `doctor` looked at.

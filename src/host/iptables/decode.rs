@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
+use super::limits;
 use super::netlink::text;
 use crate::host::rule::{
     AddrType, CtState, LinkGroup, Match, Protocol, Reject, Rule, Target, TcpFlags, Test,
@@ -54,7 +55,10 @@ fn fits(when: &Match, then: &Target) -> bool {
     let ports = when.dport.is_none() || matches!(protocol, Some(Protocol::Tcp | Protocol::Udp));
     let icmp = when.icmp_type.is_none() || protocol == Some(Protocol::Icmp);
     let needs_tcp = when.tcp_flags.is_some()
-        || matches!(then, Target::Reject(Reject::TcpReset) | Target::ClampMss);
+        || matches!(
+            then,
+            Target::Reject(Reject::TcpReset) | Target::ClampMss | Target::Timeout(_)
+        );
     ports && icmp && (!needs_tcp || protocol == Some(Protocol::Tcp))
 }
 
@@ -133,6 +137,9 @@ pub enum Exact {
 pub fn xt_match(draft: &mut Match, name: &str, revision: u32, info: &[u8]) -> Decoded {
     match (name, revision) {
         ("comment", 0) => comment(draft, &text(info)),
+        ("connlimit", 1) => limits::connlimit(draft, info),
+        ("hashlimit", 3) => limits::hashlimit(draft, info),
+        ("limit", 0) => limits::limit(draft, info),
         ("mac", 0) => mac(draft, info),
         ("conntrack", 3) => conntrack(draft, info),
         ("addrtype", 1) => addrtype(draft, info),
@@ -163,8 +170,15 @@ fn conntrack(draft: &mut Match, info: &[u8]) -> Decoded {
     const STATE: u16 = 1;
     // Written as `-m state`: says nothing about the packet.
     const STATE_ALIAS: u16 = 1 << 13;
+    const STATUS: u16 = 1 << 6;
+    /// `IPS_CONFIRMED`.
+    const CONFIRMED: u16 = 1 << 3;
     let field = |index: usize| array(info, FLAGS + 2 * index).map(u16::from_ne_bytes);
     let (asked, inverted, mask) = (field(0)?, field(1)?, field(2)?);
+    if (asked, inverted, mask, field(3)?) == (STATUS, STATUS, 0, CONFIRMED) && !draft.unconfirmed {
+        draft.unconfirmed = true;
+        return Ok(());
+    }
     match asked & !STATE_ALIAS == STATE && inverted == 0 {
         true => ct_state(draft, u32::from(mask)),
         false => Err(Unknown),
@@ -319,6 +333,7 @@ pub fn xt_target(name: &str, revision: u32, info: &[u8]) -> Result<Target, Unkno
         // `struct nf_nat_range`, and `nf_nat_range2`, which begins as it: flags, two addresses of 16 bytes, ports.
         ("DNAT", 1 | 2) => Ok(dnat(array(info, 0)?, array(info, 4)?, array(info, 36)?)),
         ("REDIRECT" | "NETMAP", 0) => Ok(Target::Translate(name.to_owned())),
+        ("CT", 2) => limits::timeout(info).map(Target::Timeout),
         // `struct nf_nat_ipv4_multi_range_compat`: one range, without flags.
         ("MASQUERADE", 0) => match (
             u32::from_ne_bytes(array(info, 0)?),

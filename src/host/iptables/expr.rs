@@ -139,6 +139,7 @@ impl Machine {
                 once(&mut self.then, then)
             }
             "redir" => once(&mut self.then, Target::Translate("REDIRECT".to_owned())),
+            "limit" => super::limits::nft_limit(&mut self.when, data),
             "match" => {
                 let name = attr(data, 1).map(text).ok_or(Unknown)?;
                 decode::xt_match(

@@ -80,6 +80,8 @@ pub(super) struct Cell {
     root: PathBuf,
     pub(super) steps: Vec<Step>,
     pub(super) home: CString,
+    /// The source of the new root: what the process is known by, where it cannot write.
+    marks: CString,
     end: End,
 }
 
@@ -126,7 +128,7 @@ pub(super) const LOCKED_DOWN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
 
 impl Cell {
     /// `cgroup` is the opened `cgroup.procs` of the wanted group; it stays open until the birth is over.
-    /// `marks` is what a process in a jail is known by.
+    /// `marks` is what the process is known by ([`super::Origin`]).
     pub(super) fn prepare(
         what: &Confine<'_>,
         cgroup: Option<RawFd>,
@@ -138,6 +140,7 @@ impl Cell {
             root: BUILD.into(),
             steps: Vec::new(),
             home: c_string(what.home)?,
+            marks: CString::new(marks)?,
             end: match what.jail {
                 None => End::User,
                 Some(_) => End::Jailer,
@@ -312,7 +315,7 @@ impl Cell {
             mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
             let room = c"mode=0755,size=1m";
             check(libc::mount(
-                c"slice".as_ptr(),
+                self.marks.as_ptr(),
                 build,
                 c"tmpfs".as_ptr(),
                 libc::MS_NOSUID | libc::MS_NOEXEC,

@@ -48,17 +48,28 @@ impl fmt::Display for Match {
             option(f, "--mac-source", &Some(test.map(MacText)))?;
         }
         list(f, "-m conntrack --ctstate", &self.ctstate)?;
+        if self.unconfirmed {
+            f.write_str("-m conntrack ! --ctstatus CONFIRMED ")?;
+        }
         list(f, "-m addrtype --dst-type", &self.dst_type)?;
         if self.in_group.is_some() || self.out_group.is_some() {
             f.write_str("-m devgroup ")?;
         }
         option(f, "--src-group", &self.in_group.map(Test::Is))?;
         option(f, "--dst-group", &self.out_group.map(Test::Is))?;
+        shown(f, &self.connlimit)?;
+        shown(f, &self.rate)?;
+        shown(f, &self.source_rate)?;
+        shown(f, &self.distinct)?;
         match &self.comment {
             None => Ok(()),
             Some(text) => write!(f, "-m comment --comment {} ", Quoted(text)),
         }
     }
+}
+
+fn shown<T: fmt::Display>(f: &mut fmt::Formatter<'_>, value: &Option<T>) -> fmt::Result {
+    value.as_ref().map_or(Ok(()), |value| value.fmt(f))
 }
 
 fn option<T: fmt::Display>(
@@ -135,6 +146,7 @@ impl fmt::Display for Target {
             Self::Masquerade => "MASQUERADE",
             Self::ClampMss => "TCPMSS --clamp-mss-to-pmtu",
             Self::Translate(text) => text,
+            Self::Timeout(policy) => return write!(f, "CT --timeout {policy}"),
         })
     }
 }

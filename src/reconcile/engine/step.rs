@@ -7,10 +7,12 @@ use std::sync::{Mutex, PoisonError};
 
 use tracing::debug;
 
+use super::pending::Current;
 use super::{Engine, Key, SLOW};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::lease::{Address, Lease};
+use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::{Hypervisor, Vm};
@@ -20,7 +22,7 @@ use crate::host::rule::Generation;
 use crate::reconcile::net::cni::Checking;
 use crate::reconcile::{Conflict, Convergence, Error, Reconcile, Wait, converge};
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Durable, Gate, Txn};
+use crate::store::{self, Change, Durable, Gate, Txn};
 
 /// How what is wanted of a rung is met: on the way up, on the way down, or by telling what would be done.
 pub(super) trait Meet: Send {
@@ -86,10 +88,12 @@ pub(super) struct Climbing<'a> {
     pub(super) taken: Durable,
 }
 
-/// A rung that was taken a moment ago: it is looked at while the disk works, and touched when the disk has it.
+/// A stage whose intent was written a moment ago: it is observed while the disk works, and changed when the disk has it.
 struct Taken<'a, R> {
     rung: &'a R,
     durable: Mutex<Durable>,
+    /// Where the action under way is noted, for its condition.
+    current: Option<&'a Current>,
 }
 
 impl<R: Reconcile> Reconcile for Taken<'_, R> {
@@ -114,7 +118,13 @@ impl<R: Reconcile> Reconcile for Taken<'_, R> {
             std::mem::take(&mut *self.durable.lock().unwrap_or_else(PoisonError::into_inner));
         let written = durable.wait().await;
         written.map_err(|error| host::Error::other("take", "the rung", error))?;
-        self.rung.act(desired, action).await
+        let Some(current) = self.current else {
+            return self.rung.act(desired, action).await;
+        };
+        current.begins(action.to_string(), self.rung.program(action));
+        let done = self.rung.act(desired, action).await;
+        current.ends();
+        done
     }
 }
 
@@ -147,11 +157,15 @@ impl Meet for Climbing<'_> {
             let page = world.page(vm.meta.uid, rung);
             page.is_some_and(|page| page.condition.is_settled_at(vm.meta.generation))
         });
+        let current = Current::default();
         let reconciler = Taken {
+            current: Some(&current),
             rung: reconciler,
             durable: Mutex::new(std::mem::take(&mut self.taken)),
         };
-        let Convergence { taken, result } = engine.converge(&reconciler, desired).await;
+        let about = about(vm.meta.uid, &vm.meta.name);
+        let work = engine.converge(&reconciler, desired, &about);
+        let Convergence { taken, result } = engine.told_of(vm, rung, &current, work).await;
         // What no step waited for, the next one waits for.
         self.taken = reconciler
             .durable
@@ -237,13 +251,20 @@ impl Ascent for Climbing<'_> {
 }
 
 impl Engine {
-    /// The loop, with its steps counted.
+    /// The loop, with its steps counted. No step is taken before what `about` says was changed is on the disk: what is desired was
+    /// read from memory, and another task may have written it a moment ago.
     pub(super) async fn converge<R: Reconcile>(
         &self,
         reconciler: &R,
         desired: &R::Desired,
+        about: &[Change],
     ) -> Convergence<R::Observed> {
-        let done = converge(reconciler, desired, &self.probe).await;
+        let reconciler = Taken {
+            rung: reconciler,
+            durable: Mutex::new(self.store.durable(about)),
+            current: None,
+        };
+        let done = converge(&reconciler, desired, &self.probe).await;
         let taken = u64::try_from(done.taken.len()).unwrap_or(u64::MAX);
         self.steps
             .fetch_add(taken, std::sync::atomic::Ordering::Relaxed);
@@ -299,6 +320,15 @@ impl Engine {
             }
         }
     }
+}
+
+/// What a VM's desired state is read from.
+pub(super) fn about(uid: Uid, name: &Name) -> [Change; 3] {
+    [
+        Change::Vm(uid),
+        Change::Page(uid),
+        Change::Lease(name.clone()),
+    ]
 }
 
 /// An ended loop as a condition.

@@ -34,6 +34,7 @@
 
 mod assemble;
 mod ipv6;
+mod isolated;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +46,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::network::Mac;
 use crate::host::tc::Insn;
+
+pub use isolated::program_isolated;
 
 use self::assemble::Line::{At, Do, Exits, Test};
 use self::assemble::To::{Drop, Next, Part, Pass};

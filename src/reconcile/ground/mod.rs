@@ -4,6 +4,7 @@
 mod act;
 pub mod apart;
 mod bridges;
+pub mod limits;
 mod observe;
 mod plan;
 pub mod rules;

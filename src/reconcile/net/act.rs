@@ -6,14 +6,15 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
-use super::plan::Desired;
+use super::plan::{Desired, program};
 use super::{Action, MTU, NEXT_HOP, Net, Side, files, host_links, settings};
 use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::link::{Change, Ipv6Addresses, State, VethEnd};
 use crate::host::netlink::Handle;
-use crate::host::{self, Error, addr, fs, link, neigh, netns, route, sysctl, tap};
+use crate::host::{self, Error, addr, fs, link, neigh, netns, route, sysctl, tap, tc};
 use crate::owner::{TAP, UPLINK, link_group};
+use crate::reconcile::firewall::port;
 
 /// How often, and how often again, a veth is looked at whose namespace was deleted: 600 ms in all.
 const FADING_LOOKS: u32 = 60;
@@ -31,6 +32,7 @@ pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result
         Action::DeleteInside(side) => delete_inside(net, *side).await,
         Action::DeleteHostLink(owned) => delete_host_link(net, desired, owned.thing()).await,
         Action::CreateTap(owner) => create_tap(net, desired, *owner).await,
+        Action::SetTapFilter { .. } => set_tap_filter(net, desired).await,
         Action::CreateVeth => create_veth(net, desired).await,
         Action::LabelHostLink => {
             let label = Change {
@@ -111,6 +113,21 @@ async fn create_tap(net: &Net, desired: &Desired, owner: TapOwner) -> Result<(),
     };
     let inside = net.door.inside()?;
     exists_is_done(inside.netns.run_here(|| tap::create(TAP, owner, &born)))
+}
+
+async fn set_tap_filter(net: &Net, desired: &Desired) -> Result<(), Error> {
+    let Some(slot) = &desired.slot else {
+        return Ok(());
+    };
+    let (netlink, tap) = find(net, desired, Side::Tap).await?;
+    exists_is_done(tc::add_hook(&netlink, tap).await)?;
+    // Everything in the namespace is ours: another filter could pass or take frames before ours.
+    for filter in tc::list(&netlink, tap).await? {
+        if !port::is_ours(&filter) {
+            absent_is_done(tc::delete(&netlink, tap, &filter).await)?;
+        }
+    }
+    tc::replace_program(&netlink, tap, &program(slot, &desired.names())).await
 }
 
 async fn create_veth(net: &Net, desired: &Desired) -> Result<(), Error> {
