@@ -52,15 +52,15 @@ impl fmt::Display for Match {
             f.write_str("-m conntrack ! --ctstatus CONFIRMED ")?;
         }
         list(f, "-m addrtype --dst-type", &self.dst_type)?;
+        shown(f, &self.connlimit)?;
+        shown(f, &self.rate)?;
+        shown(f, &self.source_rate)?;
+        shown(f, &self.distinct)?;
         if self.in_group.is_some() || self.out_group.is_some() {
             f.write_str("-m devgroup ")?;
         }
         option(f, "--src-group", &self.in_group.map(Test::Is))?;
         option(f, "--dst-group", &self.out_group.map(Test::Is))?;
-        shown(f, &self.connlimit)?;
-        shown(f, &self.rate)?;
-        shown(f, &self.source_rate)?;
-        shown(f, &self.distinct)?;
         match &self.comment {
             None => Ok(()),
             Some(text) => write!(f, "-m comment --comment {} ", Quoted(text)),
