@@ -73,15 +73,18 @@ impl Engine {
         let record = self.record(vm, kept);
         let address = lease.map(|lease| lease.address);
         match (&vm.spec.network, address) {
-            (NetworkSpec::Isolated(_), Some(Address::Block { block, .. })) => self
-                .connect_isolated(vm, block, record, ascent)
-                .await
-                .map(Some),
-            (NetworkSpec::Bridge(spec), Some(address @ Address::Bridged { .. })) => self
-                .connect_bridged(vm, spec, &address, record, ascent)
-                .await
-                .map(Some),
-            (NetworkSpec::Cni(spec), _) => self.connect_plugged(vm, spec, record, ascent).await,
+            // Boxed: without optimisation the futures of all three together are more than a thread's stack takes.
+            (NetworkSpec::Isolated(_), Some(Address::Block { block, .. })) => {
+                let connected = Box::pin(self.connect_isolated(vm, block, record, ascent));
+                connected.await.map(Some)
+            }
+            (NetworkSpec::Bridge(spec), Some(address @ Address::Bridged { .. })) => {
+                let connected = Box::pin(self.connect_bridged(vm, spec, &address, record, ascent));
+                connected.await.map(Some)
+            }
+            (NetworkSpec::Cni(spec), _) => {
+                Box::pin(self.connect_plugged(vm, spec, record, ascent)).await
+            }
             // A lease of another mode under a VM that stands: it waits to be replaced.
             (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), _) => Ok(None),
         }
