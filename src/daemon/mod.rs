@@ -430,7 +430,7 @@ async fn serve(
     tasks.spawn(tell_when_quiet(engine.clone(), daemon.idle));
     tasks.spawn(tell_exhaustion(engine.clone()));
     let limits = Limits::of(budget.connections);
-    let wire = wire::server::serve_within(door, answers, stop.clone(), limits);
+    let wire = wire::serve_within(door, answers, stop.clone(), limits);
     let mut wire = tokio::spawn(wire);
     let run = {
         let engine = engine.clone();

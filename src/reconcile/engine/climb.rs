@@ -299,7 +299,7 @@ impl Climbing<'_> {
         let (engine, vm) = (self.engine, self.vm);
         let hands = disk::Disks::default();
         let progress = hands.progress.clone();
-        let made = self.meet(Rung::Vmm, &hands, desired);
+        let made = Box::pin(self.meet(Rung::Vmm, &hands, desired));
         // A copy may take long; how many are made at once is bounded there.
         without_worker(async {
             tokio::select! {

@@ -65,7 +65,7 @@ impl Engine {
     /// What is done for the host takes long: an event tells since when. Its page stays, or no VM could be repaired meanwhile.
     async fn told_slow<T>(&self, work: impl Future<Output = T>) -> T {
         let since = clock::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        tokio::pin!(work);
+        let mut work = Box::pin(work);
         tokio::select! {
             biased;
             done = &mut work => return done,
