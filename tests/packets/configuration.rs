@@ -346,11 +346,8 @@ fn nothing_that_a_guest_says_configures_the_host_on_a_bridge_of_ours() {
             assert_eq!(configured_by(lab, &guest, "brvm0"), [], "{policy}");
             let local = kernel::run("ip -6 -o addr show dev brvm0; ip -6 -o addr show dev vmtap0");
             assert_eq!(local, "", "no address that nobody gave");
-            let ended = format!(
-                "{}",
-                kernel::run(
-                    "cat /proc/sys/net/ipv6/conf/brvm0/accept_ra /proc/sys/net/ipv6/conf/brvm0/autoconf /proc/sys/net/ipv6/conf/vmtap0/accept_ra /proc/sys/net/ipv6/conf/vmtap0/autoconf /proc/sys/net/ipv6/conf/vmtap0/disable_ipv6"
-                )
+            let ended = kernel::run(
+                "cat /proc/sys/net/ipv6/conf/brvm0/accept_ra /proc/sys/net/ipv6/conf/brvm0/autoconf /proc/sys/net/ipv6/conf/vmtap0/accept_ra /proc/sys/net/ipv6/conf/vmtap0/autoconf /proc/sys/net/ipv6/conf/vmtap0/disable_ipv6",
             );
             assert_eq!(ended, "0\n0\n0\n0\n1\n");
         }
