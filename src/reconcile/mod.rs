@@ -22,6 +22,7 @@ pub mod net;
 pub mod processes;
 pub mod record;
 pub mod storage;
+pub mod translation;
 pub mod vmm;
 
 use std::fmt::Display;
