@@ -91,8 +91,14 @@ impl Answers {
     /// Manifests as drafts that could be stored now.
     async fn checked(&self, sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
         let stored = self.stored();
+        let allowed = self.engine.processes.places().allowed.clone();
         off_thread(move || {
             let drafts = parse_all(sources)?;
+            let outside = drafts.iter().flat_map(|draft| allowed.objections(draft));
+            let outside: Vec<_> = outside.collect();
+            if !outside.is_empty() {
+                return Err(Refusal::Invalid(shortened(&outside)));
+            }
             match validate::check_apply(&stored, &drafts) {
                 Ok(()) => Ok(drafts),
                 Err(problems) => Err(Refusal::Conflict(shortened(&problems))),
@@ -344,6 +350,7 @@ impl Backend for Answers {
             run_dir: self.engine.run_dir.0.clone(),
             config_dir: self.config_dir.clone(),
             vmm_ids: self.engine.vmm_ids,
+            allowed: self.engine.processes.places().allowed.clone(),
             cni: self.engine.cni.clone(),
         })
         .await)
