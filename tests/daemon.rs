@@ -13,6 +13,7 @@
 //! | `origin` | whose a group is: a file's or an apply's |
 //! | `drift` | everything that somebody can break, seen and repaired |
 //! | `bridge_drift` | the same in bridge mode |
+//! | `power` | what a power failure leaves of what was answered |
 //! | `recovery` | kill -9, lost and broken state, two daemons |
 //! | `leftovers` | garbage |
 //! | `reach` | the way to bridge groups, and their quarrels |
@@ -26,6 +27,7 @@
 //! | `liveness` | clients that take up what they can |
 //! | `named` | members of the socket's group who name files |
 //! | `on_demand` | VMs made on demand |
+//! | `local_users` | what other users of the host may do to it |
 //! | `confinement` | what a VMM may do on the host |
 //! | `service` | the process: signals, logs, errors, rest |
 
@@ -48,10 +50,12 @@ mod daemon {
     mod linux;
     mod linux_disks;
     mod liveness;
+    mod local_users;
     mod modes;
     mod named;
     mod on_demand;
     mod origin;
+    mod power;
     mod reach;
     mod recovery;
     mod reload;

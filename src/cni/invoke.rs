@@ -4,15 +4,13 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 use serde::Deserialize;
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{self, Child};
 
 use super::error::{Failure, LIMITED, NOT_AVAILABLE, TRY_AGAIN};
@@ -27,6 +25,9 @@ const ERROR_LIMIT: usize = 4 << 10;
 
 /// For the pipes of a plugin that has ended to close.
 const LINGER: Duration = Duration::from_millis(500);
+
+/// Between two looks whether a plugin has ended that keeps its pipes open.
+const END_STEP: Duration = Duration::from_millis(20);
 
 /// For a plugin that was killed to be dead.
 const DEATH: Duration = Duration::from_secs(2);
@@ -119,7 +120,10 @@ impl Call<'_> {
         let mut tries = 0;
         loop {
             match self.prepare().spawn() {
-                Ok(child) => return Ok(child),
+                Ok(child) => {
+                    self.limit_files(&child);
+                    return Ok(child);
+                }
                 Err(error)
                     if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES =>
                 {
@@ -128,6 +132,19 @@ impl Call<'_> {
                 }
                 Err(error) => return Err(Error::io("start", self.program, error)),
             }
+        }
+    }
+
+    /// It runs already, but counts no descriptors in its first microseconds.
+    fn limit_files(&self, child: &Child) {
+        let pid = child.id().and_then(|id| i32::try_from(id).ok());
+        if let (Some((soft, hard)), Some(pid)) = (self.file_limit, pid.and_then(Pid::from_raw)) {
+            let limit = Rlimit {
+                current: Some(soft),
+                maximum: Some(hard),
+            };
+            // One that has ended needs no limit.
+            let _ = rustix::process::prlimit(Some(pid), Resource::Nofile, limit);
         }
     }
 
@@ -146,21 +163,6 @@ impl Call<'_> {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        if let Some((soft, hard)) = self.file_limit {
-            let limit = libc::rlimit {
-                rlim_cur: soft,
-                rlim_max: hard,
-            };
-            // SAFETY: between fork and exec only one system call is made, with a struct that was made before.
-            unsafe {
-                command.pre_exec(move || {
-                    match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
-                        0 => Ok(()),
-                        _ => Err(io::Error::last_os_error()),
-                    }
-                });
-            }
-        }
         command
     }
 
@@ -272,7 +274,7 @@ impl Running {
             }
         };
         let (its_stdout, its_stderr) = (self.child.stdout.take(), self.child.stderr.take());
-        let ended = self.pidfd()?;
+        let ended = Self::ended(self.group);
         let (mut stdout, mut stderr) = (Kept::default(), Kept::default());
         {
             let talk = async {
@@ -286,9 +288,7 @@ impl Running {
             tokio::pin!(talk);
             tokio::select! {
                 talked = &mut talk => talked?,
-                // A pidfd becomes readable when its process has ended, reaped or not (pidfd_open(2)).
-                ended = ended.readable() => {
-                    ended?.retain_ready();
+                () = ended => {
                     if let Ok(talked) = tokio::time::timeout(LINGER, &mut talk).await {
                         talked?;
                     }
@@ -304,12 +304,13 @@ impl Running {
         })
     }
 
-    fn pidfd(&self) -> io::Result<AsyncFd<OwnedFd>> {
-        let pid = self.group.ok_or(io::ErrorKind::NotFound)?;
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-        // SAFETY: an `OwnedFd` is the same descriptor, and open, as long as it lives.
-        let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
-        Ok(watched?)
+    /// Comes back when it has ended; does not reap it.
+    async fn ended(group: Option<Pid>) {
+        let Some(pid) = group else { return };
+        let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        while matches!(rustix::process::waitid(WaitId::Pid(pid), how), Ok(None)) {
+            tokio::time::sleep(END_STEP).await;
+        }
     }
 
     /// Past its deadline. One that sleeps uninterruptibly in the kernel dies when that lets it, and is reaped by the runtime then.
@@ -355,7 +356,7 @@ impl Kept {
         let Some(mut stream) = stream else {
             return Ok(());
         };
-        let mut buffer = [0; 8 << 10];
+        let mut buffer = vec![0; 8 << 10];
         loop {
             let read = stream.read(&mut buffer).await?;
             if read == 0 {

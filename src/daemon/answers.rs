@@ -2,6 +2,7 @@
 //! Not here: HTTP (`wire`), words (`cli`), what is done about it (`reconcile`).
 
 mod failure;
+mod onward;
 
 use std::io;
 use std::path::PathBuf;
@@ -380,8 +381,13 @@ impl Backend for Answers {
         let rules = self.engine.rules(&found, block, None);
         let footing = self.engine.store.read(store::World::footing);
         let bridged = footing.bridges.values().flatten().map(|net| subnet(*net));
-        let closed: Vec<_> = bridged.chain(footing.plugged.iter().copied()).collect();
+        let host = onward::look(&self.engine, asked.destination).await;
+        let host = host.map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
+        let closed = bridged.chain(footing.plugged.iter().copied());
+        let closed: Vec<_> = closed.chain(host.closed).collect();
         let way = Way {
+            neighbour: host.neighbour.as_deref(),
+            translations: &host.translations,
             closed: &closed,
             vm: &found,
             policy,

@@ -231,6 +231,8 @@ impl Daemon {
             checked: Default::default(),
             vmm_ids,
             seen_rules: Default::default(),
+            refused: Default::default(),
+            sized: Default::default(),
             flows: Default::default(),
             turned_away: Default::default(),
             removals: Default::default(),
@@ -437,7 +439,7 @@ async fn serve(
     tasks.spawn(tell_when_quiet(engine.clone(), daemon.idle));
     tasks.spawn(tell_exhaustion(engine.clone()));
     let limits = Limits::of(budget.connections);
-    let wire = wire::server::serve_within(door, answers, stop.clone(), limits);
+    let wire = wire::serve_within(door, answers, stop.clone(), limits);
     let mut wire = tokio::spawn(wire);
     let run = {
         let engine = engine.clone();

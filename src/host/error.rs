@@ -126,3 +126,21 @@ pub fn exists_is_done(result: Result<(), Error>) -> Result<(), Error> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn that_descriptors_are_used_up_is_noted_wherever_it_is_met_and_nothing_else_is() {
+        for errno in [libc::EMFILE, libc::ENFILE] {
+            drop(Error::io("open", "it", io::Error::from_raw_os_error(errno)));
+            drop(Error::io(
+                "open",
+                "it",
+                io::Error::from_raw_os_error(libc::ENOENT),
+            ));
+            assert_eq!(exhaustion().await.raw_os_error(), Some(errno));
+        }
+    }
+}

@@ -23,6 +23,7 @@ pub mod places;
 pub mod processes;
 pub mod record;
 pub mod storage;
+pub mod translation;
 pub mod vmm;
 
 use std::fmt::Display;

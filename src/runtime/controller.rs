@@ -124,7 +124,7 @@ enum Why {
 
 /// Waits without taking up one of the places that runs share. Outside of a run, and where too many do so already, it is a plain wait.
 pub async fn stand_aside<W: Future>(wait: W) -> W::Output {
-    let released = Released::of_this_run(Why::Aside);
+    let released = Released::of_this_run(Why::Aside).or_else(Released::in_name);
     let done = wait.await;
     drop(released);
     done
@@ -140,7 +140,7 @@ pub async fn without_worker<W: Future>(wait: W) -> W::Output {
 
 /// Runs to its end, without a worker once it is slow.
 async fn hand_over<R: Future>(run: R, patience: Duration) -> R::Output {
-    tokio::pin!(run);
+    let mut run = Box::pin(run);
     loop {
         tokio::select! {
             biased;
@@ -157,7 +157,8 @@ async fn hand_over<R: Future>(run: R, patience: Duration) -> R::Output {
 /// A run without a worker, until this is dropped.
 struct Released {
     run: Arc<Run>,
-    why: Why,
+    /// None: it has one, and is not to be taken for a slow one either.
+    why: Option<Why>,
 }
 
 impl Released {
@@ -176,14 +177,26 @@ impl Released {
             return None;
         }
         run.places.changed.notify_one();
-        Some(Self { run, why })
+        Some(Self {
+            run,
+            why: Some(why),
+        })
+    }
+
+    /// Those that wait for processes are bounded: one too many keeps its worker, however long it takes.
+    fn in_name() -> Option<Self> {
+        let run = RUN.try_with(Arc::clone).ok()?;
+        let first = !run.released.swap(true, Ordering::Relaxed);
+        first.then_some(Self { run, why: None })
     }
 }
 
 impl Drop for Released {
     fn drop(&mut self) {
-        let sort = self.run.places.sort(self.why);
-        sort.taken.fetch_sub(1, Ordering::Relaxed);
+        if let Some(why) = self.why {
+            let sort = self.run.places.sort(why);
+            sort.taken.fetch_sub(1, Ordering::Relaxed);
+        }
         self.run.released.store(false, Ordering::Relaxed);
     }
 }

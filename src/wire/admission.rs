@@ -18,7 +18,8 @@ use super::guarded::Tracked;
 use super::limits::{
     ANSWERS_LIMIT, BODIES_LIMIT, BODY_LIMIT, Limits, SMALL_ANSWER, SMALL_BODY_LIMIT,
 };
-use super::server::{now, problem};
+use super::problem::problem;
+use crate::clock;
 
 /// Between two looks whether there is room for an answer.
 const ANSWER_STEP: std::time::Duration = std::time::Duration::from_millis(10);
@@ -82,7 +83,10 @@ impl Room {
     }
 
     /// A place among those that follow something.
-    fn stream(self: &Arc<Self>, user: User) -> Result<Stream, Response> {
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn stream(self: &Arc<Self>, user: User) -> Result<Stream, String> {
         let mut streams = self.streams.lock().unwrap_or_else(|p| p.into_inner());
         let (all, mine) = (
             streams.len(),
@@ -95,10 +99,9 @@ impl Room {
             User::Of(_) => mine >= most / 4 || all >= most / 2,
         };
         if full {
-            let why = format!(
+            return Err(format!(
                 "{all} connections follow something already, {mine} of them of this user: no more may"
-            );
-            return Err(busy(why));
+            ));
         }
         streams.push(user);
         Ok(Stream {
@@ -162,7 +165,7 @@ pub(super) async fn admit(
         Err(refusal) => (refusal, None, Vec::new()),
     };
     let follows = held.is_some() && answer.status().is_success();
-    connection.answers(now(), follows, permits);
+    connection.answers(clock::monotonic(), follows, permits);
     answer.map(|body| Body::new(Tracked::new(body, connection, held)))
 }
 
@@ -199,7 +202,7 @@ async fn work(
         }
         Weight::List => Some(turn(room, &share.lists, "list objects").await?),
         Weight::Follows => {
-            held.stream = Some(room.stream(caller.user)?);
+            held.stream = Some(room.stream(caller.user).map_err(busy)?);
             None
         }
         Weight::Light => None,
@@ -224,12 +227,12 @@ async fn for_answer(
     }
     let answers = &room.share(user).answers;
     let needs = u32::try_from(length.min(ANSWERS_LIMIT) >> 10).unwrap_or(u32::MAX);
-    let since = now();
+    let since = clock::monotonic();
     loop {
         if let Ok(permit) = Arc::clone(answers).try_acquire_many_owned(needs) {
             return Ok(Some(permit));
         }
-        let now = now();
+        let now = clock::monotonic();
         if room
             .connections
             .evict_blocked(user == User::Privileged, now)
@@ -283,7 +286,7 @@ async fn whole(
     if announced.is_some_and(|length| length > most as u64) {
         return Err(too_large());
     }
-    caller.connection.awaits_body(now());
+    caller.connection.awaits_body(clock::monotonic());
     let bodies = &room.share(caller.user).bodies;
     let (parts, body) = request.into_parts();
     let (mut stream, mut bytes, mut held) = (body.into_data_stream(), BytesMut::new(), Vec::new());

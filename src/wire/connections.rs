@@ -13,6 +13,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::limits::Limits;
+use crate::clock;
 
 /// Whoever has taken nothing for so long makes room for an answer to somebody else.
 const BLOCKED: Duration = Duration::from_millis(50);
@@ -187,7 +188,7 @@ impl Connection {
                 () = self.closed.cancelled() => return,
                 () = changed => {}
                 () = overdue => {
-                    let now = super::server::now();
+                    let now = clock::monotonic();
                     if self.deadline().is_some_and(|at| at <= now) {
                         return;
                     }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
 use super::connections::Connection;
-use super::server::now;
+use crate::clock;
 
 /// A connection's socket.
 pub(super) struct Guarded {
@@ -28,8 +28,8 @@ impl Guarded {
 
     fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match &written {
-            Poll::Pending => self.connection.is_blocked(now()),
-            Poll::Ready(Ok(_)) => self.connection.moves(now()),
+            Poll::Pending => self.connection.is_blocked(clock::monotonic()),
+            Poll::Ready(Ok(_)) => self.connection.moves(clock::monotonic()),
             Poll::Ready(Err(_)) => {}
         }
         written
@@ -123,6 +123,6 @@ impl hyper::body::Body for Tracked {
 
 impl Drop for Tracked {
     fn drop(&mut self) {
-        self.connection.answered(now());
+        self.connection.answered(clock::monotonic());
     }
 }

@@ -28,9 +28,12 @@ mod connections;
 pub mod door;
 mod guarded;
 pub mod limits;
+mod listener;
 pub mod packet;
+mod problem;
 pub mod server;
 
 pub use backend::{Backend, Effect, Refusal, Span};
 pub use client::Client;
 pub use door::Door;
+pub use listener::{serve, serve_within};

@@ -125,7 +125,7 @@ impl House {
             unsafe {
                 command.pre_exec(move || {
                     let files = rustix::process::Resource::Nofile;
-                    Ok(rustix::process::setrlimit(files, limit.clone())?)
+                    Ok(rustix::process::setrlimit(files, limit)?)
                 });
             }
         }

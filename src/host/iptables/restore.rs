@@ -15,7 +15,7 @@ use crate::host::{Error, Kind, process};
 /// How long `iptables-restore` waits for the lock of the older back end, in seconds.
 const LOCK_SECONDS: &str = "5";
 
-/// Bytes of what the program says that are passed on.
+/// Characters of what the program says that are passed on.
 const MOST_SAID: usize = 4 << 10;
 
 /// What `iptables-restore` reads.
@@ -226,8 +226,8 @@ fn failed(backend: &Backend, input: &Input, status: std::process::ExitStatus, sa
     /// `RESOURCE_PROBLEM` of xtables.h: the lock, or memory.
     const RESOURCE_PROBLEM: i32 = 4;
     // What a program says without end is no message.
-    let end = said.floor_char_boundary(MOST_SAID);
-    let said = said[..end].split_whitespace().collect::<Vec<_>>().join(" ");
+    let said: String = said.chars().take(MOST_SAID).collect();
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     let about = offending_line(&said, &input.text)
         .map(|line| format!(" (the line: {line})"))
         .unwrap_or_default();

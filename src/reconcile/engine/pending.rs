@@ -6,6 +6,7 @@
 //! read back, and of drift that is being repaired the old answer is known to be wrong. So a step that takes longer than a moment makes
 //! the condition Unknown. In that moment nothing is written: hundreds of VMs are set up in less.
 
+use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -74,14 +75,13 @@ impl Engine {
         vm: &Vm,
         rung: Rung,
         current: &Current,
-        work: impl Future<Output = Convergence<O>>,
+        mut work: Pin<Box<impl Future<Output = Convergence<O>>>>,
     ) -> Convergence<O> {
         match rung {
             Rung::Net | Rung::Firewall => {}
             // What a VMM or a copy does meanwhile is told where it is waited for.
             Rung::Lease | Rung::Vmm => return work.await,
         }
-        tokio::pin!(work);
         let began = clock::now();
         let mut told = None;
         loop {

@@ -20,7 +20,7 @@ use crate::clock;
 use crate::host;
 use crate::host::rule::Generation;
 use crate::reconcile::net::cni::Checking;
-use crate::reconcile::{Conflict, Convergence, Error, Reconcile, Wait, converge};
+use crate::reconcile::{Conflict, Convergence, Error, Program, Reconcile, Wait, converge};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Change, Durable, Gate, Txn};
 
@@ -109,6 +109,10 @@ impl<R: Reconcile> Reconcile for Taken<'_, R> {
         R::waits(action)
     }
 
+    fn program(&self, action: &R::Action) -> Option<Program> {
+        self.rung.program(action)
+    }
+
     async fn observe(&self, desired: &R::Desired) -> Result<R::Observed, host::Error> {
         self.rung.observe(desired).await
     }
@@ -164,7 +168,8 @@ impl Meet for Climbing<'_> {
             durable: Mutex::new(std::mem::take(&mut self.taken)),
         };
         let about = about(vm.meta.uid, &vm.meta.name);
-        let work = engine.converge(&reconciler, desired, &about);
+        // On the heap: futures that hold each other by value grow, and are moved, with each that is put around.
+        let work = Box::pin(engine.converge(&reconciler, desired, &about));
         let Convergence { taken, result } = engine.told_of(vm, rung, &current, work).await;
         // What no step waited for, the next one waits for.
         self.taken = reconciler
