@@ -1,16 +1,12 @@
 //! The VMMs of all VMs: what this host can do for one, and who is told when one ends.
 //! Not here: starting and stopping (the Vmm rung).
 
-mod files;
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
-
-use files::{all_readable, are_there, off_thread};
 
 use super::disk;
 use super::engine::Key;
