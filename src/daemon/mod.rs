@@ -41,7 +41,6 @@ use crate::reconcile::contest::Contests;
 use crate::reconcile::engine::{Engine, HostHands, Key};
 use crate::reconcile::group::{CLAIMS_DIR, Claims};
 use crate::reconcile::processes::Processes;
-use crate::reconcile::vmm::Vmm;
 use crate::reconcile::{Probe, unprobed};
 use crate::runtime::controller::{Controller, controller};
 use crate::store::{self, Change, Opened, RunCopy, Store};
@@ -205,8 +204,6 @@ impl Daemon {
         };
         let (store, opened) = Store::open_with(&state_dir, Some(&seal))?;
         folders::close_state(&state_dir)?;
-        let mut processes = Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone());
-        processes.rung = Vmm::with_users(vmm_ids);
         let engine = Arc::new(Engine {
             instance: Instance::of(&state_dir),
             store,
@@ -219,7 +216,8 @@ impl Daemon {
                 },
                 boot_id,
             },
-            processes,
+            processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone())
+                .with_users(vmm_ids),
             run_dir,
             claims: Claims::new(Path::new(CLAIMS_DIR)),
             waker,

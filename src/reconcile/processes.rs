@@ -21,6 +21,7 @@ use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::storage::Storage;
 use crate::api::vm::{Hypervisor, VmSpec};
+use crate::api::vmm_ids::IdRange;
 use crate::host::blocking::{self, FILE_DEADLINE};
 use crate::host::fs;
 use crate::host::process::{self, Identity, Life, Record};
@@ -57,6 +58,14 @@ impl Processes {
             programs: Programs::default(),
             machine: OnceCell::new(),
             watches: Mutex::default(),
+        }
+    }
+
+    /// The same, for VMMs whose users are given out of this range.
+    pub fn with_users(self, range: IdRange) -> Self {
+        Self {
+            rung: Vmm::with_users(range),
+            ..self
         }
     }
 
