@@ -227,8 +227,12 @@ async fn nobody_is_taken_for_a_vmm_by_what_he_says() {
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         let mut forger = Forger::run(&mut command);
         assert!(forger.is_alive(), "{who} makes no user namespace");
-        let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", forger.0.id())).unwrap();
-        assert!(mounts.contains(LABEL_VAR), "{mounts}");
+        let mountinfo = format!("/proc/{}/mountinfo", forger.0.id());
+        let is_within = || {
+            let mounts = std::fs::read_to_string(&mountinfo).unwrap_or_default();
+            mounts.lines().count() == 1 && mounts.contains(LABEL_VAR)
+        };
+        assert!(eventually(Duration::from_secs(10), is_within), "{who}");
         assert_eq!(found(desired, &known).await, Vec::<u32>::new(), "{who}");
         remove_unrecorded(desired, &known).await;
         assert!(forger.is_alive(), "{who}");
