@@ -3,6 +3,8 @@
 
 #[path = "store/damage.rs"]
 mod damage;
+#[path = "store/io_errors.rs"]
+mod io_errors;
 #[path = "store/latency.rs"]
 mod latency;
 #[path = "store/power.rs"]

@@ -16,6 +16,7 @@ pub(in crate::host) mod netlink;
 mod nft;
 mod restore;
 mod seal;
+mod translations;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use super::rule::{Generation, Policy, Ruleset, TableName};
 
 pub use restore::{Edit, Input, Lock, restore, restore_whole};
 pub use seal::{ipv6_sealed, seal_ipv6};
+pub use translations::Translations;
 
 /// Which half of the kernel's packet filter `iptables` writes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

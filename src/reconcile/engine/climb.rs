@@ -276,7 +276,12 @@ impl Climbing<'_> {
             Rung::Vmm,
             Ready {
                 mark,
-                message: remark.unwrap_or_default().into(),
+                message: [remark, engine.processes.places().not_again(&vm.spec)]
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>()
+                    .join("; ")
+                    .into(),
                 ..Ready::default()
             },
         )
@@ -297,7 +302,10 @@ impl Climbing<'_> {
             return Ok(None);
         }
         let (engine, vm) = (self.engine, self.vm);
-        let hands = disk::Disks::default();
+        let hands = disk::Disks {
+            places: engine.processes.places().clone(),
+            ..disk::Disks::default()
+        };
         let progress = hands.progress.clone();
         let made = Box::pin(self.meet(Rung::Vmm, &hands, desired));
         // A copy may take long; how many are made at once is bounded there.
