@@ -301,16 +301,6 @@ impl Page {
         self.line("TAP", &network.tap);
         self.maybe("Host link", network.host_link.as_ref());
         self.line("MTU", network.mtu);
-        if let Some(connections) = &network.connections {
-            let mut text = format!("limit {}", connections.limit);
-            if let Some(open) = connections.open {
-                text.push_str(&format!(", {open} open"));
-            }
-            if let Some(refused) = connections.refused {
-                text.push_str(&format!(", {refused} packets refused"));
-            }
-            self.line("Connections", text);
-        }
     }
 
     fn firewall(&mut self, firewall: &FirewallStatus) {

@@ -16,9 +16,10 @@ pub async fn ask(engine: &Engine, house: &House, name: Name) -> Result<Metrics, 
             let names = world.vms().map(|vm| &vm.meta.name);
             not_found("vm", &name, nearest(&name, names))
         })?;
-        Ok((vm.meta.uid, house.vm(world, vm).status.vmm))
+        Ok((vm.clone(), house.vm(world, vm).status.vmm))
     });
-    let (uid, vmm) = found?;
+    let (vm, vmm) = found?;
+    let uid = vm.meta.uid;
     let refuse = |why: &str| Err(Refusal::Conflict(vec![format!("vm/{name} {why}")]));
     let Some(control) = Control::of(vmm.hypervisor) else {
         return refuse("has no VMM of ours that could count: its hypervisor is none");
@@ -28,12 +29,16 @@ pub async fn ask(engine: &Engine, house: &House, name: Name) -> Result<Metrics, 
         return refuse("does not run: nothing is counted");
     };
     match control.metrics(dir, pid).await {
-        Ok(counters) => Ok(Metrics {
-            vm: name,
-            hypervisor: vmm.hypervisor,
-            since: Since::of(vmm.hypervisor),
-            counters,
-        }),
+        Ok(mut counters) => {
+            let ours = engine.connections(&vm).into_iter();
+            counters.extend(ours.map(|(name, count)| (name, count.into())));
+            Ok(Metrics {
+                vm: name,
+                hypervisor: vmm.hypervisor,
+                since: Since::of(vmm.hypervisor),
+                counters,
+            })
+        }
         Err(_) if !engine.processes.runs(uid) => refuse("does not run: nothing is counted"),
         Err(error) => {
             let why = format!(

@@ -32,7 +32,7 @@ pub(super) fn objects(
             None => world.vms().collect(),
         }
         .into_iter()
-        .map(|found| vm(house, engine, world, found, name.is_some()))
+        .map(|found| vm(house, engine, world, found))
         .collect(),
         Kind::Lease => world
             .leases()
@@ -66,9 +66,7 @@ pub(super) fn bounded(
         fits
     };
     let shown = world.vms().take_while(fits);
-    let shown: Vec<Object> = shown
-        .map(|found| vm(house, engine, world, found, false))
-        .collect();
+    let shown: Vec<Object> = shown.map(|found| vm(house, engine, world, found)).collect();
     let more = all - shown.len();
     (shown, more)
 }
@@ -104,12 +102,8 @@ fn group(
     Object::HostGroup(Box::new(view))
 }
 
-fn vm(house: &House, engine: &Engine, world: &World, vm: &Vm, alone: bool) -> Object {
+fn vm(house: &House, engine: &Engine, world: &World, vm: &Vm) -> Object {
     let mut view = house.vm(world, vm);
-    // The kernel is asked for one VM, not for a list.
-    if let Some(network) = view.status.network.as_mut().filter(|_| alone) {
-        network.connections = engine.connections(vm);
-    }
     let disks = engine.processes.disk_dir();
     view.status.disk = storage::lying(&vm.spec.storage, disks, &vm.meta.name);
     let why = engine.why_not_replaced(vm);

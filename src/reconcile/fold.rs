@@ -97,7 +97,6 @@ impl House {
             tap: connection.tap,
             host_link: connection.host_link.filter(|_| stands),
             mtu: connection.mtu,
-            connections: None,
         })
     }
 

@@ -94,6 +94,11 @@ fn a_bridge_of_ours_is_made_kept_readdressed_and_removed() {
         let both = footing("brvm0", &["192.168.137.1/24", "192.168.137.254/24"]);
         host.ground(both).await;
         let taken = host.ground(footing("brvm0", &["192.168.137.254/24"])).await;
+        // The limits are written for the networks of the host's links.
+        let taken: Vec<_> = taken
+            .iter()
+            .filter(|step| !step.contains("LIMIT"))
+            .collect();
         assert_eq!(taken[0], "take address 192.168.137.1/24 off brvm0");
         let has = |address: &str| kernel::run("ip -4 -o addr show dev brvm0").contains(address);
         assert!(!has("137.1/24") && has("137.254/24"));

@@ -300,3 +300,33 @@ fn a_lower_limit_holds_at_once_for_a_guest_that_has_more_and_others_keep_theirs(
         });
     }
 }
+
+#[test]
+fn a_guest_that_runs_into_its_limit_is_counted_and_reported_and_its_connections_end_with_a_policy_that_forbids_them()
+ {
+    lab(|lab| {
+        let _server = server(lab);
+        lab.apply(1, &format!("allow: []\nmax_connections: {LIMIT}"));
+        let guest = lab.guest(1, Framing::VnetHdr);
+        flood(&guest, VARIANTS[0].1);
+        // Something happens to the VM, and it is looked at.
+        let place = lab.house.place("sandbox-1");
+        crate::support::kernel::run(&format!("ip link set {} mtu 1400", place.link));
+        lab.house.until("the event", || {
+            let said = lab.house.messages("vm/sandbox-1", "ConnectionLimit");
+            said.iter()
+                .any(|text| text.contains("limit of 64 "))
+                .then_some(())
+        });
+        assert!(entries(guest.ip) > 0);
+        lab.apply(
+            1,
+            &format!("drop: [\"203.0.113.0/24\"]\nmax_connections: {LIMIT}"),
+        );
+        assert_eq!(
+            entries(guest.ip),
+            0,
+            "the host keeps what the policy forbids"
+        );
+    });
+}

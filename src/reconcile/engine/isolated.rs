@@ -8,7 +8,6 @@ use super::step::{Ascent, Ready};
 use crate::api::event::EventType;
 use crate::api::network::{Block, Connection, NetworkSpec};
 use crate::api::rung::Rung;
-use crate::api::view::ConnectionsStatus;
 use crate::api::vm::Vm;
 use crate::host::conntrack;
 use crate::host::netns::Netns;
@@ -93,26 +92,28 @@ impl Engine {
         own.unwrap_or_else(|| Limit::share(conntrack::max()))
     }
 
-    /// What a VM has of its connections now: a question to the kernel. None: it has none to count, or it cannot be asked.
-    pub fn connections(&self, vm: &Vm) -> Option<ConnectionsStatus> {
-        let limit = self.limit(vm).all();
-        let mut found = ConnectionsStatus {
-            limit,
-            open: None,
-            refused: None,
+    /// What a VM's connections come to, by name, as counters: a question to the kernel. None of a VM without rules of its own.
+    pub fn connections(&self, vm: &Vm) -> Vec<(String, u64)> {
+        let NetworkSpec::Isolated(_) = &vm.spec.network else {
+            return Vec::new();
         };
-        match &vm.spec.network {
-            NetworkSpec::Cni(_) => return None,
-            NetworkSpec::Bridge(bridge) => return bridge.max_connections.map(|_| found),
-            NetworkSpec::Isolated(_) => {}
-        }
         let names = owner::vm_names(&self.instance, vm.meta.uid);
-        let netns = Netns::open(&self.run_dir.netns(&names)).ok()?;
         let backend = &self.hands.backend;
-        let matched = || backend.matched(firewall::rules::ALLOW, firewall::rules::LIMIT);
-        found.open = netns.run_here(conntrack::count).ok();
-        found.refused = netns.run_here(matched).ok();
-        Some(found)
+        let asked = Netns::open(&self.run_dir.netns(&names)).and_then(|netns| {
+            netns.run_here(|| {
+                let refused = backend.matched(firewall::rules::ALLOW, firewall::rules::LIMIT)?;
+                Ok((conntrack::count()?, refused))
+            })
+        });
+        let Ok((open, refused)) = asked else {
+            return Vec::new();
+        };
+        let counter = |name: &str, count: u64| (format!("connections.{name}"), count);
+        vec![
+            counter("limit", u64::from(self.limit(vm).all())),
+            counter("entries", u64::from(open)),
+            counter("refused_packets", refused),
+        ]
     }
 
     /// The rules that an isolated VM wants.
