@@ -114,7 +114,7 @@ pub(in crate::reconcile) fn is_bridge(link: &Link) -> bool {
 }
 
 fn is_off(ipv6: Ipv6) -> bool {
-    ipv6.disabled && !ipv6.configurable
+    ipv6.disabled && ipv6.bare && !ipv6.configurable
 }
 
 #[cfg(test)]
