@@ -36,7 +36,7 @@ cool_down() { sleep 4; }
 
 settle() { # a private host's daemon, its folders
   export SLICE_CONFIG_DIR=/run/groups.d SLICE_STATE_DIR=$(mktemp -d "$work/state.XXXXXX") SLICE_RUN_DIR=/run/slice
-  export SLICE_SOCKET=/run/slice/sliced.sock
+  export SLICE_SOCKET=/run/slice/sliced.sock SLICE_IMAGES=$work
   mkdir -p /run/groups.d
   begin
 }

@@ -25,6 +25,7 @@
 //! | `linux_disks` | what they read and write |
 //! | `hanging` | programs that do not end |
 //! | `liveness` | clients that take up what they can |
+//! | `named` | members of the socket's group who name files |
 //! | `on_demand` | VMs made on demand |
 //! | `local_users` | what other users of the host may do to it |
 //! | `confinement` | what a VMM may do on the host |
@@ -51,6 +52,7 @@ mod daemon {
     mod liveness;
     mod local_users;
     mod modes;
+    mod named;
     mod on_demand;
     mod origin;
     mod power;

@@ -22,6 +22,7 @@ fn host() -> Host {
         run_dir: "/run/slice".into(),
         config_dir: "/run/groups.d".into(),
         vmm_ids: Default::default(),
+        allowed: Default::default(),
         cni: slicectl::cni::Runtime::new(),
     }
 }

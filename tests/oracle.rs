@@ -303,6 +303,8 @@ fn explained(
 ) -> slicectl::api::view::Explanation {
     let instance = Instance::of("/oracle".as_ref());
     let way = Way {
+        neighbour: None,
+        translations: &[],
         policy: vm.spec.network.policy().unwrap(),
         vm,
         block,

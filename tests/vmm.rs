@@ -13,8 +13,12 @@ mod guest;
 mod identity;
 #[path = "vmm/jail.rs"]
 mod jail;
+#[path = "vmm/kvm.rs"]
+mod kvm;
 #[path = "vmm/laws.rs"]
 mod laws;
+#[path = "vmm/named.rs"]
+mod named;
 #[path = "vmm/processes.rs"]
 mod processes;
 #[path = "vmm/real.rs"]

@@ -67,7 +67,7 @@ rules_alone() {
 }
 
 start_sliced() {
-    SLICE_CNI_CONF_DIR=/run/lab/cni sliced --config-dir /run/lab/groups.d --state-dir /run/lab/state >>"$log" 2>&1 &
+    SLICE_CNI_CONF_DIR=/run/lab/cni sliced --config-dir /run/lab/groups.d --state-dir /run/lab/state --images /run/lab >>"$log" 2>&1 &
     sliced=$!
     eventually 10 slicectl get hg >/dev/null 2>&1 || give_up 'sliced does not answer'
 }

@@ -1,6 +1,7 @@
 //! SAYS: the types a person may write and the types we answer with.
 //! Not here: I/O, the clock, the kernel, the store.
 
+pub mod allowed;
 pub mod condition;
 pub mod event;
 pub mod host_group;

@@ -149,6 +149,22 @@ pub struct NetworkStatus {
     pub host_link: Option<String>,
     /// Bytes.
     pub mtu: u32,
+    /// Its connections, where one VM is asked for by its name; none in CNI mode, and without a namespace or a limit of its group's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<ConnectionsStatus>,
+}
+
+/// `status.network.connections`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionsStatus {
+    /// How many it may have (`max_connections`, or its share of the host's table).
+    pub limit: u32,
+    /// How many entries it has in its own namespace; none in bridge mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<u32>,
+    /// How many packets were dropped there because they exceeded the limit, since its rules were last written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<u64>,
 }
 
 /// `status.firewall`.

@@ -251,6 +251,7 @@ impl Page {
         self.line("Network", spec.network.mode());
         match &spec.network {
             NetworkSpec::Isolated(isolated) => {
+                self.maybe("Max connections", isolated.max_connections);
                 self.tap_owner(spec, isolated.tap_owner);
                 self.policy(&isolated.policy);
             }
@@ -264,6 +265,7 @@ impl Page {
                 self.line("Addresses", addresses(&bridge.addresses));
                 self.line("Antispoof", on_off(bridge.antispoof));
                 self.line("Isolate ports", on_off(bridge.isolate_ports));
+                self.maybe("Max connections", bridge.max_connections);
                 self.tap_owner(spec, bridge.tap_owner);
             }
             NetworkSpec::Cni(cni) => {
@@ -299,6 +301,16 @@ impl Page {
         self.line("TAP", &network.tap);
         self.maybe("Host link", network.host_link.as_ref());
         self.line("MTU", network.mtu);
+        if let Some(connections) = &network.connections {
+            let mut text = format!("limit {}", connections.limit);
+            if let Some(open) = connections.open {
+                text.push_str(&format!(", {open} open"));
+            }
+            if let Some(refused) = connections.refused {
+                text.push_str(&format!(", {refused} packets refused"));
+            }
+            self.line("Connections", text);
+        }
     }
 
     fn firewall(&mut self, firewall: &FirewallStatus) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::api::allowed::directories;
 use crate::api::vmm_ids::IdRange;
 
 /// How log lines look.
@@ -75,9 +76,37 @@ pub struct Args {
         default_value_t
     )]
     pub vmm_ids: IdRange,
+    /// The file of settings, with the lists `programs:` and `images:`; one that does not exist says nothing
+    #[arg(
+        long,
+        env = "SLICE_SETTINGS",
+        value_name = "FILE",
+        default_value = "/etc/slice/sliced.yaml"
+    )]
+    pub settings: PathBuf,
+    /// Below which directories programs that a manifest names, and those found in PATH, may lie; root alone can write there. Without
+    /// it `programs:` of the settings file, else the system's: /usr/bin, /usr/sbin, /usr/local, /usr/lib, /usr/libexec, /opt, /nix/store
+    #[arg(long, env = "SLICE_PROGRAMS", value_name = "DIR[:DIR]")]
+    pub programs: Option<Directories>,
+    /// Below which directories kernels, initrds, images and disks may lie; root alone can write there. Without it `images:` of the
+    /// settings file, else /var/lib/slice/images. A block device is allowed by its directory: /dev/vg0, /dev/mapper
+    #[arg(long, env = "SLICE_IMAGES", value_name = "DIR[:DIR]")]
+    pub images: Option<Directories>,
     /// The group, by name or number, whose members may talk to the socket
     #[arg(long, value_name = "GROUP", default_value = "slice")]
     pub socket_group: String,
+}
+
+/// A list of directories, `DIR[:DIR]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directories(pub Vec<PathBuf>);
+
+impl std::str::FromStr for Directories {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        directories(text).map(Self)
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -91,6 +120,8 @@ Examples:
   sliced
   # A second daemon beside the first: its things never mix with the other's
   sliced --config-dir ./groups.d --state-dir ./state --run-dir /run/slice-test
+  # Images of one directory and the logical volumes of one group, beside nothing else
+  sliced --images /srv/images:/dev/vg0
   # In a script: converge once, exit 0 when everything is as written
   sliced --once";
 

@@ -2,6 +2,7 @@
 //! Not here: HTTP (`wire`), words (`cli`), what is done about it (`reconcile`).
 
 mod failure;
+mod onward;
 
 use std::io;
 use std::path::PathBuf;
@@ -90,8 +91,14 @@ impl Answers {
     /// Manifests as drafts that could be stored now.
     async fn checked(&self, sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
         let stored = self.stored();
+        let allowed = self.engine.processes.places().allowed.clone();
         off_thread(move || {
             let drafts = parse_all(sources)?;
+            let outside = drafts.iter().flat_map(|draft| allowed.objections(draft));
+            let outside: Vec<_> = outside.collect();
+            if !outside.is_empty() {
+                return Err(Refusal::Invalid(shortened(&outside)));
+            }
             match validate::check_apply(&stored, &drafts) {
                 Ok(()) => Ok(drafts),
                 Err(problems) => Err(Refusal::Conflict(shortened(&problems))),
@@ -343,6 +350,7 @@ impl Backend for Answers {
             run_dir: self.engine.run_dir.0.clone(),
             config_dir: self.config_dir.clone(),
             vmm_ids: self.engine.vmm_ids,
+            allowed: self.engine.processes.places().allowed.clone(),
             cni: self.engine.cni.clone(),
         })
         .await)
@@ -373,8 +381,13 @@ impl Backend for Answers {
         let rules = self.engine.rules(&found, block, None);
         let footing = self.engine.store.read(store::World::footing);
         let bridged = footing.bridges.values().flatten().map(|net| subnet(*net));
-        let closed: Vec<_> = bridged.chain(footing.plugged.iter().copied()).collect();
+        let host = onward::look(&self.engine, asked.destination).await;
+        let host = host.map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
+        let closed = bridged.chain(footing.plugged.iter().copied());
+        let closed: Vec<_> = closed.chain(host.closed).collect();
         let way = Way {
+            neighbour: host.neighbour.as_deref(),
+            translations: &host.translations,
             closed: &closed,
             vm: &found,
             policy,

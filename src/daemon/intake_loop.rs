@@ -47,9 +47,10 @@ impl IntakeLoop {
     pub fn new(dir: &Path, engine: Arc<Engine>) -> Self {
         // A relative path would be another origin after a restart elsewhere.
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+        let allowed = engine.processes.places().allowed.clone();
         Self {
             engine,
-            folder: Mutex::new(Some(Folder::new(&dir))),
+            folder: Mutex::new(Some(Folder::new(&dir, allowed))),
             hanging: Mutex::default(),
             dir,
             problems: Mutex::default(),
@@ -157,7 +158,10 @@ impl IntakeLoop {
         match tokio::time::timeout(PAUSE, &mut hanging).await {
             // What it has read is old by now.
             Ok(Ok((folder, _))) => Some(folder),
-            Ok(Err(_)) => Some(Folder::new(&self.dir)),
+            Ok(Err(_)) => {
+                let allowed = self.engine.processes.places().allowed.clone();
+                Some(Folder::new(&self.dir, allowed))
+            }
             Err(_) => {
                 *lock(&self.hanging) = Some(hanging);
                 None

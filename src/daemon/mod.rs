@@ -14,6 +14,7 @@ mod orders;
 mod power;
 mod reach;
 mod removals;
+mod settings;
 mod streams;
 mod trigger;
 mod wakes;
@@ -31,9 +32,8 @@ use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::api::event::EventType;
-use crate::api::vmm_ids::IdRange;
 use crate::cli::sliced::{Args, LogFormat};
-use crate::host::iptables::{self, Backend};
+use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
 use crate::host::{self, cpu, fs, process};
 use crate::owner::Instance;
@@ -47,6 +47,8 @@ use crate::store::{self, Change, Opened, RunCopy, Store};
 use crate::wire::limits::Limits;
 use crate::wire::{self, Door};
 use crate::{clock, cni};
+
+pub use settings::Settings;
 
 use answers::Answers;
 use budget::Budget;
@@ -74,6 +76,9 @@ pub enum Error {
     /// The database refuses.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The settings are not understood.
+    #[error("{0}")]
+    Settings(String),
     /// The socket refuses.
     #[error("{0}")]
     Door(String),
@@ -157,11 +162,10 @@ impl Daemon {
     /// # Errors
     /// [`Error`].
     pub async fn prepare(state_dir: &Path, run_dir: &Path, probe: Probe) -> Result<Self, Error> {
-        let cni = cni::Runtime::from_env();
-        Self::prepare_with(state_dir, run_dir, probe, cni, IdRange::default()).await
+        Self::prepare_with(state_dir, run_dir, probe, Settings::default()).await
     }
 
-    /// The same, with CNI networks, plugins and users for VMMs of the caller's.
+    /// The same, with settings of the caller's.
     ///
     /// # Errors
     /// [`Error`].
@@ -169,22 +173,14 @@ impl Daemon {
         state_dir: &Path,
         run_dir: &Path,
         probe: Probe,
-        cni: cni::Runtime,
-        vmm_ids: IdRange,
+        settings: Settings,
     ) -> Result<Self, Error> {
-        let deadline = iptables::DEADLINE;
-        Self::prepare_within(state_dir, run_dir, probe, cni, vmm_ids, deadline).await
-    }
-
-    /// The same, with a deadline of the caller's for commits to the packet filter.
-    async fn prepare_within(
-        state_dir: &Path,
-        run_dir: &Path,
-        probe: Probe,
-        cni: cni::Runtime,
-        vmm_ids: IdRange,
-        filter_deadline: Duration,
-    ) -> Result<Self, Error> {
+        let Settings {
+            cni,
+            vmm_ids,
+            allowed,
+            filter_deadline,
+        } = settings;
         let lacking = crate::doctor::lacking();
         if !lacking.is_empty() {
             let why = format!(
@@ -216,8 +212,13 @@ impl Daemon {
                 },
                 boot_id,
             },
-            processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone())
-                .with_users(vmm_ids),
+            processes: Processes::new(
+                run_dir.clone(),
+                state_dir.join("disks"),
+                allowed,
+                waker.clone(),
+            )
+            .with_users(vmm_ids),
             run_dir,
             claims: Claims::new(Path::new(CLAIMS_DIR)),
             waker,
@@ -230,11 +231,14 @@ impl Daemon {
             checked: Default::default(),
             vmm_ids,
             seen_rules: Default::default(),
+            refused: Default::default(),
+            sized: Default::default(),
             flows: Default::default(),
             turned_away: Default::default(),
             removals: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
+        engine.processes.recover_owners();
         // Before anything can change: a change that nobody hears wakes nobody.
         let changes = engine.store.watch();
         take_over(&engine, opened).await?;
@@ -337,8 +341,13 @@ async fn run(args: Args) -> Result<bool, Error> {
     cni.deadline = args.cni_deadline;
     cni.file_limit = process::original_file_limit();
     let (state, run) = (&args.state_dir, &args.run_dir);
-    let (ids, deadline) = (args.vmm_ids, args.filter_deadline);
-    let daemon = Daemon::prepare_within(state, run, unprobed(), cni, ids, deadline).await?;
+    let settings = Settings {
+        cni,
+        vmm_ids: args.vmm_ids,
+        allowed: settings::allowed(&args)?,
+        filter_deadline: args.filter_deadline,
+    };
+    let daemon = Daemon::prepare_with(state, run, unprobed(), settings).await?;
     let daemon = daemon.with_width(args.concurrency.into(), budget.slow);
     let engine = daemon.engine.clone();
     let intake = IntakeLoop::new(&args.config_dir, engine.clone());

@@ -8,7 +8,7 @@ use crate::api::view::{Kind, Object};
 use crate::api::vm::Vm;
 use crate::reconcile::engine::Engine;
 use crate::reconcile::fold::{House, Trouble};
-use crate::reconcile::storage;
+use crate::reconcile::{limits, storage};
 use crate::store::World;
 
 /// All of a kind, or the one of that name.
@@ -32,7 +32,7 @@ pub(super) fn objects(
             None => world.vms().collect(),
         }
         .into_iter()
-        .map(|found| vm(house, engine, world, found))
+        .map(|found| vm(house, engine, world, found, name.is_some()))
         .collect(),
         Kind::Lease => world
             .leases()
@@ -66,7 +66,9 @@ pub(super) fn bounded(
         fits
     };
     let shown = world.vms().take_while(fits);
-    let shown: Vec<Object> = shown.map(|found| vm(house, engine, world, found)).collect();
+    let shown: Vec<Object> = shown
+        .map(|found| vm(house, engine, world, found, false))
+        .collect();
     let more = all - shown.len();
     (shown, more)
 }
@@ -94,11 +96,20 @@ fn group(
         },
         hindrance: engine.hindrance(&group.meta.name),
     };
-    Object::HostGroup(Box::new(house.group(world, group, &trouble)))
+    let mut view = house.group(world, group, &trouble);
+    let most = group.spec.template.network.max_connections();
+    let objection = most
+        .and_then(|most| limits::objection(group.spec.count, most, crate::host::conntrack::max()));
+    view.status.warnings.extend(objection);
+    Object::HostGroup(Box::new(view))
 }
 
-fn vm(house: &House, engine: &Engine, world: &World, vm: &Vm) -> Object {
+fn vm(house: &House, engine: &Engine, world: &World, vm: &Vm, alone: bool) -> Object {
     let mut view = house.vm(world, vm);
+    // The kernel is asked for one VM, not for a list.
+    if let Some(network) = view.status.network.as_mut().filter(|_| alone) {
+        network.connections = engine.connections(vm);
+    }
     let disks = engine.processes.disk_dir();
     view.status.disk = storage::lying(&vm.spec.storage, disks, &vm.meta.name);
     let why = engine.why_not_replaced(vm);

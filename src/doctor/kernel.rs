@@ -62,9 +62,13 @@ rules() {
     commit TCPMSS mangle FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
     commit MASQUERADE nat POSTROUTING -j MASQUERADE
     commit raw raw PREROUTING -j DROP
+    commit connlimit mangle PREROUTING -m conntrack ! --ctstatus CONFIRMED -m connlimit --connlimit-above 9 --connlimit-mask 30 --connlimit-saddr -j DROP
+    commit hashlimit mangle PREROUTING -m hashlimit --hashlimit-above 9/sec --hashlimit-mode srcip --hashlimit-name slice-trial -j DROP
+    commit limit filter FORWARD -m limit --limit 10/sec -j ACCEPT
+    commit CT raw PREROUTING -p tcp -j CT
 }
 if rules | iptables-restore -w 1 --noflush 2>/dev/null; then
-    for feature in comment conntrack addrtype mac devgroup REJECT TCPMSS MASQUERADE raw; do
+    for feature in comment conntrack addrtype mac devgroup REJECT TCPMSS MASQUERADE raw connlimit hashlimit limit CT; do
         echo "$feature yes"
     done
 else
@@ -74,7 +78,7 @@ fi
 "#;
 
 /// A thing that is tried: its word in [`TRIAL`], the check it belongs to, the kernel options that bring it.
-const FEATURES: [(&str, &str, &str); 15] = [
+const FEATURES: [(&str, &str, &str); 19] = [
     ("veth", "veth links", "CONFIG_VETH"),
     ("tap", "TAP links", "CONFIG_TUN"),
     ("bridge", BRIDGES, "CONFIG_BRIDGE"),
@@ -122,6 +126,22 @@ const FEATURES: [(&str, &str, &str); 15] = [
         "CONFIG_NETFILTER_XT_TARGET_MASQUERADE (xt_MASQUERADE)",
     ),
     ("raw", "netfilter", "CONFIG_IP_NF_RAW (iptable_raw)"),
+    (
+        "connlimit",
+        "netfilter",
+        "CONFIG_NETFILTER_XT_MATCH_CONNLIMIT (xt_connlimit, nf_conncount)",
+    ),
+    (
+        "hashlimit",
+        "netfilter",
+        "CONFIG_NETFILTER_XT_MATCH_HASHLIMIT (xt_hashlimit)",
+    ),
+    (
+        "limit",
+        "netfilter",
+        "CONFIG_NETFILTER_XT_MATCH_LIMIT (xt_limit)",
+    ),
+    ("CT", "netfilter", "CONFIG_NETFILTER_XT_TARGET_CT (xt_CT)"),
 ];
 
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {

@@ -3,14 +3,16 @@
 
 use rustix::process::Resource;
 
-use super::{Host, ok, unseen, warn, words};
+use super::{Host, fail, ok, unseen, warn, words};
 use crate::api::view::Check;
-use crate::host::{Error, fs, sysctl};
+use crate::host::{Error, cttimeout, fs, sysctl};
+use crate::reconcile::limits::Limit;
 
 const NEIGHBOURS: &str = "neighbour table";
 const INOTIFY: &str = "inotify";
 const FLOWS: &str = "connection tracking limit";
 const FILES: &str = "open files";
+const SHARES: &str = "connections per VM";
 
 /// The kernel's own defaults, which suit a host of its size; less is a setting of somebody's.
 const NEIGHBOURS_WANTED: u64 = 1024;
@@ -37,6 +39,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
             judge_neighbours(thresh, entries),
             judge_inotify(instances, watches),
             judge_flows(max, count),
+            judge_shares(max, cttimeout::get("slice-doctor").err()),
         ],
         Err(error) => vec![unseen(NEIGHBOURS, &words(&error))],
     };
@@ -129,6 +132,30 @@ fn judge_flows(max: Option<u64>, count: Option<u64>) -> Check {
     }
 }
 
+/// What a VM may have whose group does not say, and whether the kernel has timeout policies, without which no VM is let on.
+fn judge_shares(max: Option<u64>, error: Option<Error>) -> Check {
+    let limit = Limit::share(max.and_then(|max| u32::try_from(max).ok()));
+    match error {
+        None => ok(
+            SHARES,
+            format!(
+                "{} by default (max_connections), at most {} entries of a VM in the host's table",
+                limit.all(),
+                limit.most_entries()
+            ),
+        ),
+        Some(error) => fail(
+            SHARES,
+            format!(
+                "the kernel has no timeout policies for connection tracking: {}",
+                words(&error)
+            ),
+            "Use a kernel with CONFIG_NF_CT_NETLINK_TIMEOUT and CONFIG_NF_CONNTRACK_TIMEOUT (nfnetlink_cttimeout); without it no rules \
+             of a VM are set up.",
+        ),
+    }
+}
+
 /// `None`: no limit.
 fn judge_files(limit: Option<u64>) -> Check {
     match limit {
@@ -145,7 +172,7 @@ fn judge_files(limit: Option<u64>) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::view::CheckVerdict::{Ok, Warn};
+    use crate::api::view::CheckVerdict::{Fail, Ok, Warn};
 
     #[test]
     fn a_neighbour_table_that_is_small_or_nearly_full_is_told() {
@@ -173,6 +200,15 @@ mod tests {
         assert_eq!(verdict(Some(262_144), Some(262_000)), Warn);
         assert_eq!(verdict(Some(1024), None), Warn);
         assert_eq!(verdict(None, None), Warn);
+    }
+
+    #[test]
+    fn what_a_vm_may_have_is_told_and_a_kernel_without_timeouts_is_no_host() {
+        let found = judge_shares(Some(262_144), None);
+        assert_eq!(found.verdict, Ok);
+        assert!(found.found.contains("512 by default"), "{}", found.found);
+        let error = Error::io("look", "at it", std::io::ErrorKind::InvalidInput.into());
+        assert_eq!(judge_shares(None, Some(error)).verdict, Fail);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Each check is a look and a judgement. Looking may fail, and then that is what is found; judging is a pure function of
 //! what was seen. Looks run at the same time and each has a deadline of [`PATIENCE`], so all of them take less than a second.
 
+mod allowed;
 mod cni;
 mod confine;
 mod filter;
@@ -18,6 +19,7 @@ mod vmm;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::api::allowed::Allowed;
 use crate::api::view::{Check, CheckVerdict};
 use crate::api::vmm_ids::IdRange;
 use crate::cni::Runtime;
@@ -44,6 +46,8 @@ pub struct Host {
     pub config_dir: PathBuf,
     /// The users that VMMs run as.
     pub vmm_ids: IdRange,
+    /// Where programs and images may lie.
+    pub allowed: Allowed,
     /// Where it finds CNI networks and plugins.
     pub cni: Runtime,
 }
@@ -60,8 +64,11 @@ pub async fn examine(cx: &Host) -> Vec<Check> {
         cni::checks(cx),
     );
     let (place, kernel, filter, managers, limits, vmm, cni) = groups;
-    let confine = confine::checks(cx);
-    [place, kernel, filter, managers, limits, vmm, confine, cni].concat()
+    let (confine, allowed) = (confine::checks(cx), allowed::checks(cx));
+    let groups = [
+        place, kernel, filter, managers, limits, vmm, confine, allowed, cni,
+    ];
+    groups.concat()
 }
 
 async fn packet_filter(cx: &Host) -> Vec<Check> {

@@ -3,35 +3,13 @@
 
 use std::fs::OpenOptions;
 
-use serde::Deserialize;
-
 use super::{Host, ok, warn};
 use crate::api::view::Check;
 use crate::api::vm::Hypervisor;
-use crate::host::fs;
-use crate::reconcile::vmm::{ConfinedBy, Program, Programs, Version};
+use crate::reconcile::places::Places;
+use crate::reconcile::vmm::{ConfinedBy, Program, Programs, Version, tried};
 
 const KVM: &str = "/dev/kvm";
-
-/// `<run>/machine.json`, which whoever tried KVM has left. Only what is read here.
-#[derive(Deserialize)]
-struct Cached {
-    boot: String,
-    machine: Machine,
-}
-
-#[derive(Deserialize)]
-struct Machine {
-    accel: Accel,
-}
-
-/// What came of the trial.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Accel {
-    Kvm,
-    Tcg,
-}
 
 /// Who can run guests. QEMU first: it runs them without KVM, too.
 const HYPERVISORS: [Hypervisor; 3] = [
@@ -41,16 +19,17 @@ const HYPERVISORS: [Hypervisor; 3] = [
 ];
 
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
-    let programs = Programs::default();
+    let programs = Programs::new(Places {
+        allowed: cx.allowed.clone(),
+        ..Places::default()
+    });
     let mut found = Vec::new();
     for hypervisor in HYPERVISORS {
         found.push((hypervisor, programs.get(hypervisor, None).await));
     }
     let device = OpenOptions::new().read(true).write(true).open(KVM);
     let device = device.map(drop).map_err(|e| e.to_string());
-    let tried = fs::read(&cx.run_dir.join("machine.json"));
-    let tried = tried.ok().flatten().zip(fs::boot_id().ok());
-    let tried = tried.and_then(|(bytes, boot)| accel(&bytes, boot));
+    let tried = tried(&cx.run_dir);
     let mut checks = Vec::new();
     for (hypervisor, program) in &found {
         if let (Hypervisor::Firecracker, Ok(program)) = (hypervisor, program) {
@@ -60,12 +39,6 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     checks.splice(0..0, judge_programs(found));
     checks.push(judge_kvm(&device, tried));
     checks
-}
-
-/// What was found out in this boot; nothing of another.
-fn accel(bytes: &[u8], boot: &str) -> Option<Accel> {
-    let cached: Cached = serde_json::from_slice(bytes).ok()?;
-    (cached.boot == boot).then_some(cached.machine.accel)
 }
 
 /// One is enough; none is well only for groups with `hypervisor: none`.
@@ -120,17 +93,27 @@ fn old(hypervisor: Hypervisor, program: &Program) -> Option<String> {
     ))
 }
 
-fn judge_kvm(device: &Result<(), String>, tried: Option<Accel>) -> Check {
+/// `tried`: how many programs of QEMU's were tried in this boot, and how many ran a guest with it.
+fn judge_kvm(device: &Result<(), String>, tried: Option<(usize, usize)>) -> Check {
     match (device, tried) {
-        (_, Some(Accel::Kvm)) => ok(KVM, "a guest kernel was booted with it"),
+        (_, Some((all, with_kvm))) if all == with_kvm => {
+            ok(KVM, "a guest kernel was booted with it")
+        }
         (Ok(()), None) => ok(
             KVM,
-            "opens; whether it runs a guest is not probed until the first VM starts",
+            "opens; whether it runs a guest is not probed until the first VM of qemu starts",
         ),
-        (Ok(()), Some(Accel::Tcg)) => warn(
+        (Ok(()), Some((all, 1..))) => warn(
+            KVM,
+            format!(
+                "some of the {all} QEMU programs boot a guest kernel with it and others do not: their guests run by translation, some ten times slower"
+            ),
+            "Compare the QEMU programs that manifests name (qemu_bin).",
+        ),
+        (Ok(()), Some((_, 0))) => warn(
             KVM,
             "opens, but no guest kernel booted with it: guests run by translation, some ten times slower",
-            "On a cloud host choose one with nested virtualisation; then remove machine.json in the run directory and restart sliced.",
+            "On a cloud host choose one with nested virtualisation; then remove kvm.json in the run directory and restart sliced.",
         ),
         (Err(why), _) => warn(
             KVM,
@@ -167,23 +150,17 @@ mod tests {
     fn a_device_that_opens_is_not_taken_for_one_that_works() {
         let open = Ok(());
         assert!(judge_kvm(&open, None).found.contains("not probed"));
-        assert_eq!(judge_kvm(&open, Some(Accel::Kvm)).verdict, CheckVerdict::Ok);
-        let broken = judge_kvm(&open, Some(Accel::Tcg));
+        assert_eq!(judge_kvm(&open, Some((2, 2))).verdict, CheckVerdict::Ok);
+        let mixed = judge_kvm(&open, Some((2, 1)));
+        assert_eq!(mixed.verdict, CheckVerdict::Warn);
+        assert!(mixed.found.contains("others do not"));
+        let broken = judge_kvm(&open, Some((1, 0)));
         assert_eq!(broken.verdict, CheckVerdict::Warn);
         assert!(broken.found.contains("no guest kernel booted"));
         assert_eq!(
             judge_kvm(&Err("no such file".into()), None).verdict,
             CheckVerdict::Warn
         );
-    }
-
-    #[test]
-    fn an_answer_of_another_boot_or_of_another_shape_is_none() {
-        let file = br#"{"boot":"b","machine":{"accel":"tcg","tsc_khz":2000000}}"#;
-        assert_eq!(accel(file, "b"), Some(Accel::Tcg));
-        assert_eq!(accel(file, "c"), None);
-        assert_eq!(accel(b"{}", "b"), None);
-        assert_eq!(accel(b"", "b"), None);
     }
 
     #[test]

@@ -4,8 +4,10 @@
 //! - Over rtnetlink ([`netlink`]): [`link`], [`bridge`] and what is particular to its ports, [`fdb`] (a bridge's forwarding entries),
 //!   [`tap`], [`addr`], [`route`], [`neigh`], [`tc`] (filters where frames come into a link); [`events`] tells of changes.
 //! - Packet filters: [`iptables`], whose rules are [`rule`]s; [`conntrack`].
-//! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`ramdir`], [`image`]; what may block, for a bounded time: [`blocking`].
+//! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`ramdir`], [`image`], [`named`] (files that an unprivileged person
+//!   has named), [`acl`]; what may block, for a bounded time: [`blocking`].
 
+pub mod acl;
 pub mod addr;
 pub mod blocking;
 pub mod bridge;
@@ -21,6 +23,7 @@ pub mod holders;
 pub mod image;
 pub mod iptables;
 pub mod link;
+pub mod named;
 pub mod neigh;
 pub mod netlink;
 pub mod netns;

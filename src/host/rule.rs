@@ -222,6 +222,9 @@ pub enum Target {
     Masquerade,
     /// `TCPMSS --clamp-mss-to-pmtu`.
     ClampMss,
+    /// Its destination becomes another: `DNAT --to-destination 10.0.0.1:80`, `REDIRECT`, `NETMAP`, as far as it is known to what. No rule of
+    /// ours says so.
+    Translate(String),
     /// `CT --timeout NAME`: the entry that the packet makes has the timeouts of that policy. Needs TCP.
     Timeout(String),
 }

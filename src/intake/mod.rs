@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::api::allowed::Allowed;
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::{self, Draft, Problem};
 use crate::api::meta::Name;
@@ -44,14 +45,16 @@ pub struct Intake {
 #[derive(Debug)]
 pub struct Folder {
     dir: PathBuf,
+    allowed: Allowed,
     missing: BTreeSet<Name>,
 }
 
 impl Folder {
     /// The folder at `dir`. Two spellings of one path are two origins: hand in one and the same.
-    pub fn new(dir: impl Into<PathBuf>) -> Self {
+    pub fn new(dir: impl Into<PathBuf>, allowed: Allowed) -> Self {
         Self {
             dir: dir.into(),
+            allowed,
             missing: BTreeSet::new(),
         }
     }
@@ -64,7 +67,8 @@ impl Folder {
     /// Reads the folder (blocking, at most 1 MiB a file) and says what follows. When [`Intake::missing`] is not empty,
     /// read again after [`SETTLE`], changed or not. When listing fails nothing follows, and nothing is forgotten.
     pub fn read(&mut self, stored: &[HostGroup]) -> Result<Intake, Error> {
-        let intake = plan(stored, &read_folder(&self.dir)?, &self.missing);
+        let readings = read_folder(&self.dir)?;
+        let intake = plan(stored, &readings, &self.missing, &self.allowed);
         self.missing.clone_from(&intake.missing);
         Ok(intake)
     }
@@ -75,13 +79,14 @@ pub fn plan(
     stored: &[HostGroup],
     readings: &[FileReading],
     missing_before: &BTreeSet<Name>,
+    allowed: &Allowed,
 ) -> Intake {
     let stored: Vec<HostGroup> = stored
         .iter()
         .filter(|group| !group.meta.deleting)
         .cloned()
         .collect();
-    let mut files = Files::parse(readings);
+    let mut files = Files::parse(readings, allowed);
     files.settle_conflicts(&stored);
     let claims = files.claims();
     let by_name: HashMap<&Name, &HostGroup> = stored.iter().map(|g| (&g.meta.name, g)).collect();
@@ -117,6 +122,16 @@ pub fn plan(
     intake
 }
 
+/// The groups of a file that name only programs and images that are allowed.
+fn parse(source: &manifest::Source, allowed: &Allowed) -> Result<Vec<Draft>, Vec<Problem>> {
+    let drafts = manifest::parse(source)?;
+    let problems: Vec<Problem> = drafts.iter().flat_map(|d| allowed.objections(d)).collect();
+    match problems.is_empty() {
+        true => Ok(drafts),
+        false => Err(problems),
+    }
+}
+
 /// The files, judged one by one and then together.
 struct Files {
     sound: BTreeMap<PathBuf, Vec<Draft>>,
@@ -124,14 +139,14 @@ struct Files {
 }
 
 impl Files {
-    fn parse(readings: &[FileReading]) -> Self {
+    fn parse(readings: &[FileReading], allowed: &Allowed) -> Self {
         let mut files = Self {
             sound: BTreeMap::new(),
             broken: BTreeMap::new(),
         };
         for reading in readings {
             match reading {
-                FileReading::Readable { path, source } => match manifest::parse(source) {
+                FileReading::Readable { path, source } => match parse(source, allowed) {
                     Ok(drafts) => {
                         files.sound.insert(path.clone(), drafts);
                     }

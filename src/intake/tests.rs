@@ -26,7 +26,7 @@ fn file(path: &str, text: impl Into<String>) -> FileReading {
 
 /// The groups of a reading, as if they had been stored from it.
 fn stored(readings: &[FileReading]) -> Vec<HostGroup> {
-    let intake = plan(&[], readings, &BTreeSet::new());
+    let intake = plan(&[], readings, &BTreeSet::new(), &Allowed::default());
     assert_eq!(intake.problems, Vec::new());
     intake.upserts.into_iter().map(as_stored).collect()
 }
@@ -42,9 +42,9 @@ fn as_stored((draft, origin): (Draft, Origin)) -> HostGroup {
 
 /// Reads twice, as the daemon does.
 fn twice(stored: &[HostGroup], readings: &[FileReading]) -> Intake {
-    let first = plan(stored, readings, &BTreeSet::new());
+    let first = plan(stored, readings, &BTreeSet::new(), &Allowed::default());
     assert_eq!(first.deletions, Vec::new(), "one reading deletes nothing");
-    plan(stored, readings, &first.missing)
+    plan(stored, readings, &first.missing, &Allowed::default())
 }
 
 fn names(groups: &[Name]) -> Vec<&str> {
@@ -65,7 +65,7 @@ fn what_is_stored_already_is_not_repeated() {
     let stored = stored(&readings);
     assert_eq!(stored.len(), 2);
     assert_eq!(
-        plan(&stored, &readings, &BTreeSet::new()),
+        plan(&stored, &readings, &BTreeSet::new(), &Allowed::default()),
         Intake::default()
     );
 }
@@ -85,10 +85,18 @@ fn a_group_whose_file_vanished_is_deleted_at_the_second_look() {
 fn a_file_that_is_empty_for_an_instant_deletes_nothing() {
     let full = [file("a.yaml", group("a", ""))];
     let before = stored(&full);
-    let first = plan(&before, &[file("a.yaml", "")], &BTreeSet::new());
+    let first = plan(
+        &before,
+        &[file("a.yaml", "")],
+        &BTreeSet::new(),
+        &Allowed::default(),
+    );
     assert_eq!(first.deletions, Vec::new());
     assert_eq!(first.missing.len(), 1);
-    assert_eq!(plan(&before, &full, &first.missing), Intake::default());
+    assert_eq!(
+        plan(&before, &full, &first.missing, &Allowed::default()),
+        Intake::default()
+    );
     // And an empty file that stays empty is believed.
     assert_eq!(
         names(&twice(&before, &[file("a.yaml", "")]).deletions),
@@ -270,7 +278,7 @@ fn a_folder_that_cannot_be_listed_is_an_error_and_forgets_nothing() {
     let conf = dir.path().join("conf");
     fs::create_dir(&conf).unwrap();
     fs::write(conf.join("a.yaml"), group("a", "")).unwrap();
-    let mut folder = Folder::new(&conf);
+    let mut folder = Folder::new(&conf, Allowed::default());
     let before: Vec<HostGroup> = folder
         .read(&[])
         .unwrap()

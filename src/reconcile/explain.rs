@@ -9,10 +9,13 @@ use crate::api::network::Block;
 use crate::api::policy::{self, Entry, Origin, Packet, Policy, Verdict};
 use crate::api::view::Explanation;
 use crate::api::vm::Vm;
+use crate::host::iptables::Translations;
 use crate::host::rule::{Protocol, Rule, Ruleset, TableName, Test};
-use crate::owner::Instance;
+use crate::owner::{self, Instance, link_group};
 
 use super::firewall::rules::POLICY;
+use super::ground::apart;
+use super::translation::{self, Fate, Incoming};
 
 /// What the packet meets.
 pub struct Way<'a> {
@@ -28,8 +31,12 @@ pub struct Way<'a> {
     pub instance: &'a Instance,
     /// The host's own addresses.
     pub host_addresses: &'a [Ipv4Addr],
-    /// Subnets of VMs in other modes.
+    /// Subnets of VMs in other modes, of every daemon.
     pub closed: &'a [Ipv4Network],
+    /// The link of a VM, of whichever daemon, over which the host would send it.
+    pub neighbour: Option<&'a str>,
+    /// What the host sends elsewhere than was said.
+    pub translations: &'a [Translations],
 }
 
 /// Judges a packet that leaves the VM with its own source address and MAC. `text` is the packet as it is to be shown.
@@ -70,18 +77,64 @@ fn onwards(way: &Way<'_>, policy: &Policy, packet: &Packet) -> Decision {
     let (verdict, origin) = policy.judge(packet);
     let at_host = way.host_addresses.contains(&packet.destination);
     match (verdict, at_host) {
-        (Verdict::Allow, true) => at_the_host(way, policy, packet),
+        (Verdict::Allow, true) => match at_the_host(way, policy, packet) {
+            (Verdict::Allow, place, rule, entry) => {
+                unless_translated(way, packet, (Verdict::Allow, place, rule, entry))
+            }
+            denied => denied,
+        },
         (Verdict::Allow, false) if among_other_vms(way, packet).is_some() => {
             to_other_vms(way, packet)
         }
         (Verdict::Allow | Verdict::Deny, _) => {
             let rule = rule_of(way.ruleset, packet);
-            (
-                verdict,
-                format!("namespace {POLICY}"),
-                rule,
-                origin.to_string(),
-            )
+            let place = format!("namespace {POLICY}");
+            let found = (verdict, place, rule, origin.to_string());
+            match verdict {
+                Verdict::Allow => unless_translated(way, packet, found),
+                Verdict::Deny => found,
+            }
+        }
+    }
+}
+
+/// The namespace lets it go, but what the host then sends elsewhere is dropped, or goes over another VM's link.
+fn unless_translated(way: &Way<'_>, packet: &Packet, found: Decision) -> Decision {
+    let link = owner::vm_names(way.instance, way.vm.meta.uid).host_link;
+    let incoming = Incoming {
+        packet,
+        source: way.block.guest(),
+        link: &link,
+        host_addresses: way.host_addresses,
+    };
+    let chain = way.instance.chain(apart::ROLE);
+    let ours = way.instance.link_wildcard();
+    let dropped = |rule: String, entry: String| {
+        let place = format!("host mangle {chain}");
+        (Verdict::Deny, place, rule, entry)
+    };
+    match (translation::fate(way.translations, incoming), way.neighbour) {
+        (Fate::Translated { rule, place }, _) => dropped(
+            format!("-A {chain} -i {ours} -m conntrack --ctstate DNAT -j DROP"),
+            format!(
+                "the host translates the destination ({place}: {rule}), which the lists were not asked about"
+            ),
+        ),
+        (_, Some(link)) => dropped(
+            format!(
+                "-A {chain} -i {ours} -m devgroup --dst-group {:#x}/{:#x} -j DROP",
+                link_group::ANY,
+                link_group::MASK
+            ),
+            format!("{link} leads to other VMs, which isolated VMs do not reach"),
+        ),
+        (Fate::Untouched, None) => found,
+        (Fate::Unknown(count), None) => {
+            let (verdict, place, rule, entry) = found;
+            let but = format!(
+                "{entry}, unless the host translates the destination: {count} of its nat rules are not understood here, and what they translate is dropped ({chain})"
+            );
+            (verdict, place, rule, but)
         }
     }
 }

@@ -97,6 +97,7 @@ impl House {
             tap: connection.tap,
             host_link: connection.host_link.filter(|_| stands),
             mtu: connection.mtu,
+            connections: None,
         })
     }
 

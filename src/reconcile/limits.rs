@@ -1,5 +1,5 @@
 //! How much of the host's connection tracking table one VM may take. Pure.
-//! Out of scope: the rules that enforce it ([`super::firewall::rules`], [`super::ground::limits`]).
+//! Not here: the rules that enforce it ([`super::firewall::rules`], [`super::ground::limits`]).
 //!
 //! # The sizes
 //! With `M` for the host's `nf_conntrack_max`, a VM has `N = M / 512` connections, unless its group says otherwise (`max_connections`):
@@ -13,7 +13,12 @@
 //!
 //! So a VM has `7/4 N` entries at the very most, and 256 of them `7/8 M`.
 
+use std::collections::BTreeMap;
+
 use crate::host::rule::Rate;
+
+/// Seconds by the number of the state.
+pub type Timeouts = BTreeMap<u16, u32>;
 
 /// When the host's table has no limit, or its size cannot be read: what a table of 262,144 entries gives.
 const FALLBACK: u32 = 512;
@@ -82,9 +87,36 @@ impl Limit {
     }
 }
 
+/// What speaks against so many VMs with so many connections each on a host with such a table.
+pub fn objection(vms: u32, max_connections: u32, table: Option<u32>) -> Option<String> {
+    let table = table.filter(|table| *table > 0)?;
+    let wanted = u64::from(vms) * u64::from(max_connections);
+    (wanted > u64::from(table)).then(|| {
+        format!(
+            "network.max_connections: {vms} VMs with {max_connections} connections each may have {wanted}, and the host's table \
+             has room for {table} (net.netfilter.nf_conntrack_max): the group can fill it"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_group_that_can_fill_the_table_is_warned_of() {
+        for (vms, most, table, warned) in [
+            (256, 1024, Some(262_144), false),
+            (257, 1024, Some(262_144), true),
+            (1, 262_144, Some(65_536), true),
+            (u32::MAX, u32::MAX, Some(u32::MAX), true),
+            (1000, 262_144, None, false),
+            (1000, 262_144, Some(0), false),
+        ] {
+            let said = objection(vms, most, table);
+            assert_eq!(said.is_some(), warned, "{vms} {most} {table:?}: {said:?}");
+        }
+    }
 
     #[test]
     fn two_hundred_and_fifty_six_vms_cannot_fill_a_table_of_any_size() {

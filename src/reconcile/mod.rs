@@ -19,9 +19,11 @@ pub mod group;
 pub mod life;
 pub mod limits;
 pub mod net;
+pub mod places;
 pub mod processes;
 pub mod record;
 pub mod storage;
+pub mod translation;
 pub mod vmm;
 
 use std::fmt::Display;

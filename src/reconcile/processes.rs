@@ -1,28 +1,31 @@
 //! The VMMs of all VMs: what this host can do for one, and who is told when one ends.
 //! Not here: starting and stopping (the Vmm rung).
 
+mod files;
+
 use std::collections::HashMap;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::debug;
+use tracing::{debug, warn};
+
+use files::{all_readable, are_there, off_thread};
 
 use super::disk;
 use super::engine::Key;
+use super::places::{Places, off_thread};
 use super::storage::{self, Disks, Whose};
 use super::vmm::{
-    self, Accel, Access, Confined, ConfinedBy, Desired, Disk, Launch, Machine, Program, Programs,
-    Slot, Sys, Vmm,
+    self, Accel, Access, Confined, ConfinedBy, Desired, Disk, Launch, Machine, Machines, Program,
+    Programs, Slot, Sys, Vmm,
 };
+use crate::api::allowed::Allowed;
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::storage::Storage;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::api::vmm_ids::IdRange;
-use crate::host::blocking::{self, FILE_DEADLINE};
 use crate::host::fs;
 use crate::host::process::{self, Identity, Life, Record};
 use crate::owner::{self, Label, Owner, RunDir};
@@ -37,8 +40,9 @@ pub struct Processes {
     run_dir: RunDir,
     disk_dir: PathBuf,
     waker: Waker<Key>,
+    places: Places,
     programs: Programs,
-    machine: OnceCell<Machine>,
+    machines: Machines,
     watches: Mutex<HashMap<Uid, Watch>>,
 }
 
@@ -48,15 +52,20 @@ struct Watch {
 }
 
 impl Processes {
-    /// None is known yet. Their disks lie in `disk_dir`.
-    pub fn new(run_dir: RunDir, disk_dir: PathBuf, waker: Waker<Key>) -> Self {
+    /// None is known yet. Their disks lie in `disk_dir`, what manifests name lies below what is `allowed`.
+    pub fn new(run_dir: RunDir, disk_dir: PathBuf, allowed: Allowed, waker: Waker<Key>) -> Self {
+        let places = Places {
+            allowed,
+            disk_dir: disk_dir.clone(),
+        };
         Self {
-            rung: Vmm::default(),
+            rung: Vmm::new(places.clone()),
             run_dir,
             disk_dir,
             waker,
-            programs: Programs::default(),
-            machine: OnceCell::new(),
+            programs: Programs::new(places.clone()),
+            places,
+            machines: Machines::default(),
             watches: Mutex::default(),
         }
     }
@@ -115,7 +124,8 @@ impl Processes {
             // Its own disk is still to be made.
             let own = disks.own.disk();
             let files = confined.iter().flat_map(|confined| &confined.files);
-            all_readable(files.filter(|file| file.path != own).cloned()).await?;
+            let files = files.filter(|file| file.path != own).cloned();
+            self.all_readable(files).await?;
         }
         if let (None, Some(launch)) = (&confined, &mut want) {
             // It has ended since it was decided that it needs no user: the next look gives it one.
@@ -161,15 +171,17 @@ impl Processes {
             vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
         }
         let own = disks.own.disk();
-        all_readable(opened(spec, &disks.all).filter(|file| file.path != own)).await
+        self.all_readable(opened(spec, &disks.all).filter(|file| file.path != own))
+            .await
     }
 
     /// With what it would be started now, on what.
     async fn fresh(&self, spec: &VmSpec, kernel: &Path) -> Result<(Program, Machine), String> {
         let named = spec.life.program.as_deref();
         let program = self.programs.get(spec.hypervisor, named).await?;
-        are_there([Some(kernel), spec.initrd_file.as_deref()]).await?;
-        let machine = self.machine(spec.hypervisor, &program, kernel).await?;
+        self.are_there([Some(kernel), spec.initrd_file.as_deref()])
+            .await?;
+        let machine = self.machine(spec.hypervisor, &program).await?;
         Ok((program, machine))
     }
 
@@ -191,12 +203,13 @@ impl Processes {
         };
         let machine = match self.running(vm.uid).is_some() {
             true => {
-                self.machine_of_what_runs(hypervisor, &program, kernel)
+                self.machine_of_what_runs(hypervisor, vm.uid, &program)
                     .await?
             }
             false => {
-                are_there([Some(kernel), spec.initrd_file.as_deref()]).await?;
-                self.machine(hypervisor, &program, kernel).await?
+                self.are_there([Some(kernel), spec.initrd_file.as_deref()])
+                    .await?;
+                self.machine(hypervisor, &program).await?
             }
         };
         Ok((program, machine))
@@ -234,31 +247,29 @@ impl Processes {
         }
     }
 
-    /// It has found its `/dev/kvm`.
+    /// It runs, and how is in its own words: a program that was upgraded or removed since is not tried for it.
     async fn machine_of_what_runs(
         &self,
         hypervisor: Hypervisor,
+        uid: Uid,
         program: &Program,
-        kernel: &Path,
     ) -> Result<Machine, String> {
-        match hypervisor {
-            Hypervisor::Qemu => self.machine(hypervisor, program, kernel).await,
-            Hypervisor::None | Hypervisor::Firecracker | Hypervisor::CloudHypervisor => {
-                Ok(Machine {
-                    accel: Accel::Kvm,
-                    tsc_khz: None,
-                })
-            }
+        let found = Machine {
+            accel: Accel::Kvm,
+            tsc_khz: None,
+        };
+        if hypervisor != Hypervisor::Qemu {
+            return Ok(found);
+        }
+        match self.running_argv(uid) {
+            Some(argv) => Ok(vmm::machine_of(&argv)),
+            // It has just ended.
+            None => self.machine(hypervisor, program).await,
         }
     }
 
     /// QEMU runs guests with or without KVM; the others with it, or not at all.
-    async fn machine(
-        &self,
-        hypervisor: Hypervisor,
-        qemu: &Program,
-        kernel: &Path,
-    ) -> Result<Machine, String> {
+    async fn machine(&self, hypervisor: Hypervisor, qemu: &Program) -> Result<Machine, String> {
         if hypervisor != Hypervisor::Qemu {
             return match Path::new(KVM).exists() {
                 true => Ok(Machine {
@@ -270,9 +281,30 @@ impl Processes {
                 )),
             };
         }
-        let probe = || Machine::probe(&self.run_dir.0, &qemu.path, kernel);
-        let machine = self.machine.get_or_try_init(probe).await;
-        machine.copied().map_err(|error| error.to_string())
+        let file = self.programs.open(qemu)?;
+        let machine = self.machines.machine(&self.run_dir.0, &file).await;
+        machine.map_err(|error| format!("{error}: {}", error.source))
+    }
+
+    /// Where programs and images may lie.
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
+    async fn are_there(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
+        self.places.are_there(files).await
+    }
+
+    async fn all_readable(&self, files: impl Iterator<Item = Disk>) -> Result<(), String> {
+        self.places.all_readable(files.collect()).await
+    }
+
+    /// What an earlier daemon, or an earlier boot, has left changed of users' files. A disk that cannot be given back is no reason
+    /// not to start.
+    pub fn recover_owners(&self) {
+        if let Err(error) = vmm::recover_owners(&self.run_dir, &self.disk_dir) {
+            warn!(%error, source = %error.source, "owners of disks that an earlier version has changed are not recorded");
+        }
     }
 
     /// Nothing may run.
@@ -322,6 +354,7 @@ impl Processes {
     ) -> Result<Disks, String> {
         let boot = fs::boot_id().map_err(|error| error.to_string())?;
         let (dir, storage) = (self.disk_dir.clone(), storage.clone());
+        let places = self.places.clone();
         let (name, label) = (name.clone(), label.clone());
         off_thread(move || {
             let whose = Whose {
@@ -330,6 +363,7 @@ impl Processes {
                 name: &name,
                 label: &label,
                 user,
+                places: &places,
             };
             look(&storage, &whose)
         })
@@ -348,6 +382,7 @@ impl Processes {
             name,
             label,
             user,
+            places: &self.places,
         })
     }
 
@@ -362,6 +397,7 @@ impl Processes {
             name,
             label,
             user: None,
+            places: &self.places,
         };
         Some(whose.nothing())
     }
@@ -434,36 +470,6 @@ impl Processes {
     }
 }
 
-/// A look at files that a user named.
-async fn off_thread<T: Send + 'static>(
-    look: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    let looked = blocking::within(FILE_DEADLINE, "look at", "the files of the VM", || {
-        Ok(look())
-    });
-    looked
-        .await
-        .map_err(|error| format!("{error}: {}", error.source))?
-}
-
-async fn all_readable(files: impl Iterator<Item = Disk>) -> Result<(), String> {
-    let files: Vec<Disk> = files.collect();
-    off_thread(move || files.iter().try_for_each(readable)).await
-}
-
-async fn are_there(files: [Option<&Path>; 2]) -> Result<(), String> {
-    let files: Vec<PathBuf> = files.into_iter().flatten().map(Path::to_owned).collect();
-    off_thread(move || all_there(&files)).await
-}
-
-fn all_there(files: &[PathBuf]) -> Result<(), String> {
-    let missing = files.iter().find(|file| !file.is_file());
-    match missing {
-        Some(missing) => Err(format!("{} is no file on this host", missing.display())),
-        None => Ok(()),
-    }
-}
-
 fn kernel(spec: &VmSpec) -> Result<&Path, String> {
     let hypervisor = spec.hypervisor;
     let kernel = spec.kernel_file.as_deref();
@@ -487,18 +493,4 @@ fn opened<'a>(spec: &'a VmSpec, disks: &'a [Disk]) -> impl Iterator<Item = Disk>
     };
     let boot = spec.kernel_file.iter().chain(&spec.initrd_file).map(read);
     boot.chain(disks.iter().cloned())
-}
-
-/// What is written is given to the VMM, and of a block device it gets a node; what is only read stays its owner's.
-fn readable(file: &Disk) -> Result<(), String> {
-    let found = std::fs::metadata(&file.path)
-        .map_err(|error| format!("{}: {error}", file.path.display()))?;
-    let everybody = found.permissions().mode() & 0o004 != 0;
-    match file.access {
-        Access::ReadOnly if !everybody && !found.file_type().is_block_device() => Err(format!(
-            "{0} cannot be read by the user of its own that every VMM runs as: chmod o+r {0}",
-            file.path.display()
-        )),
-        Access::ReadOnly | Access::ReadWrite => Ok(()),
-    }
 }

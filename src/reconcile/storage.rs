@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use super::Reconcile;
 use super::disk::{self, Want};
+use super::places::Places;
 use super::vmm::{Access, Disk};
+use crate::api::allowed::Purpose;
 use crate::api::meta::Name;
 use crate::api::storage::{Bytes, Storage};
 use crate::host::image::{self, Edition, Found};
+use crate::host::named::Named;
 use crate::owner::Label;
 
 /// The disks of one VM.
@@ -33,6 +36,8 @@ pub struct Whose<'a> {
     pub label: &'a Label,
     /// The process that uses them now.
     pub user: Option<u32>,
+    /// Where images may lie.
+    pub places: &'a Places,
 }
 
 impl Whose<'_> {
@@ -54,7 +59,7 @@ impl Whose<'_> {
 /// # Errors
 /// A file is not there, or is not what it should be; in words that name it.
 pub fn disks(storage: &Storage, whose: &Whose<'_>) -> Result<Disks, String> {
-    let lying = |own: &disk::Desired| look(&own.disk());
+    let lying = |own: &disk::Desired| look_at_ours(&own.disk());
     choose(storage, whose, lying)
 }
 
@@ -66,7 +71,7 @@ pub fn anew(storage: &Storage, whose: &Whose<'_>) -> Result<Disks, String> {
     let kept = disk::kept(&whose.nothing()).map_err(|error| error.to_string())?;
     let lying = |own: &disk::Desired| match kept.disk {
         disk::Lies::Absent => Ok(Found::Absent),
-        disk::Lies::File(_) | disk::Lies::Foreign => look(&own.disk()),
+        disk::Lies::File(_) | disk::Lies::Foreign => look_at_ours(&own.disk()),
     };
     let disks = choose(storage, whose, lying)?;
     match disk::Disks::plan(&disks.own, &kept) {
@@ -83,7 +88,7 @@ fn choose(
     let mut own = whose.nothing();
     let mut all = Vec::new();
     if let Some(path) = &storage.image {
-        let (want, root) = root(storage, path, &own, lying)?;
+        let (want, root) = root(storage, whose.places, path, &own, lying)?;
         own.want = want;
         all.push(root);
     }
@@ -94,7 +99,7 @@ fn choose(
             false => Access::ReadWrite,
         };
         if whose.user.is_none() {
-            judge(&path, access)?;
+            judge(whose.places, &path, access)?;
         }
         let disk = Disk { path, access };
         if all.contains(&disk) {
@@ -109,44 +114,98 @@ fn choose(
 }
 
 /// Of one that the guest writes to, what is in it is the guest's affair.
-fn judge(path: &Path, access: Access) -> Result<(), String> {
-    match (look(path)?, access) {
-        (Found::File(_), Access::ReadOnly) => raw(path),
+fn judge(places: &Places, path: &Path, access: Access) -> Result<(), String> {
+    let named = open(places, path)?;
+    match (look(&named, path)?, access) {
+        (Found::File(_), Access::ReadOnly) => raw(&named, path),
         (Found::File(_), Access::ReadWrite) | (Found::Device, _) => Ok(()),
-        (Found::Absent | Found::Other(_), _) => Err(unusable(path)),
+        (Found::Absent | Found::Other(_), _) => Err(not_there(path)),
     }
 }
 
+fn open(places: &Places, path: &Path) -> Result<Named, String> {
+    places
+        .open(Purpose::Image, path)
+        .map_err(|why| match why.is_absent() {
+            true => not_there(path),
+            false => why.to_string(),
+        })
+}
+
 fn root(
+    storage: &Storage,
+    places: &Places,
+    image: &Path,
+    own: &disk::Desired,
+    lying: impl FnOnce(&disk::Desired) -> Result<Found, String>,
+) -> Result<(Option<Want>, Disk), String> {
+    // In use, it is looked at by its name and not opened: whatever the settings have become, what runs goes on.
+    if own.user.is_some() {
+        return root_in_use(storage, image, own, lying);
+    }
+    let named = match places.open(Purpose::Image, image) {
+        Ok(named) => Some(named),
+        // Once the disk is made, its image may go.
+        Err(why) if why.is_absent() => None,
+        Err(why) => return Err(why.to_string()),
+    };
+    let found = match &named {
+        Some(named) => look(named, image)?,
+        None => Found::Absent,
+    };
+    if found == Found::Device {
+        return device(storage, image);
+    }
+    // Once the disk is made, its image may change or go.
+    let edition = match (found, lying(own)?) {
+        (Found::File(edition), Found::Absent) => match &named {
+            Some(named) => Some(fitting(storage, named, image, edition)?),
+            None => return Err(not_there(image)),
+        },
+        (Found::File(edition), _) => Some(edition),
+        (_, Found::Absent) => return Err(not_there(image)),
+        (_, _) => None,
+    };
+    Ok(made_of(storage, image, own, edition))
+}
+
+fn root_in_use(
     storage: &Storage,
     image: &Path,
     own: &disk::Desired,
     lying: impl FnOnce(&disk::Desired) -> Result<Found, String>,
 ) -> Result<(Option<Want>, Disk), String> {
-    let found = look(image)?;
+    let found = image::look(image).unwrap_or(Found::Absent);
     if found == Found::Device {
-        let shown = image.display();
-        if storage.size_bytes.is_some() || storage.persistent {
-            return Err(format!(
-                "the image {shown} is a block device, which is used as it is, read-only: found storage_size or persistent, expected neither"
-            ));
-        }
-        let root = Disk {
-            path: image.to_owned(),
-            access: Access::ReadOnly,
-        };
-        return Ok((None, root));
+        return device(storage, image);
     }
-    // Once the disk is made, its image may change or go.
     let edition = match (found, lying(own)?) {
-        // In use: it is not made again.
-        (Found::File(edition), _) if own.user.is_some() => Some(edition),
-        (_, Found::Absent) if own.user.is_some() => None,
-        (Found::File(edition), Found::Absent) => Some(fitting(storage, image, edition)?),
         (Found::File(edition), _) => Some(edition),
-        (_, Found::Absent) => return Err(unusable(image)),
         (_, _) => None,
     };
+    Ok(made_of(storage, image, own, edition))
+}
+
+fn device(storage: &Storage, image: &Path) -> Result<(Option<Want>, Disk), String> {
+    if storage.size_bytes.is_some() || storage.persistent {
+        let shown = image.display();
+        return Err(format!(
+            "the image {shown} is a block device, which is used as it is, read-only: found storage_size or persistent, expected neither"
+        ));
+    }
+    let root = Disk {
+        path: image.to_owned(),
+        access: Access::ReadOnly,
+    };
+    Ok((None, root))
+}
+
+fn made_of(
+    storage: &Storage,
+    image: &Path,
+    own: &disk::Desired,
+    edition: Option<Edition>,
+) -> (Option<Want>, Disk) {
     let want = Want {
         image: image.to_owned(),
         edition,
@@ -157,11 +216,16 @@ fn root(
         path: own.disk(),
         access: Access::ReadWrite,
     };
-    Ok((Some(want), root))
+    (Some(want), root)
 }
 
-fn fitting(storage: &Storage, image: &Path, edition: Edition) -> Result<Edition, String> {
-    raw(image)?;
+fn fitting(
+    storage: &Storage,
+    named: &Named,
+    image: &Path,
+    edition: Edition,
+) -> Result<Edition, String> {
+    raw(named, image)?;
     let (shown, length) = (image.display(), edition.length);
     match storage.size_bytes {
         Some(size) if size < length => Err(format!(
@@ -176,8 +240,8 @@ fn fitting(storage: &Storage, image: &Path, edition: Edition) -> Result<Edition,
     }
 }
 
-fn raw(path: &Path) -> Result<(), String> {
-    match image::format(path).map_err(|error| format!("{error}: {}", error.source))? {
+fn raw(named: &Named, path: &Path) -> Result<(), String> {
+    match image::format(named, path).map_err(|error| format!("{error}: {}", error.source))? {
         None => Ok(()),
         Some(format) => {
             let shown = path.display();
@@ -188,20 +252,17 @@ fn raw(path: &Path) -> Result<(), String> {
     }
 }
 
-fn look(path: &Path) -> Result<Found, String> {
-    image::look(path).map_err(|error| format!("{error}: {}", error.source))
+fn look(named: &Named, path: &Path) -> Result<Found, String> {
+    image::look_at_named(named, path).map_err(|error| format!("{error}: {}", error.source))
 }
 
-fn unusable(path: &Path) -> String {
+fn look_at_ours(path: &Path) -> Result<Found, String> {
+    image::look_at_ours(path).map_err(|error| format!("{error}: {}", error.source))
+}
+
+fn not_there(path: &Path) -> String {
     let shown = path.display();
-    match image::look(path) {
-        Ok(Found::Other(what)) => {
-            format!("{shown} is {what}, expected a raw image or a block device")
-        }
-        Ok(Found::Absent | Found::File(_) | Found::Device) | Err(_) => {
-            format!("{shown} is not there, expected a raw image or a block device")
-        }
-    }
+    format!("{shown} is not there, expected a raw image or a block device")
 }
 
 /// Where a VM's own disk lies, if it is to have one and it is there.

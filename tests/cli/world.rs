@@ -269,6 +269,7 @@ fn block(number: u8) -> Block {
 
 fn network(number: u8) -> NetworkStatus {
     NetworkStatus {
+        connections: None,
         mode: Mode::Isolated,
         ip: block(number).guest(),
         prefix_len: 30,

@@ -10,7 +10,7 @@ use slicectl::api::host_group::{HostGroup, HostGroupSpec, MAX_COUNT};
 use slicectl::api::on_demand::{Ask, Order};
 use slicectl::api::rung::LADDER;
 use slicectl::api::vm::Power;
-use slicectl::daemon::Daemon;
+use slicectl::daemon::{Daemon, Settings};
 use slicectl::host;
 use slicectl::reconcile::engine::Engine;
 use slicectl::reconcile::{Probe, unprobed};
@@ -56,6 +56,15 @@ pub enum End {
     Unconverged,
     /// It was killed.
     Killed,
+}
+
+/// The system's, and where programs and guests are made for these tests.
+fn allowed() -> slicectl::api::allowed::Allowed {
+    let mut allowed = slicectl::api::allowed::Allowed::default();
+    let own = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    allowed.programs.push(own.clone());
+    allowed.images.push(own);
+    allowed
 }
 
 impl Dirs {
@@ -137,8 +146,12 @@ impl Dirs {
                 &self.state,
                 &self.run,
                 probe,
-                plugs::runtime(),
-                Default::default(),
+                Settings {
+                    cni: plugs::runtime(),
+                    vmm_ids: Default::default(),
+                    allowed: allowed(),
+                    filter_deadline: slicectl::host::iptables::DEADLINE,
+                },
             )
             .await
             .unwrap();

@@ -310,7 +310,7 @@ impl Place {
     fn of(hypervisor: Hypervisor) -> Self {
         // So that every build takes the same actions.
         kernel::run("echo 1 > /proc/sys/net/ipv4/ip_forward");
-        let programs = tempfile::tempdir().unwrap();
+        let programs = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut template = spec(Some("169.254.100.0/22"), "");
         template.hypervisor = hypervisor;
         template.ram_bytes = 64 << 20;

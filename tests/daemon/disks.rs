@@ -92,7 +92,11 @@ fn a_persistent_disk_outlives_replacement_deletion_and_a_killed_daemon() {
 fn what_is_no_image_is_a_condition_that_names_it_before_anything_is_made() {
     inhabited(|house| {
         let (nothing, small) = (house.dir.path().join("nothing"), image(&house));
-        let qcow = house.dir.path().join("qcow");
+        let [qcow, folder, null] = ["qcow", "folder", "null"].map(|n| house.dir.path().join(n));
+        fs::create_dir(&folder).unwrap();
+        let character = rustix::fs::FileType::CharacterDevice;
+        let (mode, null_device) = (0o666.into(), rustix::fs::makedev(1, 3));
+        rustix::fs::mknodat(rustix::fs::CWD, &null, character, mode, null_device).unwrap();
         fs::write(&qcow, b"QFI\xfb\0\0\0\x03").unwrap();
         let shown = |path: &std::path::Path| path.display().to_string();
         for (image, rest, why) in [
@@ -102,15 +106,15 @@ fn what_is_no_image_is_a_condition_that_names_it_before_anything_is_made() {
                 format!("{} is not there", shown(&nothing)),
             ),
             (
-                shown(house.dir.path()),
+                shown(&folder),
                 "vcpu: 1",
-                "is a directory".to_owned(),
+                format!("{}: found a directory", shown(&folder)),
             ),
             (shown(&qcow), "vcpu: 1", "is a qcow2 image".to_owned()),
             (
                 small.clone(),
-                "disks: [{path: /dev/null}]",
-                "/dev/null is no file".to_owned(),
+                &format!("disks: [{{path: {}}}]", shown(&null)),
+                format!("{}: found a character device", shown(&null)),
             ),
         ] {
             let file = house.write("m.yaml", &manifest(1, &image, rest));

@@ -8,6 +8,7 @@ use rustix::fs::{CWD, FileType, Mode};
 use slicectl::api::meta::{Name, Uid};
 use slicectl::api::storage::{FurtherDisk, Storage};
 use slicectl::owner::Instance;
+use slicectl::reconcile::places::Places;
 use slicectl::reconcile::storage::{Disks, Whose, disks};
 use slicectl::reconcile::vmm::Access;
 use slicectl::reconcile::{Reconcile, disk};
@@ -20,12 +21,15 @@ fn choose(dir: &Path, storage: &Storage) -> Result<Disks, String> {
 fn choose_for(dir: &Path, storage: &Storage, user: Option<u32>) -> Result<Disks, String> {
     let name: Name = "web-1".parse().unwrap();
     let label = Instance::of(dir).vm_label(&name, Uid::random());
+    let mut places = Places::default();
+    places.allowed.images = vec![dir.to_owned(), "/dev".into()];
     let whose = Whose {
         user,
         dir,
         boot: "now",
         name: &name,
         label: &label,
+        places: &places,
     };
     disks(storage, &whose)
 }

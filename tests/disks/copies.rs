@@ -13,8 +13,8 @@ use slicectl::reconcile::disk::{Disks, remark};
 use slicectl::reconcile::{Probe, Reconcile, converge};
 
 use crate::support::{
-    enlarge_tmpfs, gone, image_with_a_hole, in_private_mounts, meet, mount_tmpfs, names,
-    replacement_of, some_vm,
+    enlarge_tmpfs, gone, hands, image_with_a_hole, in_private_mounts, meet, mount_tmpfs, named,
+    names, replacement_of, some_vm,
 };
 
 const MIB: u64 = 1 << 20;
@@ -87,8 +87,10 @@ fn room_that_runs_out_half_way_leaves_nothing_either() {
             }
         };
         let (draft, to) = (dir.join("draft"), dir.join("to"));
+        let from = named(&image);
         let what = Copy {
-            from: &image,
+            from: &from,
+            called: &image,
             draft: &draft,
             to: &to,
             at_least: 0,
@@ -260,7 +262,7 @@ async fn crash(desired: &slicectl::reconcile::disk::Desired, stop_at: usize) {
             false => Ok(()),
         },
     );
-    let _ = converge(&Disks::default(), desired, &probe).await;
+    let _ = converge(&hands(desired), desired, &probe).await;
 }
 
 #[tokio::test]
@@ -270,8 +272,10 @@ async fn a_copy_that_is_not_wanted_any_more_ends_and_leaves_nothing() {
     let (draft, to) = (home.path().join("draft"), home.path().join("to"));
     let progress = Progress::default();
     progress.stop.store(true, Ordering::Relaxed);
+    let from = named(&image);
     let what = Copy {
-        from: &image,
+        from: &from,
+        called: &image,
         draft: &draft,
         to: &to,
         at_least: 0,
@@ -299,8 +303,10 @@ fn a_copy_shares_its_blocks_where_the_file_system_can() {
     let home = tempfile::tempdir().unwrap();
     let image = image_with_a_hole(home.path());
     let (draft, to) = (home.path().join("draft"), home.path().join("to"));
+    let from = named(&image);
     let what = Copy {
-        from: &image,
+        from: &from,
+        called: &image,
         draft: &draft,
         to: &to,
         at_least: 9 * MIB,

@@ -154,6 +154,7 @@ fn start_and_be_killed(dir: &Path) {
         record: &dir.join("process"),
         confine: None,
         inherits: &[held.as_fd()],
+        program: None,
     })
     .unwrap();
     drop(held);

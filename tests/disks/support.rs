@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use slicectl::api::meta::{Name, Uid};
 use slicectl::host::image::{self, Found};
+use slicectl::host::named::{self, Named};
 use slicectl::owner::Instance;
 use slicectl::reconcile::disk::{Desired, Disks, Want};
 use slicectl::reconcile::{Convergence, Error, converge, unprobed};
@@ -29,7 +30,7 @@ pub fn in_private_mounts<F: Future<Output = ()>>(body: impl FnOnce() -> F + Send
 
 pub fn mount_tmpfs(dir: &Path, size: &str) {
     std::fs::create_dir_all(dir).unwrap();
-    let options = std::ffi::CString::new(format!("size={size}")).unwrap();
+    let options = std::ffi::CString::new(format!("size={size},mode=755")).unwrap();
     rustix::mount::mount("t", dir, "tmpfs", MountFlags::empty(), Some(&*options)).unwrap();
 }
 
@@ -76,9 +77,24 @@ pub fn gone(desired: &Desired) -> Desired {
     }
 }
 
+/// With the directory of its image as the one that is allowed.
+pub fn hands(desired: &Desired) -> Disks {
+    let image = desired.want.as_ref().map(|want| want.image.clone());
+    let dir = image.and_then(|image| image.parent().map(Path::to_owned));
+    let mut hands = Disks::default();
+    hands.places.allowed.images.extend(dir);
+    hands
+}
+
+/// What a test has put there, as it is opened for use.
+pub fn named(path: &Path) -> Named {
+    let dir = path.parent().unwrap();
+    named::open(path, dir, &[dir.to_owned()], named::Kind::Image).unwrap()
+}
+
 /// The steps taken, or the words of the condition.
 pub async fn meet(desired: &Desired) -> Result<Vec<String>, String> {
-    let Convergence { taken, result } = converge(&Disks::default(), desired, &unprobed()).await;
+    let Convergence { taken, result } = converge(&hands(desired), desired, &unprobed()).await;
     let words = |error: Error| error.to_string();
     result.map_err(words).map(|_| taken)
 }

@@ -167,6 +167,7 @@ pub fn converged(desired: &Desired) -> World {
         ipv6_sealed: true,
         gate_open: true,
         generation: None,
+        refused: None,
         forbidden_flows: 0,
     };
     World { seen, forbidden: 0 }
@@ -236,6 +237,7 @@ fn case() -> impl Strategy<Value = (Desired, World)> {
                 ipv6_sealed: sealed,
                 gate_open: open,
                 generation: None,
+                refused: None,
                 forbidden_flows: 0,
             };
             (

@@ -107,6 +107,9 @@ impl House {
             .env("SLICE_CONFIG_DIR", self.conf())
             .env("SLICE_STATE_DIR", self.state())
             .env("SLICE_RUN_DIR", &self.run)
+            .env("SLICE_SETTINGS", self.dir.path().join("sliced.yaml"))
+            .env("SLICE_IMAGES", list(&images(self.dir.path())))
+            .env("SLICE_PROGRAMS", list(&programs(self.dir.path())))
             .envs(self.env.iter().map(|(key, value)| (key, value)))
             .args(&self.args)
             .current_dir("/")
@@ -337,6 +340,40 @@ impl Drop for House {
             signal(pid, rustix::process::Signal::KILL);
         }
     }
+}
+
+/// Where tests have images: a directory of their own, and what is built once for all of them.
+pub fn images(own: &Path) -> Vec<PathBuf> {
+    let guest = std::env::var_os("SLICE_GUEST_DIR").map(PathBuf::from);
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest");
+    let tmp = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    // What is to be missing is missing below the last one.
+    vec![
+        own.to_owned(),
+        tmp,
+        guest.unwrap_or(built),
+        "/nowhere".into(),
+    ]
+}
+
+/// Where tests have programs: the system's, and those of their own.
+pub fn programs(own: &Path) -> Vec<PathBuf> {
+    let named = [
+        "SLICE_TEST_QEMU",
+        "SLICE_TEST_FIRECRACKER",
+        "SLICE_TEST_JAILER",
+        "SLICE_TEST_CLOUD_HYPERVISOR",
+    ];
+    let named = named.iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let named = named.filter_map(|program| program.parent().map(Path::to_owned));
+    let own = [own.to_owned(), PathBuf::from(env!("CARGO_TARGET_TMPDIR"))];
+    let system = slicectl::api::allowed::Allowed::default().programs;
+    system.into_iter().chain(own).chain(named).collect()
+}
+
+fn list(dirs: &[PathBuf]) -> String {
+    let dirs = dirs.iter().map(|dir| dir.to_str().expect("UTF-8"));
+    dirs.collect::<Vec<_>>().join(":")
 }
 
 /// Processes that have a run directory of this house. Other houses may have one of the same name: what is found was started from the

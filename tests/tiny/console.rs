@@ -12,7 +12,7 @@ use crate::support::vmm;
 
 /// One VM of this hypervisor, up.
 fn one_vm(house: &House, hypervisor: Hypervisor) -> tempfile::TempDir {
-    let programs = tempfile::tempdir().unwrap();
+    let programs = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let program = match vmm::program(hypervisor, programs.path()) {
         None => String::new(),
         Some(path) => {

@@ -13,7 +13,7 @@ use crate::support::vmm;
 
 /// One VM of this hypervisor with a disk, ready.
 fn one_vm(house: &House, hypervisor: Hypervisor, rest: &str) -> tempfile::TempDir {
-    let place = tempfile::tempdir().unwrap();
+    let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let image = place.path().join("root.img");
     std::fs::write(&image, vec![0; 4 << 20]).unwrap();
     let file = write(house, hypervisor, &image, rest, place.path());
@@ -107,10 +107,13 @@ fn a_persistent_disk_waits_for_the_next_vm_of_its_name() {
 #[test]
 fn without_room_for_its_disk_a_vm_says_so_and_does_not_start_and_with_room_it_does_by_itself() {
     empty(|mut house| {
-        let (place, disks) = (tempfile::tempdir().unwrap(), house.state().join("disks"));
+        let (place, disks) = (
+            tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(),
+            house.state().join("disks"),
+        );
         std::fs::create_dir(&disks).unwrap();
         let shown = disks.display().to_string();
-        run(&format!("mount -t tmpfs -o size=2m none {shown}"));
+        run(&format!("mount -t tmpfs -o size=2m,mode=755 none {shown}"));
         house.start();
         let image = place.path().join("root.img");
         std::fs::write(&image, vec![1; 4 << 20]).unwrap();

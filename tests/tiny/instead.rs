@@ -42,7 +42,7 @@ fn qemu(place: &Path) -> PathBuf {
 #[test]
 fn a_running_vm_goes_on_until_what_is_to_replace_it_can_run_and_it_is_said_why() {
     inhabited(|house| {
-        let place = tempfile::tempdir().unwrap();
+        let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let missing = place.path().join("another-qemu");
         apply(&house, 2, "cmdline: one");
         ready(&house);
@@ -92,7 +92,7 @@ fn a_running_vm_goes_on_until_what_is_to_replace_it_can_run_and_it_is_said_why()
 #[test]
 fn no_file_that_a_vm_boots_from_is_found_missing_after_it_was_taken_down_for_it() {
     inhabited(|mut house| {
-        let place = tempfile::tempdir().unwrap();
+        let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let image = place.path().join("root.img");
         std::fs::write(&image, vec![0; 1 << 20]).unwrap();
         let image = format!("image: {}", image.display());

@@ -24,7 +24,7 @@ struct Installed {
 impl Installed {
     /// Without the jailer.
     fn before(house: &mut House) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let (firecracker, jailer) = vmm::jailed_program(dir.path());
         let bin = dir.path().join("bin");
         fs::create_dir(&bin).unwrap();
@@ -191,7 +191,7 @@ fn a_jailer_that_cannot_be_used_is_told_of_where_it_was_named_and_passed_over_wh
 #[test]
 fn what_a_jailer_has_jailed_is_confined_as_every_vmm_is_and_sees_less() {
     inhabited(|house| {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let (firecracker, jailer) = vmm::jailed_program(dir.path());
         let (f, j) = (firecracker.display(), jailer.display());
         apply(

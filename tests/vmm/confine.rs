@@ -5,11 +5,12 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use slicectl::api::allowed::Purpose;
 use slicectl::host::process::{self, Confine, Reach, Spawn};
 use slicectl::reconcile::vmm::{CONSOLE, LOG_LIMIT, RECORD};
 
 use crate::processes::kill;
-use crate::support::{PrivateNet, eventually};
+use crate::support::{PrivateNet, eventually, places};
 use crate::vmm::jailed_program;
 
 #[test]
@@ -41,12 +42,15 @@ fn a_confined_process_is_born_into_its_control_group_and_sees_the_files_it_was_g
         file_limit: LOG_LIMIT,
         record: &dir.path().join(RECORD),
         inherits: &[],
+        program: None,
         confine: Some(Confine {
             user: USER,
             home: &home,
             reach: &[Reach {
                 path: &given,
                 writable: false,
+                named: None,
+                map: None,
             }],
             kvm: false,
             cgroup: Some(&group.0),
@@ -117,6 +121,7 @@ fn a_confined_process_changes_neither_the_mac_nor_the_owner_of_a_tap_that_it_hol
         file_limit: LOG_LIMIT,
         record: &dir.path().join(RECORD),
         inherits: &[],
+        program: None,
         confine: Some(Confine {
             user: USER,
             home: &home,
@@ -171,6 +176,9 @@ fn a_jailed_process_is_born_into_its_control_group_and_its_files_are_shown_in_it
     let locked = std::fs::File::open(&kept).unwrap();
     rustix::fs::flock(&locked, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let keep = process::Keep::of(&[locked.as_fd()]).unwrap();
+    let places = places(&[dir.path()]);
+    let open = |path: &Path| places.open(Purpose::Program, path).unwrap();
+    let (tool, file) = (open(&jailer), open(&firecracker));
     let identity = process::spawn(&Spawn {
         argv: &argv,
         env: &[("TEST_JAIL", "its own")],
@@ -182,19 +190,22 @@ fn a_jailed_process_is_born_into_its_control_group_and_its_files_are_shown_in_it
         file_limit: 64 << 20,
         record: &dir.path().join(RECORD),
         inherits: &[],
+        program: None,
         confine: Some(Confine {
             user: USER,
             home: &home,
             reach: &[Reach {
                 path: &given,
                 writable: false,
+                named: None,
+                map: None,
             }],
             kvm: false,
             cgroup: Some(&group.0),
             jail: Some(process::Jail {
                 root: &root,
-                tool: &jailer.canonicalize().unwrap(),
-                program: &firecracker.canonicalize().unwrap(),
+                tool: &tool,
+                program: &file,
                 home: Path::new("/vmm"),
                 errors: keep.standard_error(),
             }),

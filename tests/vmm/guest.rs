@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use slicectl::api::allowed::Purpose;
 use slicectl::api::life::Board;
 use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
@@ -13,11 +14,11 @@ use slicectl::host::image::{Use, hold};
 use slicectl::host::process::{self, Life, TapSlot};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Accel, Access, Action, CONSOLE, Desired, Disk, Machine, Plug, Program, Programs, Slot, Unfit,
-    Vmm, recipe,
+    Accel, Access, Action, CONSOLE, Desired, Disk, Machine, Machines, Plug, Program, Programs,
+    Slot, Unfit, Vmm, recipe,
 };
 
-use crate::support::{PrivateNet, converge, eventually, some_vm};
+use crate::support::{PrivateNet, converge, eventually, places, some_vm};
 
 /// Generous: on a busy machine a guest without KVM takes its time.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,8 +51,14 @@ fn initrd_with_probes(dir: &Path, probes: &str) -> PathBuf {
 }
 
 async fn qemu() -> Program {
-    let programs = Programs::default();
+    let programs = Programs::new(places(&[]));
     programs.get(Hypervisor::Qemu, None).await.unwrap()
+}
+
+async fn machine(run_dir: &Path, qemu: &Program) -> Machine {
+    let file = places(&[]).open(Purpose::Program, &qemu.path).unwrap();
+    let machine = Machines::default().machine(run_dir, &file).await;
+    machine.unwrap()
 }
 
 pub fn spec(initrd: Option<PathBuf>) -> VmSpec {
@@ -113,9 +120,7 @@ async fn from_boot_to_power_down(board: Board) {
         "ping gateway 169.254.100.1\nspoof liar 10.9.8.7 169.254.100.1\ntcp closed 169.254.100.1 9\n",
     );
     let qemu = qemu().await;
-    let machine = Machine::probe(dir.path(), &qemu.path, &guest_dir().join("vmlinuz"))
-        .await
-        .unwrap();
+    let machine = machine(dir.path(), &qemu).await;
     let mut desired = some_vm(dir.path(), None);
     let mut spec = spec(Some(initrd));
     spec.life.board = board;
@@ -240,20 +245,6 @@ async fn a_kernel_that_is_none_is_the_reason_given() {
 }
 
 #[tokio::test]
-async fn what_a_machine_can_do_is_found_out_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let kernel = guest_dir().join("vmlinuz");
-    let qemu = qemu().await.path;
-    let first = Machine::probe(dir.path(), &qemu, &kernel).await.unwrap();
-    // A second probe would find no kernel here, and could not say `kvm`.
-    let second = Machine::probe(dir.path(), &qemu, Path::new("/nowhere"))
-        .await
-        .unwrap();
-    assert_eq!(first, second);
-    assert!(dir.path().join("machine.json").exists());
-}
-
-#[tokio::test]
 async fn a_slot_without_hypervisor_runs_nothing_and_a_vmm_without_kernel_is_refused() {
     let net_path = PathBuf::from("/run/netns/x");
     let slot = Slot {
@@ -306,9 +297,7 @@ async fn qemu_runs_on_a_disk_that_nobody_else_may_write_to() {
         .set_len(8 << 20)
         .unwrap();
     let qemu = qemu().await;
-    let machine = Machine::probe(dir.path(), &qemu.path, &guest_dir().join("vmlinuz"))
-        .await
-        .unwrap();
+    let machine = machine(dir.path(), &qemu).await;
     let disks = vec![Disk {
         path: disk.clone(),
         access: Access::ReadWrite,

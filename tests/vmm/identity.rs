@@ -294,13 +294,13 @@ async fn a_vmm_cannot_hide_by_becoming_something_else() {
         let mut want = desired.clone();
         let launch = want.want.as_mut().unwrap();
         launch.argv = [
-            "bash",
+            "/bin/bash",
             "-c",
             &format!("exec env -i PATH=/bin:/usr/bin bash -c \"{script}\""),
         ]
         .map(str::to_owned)
         .into();
-        let rung = Vmm::default();
+        let rung = crate::support::rung(&[]);
         let action = slicectl::reconcile::vmm::Action::Launch { after: None };
         rung.act(&want, &action).await.unwrap();
         let running = rung.observe(&want).await.unwrap();

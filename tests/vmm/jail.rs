@@ -79,6 +79,8 @@ async fn what_a_jailer_complains_of_is_the_reason() {
     header[..5].copy_from_slice(b"\x7fELF\x02");
     place.program.path = place.dir.path().join("firecracker-of-nothing");
     std::fs::write(&place.program.path, header).unwrap();
+    let runs = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&place.program.path, runs).unwrap();
     let desired = place.desired(|_, _| {});
     let create = place.rung.act(&desired, &Action::CreateRunDir).await;
     create.unwrap();
@@ -149,7 +151,7 @@ async fn the_oldest_jailer_is_told_nothing_newer() {
     let mut place = place(Hypervisor::Firecracker, As::Jailed).await;
     let program = static_double_of("firecracker-1.10", place.dir.path());
     let jailer = double_of("jailer-1.10", place.dir.path());
-    let programs = Programs::default();
+    let programs = Programs::new(crate::support::places(&[place.dir.path()]));
     let got = programs.get(Hypervisor::Firecracker, Some(&program)).await;
     place.program = got.unwrap();
     let by = programs.confinement(Some(&jailer), &place.program).await;

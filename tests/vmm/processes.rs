@@ -39,6 +39,7 @@ fn spawn(
         file_limit: LOG_LIMIT,
         record: &dir.join(RECORD),
         inherits: &[],
+        program: None,
         confine: None,
     })
 }
@@ -194,6 +195,7 @@ fn nothing_is_started_where_the_link_is_missing_or_the_program() {
         file_limit: LOG_LIMIT,
         record: &record,
         inherits: &[],
+        program: None,
         confine: None,
     };
     assert_eq!(process::spawn(&spawn).unwrap_err().kind, Kind::Absent);
@@ -495,6 +497,7 @@ async fn a_vmm_with_another_label_is_not_ours_to_stop() {
         file_limit: LOG_LIMIT,
         record: &other.dir.join(RECORD),
         inherits: &[],
+        program: None,
         confine: None,
     })
     .unwrap();

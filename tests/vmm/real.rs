@@ -23,7 +23,7 @@ use slicectl::reconcile::vmm::{
 };
 
 use crate::guest;
-use crate::support::{PrivateNet, converge, eventually, leave_the_mounts, some_vm};
+use crate::support::{PrivateNet, converge, eventually, leave_the_mounts, places, some_vm};
 use crate::vmm::{double_of, jailed_program, program, tiny_guest};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -86,7 +86,8 @@ pub async fn place(hypervisor: Hypervisor, who: As) -> Place {
             (Some(program), Some(jailer))
         }
     };
-    let programs = Programs::default();
+    let places = places(&[dir.path()]);
+    let programs = Programs::new(places.clone());
     let program = programs.get(hypervisor, program.as_deref()).await.unwrap();
     let confined_by = match &jailer {
         None => ConfinedBy::default(),
@@ -102,7 +103,7 @@ pub async fn place(hypervisor: Hypervisor, who: As) -> Place {
         confined_by,
         hypervisor,
         kernel: tiny_guest(),
-        rung: Vmm::default(),
+        rung: Vmm::new(places),
         user: who.user(),
     }
 }
@@ -612,7 +613,9 @@ async fn cloud_hypervisor_lives_on_when_its_log_is_full() {
 /// A VMM that cannot boot is not left standing, and what it said is the reason.
 async fn a_bad_kernel_is_the_reason(hypervisor: Hypervisor, who: As, says: &str) {
     let place = place(hypervisor, who).await;
-    let desired = place.desired(|spec, _| spec.kernel_file = Some("/etc/hostname".into()));
+    let kernel = place.dir.path().join("no-kernel");
+    std::fs::write(&kernel, "a host's name\n").unwrap();
+    let desired = place.desired(|spec, _| spec.kernel_file = Some(kernel));
     let create = place.rung.act(&desired, &Action::CreateRunDir).await;
     create.unwrap();
     let launch = Action::Launch { after: None };
@@ -642,7 +645,7 @@ async fn cloud_hypervisor_tells_of_a_bad_kernel() {
 async fn an_older(hypervisor: Hypervisor, double: &str) {
     let mut place = place(hypervisor, As::Itself).await;
     let program = double_of(double, place.dir.path());
-    let programs = Programs::default();
+    let programs = Programs::new(places(&[place.dir.path()]));
     place.program = programs.get(hypervisor, Some(&program)).await.unwrap();
     let desired = place.desired(|_, slot| slot.connection.mtu = 1400);
     let identity = place.boot(&desired).await;

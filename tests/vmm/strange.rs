@@ -15,13 +15,13 @@ use slicectl::reconcile::vmm::{
     Launch, NewFile, Vmm, rotate,
 };
 
-use crate::support::{PrivateNet, converge, eventually, leave_the_mounts, some_vm};
+use crate::support::{PrivateNet, converge, eventually, leave_the_mounts, rung, some_vm};
 
 /// What a shell does in a VMM's place, before it sleeps.
 fn does(net: &PrivateNet, script: &str) -> Launch {
     let script = format!("{script}; sleep 600; true");
     Launch {
-        argv: ["sh".to_owned(), "-c".to_owned(), script].into(),
+        argv: ["/bin/sh".to_owned(), "-c".to_owned(), script].into(),
         netns: Some(net.path.clone()),
         tap: "lo".into(),
         files: Vec::new(),
@@ -35,7 +35,7 @@ fn does(net: &PrivateNet, script: &str) -> Launch {
 /// What only sleeps.
 fn sleeper(net: &PrivateNet) -> Launch {
     Launch {
-        argv: ["sleep", "600"].map(str::to_owned).into(),
+        argv: ["/bin/sleep", "600"].map(str::to_owned).into(),
         ..does(net, "")
     }
 }
@@ -96,7 +96,7 @@ async fn what_a_vmm_has_made_in_its_directory_is_neither_read_nor_in_the_way() {
         ..does(&net, &script)
     };
     let (desired, _) = confined(home.path(), launch);
-    let rung = Vmm::default();
+    let rung = rung(&[home.path()]);
     let (first, _) = converge(&rung, &desired).await;
     assert!(eventually(Duration::from_secs(9), || desired
         .dir
@@ -124,7 +124,7 @@ async fn a_child_of_a_vmm_ends_with_it_whatever_it_calls_itself() {
     let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let launch = does(&net, "env -i setsid sleep 601 & touch made");
     let (desired, user) = confined(home.path(), launch);
-    let rung = Vmm::default();
+    let rung = rung(&[home.path()]);
     let children = || -> Vec<u32> {
         let all = fs::read_dir("/proc").unwrap().flatten();
         let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -156,7 +156,7 @@ async fn the_directory_of_a_vmm_has_an_end_and_its_log_is_rotated_in_the_last_of
         home.path(),
         does(&net, &format!("head -c 1500000 /dev/zero; {fill}")),
     );
-    let rung = Vmm::default();
+    let rung = rung(&[home.path()]);
     converge(&rung, &desired).await;
     let room = || rustix::fs::statvfs(&desired.dir).unwrap();
     assert!(eventually(Duration::from_secs(9), || room().f_bfree == 0));
@@ -168,45 +168,169 @@ async fn the_directory_of_a_vmm_has_an_end_and_its_log_is_rotated_in_the_last_of
     clear(&rung, &desired).await;
 }
 
+const ACL: &str = "system.posix_acl_access";
+
+/// `user::rw-, user:4321:r--, group::r--, mask::r--, other::---` (include/uapi/linux/posix_acl_xattr.h).
+fn acl() -> Vec<u8> {
+    let entries: [(u16, u16, u32); 5] = [
+        (1, 6, u32::MAX),
+        (2, 4, 4321),
+        (4, 4, u32::MAX),
+        (16, 4, u32::MAX),
+        (32, 0, u32::MAX),
+    ];
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, may, id) in entries {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(may.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
 #[tokio::test]
-async fn a_disk_behind_a_link_is_the_vmms_as_long_as_the_vm_is_there_and_then_its_owners_again() {
-    let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+async fn a_disk_is_written_to_and_its_owner_mode_and_acl_are_never_changed() {
     let place = tempfile::tempdir().unwrap();
-    let (disk, link) = (place.path().join("disk"), place.path().join("link"));
-    fs::write(&disk, vec![0; 1 << 20]).unwrap();
-    std::os::unix::fs::chown(&disk, Some(1234), Some(1235)).unwrap();
-    fs::set_permissions(&disk, fs::Permissions::from_mode(0o640)).unwrap();
-    std::os::unix::fs::symlink(&disk, &link).unwrap();
-    let script = format!(
-        "printf x | dd of={} conv=notrunc; echo $? > made",
-        link.display()
-    );
-    let (mut desired, user) = confined(home.path(), does(&net, &script));
-    let used = Disk {
-        path: link,
-        access: Access::ReadWrite,
-    };
-    desired.disks = vec![used.clone()];
-    desired.confined.as_mut().unwrap().files = vec![used];
-    let whose = || {
-        let found = fs::metadata(&disk).unwrap();
-        (found.uid(), found.gid(), found.mode() & 0o7777)
-    };
-    let rung = Vmm::default();
-    let (first, _) = converge(&rung, &desired).await;
-    assert_eq!(whose(), (user, user, 0o600));
-    let made = || fs::read_to_string(desired.dir.join("made")).unwrap_or_default();
-    assert!(
-        eventually(Duration::from_secs(9), || made() == "0\n"),
-        "{}",
-        made()
-    );
-    assert_eq!(fs::read(&disk).unwrap()[0], b'x');
-    kill(first.process().unwrap()).await;
-    converge(&rung, &desired).await;
-    assert_eq!(whose(), (user, user, 0o600), "a second time");
-    clear(&rung, &desired).await;
-    assert_eq!(whose(), (1234, 1235, 0o640));
+    for (name, owner, mode) in [
+        ("a users", (1234, 1235), 0o640),
+        ("roots", (0, 0), 0o600),
+        ("of an id of VMMs", (0x7800_0005, 0x7800_0005), 0o600),
+    ] {
+        let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+        let disk = place.path().join(name);
+        fs::write(&disk, vec![0; 1 << 20]).unwrap();
+        std::os::unix::fs::chown(&disk, Some(owner.0), Some(owner.1)).unwrap();
+        fs::set_permissions(&disk, fs::Permissions::from_mode(mode)).unwrap();
+        rustix::fs::setxattr(&disk, ACL, &acl(), rustix::fs::XattrFlags::empty()).unwrap();
+        let script = format!(
+            "printf x | dd of='{0}' conv=notrunc; echo $? > made; chmod 4777 '{0}'; chown 7 '{0}'",
+            disk.display()
+        );
+        let (mut desired, _) = confined(home.path(), does(&net, &script));
+        let used = Disk {
+            path: disk.clone(),
+            access: Access::ReadWrite,
+        };
+        desired.disks = vec![used.clone()];
+        desired.confined.as_mut().unwrap().files = vec![used];
+        let all = || {
+            let found = fs::metadata(&disk).unwrap();
+            let mut acl = [0_u8; 256];
+            let length = rustix::fs::getxattr(&disk, ACL, &mut acl[..]);
+            let acl = length
+                .map(|length| acl[..length].to_vec())
+                .unwrap_or_default();
+            (found.uid(), found.gid(), found.mode(), acl)
+        };
+        let before = all();
+        let rung = rung(&[place.path()]);
+        let (first, _) = converge(&rung, &desired).await;
+        let made = || fs::read_to_string(desired.dir.join("made")).unwrap_or_default();
+        assert!(
+            eventually(Duration::from_secs(9), || made() == "0\n"),
+            "{name}: {}",
+            made()
+        );
+        assert_eq!(fs::read(&disk).unwrap()[0], b'x', "{name}");
+        assert_eq!(all(), before, "{name}: while it runs");
+        kill(first.process().unwrap()).await;
+        assert_eq!(all(), before, "{name}: killed");
+        converge(&rung, &desired).await;
+        assert_eq!(all(), before, "{name}: a second time");
+        clear(&rung, &desired).await;
+        assert_eq!(all(), before, "{name}: deleted");
+    }
+}
+
+/// Overlayfs cannot map owners.
+#[tokio::test]
+async fn where_owners_cannot_be_mapped_a_disks_acl_is_extended_and_put_back_after_delete_and_reboot()
+ {
+    leave_the_mounts();
+    let place = tempfile::tempdir().unwrap();
+    let [low, up, work, top] = ["low", "up", "work", "top"].map(|name| place.path().join(name));
+    for dir in [&low, &up, &work, &top] {
+        fs::create_dir(dir).unwrap();
+    }
+    let (low, up, work) = (low.display(), up.display(), work.display());
+    let options = format!("lowerdir={low},upperdir={up},workdir={work}");
+    let options = std::ffi::CString::new(options).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("x", &top, "overlay", flags, Some(options.as_c_str())).unwrap();
+    for (name, has_acl, reboots) in [("a", false, false), ("b", true, false), ("c", true, true)] {
+        let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+        let state = tempfile::tempdir().unwrap();
+        let disk = top.join(name);
+        fs::write(&disk, vec![0; 1 << 20]).unwrap();
+        std::os::unix::fs::chown(&disk, Some(1234), Some(1235)).unwrap();
+        fs::set_permissions(&disk, fs::Permissions::from_mode(0o640)).unwrap();
+        if has_acl {
+            rustix::fs::setxattr(&disk, ACL, &acl(), rustix::fs::XattrFlags::empty()).unwrap();
+        }
+        let all = || {
+            let found = fs::metadata(&disk).unwrap();
+            let mut acl = [0_u8; 256];
+            let length = rustix::fs::getxattr(&disk, ACL, &mut acl[..]);
+            let acl = length.map(|length| acl[..length].to_vec());
+            (
+                found.uid(),
+                found.gid(),
+                found.mode(),
+                acl.unwrap_or_default(),
+            )
+        };
+        let before = all();
+        let script = format!(
+            "printf x | dd of={0} conv=notrunc; echo $? > made; chmod 4777 {0}",
+            disk.display()
+        );
+        let (mut desired, user) = confined(home.path(), does(&net, &script));
+        let used = Disk {
+            path: disk.clone(),
+            access: Access::ReadWrite,
+        };
+        desired.disks = vec![used.clone()];
+        desired.confined.as_mut().unwrap().files = vec![used];
+        let mut places = crate::support::places(&[&top]);
+        places.disk_dir = state.path().join("disks");
+        let rung = Vmm::new(places.clone());
+        let (first, _) = converge(&rung, &desired).await;
+        let made = || fs::read_to_string(desired.dir.join("made")).unwrap_or_default();
+        assert!(
+            eventually(Duration::from_secs(9), || made() == "0\n"),
+            "{name}: {}",
+            made()
+        );
+        let now = all();
+        assert_eq!(
+            (now.0, now.1, now.2 & 0o7707),
+            (1234, 1235, before.2 & 0o7707),
+            "{name}"
+        );
+        let its: Vec<u8> = [&[2, 0, 6, 0][..], &user.to_le_bytes()].concat();
+        assert!(
+            now.3.windows(8).any(|entry| entry == its),
+            "{name}: {:?}",
+            now.3
+        );
+        let record = places
+            .disk_dir
+            .join(".owners")
+            .join(desired.uid.to_string());
+        assert!(record.exists(), "{name}");
+        kill(first.process().unwrap()).await;
+        if reboots {
+            let empty = tempfile::tempdir().unwrap();
+            let run = slicectl::owner::RunDir(empty.path().to_owned());
+            slicectl::reconcile::vmm::recover_owners(&run, &places.disk_dir).unwrap();
+        } else {
+            converge(&rung, &desired).await;
+            assert_eq!(all(), now, "{name}: a second time");
+        }
+        clear(&rung, &desired).await;
+        assert_eq!(all(), before, "{name}");
+        assert!(!record.exists(), "{name}");
+    }
 }
 
 #[tokio::test]
@@ -219,7 +343,7 @@ async fn a_program_behind_a_link_below_another_mount_is_run_under_the_name_it_wa
         "/usr/share",
         "tmpfs",
         rustix::mount::MountFlags::empty(),
-        None,
+        Some(c"mode=755"),
     )
     .unwrap();
     let (real, link) = (Path::new("/usr/share/sleeper"), home.path().join("a name"));
@@ -235,7 +359,7 @@ async fn a_program_behind_a_link_below_another_mount_is_run_under_the_name_it_wa
         ..does(&net, "")
     };
     let (desired, _) = confined(run.path(), launch);
-    let rung = Vmm::default();
+    let rung = rung(&[home.path(), Path::new("/usr/share")]);
     let (observed, _) = converge(&rung, &desired).await;
     let pid = observed.process().unwrap().pid;
     assert_eq!(process::argv(pid).unwrap(), argv);
@@ -252,7 +376,7 @@ async fn a_program_behind_a_link_below_another_mount_is_run_under_the_name_it_wa
 async fn one_from_before_there_were_users_is_kept_and_never_started_again() {
     let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let old = some_vm(home.path(), Some(sleeper(&net)));
-    let rung = Vmm::default();
+    let rung = rung(&[home.path()]);
     let (running, _) = converge(&rung, &old).await;
     let mut kept = old.clone();
     kept.want.as_mut().unwrap().only_kept = true;
@@ -274,7 +398,7 @@ async fn a_vmm_is_not_spared_as_the_daemon_is_when_memory_is_short() {
     let before = fs::read_to_string(ours).unwrap();
     fs::write(ours, "123").unwrap();
     let desired = some_vm(home.path(), Some(sleeper(&net)));
-    let rung = Vmm::default();
+    let rung = rung(&[home.path()]);
     let (observed, _) = converge(&rung, &desired).await;
     fs::write(ours, before.trim()).unwrap();
     let pid = observed.process().unwrap().pid;

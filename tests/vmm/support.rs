@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use slicectl::api::meta::{Name, Uid};
 use slicectl::host::process::{self, Life};
 use slicectl::owner::{Instance, Label};
+use slicectl::reconcile::places::Places;
 use slicectl::reconcile::vmm::{Desired, Launch, Observed, Vmm};
 use slicectl::reconcile::{Reconcile, Wait};
 
@@ -143,4 +144,30 @@ pub fn leave_the_mounts() {
     rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).expect("these tests need root");
     let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
     mount_change("/", private).unwrap();
+}
+
+/// Where these tests have programs and images: the system's, and those in their own directories.
+pub fn places(dirs: &[&Path]) -> Places {
+    let own = dirs.iter().map(|dir| dir.to_path_buf());
+    let tmp = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let named = [
+        "SLICE_TEST_QEMU",
+        "SLICE_TEST_FIRECRACKER",
+        "SLICE_TEST_JAILER",
+        "SLICE_TEST_CLOUD_HYPERVISOR",
+    ];
+    let named = named.iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let named = named.filter_map(|program| program.parent().map(Path::to_owned));
+    let mut places = Places::default();
+    places
+        .allowed
+        .programs
+        .extend(own.clone().chain(named).chain([tmp.clone()]));
+    places.allowed.images.extend(own.chain([tmp]));
+    places
+}
+
+/// The stage, with those.
+pub fn rung(dirs: &[&Path]) -> Vmm {
+    Vmm::new(places(dirs))
 }

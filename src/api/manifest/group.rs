@@ -112,9 +112,13 @@ pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
         reader.refuse(first, message);
         return Vec::new();
     }
+    let inherited = Inherited {
+        boot,
+        places: places(reader, &config, &PATHS),
+    };
     groups
         .iter()
-        .filter_map(|group| read_group(reader, group, &boot, network_name.as_deref()))
+        .filter_map(|group| read_group(reader, group, &inherited, network_name.as_deref()))
         .collect()
 }
 
@@ -146,7 +150,7 @@ fn read_hypervisor(reader: &mut Reader, field: &Field) -> Option<Hypervisor> {
 fn read_group(
     reader: &mut Reader,
     field: &Field,
-    defaults: &Boot,
+    inherited: &Inherited,
     network_name: Option<&str>,
 ) -> Option<Draft> {
     let before = reader.problem_count();
@@ -162,7 +166,7 @@ fn read_group(
         .map_or(DEFAULT_VCPU, |vcpu| vcpu as u32);
     let ram_bytes = read_ram(reader, &group);
     let dns_servers = read_dns_servers(reader, &group);
-    let boot = read_boot(reader, &group, defaults.clone());
+    let boot = read_boot(reader, &group, inherited.boot.clone());
     let update = group.get("update").and_then(|field| {
         let words = [
             ("rolling", UpdatePolicy::Rolling),
@@ -196,7 +200,7 @@ fn read_group(
     Some(Draft {
         at: reader.location(at("name")),
         field: group.path.clone(),
-        places: places(reader, &group),
+        places: inherited.and(places(reader, &group, &PLACED)),
         warnings: warnings.collect(),
         name,
         spec: HostGroupSpec {
@@ -352,11 +356,41 @@ fn check_count(
     }
 }
 
-/// Fields that may be at odds with other groups, or with VMs made on demand.
-const PLACED: [&str; 4] = ["count", "vcpu", "ram_mb", "disks"];
+/// What a group takes from `config:`.
+struct Inherited {
+    boot: Boot,
+    /// Where its paths stand.
+    places: BTreeMap<String, Location>,
+}
 
-/// Where those fields, and the fields of its network, stand.
-fn places(reader: &Reader, group: &Section) -> BTreeMap<String, Location> {
+impl Inherited {
+    /// A group's own places go before.
+    fn and(&self, own: BTreeMap<String, Location>) -> BTreeMap<String, Location> {
+        let mut places = self.places.clone();
+        places.extend(own);
+        places
+    }
+}
+
+/// Fields that name a file of the host.
+const PATHS: [&str; 7] = [
+    "kernel_file",
+    "initrd_file",
+    "image",
+    "qemu_bin",
+    "firecracker_bin",
+    "cloud_hypervisor_bin",
+    "jailer_bin",
+];
+
+/// Fields that may be at odds with other groups, with VMs made on demand, or with the daemon's settings.
+const PLACED: [&str; 11] = [
+    "count", "vcpu", "ram_mb", "disks", PATHS[0], PATHS[1], PATHS[2], PATHS[3], PATHS[4], PATHS[5],
+    PATHS[6],
+];
+
+/// Where those fields, the paths of its disks and the fields of its network stand.
+fn places(reader: &Reader, group: &Section, keys: &[&str]) -> BTreeMap<String, Location> {
     let network = match group.get("network").map(|field| &field.node.value) {
         Some(Value::Map(members)) => members.as_slice(),
         _ => &[],
@@ -364,9 +398,20 @@ fn places(reader: &Reader, group: &Section) -> BTreeMap<String, Location> {
     let network = network
         .iter()
         .map(|member| (format!("network.{}", member.key), member.value.at));
-    let own = PLACED
-        .into_iter()
-        .filter_map(|key| Some((key.to_owned(), group.get(key)?.node.at)));
-    let all = network.chain(own);
+    let disks = match group.get("disks").map(|field| &field.node.value) {
+        Some(Value::List(items)) => items.as_slice(),
+        _ => &[],
+    };
+    let disks = disks.iter().enumerate().filter_map(|(at, disk)| {
+        let Value::Map(members) = &disk.value else {
+            return None;
+        };
+        let path = members.iter().find(|member| member.key == "path")?;
+        Some((format!("disks[{at}].path"), path.value.at))
+    });
+    let own = keys
+        .iter()
+        .filter_map(|key| Some(((*key).to_owned(), group.get(key)?.node.at)));
+    let all = network.chain(disks).chain(own);
     all.map(|(key, at)| (key, reader.location(at))).collect()
 }

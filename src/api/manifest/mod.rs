@@ -9,6 +9,7 @@ mod life;
 mod network;
 mod problem;
 mod section;
+pub mod settings;
 mod storage;
 mod yaml;
 

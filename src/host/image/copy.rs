@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{CWD, RenameFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::hold::{Use, hold};
+use super::hold::{Use, hold_named};
 use super::{Edition, SECTOR, open_ours};
 use crate::host::Error;
+use crate::host::named::Named;
 
 /// Bytes copied between two looks at whether to go on.
 const STEP: u64 = 8 << 20;
@@ -23,7 +24,9 @@ const FLUSH_STEP: u64 = 64 << 20;
 #[derive(Clone, Copy, Debug)]
 pub struct Copy<'a> {
     /// The image.
-    pub from: &'a Path,
+    pub from: &'a Named,
+    /// What it is called.
+    pub called: &'a Path,
     /// Where the copy grows until it is whole; in the same directory as `to`.
     pub draft: &'a Path,
     /// Where it is to lie. There must be nothing.
@@ -57,7 +60,7 @@ pub struct Progress {
 /// # Errors
 /// Among others: the image is being written to, there is no room for it, [`Progress::stop`] was set.
 pub fn copy(what: &Copy<'_>, progress: &Progress) -> Result<How, Error> {
-    let image = hold(what.from, Use::Read)?;
+    let image = hold_named(what.from, what.called, Use::Read)?;
     let done = fill(what, &image, progress).and_then(|how| {
         // Whoever waited for it may have given up, and somebody else be at it.
         if progress.stop.load(Ordering::Relaxed) {
@@ -69,7 +72,7 @@ pub fn copy(what: &Copy<'_>, progress: &Progress) -> Result<How, Error> {
     done.map_err(|error| {
         // The error that counts is the first one.
         let _ = std::fs::remove_file(what.draft);
-        let doing = format!("{} to {}", what.from.display(), what.to.display());
+        let doing = format!("{} to {}", what.called.display(), what.to.display());
         Error::io("copy", doing, error)
     })
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 
 use crate::host::holders::{self, Holder};
+use crate::host::named::Named;
 use crate::host::{Error, Kind};
 
 /// What for.
@@ -36,6 +37,15 @@ pub enum Use {
 /// # Errors
 /// [`Kind::Busy`]: somebody else has it; the error names who, where that can be seen.
 pub fn hold(path: &Path, how: Use) -> Result<File, Error> {
+    take(open(path), path, how)
+}
+
+/// The same for a file that is open already; `path` is what it is called.
+pub fn hold_named(named: &Named, path: &Path, how: Use) -> Result<File, Error> {
+    take(open(&named.through_proc()), path, how)
+}
+
+fn take(opened: io::Result<File>, path: &Path, how: Use) -> Result<File, Error> {
     let doing = match how {
         Use::Read => "read",
         Use::Write => "take for writing",
@@ -47,7 +57,7 @@ pub fn hold(path: &Path, how: Use) -> Result<File, Error> {
         kind: Kind::Busy,
         source: io::Error::other(why),
     };
-    let file = match open(path) {
+    let file = match opened {
         // The kernel asks for the lease, and takes it away after a while (`/proc/sys/fs/lease-break-time`): the next try finds none.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             return Err(busy("its owner holds a lease on it".to_owned()));

@@ -11,14 +11,15 @@ mod hold;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::Error;
 use super::error::absent_is_none;
+use super::named::Named;
 
 pub use copy::{Copy, How, Progress, copy, grow};
-pub use hold::{Use, hold};
+pub use hold::{Use, hold, hold_named};
 
 /// Bytes; every VMM counts a disk in these.
 pub const SECTOR: u64 = 512;
@@ -59,6 +60,11 @@ pub fn look(path: &Path) -> Result<Found, Error> {
     judge(path, std::fs::metadata(path))
 }
 
+/// Looks what was opened; `path` is what it is called.
+pub fn look_at_named(named: &Named, path: &Path) -> Result<Found, Error> {
+    judge(path, named.metadata())
+}
+
 /// The same for a place that is ours: a symbolic link there is none of ours.
 pub fn look_at_ours(path: &Path) -> Result<Found, Error> {
     judge(path, std::fs::symlink_metadata(path))
@@ -93,14 +99,12 @@ pub fn length(file: &File) -> Result<u64, Error> {
 /// # Why
 /// A VMM that is told `raw` shows a guest such a file's header instead of a disk; one that guesses the format can be led by a
 /// guest, who writes another header, to open any file of the host.
-pub fn format(path: &Path) -> Result<Option<&'static str>, Error> {
+pub fn format(named: &Named, path: &Path) -> Result<Option<&'static str>, Error> {
     let mut start = Vec::new();
     // A lease of its owner's is not waited for.
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path);
-    let read = opened.and_then(|file| file.take(128).read_to_end(&mut start));
+    let read = named
+        .open()
+        .and_then(|file| file.take(128).read_to_end(&mut start));
     read.map_err(|error| Error::io("read", path.display().to_string(), error))?;
     Ok(known_format(&start))
 }

@@ -328,6 +328,11 @@ pub fn xt_target(name: &str, revision: u32, info: &[u8]) -> Result<Target, Unkno
             0xffff => Ok(Target::ClampMss),
             _ => Err(Unknown),
         },
+        // `struct nf_nat_ipv4_multi_range_compat`: how many, then flags, two addresses, two ports.
+        ("DNAT", 0) => Ok(dnat(array(info, 4)?, array(info, 8)?, array(info, 16)?)),
+        // `struct nf_nat_range`, and `nf_nat_range2`, which begins as it: flags, two addresses of 16 bytes, ports.
+        ("DNAT", 1 | 2) => Ok(dnat(array(info, 0)?, array(info, 4)?, array(info, 36)?)),
+        ("REDIRECT" | "NETMAP", 0) => Ok(Target::Translate(name.to_owned())),
         ("CT", 2) => limits::timeout(info).map(Target::Timeout),
         // `struct nf_nat_ipv4_multi_range_compat`: one range, without flags.
         ("MASQUERADE", 0) => match (
@@ -339,6 +344,22 @@ pub fn xt_target(name: &str, revision: u32, info: &[u8]) -> Result<Target, Unkno
         },
         _ => Err(Unknown),
     }
+}
+
+/// The first address and port that a destination may become (`NF_NAT_RANGE_MAP_IPS`, `NF_NAT_RANGE_PROTO_SPECIFIED`).
+fn dnat(flags: [u8; 4], address: [u8; 4], port: [u8; 2]) -> Target {
+    const ADDRESSES: u32 = 1;
+    const PORTS: u32 = 2;
+    let flags = u32::from_ne_bytes(flags);
+    let address = match flags & ADDRESSES {
+        0 => String::new(),
+        _ => Ipv4Addr::from(address).to_string(),
+    };
+    let port = match flags & PORTS {
+        0 => String::new(),
+        _ => format!(":{}", u16::from_be_bytes(port)),
+    };
+    Target::Translate(format!("DNAT --to-destination {address}{port}"))
 }
 
 /// `N` bytes at an offset.

@@ -21,6 +21,7 @@ enum Source {
     OutIf,
     L4Protocol,
     CtState,
+    Family,
     Payload { base: u32, offset: u32, length: u32 },
 }
 
@@ -36,6 +37,7 @@ struct Machine {
     when: Match,
     then: Option<Target>,
     registers: Vec<Register>,
+    constants: Vec<(u32, Vec<u8>)>,
 }
 
 /// Decodes the attributes of an `NFT_MSG_NEWRULE`.
@@ -45,6 +47,13 @@ pub fn rule(attributes: &[u8]) -> Rule {
         .run(attributes)
         .and_then(|()| decode::complete(machine.when, machine.then))
         .unwrap_or_else(|Unknown| foreign(attributes))
+}
+
+/// How many packets have come to the rule's counter (`NFTA_COUNTER_PACKETS`); 0 without one.
+pub fn packets(attributes: &[u8]) -> u64 {
+    let counter = expressions(attributes).find(|(name, _)| name == "counter");
+    let packets = counter.and_then(|(_, data)| attr(data, 2)?.try_into().ok());
+    packets.map_or(0, u64::from_be_bytes)
 }
 
 fn foreign(attributes: &[u8]) -> Rule {
@@ -125,6 +134,18 @@ impl Machine {
                 self.compare(number(1)?, number(2)?, value)
             }
             "range" => self.range(data),
+            // A value for what follows, and no verdict.
+            "immediate" if constant(data).is_some() => {
+                let value = constant(data).ok_or(Unknown)?;
+                self.constants.push((number(1)?, value.to_vec()));
+                Ok(())
+            }
+            // `NFT_NAT_DNAT`.
+            "nat" if number(1)? == 1 => {
+                let then = self.dnat(data);
+                once(&mut self.then, then)
+            }
+            "redir" => once(&mut self.then, Target::Translate("REDIRECT".to_owned())),
             "limit" => super::limits::nft_limit(&mut self.when, data),
             "match" => {
                 let name = attr(data, 1).map(text).ok_or(Unknown)?;
@@ -140,6 +161,21 @@ impl Machine {
                 once(&mut self.then, then)
             }
         }
+    }
+
+    /// To an address and a port that stand in the rule, or to what a map says.
+    fn dnat(&self, data: &[u8]) -> Target {
+        let value = |kind| {
+            let register = attr(data, kind).and_then(be32)?;
+            let mut known = self.constants.iter().rev();
+            known.find_map(|(number, value)| (*number == register).then_some(value))
+        };
+        let address = value(3).and_then(|bytes| array::<4>(bytes, 0).ok());
+        let port = value(5).and_then(|bytes| array::<2>(bytes, 0).ok());
+        let address = address.map(|bytes| std::net::Ipv4Addr::from(bytes).to_string());
+        let port = port.map(|bytes| format!(":{}", u16::from_be_bytes(bytes)));
+        let to = [address, port].map(Option::unwrap_or_default).concat();
+        Target::Translate(format!("DNAT --to-destination {to}"))
     }
 
     fn load(&mut self, number: u32, source: Source) -> Decoded {
@@ -254,6 +290,7 @@ fn meta(key: u32) -> Result<Source, Unknown> {
     match key {
         6 => Ok(Source::InIf),
         7 => Ok(Source::OutIf),
+        15 => Ok(Source::Family),
         16 => Ok(Source::L4Protocol),
         _ => Err(Unknown),
     }
@@ -269,6 +306,8 @@ fn equal(
     match (source, mask, inverted) {
         (Source::InIf, None, _) => once(&mut when.in_if, test(link(value)?, inverted)),
         (Source::OutIf, None, _) => once(&mut when.out_if, test(link(value)?, inverted)),
+        // `NFPROTO_IPV4`: of IPv4 packets it says nothing.
+        (Source::Family, None, Inverted::No) if first(value)? == 2 => Ok(()),
         (Source::L4Protocol, None, Inverted::No) => {
             once(&mut when.protocol, decode::protocol(first(value)?)?)
         }
@@ -339,6 +378,11 @@ fn payload(
         }
         _ => Err(Unknown),
     }
+}
+
+/// The data of an `immediate` that is no verdict.
+fn constant(data: &[u8]) -> Option<&[u8]> {
+    attr(data, 2).and_then(|data| attr(data, 1))
 }
 
 /// The first `length` bytes of an address: a prefix of whole bytes is compared short, any other is masked.

@@ -33,19 +33,23 @@ const ATTEMPTS: usize = 16;
 pub fn read(names: &[TableName]) -> Result<Ruleset, Error> {
     const NAMES: &str = "/proc/thread-self/net/ip_tables_names";
     let used = std::fs::read_to_string(NAMES).map_err(|e| Error::io("read", NAMES, e))?;
-    let socket = rustix::net::socket_with(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::RAW,
-        rustix::net::SocketFlags::CLOEXEC,
-        Some(rustix::net::ipproto::RAW),
-    )
-    .map_err(|e| Error::io("open", "a raw socket", e.into()))?;
+    let socket = raw_socket()?;
     let tables = names
         .iter()
         .filter(|name| used.lines().any(|line| line == name.to_string()))
         .map(|&name| table(&socket, name))
         .collect::<Result<Vec<_>, _>>()?;
     Ok(Ruleset::new(tables))
+}
+
+fn raw_socket() -> Result<OwnedFd, Error> {
+    rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::RAW,
+        rustix::net::SocketFlags::CLOEXEC,
+        Some(rustix::net::ipproto::RAW),
+    )
+    .map_err(|e| Error::io("open", "a raw socket", e.into()))
 }
 
 fn table(socket: &OwnedFd, name: TableName) -> Result<Table, Error> {
@@ -98,6 +102,31 @@ fn ask(socket: &OwnedFd, option: libc::c_int, buffer: &mut [u8]) -> io::Result<(
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The packets that each rule of a user chain of `filter` has matched.
+pub fn counted(chain: &str) -> Result<Vec<(Rule, u64)>, Error> {
+    let name = TableName::Filter;
+    let fail = |e| Error::io("read the table", name.to_string(), e);
+    let socket = raw_socket()?;
+    let (_, blob) = fetch(&socket, name).map_err(fail)?;
+    let nonsense = |Unknown| fail(io::ErrorKind::InvalidData.into());
+    count(&blob, chain).map_err(nonsense)
+}
+
+fn count(blob: &[u8], chain: &str) -> Result<Vec<(Rule, u64)>, Unknown> {
+    let entries = entries(blob)?;
+    let names = user_chains(&entries)?;
+    let mut inside = false;
+    let mut counted = Vec::new();
+    for entry in &entries {
+        match entry.error_name()? {
+            Some(name) => inside = name == chain,
+            None if inside => counted.push((entry.rule(&names), entry.packets()?)),
+            None => {}
+        }
+    }
+    Ok(counted)
 }
 
 /// An entry and where it stands.
@@ -172,6 +201,11 @@ impl Entry<'_> {
         let at = usize::from(u16::from_ne_bytes(array(self.bytes, 88)?));
         extension(self.bytes.get(at..).ok_or(Unknown)?)
             .map(|(name, revision, data, _)| (name, revision, data))
+    }
+
+    /// `struct xt_counters { u64 pcnt, bcnt; }`.
+    fn packets(&self) -> Result<u64, Unknown> {
+        array(self.bytes, 96).map(u64::from_ne_bytes)
     }
 
     fn error_name(&self) -> Result<Option<String>, Unknown> {

@@ -16,6 +16,7 @@ pub(in crate::host) mod netlink;
 mod nft;
 mod restore;
 mod seal;
+mod translations;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use super::rule::{Generation, Policy, Ruleset, TableName};
 
 pub use restore::{Edit, Input, Lock, restore, restore_whole};
 pub use seal::{ipv6_sealed, seal_ipv6};
+pub use translations::Translations;
 
 /// Which half of the kernel's packet filter `iptables` writes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +98,18 @@ impl Backend {
     /// Reads tables back from the kernel, whole, foreign rules at their places.
     pub fn read(&self, tables: &[TableName]) -> Result<Ruleset, Error> {
         self.read_dated(tables).map(|(ruleset, _)| ruleset)
+    }
+
+    /// How many packets the rules with this comment have matched in a chain of `filter` that is no builtin one.
+    pub fn matched(&self, chain: &str, comment: &str) -> Result<u64, Error> {
+        let counted = match self.flavour {
+            Flavour::Nft => nft::counted(chain)?,
+            Flavour::Legacy => legacy::counted(chain)?,
+        };
+        let ours = counted
+            .iter()
+            .filter(|(rule, _)| rule.comment() == Some(comment));
+        Ok(ours.map(|(_, packets)| packets).sum())
     }
 
     /// [`read`](Self::read), and the generation that was read, or a later one. None: there is none to tell.

@@ -24,6 +24,25 @@ pub fn read(tables: &[TableName]) -> Result<(Ruleset, Option<Generation>), Error
     Ok((Ruleset::new(tables), generation))
 }
 
+/// The packets that each rule of a chain of `filter` has matched.
+pub fn counted(chain: &str) -> Result<Vec<(Rule, u64)>, Error> {
+    let mut netfilter = Netfilter::open()?;
+    consistent(|| {
+        let mut counted = Vec::new();
+        let query = Message::new(GETRULE, 0, libc::AF_INET as u8)
+            .text(1, &TableName::Filter.to_string())
+            .text(2, chain);
+        netfilter.dump("packet filter rules", query, |rule| {
+            let of = |kind| attr(rule, kind).map(text);
+            // The kernel does not filter by chain when it knows no table of that name.
+            if of(2).as_deref() == Some(chain) {
+                counted.push((expr::rule(rule), expr::packets(rule)));
+            }
+        })?;
+        Ok(counted)
+    })
+}
+
 /// [`read`], in family `ip6`.
 pub fn read_ipv6(tables: &[TableName]) -> Result<Ruleset, Error> {
     let mut netfilter = Netfilter::open()?;

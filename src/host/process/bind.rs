@@ -46,7 +46,7 @@ pub(super) unsafe fn bind_all(from: &CStr, to: &CStr, flags: libc::c_ulong) -> i
 }
 
 /// The same flags as mount_setattr(2) calls them.
-fn attributes_of(flags: libc::c_ulong) -> u64 {
+pub(super) fn attributes_of(flags: libc::c_ulong) -> u64 {
     let pairs = [
         (libc::MS_RDONLY, libc::MOUNT_ATTR_RDONLY),
         (libc::MS_NOSUID, libc::MOUNT_ATTR_NOSUID),

@@ -13,15 +13,19 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::fs;
 use std::io;
-use std::os::fd::RawFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use super::bind::{bind_all, bind_alone, check_long, mount};
+use super::bind::{attributes_of, check_long, mount};
 use super::controls;
+use super::filter;
 use super::jail::{Jail, keep_what_a_jailer_needs};
+use super::mounts::{IdMap, detached};
+use super::query::Query;
 use super::spawn::check;
+use super::step::{Below, Step, c_string};
+use crate::host::named::Named;
 
 /// How a process is confined.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +51,10 @@ pub struct Reach<'a> {
     pub path: &'a Path,
     /// Whether it may be written. That its user may read or write it is for others to see to, except with block devices.
     pub writable: bool,
+    /// The file itself, where somebody else has named it: then it is shown from this descriptor, and its path is not followed again.
+    pub named: Option<&'a Named>,
+    /// Shown as another's; only with `named`.
+    pub map: Option<IdMap>,
 }
 
 /// Where programs and their libraries are. What of it a host does not have is left out.
@@ -80,6 +88,7 @@ pub(super) struct Cell {
     root: PathBuf,
     pub(super) steps: Vec<Step>,
     pub(super) home: CString,
+    filter: Vec<libc::sock_filter>,
     /// The source of the new root: what the process is known by, where it cannot write.
     marks: CString,
     end: End,
@@ -90,38 +99,6 @@ pub(super) struct Cell {
 enum End {
     User,
     Jailer,
-}
-
-pub(super) enum Step {
-    Dir(CString),
-    File(CString, libc::mode_t),
-    Bind {
-        from: CString,
-        to: CString,
-        flags: libc::c_ulong,
-        below: Below,
-    },
-    Device {
-        path: CString,
-        kind: libc::mode_t,
-        number: libc::dev_t,
-    },
-    Fresh {
-        kind: CString,
-        source: CString,
-        to: CString,
-        flags: libc::c_ulong,
-        options: CString,
-    },
-}
-
-/// What is mounted below a place that is shown.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Below {
-    /// Is not seen.
-    Nothing,
-    /// Is seen with it: `/usr/local` may be a file system of its own.
-    All,
 }
 
 pub(super) const LOCKED_DOWN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
@@ -140,17 +117,14 @@ impl Cell {
             root: BUILD.into(),
             steps: Vec::new(),
             home: c_string(what.home)?,
+            filter: filter::program(),
             marks: CString::new(marks)?,
             end: match what.jail {
                 None => End::User,
                 Some(_) => End::Jailer,
             },
         };
-        for path in SYSTEM.iter().chain(&LOADER).map(Path::new) {
-            if path.exists() {
-                cell.bind(path, libc::MS_RDONLY, Below::All)?;
-            }
-        }
+        cell.add_system()?;
         match &what.jail {
             None => cell.add_own(what)?,
             Some(jail) => cell.add_jail(what, jail, marks)?,
@@ -158,15 +132,62 @@ impl Cell {
         Ok(cell)
     }
 
-    fn add_own(&mut self, what: &Confine<'_>) -> io::Result<()> {
+    /// For a program that is asked something and has no home, no network and no files of its own.
+    pub(super) fn for_query(what: &Query<'_>, user: u32) -> io::Result<Self> {
+        let mut cell = Self {
+            user,
+            cgroup: None,
+            root: BUILD.into(),
+            steps: Vec::new(),
+            home: c"/".to_owned(),
+            filter: filter::program(),
+            marks: c"slice-query".to_owned(),
+            end: End::User,
+        };
+        cell.add_system()?;
+        cell.add_devices(what.kvm)?;
+        let alone = LOCKED_DOWN | libc::MS_NOEXEC;
+        cell.fresh(("proc", "proc"), Path::new("/proc"), alone, "hidepid=2")?;
+        for path in what.beside {
+            cell.show(&Reach {
+                path,
+                writable: false,
+                named: None,
+                map: None,
+            })?;
+        }
+        cell.show(&Reach {
+            path: what.program.real(),
+            writable: false,
+            named: Some(what.program),
+            map: None,
+        })?;
+        Ok(cell)
+    }
+
+    fn add_system(&mut self) -> io::Result<()> {
+        for path in SYSTEM.iter().chain(&LOADER).map(Path::new) {
+            if path.exists() {
+                self.bind(path, libc::MS_RDONLY, Below::All)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_devices(&mut self, kvm: bool) -> io::Result<()> {
         for (path, major, minor) in DEVICES {
             let number = libc::makedev(major, minor);
             self.device(Path::new(path), libc::S_IFCHR | 0o600, number)?;
         }
         // Which number it has is found out by the kernel when it is loaded.
-        if let (true, Ok(kvm)) = (what.kvm, fs::metadata("/dev/kvm")) {
-            self.device(Path::new("/dev/kvm"), libc::S_IFCHR | 0o600, kvm.rdev())?;
+        if let (true, Ok(found)) = (kvm, fs::metadata("/dev/kvm")) {
+            self.device(Path::new("/dev/kvm"), libc::S_IFCHR | 0o600, found.rdev())?;
         }
+        Ok(())
+    }
+
+    fn add_own(&mut self, what: &Confine<'_>) -> io::Result<()> {
+        self.add_devices(what.kvm)?;
         let alone = LOCKED_DOWN | libc::MS_NOEXEC;
         let (proc, sys) = (Path::new("/proc"), Path::new(BUILD));
         self.fresh(("proc", "proc"), proc, alone, "hidepid=2")?;
@@ -182,7 +203,14 @@ impl Cell {
         self.root.extend(root.components().skip(1));
     }
 
-    fn show(&mut self, reach: &Reach<'_>) -> io::Result<()> {
+    pub(super) fn show(&mut self, reach: &Reach<'_>) -> io::Result<()> {
+        if let Some(named) = reach.named {
+            let path = match is_system(reach.path) {
+                true => named.real(),
+                false => reach.path,
+            };
+            return self.show_named(named, path, reach, libc::MS_RDONLY);
+        }
         // Where programs are it is seen already, or stands behind a link that leads out of there: then it is shown where that leads.
         let real = fs::canonicalize(reach.path)?;
         match (is_system(reach.path), is_system(&real), reach.writable) {
@@ -200,6 +228,9 @@ impl Cell {
 
     /// `read`: how a file is mounted that may not be written.
     pub(super) fn show_at(&mut self, reach: &Reach<'_>, read: libc::c_ulong) -> io::Result<()> {
+        if let Some(named) = reach.named {
+            return self.show_named(named, reach.path, reach, read);
+        }
         let found = fs::metadata(reach.path)?;
         if found.file_type().is_block_device() {
             let mode = if reach.writable { 0o600 } else { 0o400 };
@@ -210,6 +241,29 @@ impl Cell {
             false => read,
         };
         self.bind(reach.path, flags, Below::Nothing)
+    }
+
+    /// From the descriptor: what the path leads to by now is of no account.
+    fn show_named(
+        &mut self,
+        named: &Named,
+        path: &Path,
+        reach: &Reach<'_>,
+        read: libc::c_ulong,
+    ) -> io::Result<()> {
+        if let Some(number) = named.device() {
+            let mode = if reach.writable { 0o600 } else { 0o400 };
+            return self.device(path, libc::S_IFBLK | mode, number);
+        }
+        let flags = match reach.writable {
+            true => libc::MS_NOEXEC,
+            false => read,
+        };
+        let mount = detached(named.as_fd(), attributes_of(flags | LOCKED_DOWN), reach.map)?;
+        let to = self.place(path)?;
+        self.steps.push(Step::File(to.clone(), 0o644));
+        self.steps.push(Step::Attach { mount, to });
+        Ok(())
     }
 
     pub(super) fn bind(
@@ -368,45 +422,8 @@ impl Cell {
                 header.as_ptr(),
                 sets.as_ptr(),
             ))?;
-            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-        }
-    }
-}
-
-impl Step {
-    unsafe fn take(&self, user: u32) -> io::Result<()> {
-        // SAFETY: plain system calls; every pointer is to a C string of `self`.
-        unsafe {
-            match self {
-                Self::Dir(path) => exists_is_done(check(libc::mkdir(path.as_ptr(), 0o755))),
-                Self::File(path, mode) => {
-                    let kind = libc::S_IFREG | mode;
-                    exists_is_done(check(libc::mknod(path.as_ptr(), kind, 0)))
-                }
-                Self::Bind {
-                    from,
-                    to,
-                    flags,
-                    below: Below::Nothing,
-                } => bind_alone(from, to, *flags),
-                Self::Bind {
-                    from,
-                    to,
-                    flags,
-                    below: Below::All,
-                } => bind_all(from, to, *flags),
-                Self::Device { path, kind, number } => {
-                    check(libc::mknod(path.as_ptr(), *kind, *number))?;
-                    check(libc::chown(path.as_ptr(), user, user))
-                }
-                Self::Fresh {
-                    kind,
-                    source,
-                    to,
-                    flags,
-                    options,
-                } => mount(Some(source), to, Some(kind), *flags, Some(options)),
-            }
+            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            filter::install(&self.filter)
         }
     }
 }
@@ -459,15 +476,4 @@ unsafe fn told(doing: &CStr, done: io::Result<()>) -> io::Result<()> {
         }
     }
     done
-}
-
-fn exists_is_done(done: io::Result<()>) -> io::Result<()> {
-    match done {
-        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        other => other,
-    }
-}
-
-pub(super) fn c_string(path: &Path) -> io::Result<CString> {
-    Ok(CString::new(path.as_os_str().as_bytes())?)
 }

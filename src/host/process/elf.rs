@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::Path;
 
 /// A segment that names the loader (elf(5)).
 const PT_INTERP: u32 = 3;
@@ -11,8 +10,7 @@ const PT_INTERP: u32 = 3;
 const MOST_SEGMENTS: u16 = 256;
 
 /// Whether this is a 64-bit ELF program that is linked statically: one that needs no loader and no libraries (elf(5)).
-pub fn is_static(program: &Path) -> io::Result<bool> {
-    let mut file = File::open(program)?;
+pub fn is_static(mut file: &File) -> io::Result<bool> {
     let mut header = [0_u8; 64];
     match file.read_exact(&mut header) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
@@ -46,7 +44,7 @@ mod tests {
     #[test]
     fn a_program_with_a_loader_and_a_script_are_not_static() {
         // Of this test, which is linked as everything of a Rust toolchain is by default.
-        assert!(!is_static(Path::new("/proc/self/exe")).unwrap());
+        assert!(!is_static(&File::open("/proc/self/exe").unwrap()).unwrap());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("program");
         for bytes in [
@@ -54,18 +52,21 @@ mod tests {
             b"#!/bin/sh\necho words that are longer than the header of a program is\n",
         ] {
             std::fs::write(&path, bytes).unwrap();
-            assert!(!is_static(&path).unwrap());
+            assert!(!is_static(&File::open(&path).unwrap()).unwrap());
         }
         let mut header = [0_u8; 64 + 56];
         header[..6].copy_from_slice(b"\x7fELF\x02\x01");
         (header[32], header[54], header[56]) = (64, 56, 1);
         header[64] = 1;
         std::fs::write(&path, header).unwrap();
-        assert!(is_static(&path).unwrap());
+        assert!(is_static(&File::open(&path).unwrap()).unwrap());
         header[64] = 3;
         std::fs::write(&path, header).unwrap();
-        assert!(!is_static(&path).unwrap());
+        assert!(!is_static(&File::open(&path).unwrap()).unwrap());
         std::fs::write(&path, &header[..70]).unwrap();
-        assert!(is_static(&path).is_err(), "it ends too early");
+        assert!(
+            is_static(&File::open(&path).unwrap()).is_err(),
+            "it ends too early"
+        );
     }
 }

@@ -20,18 +20,20 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use super::bind::check_long;
-use super::confine::{Below, Cell, Confine, LOCKED_DOWN, Step, c_string, drop_bounding};
+use super::confine::{Cell, Confine, LOCKED_DOWN, Reach, drop_bounding};
 use super::spawn::check;
+use super::step::{Below, Step, c_string};
+use crate::host::named::Named;
 
 /// A process that is put in a jail by Firecracker's jailer: [`super::Spawn::argv`] is the jailer's.
 #[derive(Clone, Copy, Debug)]
 pub struct Jail<'a> {
     /// What becomes its root: a path that has no meaning but to the jailer. There is nothing.
     pub root: &'a Path,
-    /// The jailer, where it really is.
-    pub tool: &'a Path,
-    /// The program that it copies into the jail, where that really is.
-    pub program: &'a Path,
+    /// The jailer.
+    pub tool: &'a Named,
+    /// The program that it copies into the jail.
+    pub program: &'a Named,
     /// Where the home is seen in the jail.
     pub home: &'a Path,
     /// Its standard error.
@@ -56,9 +58,12 @@ impl Cell {
         marks: &str,
     ) -> io::Result<()> {
         for tool in [jail.tool, jail.program] {
-            if !super::confine::is_system(tool) {
-                self.bind(tool, libc::MS_RDONLY, Below::Nothing)?;
-            }
+            self.show(&Reach {
+                path: tool.real(),
+                writable: false,
+                named: Some(tool),
+                map: None,
+            })?;
         }
         let copy = self.add_room_for_the_copy(jail)?;
         let quiet = libc::MS_NOSUID | libc::MS_NOEXEC;
@@ -76,7 +81,7 @@ impl Cell {
             self.show_at(reach, libc::MS_RDONLY | libc::MS_NOEXEC)?;
         }
         // Last: whatever else were to stand there, the jailer writes to its own.
-        let name = Path::new("/").join(jail.program.file_name().unwrap_or_default());
+        let name = Path::new("/").join(jail.program.real().file_name().unwrap_or_default());
         let to = self.place(&name)?;
         self.steps.push(Step::File(to.clone(), 0o600));
         self.steps.push(Step::Bind {
@@ -91,7 +96,7 @@ impl Cell {
 
     /// The jailer writes to the copy, which must be one that can be run: older ones keep the mode that it has.
     fn add_room_for_the_copy(&mut self, jail: &Jail<'_>) -> io::Result<std::ffi::CString> {
-        let bytes = std::fs::metadata(jail.program)?.len();
+        let bytes = jail.program.metadata()?.len();
         // With what a last page leaves empty, and the directory.
         let room = format!("mode=0700,size={},nr_inodes=4", bytes + (64 << 10));
         self.fresh(("tmpfs", "slice"), Path::new(COPY), LOCKED_DOWN, &room)?;

@@ -270,13 +270,24 @@ pub async fn run_until(
     enough: impl Fn(&str) -> bool,
 ) -> Result<Outcome, Error> {
     let program = argv.first().copied().unwrap_or_default();
-    let wrap = |error| Error::io("run", program, error);
-    let (variable, mark) = helpers::mark();
     let mut command = tokio::process::Command::new(program);
     command
         .args(argv.get(1..).unwrap_or_default())
+        .stdin(Stdio::null());
+    listen_to(command, program, deadline, enough).await
+}
+
+/// The same for a command that is told everything but what becomes of its output.
+pub(super) async fn listen_to(
+    mut command: tokio::process::Command,
+    program: &str,
+    deadline: Duration,
+    enough: impl Fn(&str) -> bool,
+) -> Result<Outcome, Error> {
+    let wrap = |error| Error::io("run", program, error);
+    let (variable, mark) = helpers::mark();
+    command
         .env(variable, &mark)
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .process_group(0)

@@ -28,6 +28,7 @@ use super::confine::{Cell, Confine};
 use super::files;
 use super::identity::{self, Record};
 use super::{Identity, read_record};
+use crate::host::named::Named;
 use crate::host::{Error, fs};
 
 /// What to start, and where.
@@ -53,6 +54,9 @@ pub struct Spawn<'a> {
     pub record: &'a Path,
     /// Files that stay open in it, though it knows nothing of them: locks on them live as long as it does.
     pub inherits: &'a [BorrowedFd<'a>],
+    /// The program's file, where somebody else has named it; it must be shown to the process at its real path. None: the one that
+    /// the first word leads to.
+    pub program: Option<&'a Named>,
     /// How it is confined; none: it is a process like us, for trials.
     pub confine: Option<Confine<'a>>,
 }
@@ -97,7 +101,8 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
             inherits: what.inherits.iter().map(AsRawFd::as_raw_fd).collect(),
             cell,
         };
-        let mut command = Command::new(file_of(&program));
+        let file = what.program.map(|named| named.real().to_owned());
+        let mut command = Command::new(file.unwrap_or_else(|| file_of(&program)));
         command
             .arg0(&program)
             .args(what.argv.get(1..).unwrap_or_default())

@@ -163,6 +163,7 @@ fn target(words: Words) -> Result<Target, String> {
         ["REJECT", "--reject-with", "icmp-admin-prohibited"] => {
             Target::Reject(Reject::IcmpAdminProhibited)
         }
+        ["DNAT" | "REDIRECT" | "NETMAP", ..] => Target::Translate(words.join(" ")),
         [chain] if !chain.is_empty() => Target::Jump((*chain).to_owned()),
         other => return Err(format!("unknown target `{}`", other.join(" "))),
     })
@@ -277,6 +278,11 @@ mod tests {
             "-i tap0 -p icmp -m icmp --icmp-type 8 -m mac ! --mac-source 02:00:00:00:00:0a -j SLICE-X",
             "! -o slabcde+ -s 10.0.0.0/8 -m conntrack --ctstate RELATED,ESTABLISHED -j MASQUERADE",
             "-j REJECT --reject-with icmp-admin-prohibited",
+            "-d 198.18.0.10/32 -p udp -m udp --dport 53 -j DNAT --to-destination 192.168.1.10:5300",
+            "-j REDIRECT",
+            "-i slabcde+ -m devgroup --dst-group 0x736c0000/0xffff0000 -j DROP",
+            "-o br0 -d 10.0.0.0/8 -m devgroup --src-group 0x736c0001 -j DROP",
+            "-m devgroup --src-group 0x1 --dst-group 0x2/0xff -m comment --comment \"x\" -j DROP",
             "-m conntrack ! --ctstatus CONFIRMED -m connlimit --connlimit-above 512 --connlimit-mask 30 --connlimit-saddr -j DROP",
             "-m connlimit --connlimit-above 7 --connlimit-mask 32 --connlimit-daddr -j DROP",
             "-p tcp -m limit --limit 25/sec --limit-burst 256 -j RETURN",
@@ -285,9 +291,6 @@ mod tests {
             "-m hashlimit --hashlimit-upto 1/sec --hashlimit-burst 1 --hashlimit-mode dstip --hashlimit-name sl-b \
              --hashlimit-htable-size 256 --hashlimit-htable-max 256 --hashlimit-htable-expire 5000 -j RETURN",
             "-p tcp -j CT --timeout slice-abcde",
-            "-i slabcde+ -m devgroup --dst-group 0x736c0000/0xffff0000 -j DROP",
-            "-o br0 -d 10.0.0.0/8 -m devgroup --src-group 0x736c0001 -j DROP",
-            "-m devgroup --src-group 0x1 --dst-group 0x2/0xff -m comment --comment \"x\" -j DROP",
             "foreign: [limit] #12345678",
         ] {
             assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);

@@ -145,6 +145,7 @@ impl fmt::Display for Target {
             }
             Self::Masquerade => "MASQUERADE",
             Self::ClampMss => "TCPMSS --clamp-mss-to-pmtu",
+            Self::Translate(text) => text,
             Self::Timeout(policy) => return write!(f, "CT --timeout {policy}"),
         })
     }

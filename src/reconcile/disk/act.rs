@@ -10,10 +10,13 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::{Action, Desired, Record};
+use crate::api::allowed::Purpose;
 use crate::host::blocking;
 use crate::host::fs::{self, Durability};
 use crate::host::image::{self, Copy, Found, How, Progress, Use};
+use crate::host::named::Named;
 use crate::host::{Error, Kind};
+use crate::reconcile::places::Places;
 
 /// Copies at the same time: more would share the disk, not speed it up.
 static COPIES: Semaphore = Semaphore::const_new(8);
@@ -25,6 +28,7 @@ pub(super) async fn act(
     desired: &Desired,
     action: &Action,
     progress: &Arc<Progress>,
+    places: &Places,
 ) -> Result<(), Error> {
     match action {
         Action::RemoveDraft => fs::remove(&desired.draft()),
@@ -44,7 +48,10 @@ pub(super) async fn act(
             at_least,
         } => {
             let (image, to, draft) = (image.clone(), to.clone(), desired.draft());
-            copy(image, draft, to, *at_least, progress.clone()).await
+            let named = places
+                .open(Purpose::Image, &image)
+                .map_err(|why| why.when("copy", &image))?;
+            copy(named, image, draft, to, *at_least, progress.clone()).await
         }
         Action::Grow { disk, to } => {
             let _held = image::hold(disk, Use::Write)?;
@@ -67,6 +74,7 @@ fn note(desired: &Desired, record: &Record) -> Result<(), Error> {
 }
 
 async fn copy(
+    named: Named,
     image: PathBuf,
     draft: PathBuf,
     to: PathBuf,
@@ -79,9 +87,10 @@ async fn copy(
     let copy = move || {
         // A copy that hangs keeps its turn: there are never more threads that hang than turns.
         let _turn = turn;
-        fit(&image)?;
+        fit(&named, &image)?;
         let what = Copy {
-            from: &image,
+            from: &named,
+            called: &image,
             draft: &draft,
             to: &to,
             at_least,
@@ -118,15 +127,15 @@ async fn stalled(progress: &Progress) {
 }
 
 /// What an image is may have changed since it was asked for.
-fn fit(path: &std::path::Path) -> Result<(), Error> {
+fn fit(named: &Named, path: &std::path::Path) -> Result<(), Error> {
     let shown = || path.display().to_string();
-    match image::look(path)? {
+    match image::look_at_named(named, path)? {
         Found::File(_) => {}
         Found::Absent => return Err(Error::other("copy", shown(), "it is not there")),
         Found::Device => return Err(Error::other("copy", shown(), "it is a block device")),
         Found::Other(what) => return Err(Error::other("copy", shown(), format!("it is {what}"))),
     }
-    match image::format(path)? {
+    match image::format(named, path)? {
         None => Ok(()),
         Some(format) => {
             let why = format!("it is {format}, and only raw images are used");

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::places::Places;
 use super::{Conflict, Reconcile};
 use crate::api::meta::Name;
 use crate::api::storage::Bytes;
@@ -37,6 +38,8 @@ pub use plan::remark;
 pub struct Disks {
     /// How far a copy under way has come.
     pub progress: Arc<Progress>,
+    /// Where images may lie.
+    pub places: Places,
 }
 
 /// What disk a VM is to have.
@@ -197,6 +200,6 @@ impl Reconcile for Disks {
     }
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
-        act::act(desired, action, &self.progress).await
+        act::act(desired, action, &self.progress, &self.places).await
     }
 }

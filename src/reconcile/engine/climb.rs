@@ -73,15 +73,18 @@ impl Engine {
         let record = self.record(vm, kept);
         let address = lease.map(|lease| lease.address);
         match (&vm.spec.network, address) {
-            (NetworkSpec::Isolated(_), Some(Address::Block { block, .. })) => self
-                .connect_isolated(vm, block, record, ascent)
-                .await
-                .map(Some),
-            (NetworkSpec::Bridge(spec), Some(address @ Address::Bridged { .. })) => self
-                .connect_bridged(vm, spec, &address, record, ascent)
-                .await
-                .map(Some),
-            (NetworkSpec::Cni(spec), _) => self.connect_plugged(vm, spec, record, ascent).await,
+            // On the heap each: the stack of a worker would have to hold all three.
+            (NetworkSpec::Isolated(_), Some(Address::Block { block, .. })) => {
+                let connecting = self.connect_isolated(vm, block, record, ascent);
+                Box::pin(connecting).await.map(Some)
+            }
+            (NetworkSpec::Bridge(spec), Some(address @ Address::Bridged { .. })) => {
+                let connecting = self.connect_bridged(vm, spec, &address, record, ascent);
+                Box::pin(connecting).await.map(Some)
+            }
+            (NetworkSpec::Cni(spec), _) => {
+                Box::pin(self.connect_plugged(vm, spec, record, ascent)).await
+            }
             // A lease of another mode under a VM that stands: it waits to be replaced.
             (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), _) => Ok(None),
         }
@@ -273,7 +276,12 @@ impl Climbing<'_> {
             Rung::Vmm,
             Ready {
                 mark,
-                message: remark.unwrap_or_default().into(),
+                message: [remark, engine.processes.places().not_again(&vm.spec)]
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>()
+                    .join("; ")
+                    .into(),
                 ..Ready::default()
             },
         )
@@ -294,7 +302,10 @@ impl Climbing<'_> {
             return Ok(None);
         }
         let (engine, vm) = (self.engine, self.vm);
-        let hands = disk::Disks::default();
+        let hands = disk::Disks {
+            places: engine.processes.places().clone(),
+            ..disk::Disks::default()
+        };
         let progress = hands.progress.clone();
         let made = Box::pin(self.meet(Rung::Vmm, &hands, desired));
         // A copy may take long; how many are made at once is bounded there.

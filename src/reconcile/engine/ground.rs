@@ -42,7 +42,9 @@ impl Engine {
             .told_slow(self.converge(&self.ground(), &desired, &[Change::Ground]))
             .await;
         let mut found = describe(&done.result);
-        let drift = Some(done.taken).filter(|taken| was_firm && !taken.is_empty());
+        // What follows from another size of the host's tables or another network of its links is no repair.
+        let resized = self.is_resized(done.result.as_ref().ok());
+        let drift = Some(done.taken).filter(|taken| was_firm && !resized && !taken.is_empty());
         let contested = drift.and_then(|taken| self.tell_of_ground_drift(&taken));
         let outcome = match (&contested, found.0) {
             (Some(_), _) => Outcome::Shun(GROUND_SLOW),
@@ -60,6 +62,17 @@ impl Engine {
             self.call_back();
         }
         Ok(outcome)
+    }
+
+    /// Whether the limits were made for other tables or networks of the host's than when it was last looked at.
+    fn is_resized(&self, seen: Option<&ground::Observed>) -> bool {
+        let Some(seen) = seen else {
+            return false;
+        };
+        let now = (seen.conntrack_max, seen.on_link.clone());
+        let mut sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = sized.replace(now);
+        before.is_some() && before != *sized
     }
 
     /// What is done for the host takes long: an event tells since when. Its page stays, or no VM could be repaired meanwhile.

@@ -1,12 +1,17 @@
 //! The two middle rungs of an isolated VM: its namespace, and the rules and the gate in it.
 //! Not here: the lease below them and the VMM above, which are the same in every mode.
 
+use std::sync::PoisonError;
+
 use super::Engine;
 use super::step::{Ascent, Ready};
-use crate::api::network::{Block, Connection};
+use crate::api::event::EventType;
+use crate::api::network::{Block, Connection, NetworkSpec};
 use crate::api::rung::Rung;
+use crate::api::view::ConnectionsStatus;
 use crate::api::vm::Vm;
 use crate::host::conntrack;
+use crate::host::netns::Netns;
 use crate::owner;
 use crate::reconcile::limits::Limit;
 use crate::reconcile::{connection, firewall, net};
@@ -47,6 +52,9 @@ impl Engine {
         };
         let hands = self.firewall();
         let seen = ascent.meet(Rung::Firewall, &hands, &desired).await?;
+        if let Some(refused) = seen.refused {
+            self.note_refused(vm, refused);
+        }
         let ready = Ready {
             rules: seen.generation,
             ..ready
@@ -60,12 +68,58 @@ impl Engine {
         ))
     }
 
+    /// Reports a guest that has run into its limit since the last look. Only looks that happen anyway count.
+    fn note_refused(&self, vm: &Vm, refused: u64) {
+        let before = {
+            let mut seen = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.insert(vm.meta.uid, refused).unwrap_or(0)
+        };
+        // Rules that were written again count from 0.
+        let more = refused.checked_sub(before).unwrap_or(refused);
+        if more == 0 {
+            return;
+        }
+        let limit = self.limit(vm).all();
+        let message = format!(
+            "{more} packets were dropped that would have opened connections beyond the limit of {limit} (max_connections)"
+        );
+        let object = format!("vm/{}", vm.meta.name);
+        self.note(EventType::Warning, &object, "ConnectionLimit", &message);
+    }
+
+    /// How many connections a VM may have.
+    fn limit(&self, vm: &Vm) -> Limit {
+        let own = vm.spec.network.max_connections().map(Limit::of);
+        own.unwrap_or_else(|| Limit::share(conntrack::max()))
+    }
+
+    /// What a VM has of its connections now: a question to the kernel. None: it has none to count, or it cannot be asked.
+    pub fn connections(&self, vm: &Vm) -> Option<ConnectionsStatus> {
+        let limit = self.limit(vm).all();
+        let mut found = ConnectionsStatus {
+            limit,
+            open: None,
+            refused: None,
+        };
+        match &vm.spec.network {
+            NetworkSpec::Cni(_) => return None,
+            NetworkSpec::Bridge(bridge) => return bridge.max_connections.map(|_| found),
+            NetworkSpec::Isolated(_) => {}
+        }
+        let names = owner::vm_names(&self.instance, vm.meta.uid);
+        let netns = Netns::open(&self.run_dir.netns(&names)).ok()?;
+        let backend = &self.hands.backend;
+        let matched = || backend.matched(firewall::rules::ALLOW, firewall::rules::LIMIT);
+        found.open = netns.run_here(conntrack::count).ok();
+        found.refused = netns.run_here(matched).ok();
+        Some(found)
+    }
+
     /// The rules that an isolated VM wants.
     pub fn rules(&self, vm: &Vm, block: Block, judged: Option<String>) -> firewall::Rules {
         let policy = vm.spec.network.policy().cloned().unwrap_or_default();
         let guest_mac = owner::vm_names(&self.instance, vm.meta.uid).guest_mac;
-        let own = vm.spec.network.max_connections().map(Limit::of);
-        let limit = own.unwrap_or_else(|| Limit::share(conntrack::max()));
+        let limit = self.limit(vm);
         let ruleset = firewall::rules::compile(&policy, block, guest_mac, limit);
         firewall::Rules {
             digest: firewall::rules::digest(&ruleset),

@@ -20,11 +20,12 @@ mod seen_rules;
 mod step;
 mod stray;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ipnetwork::Ipv4Network;
 use tracing::{debug, warn};
 
 use super::Probe;
@@ -116,6 +117,10 @@ pub struct Engine {
     pub vmm_ids: IdRange,
     /// Which rules of the isolated VMs have been looked at.
     pub seen_rules: SeenRules,
+    /// Packets beyond its limit of connections that each VM's rules had dropped when they were looked at.
+    pub refused: Mutex<HashMap<Uid, u64>>,
+    /// The size of the host's connection tracking table and the networks of its links that the host's rules were made for.
+    pub sized: Mutex<Option<(Option<u32>, BTreeSet<Ipv4Network>)>>,
     /// Deletes the host's connection tracking entries of VMs that are gone.
     pub flows: Flows,
     /// VMs that the ground did not carry when they were looked at.
@@ -158,10 +163,10 @@ impl Engine {
     /// One run for one key.
     pub async fn run(self: Arc<Self>, key: Key, failures: u32) -> Outcome {
         let outcome = match &key {
-            Key::Ground => self.run_ground().await,
+            Key::Ground => Box::pin(self.run_ground()).await,
             Key::Group(name) => self.run_group(name).await,
             Key::Vm(uid) => self.run_vm(*uid, failures).await,
-            Key::Stray(label) => self.run_stray(label).await,
+            Key::Stray(label) => Box::pin(self.run_stray(label)).await,
         };
         outcome.unwrap_or_else(|error| {
             warn!(?key, %error, "cannot remember what was done");
@@ -229,8 +234,8 @@ impl Engine {
         };
         let before = self.store.read(|world| Standing::of(world, &vm));
         let outcome = match vm.meta.deleting {
-            true => self.descend(&vm).await?,
-            false => self.climb(&vm, failures).await?,
+            true => Box::pin(self.descend(&vm)).await?,
+            false => Box::pin(self.climb(&vm, failures)).await?,
         };
         let after = self
             .store

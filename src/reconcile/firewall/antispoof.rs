@@ -64,11 +64,30 @@ enum Label {
     Judge,
     Reserved,
     Ipv4,
-    Icmp,
-    Igmp,
+    Tagged,
+    Icmp(Tag),
+    Igmp(Tag),
     Arp,
     ArpKind,
     Ipv6(ipv6::Label),
+}
+
+/// Where a packet begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tag {
+    /// Behind the Ethernet header.
+    None,
+    /// Behind a VLAN tag that the kernel has left there.
+    One,
+}
+
+impl Tag {
+    fn payload(self) -> u32 {
+        match self {
+            Self::None => PAYLOAD,
+            Self::One => PAYLOAD + 4,
+        }
+    }
 }
 
 /// EtherTypes (IANA).
@@ -155,15 +174,26 @@ pub fn program_unmanaged(apart: Option<&Apart>) -> Vec<Insn> {
     lines.extend(not_to_bridges(0xffc0));
     lines.push(Do(op::LOAD_HALF, ETHERTYPE));
     // The kernel has taken off the outermost.
-    lines.extend(TAGS.map(|tag| Test(op::EQUAL, tag, Drop, Next)));
+    lines.extend(TAGS.map(|tag| Test(op::EQUAL, tag, Part(Label::Tagged), Next)));
     lines.extend([
         Test(op::EQUAL, IPV4, Part(Label::Ipv4), Next),
         Test(op::EQUAL, IPV6, Part(Label::Ipv6(ipv6::Label::Any)), Pass),
         At(Label::Ipv4),
     ]);
-    lines.extend(ipv4_header());
-    lines.extend(ipv4_upper());
+    lines.extend(ipv4_header(Tag::None));
+    lines.extend(ipv4_upper(Tag::None));
     lines.extend(ipv6::any());
+    // Behind two tags there is IPv4, or what configures nobody, but no third tag.
+    lines.extend([Exits, At(Label::Tagged)]);
+    lines.extend(at_least(PAYLOAD + 4));
+    lines.push(Do(op::LOAD_HALF, ETHERTYPE + 4));
+    lines.extend(TAGS.map(|tag| Test(op::EQUAL, tag, Drop, Next)));
+    lines.extend([
+        Test(op::EQUAL, IPV6, Drop, Next),
+        Test(op::EQUAL, IPV4, Next, Pass),
+    ]);
+    lines.extend(ipv4_header(Tag::One));
+    lines.extend(ipv4_upper(Tag::One));
     assemble(&lines)
 }
 
@@ -306,20 +336,21 @@ fn not_to_bridges(mask: u32) -> [Line<Label>; 6] {
 /// RFC 791, RFC 768.
 fn ipv4(ip: Ipv4Addr) -> Vec<Line<Label>> {
     let mut lines = vec![At(Label::Ipv4)];
-    lines.extend(ipv4_header());
+    lines.extend(ipv4_header(Tag::None));
     lines.extend([
         Do(op::LOAD_WORD, PAYLOAD + 12),
         Test(op::EQUAL, ip.to_bits(), Next, Drop),
     ]);
-    lines.extend(ipv4_upper());
+    lines.extend(ipv4_upper(Tag::None));
     lines
 }
 
 /// Version 4, and a header of at least five words.
-fn ipv4_header() -> Vec<Line<Label>> {
-    let mut lines = at_least(PAYLOAD + 20);
+fn ipv4_header(tag: Tag) -> Vec<Line<Label>> {
+    let payload = tag.payload();
+    let mut lines = at_least(payload + 20);
     lines.extend([
-        Do(op::LOAD_BYTE, PAYLOAD),
+        Do(op::LOAD_BYTE, payload),
         Test(op::AT_LEAST, 0x45, Next, Drop),
         Test(op::AT_LEAST, 0x50, Drop, Next),
     ]);
@@ -327,51 +358,53 @@ fn ipv4_header() -> Vec<Line<Label>> {
 }
 
 /// Nothing that configures others. A fragment that is not the first has no header of the upper protocol.
-fn ipv4_upper() -> Vec<Line<Label>> {
+fn ipv4_upper(tag: Tag) -> Vec<Line<Label>> {
+    let payload = tag.payload();
+    let (icmp, igmp) = (Label::Icmp(tag), Label::Igmp(tag));
     let mut lines = vec![
-        Do(op::LOAD_BYTE, PAYLOAD + 9),
-        Test(op::EQUAL, ICMP, Part(Label::Icmp), Next),
-        Test(op::EQUAL, IGMP, Part(Label::Igmp), Next),
+        Do(op::LOAD_BYTE, payload + 9),
+        Test(op::EQUAL, ICMP, Part(icmp), Next),
+        Test(op::EQUAL, IGMP, Part(igmp), Next),
         Test(op::EQUAL, PIM, Drop, Next),
         Test(op::EQUAL, UDP, Next, Pass),
-        Do(op::LOAD_HALF, PAYLOAD + 6),
+        Do(op::LOAD_HALF, payload + 6),
         Test(op::HAS_BITS, 0x1fff, Pass, Next),
     ];
-    lines.extend(upper_to_x(8));
+    lines.extend(upper_to_x(payload, 8));
     lines.extend([
-        Do(op::LOAD_HALF_AT_X, PAYLOAD),
+        Do(op::LOAD_HALF_AT_X, payload),
         Test(op::EQUAL, DHCP_SERVER, Drop, Next),
-        Do(op::LOAD_HALF_AT_X, PAYLOAD + 2),
+        Do(op::LOAD_HALF_AT_X, payload + 2),
         Test(op::EQUAL, DHCP_CLIENT, Drop, Pass),
-        At(Label::Icmp),
-        Do(op::LOAD_HALF, PAYLOAD + 6),
+        At(icmp),
+        Do(op::LOAD_HALF, payload + 6),
         Test(op::HAS_BITS, 0x1fff, Pass, Next),
     ]);
-    lines.extend(upper_to_x(4));
-    lines.extend([Do(op::LOAD_HALF_AT_X, PAYLOAD), Do(op::AND, 0xff00)]);
+    lines.extend(upper_to_x(payload, 4));
+    lines.extend([Do(op::LOAD_HALF_AT_X, payload), Do(op::AND, 0xff00)]);
     lines.extend(ICMP_ROUTERS.map(|kind| Test(op::EQUAL, kind, Drop, Next)));
     lines.extend([
         Test(op::AT_LEAST, 0, Pass, Pass),
-        At(Label::Igmp),
-        Do(op::LOAD_HALF, PAYLOAD + 6),
+        At(igmp),
+        Do(op::LOAD_HALF, payload + 6),
         Test(op::HAS_BITS, 0x1fff, Drop, Next),
     ]);
-    lines.extend(upper_to_x(8));
-    lines.extend([Do(op::LOAD_HALF_AT_X, PAYLOAD), Do(op::AND, 0xff00)]);
+    lines.extend(upper_to_x(payload, 8));
+    lines.extend([Do(op::LOAD_HALF_AT_X, payload), Do(op::AND, 0xff00)]);
     lines.extend(IGMP_MEMBERS.map(|kind| Test(op::EQUAL, kind, Pass, Next)));
     lines.push(Test(op::AT_LEAST, 0, Drop, Drop));
     lines
 }
 
 /// X = the length of the IPv4 header, if the frame reaches `length` bytes behind it.
-fn upper_to_x(length: u32) -> [Line<Label>; 6] {
+fn upper_to_x(payload: u32, length: u32) -> [Line<Label>; 6] {
     [
-        Do(op::HEADER_LENGTH_TO_X, PAYLOAD),
+        Do(op::HEADER_LENGTH_TO_X, payload),
         Do(op::X_TO_A, 0),
-        Do(op::ADD, PAYLOAD + length),
+        Do(op::ADD, payload + length),
         Do(op::LENGTH_TO_X, 0),
         Test(op::MORE_THAN_X, 0, Drop, Next),
-        Do(op::HEADER_LENGTH_TO_X, PAYLOAD),
+        Do(op::HEADER_LENGTH_TO_X, payload),
     ]
 }
 

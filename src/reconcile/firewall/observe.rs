@@ -1,8 +1,8 @@
 //! What stands in a VM's namespace.
 //! Not here: what ought to.
 
-use super::Firewall;
 use super::plan::{Desired, Observed, Rules};
+use super::{Firewall, rules};
 use crate::api::policy::{Packet, Protocol, Verdict};
 use crate::host::conntrack::{self, Flow};
 use crate::host::netns::Netns;
@@ -45,11 +45,18 @@ fn look(firewall: &Firewall, desired: &Desired) -> Result<Observed, host::Error>
     if desired.rules.is_none() {
         return Ok(gate);
     }
+    let refused = match &desired.rules {
+        Some(rules) if conntrack::count()? >= rules.limit / 2 => {
+            Some(firewall.backend.matched(rules::ALLOW, rules::LIMIT)?)
+        }
+        Some(_) | None => None,
+    };
     let (ruleset, generation) = firewall.backend.read_dated(&[TableName::Filter])?;
     Ok(Observed {
         ipv6_sealed: iptables::ipv6_sealed()?,
         ruleset,
         generation,
+        refused,
         ..gate
     })
 }

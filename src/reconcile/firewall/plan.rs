@@ -48,6 +48,9 @@ pub struct Observed {
     pub ipv6_sealed: bool,
     /// `net.ipv4.ip_forward`.
     pub gate_open: bool,
+    /// Packets that exceeded the limit of connections; none: not looked for, because the VM has few.
+    #[serde(skip)]
+    pub refused: Option<u64>,
     /// The generation that [`ruleset`](Self::ruleset) is of, or of a later one.
     #[serde(skip)]
     pub generation: Option<Generation>,

@@ -11,10 +11,10 @@ use super::limits::timeouts_name;
 use super::plan::{Desired, Observed};
 use crate::api::lease::subnet;
 use crate::api::network::{Block, Mac};
-use crate::host::cttimeout::Timeouts;
 use crate::host::link::Link;
 use crate::host::rule::TableName;
 use crate::host::{self, addr, conntrack, cttimeout, link, sysctl};
+use crate::reconcile::limits::Timeouts;
 use crate::reconcile::net::host_links;
 
 /// The host's switch. Ours to turn on; other people may need it, so never ours to turn off.

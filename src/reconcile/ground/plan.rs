@@ -9,12 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::super::Conflict;
 use super::bridges::{self, BridgeSeen};
-use super::limits::Limits;
+use super::limits::{self, Limits};
 use super::rules::{self, Carried};
-use crate::host::cttimeout::Timeouts;
-use crate::host::rule::{Chain, Rule, Ruleset, TableName};
+use crate::host::rule::{Chain, Rule, Ruleset, TableName, Target};
 use crate::owner::{Instance, Owned};
-use crate::reconcile::limits::{Limit, TIMEOUTS};
+use crate::reconcile::limits::{Limit, TIMEOUTS, Timeouts};
 use crate::store::Footing;
 
 /// What ought to be.
@@ -157,10 +156,11 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     if wanted.is_some() && !has_timeouts {
         plan.push(Action::SetTimeouts);
     }
+    let refers = wanted.is_none() && stays_referred_to(desired, observed, &commit);
     if commit != Commit::default() {
         plan.push(Action::Commit(commit));
     }
-    if wanted.is_none() && !has_timeouts {
+    if wanted.is_none() && !has_timeouts && !refers {
         plan.push(Action::RemoveTimeouts);
     }
     if !desired.footing.is_empty() && !observed.forwarding {
@@ -175,6 +175,17 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
 pub(super) fn timeouts() -> Timeouts {
     let of = |(_, state, seconds): (&str, u16, u32)| (state, seconds);
     TIMEOUTS.into_iter().map(of).collect()
+}
+
+/// Whether a chain that stays, because it is not ours, refers to the timeouts: the kernel keeps them then.
+fn stays_referred_to(desired: &Desired, observed: &Observed, commit: &Commit) -> bool {
+    let policy = Target::Timeout(limits::timeouts_name(&desired.instance));
+    let refers = |rule: &Rule| matches!(rule, Rule::Known { then, .. } if *then == policy);
+    observed.ruleset.tables().iter().any(|table| {
+        let goes = |name: &str| commit.remove.contains(&(table.name, name.to_owned()));
+        let mut stay = table.chains.iter().filter(|chain| !goes(&chain.name));
+        stay.any(|chain| chain.rules.iter().any(refers))
+    })
 }
 
 fn plan_chains(

@@ -57,7 +57,8 @@ const OF_A_BRIDGE: [Setting; 14] = [
     ("ipv4", "arp_accept", "0"),
     // The host answers for its addresses on the bridge, and asks in their name, not for those of its other links.
     ("ipv4", "arp_announce", "2"),
-    ("ipv4", "arp_ignore", "1"),
+    // And only to senders of its subnet: `arp_process` makes a neighbour of every sender that is answered.
+    ("ipv4", "arp_ignore", "2"),
 ];
 
 /// Writes a port's settings, in the calling thread's namespace.
@@ -104,7 +105,7 @@ pub(in crate::reconcile) fn is_bridge(link: &Link) -> bool {
     let right = Ipv4 {
         forwarding: 1,
         arp_announce: 2,
-        arp_ignore: 1,
+        arp_ignore: 2,
         ..Ipv4::default()
     };
     link.group == link_group::BRIDGE
@@ -126,7 +127,7 @@ mod tests {
             ipv4: Some(Ipv4 {
                 forwarding: 1,
                 arp_announce: 2,
-                arp_ignore: 1,
+                arp_ignore: 2,
                 ..Ipv4::default()
             }),
             ipv6: Some(OFF),

@@ -8,14 +8,16 @@ use std::time::Duration;
 use super::ending::Asked;
 use super::jailing::Jailing;
 use super::note::Note;
+use super::opened::Opened;
 use super::{
     Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch,
-    Left, NOTE, RUN_DIR_VAR, SOCKETS, STRAY, confine, ending, watch,
+    Left, NOTE, RUN_DIR_VAR, SOCKETS, STRAY, confine, ending, owners, watch,
 };
 use crate::host::blocking::within;
 use crate::host::image::{self, Use};
 use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop, Words};
 use crate::host::{Error, Kind, fs, ramdir};
+use crate::reconcile::places::Places;
 use crate::runtime::controller::stand_aside;
 
 /// For the VMM to obey SIGTERM.
@@ -39,6 +41,7 @@ const FIRST_STEP: Duration = Duration::from_millis(1);
 const LAST_STEP: Duration = Duration::from_millis(8);
 
 pub(super) async fn act(
+    places: &Places,
     desired: &Desired,
     action: &Action,
     is_given: impl Fn(u32) -> bool,
@@ -60,10 +63,10 @@ pub(super) async fn act(
         // They come by themselves: see `waits`.
         Action::PoweredDown { .. } | Action::Judge => Ok(()),
         Action::Launch { .. } => match &desired.want {
-            Some(launch) => start(desired, launch).await,
+            Some(launch) => start(places, desired, launch).await,
             None => Ok(()),
         },
-        Action::RemoveFiles(names) => remove(desired, names).await,
+        Action::RemoveFiles(names) => remove(places, desired, names).await,
         Action::RemoveRunDir => remove_dir(desired),
     }
 }
@@ -161,7 +164,7 @@ async fn wait(process: &Process, deadline: Duration) -> Result<bool, Error> {
     }
 }
 
-async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
+async fn start(places: &Places, desired: &Desired, launch: &Launch) -> Result<(), Error> {
     if launch.only_kept {
         let why =
             "it has ended, and is from before VMMs had users of their own: it is given one first";
@@ -183,7 +186,7 @@ async fn start(desired: &Desired, launch: &Launch) -> Result<(), Error> {
         let made = fs::make_pipe(&path).map(drop);
         made.map_err(|error| Error::io("make", path.display().to_string(), error))?;
     }
-    let (identity, words) = spawn(desired.clone(), launch.clone()).await?;
+    let (identity, words) = spawn(places.clone(), desired.clone(), launch.clone()).await?;
     tracing::debug!(pid = identity.pid, "started a VMM");
     let Life::Alive(process) = process::look(&identity)? else {
         ending::add_words(&desired.dir, words.as_ref());
@@ -216,27 +219,41 @@ async fn wait_until_up(desired: &Desired, pid: u32) {
 
 /// The disks are held by the VMM from before it is the VMM until it ends; by us only while we start it.
 /// What it says on its standard error comes beside its log where a jailer starts it.
-async fn spawn(desired: Desired, launch: Launch) -> Result<(Identity, Option<Words>), Error> {
+async fn spawn(
+    places: Places,
+    desired: Desired,
+    launch: Launch,
+) -> Result<(Identity, Option<Words>), Error> {
     let start = move || {
-        let held = hold(&desired.disks)?;
+        if let Some(noted) = Note::read(&desired)? {
+            confine::give_back(&noted);
+        }
+        owners::give_back(&places.disk_dir, &desired.uid.to_string())?;
+        // From here on only these descriptors are used, and none of these paths is followed again.
+        let opened = match &desired.confined {
+            Some(confined) => Some(Opened::of(&places, confined, &launch)?),
+            None => None,
+        };
+        let held = hold(&desired.disks, opened.as_ref())?;
         let (label, dir) = (desired.label.to_string(), desired.dir.display().to_string());
-        let given = confine::given(&desired, Note::read(&desired)?.as_ref())?;
         let user = desired.confined.as_ref().map(|confined| confined.user);
-        Note::of(&launch, user, given).write(&desired)?;
+        Note::of(&launch, user).write(&desired)?;
         confine::give(&desired)?;
+        if let (Some(opened), Some(user)) = (&opened, user) {
+            opened.give(&places, desired.uid, user)?;
+        }
         let cgroup = confine::cgroup(&desired);
         let fds: Vec<_> = held.iter().map(|(_, file)| file.as_fd()).collect();
         let file_limit = file_limit(&held)?;
-        let jailing = Jailing::of(&desired, &launch, &fds, file_limit)?;
-        let program = match &jailing {
-            None => confine::installed(&launch),
-            Some(_) => Vec::new(),
-        };
-        let reach = confine::reach(&desired, &program);
+        let jailing = Jailing::of(&desired, &launch, opened.as_ref(), &fds, file_limit)?;
+        let program = jailing.as_ref().map(Jailing::tool);
+        let program = program.or(opened.as_ref().map(|opened| &opened.program));
+        let beside = program.map_or(Vec::new(), |named| confine::installed(named.real()));
+        let reach = opened.as_ref().map(|opened| opened.reach(&beside));
         let confine = desired.confined.as_ref().map(|confined| Confine {
             user: confined.user,
             home: &desired.dir,
-            reach: &reach,
+            reach: reach.as_deref().unwrap_or_default(),
             kvm: confine::wants_kvm(&launch),
             cgroup: cgroup.as_deref(),
             jail: jailing.as_ref().map(Jailing::jail),
@@ -255,6 +272,7 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<(Identity, Option<Wor
                 Some(_) => &[],
             },
             record: &desired.record(),
+            program,
             confine,
         });
         let words = jailing.map(Jailing::let_go);
@@ -266,7 +284,7 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<(Identity, Option<Wor
     within(SPAWN_DEADLINE, "start", "the VMM", start).await
 }
 
-fn hold(disks: &[Disk]) -> Result<Vec<(Access, File)>, Error> {
+fn hold(disks: &[Disk], opened: Option<&Opened>) -> Result<Vec<(Access, File)>, Error> {
     let hold = |disk: &Disk| {
         let how = match disk.access {
             Access::ReadOnly => Use::Read,
@@ -274,7 +292,11 @@ fn hold(disks: &[Disk]) -> Result<Vec<(Access, File)>, Error> {
         };
         let mut tries = 1;
         loop {
-            match image::hold(&disk.path, how) {
+            let held = match opened {
+                Some(opened) => opened.hold(disk, how),
+                None => image::hold(&disk.path, how),
+            };
+            match held {
                 Err(error) if error.kind == Kind::Busy && tries < HOLD_TRIES => tries += 1,
                 other => return Ok((disk.access, other?)),
             }
@@ -314,7 +336,7 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
     ))
 }
 
-async fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
+async fn remove(places: &Places, desired: &Desired, names: &[String]) -> Result<(), Error> {
     forget_the_last(desired).await?;
     fs::remove(&desired.stopping())?;
     fs::remove(&desired.input())?;
@@ -323,16 +345,17 @@ async fn remove(desired: &Desired, names: &[String]) -> Result<(), Error> {
         fs::remove(&desired.dir.with_file_name(name))?;
     }
     match desired.left {
-        Left::Nothing => remove_all(desired, names),
+        Left::Nothing => remove_all(places, desired, names),
         Left::Log => remove_around_the_log(desired, names),
     }
 }
 
 /// The note goes last: it tells whoever comes after a crash what is left to be done.
-fn remove_all(desired: &Desired, names: &[String]) -> Result<(), Error> {
+fn remove_all(places: &Places, desired: &Desired, names: &[String]) -> Result<(), Error> {
     if let Some(noted) = Note::read(desired)? {
         confine::give_back(&noted);
     }
+    owners::give_back(&places.disk_dir, &desired.uid.to_string())?;
     confine::clear_home(desired)?;
     remove_inside(desired, names)?;
     fs::remove_draft(&desired.record())?;

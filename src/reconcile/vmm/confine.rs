@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Uid};
 
-use super::note::{Given, Note};
-use super::{Access, CONSOLE, CONSOLE_OLD, Confined, Desired, Disk, HOME_BYTES, LABEL_VAR, Launch};
+use super::note::Note;
+use super::{CONSOLE, CONSOLE_OLD, Confined, Desired, HOME_BYTES, LABEL_VAR, Launch, owners};
 use crate::host::cgroup::{self, Limits};
-use crate::host::process::{self, Identity, Reach};
+use crate::host::named::Named;
+use crate::host::process::{self, Identity};
 use crate::host::{Error, fs, ramdir};
 
 /// Of a VMM for itself: QEMU's code and tables, a translation cache, the page cache of its disks as far as it cannot be let go.
@@ -81,68 +82,33 @@ fn clear(dir: &Path, kept: &[&str]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whose the files were that are about to be given to the VMM's user. Of one that it has already: as it was noted before that;
-/// root's, if that is forgotten.
-pub(super) fn given(desired: &Desired, noted: Option<&Note>) -> Result<Vec<Given>, Error> {
-    let mut given = Vec::new();
-    let Some(confined) = &desired.confined else {
-        return Ok(given);
-    };
-    let its = [Some(confined.user), noted.and_then(|noted| noted.user)];
-    for Disk { path, .. } in written(confined) {
-        let found = std::fs::metadata(path)
-            .map_err(|error| Error::io("look at", path.display().to_string(), error))?;
-        if !found.is_file() {
-            continue;
-        }
-        let as_it_is = || Given {
-            path: path.clone(),
-            user: found.uid(),
-            group: found.gid(),
-            mode: found.mode() & 0o7777,
-        };
-        let roots = || Given {
-            path: path.clone(),
-            user: 0,
-            group: 0,
-            mode: 0o600,
-        };
-        let before = noted.and_then(|noted| noted.given.iter().find(|before| before.path == *path));
-        given.push(match its.contains(&Some(found.uid())) {
-            false => as_it_is(),
-            true => before.cloned().unwrap_or_else(roots),
-        });
-    }
-    Ok(given)
-}
-
-/// Gives the run directory with what is in it, and the disks that are written, to the VMM's user.
+/// Gives the run directory with what is in it to the VMM's user.
 pub(super) fn give(desired: &Desired) -> Result<(), Error> {
     let Some(confined) = &desired.confined else {
         return Ok(());
     };
-    give_contents(&desired.dir, confined.user)?;
-    let user = confined.user;
-    let fail = |path: &Path, error| Error::io("give to a VMM", path.display().to_string(), error);
-    for Disk { path, .. } in written(confined) {
-        // Through a symbolic link, as everybody else who opens a disk: `/dev/mapper/*` are such.
-        hand_over(path, Links::Followed, (user, user, 0o600)).map_err(|e| fail(path, e))?;
-    }
-    let dir = &desired.dir;
-    hand_over(dir, Links::Refused, (user, user, 0o700)).map_err(|error| fail(dir, error))
+    let (dir, user) = (&desired.dir, confined.user);
+    give_contents(dir, user)?;
+    let fail = |error| Error::io("give to a VMM", dir.display().to_string(), error);
+    hand_over(dir, (user, user, 0o700)).map_err(fail)
 }
 
-/// Gives back what the VMM's user still has of others' files. What cannot be given back is no reason for a VM to stay.
+/// Gives a disk that we have made to the VMM's user.
+pub(super) fn give_own_disk(disk: &Named, path: &Path, user: u32) -> Result<(), Error> {
+    let give = || -> io::Result<()> {
+        let file = disk.open()?;
+        rustix::fs::fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)))?;
+        Ok(rustix::fs::fchmod(&file, 0o600.into())?)
+    };
+    give().map_err(|error| Error::io("give to a VMM", path.display().to_string(), error))
+}
+
+/// Gives back what the VMM's user still has of others' files, from an earlier version's note.
 pub(super) fn give_back(noted: &Note) {
+    let Some(user) = noted.user else { return };
     for given in &noted.given {
-        let path = &given.path;
-        let its = std::fs::metadata(path).is_ok_and(|found| Some(found.uid()) == noted.user);
-        if !its {
-            continue;
-        }
-        let before = (given.user, given.group, given.mode);
-        if let Err(error) = hand_over(path, Links::Followed, before) {
-            tracing::warn!(path = %path.display(), %error, "a disk is not given back to its owner");
+        if let Err(error) = owners::restore(given, user) {
+            tracing::warn!(path = %given.path.display(), %error, "a disk is not given back to its owner");
         }
     }
 }
@@ -156,64 +122,27 @@ fn give_contents(dir: &Path, user: u32) -> Result<(), Error> {
         let found = entry.metadata().map_err(fail)?;
         let of_use = found.is_file() || found.file_type().is_fifo();
         if of_use && found.uid() == 0 && found.nlink() == 1 {
-            hand_over(&entry.path(), Links::Refused, (user, user, 0o600)).map_err(fail)?;
+            hand_over(&entry.path(), (user, user, 0o600)).map_err(fail)?;
         }
     }
     Ok(())
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Links {
-    Followed,
-    /// The VMM may have put one there.
-    Refused,
-}
-
-/// To this user and group, with this mode. Block devices are not given: the VMM gets a node of its own.
-fn hand_over(path: &Path, links: Links, (user, group, mode): (u32, u32, u32)) -> io::Result<()> {
-    let follow = match links {
-        Links::Followed => 0,
-        Links::Refused => libc::O_NOFOLLOW,
-    };
+/// To this user and group, with this mode. Where the VMM may have put a link, none is followed.
+fn hand_over(path: &Path, (user, group, mode): (u32, u32, u32)) -> io::Result<()> {
     let file = OpenOptions::new()
         .read(true)
-        .custom_flags(follow | libc::O_NONBLOCK)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)?;
-    if file.metadata()?.file_type().is_block_device() {
-        return Ok(());
-    }
     rustix::fs::fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
     Ok(rustix::fs::fchmod(&file, mode.into())?)
 }
 
-fn written(confined: &Confined) -> impl Iterator<Item = &Disk> {
-    let files = confined.files.iter();
-    files.filter(|file| file.access == Access::ReadWrite)
-}
-
-/// What it sees beside its run directory and the host's programs: the VM's files, and itself.
-pub(super) fn reach<'a>(desired: &'a Desired, program: &'a [PathBuf]) -> Vec<Reach<'a>> {
-    let files = desired.confined.iter().flat_map(|c| &c.files);
-    let files = files.map(|file| Reach {
-        path: &file.path,
-        writable: file.access == Access::ReadWrite,
-    });
-    let program = program.iter().map(|path| Reach {
-        path,
-        writable: false,
-    });
-    files.chain(program).collect()
-}
-
-/// A program, where it really is, and what it may need that was installed with it: `/opt/qemu/lib` and `/opt/qemu/share/qemu` of
-/// `/opt/qemu/bin/qemu-system-x86_64`. Most are where every program of the host is, and all of that is seen anyway.
-pub(super) fn installed(launch: &Launch) -> Vec<PathBuf> {
+/// What a program may need that was installed with it: `/opt/qemu/lib` and `/opt/qemu/share/qemu` of
+/// `/opt/qemu/bin/qemu-system-x86_64`. Most are where every program of the host is, and all of that is seen anyway. `real`: where the
+/// program is, in directories of root's alone.
+pub(super) fn installed(real: &Path) -> Vec<PathBuf> {
     const WITH_IT: [&str; 4] = ["lib", "lib64", "libexec", "share/qemu"];
-    let named = launch.argv.first().map(Path::new);
-    let real = named.filter(|path| path.is_absolute());
-    let Some(real) = real.and_then(|path| path.canonicalize().ok()) else {
-        return Vec::new();
-    };
     let bin = real
         .parent()
         .filter(|dir| dir.file_name().is_some_and(|name| name == "bin"));
@@ -221,12 +150,8 @@ pub(super) fn installed(launch: &Launch) -> Vec<PathBuf> {
         .and_then(Path::parent)
         .filter(|dir| dir.parent().is_some());
     let beside = prefix.map(|prefix| WITH_IT.map(|part| prefix.join(part)));
-    let beside: Vec<PathBuf> = beside
-        .into_iter()
-        .flatten()
-        .filter(|path| path.is_dir())
-        .collect();
-    [vec![real], beside].concat()
+    let beside = beside.into_iter().flatten();
+    beside.filter(|path| path.is_dir()).collect()
 }
 
 /// QEMU that translates needs none; the others know nothing else.
@@ -328,25 +253,10 @@ mod tests {
         for part in ["bin", "share/qemu", "share/keys", "lib"] {
             std::fs::create_dir_all(opt.join(part)).unwrap();
         }
-        let (program, link) = (opt.join("bin/qemu"), root.join("link"));
-        std::fs::write(&program, "").unwrap();
-        std::os::unix::fs::symlink(&program, &link).unwrap();
-        let launch = |path: &Path| Launch {
-            argv: vec![path.display().to_string()],
-            netns: None,
-            tap: String::new(),
-            files: Vec::new(),
-            pipes: Vec::new(),
-            version: None,
-            only_kept: false,
-            confined_by: Default::default(),
-        };
-        let seen = [program.clone(), opt.join("lib"), opt.join("share/qemu")];
-        assert_eq!(installed(&launch(&link)), seen);
-        assert_eq!(
-            installed(&launch(Path::new("sleep"))),
-            Vec::<PathBuf>::new()
-        );
+        let seen = [opt.join("lib"), opt.join("share/qemu")];
+        assert_eq!(installed(&opt.join("bin/qemu")), seen);
+        assert_eq!(installed(&opt.join("sbin/qemu")), Vec::<PathBuf>::new());
+        assert_eq!(installed(Path::new("/bin/qemu")), Vec::<PathBuf>::new());
     }
 
     #[test]

@@ -2,41 +2,47 @@
 //! Not here: its words (`jailer`), the mounts and capabilities ([`crate::host::process::Jail`]).
 
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::jailer::{self, HOME, Jailed};
+use super::opened::Opened;
 use super::{ConfinedBy, Desired, Launch};
 use crate::host::Error;
+use crate::host::named::Named;
 use crate::host::process::{Jail, Keep, Words};
 
 /// All of it, for one start.
-pub(super) struct Jailing {
+pub(super) struct Jailing<'a> {
     jailed: Jailed,
-    /// Where jailer and program really are.
-    tool: PathBuf,
-    program: PathBuf,
+    tool: &'a Named,
+    program: &'a Named,
     file_limit: u64,
     keep: Keep,
 }
 
-impl Jailing {
+impl<'a> Jailing<'a> {
     /// The disks, `held`, are held by the VMM through its standard error. None: no jailer starts this one.
     pub(super) fn of(
         desired: &Desired,
         launch: &Launch,
+        opened: Option<&'a Opened>,
         held: &[BorrowedFd<'_>],
         file_limit: u64,
     ) -> Result<Option<Self>, Error> {
-        let (ConfinedBy::Jailer(jailer), Some(confined)) = (&launch.confined_by, &desired.confined)
+        let (ConfinedBy::Jailer(jailer), Some(confined), Some(opened)) =
+            (&launch.confined_by, &desired.confined, opened)
         else {
             return Ok(None);
         };
-        let named = launch.argv.first().map(Path::new).unwrap_or(Path::new(""));
-        let (tool, program) = (real(&jailer.path)?, real(named)?);
-        let copy = std::fs::metadata(&program)
-            .map_err(|error| Error::io("look at", program.display().to_string(), error))?;
+        let Some(tool) = &opened.jailer else {
+            return Ok(None);
+        };
+        let program = &opened.program;
+        let copy = program
+            .metadata()
+            .map_err(|error| Error::io("look at", program.real().display().to_string(), error))?;
         Ok(Some(Self {
-            jailed: jailer::jailed(jailer, launch, &program, confined.user, file_limit),
+            jailed: jailer::jailed(jailer, launch, program.real(), confined.user, file_limit),
             tool,
             program,
             // The jailer itself sets it as it is meant, when it has made its copy.
@@ -45,11 +51,16 @@ impl Jailing {
         }))
     }
 
+    /// The jailer's own file.
+    pub(super) fn tool(&self) -> &'a Named {
+        self.tool
+    }
+
     pub(super) fn jail(&self) -> Jail<'_> {
         Jail {
             root: &self.jailed.root,
-            tool: &self.tool,
-            program: &self.program,
+            tool: self.tool,
+            program: self.program,
             home: Path::new(HOME),
             errors: self.keep.standard_error(),
         }
@@ -68,9 +79,4 @@ impl Jailing {
     pub(super) fn let_go(self) -> Words {
         self.keep.let_go()
     }
-}
-
-fn real(path: &Path) -> Result<PathBuf, Error> {
-    let real = path.canonicalize();
-    real.map_err(|error| Error::io("look at", path.display().to_string(), error))
 }

@@ -1,18 +1,25 @@
-//! What this host can do for a VMM: found out once a boot, cached in the run directory.
+//! What this host can do for a VMM: found out once a boot for each program, remembered in the run directory.
 //! Not here: what is made of it (`qemu`).
 //!
-//! # Why KVM is probed by booting
-//! `/dev/kvm` opens on hosts whose KVM cannot run an ordinary kernel (nested without hardware help, para-virtual only). So the
-//! probe boots the kernel in question without a root file system and waits for its complaint about that, which comes last.
+//! # Why KVM is tried by booting
+//! `/dev/kvm` opens on hosts whose KVM cannot run an ordinary kernel (nested without hardware help, para-virtual only). So a kernel of
+//! our own is booted (`kernel`) by the program in question, which is confined ([`process::query`]), and must give the answer that
+//! follows from a random number. Nothing that a manifest names but the program takes part, and a program's result is for that file
+//! alone, as long as it is not written to or replaced: neither a manifest's kernel nor another manifest's program decides.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use uuid::Uuid;
 
-use super::qemu;
+use super::{confine, kernel, qemu};
 use crate::host::fs::{self, Durability};
-use crate::host::{Error, cpu, process};
+use crate::host::named::Named;
+use crate::host::process::{self, Query};
+use crate::host::{Error, cpu};
 
 /// How guest code is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,84 +40,138 @@ pub struct Machine {
     pub tsc_khz: Option<u32>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Cached {
+/// What has been found out in this boot.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Known {
     boot: String,
-    machine: Machine,
+    /// The time-stamp counter's rate; none: not measured yet.
+    tsc_khz: Option<Option<u32>>,
+    /// For each program, by [`key`].
+    programs: HashMap<String, Accel>,
 }
 
-/// The file in the run directory that remembers the answer.
-const CACHE: &str = "machine.json";
-/// A kernel on real KVM gets there in well under a second.
-const PROBE_DEADLINE: Duration = Duration::from_secs(2);
-/// The last thing a kernel says that finds no root file system (init/do_mounts.c).
-const BOOTED: &str = "Unable to mount root fs";
+/// The file in the run directory that remembers the answers.
+const KNOWN: &str = "kvm.json";
+/// Programs that are remembered: a host has a few, and each upgrade brings one more.
+const MOST: usize = 64;
+/// A processor gets there in some 0.1 s.
+const DEADLINE: Duration = Duration::from_secs(3);
 /// What QEMU says of a guest that KVM cannot go on with.
 const STUCK: &str = "KVM internal error";
+const KVM: &str = "/dev/kvm";
 
-impl Machine {
-    /// Finds out, or reads from `<run_dir>/machine.json` what was found out earlier in this boot. At most about 2 s.
-    pub async fn probe(run_dir: &Path, qemu: &Path, kernel: &Path) -> Result<Self, Error> {
-        let path = run_dir.join(CACHE);
+/// Finds out what machines there are; one for the daemon.
+#[derive(Debug, Default)]
+pub struct Machines {
+    /// None: not read yet. Held while a program is tried: two at once would only slow each other down.
+    known: Mutex<Option<Known>>,
+}
+
+impl Machines {
+    /// What this program can do on this host: found out, or remembered in `<run_dir>/kvm.json` from earlier in this boot.
+    pub async fn machine(&self, run_dir: &Path, qemu: &Named) -> Result<Machine, Error> {
         let boot = fs::boot_id()?;
-        let cached =
-            fs::read(&path)?.and_then(|bytes| serde_json::from_slice::<Cached>(&bytes).ok());
-        if let Some(cached) = cached.filter(|cached| cached.boot == boot) {
-            return Ok(cached.machine);
-        }
-        let accel = if kvm_works(qemu, kernel).await {
-            Accel::Kvm
-        } else {
-            Accel::Tcg
+        let path = run_dir.join(KNOWN);
+        let mut known = self.known.lock().await;
+        let known = match &mut *known {
+            Some(known) => known,
+            none => none.insert(remembered(&path, boot)?),
         };
-        let tsc_khz = tokio::task::spawn_blocking(cpu::tsc_khz)
-            .await
-            .ok()
-            .flatten();
-        let machine = Self { accel, tsc_khz };
-        tracing::info!(?machine, "looked what this host can do for a VMM");
-        let text = serde_json::to_vec(&Cached {
-            boot: boot.to_owned(),
-            machine,
-        })
-        .map_err(|error| Error::other("describe", CACHE, error))?;
-        fs::write(&path, &text, 0o644, Durability::Process)?;
-        Ok(machine)
+        let key = key(qemu);
+        if let (Some(accel), Some(tsc_khz)) = (known.programs.get(&key), known.tsc_khz) {
+            return Ok(Machine {
+                accel: *accel,
+                tsc_khz,
+            });
+        }
+        let accel = match kvm_runs(qemu).await {
+            true => Accel::Kvm,
+            false => Accel::Tcg,
+        };
+        let tsc_khz = match known.tsc_khz {
+            Some(measured) => measured,
+            None => tokio::task::spawn_blocking(cpu::tsc_khz)
+                .await
+                .ok()
+                .flatten(),
+        };
+        tracing::info!(program = %qemu.real().display(), ?accel, "tried whether a guest runs with KVM");
+        if known.programs.len() >= MOST {
+            known.programs.clear();
+        }
+        known.programs.insert(key, accel);
+        known.tsc_khz = Some(tsc_khz);
+        let text =
+            serde_json::to_vec(known).map_err(|error| Error::other("describe", KNOWN, error))?;
+        fs::write(&path, &text, 0o600, Durability::Process)?;
+        Ok(Machine { accel, tsc_khz })
     }
 }
 
-/// Whether KVM runs this kernel: it is booted, without network or disk, for at most 2 s.
-pub async fn kvm_works(qemu: &Path, kernel: &Path) -> bool {
-    if !Path::new("/dev/kvm").exists() {
-        return false;
+/// Nothing of another boot, and nothing that cannot be understood.
+fn remembered(path: &Path, boot: &str) -> Result<Known, Error> {
+    let bytes = fs::read(path)?;
+    let known = bytes.and_then(|bytes| serde_json::from_slice::<Known>(&bytes).ok());
+    Ok(known
+        .filter(|known| known.boot == boot)
+        .unwrap_or_else(|| Known {
+            boot: boot.to_owned(),
+            ..Known::default()
+        }))
+}
+
+/// The file: its device, inode, length and times.
+fn key(program: &Named) -> String {
+    program.stamp().map(|part| part.to_string()).join("-")
+}
+
+async fn kvm_runs(qemu: &Named) -> bool {
+    Path::new(KVM).exists() && boots(qemu, Accel::Kvm).await
+}
+
+/// Whether this program boots our kernel so, with the right answer, within 3 s.
+pub async fn boots(qemu: &Named, accel: Accel) -> bool {
+    let (_, number) = Uuid::new_v4().as_u64_pair();
+    let trial = kernel::trial(number);
+    // Its standard input, which it opens anew.
+    let mut words = vec!["-M", "microvm", "-m", "16M", "-kernel", "/proc/self/fd/0"];
+    for (option, value) in qemu::accelerator(accel) {
+        words.extend([option, value]);
     }
-    let (program, kernel) = (qemu.display().to_string(), kernel.display().to_string());
-    let mut argv = vec![
-        program.as_str(),
-        "-M",
-        "microvm",
-        "-m",
-        "256M",
-        "-kernel",
-        &kernel,
-    ];
-    for (option, value) in qemu::accelerator(Accel::Kvm) {
-        argv.extend([option, value]);
+    words.extend(["-nodefaults", "-no-user-config", "-no-reboot"]);
+    words.extend(["-display", "none", "-serial", "stdio"]);
+    words.extend(["-sandbox", qemu::SANDBOX]);
+    let beside = confine::installed(qemu.real());
+    let query = Query {
+        program: qemu,
+        words: &words,
+        beside: &beside,
+        input: Some(&trial.image),
+        kvm: accel == Accel::Kvm,
+    };
+    let is_answer = |line: &str| line.trim_end() == trial.answer;
+    let enough = |said: &str| {
+        let whole = said
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
+        whole.into_iter().any(|line| is_answer(line)) || said.contains(STUCK)
+    };
+    match process::query(&query, DEADLINE, enough).await {
+        Ok(outcome) => outcome.output.lines().any(is_answer),
+        // No QEMU: the start says so.
+        Err(error) => {
+            tracing::debug!(%error, source = %error.source, "a program cannot be tried");
+            false
+        }
     }
-    argv.extend([
-        "-append",
-        "console=ttyS0 panic=-1",
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-    ]);
-    argv.extend(["-display", "none", "-serial", "stdio"]);
-    // The kernel is the user's own and runs before there is a user to run it as.
-    argv.extend(["-sandbox", qemu::SANDBOX]);
-    let enough = |said: &str| said.contains(BOOTED) || said.contains(STUCK);
-    match process::run_until(&argv, PROBE_DEADLINE, enough).await {
-        Ok(outcome) => outcome.output.contains(BOOTED),
-        // No QEMU: the launch will say so.
-        Err(_) => false,
-    }
+}
+
+/// What was found out in this boot, for people: of how many programs, and how many run guests with KVM.
+pub fn tried(run_dir: &Path) -> Option<(usize, usize)> {
+    let known = remembered(&run_dir.join(KNOWN), fs::boot_id().ok()?).ok()?;
+    let with_kvm = known
+        .programs
+        .values()
+        .filter(|accel| **accel == Accel::Kvm);
+    Some((known.programs.len(), with_kvm.count())).filter(|(all, _)| *all > 0)
 }

@@ -8,12 +8,15 @@
 //! | `jailing` | what a jailer needs to be started |
 //! | `program` | finds the VMMs' programs and their versions |
 //! | `machine` | what this host can do: KVM or not, TSC rate |
+//! | `kernel` | pure: a kernel of our own, by which KVM is tried |
 //! | `plan` | pure |
 //! | `observe` | looks at the run directory and at `/proc` |
 //! | `identity` | pure: whose a process is |
 //! | `act` | starts and stops |
 //! | `control` | talks with a VMM |
 //! | `confine` | what a VMM may have of the host |
+//! | `opened` | everything of the host's that a VMM is started with, opened once |
+//! | `owners` | owners of users' files that an earlier version has changed |
 //! | `watch` | comes back when a VMM has ended; keeps its log short meanwhile |
 //! | `ending` | how one ended; that we asked it to |
 //!
@@ -46,9 +49,12 @@ mod firecracker;
 mod identity;
 mod jailer;
 mod jailing;
+mod kernel;
 mod machine;
 mod note;
 mod observe;
+mod opened;
+mod owners;
 mod plan;
 mod program;
 mod qemu;
@@ -64,6 +70,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
+use super::places::Places;
 use super::{Conflict, Reconcile, Wait};
 use crate::api::life::Grace;
 use crate::api::meta::Uid;
@@ -74,9 +81,11 @@ use crate::owner::{Label, Owned};
 
 pub use control::{Control, GuestState};
 pub use ending::{Ended, ended, last_lines};
-pub use machine::{Accel, Machine};
+pub use machine::{Accel, Machine, Machines, boots, tried};
 pub use note::{confined_by, running, started_as};
+pub use owners::recover as recover_owners;
 pub use program::Programs;
+pub use qemu::machine_of;
 pub use recipe::{Access, ConfinedBy, Disk, Launch, NewFile, Slot, Sys, Unfit, recipe};
 pub use version::{Program, Version};
 pub use watch::{rotate, watch};
@@ -160,8 +169,20 @@ pub struct Vmm {
     seen: Mutex<HashSet<Uid>>,
     /// Set once all of `/proc` has been looked through: whatever was there before us has been seen.
     surveyed: OnceCell<()>,
+    /// Which files of the host a VMM may be started with.
+    places: Places,
     /// Whose which user is.
     users: Mutex<identity::Users>,
+}
+
+impl Vmm {
+    /// One that has seen nothing yet.
+    pub fn new(places: Places) -> Self {
+        Self {
+            places,
+            ..Self::default()
+        }
+    }
 }
 
 /// What is to run for one VM.
@@ -468,6 +489,6 @@ impl Reconcile for Vmm {
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
         let range = self.user_range();
-        act::act(desired, action, |user| range.contains(user)).await
+        act::act(&self.places, desired, action, |user| range.contains(user)).await
     }
 }

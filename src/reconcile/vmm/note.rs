@@ -29,8 +29,8 @@ pub(super) struct Note {
     /// What it read when it started.
     #[serde(default)]
     files: Vec<NewFile>,
-    /// What it was given of others' files, as it was before.
-    #[serde(default)]
+    /// What an earlier version gave it of others' files, as it was before (`owners`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) given: Vec<Given>,
 }
 
@@ -42,10 +42,30 @@ pub(super) struct Given {
     pub(super) user: u32,
     pub(super) group: u32,
     pub(super) mode: u32,
+    /// How it was changed.
+    #[serde(default, skip_serializing_if = "Change::is_default")]
+    pub(super) change: Change,
+}
+
+/// What was done to a file so that a VMM may use it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Change {
+    /// It was given to the VMM's user, by a version before this one.
+    #[default]
+    Owner,
+    /// The VMM's user was added to its ACL, which was this attribute before.
+    Acl(Option<Vec<u8>>),
+}
+
+impl Change {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Note {
-    pub(super) fn of(launch: &Launch, user: Option<u32>, given: Vec<Given>) -> Self {
+    pub(super) fn of(launch: &Launch, user: Option<u32>) -> Self {
         let program = |version: Version| Program {
             path: launch.argv.first().map(PathBuf::from).unwrap_or_default(),
             version,
@@ -55,7 +75,7 @@ impl Note {
             user,
             confined_by: launch.confined_by.clone(),
             files: launch.files.clone(),
-            given,
+            given: Vec::new(),
         }
     }
 
@@ -130,7 +150,7 @@ fn path(dir: &Path) -> PathBuf {
     dir.with_file_name(NOTE)
 }
 
-fn read(dir: &Path) -> Result<Option<Note>, host::Error> {
+pub(super) fn read(dir: &Path) -> Result<Option<Note>, host::Error> {
     let text = fs::read(&path(dir))?;
     Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
 }

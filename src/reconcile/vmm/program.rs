@@ -2,18 +2,22 @@
 //! Not here: which version knows what (the recipes).
 
 use std::collections::HashMap;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use super::{ConfinedBy, Program, Version};
+use super::{ConfinedBy, Program, Version, confine};
+use crate::api::allowed::Purpose;
 use crate::api::vm::Hypervisor;
-use crate::host::process;
+use crate::host::named::Named;
+use crate::host::process::{self, Query};
+use crate::reconcile::places::Places;
 
 /// For a program to tell its version.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Programs that are remembered: a host has a few, and each upgrade brings one more.
+const MOST: usize = 256;
 
 /// What is known of one kind of program.
 struct Kind {
@@ -58,19 +62,34 @@ fn kind(hypervisor: Hypervisor) -> Option<Kind> {
 /// The programs that have been asked.
 #[derive(Debug, Default)]
 pub struct Programs {
-    known: Mutex<HashMap<PathBuf, (Stamp, Version)>>,
+    places: Places,
+    /// By the file: its device, inode, length and times.
+    known: Mutex<HashMap<Stamp, Version>>,
     /// Whether they need libraries.
-    linked: Mutex<HashMap<PathBuf, (Stamp, bool)>>,
+    linked: Mutex<HashMap<Stamp, bool>>,
 }
 
-/// A file that has not been written to since.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    modified: Option<SystemTime>,
-    bytes: u64,
-}
+/// See [`Named::stamp`].
+type Stamp = [i128; 5];
 
 impl Programs {
+    /// None has been asked yet.
+    pub fn new(places: Places) -> Self {
+        Self {
+            places,
+            ..Self::default()
+        }
+    }
+
+    /// Opens a program that was found before.
+    ///
+    /// # Errors
+    /// It is gone, or not allowed any more. For people.
+    pub fn open(&self, program: &Program) -> Result<Named, String> {
+        let opened = self.places.open(Purpose::Program, &program.path);
+        opened.map_err(|why| why.to_string())
+    }
+
     /// The program of `hypervisor`: the one named, else the one in `PATH`. Asked for its version once as long as its file
     /// stays the same.
     ///
@@ -83,12 +102,12 @@ impl Programs {
     ) -> Result<Program, String> {
         let needed = || format!("hypervisor {hypervisor} needs the program");
         let kind = kind(hypervisor).ok_or("hypervisor none needs no program")?;
-        let (path, stamp) = find(&kind, named, &places())?.ok_or_else(|| {
+        let (path, file) = self.find(&kind, named, &places())?.ok_or_else(|| {
             let Kind { name, key, install } = kind;
             let (needed, places) = (needed(), places());
             format!("{needed} {name}, which is not in {places}: {install}, or name it with `{key}`")
         })?;
-        self.asked(path, stamp).await
+        self.asked(path, &file).await
     }
 
     /// What is to confine this Firecracker: the jailer that is named, else the one in `PATH`, if it can be used; else ourselves.
@@ -101,10 +120,10 @@ impl Programs {
         firecracker: &Program,
     ) -> Result<ConfinedBy, String> {
         let usable = async || {
-            let Some((path, stamp)) = find(&JAILER, named, &places())? else {
+            let Some((path, file)) = self.find(&JAILER, named, &places())? else {
                 return Ok(None);
             };
-            let jailer = self.asked(path, stamp).await?;
+            let jailer = self.asked(path, &file).await?;
             self.fits(&jailer, firecracker)?;
             Ok(Some(jailer))
         };
@@ -126,8 +145,8 @@ impl Programs {
                 jailer.version, firecracker.version
             ));
         }
-        let real = firecracker.path.canonicalize();
-        let real = real.map_err(|error| format!("{program}: {error}"))?;
+        let file = self.open(firecracker)?;
+        let real = file.real();
         let name = real.file_name().unwrap_or_default().to_string_lossy();
         if jailer.version < ANY_NAME && !name.contains("firecracker") {
             return Err(format!(
@@ -136,7 +155,7 @@ impl Programs {
                 real.display()
             ));
         }
-        match self.is_static(&real)? {
+        match self.is_static(&file)? {
             true => Ok(()),
             false => Err(format!(
                 "{program} is linked dynamically, and there are no libraries in a jail: take a release, which is static"
@@ -144,34 +163,70 @@ impl Programs {
         }
     }
 
-    fn is_static(&self, program: &Path) -> Result<bool, String> {
-        let stamp = stamp(program).ok_or_else(|| format!("{} is gone", program.display()))?;
+    fn is_static(&self, program: &Named) -> Result<bool, String> {
         // Each entry is true by itself, whatever its last user died of.
         let lock = || self.linked.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = lock().get(program).copied();
-        if let Some((_, is_static)) = known.filter(|(known, _)| *known == stamp) {
+        let known = lock().get(&program.stamp()).copied();
+        if let Some(is_static) = known {
             return Ok(is_static);
         }
-        let is_static = process::is_static(program)
-            .map_err(|error| format!("{} cannot be read: {error}", program.display()))?;
-        lock().insert(program.to_owned(), (stamp, is_static));
+        let is_static = program.open().and_then(|file| process::is_static(&file));
+        let is_static = is_static
+            .map_err(|error| format!("{} cannot be read: {error}", program.real().display()))?;
+        lock().insert(program.stamp(), is_static);
         Ok(is_static)
     }
 
-    async fn asked(&self, path: PathBuf, stamp: Stamp) -> Result<Program, String> {
-        let known = self.lock().get(&path).copied();
-        if let Some((_, version)) = known.filter(|(known, _)| *known == stamp) {
+    async fn asked(&self, path: PathBuf, file: &Named) -> Result<Program, String> {
+        let known = self.lock().get(&file.stamp()).copied();
+        if let Some(version) = known {
             return Ok(Program { path, version });
         }
-        let version = ask(&path).await?;
+        let version = ask(&path, file).await?;
         tracing::info!(program = %path.display(), %version, "found a program");
-        self.lock().insert(path.clone(), (stamp, version));
+        let mut known = self.lock();
+        if known.len() >= MOST {
+            known.clear();
+        }
+        known.insert(file.stamp(), version);
         Ok(Program { path, version })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, (Stamp, Version)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Stamp, Version>> {
         // Each entry is true by itself, whatever its last user died of.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None`: none is named, and none is there.
+    fn find(
+        &self,
+        kind: &Kind,
+        named: Option<&Path>,
+        places: &str,
+    ) -> Result<Option<(PathBuf, Named)>, String> {
+        let Kind { name, key, install } = kind;
+        let open = |path: &Path| self.places.open(Purpose::Program, path);
+        if let Some(path) = named {
+            return match open(path) {
+                Ok(file) => Ok(Some((path.to_owned(), file))),
+                Err(why) if why.is_absent() => Err(format!(
+                    "`{key}` names {}, and there is no program: correct it, or {install}",
+                    path.display()
+                )),
+                Err(why) => Err(format!("`{key}`: {why}")),
+            };
+        }
+        let mut refused = None;
+        let places = std::env::split_paths(places).filter(|place| place.is_absolute());
+        for path in places.map(|place| place.join(name)) {
+            match open(&path) {
+                Ok(file) => return Ok(Some((path, file))),
+                // What is there and is not accepted is said only if nothing else is found.
+                Err(why) if path.exists() => refused = refused.or(Some(why.to_string())),
+                Err(_) => {}
+            }
+        }
+        refused.map_or(Ok(None), Err)
     }
 }
 
@@ -180,65 +235,47 @@ fn places() -> String {
     places.to_string_lossy().into_owned()
 }
 
-/// `None`: none is named, and none is there.
-fn find(
-    kind: &Kind,
-    named: Option<&Path>,
-    places: &str,
-) -> Result<Option<(PathBuf, Stamp)>, String> {
-    let Kind { name, key, install } = kind;
-    if let Some(path) = named {
-        return match stamp(path) {
-            Some(stamp) => Ok(Some((path.to_owned(), stamp))),
-            None => Err(format!(
-                "`{key}` names {}, and there is no program: correct it, or {install}",
-                path.display()
-            )),
-        };
-    }
-    let mut paths = std::env::split_paths(places)
-        .filter(|place| place.is_absolute())
-        .map(|place| place.join(name));
-    Ok(paths.find_map(|path| stamp(&path).map(|stamp| (path, stamp))))
-}
-
-/// `None`: no file that could be run.
-fn stamp(path: &Path) -> Option<Stamp> {
-    let found = fs::metadata(path).ok()?;
-    let runs = found.is_file() && found.permissions().mode() & 0o111 != 0;
-    runs.then(|| Stamp {
-        modified: found.modified().ok(),
-        bytes: found.len(),
-    })
-}
-
-async fn ask(path: &Path) -> Result<Version, String> {
+/// Confined, as everything that a manifest may name.
+async fn ask(path: &Path, file: &Named) -> Result<Version, String> {
     let shown = path.display().to_string();
+    let beside = confine::installed(file.real());
+    let query = Query {
+        program: file,
+        words: &["--version"],
+        beside: &beside,
+        input: None,
+        kvm: false,
+    };
     let a_line = |said: &str| said.contains('\n');
-    let outcome = process::run_until(&[&shown, "--version"], PATIENCE, a_line).await;
+    let outcome = process::query(&query, PATIENCE, a_line).await;
     let said = outcome
         .map_err(|error| format!("{error}: {}", error.source))?
         .output;
     Version::said(&said).ok_or_else(|| {
-        let first: String = said
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .chars()
-            .take(80)
-            .collect();
+        let first = said.lines().next().unwrap_or_default().chars();
+        let first: String = first.take(80).collect();
         format!("`{shown} --version` says {first:?}, which tells no version")
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    /// Where tests put programs.
+    fn programs(dir: &Path) -> Programs {
+        let mut places = Places::default();
+        places.allowed.programs.push(dir.to_owned());
+        Programs::new(places)
+    }
 
     #[tokio::test]
     async fn a_missing_program_is_told_with_where_it_was_looked_for_and_how_to_come_by_it() {
         let dir = tempfile::tempdir().unwrap();
-        let programs = Programs::default();
+        let programs = programs(dir.path());
         // No machine of ours has it in its PATH.
         let why = programs.get(Hypervisor::CloudHypervisor, None).await;
         let why = why.unwrap_err();
@@ -247,16 +284,20 @@ mod tests {
         }
         let place = dir.path().display().to_string();
         let kind = kind(Hypervisor::Firecracker).unwrap();
-        let look = |named: Option<&Path>| find(&kind, named, &format!("relative:{place}"));
+        let look = |named: Option<&Path>| {
+            let found = programs.find(&kind, named, &format!("relative:{place}"));
+            found.map(|found| found.map(|(path, _)| path))
+        };
         assert_eq!(look(None), Ok(None));
         let path = dir.path().join("firecracker");
         fs::write(&path, "#!/bin/sh\n").unwrap();
-        assert_eq!(look(None), Ok(None), "it cannot be run");
+        let why = look(None).unwrap_err();
+        assert!(why.contains("cannot be executed"), "{why}");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(look(None).unwrap().unwrap().0, path);
-        let why = look(Some(Path::new("/nowhere/fc"))).unwrap_err();
+        assert_eq!(look(None).unwrap().unwrap(), path);
+        let why = look(Some(&dir.path().join("nowhere"))).unwrap_err();
         assert!(
-            why.contains("/nowhere/fc") && why.contains("firecracker_bin"),
+            why.contains("nowhere") && why.contains("firecracker_bin"),
             "{why}"
         );
     }
@@ -265,7 +306,7 @@ mod tests {
     async fn a_jailer_that_was_named_must_do_and_one_that_is_only_there_is_passed_over() {
         let dir = tempfile::tempdir().unwrap();
         let [fc, jailer] = ["firecracker", "jailer"].map(|name| dir.path().join(name));
-        let programs = Programs::default();
+        let programs = programs(dir.path());
         let named = async |version| {
             make(&jailer, version);
             let firecracker = Program {
@@ -307,7 +348,7 @@ mod tests {
     async fn a_program_is_asked_again_when_its_file_is_another() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fc");
-        let programs = Programs::default();
+        let programs = programs(dir.path());
         for (text, minor) in [("Firecracker v1.9.0", 9), ("Firecracker v1.15.1", 15)] {
             make(&path, text);
             let got = programs.get(Hypervisor::Firecracker, Some(&path)).await;

@@ -124,6 +124,31 @@ pub(super) fn accelerator(accel: Accel) -> [(&'static str, &'static str); 2] {
     }
 }
 
+/// On which machine this one runs, by what it was told.
+pub fn machine_of(argv: &[String]) -> Machine {
+    let after = |option: &str| {
+        let at = argv.iter().position(|word| word == option)?;
+        argv.get(at + 1)
+    };
+    let accel = match after("-accel") {
+        Some(accel) if accel.starts_with("tcg") => Accel::Tcg,
+        Some(_) | None => Accel::Kvm,
+    };
+    let line = after("-append").map_or("", String::as_str);
+    // Behind our own first word: elsewhere it is the user's.
+    let mut words = line
+        .split(' ')
+        .skip_while(|word| *word != "nokaslr")
+        .skip(1);
+    let rate = words
+        .next()
+        .and_then(|word| word.strip_prefix("tsc_early_khz="));
+    Machine {
+        accel,
+        tsc_khz: rate.and_then(|rate| rate.parse().ok()),
+    }
+}
+
 /// The MTU is said only where it is not what a guest takes for granted. A card on PCI would bring a ROM to boot from, which is in
 /// another package.
 fn network_card(connection: &Connection, board: Board) -> String {

@@ -11,10 +11,7 @@ mod apart;
 mod discovery;
 mod oracle;
 
-use oracle::{
-    LINK_LOCAL, arp_frame, discovery, ethernet_frame, ipv4_frame, ipv6_frame, ipv6_from,
-    mac_option, passable, seeds, udp_from,
-};
+use oracle::{arp_frame, ethernet_frame, ipv4_frame, ipv6_frame, passable, seeds, udp_from};
 
 const MAC: Mac = Mac(oracle::MAC);
 const IP: Ipv4Addr = oracle::IP;

@@ -252,6 +252,17 @@ fn on_a_users_bridge_a_guest_that_may_send_as_anybody_still_configures_nobody() 
         let tagged = [&[0, 0][..], &inner[12..]].concat();
         assert!(!unmanaged(&ethernet_frame(tag, &tagged)), "{tag:#x}");
     }
+    // Behind a second tag IPv4 passes, with what it must not say.
+    let behind = |inner: &[u8]| ethernet_frame(0x8100, &[&[0, 0][..], &inner[12..]].concat());
+    assert!(unmanaged(&behind(&ipv4_frame(17, 0, 0, &udp_from(53)))));
+    assert!(!unmanaged(&behind(&ipv4_frame(17, 0, 8, &udp_from(67)))));
+    assert!(!unmanaged(&behind(&ipv4_frame(1, 0, 0, &[5, 0, 0, 0]))));
+    assert!(!unmanaged(&behind(&behind(&ipv4_frame(
+        17,
+        0,
+        0,
+        &udp_from(53)
+    )))));
     for port in [67u8, 68] {
         let udp = match port {
             67 => vec![0, 67, 0, 1, 0, 8, 0, 0],

@@ -1,0 +1,214 @@
+//! Below which directories of the host a manifest may name programs and images. A setting of the daemon, never of a manifest.
+//! Not here: opening what is named ([`crate::host::named`]).
+//!
+//! # Why
+//! Whoever may talk to the socket may write any path into a manifest, and the daemon is root. So what a path may lead to is the
+//! administrator's decision: programs that root installed, images that root put where images are.
+
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::host_group::HostGroupSpec;
+use super::manifest::{Draft, Problem};
+
+/// Where distributions and administrators install programs.
+const PROGRAMS: [&str; 10] = [
+    "/usr/bin",
+    "/usr/sbin",
+    "/bin",
+    "/sbin",
+    "/usr/local",
+    "/usr/lib",
+    "/usr/libexec",
+    "/opt",
+    "/nix/store",
+    "/run/current-system/sw/bin",
+];
+/// Where images are.
+const IMAGES: &str = "/var/lib/slice/images";
+
+/// What a path of a manifest names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Purpose {
+    /// A program that is executed.
+    Program,
+    /// A kernel, an initrd, an image, a disk.
+    Image,
+}
+
+impl Purpose {
+    /// The setting that lists the directories.
+    pub const fn setting(self) -> &'static str {
+        match self {
+            Self::Program => "programs",
+            Self::Image => "images",
+        }
+    }
+}
+
+/// The directories.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowed {
+    /// Of programs.
+    pub programs: Vec<PathBuf>,
+    /// Of kernels, initrds, images and disks.
+    pub images: Vec<PathBuf>,
+}
+
+impl Default for Allowed {
+    fn default() -> Self {
+        Self {
+            programs: PROGRAMS.iter().map(PathBuf::from).collect(),
+            images: vec![IMAGES.into()],
+        }
+    }
+}
+
+impl Allowed {
+    /// The directories for this purpose.
+    pub fn of(&self, purpose: Purpose) -> &[PathBuf] {
+        match purpose {
+            Purpose::Program => &self.programs,
+            Purpose::Image => &self.images,
+        }
+    }
+
+    /// The longest of the directories that `path` lies below, by its text alone. None: it lies below none.
+    pub fn directory_of(&self, purpose: Purpose, path: &Path) -> Option<&Path> {
+        let below = |dir: &&PathBuf| path.starts_with(dir) && path != dir.as_path();
+        let dirs = self.of(purpose).iter().filter(|_| is_straight(path));
+        let longest = dirs
+            .filter(below)
+            .max_by_key(|dir| dir.components().count());
+        longest.map(PathBuf::as_path)
+    }
+
+    /// The same, or what is wrong with the path, for people.
+    ///
+    /// # Errors
+    /// `found …, expected …`.
+    pub fn check(&self, purpose: Purpose, path: &Path) -> Result<&Path, String> {
+        self.directory_of(purpose, path).ok_or_else(|| {
+            let dirs: Vec<String> = self.of(purpose).iter().map(|d| d.display().to_string()).collect();
+            let (found, dirs) = (path.display(), dirs.join(", "));
+            format!(
+                "found {found}, expected a path below one of the directories that `{}` of sliced lists: {dirs}",
+                purpose.setting()
+            )
+        })
+    }
+
+    /// What of a manifest names a path that is not allowed, each with its place.
+    pub fn objections(&self, draft: &Draft) -> Vec<Problem> {
+        let named = named(&draft.spec).into_iter();
+        let refused = named.filter_map(|(field, purpose, path)| {
+            let why = self.check(purpose, &path).err()?;
+            Some(draft.problem(&field, why))
+        });
+        refused.collect()
+    }
+}
+
+/// Absolute, without `.` and `..`.
+pub fn is_straight(path: &Path) -> bool {
+    let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+    path.is_absolute() && path.components().all(plain)
+}
+
+/// Every path of the host that a group's VMs use, with its field.
+fn named(spec: &HostGroupSpec) -> Vec<(String, Purpose, PathBuf)> {
+    let vm = &spec.template;
+    let program = match vm.hypervisor {
+        super::vm::Hypervisor::Qemu => "qemu_bin",
+        super::vm::Hypervisor::Firecracker => "firecracker_bin",
+        super::vm::Hypervisor::CloudHypervisor => "cloud_hypervisor_bin",
+        super::vm::Hypervisor::None => "hypervisor",
+    };
+    let single = [
+        (program, Purpose::Program, &vm.life.program),
+        ("jailer_bin", Purpose::Program, &vm.life.jailer),
+        ("kernel_file", Purpose::Image, &vm.kernel_file),
+        ("initrd_file", Purpose::Image, &vm.initrd_file),
+        ("image", Purpose::Image, &vm.storage.image),
+    ];
+    let single = single
+        .into_iter()
+        .filter_map(|(field, purpose, path)| Some((field.to_owned(), purpose, path.clone()?)));
+    let disks = vm.storage.disks.iter().enumerate().map(|(at, disk)| {
+        let field = format!("disks[{at}].path");
+        (field, Purpose::Image, disk.path.clone())
+    });
+    single.chain(disks).collect()
+}
+
+/// A list of directories as `--programs` and `--images` take it: `DIR[:DIR]`.
+///
+/// # Errors
+/// One of them is no absolute path.
+pub fn directories(text: &str) -> Result<Vec<PathBuf>, String> {
+    text.split(':').map(directory).collect()
+}
+
+/// One directory.
+///
+/// # Errors
+/// `found …, expected …`.
+pub fn directory(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let plain = !text.contains(char::is_control) && path.parent().is_some();
+    match is_straight(&path) && plain {
+        true => Ok(path.components().collect()),
+        false => Err(format!(
+            "found {text:?}, expected the absolute path of a directory other than /, without \"..\""
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_allowed_below_a_directory_and_nowhere_else() {
+        let allowed = Allowed {
+            programs: vec!["/usr/bin".into()],
+            images: vec!["/srv/images".into(), "/srv/images/private".into()],
+        };
+        let dir = |path: &str| allowed.directory_of(Purpose::Image, Path::new(path));
+        assert_eq!(dir("/srv/images/a/b"), Some(Path::new("/srv/images")));
+        assert_eq!(
+            dir("/srv/images/private/x"),
+            Some(Path::new("/srv/images/private"))
+        );
+        for outside in [
+            "/srv/images",
+            "/srv/images/",
+            "/srv/images-2/a",
+            "/srv/images/../../etc/shadow",
+            "/srv/images/a/../b",
+            "srv/images/a",
+            "/etc/shadow",
+            "/usr/bin/x",
+            "/",
+            "",
+        ] {
+            assert_eq!(dir(outside), None, "{outside}");
+        }
+        let why = allowed.check(Purpose::Program, Path::new("/tmp/x.sh"));
+        let why = why.unwrap_err();
+        assert!(
+            why.contains("/tmp/x.sh") && why.contains("/usr/bin") && why.contains("`programs`")
+        );
+    }
+
+    #[test]
+    fn directories_are_absolute_and_straight() {
+        let two = directories("/srv/a:/srv/b/").unwrap();
+        assert_eq!(two, [Path::new("/srv/a"), Path::new("/srv/b")]);
+        for bad in ["", "/", "a", "/a/../b", "/a::/b", "/a:", "/a\n"] {
+            assert!(directories(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The daemon's settings file, `/etc/slice/sliced.yaml`.
+//! Not here: settings that are arguments of `sliced` alone.
+
+use std::path::PathBuf;
+
+use super::super::allowed::directory;
+use super::Source;
+use super::problem::{Location, Problem};
+use super::section::{Field, Reader, Section};
+use super::yaml::{self, Value};
+
+const KEYS: [&str; 2] = ["programs", "images"];
+
+/// What the file says. None: nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Below which directories programs may lie.
+    pub programs: Option<Vec<PathBuf>>,
+    /// Below which directories kernels, initrds, images and disks may lie.
+    pub images: Option<Vec<PathBuf>>,
+}
+
+/// Reads it, or says all that is wrong with it.
+pub fn parse(source: &Source) -> Result<Settings, Vec<Problem>> {
+    let documents = yaml::read(&source.text).map_err(|fault| {
+        vec![Problem {
+            at: Location::new(&source.name, fault.at),
+            field: String::new(),
+            message: fault.message,
+        }]
+    })?;
+    let mut reader = Reader::new(&source.name);
+    let mut settings = Settings::default();
+    for (at, document) in documents.iter().enumerate() {
+        // Comments alone, or a `---` at the end.
+        if document.value == Value::Null {
+            continue;
+        }
+        if at > 0 {
+            reader.refuse_at(document.at, "", "found a second document, expected one");
+            continue;
+        }
+        let root = Field {
+            path: String::new(),
+            node: document,
+        };
+        let Some(section) = reader.section(&root, &KEYS) else {
+            continue;
+        };
+        settings.programs = directories(&mut reader, &section, "programs");
+        settings.images = directories(&mut reader, &section, "images");
+    }
+    let problems = reader.into_problems();
+    match problems.is_empty() {
+        true => Ok(settings),
+        false => Err(problems),
+    }
+}
+
+fn directories(reader: &mut Reader, section: &Section, key: &str) -> Option<Vec<PathBuf>> {
+    const EXPECTED: &str = "a list of directories";
+    let field = section.get(key)?;
+    let items = reader.list(field, EXPECTED);
+    let mut dirs = Vec::new();
+    for item in &items {
+        let Some(text) = reader.text(item, "the absolute path of a directory") else {
+            continue;
+        };
+        match directory(text) {
+            Ok(dir) => dirs.push(dir),
+            Err(why) => reader.refuse(item, why),
+        }
+    }
+    Some(dirs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Settings, String> {
+        let source = Source {
+            name: "sliced.yaml".to_owned(),
+            text: text.to_owned(),
+        };
+        parse(&source).map_err(|problems| problems[0].to_string())
+    }
+
+    #[test]
+    fn both_lists_are_read_and_what_is_not_said_stays_unsaid() {
+        let settings = parsed("images:\n  - /srv/images\n  - /dev/vg0/\n").unwrap();
+        assert_eq!(settings.programs, None);
+        let images = settings.images.unwrap();
+        assert_eq!(images, [PathBuf::from("/srv/images"), "/dev/vg0".into()]);
+        assert_eq!(parsed("# nothing\n"), Ok(Settings::default()));
+        assert_eq!(parsed("images: []\n").unwrap().images, Some(vec![]));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_place() {
+        for (text, place) in [
+            ("images: /srv\n", "sliced.yaml:1:9: images: found"),
+            (
+                "images:\n  - srv\n",
+                "sliced.yaml:2:5: images[0]: found \"srv\"",
+            ),
+            (
+                "images:\n  - /\n",
+                "sliced.yaml:2:5: images[0]: found \"/\"",
+            ),
+            ("images:\n  - /a/../b\n", "sliced.yaml:2:5: images[0]"),
+            (
+                "programs:\n  - 7\n",
+                "sliced.yaml:2:5: programs[0]: found 7",
+            ),
+            ("image: []\n", "sliced.yaml:1:1: unknown key"),
+            (
+                "images: []\nimages: []\n",
+                "sliced.yaml:2:1: images: the key is here twice",
+            ),
+            ("[", "sliced.yaml:"),
+            ("images: []\n---\nimages: []\n", "expected one"),
+        ] {
+            let why = parsed(text).unwrap_err();
+            assert!(why.contains(place), "{text}: {why}");
+        }
+    }
+}

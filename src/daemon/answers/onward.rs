@@ -1,0 +1,58 @@
+//! What of the host decides about a packet that a VM's namespace has let go.
+//! Not here: deciding (`reconcile::explain`).
+
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+
+use crate::host::iptables::Translations;
+use crate::host::rule::{Rule, TableName, Test};
+use crate::host::{Error, link, route};
+use crate::owner::{Instance, link_group};
+use crate::reconcile::engine::Engine;
+use crate::reconcile::ground::apart;
+
+/// What was found.
+pub(super) struct Onward {
+    /// Subnets that daemons of this host close to isolated VMs.
+    pub closed: Vec<Ipv4Network>,
+    /// The link of a VM that the destination is reached by.
+    pub neighbour: Option<String>,
+    /// What the host sends elsewhere than was said.
+    pub translations: Vec<Translations>,
+}
+
+pub(super) async fn look(engine: &Engine, destination: Ipv4Addr) -> Result<Onward, Error> {
+    let hands = &engine.hands;
+    let backend = hands.backend.clone();
+    let read = move || Ok((backend.translations()?, backend.read(&[TableName::Mangle])?));
+    let (translations, mangle) = hands.home.run(read).await?;
+    let of_a_daemon =
+        |name: &str| Instance::of_chain(name).is_some_and(|of| of.chain(apart::ROLE) == name);
+    let chains = mangle.tables().iter().flat_map(|table| &table.chains);
+    let rules = chains
+        .filter(|chain| of_a_daemon(&chain.name))
+        .flat_map(|chain| &chain.rules);
+    let closed = rules.filter_map(|rule| match rule {
+        Rule::Known { when, .. } => match (when.in_group, when.dst) {
+            (Some(_), Some(Test::Is(subnet))) => Some(subnet),
+            _ => None,
+        },
+        Rule::Foreign(_) => None,
+    });
+    let closed = closed.collect();
+    let over = route::lookup(&hands.netlink, destination).await?;
+    let neighbour = match over {
+        Some((index, _)) => {
+            let links = link::list(&hands.netlink).await?;
+            let found = links.into_iter().find(|link| link.index == index);
+            found.filter(|link| link.group & link_group::MASK == link_group::ANY)
+        }
+        None => None,
+    };
+    Ok(Onward {
+        closed,
+        neighbour: neighbour.map(|link| link.name),
+        translations,
+    })
+}

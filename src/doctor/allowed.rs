@@ -1,0 +1,88 @@
+//! The directories of programs and images: whether they are there, and writable by root alone.
+//! Not here: what is in them.
+
+use std::path::PathBuf;
+
+use super::{Host, ok, warn};
+use crate::api::allowed::{Allowed, Purpose};
+use crate::api::view::Check;
+use crate::host::named::{self, Refusal};
+
+pub(super) fn checks(cx: &Host) -> Vec<Check> {
+    let look = |purpose| {
+        let dirs = cx.allowed.of(purpose).iter();
+        let looked = dirs.map(|dir| (dir.clone(), named::check_directory(dir)));
+        judge(purpose, &looked.collect::<Vec<_>>())
+    };
+    [Purpose::Program, Purpose::Image].map(look).to_vec()
+}
+
+fn name(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Program => "directories of programs",
+        Purpose::Image => "directories of images",
+    }
+}
+
+/// What the system does not have of the default's directories is no fault; of images, one must be there.
+fn judge(purpose: Purpose, looked: &[(PathBuf, Result<(), Refusal>)]) -> Check {
+    let (name, setting) = (name(purpose), purpose.setting());
+    let mut unfit = looked.iter().filter_map(|(_, look)| look.as_ref().err());
+    let refused = unfit.find(|refusal| !refusal.is_absent());
+    if let Some(refusal) = refused {
+        let remedy = format!(
+            "Nothing below it is used: chown root and chmod go-w it and what is above it, or take it out of `{setting}:` in /etc/slice/sliced.yaml (--{setting})."
+        );
+        return warn(name, refusal.to_string(), remedy);
+    }
+    let there = looked.iter().filter(|(_, look)| look.is_ok());
+    let there: Vec<String> = there.map(|(dir, _)| dir.display().to_string()).collect();
+    if !there.is_empty() {
+        return ok(
+            name,
+            format!("{}, writable by root alone", there.join(", ")),
+        );
+    }
+    let all = Allowed::default();
+    let dirs = match looked.is_empty() {
+        true => all.of(purpose).to_vec(),
+        false => looked.iter().map(|(dir, _)| dir.clone()).collect(),
+    };
+    let first = dirs.first().cloned().unwrap_or_default();
+    let found = match looked.is_empty() {
+        true => format!("`{setting}:` is empty: no manifest may name any"),
+        false => format!("{} does not exist", first.display()),
+    };
+    let remedy = format!(
+        "Make it with `install -d -m 755 {0}`, or name others with `{setting}:` in /etc/slice/sliced.yaml (--{setting}).",
+        first.display()
+    );
+    warn(name, found, remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::view::CheckVerdict;
+
+    #[test]
+    fn a_directory_that_others_can_write_and_none_at_all_are_told_of() {
+        let absent = |dir: &str| (PathBuf::from(dir), Err(Refusal::Absent(dir.into())));
+        let fine = |dir: &str| (PathBuf::from(dir), Ok(()));
+        let loose = Refusal::NotAccepted {
+            path: "/srv/images".into(),
+            found: "a directory of user 1000 with mode 0755".to_owned(),
+            expected: "a directory that only root can write",
+        };
+        let loose = (PathBuf::from("/srv/images"), Err(loose));
+        let of = |looked: &[_]| judge(Purpose::Image, looked);
+        assert_eq!(of(&[fine("/a"), absent("/b")]).verdict, CheckVerdict::Ok);
+        let check = of(&[fine("/a"), loose]);
+        assert_eq!(check.verdict, CheckVerdict::Warn);
+        assert!(check.found.contains("user 1000") && check.remedy.contains("--images"));
+        let none = of(&[absent("/b")]);
+        assert_eq!(none.verdict, CheckVerdict::Warn);
+        assert!(none.found.contains("/b does not exist"));
+        assert!(of(&[]).found.contains("`images:` is empty"));
+    }
+}

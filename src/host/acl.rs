@@ -1,0 +1,188 @@
+//! POSIX ACLs of files: one more user, and back.
+//! Not here: who, and why (`crate::reconcile::vmm`).
+//!
+//! The form is that of the attribute `system.posix_acl_access` (include/uapi/linux/posix_acl_xattr.h): a version, then entries of a tag,
+//! what is allowed, and an id, ordered by tag and id. The mask bounds everybody but the owner and others, and is what the mode shows as
+//! the group's bits.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+const NAME: &str = "system.posix_acl_access";
+const VERSION: u32 = 2;
+const READ_WRITE: u16 = 6;
+/// Bytes: the kernel gives no longer attribute.
+const LONGEST: usize = 64 << 10;
+
+const OWNER: u16 = 0x01;
+const USER: u16 = 0x02;
+const GROUP: u16 = 0x04;
+const MASK: u16 = 0x10;
+const OTHERS: u16 = 0x20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    tag: u16,
+    id: u32,
+    may: u16,
+}
+
+/// The attribute as it is; none: the mode says all.
+pub fn get(file: impl AsFd) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = vec![0; LONGEST];
+    match rustix::fs::fgetxattr(file, NAME, &mut bytes[..]) {
+        Ok(length) => {
+            bytes.truncate(length);
+            Ok(Some(bytes))
+        }
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// As it was before.
+pub fn put_back(file: impl AsFd, before: Option<&[u8]>) -> io::Result<()> {
+    match before {
+        Some(bytes) => Ok(rustix::fs::fsetxattr(
+            file,
+            NAME,
+            bytes,
+            XattrFlags::empty(),
+        )?),
+        None => match rustix::fs::fremovexattr(file, NAME) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
+/// Whether the attribute has an entry for this user.
+pub fn names(attribute: Option<&[u8]>, user: u32) -> bool {
+    let entries = attribute.and_then(parse).unwrap_or_default();
+    entries
+        .iter()
+        .any(|entry| (entry.tag, entry.id) == (USER, user))
+}
+
+/// Lets one more user read and write the file, with this mode and this attribute.
+pub fn let_in(file: impl AsFd, mode: u32, attribute: Option<&[u8]>, user: u32) -> io::Result<()> {
+    let entries = match attribute {
+        Some(bytes) => parse(bytes).ok_or(io::ErrorKind::InvalidData)?,
+        None => of_mode(mode),
+    };
+    let bytes = write(&with(entries, user));
+    Ok(rustix::fs::fsetxattr(
+        file,
+        NAME,
+        &bytes,
+        XattrFlags::empty(),
+    )?)
+}
+
+fn of_mode(mode: u32) -> Vec<Entry> {
+    let entry = |tag, shift: u32| Entry {
+        tag,
+        id: u32::MAX,
+        may: (mode >> shift & 7) as u16,
+    };
+    vec![entry(OWNER, 6), entry(GROUP, 3), entry(OTHERS, 0)]
+}
+
+/// The user's entry, and a mask that bounds neither it nor anybody whom it did not bound before. What the mask hid from others would come
+/// to light with a wider one: their entries are cut to it first.
+fn with(mut entries: Vec<Entry>, user: u32) -> Vec<Entry> {
+    let mask = entries
+        .iter()
+        .find(|entry| entry.tag == MASK)
+        .map_or(7, |mask| mask.may);
+    entries.retain(|entry| entry.tag != MASK && (entry.tag, entry.id) != (USER, user));
+    for entry in &mut entries {
+        if ![OWNER, OTHERS].contains(&entry.tag) {
+            entry.may &= mask;
+        }
+    }
+    entries.push(Entry {
+        tag: USER,
+        id: user,
+        may: READ_WRITE,
+    });
+    let bounded = entries
+        .iter()
+        .filter(|entry| ![OWNER, OTHERS].contains(&entry.tag));
+    let all = bounded.fold(0, |all, entry| all | entry.may);
+    entries.push(Entry {
+        tag: MASK,
+        id: u32::MAX,
+        may: all,
+    });
+    entries.sort_unstable();
+    entries
+}
+
+fn parse(bytes: &[u8]) -> Option<Vec<Entry>> {
+    let (version, rest) = bytes.split_first_chunk::<4>()?;
+    if u32::from_le_bytes(*version) != VERSION || rest.len() % 8 != 0 {
+        return None;
+    }
+    let entry = |bytes: &[u8]| {
+        let short = |at: usize| Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+        Some(Entry {
+            tag: short(0)?,
+            may: short(2)?,
+            id: u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?),
+        })
+    };
+    rest.chunks(8).map(entry).collect()
+}
+
+fn write(entries: &[Entry]) -> Vec<u8> {
+    let mut bytes = VERSION.to_le_bytes().to_vec();
+    for entry in entries {
+        bytes.extend(entry.tag.to_le_bytes());
+        bytes.extend(entry.may.to_le_bytes());
+        bytes.extend(entry.id.to_le_bytes());
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_more_user_and_nobody_else_may_more_than_before() {
+        let simple = with(of_mode(0o640), 70_000);
+        let may = |entries: &[Entry], tag, id| {
+            let found = entries
+                .iter()
+                .find(|entry| (entry.tag, entry.id) == (tag, id));
+            found.map(|entry| entry.may)
+        };
+        let none = u32::MAX;
+        assert_eq!(may(&simple, USER, 70_000), Some(6));
+        assert_eq!(may(&simple, GROUP, none), Some(4));
+        assert_eq!(may(&simple, MASK, none), Some(6));
+        assert_eq!(may(&simple, OTHERS, none), Some(0));
+        // A mask that hides what another user's entry would allow.
+        let entry = |tag, id, may| Entry { tag, id, may };
+        let masked = vec![
+            entry(OWNER, none, 6),
+            entry(USER, 4321, 7),
+            entry(GROUP, none, 6),
+            entry(MASK, none, 4),
+            entry(OTHERS, none, 4),
+        ];
+        let bytes = write(&masked);
+        assert_eq!(parse(&bytes), Some(masked.clone()));
+        let wider = with(masked, 70_000);
+        assert_eq!(may(&wider, USER, 4321), Some(4), "not more than before");
+        assert_eq!(may(&wider, GROUP, none), Some(4));
+        assert_eq!(with(wider.clone(), 70_000), wider, "twice is once");
+        assert!(names(Some(&write(&wider)), 70_000) && !names(Some(&bytes), 70_000));
+        assert_eq!(parse(b""), None);
+        assert_eq!(parse(&bytes[..9]), None);
+    }
+}

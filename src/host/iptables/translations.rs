@@ -1,0 +1,111 @@
+//! What a host sends elsewhere than was said: the nat chains that packets meet when they come in, of every table of IPv4, iptables' or not.
+//! Not here: what becomes of one packet.
+
+use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
+use super::{Backend, Flavour, expr, legacy};
+use crate::host::Error;
+use crate::host::rule::{Chain, TableName};
+
+const GETCHAIN: u16 = NFTABLES | 4;
+const GETRULE: u16 = NFTABLES | 7;
+
+/// `NFPROTO_IPV4` and `NFPROTO_INET` of `linux/netfilter.h`, and what `nft` calls them.
+const FAMILIES: [(u8, &str); 2] = [(2, "ip"), (1, "inet")];
+
+/// `NF_INET_PRE_ROUTING`.
+const PREROUTING: u32 = 0;
+
+/// `NF_IP_PRI_NAT_DST`, where iptables hooks its own.
+const IPTABLES: i32 = -100;
+
+/// A table with a nat chain that packets meet when they come in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Translations {
+    /// `ip nat`.
+    pub table: String,
+    /// The chain that is met first.
+    pub entry: String,
+    /// The lower the earlier.
+    pub priority: i32,
+    /// All chains of the table.
+    pub chains: Vec<Chain>,
+}
+
+impl Backend {
+    /// Reads all of them, the earliest first.
+    pub fn translations(&self) -> Result<Vec<Translations>, Error> {
+        let mut found = match self.flavour {
+            Flavour::Nft => read_nft()?,
+            Flavour::Legacy => {
+                let tables = legacy::read(&[TableName::Nat])?;
+                let of_iptables = tables.tables().iter().map(|table| Translations {
+                    table: "ip nat".to_owned(),
+                    entry: "PREROUTING".to_owned(),
+                    priority: IPTABLES,
+                    chains: table.chains.clone(),
+                });
+                // A kernel with the older half alone has no other tables.
+                let others = read_nft().unwrap_or_default();
+                of_iptables.chain(others).collect()
+            }
+        };
+        found.sort_by_key(|found| found.priority);
+        Ok(found)
+    }
+}
+
+fn read_nft() -> Result<Vec<Translations>, Error> {
+    let mut netfilter = Netfilter::open()?;
+    let mut found = Vec::new();
+    for (family, word) in FAMILIES {
+        found.extend(read_family(&mut netfilter, family, word)?);
+    }
+    Ok(found)
+}
+
+fn read_family(
+    netfilter: &mut Netfilter,
+    family: u8,
+    word: &str,
+) -> Result<Vec<Translations>, Error> {
+    let mut all: Vec<(String, Chain)> = Vec::new();
+    let mut hooked: Vec<(String, String, i32)> = Vec::new();
+    let query = Message::new(GETCHAIN, 0, family);
+    netfilter.dump("packet filter chains", query, |chain| {
+        let table = attr(chain, 1).map(text).unwrap_or_default();
+        let name = attr(chain, 3).map(text).unwrap_or_default();
+        let number = |hook, kind| attr(hook, kind).and_then(be32);
+        if let Some(hook) = attr(chain, 4)
+            && number(hook, 1) == Some(PREROUTING)
+            && attr(chain, 7).map(text).as_deref() == Some("nat")
+        {
+            let priority = number(hook, 2).unwrap_or(0) as i32;
+            hooked.push((table.clone(), name.clone(), priority));
+        }
+        all.push((table, Chain::user(name, Vec::new())));
+    })?;
+    if hooked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = Message::new(GETRULE, 0, family);
+    netfilter.dump("packet filter rules", query, |rule| {
+        let of = |kind| attr(rule, kind).map(text).unwrap_or_default();
+        let (table, chain) = (of(1), of(2));
+        let place = all
+            .iter_mut()
+            .find(|(found, known)| *found == table && known.name == chain);
+        if let Some((_, chain)) = place {
+            chain.rules.push(expr::rule(rule));
+        }
+    })?;
+    let whole = |(table, entry, priority): (String, String, i32)| {
+        let own = all.iter().filter(|(of, _)| *of == table);
+        Translations {
+            chains: own.map(|(_, chain)| chain.clone()).collect(),
+            table: format!("{word} {table}"),
+            entry,
+            priority,
+        }
+    };
+    Ok(hooked.into_iter().map(whole).collect())
+}

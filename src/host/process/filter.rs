@@ -1,0 +1,96 @@
+//! System calls that a confined process is refused (EPERM): those that change whose a file is and who may use it.
+//! Not here: what a VMM refuses itself further (QEMU's `-sandbox`, the filters of Firecracker and Cloud Hypervisor).
+//!
+//! # Why
+//! A user's disk is shown to a VMM as its own (`mounts`), and an owner may change a file's mode and its extended attributes, ACLs
+//! among them. That is the user's to do. No VMM needs it. System calls of other architectures (int 0x80, x32) are refused as a
+//! whole: their numbers are others.
+
+use std::io;
+
+/// `include/uapi/linux/audit.h`: the machine's number, 64 bits, little-endian.
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURE: u32 = 62 | 0x8000_0000 | 0x4000_0000;
+#[cfg(target_arch = "aarch64")]
+const ARCHITECTURE: u32 = 183 | 0x8000_0000 | 0x4000_0000;
+
+/// Of the x32 ABI (`__X32_SYSCALL_BIT`).
+const OTHER_ABI: u32 = 0x4000_0000;
+
+/// Numbers that the libc crate does not have yet, the same everywhere: fchmodat2, setxattrat, removexattrat, file_setattr.
+const NEWER: [libc::c_long; 4] = [452, 463, 466, 469];
+#[cfg(target_arch = "x86_64")]
+const OLDER: [libc::c_long; 3] = [libc::SYS_chmod, libc::SYS_chown, libc::SYS_lchown];
+#[cfg(target_arch = "aarch64")]
+const OLDER: [libc::c_long; 0] = [];
+const REFUSED: [libc::c_long; 10] = [
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+];
+
+/// A program of classic BPF (seccomp(2)), made before the fork.
+pub(super) fn program() -> Vec<libc::sock_filter> {
+    let code = |code: u32| code as u16;
+    let (load, equal, above, end) = (
+        code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS),
+        code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K),
+        code(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K),
+        code(libc::BPF_RET | libc::BPF_K),
+    );
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let refused = REFUSED.iter().chain(&OLDER).chain(&NEWER);
+    let refused: Vec<u32> = refused
+        .filter_map(|&number| u32::try_from(number).ok())
+        .collect();
+    let count = refused.len() as u8;
+    // `struct seccomp_data`: the number is at 0, the architecture at 4. Jumps are counted from the next step.
+    let mut steps = vec![
+        step(load, 0, 0, 4),
+        step(equal, 0, count + 3, ARCHITECTURE),
+        step(load, 0, 0, 0),
+        step(above, count + 1, 0, OTHER_ABI),
+    ];
+    let compare = refused
+        .iter()
+        .enumerate()
+        .map(|(at, number)| step(equal, count - at as u8, 0, *number));
+    steps.extend(compare);
+    steps.push(step(end, 0, 0, libc::SECCOMP_RET_ALLOW));
+    steps.push(step(
+        end,
+        0,
+        0,
+        libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+    ));
+    steps
+}
+
+/// For ever, for this process and all that it starts.
+///
+/// # Safety
+/// Only a system call; to be called between fork and exec, after no_new_privs is set.
+pub(super) unsafe fn install(program: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: the pointer is to a local that points to the caller's steps; the kernel copies them.
+    let done = unsafe {
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            &raw const program,
+            0,
+            0,
+        )
+    };
+    super::spawn::check(done)
+}

@@ -1,0 +1,183 @@
+//! A mount of a file that is open, made before a process is born and put into its file system between fork and exec.
+//! Not here: which files.
+//!
+//! # How
+//! open_tree(2) with `OPEN_TREE_CLONE` makes a detached mount of what a descriptor leads to: no path is followed again. While it is
+//! detached, mount_setattr(2) makes it read-only and, where the file belongs to somebody else than the process' user, id-mapped: in
+//! this mount alone the owner is shown as the user, and what the user writes is the owner's on disk. The file itself, its owner, its
+//! mode and its ACL stay as they are. The mapping is that of a user namespace, which is made by a child that ends at once.
+//!
+//! # Where it does not work
+//! Linux before 5.12, and file systems that cannot map ids (overlayfs before 6.x, NFS, FUSE): EINVAL. Then an ACL entry has to do.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use super::spawn::check;
+
+/// `include/uapi/linux/mount.h`; the libc crate has it under another name on some targets.
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 0x4;
+const OPEN_TREE_CLONE: libc::c_uint = 1;
+const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
+
+/// Somebody's file, to be shown as another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdMap {
+    /// User and group on disk.
+    pub owner: (u32, u32),
+    /// The user, and group of the same number, that it is shown as.
+    pub shown_as: u32,
+}
+
+/// A detached mount of what `file` leads to, with `MOUNT_ATTR_*` attributes.
+pub(super) fn detached(
+    file: BorrowedFd<'_>,
+    attributes: u64,
+    map: Option<IdMap>,
+) -> io::Result<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as libc::c_uint;
+    // SAFETY: the path is a C string, the descriptor is open.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, file.as_raw_fd(), c"".as_ptr(), flags) };
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    check(fd)?;
+    // SAFETY: it is ours and nobody else's.
+    let mount = unsafe { OwnedFd::from_raw_fd(fd) };
+    let namespace = map.map(user_namespace).transpose()?;
+    // SAFETY: plain old data, for which all zeroes is a value.
+    let mut set = unsafe { std::mem::zeroed::<libc::mount_attr>() };
+    set.attr_set = attributes;
+    set.propagation = libc::MS_PRIVATE;
+    if let Some(namespace) = &namespace {
+        set.attr_set |= libc::MOUNT_ATTR_IDMAP;
+        set.userns_fd = namespace.as_raw_fd() as u64;
+    }
+    // SAFETY: the descriptor is open, the path is a C string, the struct is ours and its length is passed.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const set,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    match done {
+        0 => Ok(mount),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether what `file` leads to can be shown as another's; false: neither this kernel nor its file system can.
+pub fn can_be_mapped(file: BorrowedFd<'_>, map: IdMap) -> io::Result<bool> {
+    match detached(file, 0, Some(map)) {
+        Ok(_) => Ok(true),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINVAL | libc::ENOSYS | libc::EPERM | libc::EOPNOTSUPP) => Ok(false),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Puts a detached mount at a path.
+///
+/// # Safety
+/// Only a system call; to be called between fork and exec.
+pub(super) unsafe fn attach(mount: RawFd, to: &CStr) -> io::Result<()> {
+    // SAFETY: both paths are C strings, the descriptor is open.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount,
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            to.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A user namespace in which the owner is the user. A child makes it and waits until we have read its descriptor: only a process in
+/// a namespace gives it a name (user_namespaces(7)).
+fn user_namespace(map: IdMap) -> io::Result<OwnedFd> {
+    let (mut ready, its_ready) = io::pipe()?;
+    let (its_go, mut go) = io::pipe()?;
+    let (its_ready_fd, its_go_fd) = (its_ready.as_raw_fd(), its_go.as_raw_fd());
+    let (ours, our_go) = (ready.as_raw_fd(), go.as_raw_fd());
+    // SAFETY: the child makes system calls alone, on memory and descriptors from before.
+    let pid = unsafe {
+        let pid = libc::fork();
+        if pid == 0 {
+            // Else it would keep itself waiting.
+            libc::close(ours);
+            libc::close(our_go);
+            let mut byte = [u8::from(libc::unshare(libc::CLONE_NEWUSER) != 0)];
+            libc::write(its_ready_fd, byte.as_ptr().cast(), 1);
+            libc::read(its_go_fd, byte.as_mut_ptr().cast(), 1);
+            libc::_exit(0);
+        }
+        check(pid)?;
+        pid
+    };
+    drop((its_ready, its_go));
+    let made = (|| {
+        let mut failed = [1];
+        ready.read_exact(&mut failed)?;
+        if failed != [0] {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
+        let ((user, group), shown) = (map.owner, map.shown_as);
+        let write = |name: &str, text: String| {
+            let path = format!("/proc/{pid}/{name}");
+            File::options()
+                .write(true)
+                .open(path)?
+                .write_all(text.as_bytes())
+        };
+        write("uid_map", format!("{user} {shown} 1\n"))?;
+        write("gid_map", format!("{group} {shown} 1\n"))?;
+        Ok(OwnedFd::from(File::open(format!("/proc/{pid}/ns/user"))?))
+    })();
+    // It ends when it reads this, or when the pipe is closed.
+    let _ = go.write_all(&[0]);
+    drop(go);
+    let mut status = 0;
+    // SAFETY: the pointer is to a local; the child is ours and not waited for by anybody else.
+    while unsafe { libc::waitpid(pid, &raw mut status, 0) } < 0
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
+    made
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn in_a_mapped_mount_a_file_is_shown_as_anothers_and_on_disk_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, "x").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        let file = File::open(&path).unwrap();
+        let before = file.metadata().unwrap();
+        let map = IdMap {
+            owner: (before.uid(), before.gid()),
+            shown_as: 70_123,
+        };
+        let mount = detached(file.as_fd(), 0, Some(map)).unwrap();
+        let shown = std::fs::metadata(format!("/proc/self/fd/{}", mount.as_raw_fd())).unwrap();
+        assert_eq!((shown.uid(), shown.gid()), (70_123, 70_123));
+        let after = std::fs::metadata(&path).unwrap();
+        assert_eq!((after.uid(), after.gid()), map.owner);
+    }
+}

@@ -1,0 +1,150 @@
+//! Running a program that is asked something, confined: its version, or whether it can use KVM.
+//! Not here: programs that outlive us.
+//!
+//! # How
+//! The program is executed from the descriptor that was opened for it, in a file system with the host's programs and next to nothing
+//! else, as a user that nobody else is, without capabilities and without a way to gain any, in network, process and IPC namespaces
+//! of its own, with limits on memory, processor time, processes and files. It writes to a pipe, of which a bounded part is read. When
+//! it has answered, or has not in time, the first process of its process namespace is killed, and with it everything it has started.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use tokio::process::Command;
+
+use super::bind::check_long;
+use super::confine::Cell;
+use super::run::{Outcome, listen_to};
+use super::spawn::check;
+use crate::host::Error;
+use crate::host::named::Named;
+
+/// Its user and group: the id before the first that VMMs run as by default, which nobody gives out for the same reasons
+/// (`crate::api::vmm_ids`).
+pub const USER: u32 = 0x7800_0000 - 1;
+/// Bytes of memory that it may map: more than any VMM with a guest of a few MiB, QEMU's translation cache included.
+const MEMORY: u64 = 4 << 30;
+/// Seconds of processor time.
+const CPU: u64 = 10;
+/// Processes and threads.
+const THREADS: u64 = 64;
+/// Open files.
+const FILES: u64 = 256;
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// Who.
+    pub program: &'a Named,
+    /// What is said to it, without its own name.
+    pub words: &'a [&'a str],
+    /// Directories that were installed with it and that it sees.
+    pub beside: &'a [PathBuf],
+    /// A file that is its standard input, and that it may open anew as `/proc/self/fd/0`. None: its standard input is empty.
+    pub input: Option<&'a [u8]>,
+    /// Whether it has `/dev/kvm`.
+    pub kvm: bool,
+}
+
+/// Asks. Comes back when `enough` says so of the standard output, when the program ends, or at the deadline.
+pub async fn query(
+    what: &Query<'_>,
+    deadline: Duration,
+    enough: impl Fn(&str) -> bool,
+) -> Result<Outcome, Error> {
+    let shown = what.program.real().display().to_string();
+    let wrap = |error| Error::io("ask", &shown, error);
+    let cell = Cell::for_query(what, USER).map_err(wrap)?;
+    let program = what.program.real();
+    let mut command = std::process::Command::new(program);
+    command
+        .args(what.words)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .current_dir("/")
+        .stdin(match what.input {
+            Some(bytes) => Stdio::from(in_memory(bytes).map_err(wrap)?),
+            None => Stdio::null(),
+        });
+    let host = CString::new("slice-query").map_err(|error| wrap(error.into()))?;
+    // SAFETY: between fork and exec only system calls are made, on descriptors and memory made before the fork.
+    unsafe { command.pre_exec(move || in_the_child(&cell, &host)) };
+    listen_to(Command::from(command), &shown, deadline, enough).await
+}
+
+/// Nobody can write to it any more, whoever has it (memfd_create(2)).
+fn in_memory(bytes: &[u8]) -> io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(rustix::fs::memfd_create("slice-input", flags)?);
+    file.write_all(bytes)?;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals)?;
+    Ok(file)
+}
+
+/// A process enters a new process namespace only by being born in it, so there are two: the first one waits for the second and dies
+/// with it, and the second with the first.
+fn in_the_child(cell: &Cell, host: &CString) -> io::Result<()> {
+    // SAFETY: plain system calls on memory from before the fork.
+    unsafe {
+        check(libc::unshare(
+            libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS,
+        ))?;
+        let child = libc::fork();
+        check(child)?;
+        if child > 0 {
+            wait_for(child);
+        }
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+        check(libc::sethostname(host.as_ptr(), host.count_bytes()))?;
+        cell.enter()?;
+        // Becoming another user has undone it.
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+        for (which, limit) in [
+            (libc::RLIMIT_AS, MEMORY),
+            (libc::RLIMIT_CPU, CPU),
+            (libc::RLIMIT_NPROC, THREADS),
+            (libc::RLIMIT_NOFILE, FILES),
+            (libc::RLIMIT_FSIZE, 1 << 20),
+            (libc::RLIMIT_CORE, 0),
+        ] {
+            let limit = libc::rlimit {
+                rlim_cur: limit,
+                rlim_max: limit,
+            };
+            check(libc::setrlimit(which, &raw const limit))?;
+        }
+        libc::umask(0o077);
+        let closed = libc::syscall(
+            libc::SYS_close_range,
+            3,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        );
+        check_long(closed)
+    }
+}
+
+/// It holds nothing, lest whoever reads our pipes waits for it; it ends as the other one does, and the other one with it: a process
+/// namespace does not outlive its first process.
+unsafe fn wait_for(child: libc::pid_t) -> ! {
+    // SAFETY: plain system calls; the pointer is to a local.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        let mut status = 0;
+        while libc::waitpid(child, &raw mut status, 0) < 0
+            && *libc::__errno_location() == libc::EINTR
+        {}
+        libc::_exit(match libc::WIFEXITED(status) {
+            true => libc::WEXITSTATUS(status),
+            false => 1,
+        })
+    }
+}

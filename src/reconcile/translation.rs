@@ -1,0 +1,167 @@
+//! Whether the host sends a packet elsewhere than its sender said, as far as the rules that were read tell. Pure.
+//! Not here: what is done with such a packet ([`super::ground::apart`]).
+
+use std::net::Ipv4Addr;
+
+use crate::api::policy::{self, Packet};
+use crate::host::iptables::Translations;
+use crate::host::rule::{AddrType, Chain, CtState, LinkGroup, Match, Protocol, Rule, Target, Test};
+use crate::owner::link_group;
+
+/// As deep as jumps are followed; the kernel allows as many (`NFT_JUMP_STACK_SIZE`).
+const DEEPEST: usize = 16;
+
+/// A packet of a VM as it comes in at the host.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming<'a> {
+    /// The packet.
+    pub packet: &'a Packet,
+    /// The VM's address.
+    pub source: Ipv4Addr,
+    /// The host's end of its veth.
+    pub link: &'a str,
+    /// The host's own addresses.
+    pub host_addresses: &'a [Ipv4Addr],
+}
+
+/// What the rules say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes where it was sent.
+    Untouched,
+    /// This rule sends it elsewhere.
+    Translated {
+        /// The rule.
+        rule: String,
+        /// Its table and chain.
+        place: String,
+    },
+    /// So many rules were met that are of shapes not known here.
+    Unknown(usize),
+}
+
+/// The fate of a packet.
+pub fn fate(tables: &[Translations], incoming: Incoming<'_>) -> Fate {
+    let mut unknown = 0;
+    for table in tables {
+        let mut walk = Walk {
+            table,
+            incoming,
+            unknown: 0,
+        };
+        if let Step::Translated { rule, chain } = walk.chain(&table.entry, 0) {
+            return Fate::Translated {
+                rule,
+                place: format!("{} {chain}", table.table),
+            };
+        }
+        unknown += walk.unknown;
+    }
+    match unknown {
+        0 => Fate::Untouched,
+        _ => Fate::Unknown(unknown),
+    }
+}
+
+struct Walk<'a> {
+    table: &'a Translations,
+    incoming: Incoming<'a>,
+    unknown: usize,
+}
+
+/// How a chain ended.
+enum Step {
+    Translated { rule: String, chain: String },
+    Ended,
+    Returned,
+}
+
+impl Walk<'_> {
+    fn chain(&mut self, name: &str, depth: usize) -> Step {
+        let found = |chain: &&Chain| chain.name == name;
+        let Some(chain) = self.table.chains.iter().find(found) else {
+            return Step::Returned;
+        };
+        for rule in &chain.rules {
+            let (when, then) = match rule {
+                Rule::Known { when, then } => (when, then),
+                Rule::Foreign(_) => {
+                    self.unknown += 1;
+                    continue;
+                }
+            };
+            if !self.matches(when) {
+                continue;
+            }
+            match then {
+                Target::Accept | Target::Drop | Target::Reject(_) => return Step::Ended,
+                Target::Return => return Step::Returned,
+                Target::Translate(_) => {
+                    return Step::Translated {
+                        rule: rule.to_string(),
+                        chain: name.to_owned(),
+                    };
+                }
+                Target::Jump(to) if depth < DEEPEST => match self.chain(to, depth + 1) {
+                    Step::Returned => {}
+                    other => return other,
+                },
+                Target::Jump(_) | Target::Masquerade | Target::ClampMss | Target::Timeout(_) => {}
+            }
+        }
+        Step::Returned
+    }
+
+    fn matches(&self, when: &Match) -> bool {
+        let Incoming {
+            packet,
+            source,
+            link,
+            host_addresses,
+        } = self.incoming;
+        let protocol = match packet.transport {
+            None => Protocol::Icmp,
+            Some((policy::Protocol::Tcp, _)) => Protocol::Tcp,
+            Some((policy::Protocol::Udp, _)) => Protocol::Udp,
+        };
+        let port = packet.transport.and_then(|(_, port)| port);
+        let kind = match host_addresses.contains(&packet.destination) {
+            true => AddrType::Local,
+            false => AddrType::Unicast,
+        };
+        let group = |group: &LinkGroup| link_group::ISOLATED & group.mask == group.value;
+        holds(&when.in_if, |name| is_named(name, link))
+            && when.out_if.is_none()
+            && holds(&when.src, |network| network.contains(source))
+            && holds(&when.dst, |network| network.contains(packet.destination))
+            && when.protocol.is_none_or(|asked| asked == protocol)
+            && when
+                .dport
+                .as_ref()
+                .is_none_or(|ports| port.is_some_and(|port| ports.contains(&port)))
+            && when.icmp_type.is_none_or(|kind| kind == 8)
+            && (when.ctstate.is_empty() || when.ctstate.contains(&CtState::New))
+            && (when.dst_type.is_empty() || when.dst_type.contains(&kind))
+            && when.in_group.as_ref().is_none_or(group)
+            && when.out_group.is_none()
+            && when.mac_source.is_none()
+            // Limits are for those who exceed them.
+            && when.connlimit.is_none()
+            && when.source_rate.is_none()
+    }
+}
+
+fn holds<T>(test: &Option<Test<T>>, is: impl Fn(&T) -> bool) -> bool {
+    match test {
+        None => true,
+        Some(Test::Is(value)) => is(value),
+        Some(Test::Not(value)) => !is(value),
+    }
+}
+
+fn is_named(pattern: &str, link: &str) -> bool {
+    match pattern.strip_suffix('+') {
+        Some(beginning) => link.starts_with(beginning),
+        None => pattern == link,
+    }
+}

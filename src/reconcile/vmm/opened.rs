@@ -1,0 +1,215 @@
+//! Everything of the host's that one VMM is started with, opened once: its program, its boot files, its disks.
+//! Not here: which files those are (`recipe`), which are allowed ([`crate::reconcile::places`]).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::note::{Change, Given};
+use super::{Access, Confined, ConfinedBy, Disk, Launch, confine, owners};
+use crate::api::allowed::Purpose;
+use crate::api::meta::Uid;
+use crate::host::acl;
+use crate::host::image::{self, Use};
+use crate::host::named::Named;
+use crate::host::process::{self, IdMap, Reach};
+use crate::host::{Error, Kind};
+use crate::reconcile::places::Places;
+
+/// The descriptors.
+pub(super) struct Opened {
+    /// Boot files and disks.
+    files: Vec<OpenedFile>,
+    /// The VMM's program.
+    pub(super) program: Named,
+    /// The jailer, where one starts it.
+    pub(super) jailer: Option<Named>,
+}
+
+struct OpenedFile {
+    disk: Disk,
+    named: Named,
+    shown: Shown,
+}
+
+impl Opened {
+    /// Opens all of it and changes nothing.
+    pub(super) fn of(places: &Places, confined: &Confined, launch: &Launch) -> Result<Self, Error> {
+        let program = launch.argv.first().map(Path::new).unwrap_or(Path::new(""));
+        let open = |path: &Path| {
+            let opened = places.open(Purpose::Program, path);
+            opened.map_err(|why| why.when("use the program", path))
+        };
+        let jailer = match &launch.confined_by {
+            ConfinedBy::Jailer(jailer) => Some(open(&jailer.path)?),
+            ConfinedBy::Sliced { .. } => None,
+        };
+        let files = confined.files.iter();
+        let files = files.map(|disk| OpenedFile::of(places, confined.user, disk));
+        Ok(Self {
+            files: files.collect::<Result<_, _>>()?,
+            program: open(program)?,
+            jailer,
+        })
+    }
+
+    /// Once the disks are held: gives those that we have made to the VMM's user. Files of others stay as they are, but for the ACL of
+    /// those that cannot be shown otherwise.
+    pub(super) fn give(&self, places: &Places, uid: Uid, user: u32) -> Result<(), Error> {
+        let shown = |how| self.files.iter().filter(move |file| file.shown == how);
+        for file in shown(Shown::Own) {
+            confine::give_own_disk(&file.named, &file.disk.path, user)?;
+        }
+        let by_acl: Vec<_> = shown(Shown::ByAcl)
+            .map(|file| (&file.disk, &file.named))
+            .collect();
+        add_to_acls(places, &uid.to_string(), user, &by_acl)
+    }
+
+    /// Takes this disk.
+    pub(super) fn hold(&self, disk: &Disk, how: Use) -> Result<File, Error> {
+        match self.files.iter().find(|file| file.disk == *disk) {
+            Some(file) => image::hold_named(&file.named, &disk.path, how),
+            None => Err(Error::other(
+                "take",
+                disk.path.display().to_string(),
+                "it is not among the files of the VM",
+            )),
+        }
+    }
+
+    /// What a VMM sees beside its run directory: the VM's files, and what was installed with its program.
+    pub(super) fn reach<'a>(&'a self, beside: &'a [PathBuf]) -> Vec<Reach<'a>> {
+        let files = self.files.iter().map(|file| Reach {
+            path: &file.disk.path,
+            writable: file.disk.access == Access::ReadWrite,
+            named: Some(&file.named),
+            map: match file.shown {
+                Shown::As(map) => Some(map),
+                Shown::AsItIs | Shown::Own | Shown::ByAcl => None,
+            },
+        });
+        let beside = beside.iter().map(|path| Reach {
+            path,
+            writable: false,
+            named: None,
+            map: None,
+        });
+        let program = Reach {
+            path: self.program.real(),
+            writable: false,
+            named: Some(&self.program),
+            map: None,
+        };
+        match self.jailer {
+            // The jailer sees the program, what it starts does not see anything else.
+            Some(_) => files.collect(),
+            None => files.chain(beside).chain([program]).collect(),
+        }
+    }
+}
+
+impl OpenedFile {
+    fn of(places: &Places, user: u32, disk: &Disk) -> Result<Self, Error> {
+        let path = &disk.path;
+        let (named, own) = match places.is_own(path) {
+            true => (places.open_own(path), true),
+            false => (places.open(Purpose::Image, path), false),
+        };
+        let named = named.map_err(|why| why.when("use", path))?;
+        let shown = match own {
+            true => Shown::Own,
+            false => shown(&named, disk, user)?,
+        };
+        Ok(Self {
+            disk: disk.clone(),
+            named,
+            shown,
+        })
+    }
+}
+
+/// How a VMM's user comes to use a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// It may already.
+    AsItIs,
+    /// We have made it, and give it to the user.
+    Own,
+    /// Through a mount that shows it as the user's.
+    As(IdMap),
+    /// By an entry in its ACL.
+    ByAcl,
+}
+
+/// What is only read must be readable as it is; of a block device a VMM gets a node of its own.
+fn shown(named: &Named, disk: &Disk, user: u32) -> Result<Shown, Error> {
+    let path = || disk.path.display().to_string();
+    let fail = |error| Error::io("look at", path(), error);
+    let found = named.metadata().map_err(fail)?;
+    let owner = (found.uid(), found.gid());
+    if disk.access == Access::ReadOnly || named.device().is_some() || owner.0 == user {
+        return Ok(Shown::AsItIs);
+    }
+    let map = IdMap {
+        owner,
+        shown_as: user,
+    };
+    if named.mode() & 0o600 != 0o600 {
+        let why = format!("its owner may not read and write it: chmod u+rw {}", path());
+        return Err(Error::other("use", path(), why));
+    }
+    match process::can_be_mapped(named.as_fd(), map).map_err(fail)? {
+        true => Ok(Shown::As(map)),
+        false => Ok(Shown::ByAcl),
+    }
+}
+
+/// What the files were whose ACLs are about to be changed; on the state disk before they are.
+fn add_to_acls(
+    places: &Places,
+    uid: &str,
+    user: u32,
+    files: &[(&Disk, &Named)],
+) -> Result<(), Error> {
+    let fail = |path: &Path, error: io::Error| Error {
+        doing: "add the VMM's user to the ACL of",
+        thing: path.display().to_string(),
+        kind: Kind::of(&error),
+        source: match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => io::Error::other(
+                "its file system has neither ACLs nor mounts that map owners: put it on ext4, xfs or btrfs, or give it to root's `image`",
+            ),
+            _ => error,
+        },
+    };
+    let mut given = Vec::new();
+    let mut open = Vec::new();
+    for (Disk { path, .. }, named) in files {
+        let look = || -> io::Result<_> {
+            let file = named.open()?;
+            let (found, before) = (file.metadata()?, acl::get(&file)?);
+            Ok((file, found, before))
+        };
+        let (file, found, before) = look().map_err(|error| fail(path, error))?;
+        given.push(Given {
+            path: named.real().to_owned(),
+            user: found.uid(),
+            group: found.gid(),
+            mode: found.mode() & 0o7777,
+            change: Change::Acl(before.clone()),
+        });
+        open.push((path, file, found.mode(), before));
+    }
+    if given.is_empty() {
+        return Ok(());
+    }
+    owners::record(&places.disk_dir, uid, user, &given)?;
+    for (path, file, mode, before) in open {
+        let added = acl::let_in(&file, mode, before.as_deref(), user);
+        added.map_err(|error| fail(path, error))?;
+    }
+    Ok(())
+}
