@@ -125,8 +125,8 @@ mod tests {
         assert_eq!(progress.made(std::slice::from_ref(&other)), 2);
         assert_eq!(progress.made(std::slice::from_ref(&one)), 3);
         assert_eq!(progress.pending(), Some(3));
-        assert_eq!(progress.pending_of(&[one.clone()]), Some(3));
-        assert_eq!(progress.pending_of(&[other.clone()]), Some(2));
+        assert_eq!(progress.pending_of(std::slice::from_ref(&one)), Some(3));
+        assert_eq!(progress.pending_of(std::slice::from_ref(&other)), Some(2));
         assert_eq!(progress.pending_of(&[Change::Ground]), Some(1));
         progress.written(1);
         assert_eq!(progress.pending_of(&[Change::Ground]), None);

@@ -85,7 +85,7 @@ fn a_file_that_may_not_be_read_is_no_damaged_one() {
         for name in READ {
             let path = file(dir, name);
             let before = fs::metadata(&path).unwrap().permissions();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o0)).unwrap();
             let text = without_override(|| refused(dir, name));
             assert!(text.contains("Permission denied"), "{name}: {text}");
             fs::set_permissions(&path, before).unwrap();
