@@ -190,6 +190,8 @@ impl Backend for Answers {
             Kind::HostGroup => {
                 if let Some(group) = txn.world().group(&name)
                     && let Origin::File(path) = &group.origin
+                    // One whose file is not there could be removed nowhere.
+                    && !group.adopted
                 {
                     let why = format!("{reference} belongs to {}: remove it there", path.display());
                     return Err(Failure::Refused(Refusal::Conflict(vec![why])));
@@ -282,18 +284,25 @@ impl Backend for Answers {
     }
 
     async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>, Refusal> {
-        let strays = self
+        let orphans = self
             .engine
-            .strays()
+            .orphans(clock::now())
             .await
             .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
         if effect == Effect::Commit {
             self.engine.sweep_plugins().await;
-            for label in &strays {
+            for label in &orphans.removable {
                 self.engine.waker.renew(Key::Stray(label.clone()));
             }
         }
-        Ok(strays.iter().map(leftover).collect())
+        let removed = orphans.removable.iter().map(|label| leftover(label, None));
+        let adopted = "it has a record of this boot and no tombstone: it is adopted as a VM again";
+        let adopted = orphans.adopted.iter().map(|label| (label, adopted.to_owned()));
+        let kept = orphans.kept.iter().map(|(label, why)| (label, why.clone()));
+        let kept = adopted
+            .chain(kept)
+            .map(|(label, why)| leftover(label, Some(why)));
+        Ok(removed.chain(kept).collect())
     }
 
     async fn doctor(&self) -> Result<Vec<Check>, Refusal> {
@@ -397,8 +406,9 @@ fn unlisted(vm: &Vm) -> Refusal {
     )])
 }
 
-fn leftover(label: &Label) -> Leftover {
+fn leftover(label: &Label, kept: Option<String>) -> Leftover {
     Leftover {
+        kept,
         thing: "links, namespace, run directory and process".to_owned(),
         owner: match &label.owner {
             Owner::Ground => "ground".to_owned(),

@@ -13,6 +13,7 @@ mod power;
 mod reach;
 mod removals;
 mod streams;
+mod take_over;
 mod trigger;
 mod wakes;
 
@@ -40,7 +41,7 @@ use crate::reconcile::group::Claims;
 use crate::reconcile::processes::Processes;
 use crate::reconcile::{Probe, unprobed};
 use crate::runtime::controller::{Controller, controller};
-use crate::store::{self, Change, Opened, Store};
+use crate::store::{self, Boot, Change, Store};
 use crate::wire::{self, Door};
 use crate::{clock, cni};
 
@@ -174,7 +175,12 @@ impl Daemon {
         let run_dir = RunDir(usable(run_dir)?);
         let home = Netns::current()?;
         let (controller, waker, idle) = controller(WIDTH);
-        let (store, opened) = Store::open(&state_dir)?;
+        let boot_id = fs::boot_id()?;
+        let boot = Boot {
+            run_dir: &run_dir.0,
+            id: boot_id,
+        };
+        let (store, opened, recalled) = Store::open_in(&state_dir, &boot)?;
         let engine = Arc::new(Engine {
             instance: Instance::of(&state_dir),
             store,
@@ -182,7 +188,7 @@ impl Daemon {
                 netlink: home.netlink_for(askers())?,
                 home,
                 backend: Backend::detect()?,
-                boot_id: fs::boot_id()?.to_owned(),
+                boot_id: boot_id.to_owned(),
             },
             processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone()),
             run_dir,
@@ -202,12 +208,12 @@ impl Daemon {
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
         // Before anything can change: a change that nobody hears wakes nobody.
         let changes = engine.store.watch();
-        take_over(&engine, opened).await?;
+        take_over::take_over(&engine, opened, recalled).await?;
         if let Ok(base) = host::cgroup::base() {
             host::cgroup::sweep(base);
         }
         engine.nudge_everything();
-        for label in engine.strays().await? {
+        for label in engine.orphans(clock::now()).await?.removable {
             engine.waker.nudge(Key::Stray(label));
         }
         Ok(Self {
@@ -263,40 +269,6 @@ fn usable(dir: &Path) -> Result<PathBuf, Error> {
             path: dir.to_owned(),
             source,
         })
-}
-
-/// What an earlier run, or an earlier boot, has left to this one.
-async fn take_over(engine: &Engine, opened: Opened) -> Result<(), Error> {
-    let now = clock::now();
-    match opened {
-        Opened::Existing => {
-            if engine.forget_an_earlier_boot(now).await? {
-                info!("the host was restarted: everything is built anew, with the same leases");
-            }
-            return Ok(());
-        }
-        Opened::Fresh => {}
-        Opened::SetAside { path, why } => {
-            let message = format!("it was unreadable ({why}) and is now {}", path.display());
-            error!(path = %path.display(), %why, "the state database was unreadable and is set aside");
-            let events = engine.store.events();
-            events.note(
-                now,
-                crate::api::event::EventType::Warning,
-                "ground",
-                "StateSetAside",
-                &message,
-            );
-        }
-    }
-    let adopted = engine
-        .adopt(now)
-        .await
-        .map_err(|error| Error::Host(error.to_string()))?;
-    if adopted > 0 {
-        info!(adopted, "VMs that run were adopted from their records");
-    }
-    Ok(())
 }
 
 async fn run(args: Args) -> Result<bool, Error> {

@@ -17,6 +17,7 @@ pub mod ground;
 pub mod group;
 pub mod life;
 pub mod net;
+pub mod orphans;
 pub mod processes;
 pub mod record;
 pub mod storage;

@@ -7,11 +7,15 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
+use super::journal::{Entries, Journal};
 use super::world::World;
-use super::{Commit, Error};
+use super::{Error, Recalled, readonly};
 use crate::api::lease::Lease;
 use crate::api::meta::Uid;
 use crate::api::vm::Vm;
+
+/// The database.
+pub(super) type Db = sled::Db;
 
 /// The layout that this program writes. Another one is refused, not guessed at.
 const FORMAT: &str = "1";
@@ -35,11 +39,25 @@ pub enum Opened {
     },
 }
 
-pub(super) fn open(dir: &Path) -> Result<(sled::Db, World, Opened), Error> {
-    let path = dir.join("db");
-    let refuse = |why: String| Error::Open {
-        path: path.display().to_string(),
-        why,
+/// Why the database is not open.
+pub(super) enum Failed {
+    /// It is not to be.
+    Refused(Error),
+    /// Its disk takes no more; nothing is known to be wrong with what it has.
+    Unwritable(std::io::Error),
+}
+
+pub(super) fn open(dir: &Path) -> Result<(Db, World, Opened), Failed> {
+    let path = path(dir);
+    let refuse = |why: String| {
+        // sled says it in words of its own, in a panic, or not at all.
+        match readonly::probe(dir) {
+            Err(error) if readonly::is_no_room(&error) => Failed::Unwritable(error),
+            Ok(()) | Err(_) => Failed::Refused(Error::Open {
+                path: path.display().to_string(),
+                why,
+            }),
+        }
     };
     std::fs::create_dir_all(dir).map_err(|e| refuse(e.to_string()))?;
     let existed = path.exists();
@@ -63,6 +81,9 @@ pub(super) fn open(dir: &Path) -> Result<(sled::Db, World, Opened), Error> {
         Err(OpenError::Io(why)) => return Err(refuse(why)),
         Err(OpenError::Corrupt(why)) => why,
     };
+    if let full @ Failed::Unwritable(_) = refuse(why.clone()) {
+        return Err(full);
+    }
     let aside = set_aside(&path).map_err(|e| refuse(format!("{why}; setting it aside: {e}")))?;
     let db = open_patiently(&path).map_err(|e| refuse(e.to_string()))?;
     let world = load(&db).map_err(refuse)?;
@@ -80,7 +101,7 @@ enum OpenError {
 }
 
 /// sled says "would block" of a lock that is held, in its own words inside an I/O error.
-fn open_patiently(path: &Path) -> Result<sled::Db, OpenError> {
+fn open_patiently(path: &Path) -> Result<Db, OpenError> {
     let deadline = Instant::now_for_lock() + LOCK_PATIENCE;
     loop {
         let opened = std::panic::catch_unwind(|| {
@@ -120,7 +141,8 @@ impl LockClock for Instant {
     }
 }
 
-fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
+/// Renames what is at `path`.
+pub(super) fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
     for n in 1.. {
         let aside = path.with_file_name(format!("db.corrupt-{n}"));
         if !aside.exists() {
@@ -131,7 +153,7 @@ fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
     unreachable!("the integers do not end")
 }
 
-fn load(db: &sled::Db) -> Result<World, String> {
+fn load(db: &Db) -> Result<World, String> {
     match db.get("format").map_err(|e| e.to_string())? {
         Some(format) if format == FORMAT.as_bytes() => {}
         Some(format) => {
@@ -155,7 +177,7 @@ fn load(db: &sled::Db) -> Result<World, String> {
     Ok(world)
 }
 
-fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), String> {
+pub(super) fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), String> {
     let (kind, id) = key.split_once('/').unwrap_or((key, ""));
     let name = || id.parse().map_err(|e| format!("{e}"));
     match kind {
@@ -203,30 +225,66 @@ fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     serde_json::from_slice(bytes).map_err(|e| e.to_string())
 }
 
-/// What is written at once: each key with its last value.
-pub(super) type Batch = sled::Batch;
-
-/// What these commits come to.
-pub(super) fn batch(commits: &[Commit]) -> Batch {
-    let last: BTreeMap<&str, Option<&[u8]>> = commits
-        .iter()
-        .flat_map(|commit| &commit.writes)
-        .map(|(key, value)| (key.as_str(), value.as_deref()))
-        .collect();
-    let mut batch = Batch::default();
-    for (key, value) in last {
+/// Writes it and flushes. On a full disk sled 0.34 may lose a wake-up, and then this never returns.
+pub(super) fn write(db: &Db, entries: &Entries) -> Result<(), String> {
+    let mut batch = sled::Batch::default();
+    for (key, value) in entries {
         match value {
-            Some(value) => batch.insert(key, value),
-            None => batch.remove(key),
+            Some(value) => batch.insert(key.as_bytes(), value.as_slice()),
+            None => batch.remove(key.as_bytes()),
         }
     }
-    batch
-}
-
-/// Writes it and flushes. On a full disk sled 0.34 may lose a wake-up, and then this never returns.
-pub(super) fn write(db: &sled::Db, batch: Batch) -> Result<(), String> {
+    // A batch that changes nothing is a question whether anything can be written.
+    if entries.is_empty() {
+        batch.insert("format", FORMAT);
+    }
     db.apply_batch(batch)
         .and_then(|()| db.flush())
         .map(drop)
         .map_err(|e| e.to_string())
+}
+
+/// Where the database is.
+pub(super) fn path(dir: &Path) -> PathBuf {
+    dir.join("db")
+}
+
+/// Everything that it has.
+pub(super) fn entries(db: &Db) -> Result<BTreeMap<String, Vec<u8>>, String> {
+    let mut all = BTreeMap::new();
+    for entry in db.iter() {
+        let (key, value) = entry.map_err(|e| e.to_string())?;
+        let key = String::from_utf8(key.to_vec()).map_err(|e| e.to_string())?;
+        all.insert(key, value.to_vec());
+    }
+    Ok(all)
+}
+
+/// Opens again a database that could not be written, once there is room.
+pub(super) fn reopen(dir: &Path) -> Result<Db, String> {
+    let path = path(dir);
+    let fail = |why: String| format!("{}: {why}", path.display());
+    readonly::probe(dir).map_err(|error| fail(error.to_string()))?;
+    let db = open_patiently(&path).map_err(|error| fail(error.to_string()))?;
+    if db.is_empty() {
+        db.insert("format", FORMAT)
+            .map_err(|error| fail(error.to_string()))?;
+    }
+    Ok(db)
+}
+
+/// What the journal says.
+pub(super) fn recall(journal: &Journal) -> Recalled {
+    let all = match journal.read() {
+        Ok(Some(all)) => all,
+        Ok(None) => return Recalled::Nothing,
+        Err(why) => return Recalled::Unreadable(why),
+    };
+    let mut world = World::default();
+    for (key, value) in all {
+        if let Err(why) = take_in(&mut world, &key, &value) {
+            return Recalled::Unreadable(format!("{key}: {why}"));
+        }
+    }
+    Recalled::World(Box::new(world))
 }

@@ -6,15 +6,26 @@
 //! database is a durable log under it. Writers queue their change, one thread has what has queued written as one batch and
 //! flushed once: 256 VMs that climb together pay for a handful of flushes, not for a thousand.
 //!
-//! A database that does not answer makes the store stuck, for good: nothing may be touched that is not remembered, so all it
-//! still does is to say so at once ([`Store::stuck`]).
+//! A database that cannot be written (its disk is full, or read-only) makes the store read-only until it can be:
+//! what is found out is kept in memory, what is asked for is refused ([`Store::why_read_only`]). One that does not answer
+//! makes the store stuck, for good: nothing may be touched that is not remembered, so all it still does is to say so at once
+//! ([`Store::stuck`]).
+//!
+//! During a boot of the host two more files stand beside the database, in the run directory: a copy of it
+//! (`state.journal`), and which VMs are being deleted (`tombstones`, also on the state disk).
 
+mod backing;
+mod degraded;
 mod disk;
 mod events;
+mod journal;
+mod keys;
 mod ladder;
 mod lease;
+mod readonly;
 #[cfg(test)]
 mod tests;
+mod tombstones;
 mod txn;
 mod world;
 mod writer;
@@ -31,13 +42,19 @@ use crate::api::meta::{Name, Uid};
 
 pub use disk::Opened;
 pub use events::Events;
+pub use journal::JOURNAL;
 pub use ladder::Gate;
 pub use lease::{LeaseError, gives};
+pub use tombstones::TOMBSTONES;
 pub use txn::Txn;
 pub use world::{Footing, Ground, Pool, World};
 
-use disk::Batch;
-use writer::{Disk, Failure};
+use backing::{Backing, Batch};
+use degraded::Degraded;
+use journal::Journal;
+use tombstones::{Known, Tombstones};
+use txn::Kind;
+use writer::Disk;
 
 /// Room for watchers that are slow; one that falls further behind is told to look at everything.
 const WATCH_BACKLOG: usize = 4096;
@@ -54,7 +71,7 @@ pub enum Error {
         why: String,
     },
     /// A change could not be made durable, and was taken back.
-    #[error("cannot write the state database: {0}")]
+    #[error("cannot write the state: {0}")]
     Write(String),
     /// The database has fallen silent. Whether the change became durable is known only to who opens it anew.
     #[error("the state database does not answer; sliced must be started anew")]
@@ -74,6 +91,27 @@ pub enum Change {
     Lease(Name),
     /// What the host's own rules must carry.
     Ground,
+    /// What was refused may be accepted now: everything is to be looked at.
+    Everything,
+}
+
+/// The boot of the host in which a store is opened: the run directory has copies of what must not be lost during it.
+#[derive(Clone, Copy, Debug)]
+pub struct Boot<'a> {
+    /// The run directory.
+    pub run_dir: &'a Path,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub id: &'a str,
+}
+
+/// What the run directory knows of a database that is gone.
+pub enum Recalled {
+    /// The database is as it was left.
+    Nothing,
+    /// All that was acknowledged in this boot.
+    World(Box<World>),
+    /// There is no copy, or it cannot be read, and why.
+    Unreadable(String),
 }
 
 /// The door. Cheap to clone.
@@ -90,6 +128,8 @@ struct Shared {
     stuck: CancellationToken,
     changes: broadcast::Sender<Change>,
     events: Events,
+    degraded: Mutex<Option<Degraded>>,
+    tombstones: Known,
 }
 
 /// Tells that a transaction is on the disk, or that it was taken back. By default, of nothing that must be waited for.
@@ -123,7 +163,8 @@ impl Durable {
 
 /// One transaction on its way to the disk.
 struct Commit {
-    writes: Vec<txn::Write>,
+    batch: Batch,
+    kind: Kind,
     undo: Vec<txn::Undo>,
     changes: Vec<Change>,
     /// Who waits for it.
@@ -143,18 +184,69 @@ impl Store {
     /// # Errors
     /// [`Error::Open`] when another daemon holds it, or the folder cannot be used.
     pub fn open(dir: &Path) -> Result<(Self, Opened), Error> {
-        let (db, world, opened) = disk::open(dir)?;
-        let write = move |batch| disk::write(&db, batch);
-        let store = Self::over(world, write, writer::PATIENCE).map_err(|e| Error::Open {
-            path: dir.display().to_string(),
-            why: e.to_string(),
-        })?;
+        let (store, opened, _) = Self::open_with(dir, None)?;
         Ok((store, opened))
     }
 
+    /// The same for a daemon, with what the run directory knows. A database that cannot be written because its disk is full or
+    /// read-only is opened all the same: see [`Store::why_read_only`].
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_in(dir: &Path, boot: &Boot<'_>) -> Result<(Self, Opened, Recalled), Error> {
+        Self::open_with(dir, Some(boot))
+    }
+
+    fn open_with(
+        dir: &Path,
+        boot: Option<&Boot<'_>>,
+    ) -> Result<(Self, Opened, Recalled), Error> {
+        let refuse = |why: String| Error::Open {
+            path: dir.display().to_string(),
+            why,
+        };
+        let journal = boot.map(|boot| Journal::new(boot.run_dir, boot.id));
+        let (run_dir, boot_id) = match boot {
+            Some(boot) => (Some(boot.run_dir), boot.id),
+            None => (None, ""),
+        };
+        let (db, world, opened, why) = readonly::open(dir)?;
+        let mut tombstones = Tombstones::read(dir, run_dir, boot_id)
+            .map_err(|error| refuse(format!("{}: {error}", tombstones::TOMBSTONES)))?;
+        let recalled = match (&opened, &journal) {
+            (Opened::Existing, _) | (_, None) => Recalled::Nothing,
+            (Opened::Fresh | Opened::SetAside { .. }, Some(journal)) => disk::recall(journal),
+        };
+        let lives = |world: &World, uid| world.vm(uid).is_some_and(|vm| !vm.meta.deleting);
+        let withdrawn = match &recalled {
+            Recalled::World(world) => tombstones.withdraw_of_the_living(|uid| lives(world, uid)),
+            Recalled::Nothing => tombstones.withdraw_of_the_living(|uid| lives(&world, uid)),
+            Recalled::Unreadable(_) => Ok(()),
+        };
+        let known = tombstones.known();
+        let run_dir = run_dir.map(Path::to_owned);
+        let mut backing = Backing::new(dir.to_owned(), run_dir, db, journal, tombstones);
+        let why = why.or(withdrawn.err()).or_else(|| backing.probe().err());
+        let write = move |batch: Batch| backing.write(&batch);
+        let store = Self::start(world, known, why, write, writer::PATIENCE)
+            .map_err(|error| refuse(error.to_string()))?;
+        Ok((store, opened, recalled))
+    }
+
     /// A store of this world whose changes `write` makes durable, each within `patience`.
+    #[cfg(test)]
     fn over(
         world: World,
+        write: impl FnMut(Batch) -> Result<(), String> + Send + 'static,
+        patience: Duration,
+    ) -> std::io::Result<Self> {
+        Self::start(world, Known::default(), None, write, patience)
+    }
+
+    fn start(
+        world: World,
+        tombstones: Known,
+        why_read_only: Option<String>,
         write: impl FnMut(Batch) -> Result<(), String> + Send + 'static,
         patience: Duration,
     ) -> std::io::Result<Self> {
@@ -168,19 +260,33 @@ impl Store {
             stuck: CancellationToken::new(),
             changes,
             events: Events::default(),
+            degraded: Mutex::new(why_read_only.clone().map(Degraded::new)),
+            tombstones,
         });
+        if let Some(why) = why_read_only {
+            shared.tell_degraded(&why);
+        }
         let for_writer = Arc::downgrade(&shared);
         let writer = std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || {
-                writer::write_commits(disk, &commits, |batch, behind, failure| {
-                    if let Some(shared) = for_writer.upgrade() {
-                        shared.take_back(batch, behind, failure);
-                    }
-                });
-            })?;
+            .spawn(move || writer::write_commits(disk, &commits, &for_writer))?;
         *lock(&shared.writer) = Some(writer);
         Ok(Self { shared })
+    }
+
+    /// Why no change is accepted now, with the path of what cannot be written; `None`: changes are accepted.
+    pub fn why_read_only(&self) -> Option<String> {
+        self.shared.why_degraded()
+    }
+
+    /// Whether a VM's deletion is proved: nothing of a VM that runs is removed without.
+    pub fn has_tombstone(&self, uid: Uid) -> bool {
+        self.shared.tombstones.contains(uid)
+    }
+
+    /// Every VM with a tombstone.
+    pub fn tombstones(&self) -> Vec<Uid> {
+        self.shared.tombstones.all()
     }
 
     /// Looks at the world. Keep it short: writers wait meanwhile.
@@ -225,6 +331,22 @@ impl Store {
         Ok(value)
     }
 
+    /// As [`Store::write`], of what the host was found to have: while nothing can be written, memory alone remembers it.
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub async fn recall<T, E: From<Error>>(
+        &self,
+        change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let observed = |txn: &mut Txn<'_>| {
+            let value = change(txn)?;
+            txn.is_observation();
+            Ok(value)
+        };
+        self.write(observed).await
+    }
+
     /// Changes the world, and has it written.
     fn queue<T, E: From<Error>>(
         &self,
@@ -240,8 +362,8 @@ impl Store {
                 return Err(error);
             }
         };
-        let (writes, undo, changes) = txn.finish();
-        if writes.is_empty() {
+        let done = txn.finish();
+        if done.writes.is_empty() && done.buried.is_empty() {
             return Ok((value, Durable(None)));
         }
         let (told, durable) = match awaited {
@@ -251,12 +373,23 @@ impl Store {
                 (Some(told), Some(durable))
             }
         };
+        let changes = done.changes.clone();
         let commit = Commit {
-            writes,
-            undo,
-            changes: changes.clone(),
+            batch: Batch {
+                entries: done.writes.into_iter().collect(),
+                condemned: done.condemned,
+                buried: done.buried,
+            },
+            kind: done.kind,
+            undo: done.undo,
+            changes: done.changes,
             told,
         };
+        if self.shared.keep(&world, &commit) {
+            drop(world);
+            self.shared.tell(changes);
+            return Ok((value, Durable(None)));
+        }
         // Queued under the world's lock: commits reach the disk in the order they were made.
         let unsent = match lock(&self.shared.queue).as_ref() {
             Some(queue) => queue.send(commit).err().map(|unsent| unsent.0),
@@ -267,10 +400,7 @@ impl Store {
             return Err(self.shared.no_more().into());
         }
         drop(world);
-        for change in changes {
-            // No watcher is no error.
-            let _ = self.shared.changes.send(change);
-        }
+        self.shared.tell(changes);
         Ok((value, Durable(durable)))
     }
 
@@ -310,31 +440,36 @@ impl Shared {
         }
     }
 
-    /// A batch did not become durable: the world goes back to what the disk says.
-    fn take_back(&self, batch: Vec<Commit>, behind: &Receiver<Commit>, failure: &Failure) {
+    fn tell(&self, changes: Vec<Change>) {
+        for change in changes {
+            // No watcher is no error.
+            let _ = self.changes.send(change);
+        }
+    }
+
+    /// The disk has fallen silent with this batch: it is taken back, and nothing can be queued any more.
+    fn silent(&self, batch: Vec<Commit>, behind: &Receiver<Commit>) {
         let mut world = lock(&self.world);
-        let why: fn() -> Error = match failure {
-            Failure::Refused(_) => || Error::Write("the change was taken back; see the log".into()),
-            Failure::Silent => {
-                self.stuck.cancel();
-                lock(&self.queue).take();
-                || Error::Stuck
-            }
-        };
-        // What queued behind the failed batch was built on it. Nothing more can queue while the world is locked.
+        self.stuck.cancel();
+        lock(&self.queue).take();
         let commits: Vec<Commit> = batch.into_iter().chain(behind.try_iter()).collect();
         for mut commit in commits.into_iter().rev() {
             let told = commit.told.take();
-            for change in commit.undo(&mut world) {
-                if let Change::Page(uid) = change {
-                    // Whoever wrote it may not have waited, and go by what it said.
-                    let _ = self.changes.send(Change::Vm(uid));
-                }
-                let _ = self.changes.send(change);
-            }
+            self.take_back(commit, &mut world);
             if let Some(told) = told {
-                let _ = told.send(Err(why()));
+                let _ = told.send(Err(Error::Stuck));
             }
+        }
+    }
+
+    /// The world goes back to what it was before a commit that was the last one.
+    fn take_back(&self, commit: Commit, world: &mut World) {
+        for change in commit.undo(world) {
+            if let Change::Page(uid) = change {
+                // Whoever wrote it may not have waited, and go by what it said.
+                let _ = self.changes.send(Change::Vm(uid));
+            }
+            let _ = self.changes.send(change);
         }
     }
 }

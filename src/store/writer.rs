@@ -7,12 +7,13 @@
 //! holds its locks, and what came of the batch is known only to who opens the database anew.
 
 use std::io;
+use std::sync::Weak;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use super::Commit;
-use super::disk::{self, Batch};
+use super::backing::{Batch, joined};
+use super::{Commit, Shared};
 
 /// As many commits as go into one flush.
 const BATCH: usize = 512;
@@ -22,6 +23,9 @@ const COMPANY: Duration = Duration::from_millis(10);
 
 /// After a write that failed, before the next is tried: a disk that was full is full a moment later.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// Between two tries of a disk that could not be written, while nobody asks for a change.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A disk that takes longer than this over a batch is taken to be silent for ever.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -102,36 +106,55 @@ impl Disk {
 }
 
 /// Until every sender is gone: has what has queued written as one batch, and tells everyone. Ends early when the disk falls
-/// silent; `take_back` must see to it that nothing queues any more then.
-pub(super) fn write_commits(
-    disk: Disk,
-    commits: &Receiver<Commit>,
-    take_back: impl Fn(Vec<Commit>, &Receiver<Commit>, &Failure),
-) {
-    while let Ok(first) = commits.recv() {
-        let batch = gather(first, commits);
-        let Err(failure) = disk.write(disk::batch(&batch)) else {
-            for told in batch.into_iter().filter_map(|commit| commit.told) {
-                // Whoever asked may have been cancelled; the change stands.
-                let _ = told.send(Ok(()));
-            }
-            continue;
+/// silent.
+pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Weak<Shared>) {
+    while let Some(batch) = next(commits, shared) {
+        let Some(shared) = shared.upgrade() else {
+            break;
         };
-        match &failure {
-            Failure::Refused(error) => {
-                tracing::error!(%error, "cannot write the state database; the changes are taken back");
-                take_back(batch, commits, &failure);
+        // What could not be written before goes first.
+        let pending = shared.pending().unwrap_or_default();
+        let all = joined([&pending].into_iter().chain(batch.iter().map(|c| &c.batch)));
+        match disk.write(all.clone()) {
+            Ok(()) => {
+                for told in batch.into_iter().filter_map(|commit| commit.told) {
+                    // Whoever asked may have been cancelled; the change stands.
+                    let _ = told.send(Ok(()));
+                }
+                shared.recovered(&all);
+            }
+            Err(Failure::Refused(error)) => {
+                if !batch.is_empty() {
+                    tracing::error!(%error, "cannot write the state; the changes are taken back");
+                }
+                shared.refused(batch, commits, &error);
+                drop(shared);
                 // Everyone concerned tries again at once.
                 std::thread::sleep(PAUSE);
             }
-            Failure::Silent => {
+            Err(Failure::Silent) => {
                 tracing::error!(patience = ?disk.patience, "the state database does not answer; the changes are taken back");
                 // The thread is left behind: it cannot be called back.
-                return take_back(batch, commits, &failure);
+                return shared.silent(batch, commits);
             }
         }
     }
     disk.end();
+}
+
+/// What is to be written next; nothing, to try again a disk that could not be written. `None`: no sender is left.
+fn next(commits: &Receiver<Commit>, shared: &Weak<Shared>) -> Option<Vec<Commit>> {
+    // Only this thread finds out that nothing can be written.
+    let degraded = shared.upgrade().is_some_and(|s| s.why_degraded().is_some());
+    if !degraded {
+        let first = commits.recv().ok()?;
+        return Some(gather(first, commits));
+    }
+    match commits.recv_timeout(RETRY) {
+        Ok(first) => Some(gather(first, commits)),
+        Err(RecvTimeoutError::Disconnected) => None,
+        Err(RecvTimeoutError::Timeout) => Some(Vec::new()),
+    }
 }
 
 /// What has queued. As long as nobody waits for any of it, it waits a moment for a change that somebody waits for.

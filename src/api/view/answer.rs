@@ -114,6 +114,9 @@ pub struct Leftover {
     pub thing: String,
     /// Who left it: `vm/sandbox-1@<uid>`, `ground`.
     pub owner: String,
+    /// Why it is not removed; none: it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<String>,
 }
 
 /// One thing that `doctor` looked at.

@@ -9,9 +9,11 @@ use super::Engine;
 use super::descend::Standing;
 use crate::api::event::EventType;
 use crate::api::rung::LADDER;
+use crate::clock;
 use crate::host::{self, fs, link, neigh};
 use crate::owner::{self, Label};
 use crate::reconcile::net::cni::INTENT;
+use crate::reconcile::orphans::Verdict;
 use crate::runtime::queue::Outcome;
 use crate::store;
 
@@ -23,6 +25,22 @@ impl Engine {
             return Ok(Outcome::Converged);
         }
         let object = label.to_string();
+        match self.judge_orphan(label) {
+            Ok(Verdict::Remove) => {}
+            Ok(Verdict::Adopt(record)) => {
+                self.adopt_again(*record, clock::now()).await?;
+                return Ok(Outcome::Converged);
+            }
+            Ok(Verdict::Keep(why)) => {
+                self.tell_kept(label, &why, clock::now());
+                return Ok(Outcome::Converged);
+            }
+            Err(error) => {
+                let message = format!("{error}: {}", error.source);
+                self.note(EventType::Warning, &object, "ObserveFailed", &message);
+                return Ok(Outcome::Failed);
+            }
+        }
         let standings = match self.standings(label).await {
             Ok(standings) => standings,
             Err(error) => {
@@ -42,6 +60,7 @@ impl Engine {
                 }
             }
         }
+        self.store.write_behind(|txn| txn.bury(uid))?;
         info!(%label, "removed what nothing wants");
         self.note(
             EventType::Normal,
