@@ -329,6 +329,11 @@ impl RunDir {
         self.vm_dir(uid).join("vmm")
     }
 
+    /// This boot's copy of the state's seal.
+    pub fn state_seal(&self) -> PathBuf {
+        self.0.join("state.seal")
+    }
+
     /// The daemon's socket.
     pub fn socket(&self) -> PathBuf {
         self.0.join("sliced.sock")

@@ -41,7 +41,7 @@ use crate::reconcile::group::Claims;
 use crate::reconcile::processes::Processes;
 use crate::reconcile::{Probe, unprobed};
 use crate::runtime::controller::{Controller, controller};
-use crate::store::{self, Boot, Change, Store};
+use crate::store::{self, Change, RunCopy, Store};
 use crate::wire::{self, Door};
 use crate::{clock, cni};
 
@@ -175,12 +175,12 @@ impl Daemon {
         let run_dir = RunDir(usable(run_dir)?);
         let home = Netns::current()?;
         let (controller, waker, idle) = controller(WIDTH);
-        let boot_id = fs::boot_id()?;
-        let boot = Boot {
-            run_dir: &run_dir.0,
-            id: boot_id,
+        let boot_id = fs::boot_id()?.to_owned();
+        let seal = RunCopy {
+            path: run_dir.state_seal(),
+            boot_id: boot_id.clone(),
         };
-        let (store, opened, recalled) = Store::open_in(&state_dir, &boot)?;
+        let (store, opened, recalled) = Store::open_in(&state_dir, &run_dir.0, &seal)?;
         let engine = Arc::new(Engine {
             instance: Instance::of(&state_dir),
             store,
@@ -188,7 +188,7 @@ impl Daemon {
                 netlink: home.netlink_for(askers())?,
                 home,
                 backend: Backend::detect()?,
-                boot_id: boot_id.to_owned(),
+                boot_id,
             },
             processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone()),
             run_dir,

@@ -20,6 +20,10 @@ pub(super) async fn take_over(
     recalled: Recalled,
 ) -> Result<(), Error> {
     let now = clock::now();
+    for message in engine.store.notes() {
+        warn!(%message, "the state database");
+        warn_of(engine, now, "StateNoticed", message);
+    }
     let is_fresh = opened == Opened::Fresh;
     match &opened {
         Opened::Existing => {
@@ -29,8 +33,11 @@ pub(super) async fn take_over(
         }
         Opened::Fresh => {}
         Opened::SetAside { path, why } => {
-            let message = format!("it was unreadable ({why}) and is now {}", path.display());
-            error!(path = %path.display(), %why, "the state database was unreadable and is set aside");
+            let message = format!(
+                "the state database is damaged ({why}) and is now {}",
+                path.display()
+            );
+            error!(path = %path.display(), %why, "the state database is damaged and is set aside");
             warn_of(engine, now, "StateSetAside", &message);
         }
     }
@@ -48,6 +55,10 @@ pub(super) async fn take_over(
         .adopt(journal, now)
         .await
         .map_err(|error| Error::Host(error.to_string()))?;
+    if opened != Opened::Existing {
+        // A crash before this adopts once more.
+        engine.store.recovered().await?;
+    }
     if is_fresh && (adopted > 0 || journal.is_some()) {
         error!("the state database is gone");
         let message = "the state database is gone; what this boot's run directory has of it is adopted";

@@ -23,11 +23,15 @@ use crate::api::lease::Address;
 use crate::api::meta::{Meta, Name, Timestamp};
 use crate::api::on_demand::Order;
 use crate::api::rung::{LADDER, Rung};
+use crate::api::vm::Vm;
 use crate::host::{self, fs};
 use crate::store::{self, Pool, Txn, World};
 
 /// So many VMs are named in an event.
 const NAMED: usize = 8;
+
+/// So many VMs are put back in one transaction.
+const AT_ONCE: usize = 64;
 
 impl Engine {
     /// Puts back what the store does not have: what the journal knows, then every VM whose record of this boot is newer. What comes
@@ -48,26 +52,26 @@ impl Engine {
         if journal.is_none() && records.iter().all(nothing_new) {
             return Ok(0);
         }
-        let adopted = self
-            .store
-            .recall(|txn| {
-                let mut adopted = Vec::new();
-                if let Some(world) = journal {
-                    put_all(txn, world)?;
-                    adopted.extend(world.vms().map(|vm| vm.meta.name.clone()));
-                }
-                for record in records {
-                    let name = record.vm.meta.name.clone();
-                    if !self.store.has_tombstone(record.vm.meta.uid)
-                        && adopt_one(txn, record, now)?
-                        && !adopted.contains(&name)
-                    {
-                        adopted.push(name);
+        let mut adopted = Vec::new();
+        if let Some(world) = journal {
+            self.put_back(world).await?;
+            adopted.extend(world.vms().map(|vm| vm.meta.name.clone()));
+        }
+        let records: Vec<Record> = records.into_iter().filter(|r| !nothing_new(r)).collect();
+        for part in records.chunks(AT_ONCE) {
+            let put = |txn: &mut Txn<'_>| {
+                let mut put = Vec::new();
+                for record in part {
+                    if adopt_one(txn, record.clone(), now)? {
+                        put.push(record.vm.meta.name.clone());
                     }
                 }
-                Ok::<_, store::Error>(adopted)
-            })
-            .await?;
+                Ok::<_, store::Error>(put)
+            };
+            adopted.extend(self.store.recall(put).await?);
+        }
+        adopted.sort();
+        adopted.dedup();
         if !adopted.is_empty() {
             let message = format!("adopted from the run directory: {}", listed(&adopted));
             info!(count = adopted.len(), "VMs were adopted from the run directory");
@@ -75,6 +79,27 @@ impl Engine {
             events.note(now, EventType::Warning, "ground", "Adopted", &message);
         }
         Ok(adopted.len())
+    }
+
+    /// A whole world, into a store that has nothing; in parts, because a batch of the database has a size.
+    async fn put_back(&self, world: &World) -> Result<(), store::Error> {
+        self.store
+            .recall(|txn| {
+                txn.keep_unknown_of(world);
+                put_groups(txn, world)
+            })
+            .await?;
+        let leases: Vec<_> = world.leases().collect();
+        for part in leases.chunks(AT_ONCE) {
+            let put = |txn: &mut Txn<'_>| part.iter().try_for_each(|l| txn.put_lease((*l).clone()));
+            self.store.recall::<_, store::Error>(put).await?;
+        }
+        let vms: Vec<_> = world.vms().collect();
+        for part in vms.chunks(AT_ONCE) {
+            let put = |txn: &mut Txn<'_>| part.iter().try_for_each(|vm| put_vm(txn, world, vm));
+            self.store.recall::<_, store::Error>(put).await?;
+        }
+        Ok(())
     }
 
     /// Puts a VM back whose object was lost while the daemon ran.
@@ -226,8 +251,7 @@ fn listed(names: &[Name]) -> String {
     }
 }
 
-/// A whole world, into one that has nothing.
-fn put_all(txn: &mut Txn<'_>, world: &World) -> Result<(), store::Error> {
+fn put_groups(txn: &mut Txn<'_>, world: &World) -> Result<(), store::Error> {
     for group in world.groups() {
         txn.put_group(HostGroup {
             adopted: matches!(group.origin, Origin::File(_)),
@@ -237,25 +261,25 @@ fn put_all(txn: &mut Txn<'_>, world: &World) -> Result<(), store::Error> {
     for (name, pool) in world.pools() {
         txn.put_pool(name, pool.clone())?;
     }
-    for vm in world.vms() {
-        let uid = vm.meta.uid;
-        txn.put_vm(vm.clone())?;
-        if let Some(id) = world.vmm_id(uid) {
-            txn.put_vmm_id(uid, id)?;
-        }
-        for rung in LADDER {
-            if let Some(page) = world.page(uid, rung) {
-                txn.put_page(uid, rung, page.clone())?;
-            }
-        }
-    }
-    for lease in world.leases() {
-        txn.put_lease(lease.clone())?;
-    }
     match world.ground() {
         Some(ground) => txn.put_ground(ground.clone()),
         None => Ok(()),
     }
+}
+
+/// With all that is known of it.
+fn put_vm(txn: &mut Txn<'_>, world: &World, vm: &Vm) -> Result<(), store::Error> {
+    let uid = vm.meta.uid;
+    txn.put_vm(vm.clone())?;
+    if let Some(id) = world.vmm_id(uid) {
+        txn.put_vmm_id(uid, id)?;
+    }
+    for rung in LADDER {
+        if let Some(page) = world.page(uid, rung) {
+            txn.put_page(uid, rung, page.clone())?;
+        }
+    }
+    Ok(())
 }
 
 /// The VM as it was, every stage acquired: what is on the host will be looked at before anything is believed of it. False: the store has it,

@@ -1,112 +1,58 @@
-//! The database itself. The only file that knows sled.
-//! Not here: what the keys mean beyond their first word.
+//! sled: opening it, everything in it, and which of its failures are damage.
+//! Not here: what the keys mean; writing ([`super::database`]).
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::any::Any;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::time::{Duration, Instant};
-
-use serde::de::DeserializeOwned;
-
-use super::journal::{Entries, Journal};
-use super::world::World;
-use super::{Error, Recalled, readonly};
-use crate::api::lease::Lease;
-use crate::api::meta::Uid;
-use crate::api::vm::Vm;
-
-/// The database.
-pub(super) type Db = sled::Db;
-
-/// The layout that this program writes. Another one is refused, not guessed at.
-const FORMAT: &str = "1";
 
 /// How long a database that somebody is just closing is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_POLL: Duration = Duration::from_millis(50);
 
-/// What was found on opening.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Opened {
-    /// Nothing was there.
-    Fresh,
-    /// What an earlier run wrote.
-    Existing,
-    /// Something unreadable, now under another name.
-    SetAside {
-        /// Where it is now.
-        path: PathBuf,
-        /// Why it could not be read.
-        why: String,
-    },
-}
+/// Bytes of a segment of the log, in databases that are created from now on.
+///
+/// sled reuses a segment once what was in it has been written elsewhere twice a segment's length ago. Nothing that was
+/// acknowledged may be overwritten before its copy is synced, so a batch stays far below two segments.
+const SEGMENT: usize = 2 << 20;
 
-/// Why the database is not open.
-pub(super) enum Failed {
-    /// It is not to be.
-    Refused(Error),
-    /// Its disk takes no more; nothing is known to be wrong with what it has.
-    Unwritable(std::io::Error),
-}
+/// The database.
+pub(super) type Raw = sled::Db;
 
-pub(super) fn open(dir: &Path) -> Result<(Db, World, Opened), Failed> {
-    let path = path(dir);
-    let refuse = |why: String| {
-        // sled says it in words of its own, in a panic, or not at all.
-        match readonly::probe(dir) {
-            Err(error) if readonly::is_no_room(&error) => Failed::Unwritable(error),
-            Ok(()) | Err(_) => Failed::Refused(Error::Open {
-                path: path.display().to_string(),
-                why,
-            }),
-        }
-    };
-    std::fs::create_dir_all(dir).map_err(|e| refuse(e.to_string()))?;
-    let existed = path.exists();
-    let why = match open_patiently(&path) {
-        Ok(db) => match load(&db) {
-            Ok(world) => {
-                let opened = if existed {
-                    Opened::Existing
-                } else {
-                    Opened::Fresh
-                };
-                return Ok((db, world, opened));
-            }
-            Err(why) => why,
-        },
-        Err(OpenError::Held) => {
-            return Err(refuse(
-                "another sliced is using it; give each daemon its own --state-dir".into(),
-            ));
-        }
-        Err(OpenError::Io(why)) => return Err(refuse(why)),
-        Err(OpenError::Corrupt(why)) => why,
-    };
-    if let full @ Failed::Unwritable(_) = refuse(why.clone()) {
-        return Err(full);
-    }
-    let aside = set_aside(&path).map_err(|e| refuse(format!("{why}; setting it aside: {e}")))?;
-    let db = open_patiently(&path).map_err(|e| refuse(e.to_string()))?;
-    let world = load(&db).map_err(refuse)?;
-    Ok((db, world, Opened::SetAside { path: aside, why }))
-}
+/// A key with its value.
+pub(super) type Pair = (Vec<u8>, Vec<u8>);
 
+/// Why a database cannot be used.
 #[derive(Debug, thiserror::Error)]
-enum OpenError {
-    #[error("another process holds it")]
+pub(super) enum OpenError {
+    /// Another process has it open.
+    #[error("another sliced is using it; give each daemon its own --state-dir")]
     Held,
+    /// It may be healthy: the system could not read it, or this program does not know it.
     #[error("{0}")]
-    Io(String),
+    Refused(String),
+    /// It is not what was written.
     #[error("{0}")]
-    Corrupt(String),
+    Damaged(String),
 }
 
-/// sled says "would block" of a lock that is held, in its own words inside an I/O error.
-fn open_patiently(path: &Path) -> Result<Db, OpenError> {
+impl From<io::Error> for OpenError {
+    fn from(error: io::Error) -> Self {
+        Self::Refused(error.to_string())
+    }
+}
+
+/// Opens or creates it. sled says "would block" of a lock that is held, in its own words inside an I/O error.
+pub(super) fn open(path: &Path) -> Result<Raw, OpenError> {
+    let segment = segment_size(path)?;
     let deadline = Instant::now_for_lock() + LOCK_PATIENCE;
     loop {
-        let opened = std::panic::catch_unwind(|| {
+        let opened = catch_unwind(|| {
             sled::Config::new()
                 .path(path)
+                .segment_size(segment)
                 .cache_capacity(8 << 20)
                 .flush_every_ms(None)
                 .open()
@@ -117,15 +63,96 @@ fn open_patiently(path: &Path) -> Result<Db, OpenError> {
                 if Instant::now_for_lock() >= deadline {
                     return Err(OpenError::Held);
                 }
-                std::thread::sleep(Duration::from_millis(50));
+                std::thread::sleep(LOCK_POLL);
             }
-            Ok(Err(sled::Error::Io(e))) if e.raw_os_error().is_some() => {
-                return Err(OpenError::Io(e.to_string()));
-            }
-            Ok(Err(e)) => return Err(OpenError::Corrupt(e.to_string())),
-            // sled 0.34 asserts on some damaged files.
-            Err(_) => return Err(OpenError::Corrupt("its files are damaged".into())),
+            Ok(Err(error)) => return Err(classify(&error)),
+            Err(panic) => return Err(classify_panic(&*panic)),
         }
+    }
+}
+
+/// Everything in it.
+pub(super) fn content(db: &Raw) -> Result<Vec<Pair>, OpenError> {
+    let read = AssertUnwindSafe(|| {
+        db.iter()
+            .map(|pair| pair.map(|(key, value)| (key.to_vec(), value.to_vec())))
+            .collect::<Result<Vec<Pair>, sled::Error>>()
+    });
+    match catch_unwind(read) {
+        Ok(Ok(pairs)) => Ok(pairs),
+        Ok(Err(error)) => Err(classify(&error)),
+        Err(panic) => Err(classify_panic(&*panic)),
+    }
+}
+
+/// Has nobody else open the database while its files are read without sled.
+pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
+    let file = File::open(path.join("db"))?;
+    let deadline = Instant::now_for_lock() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                if Instant::now_for_lock() >= deadline {
+                    return Err(OpenError::Held);
+                }
+                std::thread::sleep(LOCK_POLL);
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
+        }
+    }
+}
+
+/// The segment size is a property of a database: sled refuses one that was created with another.
+fn segment_size(path: &Path) -> Result<usize, OpenError> {
+    let text = match std::fs::read(path.join("conf")) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(SEGMENT),
+        Err(error) => return Err(error.into()),
+    };
+    let text = String::from_utf8_lossy(&text);
+    let size = text
+        .lines()
+        .find_map(|line| line.strip_prefix("segment_size: ")?.parse().ok());
+    // sled panics over a size that is out of its range.
+    let sound = |size: &usize| size.is_power_of_two() && (64 << 10..=16 << 20).contains(size);
+    Ok(size.filter(sound).unwrap_or(SEGMENT))
+}
+
+fn classify(error: &sled::Error) -> OpenError {
+    match error {
+        sled::Error::Io(io) if is_systems(io.raw_os_error(), &io.to_string()) => {
+            OpenError::Refused(io.to_string())
+        }
+        error => OpenError::Damaged(error.to_string()),
+    }
+}
+
+/// sled 0.34 asserts on some damaged files, and on some I/O errors.
+fn classify_panic(panic: &(dyn Any + Send)) -> OpenError {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or_default();
+    match is_systems(None, text) {
+        true => OpenError::Refused(text.to_owned()),
+        false => OpenError::Damaged("its files are damaged".into()),
+    }
+}
+
+/// Whether this is the system's error and no consequence of damage. sled passes some on as text alone: `Os { code: 5, ... }`.
+fn is_systems(code: Option<i32>, text: &str) -> bool {
+    let said = || {
+        let (_, after) = text.split_once("code: ")?;
+        let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().ok()
+    };
+    match code.or_else(said) {
+        None => false,
+        // A pointer in the log that leads nowhere: to a file of a large value that is gone, or beyond what a file can hold.
+        Some(libc::ENOENT | libc::EINVAL | libc::EFBIG | libc::EOVERFLOW) => false,
+        Some(_) => true,
     }
 }
 
@@ -141,150 +168,59 @@ impl LockClock for Instant {
     }
 }
 
-/// Renames what is at `path`.
-pub(super) fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
-    for n in 1.. {
-        let aside = path.with_file_name(format!("db.corrupt-{n}"));
-        if !aside.exists() {
-            std::fs::rename(path, &aside)?;
-            return Ok(aside);
-        }
-    }
-    unreachable!("the integers do not end")
-}
+#[cfg(test)]
+mod tests {
+    use std::io;
 
-fn load(db: &Db) -> Result<World, String> {
-    match db.get("format").map_err(|e| e.to_string())? {
-        Some(format) if format == FORMAT.as_bytes() => {}
-        Some(format) => {
-            let format = String::from_utf8_lossy(&format).into_owned();
-            return Err(format!(
-                "its format is {format:?}, this sliced reads {FORMAT:?}"
-            ));
-        }
-        None if db.is_empty() => {
-            db.insert("format", FORMAT).map_err(|e| e.to_string())?;
-            db.flush().map_err(|e| e.to_string())?;
-        }
-        None => return Err("it has no format mark".into()),
-    }
-    let mut world = World::default();
-    for entry in db.iter() {
-        let (key, value) = entry.map_err(|e| e.to_string())?;
-        let key = std::str::from_utf8(&key).map_err(|_| "a key is no text".to_owned())?;
-        take_in(&mut world, key, &value).map_err(|e| format!("{key}: {e}"))?;
-    }
-    Ok(world)
-}
+    use super::{OpenError, classify, classify_panic};
 
-pub(super) fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), String> {
-    let (kind, id) = key.split_once('/').unwrap_or((key, ""));
-    let name = || id.parse().map_err(|e| format!("{e}"));
-    match kind {
-        "format" => {}
-        "group" => {
-            world.groups.insert(name()?, json(value)?);
-        }
-        "pool" => {
-            world.pools.insert(name()?, json(value)?);
-        }
-        "vm" => {
-            let vm: Vm = json(value)?;
-            let place = world.by_group.entry(vm.group.clone()).or_default();
-            place.insert(vm.index, vm.meta.uid);
-            if vm.on_demand.is_some() {
-                world.on_demand.insert(vm.meta.name.clone(), vm.meta.uid);
+    #[test]
+    fn an_io_error_is_no_damage_however_sled_passes_it_on() {
+        let errors = [
+            libc::EIO,
+            libc::EACCES,
+            libc::EPERM,
+            libc::ENOSPC,
+            libc::EDQUOT,
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::EROFS,
+            libc::ENOMEM,
+            libc::EISDIR,
+            libc::ENOTDIR,
+            libc::ELOOP,
+            libc::ESTALE,
+        ];
+        for code in errors {
+            let direct = || io::Error::from_raw_os_error(code);
+            let passed_on = io::Error::new(direct().kind(), format!("{:?}", direct()));
+            for error in [direct(), passed_on] {
+                let classified = classify(&sled::Error::Io(error));
+                assert!(matches!(classified, OpenError::Refused(_)), "{classified}");
             }
-            world.vms.insert(vm.meta.uid, vm);
-        }
-        "lease" => {
-            let lease: Lease = json(value)?;
-            world.note_lease(lease);
-        }
-        "page" => {
-            let (uid, rung) = id.split_once('/').ok_or("no rung")?;
-            let uid: Uid = uid.parse().map_err(|e| format!("{e}"))?;
-            let rung = json(format!("\"{rung}\"").as_bytes())?;
-            world
-                .pages
-                .entry(uid)
-                .or_default()
-                .insert(rung, json(value)?);
-        }
-        "vmm-id" => {
-            let uid: Uid = id.parse().map_err(|e| format!("{e}"))?;
-            world.note_vmm_id(uid, json(value)?);
-        }
-        "ground" => world.ground = Some(json(value)?),
-        other => return Err(format!("{other:?} is no kind of this program")),
-    }
-    Ok(())
-}
-
-fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    serde_json::from_slice(bytes).map_err(|e| e.to_string())
-}
-
-/// Writes it and flushes. On a full disk sled 0.34 may lose a wake-up, and then this never returns.
-pub(super) fn write(db: &Db, entries: &Entries) -> Result<(), String> {
-    let mut batch = sled::Batch::default();
-    for (key, value) in entries {
-        match value {
-            Some(value) => batch.insert(key.as_bytes(), value.as_slice()),
-            None => batch.remove(key.as_bytes()),
+            let text = format!(
+                "called `Result::unwrap()` on an `Err` value: Io({:?})",
+                direct()
+            );
+            let classified = classify_panic(&text);
+            assert!(matches!(classified, OpenError::Refused(_)), "{classified}");
         }
     }
-    // A batch that changes nothing is a question whether anything can be written.
-    if entries.is_empty() {
-        batch.insert("format", FORMAT);
-    }
-    db.apply_batch(batch)
-        .and_then(|()| db.flush())
-        .map(drop)
-        .map_err(|e| e.to_string())
-}
 
-/// Where the database is.
-pub(super) fn path(dir: &Path) -> PathBuf {
-    dir.join("db")
-}
-
-/// Everything that it has.
-pub(super) fn entries(db: &Db) -> Result<BTreeMap<String, Vec<u8>>, String> {
-    let mut all = BTreeMap::new();
-    for entry in db.iter() {
-        let (key, value) = entry.map_err(|e| e.to_string())?;
-        let key = String::from_utf8(key.to_vec()).map_err(|e| e.to_string())?;
-        all.insert(key, value.to_vec());
-    }
-    Ok(all)
-}
-
-/// Opens again a database that could not be written, once there is room.
-pub(super) fn reopen(dir: &Path) -> Result<Db, String> {
-    let path = path(dir);
-    let fail = |why: String| format!("{}: {why}", path.display());
-    readonly::probe(dir).map_err(|error| fail(error.to_string()))?;
-    let db = open_patiently(&path).map_err(|error| fail(error.to_string()))?;
-    if db.is_empty() {
-        db.insert("format", FORMAT)
-            .map_err(|error| fail(error.to_string()))?;
-    }
-    Ok(db)
-}
-
-/// What the journal says.
-pub(super) fn recall(journal: &Journal) -> Recalled {
-    let all = match journal.read() {
-        Ok(Some(all)) => all,
-        Ok(None) => return Recalled::Nothing,
-        Err(why) => return Recalled::Unreadable(why),
-    };
-    let mut world = World::default();
-    for (key, value) in all {
-        if let Err(why) = take_in(&mut world, &key, &value) {
-            return Recalled::Unreadable(format!("{key}: {why}"));
+    #[test]
+    fn what_damage_makes_of_pointers_and_lengths_is_damage() {
+        for code in [libc::ENOENT, libc::EINVAL, libc::EFBIG] {
+            let classified = classify(&sled::Error::Io(io::Error::from_raw_os_error(code)));
+            assert!(matches!(classified, OpenError::Damaged(_)), "{classified}");
         }
+        let short = io::Error::new(io::ErrorKind::UnexpectedEof, "failed to fill whole buffer");
+        assert!(matches!(
+            classify(&sled::Error::Io(short)),
+            OpenError::Damaged(_)
+        ));
+        assert!(matches!(
+            classify_panic(&"assertion failed: lsn % 2"),
+            OpenError::Damaged(_)
+        ));
     }
-    Recalled::World(Box::new(world))
 }

@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::disk::Pair;
+use super::{Recalled, load};
+
 /// The file's name, in the run directory.
 pub const JOURNAL: &str = "state.journal";
 
@@ -105,6 +108,23 @@ impl Journal {
             }
         }
         Ok(Some(all))
+    }
+
+    /// The same as a world.
+    pub(super) fn recall(&self) -> Recalled {
+        let all = match self.read() {
+            Ok(Some(all)) => all,
+            Ok(None) => return Recalled::Nothing,
+            Err(why) => return Recalled::Unreadable(why),
+        };
+        let pairs: Vec<Pair> = all
+            .into_iter()
+            .map(|(key, value)| (key.into_bytes(), value))
+            .collect();
+        match load::world(&pairs) {
+            Ok(world) => Recalled::World(Box::new(world)),
+            Err(why) => Recalled::Unreadable(format!("{}: {why}", self.path.display())),
+        }
     }
 
     /// Whether a file can be written beside it.

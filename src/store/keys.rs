@@ -1,6 +1,7 @@
 //! What the world says for a key of the database.
-//! Not here: reading the database into a world ([`super::disk`]).
+//! Not here: reading the database into a world ([`super::load`]).
 
+use super::load::RECOVERY_KEY;
 use super::world::World;
 use crate::api::meta::{Name, Uid};
 use crate::api::rung::Rung;
@@ -10,31 +11,41 @@ pub(super) fn encode(world: &World, key: &str) -> Option<Vec<u8>> {
     let (kind, id) = key.split_once('/').unwrap_or((key, ""));
     let name = || id.parse::<Name>().ok();
     let uid = || id.parse::<Uid>().ok();
+    let bytes = Bytes { world, key };
     match kind {
-        "group" => bytes(world.groups.get(&name()?)?),
-        "pool" => bytes(world.pools.get(&name()?)?),
-        "vm" => bytes(world.vms.get(&uid()?)?),
-        "lease" => bytes(world.leases.get(&name()?)?),
-        "vmm-id" => bytes(world.vmm_ids.get(&uid()?)?),
-        "ground" => bytes(world.ground.as_ref()?),
+        "group" => bytes.of(world.groups.get(&name()?)?),
+        "pool" => bytes.of(world.pools.get(&name()?)?),
+        "vm" => bytes.of(world.vms.get(&uid()?)?),
+        "lease" => bytes.of(world.leases.get(&name()?)?),
+        "vmm-id" => bytes.of(world.vmm_ids.get(&uid()?)?),
+        RECOVERY_KEY => bytes.of(world.recovery.as_ref()?),
+        "ground" => bytes.of(world.ground.as_ref()?),
         "page" => {
             let (uid, rung) = id.split_once('/')?;
             let rung: Rung = serde_json::from_str(&format!("\"{rung}\"")).ok()?;
-            bytes(world.page(uid.parse().ok()?, rung)?)
+            bytes.of(world.page(uid.parse().ok()?, rung)?)
         }
         _ => None,
     }
 }
 
-fn bytes<T: serde::Serialize>(value: &T) -> Option<Vec<u8>> {
-    serde_json::to_vec(value).ok()
+struct Bytes<'w> {
+    world: &'w World,
+    key: &'w str,
+}
+
+impl Bytes<'_> {
+    /// With what a newer version has stored in the object.
+    fn of<T: serde::Serialize>(&self, value: &T) -> Option<Vec<u8>> {
+        self.world.unknown.encode(self.key, value).ok()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::api::host_group::HostGroup;
-    use crate::store::disk::take_in;
+    use crate::store::load;
 
     #[test]
     fn what_is_encoded_is_read_back_as_the_same_world() {
@@ -42,16 +53,22 @@ mod tests {
         let Ok(parsed) = serde_json::from_slice::<HostGroup>(group) else {
             panic!("the sample is a group");
         };
-        let mut world = World::default();
-        take_in(&mut world, "group/web", &serde_json::to_vec(&parsed).expect("JSON"))
-            .expect("a group");
-        take_in(&mut world, "vmm-id/11111111-2222-4333-8444-555555555555", b"7").expect("an id");
-        let keys = ["group/web", "vmm-id/11111111-2222-4333-8444-555555555555"];
-        let mut again = World::default();
-        for key in keys {
-            let value = encode(&world, key).expect("it is there");
-            take_in(&mut again, key, &value).expect("it is read");
-        }
+        let pairs = vec![
+            (
+                b"group/web".to_vec(),
+                serde_json::to_vec(&parsed).expect("JSON"),
+            ),
+            (
+                b"vmm-id/11111111-2222-4333-8444-555555555555".to_vec(),
+                b"7".to_vec(),
+            ),
+        ];
+        let world = load::world(&pairs).expect("a world");
+        let encoded = pairs.iter().map(|(key, _)| {
+            let text = std::str::from_utf8(key).expect("a text");
+            (key.clone(), encode(&world, text).expect("it is there"))
+        });
+        let again = load::world(&encoded.collect::<Vec<_>>()).expect("a world");
         assert_eq!(again.groups, world.groups);
         assert_eq!(again.vmm_ids, world.vmm_ids);
         assert_eq!(encode(&world, "group/other"), None);

@@ -15,18 +15,28 @@
 //! (`state.journal`), and which VMs are being deleted (`tombstones`, also on the state disk).
 
 mod backing;
+mod database;
 mod degraded;
 mod disk;
 mod events;
+mod evidence;
+mod format;
 mod journal;
 mod keys;
 mod ladder;
 mod lease;
+mod load;
+mod mark;
+mod open;
 mod readonly;
+mod seal;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod tombstones;
 mod txn;
+mod unknown;
+mod verify;
 mod world;
 mod writer;
 
@@ -40,11 +50,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::meta::{Name, Uid};
 
-pub use disk::Opened;
 pub use events::Events;
 pub use journal::JOURNAL;
 pub use ladder::Gate;
 pub use lease::{LeaseError, gives};
+pub use open::Opened;
+pub use seal::RunCopy;
 pub use tombstones::TOMBSTONES;
 pub use txn::Txn;
 pub use world::{Footing, Ground, Pool, World};
@@ -54,7 +65,7 @@ use degraded::Degraded;
 use journal::Journal;
 use tombstones::{Known, Tombstones};
 use txn::Kind;
-use writer::Disk;
+use writer::{Disk, Failure};
 
 /// Room for watchers that are slow; one that falls further behind is told to look at everything.
 const WATCH_BACKLOG: usize = 4096;
@@ -95,13 +106,13 @@ pub enum Change {
     Everything,
 }
 
-/// The boot of the host in which a store is opened: the run directory has copies of what must not be lost during it.
-#[derive(Clone, Copy, Debug)]
-pub struct Boot<'a> {
-    /// The run directory.
-    pub run_dir: &'a Path,
-    /// `/proc/sys/kernel/random/boot_id`.
-    pub id: &'a str,
+/// What a store begins with.
+#[derive(Default)]
+struct Beginning {
+    world: World,
+    tombstones: Known,
+    why_read_only: Option<String>,
+    notes: Vec<String>,
 }
 
 /// What the run directory knows of a database that is gone.
@@ -130,6 +141,8 @@ struct Shared {
     events: Events,
     degraded: Mutex<Option<Degraded>>,
     tombstones: Known,
+    /// What was noticed on opening.
+    notes: Vec<String>,
 }
 
 /// Tells that a transaction is on the disk, or that it was taken back. By default, of nothing that must be waited for.
@@ -179,56 +192,86 @@ enum Awaited {
 }
 
 impl Store {
-    /// Opens, or creates, the database in `dir`. One that cannot be read is set aside, never overwritten.
+    /// Opens, or creates, the database in `dir`. One that is not what was acknowledged is set aside, never overwritten; one
+    /// that cannot be read, or that another version wrote, is refused and left as it is.
     ///
     /// # Errors
     /// [`Error::Open`] when another daemon holds it, or the folder cannot be used.
     pub fn open(dir: &Path) -> Result<(Self, Opened), Error> {
-        let (store, opened, _) = Self::open_with(dir, None)?;
-        Ok((store, opened))
+        Self::open_with(dir, None)
     }
 
-    /// The same for a daemon, with what the run directory knows. A database that cannot be written because its disk is full or
-    /// read-only is opened all the same: see [`Store::why_read_only`].
+    /// The same, with a copy of the seal that is good for one boot: with it even a state directory that was replaced as a
+    /// whole by an older one is noticed.
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub fn open_in(dir: &Path, boot: &Boot<'_>) -> Result<(Self, Opened, Recalled), Error> {
-        Self::open_with(dir, Some(boot))
+    pub fn open_with(dir: &Path, run: Option<&RunCopy>) -> Result<(Self, Opened), Error> {
+        let (store, opened, _) = Self::open_all(dir, run, None)?;
+        Ok((store, opened))
     }
 
-    fn open_with(
+    /// The same for a daemon, with all that the run directory knows. A database that cannot be written because its disk is full
+    /// or read-only is opened all the same: see [`Store::why_read_only`].
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_in(
         dir: &Path,
-        boot: Option<&Boot<'_>>,
+        run_dir: &Path,
+        seal: &RunCopy,
+    ) -> Result<(Self, Opened, Recalled), Error> {
+        Self::open_all(dir, Some(seal), Some(run_dir))
+    }
+
+    fn open_all(
+        dir: &Path,
+        seal: Option<&RunCopy>,
+        run_dir: Option<&Path>,
     ) -> Result<(Self, Opened, Recalled), Error> {
         let refuse = |why: String| Error::Open {
             path: dir.display().to_string(),
             why,
         };
-        let journal = boot.map(|boot| Journal::new(boot.run_dir, boot.id));
-        let (run_dir, boot_id) = match boot {
-            Some(boot) => (Some(boot.run_dir), boot.id),
-            None => (None, ""),
-        };
-        let (db, world, opened, why) = readonly::open(dir)?;
-        let mut tombstones = Tombstones::read(dir, run_dir, boot_id)
-            .map_err(|error| refuse(format!("{}: {error}", tombstones::TOMBSTONES)))?;
+        let boot = seal.map_or("", |seal| seal.boot_id.as_str());
+        let journal = run_dir.map(|run_dir| Journal::new(run_dir, boot));
+        let readonly::Found {
+            database,
+            world,
+            opened,
+            notes,
+            why,
+        } = readonly::open(dir, seal)?;
+        let unknown = world.unknown.fields().into_iter().map(|field| {
+            format!("{field} was stored by a newer version; it is kept, and has no effect")
+        });
+        let notes = notes.into_iter().chain(unknown).collect();
+        let mut tombstones = Tombstones::read(dir, run_dir, boot)
+            .map_err(|error| refuse(format!("{TOMBSTONES}: {error}")))?;
         let recalled = match (&opened, &journal) {
             (Opened::Existing, _) | (_, None) => Recalled::Nothing,
-            (Opened::Fresh | Opened::SetAside { .. }, Some(journal)) => disk::recall(journal),
+            (Opened::Fresh | Opened::SetAside { .. }, Some(journal)) => journal.recall(),
         };
-        let lives = |world: &World, uid| world.vm(uid).is_some_and(|vm| !vm.meta.deleting);
-        let withdrawn = match &recalled {
-            Recalled::World(world) => tombstones.withdraw_of_the_living(|uid| lives(world, uid)),
-            Recalled::Nothing => tombstones.withdraw_of_the_living(|uid| lives(&world, uid)),
-            Recalled::Unreadable(_) => Ok(()),
+        let trusted = match &recalled {
+            Recalled::World(world) => Some(&**world),
+            Recalled::Nothing if opened == Opened::Existing => Some(&world),
+            Recalled::Nothing | Recalled::Unreadable(_) => None,
         };
+        let withdrawn = trusted.map_or(Ok(()), |world| {
+            tombstones.withdraw_useless(|uid| world.vm(uid).map(|vm| vm.meta.deleting))
+        });
         let known = tombstones.known();
-        let run_dir = run_dir.map(Path::to_owned);
-        let mut backing = Backing::new(dir.to_owned(), run_dir, db, journal, tombstones);
+        let mut backing = Backing::new(dir, seal, database, journal, tombstones);
+        backing.journal_from_now(opened == Opened::Existing);
         let why = why.or(withdrawn.err()).or_else(|| backing.probe().err());
         let write = move |batch: Batch| backing.write(&batch);
-        let store = Self::start(world, known, why, write, writer::PATIENCE)
+        let state = Beginning {
+            world,
+            tombstones: known,
+            why_read_only: why,
+            notes,
+        };
+        let store = Self::start(state, write, writer::PATIENCE)
             .map_err(|error| refuse(error.to_string()))?;
         Ok((store, opened, recalled))
     }
@@ -237,33 +280,36 @@ impl Store {
     #[cfg(test)]
     fn over(
         world: World,
-        write: impl FnMut(Batch) -> Result<(), String> + Send + 'static,
+        write: impl FnMut(Batch) -> Result<(), Failure> + Send + 'static,
         patience: Duration,
     ) -> std::io::Result<Self> {
-        Self::start(world, Known::default(), None, write, patience)
+        let state = Beginning {
+            world,
+            ..Beginning::default()
+        };
+        Self::start(state, write, patience)
     }
 
     fn start(
-        world: World,
-        tombstones: Known,
-        why_read_only: Option<String>,
-        write: impl FnMut(Batch) -> Result<(), String> + Send + 'static,
+        state: Beginning,
+        write: impl FnMut(Batch) -> Result<(), Failure> + Send + 'static,
         patience: Duration,
     ) -> std::io::Result<Self> {
         let disk = Disk::start(write, patience)?;
         let (queue, commits) = std::sync::mpsc::channel();
         let (changes, _) = broadcast::channel(WATCH_BACKLOG);
         let shared = Arc::new(Shared {
-            world: Mutex::new(world),
+            world: Mutex::new(state.world),
             queue: Mutex::new(Some(queue)),
             writer: Mutex::new(None),
             stuck: CancellationToken::new(),
             changes,
             events: Events::default(),
-            degraded: Mutex::new(why_read_only.clone().map(Degraded::new)),
-            tombstones,
+            degraded: Mutex::new(state.why_read_only.clone().map(Degraded::new)),
+            tombstones: state.tombstones,
+            notes: state.notes,
         });
-        if let Some(why) = why_read_only {
+        if let Some(why) = state.why_read_only {
             shared.tell_degraded(&why);
         }
         let for_writer = Arc::downgrade(&shared);
@@ -363,7 +409,7 @@ impl Store {
             }
         };
         let done = txn.finish();
-        if done.writes.is_empty() && done.buried.is_empty() {
+        if done.writes.is_empty() && done.buried.is_empty() && !done.begins {
             return Ok((value, Durable(None)));
         }
         let (told, durable) = match awaited {
@@ -379,6 +425,7 @@ impl Store {
                 entries: done.writes.into_iter().collect(),
                 condemned: done.condemned,
                 buried: done.buried,
+                begins: done.begins,
             },
             kind: done.kind,
             undo: done.undo,
@@ -407,6 +454,46 @@ impl Store {
     /// Changes from now on. A lagging receiver must look at everything.
     pub fn watch(&self) -> broadcast::Receiver<Change> {
         self.shared.changes.subscribe()
+    }
+
+    /// What was noticed on opening, and needs nobody to decide anything.
+    pub fn notes(&self) -> &[String] {
+        &self.shared.notes
+    }
+
+    /// What could be recovered of a database that was set aside is in this one now: from the next start on it is an existing
+    /// one.
+    ///
+    /// # Errors
+    /// [`Error::Write`] or [`Error::Stuck`].
+    pub async fn recovered(&self) -> Result<(), Error> {
+        self.recall(|txn| txn.end_recovery()).await
+    }
+
+    /// Waits until everything that [`Store::read`] can have seen so far is on the disk.
+    ///
+    /// # Errors
+    /// [`Error::Write`] or [`Error::Stuck`]: some of it was taken back.
+    pub async fn settled(&self) -> Result<(), Error> {
+        let (told, durable) = oneshot::channel();
+        let commit = Commit {
+            batch: Batch::default(),
+            kind: Kind::Observation,
+            undo: Vec::new(),
+            changes: Vec::new(),
+            told: Some(told),
+        };
+        let queued = {
+            let _world = lock(&self.shared.world);
+            let queue = lock(&self.shared.queue);
+            queue
+                .as_ref()
+                .is_some_and(|queue| queue.send(commit).is_ok())
+        };
+        match queued {
+            true => Durable(Some(durable)).wait().await,
+            false => Err(self.shared.no_more()),
+        }
     }
 
     /// What happened, for people.
@@ -475,6 +562,13 @@ impl Shared {
 }
 
 impl Commit {
+    /// Of keys and values.
+    fn bytes(&self) -> usize {
+        let value = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
+        let writes = self.batch.entries.iter();
+        writes.map(|(key, of)| key.len() + value(of)).sum()
+    }
+
     /// Takes its steps back, the last first. What they had changed.
     fn undo(self, world: &mut World) -> Vec<Change> {
         for undo in self.undo.into_iter().rev() {

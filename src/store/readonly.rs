@@ -13,47 +13,77 @@ use std::path::Path;
 
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::disk::{self, Db, Failed, Opened};
-use super::world::World;
 use super::Error;
+use super::database::Database;
+use super::disk::{self, OpenError};
+use super::open::{self, Opened};
+use super::seal::RunCopy;
+use super::world::World;
 
 /// So much must be free before the database is opened: sled preallocates, and does not expect to fail in the middle.
 const ROOM: u64 = 1 << 20;
 
-/// The database if it can be written; what it says; how it was found; why it cannot be written.
-type Found = (Option<Db>, World, Opened, Option<String>);
+/// What was found.
+pub(super) struct Found {
+    /// None: it cannot be written.
+    pub(super) database: Option<Database>,
+    pub(super) world: World,
+    pub(super) opened: Opened,
+    pub(super) notes: Vec<String>,
+    /// Why it cannot be written.
+    pub(super) why: Option<String>,
+}
 
 /// Opens the database in `dir`, or a copy of it.
 ///
 /// # Errors
 /// [`Error::Open`].
-pub(super) fn open(dir: &Path) -> Result<Found, Error> {
-    let _ = fs::create_dir_all(dir);
-    let why = match probe(dir) {
-        Err(error) if is_no_room(&error) => error,
-        // What else is wrong is told by the database.
-        Ok(()) | Err(_) => match disk::open(dir) {
-            Ok((db, world, opened)) => return Ok((Some(db), world, opened, None)),
-            Err(Failed::Refused(error)) => return Err(error),
-            Err(Failed::Unwritable(error)) => error,
+pub(super) fn open(dir: &Path, seal: Option<&RunCopy>) -> Result<Found, Error> {
+    let why = match no_room(dir) {
+        Some(why) => why,
+        None => match open::open(dir, seal) {
+            Ok(open) => {
+                return Ok(Found {
+                    database: Some(open.database),
+                    world: open.world,
+                    opened: open.opened,
+                    notes: open.notes,
+                    why: None,
+                });
+            }
+            // sled says it in words of its own, or not at all.
+            Err(error) => no_room(dir).ok_or(error)?,
         },
     };
-    let path = disk::path(dir);
+    let path = dir.join("db");
     let why = format!("{}: {why}", path.display());
     tracing::error!(%why, "the state database cannot be written; it is read from a copy");
-    let refuse = |error: String| Error::Open {
-        path: path.display().to_string(),
-        why: format!("it cannot be written ({why}), and reading a copy of it failed: {error}"),
+    let found = match has_database(dir) {
+        false => Found {
+            database: None,
+            world: World::default(),
+            opened: Opened::Fresh,
+            notes: Vec::new(),
+            why: None,
+        },
+        true => from_a_copy(dir, seal).map_err(|error| Error::Open {
+            path: path.display().to_string(),
+            why: format!("it cannot be written ({why}), and cannot be read: {error}"),
+        })?,
     };
-    if !path.exists() {
-        return Ok((None, World::default(), Opened::Fresh, Some(why)));
-    }
-    let _lock = lock(&path).map_err(|error| refuse(error.to_string()))?;
-    let (world, opened) = from_a_copy(dir).map_err(refuse)?;
-    Ok((None, world, opened, Some(why)))
+    Ok(Found {
+        why: Some(why),
+        ..found
+    })
 }
 
-/// Whether files can be written in this directory, and are not so soon too long.
+/// Why nothing can be written in this directory, if that is because its disk takes no more.
+fn no_room(dir: &Path) -> Option<io::Error> {
+    let tried = fs::create_dir_all(dir).and_then(|()| probe(dir));
+    tried.err().filter(is_no_room)
+}
+
+/// Whether files can be written in this directory, and not only short ones.
 pub(super) fn probe(dir: &Path) -> io::Result<()> {
     let path = dir.join(".room");
     let try_it = || -> io::Result<()> {
@@ -73,47 +103,66 @@ pub(super) fn probe(dir: &Path) -> io::Result<()> {
 }
 
 /// Nothing is wrong with what is there: it is the disk that takes no more.
-pub(super) fn is_no_room(error: &io::Error) -> bool {
+fn is_no_room(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem
+        io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::ReadOnlyFilesystem
     )
 }
 
-/// The database's own lock, which another daemon has while it uses it; to read the file is enough for that (flock(2)).
-fn lock(path: &Path) -> io::Result<Option<File>> {
-    let file = match File::open(path.join("db")) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(fs::TryLockError::WouldBlock) => Err(io::Error::other("another sliced is using it")),
-        Err(fs::TryLockError::Error(error)) => Err(error),
-    }
+/// Anything that tells of a database that is, or was, here.
+fn has_database(dir: &Path) -> bool {
+    ["db", "seal", "format"]
+        .iter()
+        .any(|name| fs::symlink_metadata(dir.join(name)).is_ok())
 }
 
-fn from_a_copy(dir: &Path) -> Result<(World, Opened), String> {
+fn from_a_copy(dir: &Path, seal: Option<&RunCopy>) -> Result<Found, String> {
+    let words = |error: io::Error| error.to_string();
+    let _lock = match disk::lock(&dir.join("db")) {
+        Ok(lock) => Some(lock),
+        Err(OpenError::Refused(_)) if !dir.join("db/db").exists() => None,
+        Err(error) => return Err(error.to_string()),
+    };
     let memory = memory().map_err(|error| format!("a tmpfs: {error}"))?;
     let copy = Path::new("/proc/self/fd").join(memory.as_raw_fd().to_string());
-    copy_all(dir, &copy).map_err(|error| error.to_string())?;
-    let opened = disk::open(&copy);
-    match opened {
-        Ok((db, world, Opened::Existing | Opened::Fresh)) => {
-            drop(db);
-            Ok((world, Opened::Existing))
+    let state = copy.join("state");
+    fs::create_dir(&state).map_err(words)?;
+    copy_all(dir, &state).map_err(words)?;
+    // What opening writes goes to copies, all of it.
+    let seal = match seal {
+        Some(seal) => {
+            let path = copy.join("state.seal");
+            match fs::copy(&seal.path, &path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(words(error)),
+                _ => {}
+            }
+            Some(RunCopy {
+                path,
+                boot_id: seal.boot_id.clone(),
+            })
         }
-        Ok((db, world, Opened::SetAside { why, .. })) => {
-            drop(db);
-            let path = disk::set_aside(&disk::path(dir))
-                // On a read-only disk it stays where it is, and is set aside when it can be.
-                .unwrap_or_else(|_| disk::path(dir));
-            Ok((world, Opened::SetAside { path, why }))
-        }
-        Err(Failed::Refused(error)) => Err(error.to_string()),
-        Err(Failed::Unwritable(error)) => Err(error.to_string()),
-    }
+        None => None,
+    };
+    let open = open::open(&state, seal.as_ref()).map_err(|error| error.to_string())?;
+    let opened = match open.opened {
+        // The database itself is set aside when that can be written.
+        Opened::SetAside { why, .. } => Opened::SetAside {
+            path: dir.join("db"),
+            why,
+        },
+        opened => opened,
+    };
+    drop(open.database);
+    Ok(Found {
+        database: None,
+        world: open.world,
+        opened,
+        notes: open.notes,
+        why: None,
+    })
 }
 
 /// A new tmpfs that is mounted nowhere.
@@ -123,7 +172,11 @@ fn memory() -> io::Result<OwnedFd> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC
         | MountAttrFlags::MOUNT_ATTR_NOSUID;
-    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+    Ok(fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        attributes,
+    )?)
 }
 
 /// Files and directories that the database is made of: disks of VMs and what was set aside are none.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
+use super::writer::Failure;
 use super::{Change, Error, Store, Txn, World};
 use crate::api::host_group::{HostGroup, HostGroupSpec, Origin, UpdatePolicy};
 use crate::api::meta::{Meta, Timestamp, Uid};
@@ -91,7 +92,7 @@ async fn a_vm_whose_page_was_taken_back_is_told_of_though_nobody_waited() {
     let write = {
         let full = full.clone();
         move |_| match full.load(Ordering::SeqCst) {
-            true => Err("the disk is full".to_owned()),
+            true => Err(Failure::Refused("the disk is full".to_owned())),
             false => Ok(()),
         }
     };

@@ -51,6 +51,7 @@ pub(super) struct Tombstones {
     boot: String,
     /// On the state disk, then in the run directory, if there is one.
     paths: Vec<PathBuf>,
+    run_dir: Option<PathBuf>,
     known: Known,
     lines: usize,
 }
@@ -76,6 +77,7 @@ impl Tombstones {
         Ok(Self {
             boot: boot.to_owned(),
             paths,
+            run_dir: run_dir.map(Path::to_owned),
             known: Known(Arc::new(Mutex::new(known))),
             lines,
         })
@@ -126,21 +128,32 @@ impl Tombstones {
         }
     }
 
-    /// Takes back those of VMs that live after all, and those of an earlier boot. The files say it when this returns.
+    /// Takes back what proves nothing any more: a VM lives (its `deleting` is false) after all, or it has no object and no run
+    /// directory, and so its removal is complete; and what an earlier boot has left. The files say it when this returns.
     ///
     /// # Errors
     /// In words.
-    pub(super) fn withdraw_of_the_living(&mut self, lives: impl Fn(Uid) -> bool) -> Result<(), String> {
-        let changed = {
-            let mut known = self.known.lock();
-            let before = known.len();
-            known.retain(|uid| !lives(*uid));
-            known.len() != before || known.len() != self.lines
+    pub(super) fn withdraw_useless(
+        &mut self,
+        deleting: impl Fn(Uid) -> Option<bool>,
+    ) -> Result<(), String> {
+        let keep = |uid: &Uid| match deleting(*uid) {
+            Some(deleting) => deleting,
+            None => self.has_run_dir(*uid),
         };
+        let kept: BTreeSet<Uid> = self.known.all().into_iter().filter(keep).collect();
+        let changed = kept.len() != self.lines;
+        *self.known.lock() = kept;
         match changed {
             true => self.rewrite(),
             false => Ok(()),
         }
+    }
+
+    /// Whether something of a VM is in the run directory.
+    pub(super) fn has_run_dir(&self, uid: Uid) -> bool {
+        let dir = self.run_dir.as_ref();
+        dir.is_some_and(|dir| dir.join("vm").join(uid.to_string()).exists())
     }
 
     fn rewrite(&mut self) -> Result<(), String> {
@@ -258,7 +271,14 @@ mod tests {
         tombs.put(&uids).unwrap();
         tombs.withdraw(&uids[..1]).unwrap();
         assert_eq!(tombs.known().all().len(), 2);
-        tombs.withdraw_of_the_living(|uid| uid == uids[1]).unwrap();
+        // One lives, one is still being deleted.
+        let deleting = |uid| Some(uid == uids[2]);
+        tombs.withdraw_useless(deleting).unwrap();
+        assert_eq!(tombs.known().all(), [uids[2]]);
+        // What has no object is still needed as long as something of it is there.
+        let left = dirs[1].path().join("vm").join(uids[2].to_string());
+        fs::create_dir_all(&left).unwrap();
+        tombs.withdraw_useless(|_| None).unwrap();
         assert_eq!(tombs.known().all(), [uids[2]]);
         tombs.withdraw(&uids).unwrap();
         for dir in &dirs {

@@ -1,6 +1,7 @@
 //! One transaction over the world: every step is written down twice, for the disk and for taking it back.
 //! Not here: what the steps mean.
 
+use super::load::RECOVERY_KEY;
 use super::world::{Ground, Pool, World};
 use super::{Change, Error};
 use crate::api::host_group::HostGroup;
@@ -26,6 +27,7 @@ pub struct Txn<'w> {
     kind: Kind,
     condemned: Vec<Uid>,
     buried: Vec<Uid>,
+    begins: bool,
 }
 
 /// Whether a transaction decides something.
@@ -47,6 +49,8 @@ pub(super) struct Finished {
     pub(super) condemned: Vec<Uid>,
     /// VMs whose removal is complete.
     pub(super) buried: Vec<Uid>,
+    /// What was lost is back: from now on the journal is kept.
+    pub(super) begins: bool,
 }
 
 impl<'w> Txn<'w> {
@@ -59,6 +63,7 @@ impl<'w> Txn<'w> {
             kind: Kind::Observation,
             condemned: Vec::new(),
             buried: Vec::new(),
+            begins: false,
         }
     }
 
@@ -310,6 +315,24 @@ impl<'w> Txn<'w> {
         self.kind = Kind::Observation;
     }
 
+    /// Keeps what a newer version has stored in these objects.
+    pub fn keep_unknown_of(&mut self, world: &World) {
+        self.world.unknown.extend(&world.unknown);
+    }
+
+    /// What could be recovered of a database that was set aside is in this one now.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn end_recovery(&mut self) -> Result<(), Error> {
+        self.begins = true;
+        if let Some(before) = self.world.recovery.take() {
+            self.write::<()>(RECOVERY_KEY.to_owned(), None)?;
+            self.note([], move |world| world.recovery = Some(before));
+        }
+        Ok(())
+    }
+
     pub(super) fn roll_back(self) {
         for undo in self.undo.into_iter().rev() {
             undo(self.world);
@@ -324,6 +347,7 @@ impl<'w> Txn<'w> {
             kind: self.kind,
             condemned: self.condemned,
             buried: self.buried,
+            begins: self.begins,
         }
     }
 
@@ -340,10 +364,22 @@ impl<'w> Txn<'w> {
         if kind == Kind::Intent {
             self.kind = kind;
         }
-        let value = value
-            .map(serde_json::to_vec)
-            .transpose()
-            .map_err(|e| Error::Write(e.to_string()))?;
+        let unknown = &mut self.world.unknown;
+        let value = match value {
+            Some(value) => Some(
+                unknown
+                    .encode(&key, value)
+                    .map_err(|e| Error::Write(e.to_string()))?,
+            ),
+            None => {
+                if let Some(fields) = unknown.forget(&key) {
+                    let key = key.clone();
+                    self.undo
+                        .push(Box::new(move |world| world.unknown.restore(key, fields)));
+                }
+                None
+            }
+        };
         self.writes.push((key, value));
         Ok(())
     }

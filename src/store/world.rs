@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,8 @@ use crate::api::on_demand::Order;
 use crate::api::policy::{Entry, Policy};
 use crate::api::rung::{LADDER, Rung, RungPage};
 use crate::api::vm::Vm;
+
+use super::unknown::Unknown;
 
 /// Everything, in memory.
 #[derive(Default)]
@@ -43,6 +46,19 @@ pub struct World {
     pub(super) ids_taken: BTreeMap<u32, Uid>,
     /// The id given last; only a hint, so not on the disk.
     pub(super) id_cursor: Option<u32>,
+    /// The database was set aside, and its state is not yet taken over.
+    pub(super) recovery: Option<Recovery>,
+    /// What a newer version has stored in objects.
+    pub(super) unknown: Unknown,
+}
+
+/// A database that was set aside, until everything that can be recovered is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Recovery {
+    /// Where it is now.
+    pub path: PathBuf,
+    /// Why.
+    pub why: String,
 }
 
 /// Where a group's addresses come from. Chosen once, kept while a VM lives.

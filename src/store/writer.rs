@@ -18,6 +18,9 @@ use super::{Commit, Shared};
 /// As many commits as go into one flush.
 const BATCH: usize = 512;
 
+/// As many bytes of keys and values: what sled makes of them must stay far below two segments of its log.
+const BYTES: usize = 512 << 10;
+
 /// How long what nobody waits for waits for company.
 const COMPANY: Duration = Duration::from_millis(10);
 
@@ -33,7 +36,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// The thread that waits for the disk. One batch at a time is with it.
 pub(super) struct Disk {
     batches: SyncSender<Batch>,
-    answers: Receiver<Result<(), String>>,
+    answers: Receiver<Result<(), Failure>>,
     thread: JoinHandle<()>,
     patience: Duration,
 }
@@ -43,6 +46,8 @@ pub(super) struct Disk {
 pub(super) enum Failure {
     /// The disk says no; it may say yes the next time.
     Refused(String),
+    /// It has failed in a way that leaves open what is on it; only who opens it anew can tell. Nothing more is asked of it.
+    Unknown(String),
     /// It has not answered in time, and nothing more is asked of it.
     Silent,
 }
@@ -50,7 +55,7 @@ pub(super) enum Failure {
 impl Disk {
     /// `write` makes a batch durable. It is dropped on the thread that it ran on, once nothing more comes.
     pub(super) fn start(
-        mut write: impl FnMut(Batch) -> Result<(), String> + Send + 'static,
+        mut write: impl FnMut(Batch) -> Result<(), Failure> + Send + 'static,
         patience: Duration,
     ) -> io::Result<Self> {
         let (batches, asked) = sync_channel(1);
@@ -78,7 +83,7 @@ impl Disk {
         // A thread that has panicked answers no more than one that hangs.
         self.batches.send(batch).map_err(|_| Failure::Silent)?;
         match self.answers.recv_timeout(self.patience) {
-            Ok(answer) => answer.map_err(Failure::Refused),
+            Ok(answer) => answer,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(Failure::Silent),
         }
     }
@@ -106,16 +111,22 @@ impl Disk {
 }
 
 /// Until every sender is gone: has what has queued written as one batch, and tells everyone. Ends early when the disk falls
-/// silent.
+/// silent, or leaves open what is on it.
 pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Weak<Shared>) {
     while let Some(batch) = next(commits, shared) {
         let Some(shared) = shared.upgrade() else {
             break;
         };
         // What could not be written before goes first.
-        let pending = shared.pending().unwrap_or_default();
-        let all = joined([&pending].into_iter().chain(batch.iter().map(|c| &c.batch)));
-        match disk.write(all.clone()) {
+        let pending = shared.pending();
+        let parts = pending.iter().chain(batch.iter().map(|commit| &commit.batch));
+        let all = joined(parts);
+        // One that has nothing to write is there only to be told that all before it is on the disk.
+        let written = match all.is_empty() && pending.is_none() {
+            true => Ok(()),
+            false => disk.write(all.clone()),
+        };
+        match written {
             Ok(()) => {
                 for told in batch.into_iter().filter_map(|commit| commit.told) {
                     // Whoever asked may have been cancelled; the change stands.
@@ -131,6 +142,10 @@ pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Wea
                 drop(shared);
                 // Everyone concerned tries again at once.
                 std::thread::sleep(PAUSE);
+            }
+            Err(Failure::Unknown(error)) => {
+                tracing::error!(%error, "what of the last changes is on the state disk is not known; the changes are taken back");
+                return shared.silent(batch, commits);
             }
             Err(Failure::Silent) => {
                 tracing::error!(patience = ?disk.patience, "the state database does not answer; the changes are taken back");
@@ -159,12 +174,21 @@ fn next(commits: &Receiver<Commit>, shared: &Weak<Shared>) -> Option<Vec<Commit>
 
 /// What has queued. As long as nobody waits for any of it, it waits a moment for a change that somebody waits for.
 fn gather(first: Commit, commits: &Receiver<Commit>) -> Vec<Commit> {
+    let mut bytes = first.bytes();
     let mut batch = vec![first];
-    batch.extend(commits.try_iter().take(BATCH - 1));
-    let unhurried = batch.len() < BATCH && batch.iter().all(|commit| commit.told.is_none());
+    let mut more = |batch: &mut Vec<Commit>| {
+        while batch.len() < BATCH && bytes < BYTES {
+            let Ok(next) = commits.try_recv() else { break };
+            bytes += next.bytes();
+            batch.push(next);
+        }
+        bytes < BYTES
+    };
+    let room = more(&mut batch);
+    let unhurried = room && batch.len() < BATCH && batch.iter().all(|commit| commit.told.is_none());
     if unhurried && let Ok(next) = commits.recv_timeout(COMPANY) {
         batch.push(next);
-        batch.extend(commits.try_iter().take(BATCH - batch.len()));
+        more(&mut batch);
     }
     batch
 }

@@ -4,12 +4,13 @@
 use crate::support::house::{House, inhabited, slots};
 use crate::support::kernel::{Canaries, run};
 
-/// Slots that no daemon knows any more: the database is gone and one slot's record with it.
+/// Slots that no daemon knows any more: the database is gone with its journal, and one slot's record with them.
 fn forgotten(house: &mut House) -> String {
     house.apply(&slots(2, ""));
     let lost = house.place("sandbox-1");
     house.kill();
     std::fs::remove_dir_all(house.state()).unwrap();
+    std::fs::remove_file(house.run.join(slicectl::store::JOURNAL)).unwrap();
     std::fs::remove_file(house.run.join("vm").join(&lost.uid).join("record.json")).unwrap();
     lost.link
 }

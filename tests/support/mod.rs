@@ -12,6 +12,7 @@
     reason = "every integration test file compiles this anew and uses a part of it"
 )]
 
+pub mod dice;
 pub mod frames;
 pub mod guest_stack;
 pub mod house;

@@ -1,0 +1,94 @@
+//! Which layout the state directory has, in a plain file that is read before the database is opened.
+//! Not here: the layouts.
+//!
+//! # Why
+//! Opening a database with sled rewrites files of it. A daemon that does not know the layout must leave every byte as it is.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use super::sync;
+
+/// The layout that this program writes.
+pub(super) const FORMAT: u32 = 2;
+/// The one before, which had neither a seal nor this file. It is converted once.
+pub(super) const UNSEALED: u32 = 1;
+
+const BEFORE: &str = "slicectl state format ";
+
+/// What the file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// There is none.
+    Nothing,
+    /// The one that we write.
+    Ours,
+    /// Another one.
+    Other(u32),
+    /// No sentence of ours.
+    Nonsense,
+}
+
+/// Reads it.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) fn read(path: &Path) -> std::io::Result<Said> {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Said::Nothing),
+        Err(error) => return Err(error),
+    };
+    let number = std::str::from_utf8(&text)
+        .ok()
+        .and_then(|text| text.strip_prefix(BEFORE)?.strip_suffix('\n'))
+        .filter(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|number| number.parse().ok());
+    Ok(match number {
+        Some(FORMAT) => Said::Ours,
+        Some(other) => Said::Other(other),
+        None => Said::Nonsense,
+    })
+}
+
+/// Writes it.
+///
+/// # Errors
+/// It cannot be written.
+pub(super) fn write(path: &Path) -> std::io::Result<()> {
+    sync::replace(path, format!("{BEFORE}{FORMAT}\n").as_bytes()).map(drop)
+}
+
+/// Why a layout is not read, and what to do.
+pub(super) fn refusal(found: impl std::fmt::Display) -> String {
+    format!(
+        "its format is {found}, and this sliced reads format {FORMAT} (and converts {UNSEALED}); nothing was changed: start the sliced that wrote it, or give this one another --state-dir"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Said, read, write};
+
+    #[test]
+    fn the_file_says_a_format_or_is_recognised_as_damaged() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("format");
+        assert_eq!(read(&path).expect("readable"), Said::Nothing);
+        write(&path).expect("written");
+        assert_eq!(read(&path).expect("readable"), Said::Ours);
+        for (text, said) in [
+            ("slicectl state format 3\n", Said::Other(3)),
+            ("slicectl state format 99\n", Said::Other(99)),
+            ("slicectl state format 2", Said::Nonsense),
+            ("slicectl state format +2\n", Said::Nonsense),
+            ("slicectl state format \n", Said::Nonsense),
+            ("slicectl state format 99999999999\n", Said::Nonsense),
+            ("slicectl\u{fffd}state format 2\n", Said::Nonsense),
+            ("", Said::Nonsense),
+        ] {
+            std::fs::write(&path, text).expect("written");
+            assert_eq!(read(&path).expect("readable"), said, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! From keys and values to the world.
+//! Not here: whether they are what was written.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::disk::Pair;
+use super::unknown::Unknown;
+use super::world::{Recovery, World};
+use crate::api::lease::Lease;
+use crate::api::meta::Uid;
+use crate::api::vm::Vm;
+
+/// The layout, inside the database.
+pub(super) const FORMAT_KEY: &str = "format";
+/// The database's own mark: part of every batch, and of no digest.
+pub(super) const MARK_KEY: &str = "seal";
+/// There while the state of the database that was set aside is not yet taken over.
+pub(super) const RECOVERY_KEY: &str = "recovery";
+
+/// All of it.
+///
+/// # Errors
+/// Which key cannot be understood, and why.
+pub(super) fn world(pairs: &[Pair]) -> Result<World, String> {
+    let mut world = World::default();
+    for (key, value) in pairs {
+        let key = std::str::from_utf8(key).map_err(|_| "a key is no text".to_owned())?;
+        take_in(&mut world, key, value).map_err(|e| format!("{key}: {e}"))?;
+    }
+    Ok(world)
+}
+
+fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), String> {
+    let (kind, id) = key.split_once('/').unwrap_or((key, ""));
+    let name = || id.parse().map_err(|e| format!("{e}"));
+    let unknown = &mut world.unknown;
+    match kind {
+        FORMAT_KEY | MARK_KEY => {}
+        RECOVERY_KEY => world.recovery = Some(json::<Recovery>(unknown, key, value)?),
+        "group" => {
+            world.groups.insert(name()?, json(unknown, key, value)?);
+        }
+        "pool" => {
+            world.pools.insert(name()?, json(unknown, key, value)?);
+        }
+        "vm" => {
+            let vm: Vm = json(unknown, key, value)?;
+            let place = world.by_group.entry(vm.group.clone()).or_default();
+            place.insert(vm.index, vm.meta.uid);
+            if vm.on_demand.is_some() {
+                world.on_demand.insert(vm.meta.name.clone(), vm.meta.uid);
+            }
+            world.vms.insert(vm.meta.uid, vm);
+        }
+        "lease" => {
+            let lease: Lease = json(unknown, key, value)?;
+            world.note_lease(lease);
+        }
+        "page" => {
+            let (uid, rung) = id.split_once('/').ok_or("no rung")?;
+            let uid: Uid = uid.parse().map_err(|e| format!("{e}"))?;
+            let rung =
+                serde_json::from_value(Value::String(rung.into())).map_err(|e| e.to_string())?;
+            let page = json(unknown, key, value)?;
+            world.pages.entry(uid).or_default().insert(rung, page);
+        }
+        "vmm-id" => {
+            let uid: Uid = id.parse().map_err(|e| format!("{e}"))?;
+            let id = json(unknown, key, value)?;
+            world.note_vmm_id(uid, id);
+        }
+        "ground" => world.ground = Some(json(unknown, key, value)?),
+        other => return Err(format!("{other:?} is no kind of this program")),
+    }
+    Ok(())
+}
+
+fn json<T: Serialize + DeserializeOwned>(
+    unknown: &mut Unknown,
+    key: &str,
+    bytes: &[u8],
+) -> Result<T, String> {
+    let value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    unknown.note(key, bytes, &value)?;
+    Ok(value)
+}

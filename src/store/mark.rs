@@ -1,0 +1,167 @@
+//! Where the database is: a number that grows with every batch, a digest of the whole content and a chain over all batches.
+//! Not here: where marks are kept ([`super::seal`], and the database itself).
+//!
+//! # Why
+//! sled 0.34 recovers to the last position of its log that it can read and reports nothing, so a damaged database looks like
+//! an older one. The position is therefore compared with marks that are kept outside the log, and the content with its digest.
+
+/// Bytes of an encoded mark.
+pub(super) const LENGTH: usize = 72;
+
+/// One position of one database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// Which database: chosen at random when it is created.
+    pub id: [u8; 16],
+    /// Grows with every batch that is tried; a batch that failed leaves a gap.
+    pub seq: u64,
+    /// The chain's value before this batch.
+    pub before: u128,
+    /// Of all keys and values after this batch.
+    pub content: Content,
+    /// The chain's value: everything above, hashed. It verifies an encoded mark as well.
+    pub chain: u128,
+}
+
+impl Mark {
+    /// Of a database before its first batch, with what is in it then: nothing, unless it is one that is converted.
+    pub fn first(id: [u8; 16], content: Content) -> Self {
+        Self::linked(id, 0, 0, content)
+    }
+
+    /// The position after one more batch.
+    pub fn next(&self, seq: u64, content: Content) -> Self {
+        Self::linked(self.id, seq, self.chain, content)
+    }
+
+    /// Whether this is what one batch made of `earlier`.
+    pub fn follows(&self, earlier: &Self) -> bool {
+        self.id == earlier.id && self.seq > earlier.seq && self.before == earlier.chain
+    }
+
+    fn linked(id: [u8; 16], seq: u64, before: u128, content: Content) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("slicectl store: chain of batches");
+        hasher.update(&id);
+        hasher.update(&seq.to_le_bytes());
+        hasher.update(&before.to_le_bytes());
+        hasher.update(&content.0.to_le_bytes());
+        Self {
+            id,
+            seq,
+            before,
+            content,
+            chain: short(&hasher),
+        }
+    }
+
+    /// As it is stored.
+    pub fn encode(&self) -> [u8; LENGTH] {
+        let mut bytes = [0; LENGTH];
+        bytes[..16].copy_from_slice(&self.id);
+        bytes[16..24].copy_from_slice(&self.seq.to_le_bytes());
+        bytes[24..40].copy_from_slice(&self.before.to_le_bytes());
+        bytes[40..56].copy_from_slice(&self.content.0.to_le_bytes());
+        bytes[56..].copy_from_slice(&self.chain.to_le_bytes());
+        bytes
+    }
+
+    /// None: this is no mark, or one that is damaged.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; LENGTH] = bytes.try_into().ok()?;
+        let number = |from: usize| {
+            let mut number = [0; 16];
+            number.copy_from_slice(&bytes[from..from + 16]);
+            u128::from_le_bytes(number)
+        };
+        let mut id = [0; 16];
+        id.copy_from_slice(&bytes[..16]);
+        let mut seq = [0; 8];
+        seq.copy_from_slice(&bytes[16..24]);
+        let seq = u64::from_le_bytes(seq);
+        let mark = Self::linked(id, seq, number(24), Content(number(40)));
+        (mark.chain == number(56)).then_some(mark)
+    }
+}
+
+/// A digest of a set of keys with their values, whatever their order: the sum of the hash of each. A batch changes it by what
+/// it writes alone, and a load computes it over everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Content(u128);
+
+impl Content {
+    /// A key appears with this value.
+    pub fn add(&mut self, key: &[u8], value: &[u8]) {
+        self.0 = self.0.wrapping_add(hash(key, value));
+    }
+
+    /// A key that had this value disappears, or gets another one.
+    pub fn remove(&mut self, key: &[u8], value: &[u8]) {
+        self.0 = self.0.wrapping_sub(hash(key, value));
+    }
+}
+
+fn hash(key: &[u8], value: &[u8]) -> u128 {
+    let mut hasher = blake3::Hasher::new_derive_key("slicectl store: key and value");
+    hasher.update(&(key.len() as u64).to_le_bytes());
+    hasher.update(key);
+    hasher.update(value);
+    short(&hasher)
+}
+
+/// The first half of a hash: it is held against accidents, not against an adversary, who would be root.
+pub(super) fn short(hasher: &blake3::Hasher) -> u128 {
+    let mut half = [0; 16];
+    half.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    u128::from_le_bytes(half)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Content, Mark};
+
+    #[test]
+    fn a_mark_is_read_back_and_any_flipped_bit_is_noticed() {
+        let mut content = Content::default();
+        content.add(b"key", b"value");
+        let mark = Mark::first([7; 16], Content::default()).next(3, content);
+        let bytes = mark.encode();
+        assert_eq!(Mark::decode(&bytes), Some(mark));
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Mark::decode(&damaged), None, "bit {bit}");
+        }
+        assert_eq!(Mark::decode(&bytes[1..]), None);
+    }
+
+    #[test]
+    fn a_digest_depends_on_content_and_not_on_the_way_to_it() {
+        let mut straight = Content::default();
+        straight.add(b"a", b"1");
+        straight.add(b"b", b"2");
+        let mut around = Content::default();
+        for (key, value) in [(b"b", b"2"), (b"c", b"3"), (b"a", b"0")] {
+            around.add(key, value);
+        }
+        assert_ne!(straight, around);
+        around.remove(b"c", b"3");
+        around.remove(b"a", b"0");
+        around.add(b"a", b"1");
+        assert_eq!(straight, around);
+        let (mut long_key, mut long_value) = (Content::default(), Content::default());
+        long_key.add(b"ab", b"c");
+        long_value.add(b"a", b"bc");
+        assert_ne!(long_key, long_value);
+    }
+
+    #[test]
+    fn a_mark_follows_its_predecessor_alone() {
+        let first = Mark::first([7; 16], Content::default());
+        let second = first.next(1, Content::default());
+        let other = first.next(2, Content::default());
+        assert!(second.follows(&first) && other.follows(&first));
+        assert!(!first.follows(&second) && !second.follows(&second));
+        assert!(!other.next(3, Content::default()).follows(&second));
+        assert!(!Mark::first([8; 16], Content::default()).follows(&first));
+    }
+}

@@ -1,0 +1,246 @@
+//! The seal: which position of the database was acknowledged last, kept outside the database in a small file of two slots.
+//! Not here: what is concluded from it ([`super::verify`]).
+//!
+//! # Why
+//! The two slots are written in turn and in place: a write that is torn by a power failure leaves the other slot as it was,
+//! and a full disk needs no new block for it.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::mark::{LENGTH, Mark, short};
+use super::sync;
+
+const MAGIC: &[u8; 8] = b"SLSEAL02";
+/// A slot has a block of its own, so that writing one can tear the other on no disk.
+const DISTANCE: u64 = 4096;
+/// Bytes of a slot: magic, scope, mark, checksum.
+const SLOT: usize = 8 + 16 + LENGTH + 16;
+
+/// What the seal holds for: everywhere, or this boot of this host alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Scope(u128);
+
+impl Scope {
+    /// The state disk's.
+    pub const ALWAYS: Self = Self(0);
+
+    /// The run directory's.
+    pub fn boot(boot_id: &str) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("slicectl store: boot id");
+        hasher.update(boot_id.as_bytes());
+        Self(short(&hasher))
+    }
+}
+
+/// What was found in one slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    Valid(Mark),
+    /// Whole, of another boot.
+    OtherScope,
+    Damaged,
+}
+
+/// What was found of a seal.
+#[derive(Debug)]
+pub(super) struct Found {
+    slots: [Slot; 2],
+}
+
+impl Found {
+    /// The newest mark.
+    pub fn best(&self) -> Option<Mark> {
+        let marks = self.slots.iter().filter_map(|slot| match slot {
+            Slot::Valid(mark) => Some(*mark),
+            Slot::OtherScope | Slot::Damaged => None,
+        });
+        marks.max_by_key(|mark| mark.seq)
+    }
+
+    /// At least one of its copies is not what was written.
+    pub fn is_damaged(&self) -> bool {
+        self.slots.contains(&Slot::Damaged)
+    }
+
+    /// Of another boot, and whole: it says nothing.
+    pub fn is_of_another_boot(&self) -> bool {
+        self.slots == [Slot::OtherScope; 2]
+    }
+}
+
+/// A seal that can be written.
+#[derive(Debug)]
+pub(super) struct Seal {
+    file: File,
+    scope: Scope,
+    /// The slot that holds the newest mark.
+    last: u64,
+}
+
+impl Seal {
+    /// Reads one. None: there is no such file.
+    ///
+    /// # Errors
+    /// It cannot be read. That is no damage.
+    pub fn find(path: &Path, scope: Scope) -> io::Result<Option<(Self, Found)>> {
+        let mut options = File::options();
+        options.read(true).write(true);
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK);
+        let file = match options.open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let slots = [read(&file, scope, 0)?, read(&file, scope, 1)?];
+        let found = Found { slots };
+        let last = match (found.best(), slots[1]) {
+            (Some(best), Slot::Valid(mark)) if mark == best => 1,
+            _ => 0,
+        };
+        let seal = Self { file, scope, last };
+        Ok(Some((seal, found)))
+    }
+
+    /// Puts a new one in the place of whatever is there, in one step, both slots alike.
+    ///
+    /// # Errors
+    /// It cannot be written; what was there is there still.
+    pub fn create(path: &Path, scope: Scope, mark: &Mark) -> io::Result<Self> {
+        let mut whole = vec![0; DISTANCE as usize * 2];
+        let slot = encode(scope, mark);
+        for start in [0, DISTANCE as usize] {
+            whole[start..start + SLOT].copy_from_slice(&slot);
+        }
+        let file = sync::replace(path, &whole)?;
+        Ok(Self {
+            file,
+            scope,
+            last: 0,
+        })
+    }
+
+    /// Writes a mark beside the newest one. Not on the disk before [`Seal::sync`].
+    ///
+    /// # Errors
+    /// It cannot be written. The newest mark is untouched.
+    pub fn write(&mut self, mark: &Mark) -> io::Result<()> {
+        let slot = 1 - self.last;
+        let bytes = encode(self.scope, mark);
+        self.file.write_all_at(&bytes, slot * DISTANCE)?;
+        self.last = slot;
+        Ok(())
+    }
+
+    /// Has it written to the disk.
+    ///
+    /// # Errors
+    /// Nobody can tell what is on the disk.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+fn encode(scope: Scope, mark: &Mark) -> [u8; SLOT] {
+    let mut bytes = [0; SLOT];
+    bytes[..8].copy_from_slice(MAGIC);
+    bytes[8..24].copy_from_slice(&scope.0.to_le_bytes());
+    bytes[24..24 + LENGTH].copy_from_slice(&mark.encode());
+    let sum = checksum(&bytes[..24 + LENGTH]);
+    bytes[24 + LENGTH..].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+fn checksum(bytes: &[u8]) -> u128 {
+    let mut hasher = blake3::Hasher::new_derive_key("slicectl store: seal");
+    hasher.update(bytes);
+    short(&hasher)
+}
+
+fn read(file: &File, scope: Scope, slot: u64) -> io::Result<Slot> {
+    let mut bytes = [0; SLOT];
+    match file.read_exact_at(&mut bytes, slot * DISTANCE) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(Slot::Damaged),
+        Err(error) => return Err(error),
+    }
+    let (said, sum) = bytes.split_at(24 + LENGTH);
+    let Some(mark) = Mark::decode(&said[24..]) else {
+        return Ok(Slot::Damaged);
+    };
+    if sum != checksum(said).to_le_bytes() || !said.starts_with(MAGIC) {
+        return Ok(Slot::Damaged);
+    }
+    Ok(match said[8..24] == scope.0.to_le_bytes() {
+        true => Slot::Valid(mark),
+        false => Slot::OtherScope,
+    })
+}
+
+/// Where the run directory's copy is kept, and for which boot.
+#[derive(Clone, Debug)]
+pub struct RunCopy {
+    /// The file.
+    pub path: PathBuf,
+    /// Of the kernel that runs.
+    pub boot_id: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DISTANCE, SLOT, Scope, Seal};
+    use crate::store::mark::{Content, Mark};
+
+    #[test]
+    fn a_seal_keeps_its_newest_mark_whichever_slot_is_damaged_next() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("seal");
+        let mut mark = Mark::first([1; 16], Content::default());
+        let mut seal = Seal::create(&path, Scope::ALWAYS, &mark).expect("created");
+        for seq in 1..6 {
+            let before = mark;
+            mark = mark.next(seq, Content::default());
+            seal.write(&mark).expect("written");
+            let bytes = std::fs::read(&path).expect("read");
+            for start in [0, DISTANCE as usize] {
+                for bit in 0..SLOT * 8 {
+                    let mut damaged = bytes.clone();
+                    damaged[start + bit / 8] ^= 1 << (bit % 8);
+                    std::fs::write(&path, damaged).expect("damaged");
+                    let (_, found) = Seal::find(&path, Scope::ALWAYS)
+                        .expect("readable")
+                        .expect("there");
+                    assert!(
+                        found.best() == Some(mark) || found.best() == Some(before),
+                        "{found:?}"
+                    );
+                    assert!(
+                        found.is_damaged() || found.slots.contains(&super::Slot::OtherScope),
+                        "slot at {start}, bit {bit}: {found:?}"
+                    );
+                }
+            }
+            std::fs::write(&path, bytes).expect("restored");
+            let again = Seal::find(&path, Scope::ALWAYS).expect("readable");
+            let (again, found) = again.expect("there");
+            assert_eq!(found.best(), Some(mark));
+            seal = again;
+        }
+    }
+
+    #[test]
+    fn a_seal_of_another_boot_says_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("seal");
+        let mark = Mark::first([1; 16], Content::default());
+        Seal::create(&path, Scope::boot("yesterday"), &mark).expect("created");
+        let (_, found) = Seal::find(&path, Scope::boot("today"))
+            .expect("readable")
+            .expect("there");
+        assert!(found.is_of_another_boot() && found.best().is_none());
+        let none = Seal::find(&dir.path().join("none"), Scope::ALWAYS);
+        assert!(none.expect("no error").is_none());
+    }
+}

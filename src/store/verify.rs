@@ -1,0 +1,237 @@
+//! Whether a database is what was acknowledged, by the marks that are kept outside it.
+//! Not here: reading any of it. Pure.
+
+use super::mark::{Content, Mark};
+
+/// What was found outside the database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Evidence {
+    /// The newest mark on the state disk.
+    pub disk: Option<Mark>,
+    /// The newest mark of this boot, in the run directory.
+    pub run: Option<Mark>,
+    /// There is, or was, a seal: a database of format 2 has existed here.
+    pub sealed: bool,
+}
+
+/// What was found in the database.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Inside {
+    /// Its own mark.
+    pub mark: Option<Mark>,
+    /// The digest of what is in it.
+    pub content: Content,
+    /// There is nothing in it at all.
+    pub empty: bool,
+}
+
+/// What it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Exactly what was acknowledged last, or one batch more that nobody was told of.
+    Whole(Mark),
+    /// It has never had a batch of format 2: its creation, or its conversion, is to be begun (none) or finished.
+    Begin(Option<Mark>),
+}
+
+impl Evidence {
+    /// The newest mark.
+    ///
+    /// # Errors
+    /// The two are of different databases.
+    pub fn newest(&self) -> Result<Option<Mark>, String> {
+        match (self.disk, self.run) {
+            (Some(disk), Some(run)) if disk.id != run.id => Err(
+                "it is not the database that was used last in this boot: the state directory was exchanged"
+                    .into(),
+            ),
+            (disk, run) => Ok(disk.into_iter().chain(run).max_by_key(|mark| mark.seq)),
+        }
+    }
+
+    /// Why it matters that there is no database; none: there has been nothing in it.
+    pub fn loss(&self) -> Option<String> {
+        match self.newest() {
+            Err(why) => Some(why),
+            Ok(Some(mark)) if mark.seq == 0 => None,
+            Ok(Some(mark)) => Some(format!(
+                "its files are gone; change {} was acknowledged",
+                mark.seq
+            )),
+            Ok(None) if self.sealed => Some("its files are gone, its seal is damaged".into()),
+            Ok(None) => None,
+        }
+    }
+}
+
+/// Compares them.
+///
+/// # Errors
+/// In what it is not what was acknowledged.
+pub(super) fn verify(evidence: &Evidence, inside: &Inside) -> Result<Verdict, String> {
+    let newest = evidence.newest()?;
+    let Some(mark) = inside.mark else {
+        return match newest {
+            Some(mark) if mark.seq == 0 && mark.content == inside.content => {
+                Ok(Verdict::Begin(Some(mark)))
+            }
+            Some(mark) if inside.empty => Err(format!(
+                "it is empty, and change {} was acknowledged",
+                mark.seq
+            )),
+            Some(mark) => Err(format!(
+                "it is older than change {}, which was acknowledged",
+                mark.seq
+            )),
+            None if evidence.sealed => Err("it has no seal that can be read".into()),
+            None => Ok(Verdict::Begin(None)),
+        };
+    };
+    if mark.content != inside.content {
+        return Err(format!(
+            "its content is not that of change {}, at which it says it is",
+            mark.seq
+        ));
+    }
+    match newest {
+        None => Err(format!(
+            "its seal is gone or damaged: whether change {} is the last that was acknowledged cannot be told",
+            mark.seq
+        )),
+        Some(newest) if newest == mark || mark.follows(&newest) => Ok(Verdict::Whole(mark)),
+        Some(newest) if newest.id != mark.id => Err("it is not the database of its seal".into()),
+        Some(newest) if newest.seq > mark.seq => Err(format!(
+            "it ends at change {}, and change {} was acknowledged",
+            mark.seq, newest.seq
+        )),
+        Some(newest) => Err(format!(
+            "its change {} does not follow change {}, which its seal names",
+            mark.seq, newest.seq
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Evidence, Inside, Verdict, verify};
+    use crate::store::mark::{Content, Mark};
+
+    fn content(n: u64) -> Content {
+        let mut content = Content::default();
+        content.add(b"n", &n.to_le_bytes());
+        content
+    }
+
+    /// A history: marks 0 to 5 of one database.
+    fn history(id: u8) -> Vec<Mark> {
+        let mut marks = vec![Mark::first([id; 16], Content::default())];
+        for seq in 1..6 {
+            let last = marks[marks.len() - 1];
+            marks.push(last.next(seq, content(seq)));
+        }
+        marks
+    }
+
+    fn at(mark: Mark) -> Inside {
+        Inside {
+            mark: Some(mark),
+            content: mark.content,
+            empty: false,
+        }
+    }
+
+    fn evidence(disk: Option<Mark>, run: Option<Mark>) -> Evidence {
+        Evidence {
+            disk,
+            run,
+            sealed: true,
+        }
+    }
+
+    #[test]
+    fn only_the_acknowledged_position_or_its_successor_is_accepted() {
+        let marks = history(1);
+        for (n, inside) in marks.iter().enumerate().skip(1) {
+            for (m, sealed) in marks.iter().enumerate() {
+                let expected = n == m || n == m + 1;
+                for evidence in [
+                    evidence(Some(*sealed), None),
+                    evidence(None, Some(*sealed)),
+                    evidence(Some(*sealed), Some(*sealed)),
+                    // The run directory's is written last.
+                    evidence(Some(*sealed), Some(marks[m.saturating_sub(1)])),
+                    // The seal alone was replaced by an older one.
+                    evidence(Some(marks[m / 2]), Some(*sealed)),
+                ] {
+                    let found = verify(&evidence, &at(*inside));
+                    assert_eq!(found.is_ok(), expected, "{n} sealed at {m}: {found:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_database_that_is_not_the_sealed_one_is_damaged_whatever_it_says() {
+        let (ours, other) = (history(1), history(2));
+        let forged = Inside {
+            content: content(9),
+            ..at(ours[3])
+        };
+        let headless = |n: usize| Inside {
+            mark: None,
+            content: ours[n].content,
+            empty: n == 0,
+        };
+        let fork = ours[2].next(9, content(9));
+        for (evidence, inside) in [
+            (evidence(Some(ours[3]), None), at(other[3])),
+            (evidence(Some(ours[3]), Some(other[3])), at(ours[3])),
+            (evidence(Some(ours[3]), Some(other[1])), at(ours[3])),
+            (evidence(Some(ours[3]), Some(ours[3])), forged),
+            (evidence(Some(ours[3]), None), headless(3)),
+            (evidence(Some(ours[3]), None), headless(0)),
+            (evidence(Some(ours[0]), None), headless(3)),
+            (evidence(None, None), at(ours[3])),
+            (evidence(None, None), headless(0)),
+            (evidence(Some(ours[3]), None), at(fork)),
+            (Evidence::default(), at(ours[1])),
+        ] {
+            let found = verify(&evidence, &inside);
+            assert!(found.is_err(), "{evidence:?} {inside:?}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_never_been_written_is_begun() {
+        let none = Inside {
+            mark: None,
+            content: Content::default(),
+            empty: true,
+        };
+        let begun = Mark::first([1; 16], Content::default());
+        for (evidence, mark) in [
+            (Evidence::default(), None),
+            (evidence(Some(begun), None), Some(begun)),
+        ] {
+            assert_eq!(verify(&evidence, &none), Ok(Verdict::Begin(mark)));
+            assert_eq!(evidence.loss(), None);
+        }
+        let unsealed = Inside {
+            content: content(7),
+            empty: false,
+            ..none
+        };
+        let begun = Mark::first([1; 16], content(7));
+        let found = verify(&evidence(Some(begun), None), &unsealed);
+        assert_eq!(found, Ok(Verdict::Begin(Some(begun))), "of format 1");
+    }
+
+    #[test]
+    fn a_database_that_is_gone_is_a_loss_once_something_was_acknowledged() {
+        let marks = history(1);
+        assert!(evidence(Some(marks[1]), None).loss().is_some());
+        assert!(evidence(None, Some(marks[5])).loss().is_some());
+        assert!(evidence(None, None).loss().is_some(), "a damaged seal");
+        assert_eq!(evidence(Some(marks[0]), None).loss(), None);
+    }
+}
