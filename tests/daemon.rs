@@ -9,6 +9,7 @@
 //! | `converge` | from a manifest to what stands, and what scripts rely on |
 //! | `reload` | a saved file, live and not |
 //! | `difference` | what `diff` says, and what is then done |
+//! | `damage` | a state that is damaged, lost or replaced under VMs that run |
 //! | `disks` | made, kept, refused |
 //! | `origin` | whose a group is: a file's or an apply's |
 //! | `drift` | everything that somebody can break, seen and repaired |
@@ -36,6 +37,7 @@ mod daemon {
     mod cni_guest;
     mod confinement;
     mod converge;
+    mod damage;
     mod difference;
     mod disks;
     mod drift;
