@@ -20,6 +20,7 @@
 //! | `cni` | CNI groups, with the plugins of Debian |
 //! | `cni_faults` | plugins that fail, daemons that die |
 //! | `cni_guest` | QEMU in a CNI network |
+//! | `full_disk` | a state disk or a run directory that is full or read-only |
 //! | `guests` | QEMU |
 //! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
 //! | `linux_disks` | what they read and write |
@@ -41,6 +42,7 @@ mod daemon {
     mod difference;
     mod disks;
     mod drift;
+    mod full_disk;
     mod guests;
     mod leftovers;
     mod linux;

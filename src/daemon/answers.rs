@@ -311,6 +311,8 @@ impl Backend for Answers {
             instance: self.engine.instance.clone(),
             run_dir: self.engine.run_dir.0.clone(),
             config_dir: self.config_dir.clone(),
+            state_dir: self.state_dir.clone(),
+            read_only: self.engine.store.read_only().map(|now| now.why),
             vmm_ids: self.engine.vmm_ids,
             cni: self.engine.cni.clone(),
         })

@@ -7,7 +7,7 @@ use crate::api::meta::Name;
 use crate::api::view::{Kind, Object};
 use crate::api::vm::Vm;
 use crate::reconcile::engine::Engine;
-use crate::reconcile::fold::{House, Trouble};
+use crate::reconcile::fold::{self, House, Trouble};
 use crate::reconcile::storage;
 use crate::store::World;
 
@@ -56,7 +56,11 @@ fn group(
         },
         hindrance: engine.hindrance(&group.meta.name),
     };
-    Object::HostGroup(Box::new(house.group(world, group, &trouble)))
+    let mut view = house.group(world, group, &trouble);
+    let read_only = engine.store.read_only();
+    let condition = read_only.map(|why| fold::not_writable(&group.meta, &why));
+    view.status.conditions.extend(condition);
+    Object::HostGroup(Box::new(view))
 }
 
 fn vm(house: &House, engine: &Engine, world: &World, vm: &Vm) -> Object {
@@ -66,5 +70,8 @@ fn vm(house: &House, engine: &Engine, world: &World, vm: &Vm) -> Object {
     let why = engine.why_not_replaced(vm);
     let held = why.map(|why| format!("not replaced, though its group has changed: {why}"));
     view.status.warnings.extend(held);
+    let read_only = engine.store.read_only();
+    let condition = read_only.map(|why| fold::not_writable(&vm.meta, &why));
+    view.status.conditions.extend(condition);
     Object::Vm(Box::new(view))
 }

@@ -16,12 +16,21 @@ use super::txn::Kind;
 use super::world::World;
 use super::{Change, Commit, Error, Shared, keys, lock};
 use crate::api::event::EventType;
+use crate::api::meta::Timestamp;
 use crate::clock;
+
+/// Why a store accepts no change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadOnly {
+    /// The path, and what the system says.
+    pub why: String,
+    /// Since when.
+    pub since: Timestamp,
+}
 
 /// While nothing can be written.
 pub(super) struct Degraded {
-    /// Why, with the path.
-    why: String,
+    now: ReadOnly,
     /// What the database must be told first: each key as the world has it.
     pending: Entries,
 }
@@ -29,7 +38,10 @@ pub(super) struct Degraded {
 impl Degraded {
     pub(super) fn new(why: String) -> Self {
         Self {
-            why,
+            now: ReadOnly {
+                why,
+                since: clock::now(),
+            },
             pending: BTreeMap::new(),
         }
     }
@@ -37,8 +49,8 @@ impl Degraded {
 
 impl Shared {
     /// Why nothing can be written, if that is so.
-    pub(super) fn why_degraded(&self) -> Option<String> {
-        lock(&self.degraded).as_ref().map(|now| now.why.clone())
+    pub(super) fn read_only(&self) -> Option<ReadOnly> {
+        lock(&self.degraded).as_ref().map(|it| it.now.clone())
     }
 
     /// Takes an observation into memory alone, if nothing can be written now. To be called with the world locked.
@@ -96,11 +108,11 @@ impl Shared {
             }
         }
         let mut degraded = lock(&self.degraded);
-        let is_news = degraded.as_ref().is_none_or(|now| now.why != why);
-        let now = degraded.get_or_insert_with(|| Degraded::new(String::new()));
-        why.clone_into(&mut now.why);
+        let is_news = degraded.as_ref().is_none_or(|it| it.now.why != why);
+        let it = degraded.get_or_insert_with(|| Degraded::new(String::new()));
+        why.clone_into(&mut it.now.why);
         // Part of it may have reached the disk all the same.
-        note(&mut now.pending, &world, &all);
+        note(&mut it.pending, &world, &all);
         drop(degraded);
         if is_news {
             self.tell_degraded(why);

@@ -7,7 +7,7 @@
 //! flushed once: 256 VMs that climb together pay for a handful of flushes, not for a thousand.
 //!
 //! A database that cannot be written (its disk is full, or read-only) makes the store read-only until it can be:
-//! what is found out is kept in memory, what is asked for is refused ([`Store::why_read_only`]). One that does not answer
+//! what is found out is kept in memory, what is asked for is refused ([`Store::read_only`]). One that does not answer
 //! makes the store stuck, for good: nothing may be touched that is not remembered, so all it still does is to say so at once
 //! ([`Store::stuck`]).
 //!
@@ -50,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::meta::{Name, Uid};
 
+pub use degraded::ReadOnly;
 pub use events::Events;
 pub use journal::JOURNAL;
 pub use ladder::Gate;
@@ -212,7 +213,7 @@ impl Store {
     }
 
     /// The same for a daemon, with all that the run directory knows. A database that cannot be written because its disk is full
-    /// or read-only is opened all the same: see [`Store::why_read_only`].
+    /// or read-only is opened all the same: see [`Store::read_only`].
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -320,9 +321,9 @@ impl Store {
         Ok(Self { shared })
     }
 
-    /// Why no change is accepted now, with the path of what cannot be written; `None`: changes are accepted.
-    pub fn why_read_only(&self) -> Option<String> {
-        self.shared.why_degraded()
+    /// Why no change is accepted now; `None`: changes are accepted.
+    pub fn read_only(&self) -> Option<ReadOnly> {
+        self.shared.read_only()
     }
 
     /// Whether a VM's deletion is proved: nothing of a VM that runs is removed without.

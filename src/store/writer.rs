@@ -160,7 +160,7 @@ pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Wea
 /// What is to be written next; nothing, to try again a disk that could not be written. `None`: no sender is left.
 fn next(commits: &Receiver<Commit>, shared: &Weak<Shared>) -> Option<Vec<Commit>> {
     // Only this thread finds out that nothing can be written.
-    let degraded = shared.upgrade().is_some_and(|s| s.why_degraded().is_some());
+    let degraded = shared.upgrade().is_some_and(|s| s.read_only().is_some());
     if !degraded {
         let first = commits.recv().ok()?;
         return Some(gather(first, commits));
