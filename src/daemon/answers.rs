@@ -67,11 +67,14 @@ impl Answers {
         }
     }
 
-    /// All objects of a kind, or one.
-    pub(super) fn objects(&self, kind: Kind, name: Option<&Name>) -> Vec<Object> {
-        self.engine
-            .store
-            .read(|world| objects(&self.house, &self.engine, &self.intake, world, kind, name))
+    /// All objects of a kind, or one, as they are on the disk.
+    pub(super) async fn objects(&self, kind: Kind, name: Option<&Name>) -> Vec<Object> {
+        let store = &self.engine.store;
+        store
+            .read_durable(|world| {
+                objects(&self.house, &self.engine, &self.intake, world, kind, name)
+            })
+            .await
     }
 
     pub(super) fn house(&self) -> House {
@@ -168,7 +171,7 @@ impl Backend for Answers {
     }
 
     async fn get(&self, kind: Kind, name: Option<Name>) -> Result<List, Refusal> {
-        let items = self.objects(kind, name.as_ref());
+        let items = self.objects(kind, name.as_ref()).await;
         match (&name, items.is_empty()) {
             (Some(name), true) => Err(Refusal::NotFound(format!("{kind}/{name}"))),
             _ => Ok(List { items }),
@@ -181,7 +184,7 @@ impl Backend for Answers {
         name: Option<Name>,
     ) -> Result<BoxStream<'static, Change>, Refusal> {
         let changes = self.engine.store.watch();
-        Ok(streams::watch(self, changes, kind, name))
+        Ok(streams::watch(self, changes, kind, name).await)
     }
 
     async fn delete(&self, kind: Kind, name: Name) -> Result<(), Refusal> {
@@ -252,7 +255,7 @@ impl Backend for Answers {
         lines: Option<usize>,
         span: Span,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, Refusal> {
-        let found = self.objects(Kind::Vm, Some(&vm));
+        let found = self.objects(Kind::Vm, Some(&vm)).await;
         let Some(Object::Vm(view)) = found.into_iter().next() else {
             return Err(Refusal::NotFound(format!("vm/{vm}")));
         };

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
@@ -34,7 +34,7 @@ const REST: u32 = 20;
 const LOG_STEPS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
 
 /// What is there, then every change of it.
-pub(super) fn watch(
+pub(super) async fn watch(
     answers: &Answers,
     changes: Receiver<store::Change>,
     kind: Kind,
@@ -45,18 +45,24 @@ pub(super) fn watch(
         answers.intake.clone(),
         answers.engine.clone(),
     );
-    let look = move || -> BTreeMap<Name, Object> {
-        let found = engine
-            .store
-            .read(|world| objects(&house, &engine, &intake, world, kind, name.as_ref()));
-        found
-            .into_iter()
-            .map(|object| (object.metadata().name.clone(), object))
-            .collect()
+    let look = move || {
+        let (house, intake) = (house.clone(), intake.clone());
+        let (engine, name) = (engine.clone(), name.clone());
+        async move {
+            let store = engine.store.clone();
+            let found = store.read_durable(|world| {
+                let began = clock::monotonic();
+                let found = objects(&house, &engine, &intake, world, kind, name.as_ref());
+                (found, clock::monotonic().duration_since(began))
+            });
+            let (found, took) = found.await;
+            let found = found.into_iter();
+            let named = found.map(|object| (object.metadata().name.clone(), object));
+            (named.collect::<BTreeMap<Name, Object>>(), took)
+        }
     };
-    let began = clock::monotonic();
-    let known = look();
-    let pause = rest_after(began);
+    let (known, took) = look().await;
+    let pause = rest_after(took);
     let first: Vec<Change> = known
         .values()
         .cloned()
@@ -69,10 +75,9 @@ pub(super) fn watch(
         async move {
             loop {
                 wait(&mut changes, pause).await?;
-                let began = clock::monotonic();
-                let now = look();
+                let (now, took) = look().await;
                 let told = differences(&known, &now);
-                pause = rest_after(began);
+                pause = rest_after(took);
                 if !told.is_empty() {
                     return Some((stream::iter(told), (changes, now, pause)));
                 }
@@ -82,8 +87,8 @@ pub(super) fn watch(
     stream::iter(first).chain(later.flatten()).boxed()
 }
 
-fn rest_after(began: Instant) -> Duration {
-    GATHER.max(clock::monotonic().duration_since(began) * REST)
+fn rest_after(took: Duration) -> Duration {
+    GATHER.max(took * REST)
 }
 
 /// Until something changed, and a moment more. `None`: the daemon ends.

@@ -100,6 +100,7 @@ impl Shared {
         // What queued behind the failed batch was built on it. Nothing more can queue while the world is locked.
         let commits: Vec<Commit> = batch.into_iter().chain(behind.try_iter()).collect();
         let all = joined(commits.iter().map(|commit| &commit.batch));
+        self.settle_taken_back(&commits);
         for mut commit in commits.into_iter().rev() {
             let told = commit.told.take();
             self.take_back(commit, &mut world);

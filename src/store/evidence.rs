@@ -1,5 +1,4 @@
-//! The seal's copies on the state disk and in the run directory: found on opening, brought up to date once it is known what
-//! the database is.
+//! The seal's copies on the state disk and in the run directory: found, and brought up to date once the database is known.
 //! Not here: the comparison ([`super::verify`]).
 
 use std::io;

@@ -18,6 +18,7 @@ mod backing;
 mod database;
 mod degraded;
 mod disk;
+mod durable;
 mod events;
 mod evidence;
 mod format;
@@ -28,6 +29,7 @@ mod lease;
 mod load;
 mod mark;
 mod open;
+mod progress;
 mod readonly;
 mod seal;
 mod sync;
@@ -51,6 +53,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::meta::{Name, Uid};
 
 pub use degraded::ReadOnly;
+pub use durable::Durable;
 pub use events::Events;
 pub use journal::JOURNAL;
 pub use ladder::Gate;
@@ -63,7 +66,9 @@ pub use world::{Footing, Ground, Pool, World};
 
 use backing::{Backing, Batch};
 use degraded::Degraded;
+use durable::Awaits;
 use journal::Journal;
+use progress::{Number, Progress};
 use tombstones::{Known, Tombstones};
 use txn::Kind;
 use writer::{Disk, Failure};
@@ -142,41 +147,15 @@ struct Shared {
     events: Events,
     degraded: Mutex<Option<Degraded>>,
     tombstones: Known,
+    progress: Progress,
     /// What was noticed on opening.
     notes: Vec<String>,
 }
 
-/// Tells that a transaction is on the disk, or that it was taken back. By default, of nothing that must be waited for.
-#[derive(Debug, Default)]
-pub struct Durable(Option<oneshot::Receiver<Result<(), Error>>>);
-
-impl Durable {
-    /// To wait for both: what was begun later is on the disk no earlier.
-    #[must_use]
-    pub fn followed_by(self, later: Self) -> Self {
-        match later.0 {
-            None => self,
-            Some(_) => later,
-        }
-    }
-
-    /// Waits until it is on the disk.
-    ///
-    /// # Errors
-    /// [`Error::Write`] or [`Error::Stuck`]: it was taken back.
-    pub async fn wait(self) -> Result<(), Error> {
-        match self.0 {
-            None => Ok(()),
-            Some(told) => match told.await {
-                Ok(told) => told,
-                Err(_) => Err(closed()),
-            },
-        }
-    }
-}
-
 /// One transaction on its way to the disk.
 struct Commit {
+    /// 0: it changes nothing, and is there to have the others hurry.
+    number: Number,
     batch: Batch,
     kind: Kind,
     undo: Vec<txn::Undo>,
@@ -307,6 +286,7 @@ impl Store {
             changes,
             events: Events::default(),
             degraded: Mutex::new(state.why_read_only.clone().map(Degraded::new)),
+            progress: Progress::default(),
             tombstones: state.tombstones,
             notes: state.notes,
         });
@@ -411,17 +391,21 @@ impl Store {
         };
         let done = txn.finish();
         if done.writes.is_empty() && done.buried.is_empty() && !done.begins {
-            return Ok((value, Durable(None)));
+            // It was so already; perhaps by a change that is not on the disk yet.
+            let seen = self.shared.progress.pending();
+            let seen = seen.filter(|_| awaited == Awaited::Yes);
+            return Ok((value, self.seen(seen)));
         }
         let (told, durable) = match awaited {
-            Awaited::No => (None, None),
+            Awaited::No => (None, Awaits::Nothing),
             Awaited::Yes => {
                 let (told, durable) = oneshot::channel();
-                (Some(told), Some(durable))
+                (Some(told), Awaits::Told(durable))
             }
         };
         let changes = done.changes.clone();
-        let commit = Commit {
+        let mut commit = Commit {
+            number: 0,
             batch: Batch {
                 entries: done.writes.into_iter().collect(),
                 condemned: done.condemned,
@@ -436,8 +420,10 @@ impl Store {
         if self.shared.keep(&world, &commit) {
             drop(world);
             self.shared.tell(changes);
-            return Ok((value, Durable(None)));
+            return Ok((value, Durable::default()));
         }
+        let number = self.shared.progress.made(&changes);
+        commit.number = number;
         // Queued under the world's lock: commits reach the disk in the order they were made.
         let unsent = match lock(&self.shared.queue).as_ref() {
             Some(queue) => queue.send(commit).err().map(|unsent| unsent.0),
@@ -445,6 +431,7 @@ impl Store {
         };
         if let Some(unsent) = unsent {
             unsent.undo(&mut world);
+            self.shared.progress.taken_back(number, number);
             return Err(self.shared.no_more().into());
         }
         drop(world);
@@ -469,32 +456,6 @@ impl Store {
     /// [`Error::Write`] or [`Error::Stuck`].
     pub async fn recovered(&self) -> Result<(), Error> {
         self.recall(|txn| txn.end_recovery()).await
-    }
-
-    /// Waits until everything that [`Store::read`] can have seen so far is on the disk.
-    ///
-    /// # Errors
-    /// [`Error::Write`] or [`Error::Stuck`]: some of it was taken back.
-    pub async fn settled(&self) -> Result<(), Error> {
-        let (told, durable) = oneshot::channel();
-        let commit = Commit {
-            batch: Batch::default(),
-            kind: Kind::Observation,
-            undo: Vec::new(),
-            changes: Vec::new(),
-            told: Some(told),
-        };
-        let queued = {
-            let _world = lock(&self.shared.world);
-            let queue = lock(&self.shared.queue);
-            queue
-                .as_ref()
-                .is_some_and(|queue| queue.send(commit).is_ok())
-        };
-        match queued {
-            true => Durable(Some(durable)).wait().await,
-            false => Err(self.shared.no_more()),
-        }
     }
 
     /// What happened, for people.
@@ -541,12 +502,21 @@ impl Shared {
         self.stuck.cancel();
         lock(&self.queue).take();
         let commits: Vec<Commit> = batch.into_iter().chain(behind.try_iter()).collect();
+        self.settle_taken_back(&commits);
         for mut commit in commits.into_iter().rev() {
             let told = commit.told.take();
             self.take_back(commit, &mut world);
             if let Some(told) = told {
                 let _ = told.send(Err(Error::Stuck));
             }
+        }
+    }
+
+    /// Nobody waits for these any more.
+    fn settle_taken_back(&self, commits: &[Commit]) {
+        let numbers = || commits.iter().map(|commit| commit.number).filter(|n| *n > 0);
+        if let (Some(first), Some(last)) = (numbers().min(), numbers().max()) {
+            self.progress.taken_back(first, last);
         }
     }
 
@@ -577,6 +547,10 @@ impl Commit {
         }
         self.changes
     }
+}
+
+fn taken_back() -> Error {
+    Error::Write("the change was taken back; see the log".into())
 }
 
 fn closed() -> Error {

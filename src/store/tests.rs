@@ -185,6 +185,86 @@ async fn a_change_to_a_closed_store_is_refused_and_leaves_no_trace() {
     assert_eq!(store.read(|world| world.groups().count()), 0);
 }
 
+/// A store whose disk takes a batch for each token that is sent, and says so.
+fn over_a_slow_disk() -> (Store, Sender<Result<(), Failure>>) {
+    let (allow, allowed) = channel();
+    let write = move |_| allowed.recv().unwrap_or(Ok(()));
+    let store = Store::over(World::default(), write, LONG);
+    (store.expect("a store"), allow)
+}
+
+/// Still not there after a moment.
+async fn waits<T>(what: &mut (impl Future<Output = T> + Unpin)) {
+    let early = tokio::time::timeout(Duration::from_millis(40), what).await;
+    assert!(early.is_err(), "it did not wait for the disk");
+}
+
+#[tokio::test]
+async fn what_others_have_written_is_answered_and_acted_on_when_the_disk_has_it() {
+    let (store, allow) = over_a_slow_disk();
+    let (uid, first) = store.begin(put_vm).map_err(|e: Error| e).expect("begun");
+    let same = store.write(|txn| match txn.world().vm(uid) {
+        Some(_) => Ok::<_, Error>("unchanged"),
+        None => Err(Error::Write("it was not seen".into())),
+    });
+    let mut same = Box::pin(same);
+    let mut read = Box::pin(store.read_durable(|world| world.vms().count()));
+    let mut act = Box::pin(store.durable(&[Change::Vm(uid)]).wait());
+    let other = store.durable(&[Change::Vm(Uid::random())]).wait();
+    soon(other).await.expect("nothing is written about it");
+    waits(&mut same).await;
+    waits(&mut read).await;
+    waits(&mut act).await;
+    allow.send(Ok(())).expect("the disk is there");
+    assert!(matches!(soon(same).await, Ok("unchanged")));
+    assert_eq!(soon(read).await, 1);
+    soon(act).await.expect("it is on the disk");
+    soon(first.wait()).await.expect("it is on the disk");
+    // Nothing is under way: nobody waits, and the disk is asked for nothing.
+    soon(store.write(|_| Ok::<_, Error>(())))
+        .await
+        .expect("there");
+    assert_eq!(
+        soon(store.read_durable(|world| world.vms().count())).await,
+        1
+    );
+}
+
+#[tokio::test]
+async fn what_was_taken_back_is_neither_answered_nor_acted_on() {
+    let (store, allow) = over_a_slow_disk();
+    let (uid, _) = store.begin(put_vm).map_err(|e: Error| e).expect("begun");
+    let same = store.write(|_| Ok::<_, Error>(()));
+    let read = store.read_durable(|world| world.vms().count());
+    let act = store.durable(&[Change::Vm(uid)]).wait();
+    let behind = store.write_behind(|txn| txn.put_group(group("behind")));
+    behind.unwrap_or_else(|e: Error| panic!("{e}"));
+    let refuse = async {
+        allow
+            .send(Err(Failure::Refused("full".into())))
+            .expect("the disk is there");
+    };
+    let (same, read, act, ()) = soon(async { tokio::join!(same, read, act, refuse) }).await;
+    assert!(matches!(same, Err(Error::Write(_))), "{same:?}");
+    assert!(matches!(act, Err(Error::Write(_))), "{act:?}");
+    assert_eq!(read, 0, "it went back to what is on the disk");
+}
+
+#[tokio::test]
+async fn a_disk_that_lost_what_it_had_taken_is_asked_for_nothing_more() {
+    let (store, allow) = over_a_slow_disk();
+    allow
+        .send(Err(Failure::Unknown("EIO".into())))
+        .expect("the disk is there");
+    let told = soon(store.write(put_vm)).await;
+    assert!(matches!(told, Err(Error::Stuck)), "{told:?}");
+    soon(store.stuck()).await;
+    // Asked again the kernel would say yes.
+    allow.send(Ok(())).ok();
+    let again = soon(store.write(put_vm)).await;
+    assert!(matches!(again, Err(Error::Stuck)), "{again:?}");
+}
+
 async fn close(store: &Store) {
     let store = store.clone();
     let closed = tokio::task::spawn_blocking(move || store.close());

@@ -128,6 +128,9 @@ pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Wea
         };
         match written {
             Ok(()) => {
+                let last = batch.iter().map(|commit| commit.number).max();
+                // 0 settles nothing.
+                shared.progress.written(last.unwrap_or_default());
                 for told in batch.into_iter().filter_map(|commit| commit.told) {
                     // Whoever asked may have been cancelled; the change stands.
                     let _ = told.send(Ok(()));

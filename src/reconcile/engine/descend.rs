@@ -4,7 +4,7 @@
 use tracing::debug;
 
 use super::Engine;
-use super::step::{Meet, describe};
+use super::step::{Meet, about, describe};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::lease::Address;
@@ -13,11 +13,11 @@ use crate::api::network::NetworkSpec;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
 use crate::clock;
-use crate::owner::{self, Label};
+use crate::owner::{self, Label, Owner};
 use crate::reconcile::net::port::{self, Remains};
 use crate::reconcile::{Convergence, Reconcile, disk, firewall, net, storage, vmm};
 use crate::runtime::queue::Outcome;
-use crate::store;
+use crate::store::{self, Change};
 
 /// What a VM may have on the host, as far as its mode tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -225,7 +225,12 @@ impl Meet for Emptying<'_> {
         reconciler: &R,
         desired: &R::Desired,
     ) -> Result<R::Observed, Stuck> {
-        let Convergence { taken, result } = self.engine.converge(reconciler, desired).await;
+        let about = match &self.label.owner {
+            Owner::Vm { uid, name } => about(*uid, name).to_vec(),
+            Owner::Ground => vec![Change::Ground],
+        };
+        let done = self.engine.converge(reconciler, desired, &about).await;
+        let Convergence { taken, result } = done;
         debug!(label = %self.label, %rung, ?taken, "taken down");
         match &result {
             Ok(_) => {}

@@ -17,7 +17,7 @@ use crate::clock;
 use crate::owner;
 use crate::reconcile::ground::{self, Ground};
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Footing};
+use crate::store::{self, Change, Footing};
 
 /// What was found of the ground.
 type Found = (Status, Reason, String);
@@ -35,7 +35,9 @@ impl Engine {
             footing,
             before: carried.unwrap_or_default(),
         };
-        let done = self.converge(&self.ground(), &desired).await;
+        let done = self
+            .converge(&self.ground(), &desired, &[Change::Ground])
+            .await;
         let mut found = describe(&done.result);
         let drift = Some(done.taken).filter(|taken| was_firm && !taken.is_empty());
         let contested = drift.and_then(|taken| self.tell_of_ground_drift(&taken));

@@ -11,6 +11,7 @@ use super::{Engine, Key, SLOW};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::lease::{Address, Lease};
+use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::{Hypervisor, Vm};
@@ -20,7 +21,7 @@ use crate::host::rule::Generation;
 use crate::reconcile::net::cni::Checking;
 use crate::reconcile::{Conflict, Convergence, Error, Reconcile, Wait, converge};
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Durable, Gate, Txn};
+use crate::store::{self, Change, Durable, Gate, Txn};
 
 /// How what is wanted of a rung is met: on the way up, on the way down, or by telling what would be done.
 pub(super) trait Meet: Send {
@@ -86,7 +87,7 @@ pub(super) struct Climbing<'a> {
     pub(super) taken: Durable,
 }
 
-/// A rung that was taken a moment ago: it is looked at while the disk works, and touched when the disk has it.
+/// A stage whose intent was written a moment ago: it is observed while the disk works, and changed when the disk has it.
 struct Taken<'a, R> {
     rung: &'a R,
     durable: Mutex<Durable>,
@@ -151,7 +152,8 @@ impl Meet for Climbing<'_> {
             rung: reconciler,
             durable: Mutex::new(std::mem::take(&mut self.taken)),
         };
-        let Convergence { taken, result } = engine.converge(&reconciler, desired).await;
+        let about = about(vm.meta.uid, &vm.meta.name);
+        let Convergence { taken, result } = engine.converge(&reconciler, desired, &about).await;
         // What no step waited for, the next one waits for.
         self.taken = reconciler
             .durable
@@ -237,13 +239,19 @@ impl Ascent for Climbing<'_> {
 }
 
 impl Engine {
-    /// The loop, with its steps counted.
+    /// The loop, with its steps counted. No step is taken before what `about` says was changed is on the disk: what is desired was
+    /// read from memory, and another task may have written it a moment ago.
     pub(super) async fn converge<R: Reconcile>(
         &self,
         reconciler: &R,
         desired: &R::Desired,
+        about: &[Change],
     ) -> Convergence<R::Observed> {
-        let done = converge(reconciler, desired, &self.probe).await;
+        let reconciler = Taken {
+            rung: reconciler,
+            durable: Mutex::new(self.store.durable(about)),
+        };
+        let done = converge(&reconciler, desired, &self.probe).await;
         let taken = u64::try_from(done.taken.len()).unwrap_or(u64::MAX);
         self.steps
             .fetch_add(taken, std::sync::atomic::Ordering::Relaxed);
@@ -299,6 +307,15 @@ impl Engine {
             }
         }
     }
+}
+
+/// What a VM's desired state is read from.
+pub(super) fn about(uid: Uid, name: &Name) -> [Change; 3] {
+    [
+        Change::Vm(uid),
+        Change::Page(uid),
+        Change::Lease(name.clone()),
+    ]
 }
 
 /// An ended loop as a condition.
