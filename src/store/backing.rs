@@ -43,6 +43,8 @@ pub(super) struct Backing {
     /// While the state that was lost is put back, the journal is what it is put back from.
     keeps_journal: bool,
     tombstones: Tombstones,
+    /// A batch was refused: the next one is tried only when there is room for more than that.
+    was_refused: bool,
 }
 
 impl Backing {
@@ -60,6 +62,7 @@ impl Backing {
             journal,
             keeps_journal: false,
             tombstones,
+            was_refused: false,
         }
     }
 
@@ -73,6 +76,9 @@ impl Backing {
     /// # Errors
     /// [`Failure`], with words that name the file.
     pub(super) fn write(&mut self, batch: &Batch) -> Result<(), Failure> {
+        if self.was_refused {
+            self.probe().map_err(Failure::Refused)?;
+        }
         let mut database = match self.database.take() {
             Some(database) => database,
             None => self.reopen()?,
@@ -82,6 +88,7 @@ impl Backing {
         if !matches!(written, Err(Refused::ByTheDatabase(_))) {
             self.database = Some(database);
         }
+        self.was_refused = written.is_err();
         written.map_err(|refused| match refused {
             Refused::Before(why) => Failure::Refused(why),
             Refused::ByTheDatabase(Failure::Refused(why)) => {
@@ -141,8 +148,7 @@ impl Backing {
 
     /// Opens again a database that could not be written, once there is room. One that turns out damaged is filled from the journal.
     fn reopen(&mut self) -> Result<Database, Failure> {
-        let refuse = |path: &Path, why: String| Failure::Refused(format!("{}: {why}", path.display()));
-        readonly::probe(&self.dir).map_err(|error| refuse(&self.path(), error.to_string()))?;
+        self.probe().map_err(Failure::Refused)?;
         let found = open::open(&self.dir, self.seal.as_ref())
             .map_err(|error| Failure::Refused(error.to_string()))?;
         let mut database = found.database;
@@ -180,6 +186,8 @@ impl Backing {
     /// # Errors
     /// In words that name the file.
     pub(super) fn probe(&self) -> Result<(), String> {
+        readonly::probe(&self.dir)
+            .map_err(|error| format!("{}: {error}", self.path().display()))?;
         self.journal.as_ref().map_or(Ok(()), Journal::probe)
     }
 }

@@ -74,15 +74,16 @@ impl Shared {
         })
     }
 
-    /// That is written. False: there is more by now.
-    pub(super) fn recovered(&self, written: &Batch) -> bool {
+    /// What was pending is written, with a batch after it whose values for the same keys are the newer ones. False: there is more by
+    /// now.
+    pub(super) fn recovered(&self, was_pending: &Batch) -> bool {
         let _world = lock(&self.world);
         let mut degraded = lock(&self.degraded);
         let Some(now) = degraded.as_mut() else {
             return true;
         };
         now.pending
-            .retain(|key, value| written.entries.get(key) != Some(value));
+            .retain(|key, value| was_pending.entries.get(key) != Some(value));
         if !now.pending.is_empty() {
             return false;
         }

@@ -30,6 +30,9 @@ const GROWTH: u64 = 4;
 /// Keys with their values; `None` removes one.
 pub(super) type Entries = BTreeMap<String, Option<Vec<u8>>>;
 
+/// So much must be free in the run directory, too.
+const ROOM: usize = 64 << 10;
+
 #[derive(Serialize, Deserialize)]
 struct Header {
     format: u32,
@@ -130,7 +133,7 @@ impl Journal {
     /// Whether a file can be written beside it.
     pub(super) fn probe(&self) -> Result<(), String> {
         let probe = self.path.with_extension("probe");
-        let written = fs::write(&probe, b"room?\n");
+        let written = fs::write(&probe, [0; ROOM]);
         let _ = fs::remove_file(&probe);
         written.map_err(|error| self.refusal(&error))
     }

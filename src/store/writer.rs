@@ -135,7 +135,9 @@ pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Wea
                     // Whoever asked may have been cancelled; the change stands.
                     let _ = told.send(Ok(()));
                 }
-                shared.recovered(&all);
+                if let Some(pending) = &pending {
+                    shared.recovered(pending);
+                }
             }
             Err(Failure::Refused(error)) => {
                 if !batch.is_empty() {
