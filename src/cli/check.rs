@@ -68,13 +68,18 @@ pub async fn gc(client: &Client, args: GcArgs) -> Result<(), Failure> {
 }
 
 fn removals(leftovers: &[Leftover], effect: Effect) -> String {
-    let (kept, removed): (Vec<&Leftover>, Vec<&Leftover>) =
-        leftovers.iter().partition(|leftover| leftover.kept.is_some());
+    let (kept, removed): (Vec<&Leftover>, Vec<&Leftover>) = leftovers
+        .iter()
+        .partition(|leftover| leftover.kept.is_some());
     let kept: String = kept
         .iter()
         .map(|leftover| {
             let why = leftover.kept.as_deref().unwrap_or_default();
-            format!("{} is not removed: {}\n", one_line(&leftover.owner), one_line(why))
+            format!(
+                "{} is not removed: {}\n",
+                one_line(&leftover.owner),
+                one_line(why)
+            )
         })
         .collect();
     if removed.is_empty() {

@@ -300,7 +300,10 @@ impl Backend for Answers {
         }
         let removed = orphans.removable.iter().map(|label| leftover(label, None));
         let adopted = "it has a record of this boot and no tombstone: it is adopted as a VM again";
-        let adopted = orphans.adopted.iter().map(|label| (label, adopted.to_owned()));
+        let adopted = orphans
+            .adopted
+            .iter()
+            .map(|label| (label, adopted.to_owned()));
         let kept = orphans.kept.iter().map(|(label, why)| (label, why.clone()));
         let kept = adopted
             .chain(kept)

@@ -245,9 +245,7 @@ pub fn store_draft(
             };
             (group, Applied::Created)
         }
-        Some(group)
-            if group.spec == draft.spec && group.origin == *origin && !group.adopted =>
-        {
+        Some(group) if group.spec == draft.spec && group.origin == *origin && !group.adopted => {
             return Ok(Applied::Unchanged);
         }
         Some(mut group) => {

@@ -61,7 +61,8 @@ pub(super) async fn take_over(
     }
     if is_fresh && (adopted > 0 || journal.is_some()) {
         error!("the state database is gone");
-        let message = "the state database is gone; what this boot's run directory has of it is adopted";
+        let message =
+            "the state database is gone; what this boot's run directory has of it is adopted";
         warn_of(engine, now, "StateLost", message);
     }
     Ok(())

@@ -91,7 +91,9 @@ pub fn plan(
     let mut intake = Intake::default();
     for (draft, path) in &claims {
         let origin = Origin::File((*path).clone());
-        let same = |group: &&HostGroup| group.spec == draft.spec && group.origin == origin && !group.adopted;
+        let same = |group: &&HostGroup| {
+            group.spec == draft.spec && group.origin == origin && !group.adopted
+        };
         if by_name.get(&draft.name).filter(|g| same(g)).is_none() {
             intake.upserts.push(((*draft).clone(), origin));
         }

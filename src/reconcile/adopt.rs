@@ -39,7 +39,11 @@ impl Engine {
     ///
     /// # Errors
     /// The run directory cannot be listed, or the store cannot be written.
-    pub async fn adopt(&self, journal: Option<&World>, now: Timestamp) -> Result<usize, AdoptError> {
+    pub async fn adopt(
+        &self,
+        journal: Option<&World>,
+        now: Timestamp,
+    ) -> Result<usize, AdoptError> {
         let records = self.records_of_this_boot()?;
         let nothing_new = |record: &Record| {
             let (uid, generation) = (record.vm.meta.uid, record.vm.meta.generation);
@@ -74,7 +78,10 @@ impl Engine {
         adopted.dedup();
         if !adopted.is_empty() {
             let message = format!("adopted from the run directory: {}", listed(&adopted));
-            info!(count = adopted.len(), "VMs were adopted from the run directory");
+            info!(
+                count = adopted.len(),
+                "VMs were adopted from the run directory"
+            );
             let events = self.store.events();
             events.note(now, EventType::Warning, "ground", "Adopted", &message);
         }

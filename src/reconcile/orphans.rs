@@ -178,7 +178,13 @@ impl Engine {
 
     pub(super) fn tell_kept(&self, label: &Label, why: &str, now: Timestamp) {
         let events = self.store.events();
-        events.note(now, EventType::Warning, &label.to_string(), "OrphanKept", why);
+        events.note(
+            now,
+            EventType::Warning,
+            &label.to_string(),
+            "OrphanKept",
+            why,
+        );
     }
 
     fn label(&self, text: Option<&str>) -> Option<Label> {

@@ -133,9 +133,7 @@ impl Backing {
             false => database.write(batch.entries.clone()),
         };
         match (written, journal.zip(pending)) {
-            (Ok(()), Some((journal, pending))) => {
-                journal.confirm(pending).map_err(Refused::Before)
-            }
+            (Ok(()), Some((journal, pending))) => journal.confirm(pending).map_err(Refused::Before),
             (Ok(()), None) => Ok(()),
             (Err(failure), pending) => {
                 if let Some((journal, pending)) = pending {

@@ -89,7 +89,11 @@ impl Shared {
         }
         *degraded = None;
         drop(degraded);
-        self.note_event(EventType::Normal, "StateWritable", "changes are accepted again");
+        self.note_event(
+            EventType::Normal,
+            "StateWritable",
+            "changes are accepted again",
+        );
         // What was refused meanwhile is tried again.
         let _ = self.changes.send(Change::Everything);
         true
@@ -122,13 +126,15 @@ impl Shared {
     }
 
     pub(super) fn tell_degraded(&self, why: &str) {
-        let message =
-            format!("{why}; what runs stays enforced and repaired, changes are refused until it can be written");
+        let message = format!(
+            "{why}; what runs stays enforced and repaired, changes are refused until it can be written"
+        );
         self.note_event(EventType::Warning, "StateNotWritable", &message);
     }
 
     fn note_event(&self, kind: EventType, reason: &str, message: &str) {
-        self.events.note(clock::now(), kind, "ground", reason, message);
+        self.events
+            .note(clock::now(), kind, "ground", reason, message);
     }
 }
 

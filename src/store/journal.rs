@@ -336,7 +336,10 @@ mod tests {
         }
         let path = dir.path().join(JOURNAL);
         let whole = fs::read(&path).unwrap();
-        let last = whole[..whole.len() - 1].iter().rposition(|b| *b == b'\n').unwrap();
+        let last = whole[..whole.len() - 1]
+            .iter()
+            .rposition(|b| *b == b'\n')
+            .unwrap();
         for length in last + 1..whole.len() {
             fs::write(&path, &whole[..length]).unwrap();
             assert_eq!(

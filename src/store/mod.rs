@@ -215,13 +215,14 @@ impl Store {
         };
         let boot = seal.map_or("", |seal| seal.boot_id.as_str());
         let journal = run_dir.map(|run_dir| Journal::new(run_dir, boot));
+        let recallable = run_dir.is_some_and(|dir| dir.join(JOURNAL).exists());
         let readonly::Found {
             database,
             world,
             opened,
             notes,
             why,
-        } = readonly::open(dir, seal)?;
+        } = readonly::open(dir, seal, recallable)?;
         let unknown = world.unknown.fields().into_iter().map(|field| {
             format!("{field} was stored by a newer version; it is kept, and has no effect")
         });
@@ -514,7 +515,12 @@ impl Shared {
 
     /// Nobody waits for these any more.
     fn settle_taken_back(&self, commits: &[Commit]) {
-        let numbers = || commits.iter().map(|commit| commit.number).filter(|n| *n > 0);
+        let numbers = || {
+            commits
+                .iter()
+                .map(|commit| commit.number)
+                .filter(|n| *n > 0)
+        };
         if let (Some(first), Some(last)) = (numbers().min(), numbers().max()) {
             self.progress.taken_back(first, last);
         }

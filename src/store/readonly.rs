@@ -34,11 +34,12 @@ pub(super) struct Found {
     pub(super) why: Option<String>,
 }
 
-/// Opens the database in `dir`, or a copy of it.
+/// Opens the database in `dir`, or a copy of it. Where there is none and none can be made, a daemon can begin only with what
+/// the run directory has (`recallable`).
 ///
 /// # Errors
 /// [`Error::Open`].
-pub(super) fn open(dir: &Path, seal: Option<&RunCopy>) -> Result<Found, Error> {
+pub(super) fn open(dir: &Path, seal: Option<&RunCopy>, recallable: bool) -> Result<Found, Error> {
     let why = match no_room(dir) {
         Some(why) => why,
         None => match open::open(dir, seal) {
@@ -56,6 +57,12 @@ pub(super) fn open(dir: &Path, seal: Option<&RunCopy>) -> Result<Found, Error> {
         },
     };
     let path = dir.join("db");
+    if !has_database(dir) && !recallable {
+        return Err(Error::Open {
+            path: path.display().to_string(),
+            why: why.to_string(),
+        });
+    }
     let why = format!("{}: {why}", path.display());
     tracing::error!(%why, "the state database cannot be written; it is read from a copy");
     let found = match has_database(dir) {

@@ -188,8 +188,14 @@ fn append(path: &Path, text: &str) -> io::Result<()> {
         .open(path)?;
     let length = file.metadata()?.len();
     // Whatever a crash has left of a line before ends here.
-    let text = if length == 0 { text.to_owned() } else { format!("\n{text}") };
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_data());
+    let text = if length == 0 {
+        text.to_owned()
+    } else {
+        format!("\n{text}")
+    };
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_data());
     if written.is_err() {
         // Half a line would spoil the next one.
         let _ = file.set_len(length);

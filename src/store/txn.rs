@@ -278,7 +278,11 @@ impl<'w> Txn<'w> {
         let was_held = self.world.page(uid, rung).is_some_and(|page| page.held);
         let acquires = page.held && !was_held;
         self.write_as(
-            if acquires { Kind::Intent } else { Kind::Observation },
+            if acquires {
+                Kind::Intent
+            } else {
+                Kind::Observation
+            },
             format!("page/{uid}/{rung}"),
             Some(&page),
         )?;

@@ -119,7 +119,9 @@ pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Wea
         };
         // What could not be written before goes first.
         let pending = shared.pending();
-        let parts = pending.iter().chain(batch.iter().map(|commit| &commit.batch));
+        let parts = pending
+            .iter()
+            .chain(batch.iter().map(|commit| &commit.batch));
         let all = joined(parts);
         // One that has nothing to write is there only to be told that all before it is on the disk.
         let written = match all.is_empty() && pending.is_none() {

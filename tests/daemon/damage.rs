@@ -108,7 +108,11 @@ fn damages(mut house: House, count: usize, seed: u64) {
         let done = scene.damage(&house, damage, &mut dice);
         scene.folder(&house, &mut dice);
         house.start();
-        no_looser(&before.rules, &rules_of(&before), &format!("{what} {done}: at the start"));
+        no_looser(
+            &before.rules,
+            &rules_of(&before),
+            &format!("{what} {done}: at the start"),
+        );
         let reported = ["StateSetAside", "StateLost", "StateNoticed"]
             .iter()
             .any(|reason| !house.messages("ground", reason).is_empty());
@@ -146,7 +150,11 @@ fn damages(mut house: House, count: usize, seed: u64) {
             assert!(pid.is_none_or(is_alive), "{what} {done}: pid {pid:?}");
         }
         assert_eq!(after.disks, before.disks, "{what} {done}: disks");
-        no_looser(&before.rules, &after.rules, &format!("{what} {done}: in the end"));
+        no_looser(
+            &before.rules,
+            &after.rules,
+            &format!("{what} {done}: in the end"),
+        );
         let drift = house.messages("", "Drift");
         assert!(drift.is_empty(), "{what} {done}: {drift:?}");
         let counts = told.entry(damage).or_default();
@@ -247,7 +255,9 @@ fn no_looser(before: &BTreeMap<String, Ruleset>, now: &BTreeMap<String, Ruleset>
 /// The destinations of a ruleset that are not let through.
 fn dropped(rules: &Ruleset) -> BTreeSet<String> {
     let text = format!("{rules:?}");
-    let rules = text.split("Known {").filter(|rule| !rule.contains("then: Accept"));
+    let rules = text
+        .split("Known {")
+        .filter(|rule| !rule.contains("then: Accept"));
     let destination = |rule: &str| {
         let rest = rule.split_once("dst: Some(Is(Ipv4Network { addr: ")?.1;
         Some(rest.split_once(" }")?.0.to_owned())
@@ -334,10 +344,7 @@ impl Scene {
 
     fn save(&self) {
         let files = [
-            (
-                "fleet.yaml",
-                self.slots("fleet", 2, "169.254.100.0/22", ""),
-            ),
+            ("fleet.yaml", self.slots("fleet", 2, "169.254.100.0/22", "")),
             (
                 "bridge.yaml",
                 bridge_group("web", 1, "bridge: brdmg0\ngateway: 192.168.137.1/24").replace(
@@ -497,11 +504,7 @@ impl Scene {
                     let _ = fs::remove_file(house.run.join("state.seal"));
                 }
                 match older {
-                    Some(older) => run(&format!(
-                        "cp -a {}/. {}",
-                        older.display(),
-                        state.display()
-                    )),
+                    Some(older) => run(&format!("cp -a {}/. {}", older.display(), state.display())),
                     None => String::new(),
                 }
             }
@@ -572,8 +575,5 @@ fn copy_state(from: &Path, to: &Path) {
 }
 
 fn clear_what_was_set_aside(house: &House) {
-    run(&format!(
-        "rm -rf {}/db.corrupt-*",
-        house.state().display()
-    ));
+    run(&format!("rm -rf {}/db.corrupt-*", house.state().display()));
 }

@@ -78,7 +78,10 @@ fn a_damaged_state_on_a_full_disk_is_adopted_in_memory_and_stored_when_there_is_
         let before = (house.get("vms").to_string(), house.vms());
         let pids = pids(&house);
         house.kill();
-        for entry in std::fs::read_dir(house.state().join("db")).unwrap().flatten() {
+        for entry in std::fs::read_dir(house.state().join("db"))
+            .unwrap()
+            .flatten()
+        {
             if entry.path().is_file() {
                 let length = entry.metadata().unwrap().len() as usize;
                 std::fs::write(entry.path(), vec![0x5a; length]).unwrap();
@@ -134,7 +137,10 @@ fn full(what: Full, when: When) {
             assert!(conditions.contains("StateNotWritable"), "{conditions}");
         }
         repaired(&house);
-        assert_eq!((house.vms(), self::pids(&house)), (vms.clone(), pids.clone()));
+        assert_eq!(
+            (house.vms(), self::pids(&house)),
+            (vms.clone(), pids.clone())
+        );
         assert!(pids.iter().all(|pid| is_alive(*pid)));
         make_room(&house, what);
         accepted(&house);
@@ -149,7 +155,10 @@ fn full(what: Full, when: When) {
 }
 
 fn mount(house: &House, what: Full) {
-    let (state, dir) = (house.state().display().to_string(), house.run.display().to_string());
+    let (state, dir) = (
+        house.state().display().to_string(),
+        house.run.display().to_string(),
+    );
     let disk = house.dir.path().join("disk").display().to_string();
     run(&match what {
         Full::StateOnExt4 => format!(
@@ -165,10 +174,15 @@ fn mount(house: &House, what: Full) {
 
 /// The database has a part of its file in advance: changes are accepted until that is full.
 fn use_up_what_is_allocated(house: &House) {
-    let nets = (0..200).map(|n| format!("10.9.{n}.0/24")).collect::<Vec<_>>();
+    let nets = (0..200)
+        .map(|n| format!("10.9.{n}.0/24"))
+        .collect::<Vec<_>>();
     for n in 0..2000 {
         let lists = format!("drop: [{}]", nets[n % 7..].join(", "));
-        let file = house.write("filler.yaml", &group("filler", 0, "169.254.116.0/22", &lists));
+        let file = house.write(
+            "filler.yaml",
+            &group("filler", 0, "169.254.116.0/22", &lists),
+        );
         if !house.try_ctl(&format!("apply -f {file}")).status.success() {
             return;
         }
@@ -240,7 +254,10 @@ fn repaired(house: &House) {
     house.until("the rules are there again", || {
         rules().contains("10.0.0.0/8").then_some(())
     });
-    run(&format!("ip netns exec {} ip link set tap0 down", place.name));
+    run(&format!(
+        "ip netns exec {} ip link set tap0 down",
+        place.name
+    ));
     house.until("the TAP is up again", || {
         let link = run(&format!("ip -n {} link show tap0", place.name));
         link.contains(",UP").then_some(())
@@ -295,5 +312,7 @@ fn accepted(house: &House) {
         output.status.success().then_some(())
     });
     house.ctl("wait hg/late hg/sandbox hg/app --for ready --timeout 30s");
-    house.until("the event", || house.messages("ground", "StateWritable").pop());
+    house.until("the event", || {
+        house.messages("ground", "StateWritable").pop()
+    });
 }
