@@ -8,11 +8,12 @@ SYSCONFDIR ?= /etc
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 CARGO ?= cargo
 
-.PHONY: help build test lint demo bench install uninstall
+.PHONY: help build test soak lint demo bench install uninstall
 
 help:
 	@echo 'make build      release binaries in $(TARGET)/release'
 	@echo 'make test       all tests; as root installs what they need'
+	@echo 'make soak       long fuzzing, with seeds printed: 2,000 damages'
 	@echo 'make lint       format, clippy, and cargo deny where it is installed'
 	@echo 'make demo       six guests in a private lab, judged line by line; KEEP=1 leaves it up'
 	@echo 'make bench      ratios against shell scripts, against the floor and against the plugins alone'
@@ -24,6 +25,10 @@ build:
 
 test:
 	tests/run.sh
+
+# As tests/run.sh, with more accidents.
+soak:
+	tests/soak.sh
 
 lint:
 	$(CARGO) fmt --check

@@ -13,7 +13,7 @@
 //! | [`host`] | TOUCHES: thin functions over the kernel | nothing |
 //! | [`cni`] | CALLS: a CNI runtime to the spec | `clock` |
 //! | [`intake`] | READS: the manifests folder | `api store` |
-//! | [`wire`] | CARRIES: HTTP and JSON on a Unix socket | `api` |
+//! | [`wire`] | CARRIES: HTTP and JSON on a Unix socket | `api clock` |
 //! | [`doctor`] | EXAMINES: whether this host can do what is asked of it, and the remedy | `api host owner cni reconcile` |
 //! | [`daemon`] | JOINS: the only file that knows every room | all |
 //! | [`cli`] | SPEAKS: words and tables for people | `api wire clock` |

@@ -22,6 +22,21 @@ pub const TAP: &str = "tap0";
 /// The veth end inside a VM's namespace.
 pub const UPLINK: &str = "up0";
 
+/// Groups of links (`IFLA_GROUP`) that mark links of VMs in the host namespace, whichever daemon made them: rules of one daemon know the
+/// others' links by them. The upper half is "sl", so that nobody's small numbers are meant.
+pub mod link_group {
+    /// Compares the upper half only.
+    pub const MASK: u32 = 0xffff_0000;
+    /// Every link of a VM, under [`MASK`].
+    pub const ANY: u32 = 0x736c_0000;
+    /// The host's end of an isolated VM's veth.
+    pub const ISOLATED: u32 = ANY | 1;
+    /// A bridge that a daemon made.
+    pub const BRIDGE: u32 = ANY | 2;
+    /// A TAP on a bridge.
+    pub const PORT: u32 = ANY | 3;
+}
+
 /// Which daemon: five characters made from the state directory's path.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -14,6 +14,7 @@
 //! | `origin` | whose a group is: a file's or an apply's |
 //! | `drift` | everything that somebody can break, seen and repaired |
 //! | `bridge_drift` | the same in bridge mode |
+//! | `power` | what a power failure leaves of what was answered |
 //! | `recovery` | kill -9, lost and broken state, two daemons |
 //! | `leftovers` | garbage |
 //! | `reach` | the way to bridge groups, and their quarrels |
@@ -24,7 +25,10 @@
 //! | `guests` | QEMU |
 //! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
 //! | `linux_disks` | what they read and write |
+//! | `hanging` | programs that do not end |
+//! | `liveness` | clients that take up what they can |
 //! | `on_demand` | VMs made on demand |
+//! | `local_users` | what other users of the host may do to it |
 //! | `confinement` | what a VMM may do on the host |
 //! | `service` | the process: signals, logs, errors, rest |
 
@@ -44,12 +48,16 @@ mod daemon {
     mod drift;
     mod full_disk;
     mod guests;
+    mod hanging;
     mod leftovers;
     mod linux;
     mod linux_disks;
+    mod liveness;
+    mod local_users;
     mod modes;
     mod on_demand;
     mod origin;
+    mod power;
     mod reach;
     mod recovery;
     mod reload;

@@ -40,6 +40,7 @@ impl Slot {
             name: name.into(),
             mac: [2, 0, 0, 0, 0, last],
             mtu: 1500,
+            group: 0,
         };
         link::create_veth(&host, &end("sl0", 1), &end("up0", 2), &ns)
             .await

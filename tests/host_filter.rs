@@ -10,15 +10,15 @@ use std::process::Command;
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 use proptest::test_runner::TestRunner;
-use slicectl::host::conntrack;
 use slicectl::host::iptables::{
     Backend, Edit, Flavour, Input, Lock, Tool, builtin_chains, ipv6_sealed, restore, restore_whole,
     seal_ipv6,
 };
 use slicectl::host::rule::{
-    AddrType, Chain, CtState, Match, Policy, Protocol, Reject, Rule, Ruleset, Table, TableName,
-    Target,
+    AddrType, Chain, CtState, LinkGroup, Match, Policy, Protocol, Reject, Rule, Ruleset, Table,
+    TableName, Target,
 };
+use slicectl::host::{conntrack, cttimeout};
 
 /// Runs a test in a network and mount namespace of its own, on a thread of its own, with both back ends in turn.
 fn on_both(test: impl Fn(&World) + Sync) {
@@ -142,6 +142,10 @@ fn a_vms_rules() -> Ruleset {
            -d 192.168.222.1/32 -p udp -m udp --dport 3128:65535 -j ACCEPT
            -d 192.168.222.1/32 -p udp -m udp --dport 0:53 -j RETURN
            -p icmp -j ACCEPT
+           -m conntrack ! --ctstatus CONFIRMED -m connlimit --connlimit-above 512 --connlimit-mask 32 --connlimit-saddr -m comment --comment "max_connections" -j DROP
+           -p tcp -m conntrack ! --ctstatus CONFIRMED -m limit --limit 25/sec --limit-burst 256 -j RETURN
+           -m limit --limit 1/sec --limit-burst 8 -j RETURN
+           -m limit --limit 10000/sec --limit-burst 10000 -j RETURN
            -m comment --comment "quotes \" and \\ and ' and $(x) and é" -j SLICE-DENY"#,
     );
     let deny = rules(
@@ -159,6 +163,7 @@ fn a_vms_rules() -> Ruleset {
 
 /// What the host holds: a chain of ours in each table and a jump to it.
 fn the_hosts_edits() -> Vec<Edit> {
+    cttimeout::set("tria", &[(1, 5), (3, 7440)].into()).unwrap();
     let ours = |table, from: &str, text| Edit {
         chains: vec![Chain::user("SLICE-abcde", rules(text))],
         on_top: vec![(from.to_owned(), rule("-j SLICE-abcde"))],
@@ -170,12 +175,18 @@ fn the_hosts_edits() -> Vec<Edit> {
             "PREROUTING",
             "-i slabcde+ -m addrtype --dst-type LOCAL -j DROP
              -i slabcde+ -m addrtype --dst-type BROADCAST,MULTICAST -j DROP
+             -p tcp -j CT --timeout tria
              -i slabcde+ ! -s 169.254.100.0/22 -j DROP",
         ),
         ours(
             TableName::Mangle,
             "FORWARD",
-            "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
+            "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+             -i slabcde+ -m conntrack ! --ctstatus CONFIRMED -m connlimit --connlimit-above 512 --connlimit-mask 30 --connlimit-saddr -j DROP
+             -i br0 -m connlimit --connlimit-above 1 --connlimit-mask 0 --connlimit-saddr -j DROP
+             ! -i br0 -o br0 -m connlimit --connlimit-above 70000 --connlimit-mask 32 --connlimit-daddr -j DROP
+             -s 10.0.0.0/8 -m hashlimit --hashlimit-above 25/sec --hashlimit-burst 256 --hashlimit-mode srcip --hashlimit-name slabcde-c --hashlimit-htable-size 1024 --hashlimit-htable-expire 20000 --hashlimit-srcmask 30 -j DROP
+             -m conntrack --ctstate NEW -m hashlimit --hashlimit-upto 1/sec --hashlimit-burst 1 --hashlimit-mode dstip --hashlimit-name slabcde-lan --hashlimit-htable-size 256 --hashlimit-htable-max 256 --hashlimit-htable-expire 5000 -j RETURN",
         ),
         ours(
             TableName::Nat,
@@ -187,6 +198,9 @@ fn the_hosts_edits() -> Vec<Edit> {
             "FORWARD",
             "-i slabcde+ -o slabcde+ -j DROP
              -i slabcde+ -m conntrack --ctstate INVALID -j DROP
+             -i slabcde+ -m devgroup --dst-group 0x736c0000/0xffff0000 -j DROP
+             -o br0 -d 10.1.0.0/16 -m devgroup --src-group 0x736c0001 -j DROP
+             -m devgroup --src-group 0x736c0001 --dst-group 0x736c0002 -j DROP
              -i slabcde+ -j ACCEPT
              -o slabcde+ -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
              ! -i slabcde+ -o slabcde+ -m conntrack --ctstate NEW -j DROP",
@@ -371,7 +385,7 @@ const NOT_QUITE: &[&str] = &[
     "-j LOG",
     "-g SLICE-U",
     "-s 10.0.0.0/8",
-    "-m limit --limit 1/s -j ACCEPT",
+    "-m limit --limit 1/min -j ACCEPT",
     "-m quota --quota 1000 -j ACCEPT",
 ];
 
@@ -513,6 +527,13 @@ fn links() -> impl Strategy<Value = String> {
     prop_oneof!["[a-z][a-z0-9.-]{0,14}", "[a-z][a-z0-9.-]{0,13}\\+"]
 }
 
+fn groups() -> impl Strategy<Value = LinkGroup> {
+    prop_oneof![
+        any::<u32>().prop_map(LinkGroup::only),
+        (any::<u32>(), 1..=u32::MAX).prop_map(|(value, mask)| LinkGroup::under(value, mask)),
+    ]
+}
+
 /// A condition to add to a rule, drawn at random.
 #[derive(Clone, Debug)]
 enum Condition {
@@ -528,6 +549,8 @@ enum Condition {
     NotMac([u8; 6]),
     CtState(Vec<CtState>),
     DstType(Vec<AddrType>),
+    InGroup(LinkGroup),
+    OutGroup(LinkGroup),
     Comment(String),
     Protocol(Protocol),
     Ports(Protocol, u16, u16),
@@ -551,6 +574,8 @@ fn condition() -> impl Strategy<Value = Condition> {
         any::<[u8; 6]>().prop_map(Condition::NotMac),
         subsequence(CtState::ALL, 0..=CtState::ALL.len()).prop_map(Condition::CtState),
         subsequence(AddrType::ALL, 0..=AddrType::ALL.len()).prop_map(Condition::DstType),
+        groups().prop_map(Condition::InGroup),
+        groups().prop_map(Condition::OutGroup),
         "\\PC{0,300}".prop_map(Condition::Comment),
         proptest::sample::select(Protocol::ALL).prop_map(Condition::Protocol),
         (transport(), any::<u16>(), any::<u16>()).prop_map(|(protocol, a, b)| Condition::Ports(
@@ -580,6 +605,8 @@ fn add(rule: Match, condition: Condition) -> Match {
         Condition::NotMac(mac) => rule.not_mac_source(mac),
         Condition::CtState(states) => rule.ctstate(states),
         Condition::DstType(types) => rule.dst_type(types),
+        Condition::InGroup(group) => rule.in_group(group),
+        Condition::OutGroup(group) => rule.out_group(group),
         Condition::Comment(text) => rule.comment(text),
         Condition::Protocol(protocol) => rule.protocol(protocol),
         Condition::Ports(protocol, first, last) => rule.dport(protocol, first..=last),
@@ -768,4 +795,61 @@ fn a_missing_tool_is_absent() {
     let empty = tempfile::tempdir().unwrap();
     let error = Backend::detect_in(empty.path().as_os_str()).unwrap_err();
     assert_eq!(error.kind, slicectl::host::Kind::Absent);
+}
+
+#[test]
+fn timeouts_are_set_replaced_read_back_and_removed_unless_a_rule_refers_to_them() {
+    on_both(|world| {
+        assert_eq!(cttimeout::get("slice-x").unwrap(), None);
+        cttimeout::delete("slice-x").unwrap();
+        for wanted in [[(1, 5), (3, 7440), (7, 5)], [(1, 6), (3, 86_400), (7, 5)]] {
+            let wanted = wanted.into();
+            cttimeout::set("slice-x", &wanted).unwrap();
+            let found = cttimeout::get("slice-x").unwrap().unwrap();
+            for (state, seconds) in &wanted {
+                assert_eq!(found.get(state), Some(seconds), "{found:?}");
+            }
+        }
+        world.iptables("-t raw -A PREROUTING -p tcp -j CT --timeout slice-x");
+        let error = cttimeout::delete("slice-x").unwrap_err();
+        assert_eq!(error.kind, slicectl::host::Kind::Busy);
+        world.iptables("-t raw -F PREROUTING");
+        cttimeout::delete("slice-x").unwrap();
+        assert_eq!(cttimeout::get("slice-x").unwrap(), None);
+    });
+}
+
+#[test]
+fn limits_of_other_shapes_are_foreign() {
+    on_both(|world| {
+        let shapes = [
+            "-m connlimit --connlimit-upto 5 --connlimit-mask 30",
+            "-m limit --limit 7/min",
+            "-m limit --limit 3/sec",
+            "-m conntrack ! --ctstatus ASSURED",
+            "-m conntrack --ctstatus CONFIRMED",
+            "-m conntrack --ctstate NEW ! --ctstatus CONFIRMED",
+            "-m hashlimit --hashlimit-above 25/min --hashlimit-mode srcip --hashlimit-name a --hashlimit-htable-size 1024 --hashlimit-htable-expire 20000",
+            "-m hashlimit --hashlimit-above 25/sec --hashlimit-mode srcip,dstip --hashlimit-name b --hashlimit-htable-size 1024 --hashlimit-htable-expire 20000",
+            "-m hashlimit --hashlimit-upto 25/sec --hashlimit-mode srcip --hashlimit-name c --hashlimit-htable-size 1024 --hashlimit-htable-expire 20000",
+            "-m hashlimit --hashlimit-above 25/sec --hashlimit-mode srcip --hashlimit-name d --hashlimit-htable-size 64 --hashlimit-htable-expire 20000",
+            "-m hashlimit --hashlimit-upto 1/sec --hashlimit-burst 1 --hashlimit-mode dstip --hashlimit-name e --hashlimit-htable-size 256 --hashlimit-htable-max 512 --hashlimit-htable-expire 5000",
+        ];
+        for shape in shapes {
+            world.iptables(&format!("-A FORWARD {shape} -j DROP"));
+        }
+        world.iptables("-t raw -A PREROUTING -j CT --notrack");
+        let found = world.read();
+        for rule in found
+            .rules(TableName::Filter, "FORWARD")
+            .iter()
+            .chain(found.rules(TableName::Raw, "PREROUTING"))
+        {
+            assert!(matches!(rule, Rule::Foreign(_)), "{rule}");
+        }
+        assert_eq!(
+            found.rules(TableName::Filter, "FORWARD").len(),
+            shapes.len()
+        );
+    });
 }

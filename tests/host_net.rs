@@ -40,6 +40,7 @@ fn end(name: &str, mac: [u8; 6]) -> VethEnd {
         name: name.into(),
         mac,
         mtu: 1400,
+        group: 0,
     }
 }
 

@@ -19,6 +19,7 @@ use slicectl::host::tap::{self, Framing, Owner};
 use slicectl::owner::Instance;
 use slicectl::reconcile::explain::{Way, explain};
 use slicectl::reconcile::firewall::rules;
+use slicectl::reconcile::limits::Limit;
 use support::frames;
 use support::guest_stack::{Guest, Kind};
 use support::kernel::{self, Neighbour};
@@ -230,10 +231,16 @@ fn commit(backend: &Backend, ruleset: &slicectl::host::rule::Ruleset) {
     restore(backend, &Input::whole_tables(ruleset), Lock::Private(&lock)).expect("committed");
 }
 
+/// The rules, with more connections than the probes make.
+fn compile(policy: &Policy, block: Block) -> slicectl::host::rule::Ruleset {
+    rules::compile(policy, block, Mac(GUEST_MAC), Limit::of(200_000))
+}
+
 /// A VM with that policy, as the store has it.
 fn vm(policy: Policy) -> slicectl::api::vm::Vm {
     let mut spec = objects::spec(None, "");
     spec.network = NetworkSpec::Isolated(IsolatedSpec {
+        max_connections: None,
         range: None,
         policy,
         tap_owner: Default::default(),
@@ -251,7 +258,7 @@ fn the_kernel_and_explain_agree_with_an_oracle_about_random_lists_and_packets() 
         for _ in 0..RULESETS {
             let (allow, drop, metadata) = some(&mut runner, lists());
             let vm = vm(policy_of(&allow, &drop, metadata));
-            let ruleset = rules::compile(vm.spec.network.policy().unwrap(), block, Mac(GUEST_MAC));
+            let ruleset = compile(vm.spec.network.policy().unwrap(), block);
             commit(&backend, &ruleset);
             let packets = some(&mut runner, packets());
             let first = id + 1;
@@ -347,7 +354,7 @@ fn explain_names_the_rule_whose_counter_rises() {
         for _ in 0..10 {
             let (allow, drop, metadata) = some(&mut runner, lists());
             let vm = vm(policy_of(&allow, &drop, metadata));
-            let ruleset = rules::compile(vm.spec.network.policy().unwrap(), block, Mac(GUEST_MAC));
+            let ruleset = compile(vm.spec.network.policy().unwrap(), block);
             commit(&backend, &ruleset);
             // The kernel itself has no way for these; no rule is asked.
             let routed = |to: u32| !matches!(to >> 24, 0 | 127 | 224..);

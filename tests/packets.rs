@@ -11,16 +11,26 @@ mod bridge;
 mod bridge_apart;
 #[path = "packets/bridge_guard.rs"]
 mod bridge_guard;
+#[path = "packets/configuration.rs"]
+mod configuration;
+#[path = "packets/daemons.rs"]
+mod daemons;
+#[path = "packets/flood.rs"]
+mod flood;
 #[path = "packets/host.rs"]
 mod host;
 #[path = "packets/live.rs"]
 mod live;
 #[path = "packets/modes.rs"]
 mod modes;
+#[path = "packets/neighbours.rs"]
+mod neighbours;
 #[path = "packets/odd.rs"]
 mod odd;
 #[path = "packets/others.rs"]
 mod others;
+#[path = "packets/translated.rs"]
+mod translated;
 #[path = "packets/truth.rs"]
 mod truth;
 #[path = "packets/window.rs"]

@@ -21,6 +21,8 @@ git git
 vim vim-tiny
 ps procps
 nsenter util-linux
+losetup mount
+mkfs.ext4 e2fsprogs
 gcc gcc
 host-local containernetworking-plugins
 make make'

@@ -1,9 +1,8 @@
 #!/bin/sh
-# Long fuzzing: what `make soak` runs. Root. SLICE_DAMAGES says how many damages (2000), SLICE_SEED with which seed; both are printed.
+# Long fuzzing: what `make soak` runs. Each line prints its seed; SLICE_SEED=... repeats it.
 set -eu
 cd "$(dirname "$0")/.."
-SLICE_DAMAGES="${SLICE_DAMAGES:-2000}"
-SLICE_SEED="${SLICE_SEED:-$(date +%s)}"
-export SLICE_DAMAGES SLICE_SEED
-echo "soak: SLICE_DAMAGES=$SLICE_DAMAGES SLICE_SEED=$SLICE_SEED"
-cargo test --locked --test daemon after_any_damage -- --nocapture
+tests/setup.sh
+
+SLICE_DAMAGES="${SLICE_DAMAGES:-2000}" cargo test --locked --test store -- --nocapture whatever_happens_to_the_files
+SLICE_DAMAGES="${SLICE_DAMAGES:-2000}" SLICE_SEED="${SLICE_SEED:-$(date +%s)}" cargo test --locked --test daemon -- --nocapture after_any_damage

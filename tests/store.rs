@@ -3,6 +3,10 @@
 
 #[path = "store/damage.rs"]
 mod damage;
+#[path = "store/latency.rs"]
+mod latency;
+#[path = "store/power.rs"]
+mod power;
 #[path = "store/reopen.rs"]
 mod reopen;
 mod support;

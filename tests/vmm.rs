@@ -9,6 +9,8 @@ mod confine;
 mod disks;
 #[path = "vmm/guest.rs"]
 mod guest;
+#[path = "vmm/identity.rs"]
+mod identity;
 #[path = "vmm/jail.rs"]
 mod jail;
 #[path = "vmm/laws.rs"]

@@ -51,7 +51,10 @@ pub struct IsolatedSpec {
     /// The /16 to /29 out of 169.254.0.0/16 to take /30s from; none: derived from the group's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range: Option<Ipv4Network>,
-    /// Where the VM may send. The only part that changes live.
+    /// How many connections the VM may have at a time; none: a share of the host's table. Changes live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// Where the VM may send. Changes live, too.
     #[serde(flatten)]
     pub policy: Policy,
     /// Who may open the TAP, as host ids.
@@ -76,6 +79,9 @@ pub struct BridgeSpec {
     pub antispoof: bool,
     /// VMs of the group do not reach each other over the bridge.
     pub isolate_ports: bool,
+    /// How many connections the VM may have at a time; none: a share of the host's table. Changes live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
     /// Who may open the TAPs, as host ids.
     #[serde(default)]
     pub tap_owner: TapOwner,
@@ -154,6 +160,15 @@ impl NetworkSpec {
         self.policy().map(Policy::warnings).unwrap_or_default()
     }
 
+    /// How many connections a VM may have at a time, where the group says so.
+    pub fn max_connections(&self) -> Option<u32> {
+        match self {
+            Self::Isolated(isolated) => isolated.max_connections,
+            Self::Bridge(bridge) => bridge.max_connections,
+            Self::Cni(_) => None,
+        }
+    }
+
     /// Who may open the TAP.
     pub fn tap_owner(&self) -> TapOwner {
         match self {
@@ -169,10 +184,12 @@ impl NetworkSpec {
         match (self, other) {
             (Self::Isolated(isolated), Self::Isolated(other)) => {
                 isolated.policy = other.policy.clone();
+                isolated.max_connections = other.max_connections;
             }
             (Self::Bridge(bridge), Self::Bridge(other)) => {
                 bridge.antispoof = other.antispoof;
                 bridge.isolate_ports = other.isolate_ports;
+                bridge.max_connections = other.max_connections;
                 bridge.addresses = other.addresses.clone();
             }
             (Self::Isolated(_) | Self::Bridge(_) | Self::Cni(_), _) => {}

@@ -17,7 +17,8 @@ pub const PREFIX_LEN: u8 = 22;
 /// (5, 6), and instance and task metadata (42, with 43 as a margin).
 pub const RESERVED_INDICES: [u8; 8] = [0, 1, 2, 5, 6, 42, 43, 63];
 
-const USABLE: u64 = 64 - RESERVED_INDICES.len() as u64;
+/// /22s that may be used.
+pub const USABLE: u64 = 64 - RESERVED_INDICES.len() as u64;
 
 /// RFC 3927, section 2.1.
 pub fn link_local() -> Ipv4Network {

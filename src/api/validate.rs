@@ -7,6 +7,7 @@
 //! have names that no group could count ([`HostGroup::is_counted_name`]).
 
 mod bridges;
+mod capacity;
 
 use std::collections::HashMap;
 
@@ -18,6 +19,9 @@ use super::meta::Name;
 use super::network::{BridgeSpec, NetworkSpec};
 use super::pool;
 use bridges::Bridged;
+use capacity::Total;
+
+pub use capacity::{MAX_GROUPS, MAX_ISOLATED, MAX_RULES, MAX_VMS};
 
 /// A draft, and where the group would belong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,12 +38,14 @@ pub fn conflicts(standing: &[&HostGroup], claims: &[Claim]) -> Vec<(usize, Probl
     let mut ground = Ground::default();
     for group in standing {
         ground.take(&group.meta.name, &group.spec, Place::Stored(&group.origin));
+        ground.total.add(&group.spec, group.orders.len());
     }
     let mut refused = Vec::new();
     for (index, Claim { draft, .. }) in claims.iter().enumerate() {
         let problems = ground.objections(draft);
         if problems.is_empty() {
             ground.take(&draft.name, &draft.spec, Place::Written(&draft.at));
+            ground.total.add(&draft.spec, 0);
         }
         refused.extend(problems.into_iter().map(|problem| (index, problem)));
     }
@@ -138,6 +144,7 @@ struct Ground<'a> {
     names: HashMap<&'a Name, Place<'a>>,
     ranges: Vec<(Ipv4Network, &'a Name, Place<'a>)>,
     bridged: Vec<Bridged<'a>>,
+    total: Total,
 }
 
 impl<'a> Ground<'a> {
@@ -162,6 +169,9 @@ impl<'a> Ground<'a> {
                 field: format!("{}.name", draft.field),
                 message: twice(&draft.name, *place),
             }];
+        }
+        if let Some(problem) = self.total.objection(draft) {
+            return vec![problem];
         }
         match footprint(&draft.spec) {
             Footprint::Range(range) => self.overlap(draft, range).into_iter().collect(),

@@ -32,11 +32,18 @@ pub enum Object {
     Lease(LeaseView),
 }
 
+fn is_none(count: &usize) -> bool {
+    *count == 0
+}
+
 /// Several of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct List {
     /// Ordered by name (VMs by group, then index).
     pub items: Vec<Object>,
+    /// How many more there are than an answer has room for.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub more: usize,
 }
 
 /// `metadata` of every kind.
@@ -335,6 +342,9 @@ pub struct DiffResult {
     /// Object to why no more of its actions can be told, as when looking failed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stuck: BTreeMap<String, String>,
+    /// How many more VMs would be created, changed or deleted, of which nothing is told: an answer has room for so many.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub more: usize,
 }
 
 /// `explain`'s answer.

@@ -69,7 +69,11 @@ fn differences(result: &DiffResult) -> String {
         let actions: String = actions.iter().map(|a| format!("  {a}\n")).collect();
         format!("{object}\n{actions}")
     });
-    groups.chain(actions).collect()
+    let more = (result.more > 0).then(|| {
+        let more = result.more;
+        format!("and {more} more actions: VMs that would be created, changed or deleted\n")
+    });
+    groups.chain(actions).chain(more).collect()
 }
 
 fn line(result: &ApplyResult) -> String {

@@ -62,14 +62,28 @@ pub async fn gc(client: &Client, args: GcArgs) -> Result<(), Failure> {
         note("nothing is left over");
         return Ok(());
     }
-    print::answer(args.output, &leftovers, |leftovers| {
-        removals(leftovers, effect)
-    })
+    let remaining: Vec<String> = leftovers.iter().filter_map(remaining).collect();
+    if remaining.len() < leftovers.len() || args.output != Format::Table {
+        print::answer(args.output, &leftovers, |leftovers| {
+            removals(leftovers, effect)
+        })?;
+    }
+    match remaining.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Failed(remaining)),
+    }
+}
+
+/// Of what could not be removed: that it is still there, and why.
+fn remaining(leftover: &Leftover) -> Option<String> {
+    let why = leftover.still_there.as_ref()?;
+    Some(format!("{} is still there: {why}", leftover.owner))
 }
 
 fn removals(leftovers: &[Leftover], effect: Effect) -> String {
     let (kept, removed): (Vec<&Leftover>, Vec<&Leftover>) = leftovers
         .iter()
+        .filter(|leftover| leftover.still_there.is_none())
         .partition(|leftover| leftover.kept.is_some());
     let kept: String = kept
         .iter()

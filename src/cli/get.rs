@@ -57,13 +57,18 @@ async fn once(
 ) -> Result<(), Failure> {
     match selection {
         Selection::All(kind) => {
-            let mut items = client.get(*kind, None).await?.items;
+            let List { mut items, more } = client.get(*kind, None).await?;
+            if more > 0 {
+                failure::warn(&format!(
+                    "and {more} more {kind}s: an answer has no room for all; name those that are meant"
+                ));
+            }
             items.retain(|object| is_selected(selector, object));
             if items.is_empty() && matches!(output, Output::Table | Output::Wide) {
                 failure::note(&format!("no {kind}s found"));
                 return Ok(());
             }
-            show(items, output)
+            show(items, more, output)
         }
         Selection::Some(targets) => {
             let (items, problems) = fetch(client, targets).await?;
@@ -71,7 +76,7 @@ async fn once(
                 ([], _) => {}
                 ([one], Output::Json) if targets.len() == 1 => print::json(one)?,
                 ([one], Output::Yaml) if targets.len() == 1 => print::out(&yaml::document(one)?)?,
-                _ => show(items, output)?,
+                _ => show(items, 0, output)?,
             }
             match problems.is_empty() {
                 true => Ok(()),
@@ -97,10 +102,10 @@ pub async fn fetch(
     Ok((items, problems))
 }
 
-fn show(items: Vec<Object>, output: Output) -> Result<(), Failure> {
+fn show(items: Vec<Object>, more: usize, output: Output) -> Result<(), Failure> {
     match output {
-        Output::Json => print::json(&List { items }),
-        Output::Yaml => print::out(&yaml::document(&List { items })?),
+        Output::Json => print::json(&List { items, more }),
+        Output::Yaml => print::out(&yaml::document(&List { items, more })?),
         Output::Name => {
             let names: String = items
                 .iter()

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::failure::Failure;
 use crate::api::view::Source;
-use crate::wire::server::MANIFEST_LIMIT;
+use crate::wire::limits::MANIFEST_LIMIT;
 
 /// Reads all of them, in the order given, a folder's in the order of their names.
 pub fn read_all(files: &[PathBuf]) -> Result<Vec<Source>, Failure> {

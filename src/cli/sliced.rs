@@ -64,6 +64,9 @@ pub struct Args {
     /// How long one CNI plugin may take for one operation; then it is killed, and what it left is undone
     #[arg(long, env = "SLICE_CNI_DEADLINE", value_name = "TIME", default_value = "1m", value_parser = at_least_a_second)]
     pub cni_deadline: Duration,
+    /// How long one iptables-restore may take; then it is killed, and the kernel keeps the rules that it has
+    #[arg(long, env = "SLICE_FILTER_DEADLINE", value_name = "TIME", default_value = "30s", value_parser = at_least_a_second)]
+    pub filter_deadline: Duration,
     /// The user ids that VMMs run as, one for each VM and with a group of the same number: nobody else on the host may give them out
     #[arg(
         long,
@@ -114,6 +117,7 @@ mod tests {
         assert!(!args.once);
         assert_eq!(args.cni_deadline, crate::cni::DEADLINE);
         assert!(Args::try_parse_from(["sliced", "--resync", "0s"]).is_err());
+        assert_eq!(args.filter_deadline, crate::host::iptables::DEADLINE);
         assert!(Args::try_parse_from(["sliced", "--cni-deadline", "0s"]).is_err());
     }
 }

@@ -8,18 +8,23 @@ use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use super::{Error, Network, Runtime};
 
 /// Where `host-local` keeps its folders, unless `ipam.dataDir` says otherwise.
 const FOLDER: &str = "/var/lib/cni/networks";
+/// How long its lock is waited for.
+const LOCK_DEADLINE: Duration = Duration::from_secs(10);
+const LOCK_STEP: Duration = Duration::from_millis(5);
 
 impl Runtime {
     /// Removes the reservations in a network whose container is stale, and returns their files. Who is stale is `judged` under
     /// the lock of `host-local`, once for all that is reserved in a folder and after it was read. The judge must say no to every
-    /// container that is not the caller's. Waits while `host-local` holds its lock.
+    /// container that is not the caller's. Waits while `host-local` holds its lock, for 10 s at most.
     pub async fn sweep_host_local<J: Fn(&str) -> bool>(
         &self,
         network: &Network,
@@ -106,9 +111,26 @@ fn lock(folder: &Path) -> Result<File, Error> {
     let mut options = File::options();
     let file = options.read(true).append(true).create(true).open(&path);
     let file = file.map_err(|error| Error::io("open", &path, error))?;
-    rustix::fs::flock(&file, FlockOperation::LockExclusive)
-        .map_err(|error| Error::io("lock", &path, error.into()))?;
+    lock_in_time(&file).map_err(|error| Error::io("lock", &path, error))?;
     Ok(file)
+}
+
+/// A plugin holds the lock for as long as it looks for an address. Whoever holds it longer is not waited for: the sweep is tried again.
+fn lock_in_time(file: &File) -> io::Result<()> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if waited < LOCK_DEADLINE => {}
+            Err(Errno::WOULDBLOCK) => {
+                let why = format!("somebody has held it for {} s", LOCK_DEADLINE.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        std::thread::sleep(LOCK_STEP);
+        waited += LOCK_STEP;
+    }
 }
 
 /// The container that holds a reservation; `None` for files that are none, such as `last_reserved_ip.0` and `lock`. Old

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{self, Child};
@@ -22,6 +22,15 @@ const OUTPUT_LIMIT: usize = 1 << 20;
 
 /// How much of the end of standard error is kept.
 const ERROR_LIMIT: usize = 4 << 10;
+
+/// For the pipes of a plugin that has ended to close.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Between two looks whether a plugin has ended that keeps its pipes open.
+const END_STEP: Duration = Duration::from_millis(20);
+
+/// For a plugin that was killed to be dead.
+const DEATH: Duration = Duration::from_secs(2);
 
 /// A plugin that is being replaced at this moment cannot be started (ETXTBSY); it can be shortly after.
 const BUSY_TRIES: u32 = 10;
@@ -81,6 +90,7 @@ pub(super) struct Call<'a> {
     pub environment: Vec<(&'static str, OsString)>,
     pub stdin: String,
     pub deadline: Duration,
+    pub file_limit: Option<(u64, u64)>,
 }
 
 impl Call<'_> {
@@ -93,9 +103,7 @@ impl Call<'_> {
         let heard = match tokio::time::timeout(self.deadline, heard).await {
             Ok(heard) => heard.map_err(|error| Error::io("talk to", self.program, error))?,
             Err(_) => {
-                running.kill();
-                let _ = running.child.wait().await;
-                running.reaped = true;
+                running.end().await;
                 return Err(Error::Deadline {
                     plugin: self.plugin.to_owned(),
                     command: self.command,
@@ -112,7 +120,10 @@ impl Call<'_> {
         let mut tries = 0;
         loop {
             match self.prepare().spawn() {
-                Ok(child) => return Ok(child),
+                Ok(child) => {
+                    self.limit_files(&child);
+                    return Ok(child);
+                }
                 Err(error)
                     if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES =>
                 {
@@ -121,6 +132,19 @@ impl Call<'_> {
                 }
                 Err(error) => return Err(Error::io("start", self.program, error)),
             }
+        }
+    }
+
+    /// It runs already, but counts no descriptors in its first microseconds.
+    fn limit_files(&self, child: &Child) {
+        let pid = child.id().and_then(|id| i32::try_from(id).ok());
+        if let (Some((soft, hard)), Some(pid)) = (self.file_limit, pid.and_then(Pid::from_raw)) {
+            let limit = Rlimit {
+                current: Some(soft),
+                maximum: Some(hard),
+            };
+            // One that has ended needs no limit.
+            let _ = rustix::process::prlimit(Some(pid), Resource::Nofile, limit);
         }
     }
 
@@ -239,7 +263,8 @@ impl Running {
         }
     }
 
-    /// Reaps it last: until then its process id, which is its group's, can be no other's.
+    /// Reaps it last: until then its process id, which is its group's, can be no other's. What the plugin has started may hold its
+    /// pipes open after its end: they are read until its end, and [`LINGER`] longer.
     async fn hear(&mut self, stdin: &[u8]) -> io::Result<Heard> {
         let input = self.child.stdin.take();
         let feed = async {
@@ -248,19 +273,51 @@ impl Running {
                 let _ = input.write_all(stdin).await;
             }
         };
-        let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
-        let ((), stdout, stderr) = tokio::join!(
-            feed,
-            Kept::read(stdout, Keep::Head(OUTPUT_LIMIT)),
-            Kept::read(stderr, Keep::Tail(ERROR_LIMIT))
-        );
+        let (its_stdout, its_stderr) = (self.child.stdout.take(), self.child.stderr.take());
+        let ended = Self::ended(self.group);
+        let (mut stdout, mut stderr) = (Kept::default(), Kept::default());
+        {
+            let talk = async {
+                let ((), out, err) = tokio::join!(
+                    feed,
+                    stdout.read(its_stdout, Keep::Head(OUTPUT_LIMIT)),
+                    stderr.read(its_stderr, Keep::Tail(ERROR_LIMIT))
+                );
+                out.and(err)
+            };
+            tokio::pin!(talk);
+            tokio::select! {
+                talked = &mut talk => talked?,
+                () = ended => {
+                    if let Ok(talked) = tokio::time::timeout(LINGER, &mut talk).await {
+                        talked?;
+                    }
+                }
+            }
+        }
         let status = self.child.wait().await?;
         self.reaped = true;
         Ok(Heard {
             status,
-            stdout: stdout?,
-            stderr: stderr?,
+            stdout,
+            stderr,
         })
+    }
+
+    /// Comes back when it has ended; does not reap it.
+    async fn ended(group: Option<Pid>) {
+        let Some(pid) = group else { return };
+        let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        while matches!(rustix::process::waitid(WaitId::Pid(pid), how), Ok(None)) {
+            tokio::time::sleep(END_STEP).await;
+        }
+    }
+
+    /// Past its deadline. One that sleeps uninterruptibly in the kernel dies when that lets it, and is reaped by the runtime then.
+    async fn end(&mut self) {
+        self.kill();
+        let dead = tokio::time::timeout(DEATH, self.child.wait()).await;
+        self.reaped = dead.is_ok();
     }
 
     fn kill(&self) {
@@ -295,23 +352,22 @@ struct Kept {
 }
 
 impl Kept {
-    async fn read(stream: Option<impl AsyncRead + Unpin>, keep: Keep) -> io::Result<Self> {
-        let mut kept = Self::default();
+    async fn read(&mut self, stream: Option<impl AsyncRead + Unpin>, keep: Keep) -> io::Result<()> {
         let Some(mut stream) = stream else {
-            return Ok(kept);
+            return Ok(());
         };
-        let mut buffer = [0; 8 << 10];
+        let mut buffer = vec![0; 8 << 10];
         loop {
             let read = stream.read(&mut buffer).await?;
             if read == 0 {
-                return Ok(kept);
+                return Ok(());
             }
-            kept.seen = kept.seen.saturating_add(read);
-            kept.bytes.extend_from_slice(&buffer[..read]);
+            self.seen = self.seen.saturating_add(read);
+            self.bytes.extend_from_slice(&buffer[..read]);
             match keep {
-                Keep::Head(limit) => kept.bytes.truncate(limit),
+                Keep::Head(limit) => self.bytes.truncate(limit),
                 Keep::Tail(limit) => {
-                    kept.bytes.drain(..kept.bytes.len().saturating_sub(limit));
+                    self.bytes.drain(..self.bytes.len().saturating_sub(limit));
                 }
             }
         }

@@ -70,6 +70,8 @@ pub struct Runtime {
     pub cache_dir: PathBuf,
     /// How long one plugin may take for one operation.
     pub deadline: Duration,
+    /// RLIMIT_NOFILE of plugins, soft and hard; none: ours.
+    pub file_limit: Option<(u64, u64)>,
     turns: Arc<turns::Turns>,
     probed: Arc<probe::Probed>,
 }
@@ -82,6 +84,7 @@ impl Runtime {
             bin_dirs: env::split_paths(BIN_DIRS).collect(),
             cache_dir: CACHE_DIR.into(),
             deadline: DEADLINE,
+            file_limit: None,
             turns: Arc::default(),
             probed: Arc::default(),
         }

@@ -5,6 +5,7 @@ use super::cache::Shelf;
 use super::invoke::{Call, Command, garbage};
 use super::request::{self, About};
 use super::{Attachment, Cached, CniResult, Error, Network, Plugin, Runtime, Valid, cache, find};
+use std::io;
 
 /// What came of an operation that not every configuration knows or wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,7 +173,11 @@ impl Runtime {
         if network.disable_gc {
             return Ok(Outcome::Disabled);
         }
-        let _turn = self.turns.alone().await;
+        let Some(_turn) = self.turns.alone(self.deadline).await else {
+            let why = io::Error::from(io::ErrorKind::TimedOut);
+            let doing = "find a moment in which nothing else is done with the networks of";
+            return Err(vec![Error::io(doing, &self.conf_dir, why)]);
+        };
         let valid = valid().map_err(|error| vec![error])?;
         let mut errors = Vec::new();
         for plugin in &network.plugins {
@@ -257,6 +262,7 @@ impl Runtime {
             environment: request::environment(command, about, &self.bin_dirs),
             stdin: request::stdin(network, plugin, about),
             deadline: self.deadline,
+            file_limit: self.file_limit,
         };
         call.run().await
     }

@@ -44,6 +44,7 @@ impl Runtime {
             ],
             stdin: format!(r#"{{"cniVersion":"{}"}}"#, Version::LATEST),
             deadline: self.deadline,
+            file_limit: self.file_limit,
         };
         let answer = call.run().await?;
         let versions = serde_json::from_str::<Answer>(&answer)

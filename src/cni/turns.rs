@@ -5,8 +5,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
+use crate::clock;
 use tokio::sync::{self, OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
+
+/// Between two looks whether nothing runs.
+const STEP: Duration = Duration::from_millis(20);
 
 /// The turns of one runtime.
 #[derive(Debug, Default)]
@@ -32,9 +37,19 @@ impl Turns {
         }
     }
 
-    /// Waits until nothing runs, and keeps it so.
-    pub(super) async fn alone(&self) -> OwnedRwLockWriteGuard<()> {
-        Arc::clone(&self.all).write_owned().await
+    /// Waits until nothing runs, and keeps it so. It does not queue: a waiting writer would keep all others from running for as long
+    /// as one plugin hangs. None: there was no such moment within `patience`.
+    pub(super) async fn alone(&self, patience: Duration) -> Option<OwnedRwLockWriteGuard<()>> {
+        let since = clock::monotonic();
+        loop {
+            if let Ok(turn) = Arc::clone(&self.all).try_write_owned() {
+                return Some(turn);
+            }
+            if clock::monotonic().saturating_duration_since(since) >= patience {
+                return None;
+            }
+            tokio::time::sleep(STEP).await;
+        }
     }
 
     fn lock_of(&self, id: &str) -> Arc<sync::Mutex<()>> {

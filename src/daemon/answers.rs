@@ -12,7 +12,7 @@ use futures::stream::BoxStream;
 
 pub(super) use self::failure::Failure;
 use super::intake_loop::{IntakeLoop, delete_group, store_draft};
-use super::objects::objects;
+use super::objects::{self, objects};
 use super::{console, metrics, orders, power, reach, streams};
 use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
@@ -31,9 +31,9 @@ use crate::api::vm::{PowerVerb, Vm};
 use crate::cli::sliced::Args;
 use crate::clock;
 use crate::doctor;
-use crate::host::addr;
+use crate::host::{self, addr};
 use crate::owner::{Label, Owner};
-use crate::reconcile::engine::{Engine, Key};
+use crate::reconcile::engine::Engine;
 use crate::reconcile::explain::{self, Way};
 use crate::reconcile::fold::House;
 use crate::reconcile::group::{self, Removed};
@@ -88,15 +88,16 @@ impl Answers {
     }
 
     /// Manifests as drafts that could be stored now.
-    fn checked(&self, sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
-        let drafts = parse_all(sources)?;
-        match validate::check_apply(&self.stored(), &drafts) {
-            Ok(()) => Ok(drafts),
-            Err(problems) => {
-                let lines = problems.iter().map(ToString::to_string).collect();
-                Err(Refusal::Conflict(lines))
+    async fn checked(&self, sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
+        let stored = self.stored();
+        off_thread(move || {
+            let drafts = parse_all(sources)?;
+            match validate::check_apply(&stored, &drafts) {
+                Ok(()) => Ok(drafts),
+                Err(problems) => Err(Refusal::Conflict(shortened(&problems))),
             }
-        }
+        })
+        .await
     }
 }
 
@@ -108,10 +109,40 @@ fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
             Ok(parsed) => drafts.extend(parsed),
             Err(found) => problems.extend(found.iter().map(ToString::to_string)),
         }
+        // Each file has been held to that by itself.
+        if let Some(beyond) = drafts.get(validate::MAX_GROUPS) {
+            let found = drafts.len();
+            let most = validate::MAX_GROUPS;
+            let message = format!("found {found} groups so far, expected at most {most} on a host");
+            problems.push(beyond.problem("name", message).to_string());
+        }
+        if problems.len() > MOST_PROBLEMS || drafts.len() > validate::MAX_GROUPS {
+            break;
+        }
     }
     match problems.is_empty() {
         true => Ok(drafts),
         false => Err(Refusal::Invalid(problems)),
+    }
+}
+
+/// Lines about what is wrong, after which no further manifest is read.
+const MOST_PROBLEMS: usize = 200;
+
+fn shortened(problems: &[manifest::Problem]) -> Vec<String> {
+    let more = problems.len().saturating_sub(MOST_PROBLEMS);
+    let more = (more > 0).then(|| format!("and {more} more problems"));
+    let first = problems.iter().take(MOST_PROBLEMS);
+    first.map(ToString::to_string).chain(more).collect()
+}
+
+/// Where it may take its time: to read a megabyte of YAML on a thread of the runtime would keep the engine waiting.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Refusal::Failed(error.to_string())),
     }
 }
 
@@ -121,7 +152,7 @@ impl Backend for Answers {
         sources: Vec<Source>,
         effect: Effect,
     ) -> Result<Vec<ApplyResult>, Refusal> {
-        let drafts = self.checked(sources)?;
+        let drafts = self.checked(sources).await?;
         if effect == Effect::DryRun {
             return Ok(self.thought_through(&drafts));
         }
@@ -129,8 +160,7 @@ impl Backend for Answers {
             // Again, now that nobody can come between.
             let standing: Vec<HostGroup> = txn.world().groups().cloned().collect();
             if let Err(problems) = validate::check_apply(&standing, &drafts) {
-                let lines = problems.iter().map(ToString::to_string).collect();
-                return Err(Failure::Refused(Refusal::Conflict(lines)));
+                return Err(Failure::Refused(Refusal::Conflict(shortened(&problems))));
             }
             let mut results = Vec::new();
             for draft in &drafts {
@@ -150,13 +180,15 @@ impl Backend for Answers {
     }
 
     async fn diff(&self, sources: Vec<Source>) -> Result<DiffResult, Refusal> {
-        let drafts = self.checked(sources)?;
+        let drafts = self.checked(sources).await?;
         let groups = self.thought_through(&drafts);
         let mut result = DiffResult {
             groups,
             ..DiffResult::default()
         };
-        for (object, preview) in super::difference::of(&self.engine, &drafts).await {
+        let found = super::difference::of(&self.engine, &drafts).await;
+        result.more = found.more;
+        for (object, preview) in found.previews {
             if !preview.steps.is_empty() {
                 result.actions.insert(object.clone(), preview.steps);
             }
@@ -166,15 +198,21 @@ impl Backend for Answers {
     }
 
     async fn names(&self, sources: Vec<Source>) -> Result<Vec<Name>, Refusal> {
-        let drafts = parse_all(sources)?;
+        let drafts = off_thread(move || parse_all(sources)).await?;
         Ok(drafts.into_iter().map(|draft| draft.name).collect())
     }
 
     async fn get(&self, kind: Kind, name: Option<Name>) -> Result<List, Refusal> {
-        let items = self.objects(kind, name.as_ref()).await;
+        let store = &self.engine.store;
+        let (items, more) = store
+            .read_durable(|world| {
+                let (house, engine, intake) = (&self.house, &self.engine, &self.intake);
+                objects::bounded(house, engine, intake, world, kind, name.as_ref())
+            })
+            .await;
         match (&name, items.is_empty()) {
             (Some(name), true) => Err(Refusal::NotFound(format!("{kind}/{name}"))),
-            _ => Ok(List { items }),
+            _ => Ok(List { items, more }),
         }
     }
 
@@ -287,28 +325,26 @@ impl Backend for Answers {
     }
 
     async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>, Refusal> {
-        let orphans = self
-            .engine
-            .orphans(clock::now())
-            .await
-            .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
-        if effect == Effect::Commit {
-            self.engine.sweep_plugins().await;
-            for label in &orphans.removable {
-                self.engine.waker.renew(Key::Stray(label.clone()));
-            }
+        let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
+        let orphans = self.engine.orphans(clock::now()).await.map_err(fail)?;
+        let again = "it has a record of this boot and no tombstone: it is adopted as a VM again";
+        let adopted = orphans.adopted.iter();
+        let adopted = adopted.map(|label| leftover(label, None).kept(again));
+        let kept = orphans.kept.iter();
+        let kept = kept.map(|(label, why)| leftover(label, None).kept(why));
+        let kept: Vec<Leftover> = adopted.chain(kept).collect();
+        let removable = &orphans.removable;
+        if effect == Effect::DryRun {
+            let removed = removable.iter().map(|label| leftover(label, None));
+            return Ok(removed.chain(kept).collect());
         }
-        let removed = orphans.removable.iter().map(|label| leftover(label, None));
-        let adopted = "it has a record of this boot and no tombstone: it is adopted as a VM again";
-        let adopted = orphans
-            .adopted
-            .iter()
-            .map(|label| (label, adopted.to_owned()));
-        let kept = orphans.kept.iter().map(|(label, why)| (label, why.clone()));
-        let kept = adopted
+        self.engine.sweep_plugins().await;
+        let removed = self.engine.remove_orphans(removable).await.map_err(fail)?;
+        let leftovers = removed.into_iter();
+        Ok(leftovers
+            .map(|(label, removed)| leftover(&label, removed.err()))
             .chain(kept)
-            .map(|(label, why)| leftover(label, Some(why)));
-        Ok(removed.chain(kept).collect())
+            .collect())
     }
 
     async fn doctor(&self) -> Result<Vec<Check>, Refusal> {
@@ -367,6 +403,10 @@ impl Backend for Answers {
         reach::of(&self.engine, group).await
     }
 
+    fn exhausted(&self, error: &io::Error) {
+        crate::host::error::note_exhaustion(error);
+    }
+
     async fn version(&self) -> Server {
         Server {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -414,10 +454,11 @@ fn unlisted(vm: &Vm) -> Refusal {
     )])
 }
 
-fn leftover(label: &Label, kept: Option<String>) -> Leftover {
+fn leftover(label: &Label, still_there: Option<String>) -> Leftover {
     Leftover {
-        kept,
+        kept: None,
         thing: "links, namespace, run directory and process".to_owned(),
+        still_there,
         owner: match &label.owner {
             Owner::Ground => "ground".to_owned(),
             Owner::Vm { name, uid } => format!("vm/{name}@{uid}"),

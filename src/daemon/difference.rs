@@ -12,17 +12,32 @@ use crate::api::vm::{Vm, VmSpec};
 use crate::reconcile::engine::{Engine, Preview};
 use crate::reconcile::group::{self, Fitness};
 
-/// What would be done, by object. A VM that is to be made has no uid yet, so of it only that is said.
-pub async fn of(engine: &Engine, drafts: &[Draft]) -> BTreeMap<String, Preview> {
-    let mut previews = BTreeMap::new();
-    for draft in drafts {
-        // What is said of a VM last holds: one that is changed and then removed at once is only removed.
-        previews.extend(of_group(engine, draft).await);
-    }
-    previews
+/// VMs of which an answer tells what would be done.
+const MOST: usize = 2048;
+
+/// What would be done.
+#[derive(Default)]
+pub struct Found {
+    /// By object. A VM that is to be made has no uid yet, so of it only that is said.
+    pub previews: BTreeMap<String, Preview>,
+    /// How many more VMs would be made, changed or removed. They have not been looked at.
+    pub more: usize,
 }
 
-async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Preview)> {
+/// Of all drafts together.
+pub async fn of(engine: &Engine, drafts: &[Draft]) -> Found {
+    let mut found = Found::default();
+    for draft in drafts {
+        let room = MOST.saturating_sub(found.previews.len());
+        let (previews, more) = of_group(engine, draft, room).await;
+        // What is said of a VM last holds: one that is changed and then removed at once is only removed.
+        found.previews.extend(previews);
+        found.more += more;
+    }
+    found
+}
+
+async fn of_group(engine: &Engine, draft: &Draft, room: usize) -> (Vec<(String, Preview)>, usize) {
     let Foreseen {
         desired,
         plan,
@@ -31,7 +46,12 @@ async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Preview)> {
         held,
     } = foresee(engine, draft).await;
     let mut found = Vec::new();
+    let mut more = 0;
     for (name, why) in held {
+        if found.len() >= room {
+            more += 1;
+            continue;
+        }
         let goes_on = Preview {
             steps: vec![format!("let it go on as it is: {why}")],
             stuck: None,
@@ -41,11 +61,24 @@ async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Preview)> {
     if update_before.is_some_and(|before| before != desired.update) {
         // Their records tell of it.
         for vm in vms.iter().filter(|vm| !vm.meta.deleting) {
+            if found.len() >= room {
+                more += 1;
+                continue;
+            }
             let steps = update(engine, vm, vm.spec.clone()).await;
             found.push((format!("vm/{}", vm.meta.name), steps));
         }
     }
     for action in plan {
+        if found.len() >= room {
+            more += match action {
+                group::Action::Create { .. }
+                | group::Action::Update { .. }
+                | group::Action::Delete { .. } => 1,
+                group::Action::Release { .. } | group::Action::RemoveGroup => 0,
+            };
+            continue;
+        }
         match action {
             group::Action::Create { index, spec, order } => {
                 let counted = || HostGroup::vm_name(&draft.name, index);
@@ -72,7 +105,7 @@ async fn of_group(engine: &Engine, draft: &Draft) -> Vec<(String, Preview)> {
             group::Action::Release { .. } | group::Action::RemoveGroup => {}
         }
     }
-    found
+    (found, more)
 }
 
 /// What a group would do next.

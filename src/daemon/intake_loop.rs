@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::api::event::EventType;
@@ -15,18 +16,29 @@ use crate::api::meta::{Meta, Name};
 use crate::api::view::Applied;
 use crate::api::vm::Vm;
 use crate::clock;
-use crate::intake::{Folder, Intake, SETTLE, Watch};
+use crate::intake::{self, Folder, Intake, SETTLE, Watch};
 use crate::reconcile::engine::Engine;
 use crate::store::{self, Txn};
 
 /// Between two tries when the folder cannot be read or watched.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// For a reading of the folder, which may lie on a file system whose server does not answer.
+const READ_DEADLINE: Duration = Duration::from_secs(30);
+
+type Reading = (Folder, Result<Intake, intake::Error>);
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Reads the folder for as long as the daemon runs.
 pub struct IntakeLoop {
     engine: Arc<Engine>,
     dir: PathBuf,
     folder: Mutex<Option<Folder>>,
+    /// A reading that has not come back, with the folder.
+    hanging: Mutex<Option<JoinHandle<Reading>>>,
     problems: Mutex<BTreeMap<PathBuf, Vec<String>>>,
 }
 
@@ -38,6 +50,7 @@ impl IntakeLoop {
         Self {
             engine,
             folder: Mutex::new(Some(Folder::new(&dir))),
+            hanging: Mutex::default(),
             dir,
             problems: Mutex::default(),
         }
@@ -79,6 +92,10 @@ impl IntakeLoop {
             };
             loop {
                 self.read_to_the_end().await;
+                while lock(&self.hanging).is_some() {
+                    tokio::time::sleep(PAUSE).await;
+                    self.read_to_the_end().await;
+                }
                 if let Err(error) = watch.changed().await {
                     warn!(%error, "the config folder's watch broke; watching anew");
                     break;
@@ -93,22 +110,26 @@ impl IntakeLoop {
             .engine
             .store
             .read(|world| world.groups().cloned().collect());
-        let taken = self
-            .folder
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let Some(mut folder) = taken else {
+        let Some(mut folder) = self.folder().await else {
+            let why = "a file of it does not come back from the kernel: what was read last stays";
+            self.note(EventType::Warning, &self.object(), "FolderUnreadable", why);
             return true;
         };
-        let reading = tokio::task::spawn_blocking(move || {
+        let mut reading = tokio::task::spawn_blocking(move || {
             let intake = folder.read(&stored);
             (folder, intake)
         });
-        let Ok((folder, intake)) = reading.await else {
-            return false;
+        let intake = match tokio::time::timeout(READ_DEADLINE, &mut reading).await {
+            Ok(Ok((folder, intake))) => {
+                *lock(&self.folder) = Some(folder);
+                intake
+            }
+            Ok(Err(_)) => return false,
+            Err(_) => {
+                *lock(&self.hanging) = Some(reading);
+                return true;
+            }
         };
-        *self.folder.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder);
         match intake {
             Ok(intake) => {
                 let missed = !intake.missing.is_empty();
@@ -116,16 +137,36 @@ impl IntakeLoop {
                 missed
             }
             Err(error) => {
-                let object = format!("manifest/{}", self.dir.display());
                 self.note(
                     EventType::Warning,
-                    &object,
+                    &self.object(),
                     "FolderUnreadable",
                     &error.to_string(),
                 );
                 false
             }
         }
+    }
+
+    /// The folder, to be read. None: the reading before does not come back.
+    async fn folder(&self) -> Option<Folder> {
+        let hanging = lock(&self.hanging).take();
+        let Some(mut hanging) = hanging else {
+            return lock(&self.folder).take();
+        };
+        match tokio::time::timeout(PAUSE, &mut hanging).await {
+            // What it has read is old by now.
+            Ok(Ok((folder, _))) => Some(folder),
+            Ok(Err(_)) => Some(Folder::new(&self.dir)),
+            Err(_) => {
+                *lock(&self.hanging) = Some(hanging);
+                None
+            }
+        }
+    }
+
+    fn object(&self) -> String {
+        format!("manifest/{}", self.dir.display())
     }
 
     async fn carry_out(&self, intake: Intake) {

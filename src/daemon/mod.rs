@@ -2,9 +2,11 @@
 //! Not here: decisions.
 
 mod answers;
+mod budget;
 mod conflists;
 mod console;
 mod difference;
+mod folders;
 mod intake_loop;
 mod metrics;
 mod objects;
@@ -31,30 +33,29 @@ use tracing_subscriber::EnvFilter;
 
 use crate::api::vmm_ids::IdRange;
 use crate::cli::sliced::{Args, LogFormat};
-use crate::host::iptables::Backend;
+use crate::host::iptables::{self, Backend};
 use crate::host::netns::Netns;
-use crate::host::{self, cpu, fs};
-use crate::owner::{Instance, RunDir};
+use crate::host::{self, cpu, fs, process};
+use crate::owner::Instance;
 use crate::reconcile::contest::Contests;
 use crate::reconcile::engine::{Engine, HostHands, Key};
-use crate::reconcile::group::Claims;
+use crate::reconcile::group::{CLAIMS_DIR, Claims};
 use crate::reconcile::processes::Processes;
 use crate::reconcile::{Probe, unprobed};
 use crate::runtime::controller::{Controller, controller};
 use crate::store::{self, Change, RunCopy, Store};
+use crate::wire::limits::Limits;
 use crate::wire::{self, Door};
 use crate::{clock, cni};
 
 use answers::Answers;
+use budget::Budget;
 use intake_loop::IntakeLoop;
 use trigger::Trigger;
 use wakes::{converged, quiet, resync, tell_when_quiet, wake_by_changes};
 
 /// Keys that are run at once. More than the cores: a run waits for the kernel's locks and the disk.
 const WIDTH: usize = 16;
-
-/// Where all daemons of a host see each other's claims.
-const CLAIMS_DIR: &str = "/run/slice-ranges";
 
 /// What ends the daemon with exit status 1.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +88,9 @@ impl From<host::Error> for Error {
 /// After a burst the threads that may block end with the rest of its stir, and not in the silence long after it.
 const IDLE_THREADS: Duration = Duration::from_secs(2);
 
+/// Between two words about descriptors that are used up.
+const EXHAUSTION_PAUSE: Duration = Duration::from_secs(5);
+
 /// The runtime's threads, and one who waits for a late answer.
 fn askers() -> NonZeroUsize {
     let threads = std::thread::available_parallelism();
@@ -95,6 +99,9 @@ fn askers() -> NonZeroUsize {
 
 /// `sliced`, from its arguments to its exit status.
 pub fn main(args: Args) -> ExitCode {
+    // What we make has the mode that it is made with, whoever has started us and how: network managers read some of it, and a umask of
+    // nothing would leave the rest to be written by all.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     log_to_stderr(&args);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -108,6 +115,8 @@ pub fn main(args: Args) -> ExitCode {
         }
     };
     let ended = runtime.block_on(run(args));
+    // What hangs must not outlive us, and whoever waits for it is not waited for.
+    process::end_helpers();
     // Whoever still waits for a guest to power down is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(200));
     match ended {
@@ -163,6 +172,19 @@ impl Daemon {
         cni: cni::Runtime,
         vmm_ids: IdRange,
     ) -> Result<Self, Error> {
+        let deadline = iptables::DEADLINE;
+        Self::prepare_within(state_dir, run_dir, probe, cni, vmm_ids, deadline).await
+    }
+
+    /// The same, with a deadline of the caller's for commits to the packet filter.
+    async fn prepare_within(
+        state_dir: &Path,
+        run_dir: &Path,
+        probe: Probe,
+        cni: cni::Runtime,
+        vmm_ids: IdRange,
+        filter_deadline: Duration,
+    ) -> Result<Self, Error> {
         let lacking = crate::doctor::lacking();
         if !lacking.is_empty() {
             let why = format!(
@@ -171,8 +193,8 @@ impl Daemon {
             );
             return Err(Error::Host(why));
         }
-        let state_dir = usable(state_dir)?;
-        let run_dir = RunDir(usable(run_dir)?);
+        let state_dir = folders::state(state_dir)?;
+        let run_dir = folders::run(run_dir)?;
         let home = Netns::current()?;
         let (controller, waker, idle) = controller(WIDTH);
         let boot_id = fs::boot_id()?.to_owned();
@@ -181,16 +203,24 @@ impl Daemon {
             boot_id: boot_id.clone(),
         };
         let (store, opened, recalled) = Store::open_in(&state_dir, &run_dir.0, &seal)?;
+        // What cannot be written cannot be closed to others either, and was when it could.
+        if store.read_only().is_none() {
+            folders::close_state(&state_dir)?;
+        }
         let engine = Arc::new(Engine {
             instance: Instance::of(&state_dir),
             store,
             hands: HostHands {
                 netlink: home.netlink_for(askers())?,
                 home,
-                backend: Backend::detect()?,
+                backend: Backend {
+                    deadline: filter_deadline,
+                    ..Backend::detect()?
+                },
                 boot_id,
             },
-            processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone()),
+            processes: Processes::new(run_dir.clone(), state_dir.join("disks"), waker.clone())
+                .with_users(vmm_ids),
             run_dir,
             claims: Claims::new(Path::new(CLAIMS_DIR)),
             waker,
@@ -203,7 +233,9 @@ impl Daemon {
             checked: Default::default(),
             vmm_ids,
             seen_rules: Default::default(),
+            flows: Default::default(),
             turned_away: Default::default(),
+            removals: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
         // Before anything can change: a change that nobody hears wakes nobody.
@@ -224,10 +256,10 @@ impl Daemon {
         })
     }
 
-    /// The same, working on so many keys at once.
-    fn with_width(self, width: usize) -> Self {
+    /// The same, working on so many keys at once, and on so many more that are slow.
+    fn with_width(self, width: usize, slow: usize) -> Self {
         Self {
-            controller: self.controller.with_width(width),
+            controller: self.controller.with_width(width).with_slow(slow),
             ..self
         }
     }
@@ -261,25 +293,18 @@ impl Daemon {
     }
 }
 
-/// A folder of ours: made if need be, and by one and the same name from here on.
-fn usable(dir: &Path) -> Result<PathBuf, Error> {
-    std::fs::create_dir_all(dir)
-        .and_then(|()| dir.canonicalize())
-        .map_err(|source| Error::Folder {
-            path: dir.to_owned(),
-            source,
-        })
-}
-
 async fn run(args: Args) -> Result<bool, Error> {
     if let Err(error) = cpu::go_first_with_our_session() {
         debug!(%error, "our session goes as every other");
     }
+    let budget = share_descriptors(args.concurrency.into());
     let mut cni = cni::Runtime::from_env();
     cni.deadline = args.cni_deadline;
+    cni.file_limit = process::original_file_limit();
     let (state, run) = (&args.state_dir, &args.run_dir);
-    let daemon = Daemon::prepare_with(state, run, unprobed(), cni, args.vmm_ids).await?;
-    let daemon = daemon.with_width(args.concurrency.into());
+    let (ids, deadline) = (args.vmm_ids, args.filter_deadline);
+    let daemon = Daemon::prepare_within(state, run, unprobed(), cni, ids, deadline).await?;
+    let daemon = daemon.with_width(args.concurrency.into(), budget.slow);
     let engine = daemon.engine.clone();
     let intake = IntakeLoop::new(&args.config_dir, engine.clone());
     if args.once {
@@ -290,12 +315,54 @@ async fn run(args: Args) -> Result<bool, Error> {
         engine.store.close();
         return Ok(converged && intake.is_sound());
     }
-    serve(args, daemon, intake).await?;
+    serve(args, daemon, intake, budget).await?;
     engine.store.close();
     Ok(true)
 }
 
-async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Error> {
+/// Raises our own limit of descriptors, and shares it out.
+fn share_descriptors(width: usize) -> Budget {
+    let limit = process::raise_file_limit().or_else(|error| {
+        warn!(%error, "cannot raise the limit of open files");
+        process::file_limit()
+    });
+    let limit = limit.unwrap_or(1024);
+    let budget = Budget::of(limit, width);
+    if budget.is_short(limit, width) {
+        warn!(
+            limit,
+            "the limit of open files (LimitNOFILE=) is short of what --concurrency may need"
+        );
+    }
+    debug!(limit, ?budget, "descriptors");
+    budget
+}
+
+/// Tells, once a while, that descriptors are used up.
+async fn tell_exhaustion(engine: Arc<Engine>) {
+    loop {
+        let error = host::error::exhaustion().await;
+        warn!(%error, "descriptors are used up");
+        let message = format!("{error}: raise LimitNOFILE= of sliced.service, or fs.file-max");
+        let events = engine.store.events();
+        let kind = crate::api::event::EventType::Warning;
+        events.note(
+            clock::now(),
+            kind,
+            "ground",
+            "DescriptorsExhausted",
+            &message,
+        );
+        tokio::time::sleep(EXHAUSTION_PAUSE).await;
+    }
+}
+
+async fn serve(
+    args: Args,
+    daemon: Daemon,
+    intake: IntakeLoop,
+    budget: Budget,
+) -> Result<(), Error> {
     let engine = daemon.engine.clone();
     let stop = CancellationToken::new();
     let intake = Arc::new(intake);
@@ -326,13 +393,16 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
         async move { engine.sweep_plugins().await }
     });
     tasks.spawn(tell_when_quiet(engine.clone(), daemon.idle));
-    let wire = tokio::spawn(wire::server::serve(door, answers, stop.clone()));
+    tasks.spawn(tell_exhaustion(engine.clone()));
+    let limits = Limits::of(budget.connections);
+    let wire = wire::serve_within(door, answers, stop.clone(), limits);
+    let mut wire = tokio::spawn(wire);
     let run = {
         let engine = engine.clone();
         move |key, failures| engine.clone().run(key, failures)
     };
     let stopped = stop.clone();
-    let controller = tokio::spawn(
+    let mut controller = tokio::spawn(
         daemon
             .controller
             .run(run, async move { stopped.cancelled().await }),
@@ -346,12 +416,15 @@ async fn serve(args: Args, daemon: Daemon, intake: IntakeLoop) -> Result<(), Err
     stop.cancel();
     tasks.abort_all();
     // Runs under way are finished, but a guest may take its time to power down: the next start goes on with it.
-    let ended = async { tokio::join!(wire, controller) };
+    let ended = async { tokio::join!(&mut wire, &mut controller) };
     if tokio::time::timeout(Duration::from_millis(1500), ended)
         .await
         .is_err()
     {
         warn!("some runs were still under way; the next start finishes them");
+        // What they have started goes with them.
+        controller.abort();
+        wire.abort();
     }
     ending
 }

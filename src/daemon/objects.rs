@@ -42,6 +42,44 @@ pub(super) fn objects(
     }
 }
 
+/// Bytes of one answer, about.
+const MOST: usize = 64 << 20;
+
+/// The same as far as an answer has room for them, and how many more there are.
+pub(super) fn bounded(
+    house: &House,
+    engine: &Engine,
+    intake: &IntakeLoop,
+    world: &World,
+    kind: Kind,
+    name: Option<&Name>,
+) -> (Vec<Object>, usize) {
+    let all = match (kind, name) {
+        (Kind::Vm, None) => world.vms().count(),
+        _ => return (objects(house, engine, intake, world, kind, name), 0),
+    };
+    let mut room = MOST;
+    let fits = |found: &&Vm| {
+        let weight = weight(found);
+        let fits = weight <= room;
+        room = room.saturating_sub(weight);
+        fits
+    };
+    let shown = world.vms().take_while(fits);
+    let shown: Vec<Object> = shown.map(|found| vm(house, engine, world, found)).collect();
+    let more = all - shown.len();
+    (shown, more)
+}
+
+/// About how many bytes a VM has as JSON: its lists are in its spec and in its status.
+fn weight(vm: &Vm) -> usize {
+    const REST: usize = 3 << 10;
+    const ENTRY: usize = 2 * 24;
+    let policy = vm.spec.network.policy();
+    let entries = policy.map_or(0, |policy| policy.allow.len() + policy.drop.len());
+    REST + entries * ENTRY
+}
+
 fn group(
     house: &House,
     engine: &Engine,

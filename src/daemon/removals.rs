@@ -13,6 +13,7 @@ use std::io;
 use futures::StreamExt;
 use inotify::{Event, EventMask, EventStream, Inotify, WatchMask};
 
+use crate::host::private;
 use crate::owner::RunDir;
 
 /// One thing that was removed.
@@ -43,8 +44,12 @@ impl Removals {
             | WatchMask::DELETE_SELF
             | WatchMask::MOVE_SELF
             | WatchMask::ONLYDIR;
-        for dir in [run_dir.netns_dir(), run_dir.vm_dirs(), handles] {
-            std::fs::create_dir_all(&dir)?;
+        let own = [run_dir.netns_dir(), run_dir.vm_dirs()];
+        for dir in &own {
+            private::dir(dir, |_| false).map_err(|error| error.source)?;
+        }
+        std::fs::create_dir_all(&handles)?;
+        for dir in own.into_iter().chain([handles]) {
             inotify.watches().add(&dir, gone)?;
         }
         inotify.into_event_stream(vec![0; BUFFER]).map(Self)

@@ -56,6 +56,7 @@ struct Place {
     link: String,
     index: Option<u32>,
     nsid: Option<i32>,
+    mac: Option<[u8; 6]>,
 }
 
 impl Trigger {
@@ -119,7 +120,7 @@ impl Trigger {
                         if let Some(link) = self.learn_one(engine, uid)
                             && let Some(link) = link::get(&engine.hands.netlink, &link).await?
                         {
-                            self.place(uid, link.index, link.peer_nsid);
+                            self.place(uid, link.index, link.peer_nsid, link.mac);
                         }
                     }
                     Ok(Change::Ground) => self.learn_bridges(engine).await?,
@@ -133,6 +134,11 @@ impl Trigger {
                     armed = false;
                     std::mem::take(&mut gathered).tell(engine);
                 }
+            }
+            if !gathered.taken.is_empty() {
+                // While it lasts, somebody is cut off.
+                armed = false;
+                std::mem::take(&mut gathered).tell(engine);
             }
             if !armed && gathered.is_something() {
                 let now = tokio::time::Instant::from_std(crate::clock::monotonic());
@@ -176,7 +182,14 @@ impl Trigger {
                 };
                 match link.deleted {
                     true => self.displace(uid),
-                    false => self.place(uid, link.index, link.peer_nsid),
+                    false => {
+                        let before = self.places.get(&uid).and_then(|place| place.mac);
+                        if before.is_some_and(|before| Some(before) != link.mac) {
+                            // Whoever holds a TAP may change its MAC, and take another's place on the bridge.
+                            gathered.taken.extend(link.mac);
+                        }
+                        self.place(uid, link.index, link.peer_nsid, link.mac);
+                    }
                 }
                 gathered.keys.insert(Key::Vm(uid));
             }
@@ -186,7 +199,9 @@ impl Trigger {
             What::Addr { index } => {
                 let bridge = self.bridge_at(index).cloned();
                 gathered.addressed.extend(bridge);
-                gathered.keys.extend(self.on_link(Some(index)));
+                // Another link of the host: its neighbours are counted by the host's rules.
+                let key = self.on_link(Some(index)).unwrap_or(Key::Ground);
+                gathered.keys.insert(key);
             }
             What::Neigh { index } | What::Filter { index } => {
                 gathered.keys.extend(self.on_link(Some(index)));
@@ -237,7 +252,7 @@ impl Trigger {
 
     /// Where a VM's host link stands, and by which number we know the namespace of its other end. Not every message that tells of
     /// a link tells that number.
-    fn place(&mut self, uid: Uid, index: u32, nsid: Option<i32>) {
+    fn place(&mut self, uid: Uid, index: u32, nsid: Option<i32>, mac: Option<[u8; 6]>) {
         let Some(place) = self.places.get(&uid) else {
             return;
         };
@@ -248,7 +263,7 @@ impl Trigger {
             self.by_nsid.insert(nsid, uid);
         }
         if let Some(place) = self.places.get_mut(&uid) {
-            (place.index, place.nsid) = (Some(index), nsid);
+            (place.index, place.nsid, place.mac) = (Some(index), nsid, mac);
         }
     }
 
@@ -258,6 +273,7 @@ impl Trigger {
             return;
         };
         let (index, nsid) = (place.index.take(), place.nsid.take());
+        place.mac = None;
         if let Some(index) = index {
             remove_of(&mut self.by_index, index, uid);
         }
@@ -285,7 +301,7 @@ impl Trigger {
                 *bridge = Some(Bridge::of(&link));
             }
             if let Some(uid) = self.by_link.get(&link.name).copied() {
-                self.place(uid, link.index, link.peer_nsid);
+                self.place(uid, link.index, link.peer_nsid, link.mac);
             }
         }
         Ok(())
@@ -333,6 +349,7 @@ impl Trigger {
             link: link.clone(),
             index: None,
             nsid: None,
+            mac: None,
         };
         self.places.insert(uid, place);
         connected.stands.then_some(link)

@@ -3,7 +3,7 @@
 
 use super::{Host, ask, fail, ok, unseen, warn, words};
 use crate::api::view::Check;
-use crate::host::iptables::{Backend, Flavour};
+use crate::host::iptables::{Backend, DEADLINE, Flavour};
 use crate::host::rule::{Policy, Ruleset, TableName};
 
 const BACK_END: &str = "iptables back end";
@@ -54,6 +54,7 @@ fn read(flavour: Flavour) -> Result<Ruleset, String> {
         flavour,
         restore_program: Default::default(),
         version: String::new(),
+        deadline: DEADLINE,
     };
     backend.read(&TABLES).map_err(|e| words(&e))
 }
@@ -173,6 +174,7 @@ mod tests {
                 flavour: Flavour::Nft,
                 restore_program: "/usr/sbin/iptables-restore".into(),
                 version: "iptables-restore v1.8.9 (nf_tables)".into(),
+                deadline: DEADLINE,
             }),
             tool: Ok("iptables v1.8.9 (nf_tables)".into()),
             nft: Ok(nft),

@@ -57,13 +57,14 @@ rules() {
     commit conntrack filter FORWARD -m conntrack --ctstate ESTABLISHED,RELATED
     commit addrtype filter FORWARD -m addrtype --dst-type LOCAL
     commit mac filter FORWARD -m mac --mac-source 02:00:00:00:00:01
+    commit devgroup mangle FORWARD -m devgroup --src-group 0x1 -j DROP
     commit REJECT filter FORWARD -p tcp -j REJECT --reject-with tcp-reset
     commit TCPMSS mangle FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
     commit MASQUERADE nat POSTROUTING -j MASQUERADE
     commit raw raw PREROUTING -j DROP
 }
 if rules | iptables-restore -w 1 --noflush 2>/dev/null; then
-    for feature in comment conntrack addrtype mac REJECT TCPMSS MASQUERADE raw; do
+    for feature in comment conntrack addrtype mac devgroup REJECT TCPMSS MASQUERADE raw; do
         echo "$feature yes"
     done
 else
@@ -73,7 +74,7 @@ fi
 "#;
 
 /// A thing that is tried: its word in [`TRIAL`], the check it belongs to, the kernel options that bring it.
-const FEATURES: [(&str, &str, &str); 14] = [
+const FEATURES: [(&str, &str, &str); 15] = [
     ("veth", "veth links", "CONFIG_VETH"),
     ("tap", "TAP links", "CONFIG_TUN"),
     ("bridge", BRIDGES, "CONFIG_BRIDGE"),
@@ -100,6 +101,11 @@ const FEATURES: [(&str, &str, &str); 14] = [
         "CONFIG_NETFILTER_XT_MATCH_ADDRTYPE (xt_addrtype)",
     ),
     ("mac", "netfilter", "CONFIG_NETFILTER_XT_MATCH_MAC (xt_mac)"),
+    (
+        "devgroup",
+        "netfilter",
+        "CONFIG_NETFILTER_XT_MATCH_DEVGROUP (xt_devgroup)",
+    ),
     (
         "REJECT",
         "netfilter",

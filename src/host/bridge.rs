@@ -6,12 +6,13 @@ use std::io;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-    LinkAttribute, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, BridgeMulticastRouterType, BridgeStpState, In6AddrGenMode,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, LinkAttribute,
+    LinkInfo, LinkMessage,
 };
 
-use super::Error;
 use super::netlink::Handle;
+use super::{Error, link};
 
 /// What a bridge is born with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct Birth {
     pub mac: [u8; 6],
     /// In bytes. Given, it does not follow the ports' either.
     pub mtu: u32,
+    /// The group of links that it belongs to (`IFLA_GROUP`).
+    pub group: u32,
 }
 
 /// What the kernel says of a bridge beside what every link has.
@@ -33,6 +36,10 @@ pub struct BridgeInfo {
     pub forward_delay: u32,
     /// Whether it tells VLANs apart.
     pub vlan_filtering: bool,
+    /// Whether it learns from IGMP and MLD who wants which group, and takes part in the election of who asks (`mcast_snooping`).
+    pub snooping: bool,
+    /// Which frames to the reserved addresses 01:80:c2:00:00:0X it forwards, a bit for each X.
+    pub group_fwd_mask: u16,
 }
 
 /// What a bridge does with a port; `include/uapi/linux/if_link.h`, `IFLA_BRPORT_*`.
@@ -44,6 +51,9 @@ pub struct Port {
     pub learning: bool,
     /// Whether frames to unknown unicast addresses go out here (`IFLA_BRPORT_UNICAST_FLOOD`).
     pub unicast_flood: bool,
+    /// Nothing that is said here changes the bridge: the port never leads to the root of a spanning tree (`IFLA_BRPORT_PROTECT`,
+    /// "root block") nor to a multicast router (`IFLA_BRPORT_MULTICAST_ROUTER` 0).
+    pub guarded: bool,
 }
 
 impl Default for Port {
@@ -53,6 +63,7 @@ impl Default for Port {
             isolated: false,
             learning: true,
             unicast_flood: true,
+            guarded: false,
         }
     }
 }
@@ -65,6 +76,8 @@ impl BridgeInfo {
                 InfoBridge::StpState(state) => info.stp = *state != BridgeStpState::Disabled,
                 InfoBridge::ForwardDelay(delay) => info.forward_delay = *delay,
                 InfoBridge::VlanFiltering(filtering) => info.vlan_filtering = *filtering,
+                InfoBridge::MulticastSnooping(snooping) => info.snooping = *snooping,
+                InfoBridge::GroupFwdMask(mask) => info.group_fwd_mask = *mask,
                 _ => {}
             }
         }
@@ -75,14 +88,22 @@ impl BridgeInfo {
 impl Port {
     pub(super) fn read(attributes: &[InfoBridgePort]) -> Self {
         let mut port = Self::default();
+        let mut root_block = false;
+        // A kernel without snooping tells nothing of multicast routers, and knows none.
+        let mut router = false;
         for attribute in attributes {
             match attribute {
                 InfoBridgePort::Isolated(value) => port.isolated = *value,
                 InfoBridgePort::Learning(value) => port.learning = *value,
                 InfoBridgePort::UnicastFlood(value) => port.unicast_flood = *value,
+                InfoBridgePort::Protect(value) => root_block = *value,
+                InfoBridgePort::MulticastRouter(kind) => {
+                    router = *kind != BridgeMulticastRouterType::Disabled;
+                }
                 _ => {}
             }
         }
+        port.guarded = root_block && !router;
         port
     }
 }
@@ -108,8 +129,10 @@ pub async fn create(handle: &Handle, birth: &Birth) -> Result<(), Error> {
             LinkInfo::Data(InfoData::Bridge(vec![
                 InfoBridge::StpState(BridgeStpState::Disabled),
                 InfoBridge::ForwardDelay(0),
+                InfoBridge::MulticastSnooping(false),
             ])),
         ]),
+        LinkAttribute::Group(birth.group),
     ]);
     let flags = NLM_F_CREATE | NLM_F_EXCL;
     handle
@@ -118,13 +141,20 @@ pub async fn create(handle: &Handle, birth: &Birth) -> Result<(), Error> {
         .map_err(fail)?;
     let mut grown = named(&birth.name);
     grown.attributes.push(LinkAttribute::Mtu(birth.mtu));
+    // Not taken at birth, either: only changes to a link are handed to the protocol families (`do_setlink`).
+    if link::has_ipv6() {
+        let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let families = vec![AfSpecUnspec::Inet6(vec![none])];
+        grown.attributes.push(LinkAttribute::AfSpecUnspec(families));
+    }
     handle
         .change(RouteNetlinkMessage::SetLink(grown), 0)
         .await
         .map_err(fail)
 }
 
-/// Turns off the spanning tree and the forward delay of a bridge, as [`create`] makes it.
+/// Turns off the spanning tree, the forward delay and the snooping of a bridge, as [`create`] makes it, and has it forward no frame
+/// that is for the next bridge alone.
 pub async fn calm(handle: &Handle, index: u32) -> Result<(), Error> {
     let calm = LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Bridge),
@@ -135,7 +165,11 @@ pub async fn calm(handle: &Handle, index: u32) -> Result<(), Error> {
     ]);
     let delay = LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Bridge),
-        LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::ForwardDelay(0)])),
+        LinkInfo::Data(InfoData::Bridge(vec![
+            InfoBridge::ForwardDelay(0),
+            InfoBridge::GroupFwdMask(0),
+            InfoBridge::MulticastSnooping(false),
+        ])),
     ]);
     for attribute in [calm, delay] {
         let mut message = LinkMessage::default();
@@ -160,6 +194,11 @@ pub async fn set_port(handle: &Handle, index: u32, port: Port) -> Result<(), Err
             InfoBridgePort::Isolated(port.isolated),
             InfoBridgePort::Learning(port.learning),
             InfoBridgePort::UnicastFlood(port.unicast_flood),
+            InfoBridgePort::Protect(port.guarded),
+            InfoBridgePort::MulticastRouter(match port.guarded {
+                true => BridgeMulticastRouterType::Disabled,
+                false => BridgeMulticastRouterType::TempQuery,
+            }),
         ])),
     ]));
     // SETLINK does not read the port's data, NEWLINK without CREATE does.

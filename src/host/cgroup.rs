@@ -136,6 +136,39 @@ pub fn kill(base: &Path, name: &str) {
     }
 }
 
+/// Which group a process is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Member {
+    /// The group of this name in [`base`].
+    Ours(String),
+    /// A group that is called like ours, elsewhere: another daemon's, or ours when it ran elsewhere.
+    Another,
+    /// Any other group.
+    Elsewhere,
+}
+
+/// Reads a process' group, as `/proc/<pid>/cgroup` shows it. `own` is the daemon's.
+pub fn member(own: &str, group: &str) -> Member {
+    let (above, name) = group.rsplit_once('/').unwrap_or(("", group));
+    let Some(name) = name.strip_prefix(PREFIX) else {
+        return Member::Elsewhere;
+    };
+    match own.rsplit_once('/') {
+        Some((parent, LEAF)) if parent == above => Member::Ours(name.to_owned()),
+        Some(_) | None => Member::Another,
+    }
+}
+
+/// The daemon's own group of version 2; empty where there is none. It does not change while the daemon runs.
+pub fn own() -> &'static str {
+    static OWN: OnceLock<String> = OnceLock::new();
+    OWN.get_or_init(|| {
+        let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let own = text.lines().find_map(|line| line.strip_prefix("0::"));
+        own.unwrap_or_default().to_owned()
+    })
+}
+
 /// Removes a group in `base`. One that is not there, or in which something still lives, is left alone without error.
 pub fn remove(base: &Path, name: &str) -> Result<(), Error> {
     let group = base.join(format!("{PREFIX}{name}"));
@@ -218,6 +251,39 @@ mod tests {
         assert!(base.path().join("other").exists());
         assert!(!base.path().join("vm-a").exists() && !base.path().join("vm-b").exists());
         remove(base.path(), "a").unwrap();
+    }
+
+    #[test]
+    fn a_group_is_ours_beside_our_own_leaf_only() {
+        let ours = |name: &str| Member::Ours(name.to_owned());
+        for (own, group, expected) in [
+            (
+                "/s/sliced.service/sliced",
+                "/s/sliced.service/vm-a",
+                ours("a"),
+            ),
+            (
+                "/s/sliced.service/sliced",
+                "/s/other.service/vm-a",
+                Member::Another,
+            ),
+            (
+                "/s/sliced.service/sliced",
+                "/s/sliced.service/vm-a/vm-b",
+                Member::Another,
+            ),
+            (
+                "/s/sliced.service/sliced",
+                "/s/sliced.service/sliced",
+                Member::Elsewhere,
+            ),
+            ("/s/sliced.service", "/s/vm-a", Member::Another),
+            ("/sliced", "/vm-a", ours("a")),
+            ("", "/vm-a", Member::Another),
+            ("/", "/user.slice", Member::Elsewhere),
+        ] {
+            assert_eq!(member(own, group), expected, "{own} {group}");
+        }
     }
 
     #[test]

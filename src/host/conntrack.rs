@@ -3,6 +3,7 @@
 //!
 //! Over ctnetlink (linux/netfilter/nfnetlink_conntrack.h), IPv4 only.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::Error;
@@ -13,6 +14,7 @@ const GET: u16 = CONNTRACK | 1;
 const DELETE: u16 = CONNTRACK | 2;
 
 const TUPLE_ORIG: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 
@@ -32,6 +34,8 @@ pub struct Flow {
     /// The kernel's number for it, made of its place in memory and its ends: another flow between the same ends nearly
     /// always has another.
     pub id: u32,
+    /// Who answers: another than `dst` when the destination was rewritten.
+    pub answers: Ipv4Addr,
     tuple: Vec<u8>,
     zone: Option<Vec<u8>>,
 }
@@ -45,12 +49,48 @@ pub fn count() -> Result<u32, Error> {
         .map_err(|e| Error::other("read", COUNT, e))
 }
 
+/// How many flows a namespace may have, the same number for all (`nf_conntrack_max`). None: no limit is to be seen, as while
+/// connection tracking is not in use.
+pub fn max() -> Option<u32> {
+    const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+    std::fs::read_to_string(MAX).ok()?.trim().parse().ok()
+}
+
 /// This namespace's IPv4 flows. Flows that come and go meanwhile may or may not be among them.
 pub fn list() -> Result<Vec<Flow>, Error> {
     let mut flows = Vec::new();
     let query = Message::new(GET, 0, libc::AF_INET as u8);
     Netfilter::open()?.dump("tracked flows", query, |entry| flows.extend(flow(entry)))?;
     Ok(flows)
+}
+
+/// This namespace's flows that begin or end at one of the addresses, before or behind the host's address translation. One walk over
+/// the table, however many addresses.
+pub fn list_of(addresses: &BTreeSet<Ipv4Addr>) -> Result<Vec<Flow>, Error> {
+    let mut flows = Vec::new();
+    if count()? == 0 {
+        return Ok(flows);
+    }
+    let is_of = |flow: &Flow| {
+        [flow.src, flow.dst, flow.answers]
+            .iter()
+            .any(|end| addresses.contains(end))
+    };
+    let query = Message::new(GET, 0, libc::AF_INET as u8);
+    Netfilter::open()?.dump("tracked flows", query, |entry| {
+        flows.extend(flow(entry).filter(is_of));
+    })?;
+    Ok(flows)
+}
+
+/// Deletes the flows of another namespace that have the same ends as these. One that is not there is done.
+pub fn delete_same_ends(flows: &[Flow]) -> Result<(), Error> {
+    let mut socket = Netfilter::open()?;
+    flows.iter().try_for_each(|flow| {
+        let message =
+            Message::new(DELETE, 0, libc::AF_INET as u8).attr(TUPLE_ORIG | NESTED, &flow.tuple);
+        absent_is_done(socket.request(message).map_err(|e| failed(flow, e)))
+    })
 }
 
 /// Deletes flows, over one socket. One that is gone, or whose ends and number no longer agree, is done.
@@ -68,36 +108,36 @@ fn delete_over(socket: &mut Netfilter, flow: &Flow) -> Result<(), Error> {
     if let Some(zone) = &flow.zone {
         message = message.attr(ZONE, zone);
     }
-    let outcome = socket.request(message).map_err(|e| {
-        let Flow {
-            protocol,
-            src,
-            dst,
-            sport,
-            dport,
-            ..
-        } = flow;
-        Error::io(
-            "delete",
-            format!("the flow {src}:{sport} to {dst}:{dport} of protocol {protocol}"),
-            e,
-        )
-    });
-    absent_is_done(outcome)
+    absent_is_done(socket.request(message).map_err(|e| failed(flow, e)))
+}
+
+fn failed(flow: &Flow, error: std::io::Error) -> Error {
+    let Flow {
+        protocol,
+        src,
+        dst,
+        sport,
+        dport,
+        ..
+    } = flow;
+    let thing = format!("the flow {src}:{sport} to {dst}:{dport} of protocol {protocol}");
+    Error::io("delete", thing, error)
 }
 
 fn flow(entry: &[u8]) -> Option<Flow> {
     let tuple = attr(entry, TUPLE_ORIG)?;
     let (ip, protocol) = (attr(tuple, 1)?, attr(tuple, 2)?);
-    let address = |kind| Some(Ipv4Addr::from(<[u8; 4]>::try_from(attr(ip, kind)?).ok()?));
+    let reply = attr(attr(entry, TUPLE_REPLY)?, 1)?;
+    let address = |ip, kind| Some(Ipv4Addr::from(<[u8; 4]>::try_from(attr(ip, kind)?).ok()?));
     let port = |kind| {
         let bytes = attr(protocol, kind)?.try_into().ok()?;
         Some(u16::from_be_bytes(bytes))
     };
     Some(Flow {
         protocol: *attr(protocol, 1)?.first()?,
-        src: address(1)?,
-        dst: address(2)?,
+        src: address(ip, 1)?,
+        dst: address(ip, 2)?,
+        answers: address(reply, 1)?,
         sport: port(2).unwrap_or(0),
         dport: port(3).unwrap_or(0),
         id: u32::from_be_bytes(attr(entry, ID)?.try_into().ok()?),

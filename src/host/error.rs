@@ -2,6 +2,27 @@
 //! Not here: what to do about it.
 
 use std::io;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use tokio::sync::Notify;
+
+/// What ran out last, 0 for nothing yet.
+static EXHAUSTED: AtomicI32 = AtomicI32::new(0);
+static EXHAUSTION: Notify = Notify::const_new();
+
+/// Notes an errno that says that descriptors are used up: ours (EMFILE) or the host's (ENFILE).
+pub fn note_exhaustion(error: &io::Error) {
+    if let Some(errno @ (libc::EMFILE | libc::ENFILE)) = error.raw_os_error() {
+        EXHAUSTED.store(errno, Ordering::Relaxed);
+        EXHAUSTION.notify_one();
+    }
+}
+
+/// Comes back when descriptors have been used up since it came back last; what the kernel said.
+pub async fn exhaustion() -> io::Error {
+    EXHAUSTION.notified().await;
+    io::Error::from_raw_os_error(EXHAUSTED.load(Ordering::Relaxed))
+}
 
 /// The five answers that a caller may act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +57,7 @@ pub struct Error {
 impl Error {
     /// Wraps an I/O error.
     pub fn io(doing: &'static str, thing: impl Into<String>, source: io::Error) -> Self {
+        note_exhaustion(&source);
         Self {
             doing,
             thing: thing.into(),
@@ -102,5 +124,23 @@ pub fn exists_is_done(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(error) if error.kind == Kind::Exists => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn that_descriptors_are_used_up_is_noted_wherever_it_is_met_and_nothing_else_is() {
+        for errno in [libc::EMFILE, libc::ENFILE] {
+            drop(Error::io("open", "it", io::Error::from_raw_os_error(errno)));
+            drop(Error::io(
+                "open",
+                "it",
+                io::Error::from_raw_os_error(libc::ENOENT),
+            ));
+            assert_eq!(exhaustion().await.raw_os_error(), Some(errno));
+        }
     }
 }

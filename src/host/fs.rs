@@ -79,9 +79,18 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// The whole file, or `None` when there is none.
+/// The whole file, or `None` when there is none. A pipe in its place is not waited for.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
-    match fs::read(path) {
+    let read_all = || -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match read_all() {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) => absent_is_none(Error::io("read", shown(path), error)),
     }
@@ -216,23 +225,6 @@ fn absent_is_none<T>(error: Error) -> Result<Option<T>, Error> {
 
 fn shown(path: &Path) -> String {
     path.display().to_string()
-}
-
-/// Takes the lock on a file, which is made if need be; `None`: another process has it. It ends with the file's descriptor,
-/// so with the process at the latest (`flock(2)`).
-pub fn try_lock(path: &Path) -> Result<Option<File>, Error> {
-    let fail = |error: io::Error| Error::io("lock", shown(path), error);
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(fail)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(fs::TryLockError::WouldBlock) => Ok(None),
-        Err(fs::TryLockError::Error(error)) => Err(fail(error)),
-    }
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Nla};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortData, InfoTun, InfoVeth,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortData,
+    InfoTun, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 
 use super::netlink::{self, Handle};
@@ -38,6 +38,10 @@ pub struct Link {
     pub peer_index: Option<u32>,
     /// What this namespace calls the namespace of its other end (`IFLA_LINK_NETNSID`).
     pub peer_nsid: Option<i32>,
+    /// `IFLA_GROUP`, by which packet filters know links whatever they are called; 0 by default.
+    pub group: u32,
+    /// What it does with IPv4; `None` for a link without it (`lo` and odd ones).
+    pub ipv4: Option<Ipv4>,
     /// What it does with IPv6; `None` when the kernel, or a link with so small an MTU, has none.
     pub ipv6: Option<Ipv6>,
     /// What only TUN and TAP devices have.
@@ -48,11 +52,37 @@ pub struct Link {
     pub port: Option<bridge::Port>,
 }
 
+/// A link's IPv4: its own values of `net.ipv4.conf`, without those of `all`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ipv4 {
+    /// `forwarding`.
+    pub forwarding: i32,
+    /// `accept_redirects`.
+    pub accept_redirects: i32,
+    /// `secure_redirects`.
+    pub secure_redirects: i32,
+    /// `shared_media`.
+    pub shared_media: i32,
+    /// `accept_source_route`.
+    pub accept_source_route: i32,
+    /// `proxy_arp`.
+    pub proxy_arp: i32,
+    /// `arp_accept`.
+    pub arp_accept: i32,
+    /// `arp_announce`.
+    pub arp_announce: i32,
+    /// `arp_ignore`.
+    pub arp_ignore: i32,
+}
+
 /// A link's IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv6 {
     /// `disable_ipv6`: no IPv6 packet comes in or goes out.
     pub disabled: bool,
+    /// `accept_ra`, `autoconf`, `accept_redirects` or `proxy_ndp`: the host takes addresses, routes or next hops from packets that
+    /// come in here, or answers for others.
+    pub configurable: bool,
     /// The kernel gives it no address by itself, and so asks for no router (`IN6_ADDR_GEN_MODE_NONE`).
     pub bare: bool,
 }
@@ -76,6 +106,8 @@ pub struct VethEnd {
     pub mac: [u8; 6],
     /// In bytes.
     pub mtu: u32,
+    /// [`Link::group`].
+    pub group: u32,
 }
 
 /// Changes to a link, all in one message. What is `None` stays as it is. The kernel labels before it sets up.
@@ -93,6 +125,8 @@ pub struct Change {
     pub master: Option<u32>,
     /// Which IPv6 addresses the kernel gives it by itself.
     pub ipv6_addresses: Option<Ipv6Addresses>,
+    /// [`Link::group`].
+    pub group: Option<u32>,
 }
 
 /// IPv6 addresses that the kernel gives a link by itself (`IFLA_INET6_ADDR_GEN_MODE`).
@@ -217,6 +251,8 @@ fn born(end: &VethEnd) -> LinkMessage {
     let mut message = to_message(&Change {
         mac: Some(end.mac),
         mtu: Some(end.mtu),
+        // A group of 0 is what a link is born with: not worth a word.
+        group: Some(end.group).filter(|group| *group != 0),
         ..Change::default()
     });
     message
@@ -246,7 +282,8 @@ fn to_message(change: &Change) -> LinkMessage {
         let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
         LinkAttribute::AfSpecUnspec(vec![inet6])
     });
-    message.attributes = [alias, mac, mtu, master, addresses]
+    let group = change.group.map(LinkAttribute::Group);
+    message.attributes = [alias, mac, mtu, master, addresses, group]
         .into_iter()
         .flatten()
         .collect();
@@ -254,7 +291,7 @@ fn to_message(change: &Change) -> LinkMessage {
 }
 
 /// Whether this kernel speaks IPv6 at all; that does not change while it runs.
-fn has_ipv6() -> bool {
+pub(super) fn has_ipv6() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
     *HAS.get_or_init(|| std::path::Path::new("/proc/sys/net/ipv6").exists())
 }
@@ -276,11 +313,36 @@ pub(super) fn read(message: LinkMessage) -> Link {
             LinkAttribute::Link(index) => link.peer_index = Some(index),
             LinkAttribute::LinkNetNsId(nsid) => link.peer_nsid = Some(nsid),
             LinkAttribute::LinkInfo(infos) => read_infos(&mut link, infos),
-            LinkAttribute::AfSpecUnspec(families) => link.ipv6 = read_ipv6(&families),
+            LinkAttribute::Group(group) => link.group = group,
+            LinkAttribute::AfSpecUnspec(families) => {
+                link.ipv4 = read_ipv4(&families);
+                link.ipv6 = read_ipv6(&families);
+            }
             _ => {}
         }
     }
     link
+}
+
+fn read_ipv4(families: &[AfSpecUnspec]) -> Option<Ipv4> {
+    let inet = families.iter().find_map(|family| match family {
+        AfSpecUnspec::Inet(attributes) => Some(attributes),
+        _ => None,
+    })?;
+    inet.iter().find_map(|attribute| match attribute {
+        AfSpecInet::DevConf(found) => Some(Ipv4 {
+            forwarding: found.forwarding,
+            accept_redirects: found.accept_redirects,
+            secure_redirects: found.secure_redirects,
+            shared_media: found.shared_media,
+            accept_source_route: found.accept_source_route,
+            proxy_arp: found.proxy_arp,
+            arp_accept: found.arp_accept,
+            arp_announce: found.arp_announce,
+            arp_ignore: found.arp_ignore,
+        }),
+        _ => None,
+    })
 }
 
 fn read_ipv6(families: &[AfSpecUnspec]) -> Option<Ipv6> {
@@ -290,11 +352,16 @@ fn read_ipv6(families: &[AfSpecUnspec]) -> Option<Ipv6> {
     })?;
     let mut ipv6 = Ipv6 {
         disabled: false,
+        configurable: false,
         bare: false,
     };
     for attribute in inet6 {
         match attribute {
-            AfSpecInet6::DevConf(settings) => ipv6.disabled = settings.disable_ipv6 == 1,
+            AfSpecInet6::DevConf(found) => {
+                ipv6.disabled = found.disable_ipv6 == 1;
+                let takes = [found.accept_ra, found.autoconf, found.accept_redirects];
+                ipv6.configurable = takes.iter().any(|value| *value != 0) || found.proxy_ndp != 0;
+            }
             AfSpecInet6::AddrGenMode(mode) => ipv6.bare = *mode == In6AddrGenMode::None,
             _ => {}
         }

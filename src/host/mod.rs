@@ -4,23 +4,27 @@
 //! - Over rtnetlink ([`netlink`]): [`link`], [`bridge`] and what is particular to its ports, [`fdb`] (a bridge's forwarding entries),
 //!   [`tap`], [`addr`], [`route`], [`neigh`], [`tc`] (filters where frames come into a link); [`events`] tells of changes.
 //! - Packet filters: [`iptables`], whose rules are [`rule`]s; [`conntrack`].
-//! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`ramdir`], [`image`].
+//! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`ramdir`], [`image`]; what may block, for a bounded time: [`blocking`].
 
 pub mod addr;
+pub mod blocking;
 pub mod bridge;
 pub mod cgroup;
 pub mod conntrack;
 pub mod cpu;
+pub mod cttimeout;
 pub mod error;
 pub mod events;
 pub mod fdb;
 pub mod fs;
+pub mod holders;
 pub mod image;
 pub mod iptables;
 pub mod link;
 pub mod neigh;
 pub mod netlink;
 pub mod netns;
+pub mod private;
 pub mod process;
 pub mod ramdir;
 pub mod route;

@@ -13,6 +13,7 @@ mod at_once;
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{AsyncSocket, Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
+use rustix::net::sockopt::Timeout;
 use tokio::sync::{Mutex, MutexGuard};
 
 use self::at_once::AtOnce;
@@ -270,6 +272,9 @@ pub(super) fn change_here(message: RouteNetlinkMessage, flags: u16) -> io::Resul
     request.serialize(&mut bytes);
 
     let socket = Socket::new(NETLINK_ROUTE)?;
+    // SAFETY: the socket owns its descriptor, which is open as long as it lives.
+    let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+    rustix::net::sockopt::set_socket_timeout(fd, Timeout::Recv, Some(LATE * LATEST as u32))?;
     socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
     let mut buffer = bytes::BytesMut::with_capacity(ANSWER);
     socket.recv(&mut buffer, 0)?;

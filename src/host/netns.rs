@@ -8,13 +8,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
+use super::blocking::within;
 use super::netlink::Handle;
-use super::{Error, Kind};
+use super::{Error, Kind, private};
 
 /// The calling thread's namespace; `/proc/self` would be the main thread's.
 const MINE: &str = "/proc/thread-self/ns/net";
@@ -24,6 +26,10 @@ const NSFS: i64 = 0x6e73_6673;
 
 /// `_IO(0xb7, 0x3)` of `include/uapi/linux/nsfs.h`: answers the `CLONE_NEW*` flag of a namespace.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+
+/// For what waits for the kernel's locks: it is long when hundreds of namespaces are made and removed at once (`pernet_ops_rwsem`,
+/// RTNL).
+const LOCK_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A network namespace, held open: it lives as long as this does. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -88,7 +94,21 @@ impl Netns {
         act: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let this = self.clone();
-        blocking("enter", self.name.to_string(), move || this.run_here(act)).await
+        within(LOCK_DEADLINE, "enter", &*self.name, move || {
+            this.run_here(act)
+        })
+        .await
+    }
+
+    /// The same for what ends by itself within a deadline of its own, such as a program.
+    pub async fn run_for<T: Send + 'static>(
+        &self,
+        deadline: Duration,
+        act: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let this = self.clone();
+        let patience = deadline + LOCK_DEADLINE;
+        within(patience, "enter", &*self.name, move || this.run_here(act)).await
     }
 
     /// A conversation with the namespace's rtnetlink, for one who asks at a time. It holds a socket, and by that the
@@ -127,18 +147,24 @@ pub async fn create(
     prepare: impl FnOnce() -> Result<(), Error> + Send + 'static,
 ) -> Result<Netns, Error> {
     let path = path.to_owned();
-    blocking("create", path.display().to_string(), move || {
-        create_here(&path, prepare)
-    })
+    within(
+        LOCK_DEADLINE,
+        "create",
+        path.display().to_string(),
+        move || create_here(&path, prepare),
+    )
     .await
 }
 
 /// Takes the namespace off `path`; it ends when nobody uses it any more. `Absent` when there is no such file.
 pub async fn delete(path: &Path) -> Result<(), Error> {
     let path = path.to_owned();
-    blocking("delete", path.display().to_string(), move || {
-        delete_here(&path).map_err(|e| Error::io("delete", path.display().to_string(), e))
-    })
+    within(
+        LOCK_DEADLINE,
+        "delete",
+        path.display().to_string(),
+        move || delete_here(&path).map_err(|e| Error::io("delete", path.display().to_string(), e)),
+    )
     .await
 }
 
@@ -161,12 +187,11 @@ fn create_here(path: &Path, prepare: impl FnOnce() -> Result<(), Error>) -> Resu
     let name = path.display().to_string();
     let fail = |e| Error::io("create", &name, e);
     if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).map_err(fail)?;
+        // Who may open what is mounted on could lock it.
+        super::fs::make_dir(dir, 0o700)?;
     }
     // The lock on the plain file below the mount keeps two makers apart; a crash frees it.
-    let place = open_place(path).map_err(fail)?;
-    rustix::fs::flock(&place, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|e| fail(e.into()))?;
+    let _place = lock_place(path).map_err(fail)?;
     open_place(path).map_err(fail)?;
 
     let way_back = WayBack::remember()?;
@@ -185,6 +210,27 @@ fn create_here(path: &Path, prepare: impl FnOnce() -> Result<(), Error>) -> Resu
     made
 }
 
+/// The plain file to mount on, locked. One that somebody without privileges has locked, when he could still open it, is made anew.
+fn lock_place(path: &Path) -> io::Result<File> {
+    let lock = || -> io::Result<(File, io::Result<()>)> {
+        let place = open_place(path)?;
+        let locked = rustix::fs::flock(&place, FlockOperation::NonBlockingLockExclusive);
+        Ok((place, locked.map_err(io::Error::from)))
+    };
+    let (place, locked) = lock()?;
+    match locked {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            if private::is_held(&place) {
+                return Err(error);
+            }
+            fs::remove_file(path)?;
+            let (place, locked) = lock()?;
+            locked.map(|()| place)
+        }
+        locked => locked.map(|()| place),
+    }
+}
+
 /// The plain file to mount on; `AlreadyExists` when a namespace is mounted on it.
 fn open_place(path: &Path) -> io::Result<File> {
     let place = OpenOptions::new()
@@ -192,7 +238,7 @@ fn open_place(path: &Path) -> io::Result<File> {
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0o444)
+        .mode(0o400)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path);
     match place {
@@ -245,18 +291,4 @@ fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
         namespace,
         Some(LinkNameSpaceType::Network),
     )?)
-}
-
-async fn blocking<T: Send + 'static>(
-    doing: &'static str,
-    thing: String,
-    act: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(act).await {
-        Ok(result) => result,
-        Err(failed) => match failed.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(cancelled) => Err(Error::other(doing, thing, cancelled)),
-        },
-    }
 }

@@ -7,6 +7,7 @@
 //! never equal to a rule of ours, never skipped, so that it shows as a difference.
 
 mod generation;
+mod limit;
 mod parse;
 mod ruleset;
 mod write;
@@ -19,6 +20,7 @@ use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 pub use generation::Generation;
+pub use limit::{ConnLimit, Distinct, Rate, Side, SourceRate};
 pub use parse::NotARule;
 pub use ruleset::{Chain, Policy, Ruleset, Table, TableName};
 
@@ -106,12 +108,53 @@ pub struct Match {
     pub tcp_flags: Option<TcpFlags>,
     /// `--ctstate`: any of these; empty: not asked.
     pub ctstate: BTreeSet<CtState>,
+    /// `! --ctstatus CONFIRMED`: the packet makes a new entry in the connection tracking table. Excludes `ctstate`.
+    pub unconfirmed: bool,
+    /// `-m connlimit`.
+    pub connlimit: Option<ConnLimit>,
+    /// `-m limit`: the rate is not exceeded.
+    pub rate: Option<Rate>,
+    /// `-m hashlimit`, packets per second of a source.
+    pub source_rate: Option<SourceRate>,
+    /// `-m hashlimit`, number of distinct destinations. Excludes `source_rate`.
+    pub distinct: Option<Distinct>,
     /// `--mac-source`.
     pub mac_source: Option<Test<[u8; 6]>>,
     /// `-m addrtype --dst-type`: any of these; empty: not asked.
     pub dst_type: BTreeSet<AddrType>,
+    /// `-m devgroup --src-group`: the group of the link a packet came by.
+    pub in_group: Option<LinkGroup>,
+    /// `-m devgroup --dst-group`: the group of the link a packet leaves by.
+    pub out_group: Option<LinkGroup>,
     /// `--comment`: says something to people, matches everything.
     pub comment: Option<String>,
+}
+
+/// Groups of links (`IFLA_GROUP`): those whose number under `mask` is `value`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LinkGroup {
+    /// No bits beyond the mask.
+    pub value: u32,
+    /// The bits that are compared.
+    pub mask: u32,
+}
+
+impl LinkGroup {
+    /// This group alone.
+    pub fn only(value: u32) -> Self {
+        Self {
+            value,
+            mask: u32::MAX,
+        }
+    }
+
+    /// All groups that share these bits.
+    pub fn under(value: u32, mask: u32) -> Self {
+        Self {
+            value: value & mask,
+            mask,
+        }
+    }
 }
 
 /// `-p`.
@@ -179,6 +222,8 @@ pub enum Target {
     Masquerade,
     /// `TCPMSS --clamp-mss-to-pmtu`.
     ClampMss,
+    /// `CT --timeout NAME`: the entry that the packet makes has the timeouts of that policy. Needs TCP.
+    Timeout(String),
 }
 
 /// How a sender is told.
@@ -277,6 +322,36 @@ impl Match {
         self
     }
 
+    /// `-m conntrack ! --ctstatus CONFIRMED`.
+    pub fn unconfirmed(mut self) -> Self {
+        self.unconfirmed = true;
+        self
+    }
+
+    /// `-m connlimit --connlimit-above N --connlimit-mask PREFIX --connlimit-saddr|--connlimit-daddr`.
+    pub fn connlimit(mut self, limit: ConnLimit) -> Self {
+        self.connlimit = Some(limit);
+        self
+    }
+
+    /// `-m limit --limit N/sec --limit-burst M`.
+    pub fn rate(mut self, rate: Rate) -> Self {
+        self.rate = Some(rate);
+        self
+    }
+
+    /// `-m hashlimit --hashlimit-above N/sec --hashlimit-mode srcip`.
+    pub fn source_rate(mut self, rate: SourceRate) -> Self {
+        self.source_rate = Some(rate);
+        self
+    }
+
+    /// `-m hashlimit --hashlimit-mode dstip --hashlimit-htable-max N`.
+    pub fn distinct(mut self, distinct: Distinct) -> Self {
+        self.distinct = Some(distinct);
+        self
+    }
+
     /// `-m mac --mac-source mac`.
     pub fn mac_source(mut self, mac: [u8; 6]) -> Self {
         self.mac_source = Some(Test::Is(mac));
@@ -292,6 +367,18 @@ impl Match {
     /// `-m addrtype --dst-type a,b`.
     pub fn dst_type(mut self, types: impl IntoIterator<Item = AddrType>) -> Self {
         self.dst_type = types.into_iter().collect();
+        self
+    }
+
+    /// `-m devgroup --src-group group`.
+    pub fn in_group(mut self, group: LinkGroup) -> Self {
+        self.in_group = Some(group);
+        self
+    }
+
+    /// `-m devgroup --dst-group group`.
+    pub fn out_group(mut self, group: LinkGroup) -> Self {
+        self.out_group = Some(group);
         self
     }
 

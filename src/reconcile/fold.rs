@@ -46,7 +46,10 @@ impl House {
         let pages = LADDER.map(|rung| (rung, world.page(uid, rung)));
         let mut conditions: Vec<ConditionView> = pages
             .iter()
-            .filter_map(|(rung, page)| Some(shown(rung.to_string(), &page.as_ref()?.condition)))
+            .filter_map(|(rung, page)| {
+                let condition = of_generation(&page.as_ref()?.condition, vm.meta.generation);
+                Some(shown(rung.to_string(), &condition))
+            })
             .collect();
         let ready = world.is_ready(vm);
         conditions.push(shown("Ready".into(), &fold(&vm.meta, ready, &pages)));
@@ -371,6 +374,22 @@ fn meta(meta: &Meta) -> MetaView {
         created_at: meta.created_at,
         deleting: meta.deleting,
         finalizers: Vec::new(),
+    }
+}
+
+/// What was observed of an older generation says nothing of this one.
+fn of_generation(condition: &Condition, generation: u64) -> Condition {
+    let observed = condition.observed_generation;
+    match condition.status == Status::True && observed != generation {
+        true => Condition {
+            status: Status::Unknown,
+            reason: Reason::Waiting,
+            message: format!(
+                "generation {generation} has not been observed yet; it was True of generation {observed}"
+            ),
+            ..condition.clone()
+        },
+        false => condition.clone(),
     }
 }
 

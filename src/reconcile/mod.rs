@@ -12,10 +12,12 @@ pub mod disk;
 pub mod engine;
 pub mod explain;
 pub mod firewall;
+pub mod flows;
 pub mod fold;
 pub mod ground;
 pub mod group;
 pub mod life;
+pub mod limits;
 pub mod net;
 pub mod orphans;
 pub mod processes;
@@ -63,6 +65,11 @@ pub trait Reconcile: Sync {
         false
     }
 
+    /// The program that takes this step, and how long it may: told while it runs. None: no program does.
+    fn program(&self, _: &Self::Action) -> Option<Program> {
+        None
+    }
+
     /// Looks. What cannot be seen is an error, never "absent".
     fn observe(
         &self,
@@ -75,6 +82,15 @@ pub trait Reconcile: Sync {
         desired: &Self::Desired,
         action: &Self::Action,
     ) -> impl Future<Output = Result<(), host::Error>> + Send;
+}
+
+/// A program that takes a step, and its deadline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// As people know it.
+    pub name: &'static str,
+    /// Then it is killed.
+    pub deadline: Duration,
 }
 
 /// What is waited for without anybody standing by.

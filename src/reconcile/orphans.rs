@@ -20,6 +20,7 @@ use crate::api::vm::Vm;
 use crate::host::netns::Netns;
 use crate::host::{self, Kind, fs, link, netns};
 use crate::owner::{self, Label, Owner};
+use crate::store::World;
 
 /// What is to become of something that carries a label and has no object.
 #[derive(Debug)]
@@ -86,7 +87,16 @@ impl Engine {
                 labels.insert(self.instance.vm_label(&meta.name, meta.uid));
             }
         }
-        labels.extend(self.processes.rung.claimed(&self.instance).await?);
+        let users = self.store.read(World::vmm_users);
+        self.processes.rung.note_users(users);
+        let running = self.processes.rung.claimed(&self.instance).await?;
+        let told: HashSet<Uid> = labels.iter().map(owner::uid_of).collect();
+        // What else is left of the VM may tell its name where its process does not.
+        labels.extend(
+            running
+                .into_iter()
+                .filter(|label| !told.contains(&owner::uid_of(label))),
+        );
         let named: HashSet<Name> = self
             .store
             .read(|world| world.vms().map(|vm| vm.meta.name.clone()).collect());
@@ -100,11 +110,8 @@ impl Engine {
     async fn unreferenced(&self) -> Result<Vec<Label>, host::Error> {
         let claimed = self.claimed().await?;
         Ok(self.store.read(|world| {
-            let unwanted = |label: &Label| match &label.owner {
-                Owner::Vm { uid, .. } => world.vm(*uid).is_none(),
-                Owner::Ground => false,
-            };
-            claimed.into_iter().filter(unwanted).collect()
+            let orphans = claimed.into_iter();
+            orphans.filter(|label| is_orphan(world, label)).collect()
         }))
     }
     /// What no object has. VMs whose objects were lost are adopted on the way.
@@ -190,6 +197,14 @@ impl Engine {
     fn label(&self, text: Option<&str>) -> Option<Label> {
         let label: Label = text?.parse().ok()?;
         (label.instance == self.instance).then_some(label)
+    }
+}
+
+/// Whether no object describes what bears this label; [`Engine::judge_orphan`] says what follows from that.
+pub(super) fn is_orphan(world: &World, label: &Label) -> bool {
+    match &label.owner {
+        Owner::Vm { uid, .. } => world.vm(*uid).is_none(),
+        Owner::Ground => false,
     }
 }
 

@@ -21,6 +21,8 @@ use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::storage::Storage;
 use crate::api::vm::{Hypervisor, VmSpec};
+use crate::api::vmm_ids::IdRange;
+use crate::host::blocking::{self, FILE_DEADLINE};
 use crate::host::fs;
 use crate::host::process::{self, Identity, Life, Record};
 use crate::owner::{self, Label, Owner, RunDir};
@@ -56,6 +58,14 @@ impl Processes {
             programs: Programs::default(),
             machine: OnceCell::new(),
             watches: Mutex::default(),
+        }
+    }
+
+    /// The same, for VMMs whose users are given out of this range.
+    pub fn with_users(self, range: IdRange) -> Self {
+        Self {
+            rung: Vmm::with_users(range),
+            ..self
         }
     }
 
@@ -105,9 +115,7 @@ impl Processes {
             // Its own disk is still to be made.
             let own = disks.own.disk();
             let files = confined.iter().flat_map(|confined| &confined.files);
-            files
-                .filter(|file| file.path != own)
-                .try_for_each(readable)?;
+            all_readable(files.filter(|file| file.path != own).cloned()).await?;
         }
         if let (None, Some(launch)) = (&confined, &mut want) {
             // It has ended since it was decided that it needs no user: the next look gives it one.
@@ -133,7 +141,9 @@ impl Processes {
         label: &Label,
         connection: Option<&Connection>,
     ) -> Result<(), String> {
-        let disks = storage::anew(&spec.storage, &self.whose(name, label, None)?)?;
+        let disks = self
+            .of_storage(&spec.storage, name, label, None, storage::anew)
+            .await?;
         if spec.hypervisor == Hypervisor::None {
             return Ok(());
         }
@@ -151,15 +161,14 @@ impl Processes {
             vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
         }
         let own = disks.own.disk();
-        let mut files = opened(spec, &disks.all).filter(|file| file.path != own);
-        files.try_for_each(|file| readable(&file))
+        all_readable(opened(spec, &disks.all).filter(|file| file.path != own)).await
     }
 
     /// With what it would be started now, on what.
     async fn fresh(&self, spec: &VmSpec, kernel: &Path) -> Result<(Program, Machine), String> {
         let named = spec.life.program.as_deref();
         let program = self.programs.get(spec.hypervisor, named).await?;
-        are_there([Some(kernel), spec.initrd_file.as_deref()])?;
+        are_there([Some(kernel), spec.initrd_file.as_deref()]).await?;
         let machine = self.machine(spec.hypervisor, &program, kernel).await?;
         Ok((program, machine))
     }
@@ -186,7 +195,7 @@ impl Processes {
                     .await?
             }
             false => {
-                are_there([Some(kernel), spec.initrd_file.as_deref()])?;
+                are_there([Some(kernel), spec.initrd_file.as_deref()]).await?;
                 self.machine(hypervisor, &program, kernel).await?
             }
         };
@@ -287,10 +296,44 @@ impl Processes {
     ///
     /// # Errors
     /// Why it cannot have them, in words.
-    pub fn disks(&self, storage: &Storage, name: &Name, label: &Label) -> Result<Disks, String> {
+    pub async fn disks(
+        &self,
+        storage: &Storage,
+        name: &Name,
+        label: &Label,
+    ) -> Result<Disks, String> {
         let running = self.running(owner::uid_of(label));
         let user = running.map(|running| running.pid);
-        storage::disks(storage, &self.whose(name, label, user)?)
+        if storage.image.is_none() && storage.disks.is_empty() {
+            return storage::disks(storage, &self.whose(name, label, user)?);
+        }
+        self.of_storage(storage, name, label, user, storage::disks)
+            .await
+    }
+
+    /// On a thread that may block: an image may lie on a file system whose server does not answer.
+    async fn of_storage(
+        &self,
+        storage: &Storage,
+        name: &Name,
+        label: &Label,
+        user: Option<u32>,
+        look: fn(&Storage, &Whose<'_>) -> Result<Disks, String>,
+    ) -> Result<Disks, String> {
+        let boot = fs::boot_id().map_err(|error| error.to_string())?;
+        let (dir, storage) = (self.disk_dir.clone(), storage.clone());
+        let (name, label) = (name.clone(), label.clone());
+        off_thread(move || {
+            let whose = Whose {
+                dir: &dir,
+                boot,
+                name: &name,
+                label: &label,
+                user,
+            };
+            look(&storage, &whose)
+        })
+        .await
     }
 
     fn whose<'a>(
@@ -391,8 +434,30 @@ impl Processes {
     }
 }
 
-fn are_there(files: [Option<&Path>; 2]) -> Result<(), String> {
-    let missing = files.into_iter().flatten().find(|file| !file.is_file());
+/// A look at files that a user named.
+async fn off_thread<T: Send + 'static>(
+    look: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let looked = blocking::within(FILE_DEADLINE, "look at", "the files of the VM", || {
+        Ok(look())
+    });
+    looked
+        .await
+        .map_err(|error| format!("{error}: {}", error.source))?
+}
+
+async fn all_readable(files: impl Iterator<Item = Disk>) -> Result<(), String> {
+    let files: Vec<Disk> = files.collect();
+    off_thread(move || files.iter().try_for_each(readable)).await
+}
+
+async fn are_there(files: [Option<&Path>; 2]) -> Result<(), String> {
+    let files: Vec<PathBuf> = files.into_iter().flatten().map(Path::to_owned).collect();
+    off_thread(move || all_there(&files)).await
+}
+
+fn all_there(files: &[PathBuf]) -> Result<(), String> {
+    let missing = files.iter().find(|file| !file.is_file());
     match missing {
         Some(missing) => Err(format!("{} is no file on this host", missing.display())),
         None => Ok(()),

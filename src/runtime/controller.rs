@@ -4,13 +4,19 @@
 //! # Why some runs stand aside
 //! A run that waits for somebody else's process to come up works on nothing meanwhile, and its place is of more use to another key.
 //! Those that stand aside are bounded, too: what they wait for competes for the same processors.
+//!
+//! # Why slow runs release their worker
+//! A run that takes longer than [`SLOW`] most likely hangs: in a program, in the kernel, in a file system whose server is gone. Its
+//! deadline ends it, but until then it is not to keep other keys from being run. It competes for nothing, so there may be more of
+//! those; they are bounded by what they hold open.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{Id, JoinSet};
@@ -48,46 +54,160 @@ impl<K> Waker<K> {
 }
 
 /// How many times as many runs may stand aside as run at once.
-const ASIDE: usize = 3;
+pub const ASIDE: usize = 3;
+
+/// A run that takes longer releases its worker.
+pub const SLOW: Duration = Duration::from_millis(500);
+
+/// The same for a key that has failed: most likely it hangs again.
+const SLOW_AGAIN: Duration = Duration::from_millis(100);
+
+/// How many slow runs may have released their workers at the same time, unless somebody says otherwise.
+pub const SLOW_RUNS: usize = 256;
 
 tokio::task_local! {
-    static PLACES: Arc<Places>;
+    static RUN: Arc<Run>;
 }
 
-/// Who of the runs stands aside.
+/// A run under way.
+#[derive(Debug)]
+struct Run {
+    places: Arc<Places>,
+    /// It counts no more among those that have a worker.
+    released: AtomicBool,
+}
+
+/// The runs that have released their workers.
 #[derive(Debug, Default)]
 struct Places {
-    aside: AtomicUsize,
-    limit: usize,
+    aside: Sort,
+    slow: Sort,
+    outside: Sort,
     changed: Notify,
+}
+
+/// So many of a sort.
+#[derive(Debug, Default)]
+struct Sort {
+    taken: AtomicUsize,
+    limit: usize,
+}
+
+impl Sort {
+    fn of(limit: usize) -> Self {
+        Self {
+            limit,
+            ..Self::default()
+        }
+    }
+}
+
+impl Places {
+    fn released(&self) -> usize {
+        [&self.aside, &self.slow, &self.outside]
+            .map(|sort| sort.taken.load(Ordering::Relaxed))
+            .iter()
+            .sum()
+    }
+}
+
+/// Why a run releases its worker.
+#[derive(Clone, Copy, Debug)]
+enum Why {
+    /// It waits for somebody else's process.
+    Aside,
+    /// It takes long.
+    Slow,
+    /// What it waits for is bounded elsewhere.
+    Outside,
 }
 
 /// Waits without taking up one of the places that runs share. Outside of a run, and where too many do so already, it is a plain wait.
 pub async fn stand_aside<W: Future>(wait: W) -> W::Output {
-    let stands = PLACES.try_with(Arc::clone).ok().and_then(Aside::take);
+    let released = Released::of_this_run(Why::Aside).or_else(Released::in_name);
     let done = wait.await;
-    drop(stands);
+    drop(released);
     done
 }
 
-/// A run that stands aside, until it is dropped.
-struct Aside(Arc<Places>);
+/// Waits without a worker, however many do: for what is bounded elsewhere, such as copies of images.
+pub async fn without_worker<W: Future>(wait: W) -> W::Output {
+    let released = Released::of_this_run(Why::Outside);
+    let done = wait.await;
+    drop(released);
+    done
+}
 
-impl Aside {
-    fn take(places: Arc<Places>) -> Option<Self> {
-        let more = |aside| (aside < places.limit).then_some(aside + 1);
-        let taken = places
-            .aside
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.ok()?;
-        places.changed.notify_one();
-        Some(Self(places))
+/// Runs to its end, without a worker once it is slow.
+async fn hand_over<R: Future>(run: R, patience: Duration) -> R::Output {
+    let mut run = Box::pin(run);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut run => return done,
+            () = tokio::time::sleep(patience) => {}
+        }
+        // It may wait without one already.
+        if let Some(_released) = Released::of_this_run(Why::Slow) {
+            return run.await;
+        }
     }
 }
 
-impl Drop for Aside {
+/// A run without a worker, until this is dropped.
+struct Released {
+    run: Arc<Run>,
+    /// None: it has one, and is not to be taken for a slow one either.
+    why: Option<Why>,
+}
+
+impl Released {
+    fn of_this_run(why: Why) -> Option<Self> {
+        let run = RUN.try_with(Arc::clone).ok()?;
+        if run.released.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        let sort = run.places.sort(why);
+        let more = |taken| (taken < sort.limit).then_some(taken + 1);
+        let taken = sort
+            .taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        if taken.is_err() {
+            run.released.store(false, Ordering::Relaxed);
+            return None;
+        }
+        run.places.changed.notify_one();
+        Some(Self {
+            run,
+            why: Some(why),
+        })
+    }
+
+    /// Those that wait for processes are bounded: one too many keeps its worker, however long it takes.
+    fn in_name() -> Option<Self> {
+        let run = RUN.try_with(Arc::clone).ok()?;
+        let first = !run.released.swap(true, Ordering::Relaxed);
+        first.then_some(Self { run, why: None })
+    }
+}
+
+impl Drop for Released {
     fn drop(&mut self) {
-        self.0.aside.fetch_sub(1, Ordering::Relaxed);
+        if let Some(why) = self.why {
+            let sort = self.run.places.sort(why);
+            sort.taken.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.run.released.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Places {
+    fn sort(&self, why: Why) -> &Sort {
+        match why {
+            Why::Aside => &self.aside,
+            Why::Slow => &self.slow,
+            Why::Outside => &self.outside,
+        }
     }
 }
 
@@ -97,6 +217,7 @@ pub struct Controller<K> {
     wakes: mpsc::UnboundedReceiver<Wake<K>>,
     idle: watch::Sender<bool>,
     width: usize,
+    slow: usize,
 }
 
 /// A controller that runs `width` keys at once, its waker, and whether nothing is due or running.
@@ -108,6 +229,7 @@ pub fn controller<K>(width: usize) -> (Controller<K>, Waker<K>, watch::Receiver<
         wakes: inbox,
         idle,
         width,
+        slow: SLOW_RUNS,
     };
     (controller, Waker { wakes }, is_idle)
 }
@@ -116,6 +238,11 @@ impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
     /// The same, running so many keys at once.
     pub fn with_width(self, width: usize) -> Self {
         Self { width, ..self }
+    }
+
+    /// The same, with so many slow runs beside.
+    pub fn with_slow(self, slow: usize) -> Self {
+        Self { slow, ..self }
     }
 
     /// Until `stop` completes: then no new run starts, and the ones under way are finished.
@@ -127,21 +254,30 @@ impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
         let mut runs = JoinSet::new();
         let mut keys: HashMap<Id, K> = HashMap::new();
         let places = Arc::new(Places {
-            limit: self.width.saturating_mul(ASIDE),
+            aside: Sort::of(self.width.saturating_mul(ASIDE)),
+            slow: Sort::of(self.slow),
+            outside: Sort::of(usize::MAX),
             ..Places::default()
         });
         tokio::pin!(stop);
         loop {
             self.take_in();
             let now = clock::monotonic();
-            let full =
-                |runs: &JoinSet<_>| runs.len() >= self.width + places.aside.load(Ordering::Relaxed);
+            let full = |runs: &JoinSet<_>| runs.len() >= self.width + places.released();
             while !full(&runs)
                 && let Some(key) = self.queue.take(now)
             {
                 trace!(?key, "look");
                 let failures = self.queue.failures(&key);
-                let run = PLACES.scope(Arc::clone(&places), run(key.clone(), failures));
+                let this = Arc::new(Run {
+                    places: Arc::clone(&places),
+                    released: AtomicBool::new(false),
+                });
+                let patience = match failures {
+                    0 => SLOW,
+                    _ => SLOW_AGAIN,
+                };
+                let run = RUN.scope(this, hand_over(run(key.clone(), failures), patience));
                 let task = runs.spawn(run);
                 keys.insert(task.id(), key);
             }

@@ -206,6 +206,7 @@ impl World {
         self.groups()
             .filter_map(|group| match &group.spec.template.network {
                 NetworkSpec::Bridge(BridgeSpec {
+                    max_connections: None,
                     addresses: Addresses::Listed(listed),
                     ..
                 }) => Some(listed.iter().filter(|ip| subnet.contains(**ip))),

@@ -39,6 +39,7 @@ fn group(name: &str) -> HostGroup {
                 initrd_file: None,
                 dns_servers: vec![],
                 network: NetworkSpec::Isolated(IsolatedSpec {
+                    max_connections: None,
                     range: None,
                     policy: Policy::default(),
                     tap_owner: TapOwner::default(),

@@ -119,6 +119,9 @@ pub struct Footing {
     /// Subnets in which CNI plugins have given addresses to VMs: isolated VMs do not reach these.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub plugged: BTreeSet<Ipv4Network>,
+    /// `max_connections` of the groups, by the pool or the bridge's subnet: the smallest where several share a subnet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub max_connections: BTreeMap<Ipv4Network, u32>,
 }
 
 impl Footing {
@@ -145,6 +148,8 @@ impl Footing {
             openings: &self.openings & &other.openings,
             bridges,
             plugged: &self.plugged & &other.plugged,
+            // A limit is not carried for anybody: it is written again with the rules.
+            max_connections: self.max_connections.clone(),
         }
     }
 
@@ -359,6 +364,12 @@ impl World {
         self.vmm_ids.get(&uid).copied()
     }
 
+    /// Which VM has which user for its VMM.
+    pub fn vmm_users(&self) -> HashMap<u32, Uid> {
+        let users = self.vmm_ids.iter();
+        users.map(|(uid, user)| (*user, *uid)).collect()
+    }
+
     pub(super) fn note_vmm_id(&mut self, uid: Uid, id: u32) {
         self.vmm_ids.insert(uid, id);
         self.ids_taken.insert(id, uid);
@@ -392,6 +403,10 @@ impl World {
                     footing.bridge(&bridge.bridge, gateway);
                 }
                 (NetworkSpec::Bridge(_) | NetworkSpec::Cni(_), _) => {}
+            }
+            if let Some(most) = group.spec.template.network.max_connections() {
+                let limit = footing.max_connections.entry(pool.range).or_insert(most);
+                *limit = most.min(*limit);
             }
             let policy = group.spec.template.network.policy();
             let openings = policy.into_iter().flat_map(Policy::host_openings);

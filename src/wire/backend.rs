@@ -153,6 +153,9 @@ pub trait Backend: Send + Sync + 'static {
     /// How other machines reach the VMs of a group: only a bridge group's can be.
     fn route(&self, group: Name) -> impl Future<Output = Result<Reach, Refusal>> + Send;
 
+    /// A connection could not be accepted: descriptors or memory are short.
+    fn exhausted(&self, _: &io::Error) {}
+
     /// Who answers.
     fn version(&self) -> impl Future<Output = Server> + Send;
 }

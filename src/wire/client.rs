@@ -33,6 +33,10 @@ use crate::api::vm::PowerVerb;
 /// How long an answer may take to begin. `gc` and `doctor` look at the whole host.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often, and how far apart, a socket is tried at which too many are waiting already: 5 s.
+const BACKLOG_TRIES: u32 = 500;
+const BACKLOG_PAUSE: Duration = Duration::from_millis(10);
+
 /// Talks to the daemon behind one socket.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -333,15 +337,26 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<UnixStream> {
-        UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| match source.kind() {
+        let mut tries = 0;
+        loop {
+            let source = match UnixStream::connect(&self.socket).await {
+                Ok(stream) => return Ok(stream),
+                Err(source) => source,
+            };
+            return Err(match source.kind() {
+                // EAGAIN: its backlog is full (unix(7)).
+                io::ErrorKind::WouldBlock if tries < BACKLOG_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(BACKLOG_PAUSE).await;
+                    continue;
+                }
                 io::ErrorKind::PermissionDenied => ClientError::Denied(self.socket.clone()),
                 _ => ClientError::Unreachable {
                     socket: self.socket.clone(),
                     source,
                 },
-            })
+            });
+        }
     }
 
     fn broken(&self, why: impl ToString) -> ClientError {

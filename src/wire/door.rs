@@ -89,6 +89,16 @@ impl Door {
         &self.path
     }
 
+    /// The next connection, and whose it is.
+    ///
+    /// # Errors
+    /// accept(2)'s, EMFILE and its like among them.
+    pub async fn accept(&self) -> io::Result<(UnixStream, Peer)> {
+        let (stream, _) = self.listener.accept().await?;
+        let peer = self.peer(&stream);
+        Ok((stream, peer))
+    }
+
     fn peer(&self, stream: &UnixStream) -> Peer {
         match stream.peer_cred() {
             Ok(cred) => Peer {
@@ -120,22 +130,10 @@ impl Drop for Door {
     }
 }
 
-impl axum::serve::Listener for Door {
-    type Io = UnixStream;
-    type Addr = Peer;
-
-    async fn accept(&mut self) -> (UnixStream, Peer) {
-        let (stream, _) = axum::serve::Listener::accept(&mut self.listener).await;
-        let peer = self.peer(&stream);
-        (stream, peer)
-    }
-
-    fn local_addr(&self) -> io::Result<Peer> {
-        Ok(Peer {
-            uid: rustix::process::geteuid().as_raw(),
-            pid: i32::try_from(std::process::id()).ok(),
-            admitted: true,
-        })
+impl Peer {
+    /// Root or the daemon's own user: places are kept for them.
+    pub fn is_privileged(&self) -> bool {
+        self.uid == 0 || self.uid == rustix::process::geteuid().as_raw()
     }
 }
 

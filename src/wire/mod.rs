@@ -19,14 +19,21 @@
 //! | `GET /v1/route/{group}` | [`Reach`](crate::api::view::Reach) |
 //!
 //! "Lines" are `application/x-ndjson`: one JSON value a line, flushed as it comes. What fails answers 400 (the request
-//! makes no sense), 403 (the peer may not ask), 404, 409, 413, 422 or 500 with a [`Problem`](crate::api::view::Problem).
+//! makes no sense), 403 (the peer may not ask), 404, 409, 413, 422, 500 or 503 (too much at once; try again) with a [`Problem`](crate::api::view::Problem).
 
+mod admission;
 pub mod backend;
 pub mod client;
+mod connections;
 pub mod door;
+mod guarded;
+pub mod limits;
+mod listener;
 pub mod packet;
+mod problem;
 pub mod server;
 
 pub use backend::{Backend, Effect, Refusal, Span};
 pub use client::Client;
 pub use door::Door;
+pub use listener::{serve, serve_within};

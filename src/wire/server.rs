@@ -2,42 +2,31 @@
 //! Not here: who may connect (see [`super::door`]), what the answers mean.
 
 use std::convert::Infallible;
-use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::connect_info::Connected;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{
-    ConnectInfo, DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State,
-};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::admission::{Room, admit};
 use super::backend::{Backend, Effect, Refusal, Span};
-use super::door::{Door, Peer};
+use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
 use super::packet;
+use super::problem::problem;
 use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
-use crate::api::view::{Applied, Kind, Problem, Source};
+use crate::api::view::{Applied, Kind, Source};
 use crate::api::vm::PowerVerb;
-
-/// One manifest's text at most, in bytes.
-pub const MANIFEST_LIMIT: usize = 1 << 20;
-/// One request's body at most, in bytes.
-pub const BODY_LIMIT: usize = 16 << 20;
-/// How long requests may run on after the stop, so that the daemon's own 2 s hold.
-const GRACE: Duration = Duration::from_millis(500);
 
 /// The body of `apply`, `diff` and `names`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,32 +35,17 @@ pub struct Sources {
     pub sources: Vec<Source>,
 }
 
-struct Shared<B> {
-    backend: B,
-    stop: CancellationToken,
+/// What all requests share.
+pub(super) struct Shared<B> {
+    pub(super) backend: B,
+    /// Streams end with it.
+    pub(super) stop: CancellationToken,
 }
 
 type Hall<B> = State<Arc<Shared<B>>>;
 
-/// Serves until `stop` is cancelled; streams end then, other requests get half a second.
-pub async fn serve<B: Backend>(door: Door, backend: B, stop: CancellationToken) -> io::Result<()> {
-    let app = router(Arc::new(Shared {
-        backend,
-        stop: stop.clone(),
-    }));
-    let serving = axum::serve(door, app.into_make_service_with_connect_info::<Caller>())
-        .with_graceful_shutdown(stop.clone().cancelled_owned());
-    let deadline = async {
-        stop.cancelled().await;
-        tokio::time::sleep(GRACE).await;
-    };
-    tokio::select! {
-        served = serving.into_future() => served,
-        () = deadline => Ok(()),
-    }
-}
-
-fn router<B: Backend>(shared: Arc<Shared<B>>) -> Router {
+/// All that may be asked.
+pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, room: Arc<Room>) -> Router {
     Router::new()
         .route("/v1/version", get(version::<B>))
         .route("/v1/apply", post(apply::<B>))
@@ -96,34 +70,8 @@ fn router<B: Backend>(shared: Arc<Shared<B>>) -> Router {
         .fallback(nowhere)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn(admit))
+        .layer(middleware::from_fn_with_state(room, admit))
         .with_state(shared)
-}
-
-/// The peer of a connection, as axum hands it on.
-#[derive(Clone, Debug)]
-struct Caller(Peer);
-
-impl Connected<IncomingStream<'_, Door>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
-        Self(stream.remote_addr().clone())
-    }
-}
-
-async fn admit(
-    ConnectInfo(Caller(peer)): ConnectInfo<Caller>,
-    request: Request,
-    next: Next,
-) -> Response {
-    if peer.admitted {
-        return next.run(request).await;
-    }
-    tracing::warn!(uid = peer.uid, pid = peer.pid, "refused a peer");
-    let error = format!(
-        "user {} may not talk to sliced: only root, its own user and the socket's group may",
-        peer.uid
-    );
-    problem(StatusCode::FORBIDDEN, error, Vec::new())
 }
 
 async fn version<B: Backend>(State(hall): Hall<B>) -> Response {
@@ -358,15 +306,29 @@ where
 }
 
 fn bounded(body: Sources) -> Result<Vec<Source>, Refusal> {
-    let too_long = |source: &Source| source.text.len() > MANIFEST_LIMIT;
-    match body.sources.iter().find(|source| too_long(source)) {
-        None => Ok(body.sources),
-        Some(source) => Err(Refusal::Invalid(vec![format!(
-            "{}: {} bytes are more than a manifest may have ({MANIFEST_LIMIT})",
-            source.name,
-            source.text.len()
-        )])),
+    let found = body.sources.len();
+    if found > SOURCES_LIMIT {
+        let why =
+            format!("found {found} manifests in one request, expected at most {SOURCES_LIMIT}");
+        return Err(Refusal::Invalid(vec![why]));
     }
+    for Source { name, text } in &body.sources {
+        if name.len() > SOURCE_NAME_LIMIT {
+            let found = name.len();
+            let why = format!(
+                "a manifest's name has {found} bytes, expected at most {SOURCE_NAME_LIMIT}"
+            );
+            return Err(Refusal::Invalid(vec![why]));
+        }
+        if text.len() > MANIFEST_LIMIT {
+            let found = text.len();
+            let why = format!(
+                "{name}: {found} bytes are more than a manifest may have ({MANIFEST_LIMIT})"
+            );
+            return Err(Refusal::Invalid(vec![why]));
+        }
+    }
+    Ok(body.sources)
 }
 
 /// A stream as lines of JSON. Ends with the daemon, so that a watch does not hold up its end.
@@ -448,8 +410,4 @@ impl IntoResponse for Refused {
             Refusal::Failed(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, error, Vec::new()),
         }
     }
-}
-
-fn problem(status: StatusCode, error: String, problems: Vec<String>) -> Response {
-    (status, Json(Problem { error, problems })).into_response()
 }

@@ -17,7 +17,7 @@ use slicectl::api::on_demand::NewVm;
 use slicectl::api::policy::Packet;
 use slicectl::api::view::*;
 use slicectl::api::vm::{Hypervisor, Power, PowerVerb};
-use slicectl::wire::{Backend, Door, Effect, Refusal, Span, packet, server};
+use slicectl::wire::{self, Backend, Door, Effect, Refusal, Span, packet};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -70,7 +70,7 @@ impl Fixture {
         let runtime = self.runtime.as_ref().unwrap();
         let _inside = runtime.enter();
         let door = Door::open(&self.socket(), "no-such-group").unwrap();
-        runtime.spawn(server::serve(door, self.world.clone(), self.stop.clone()));
+        runtime.spawn(wire::serve(door, self.world.clone(), self.stop.clone()));
     }
 }
 
@@ -239,9 +239,11 @@ impl Backend for World {
         match name {
             None => Ok(List {
                 items: self.select(kind, None),
+                more: 0,
             }),
             Some(name) => Ok(List {
                 items: vec![self.find(kind, &name)?],
+                more: 0,
             }),
         }
     }

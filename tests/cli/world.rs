@@ -138,6 +138,7 @@ fn spec(hypervisor: Hypervisor) -> VmSpec {
         storage: Default::default(),
         life: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
+            max_connections: None,
             range: Some("169.254.100.0/22".parse().unwrap()),
             policy: policy(),
             tap_owner: Default::default(),
@@ -323,6 +324,7 @@ fn lease_object(vm: &str, number: u8) -> Object {
 pub fn other_modes() -> Vec<Object> {
     let bridge = |group: &str| {
         NetworkSpec::Bridge(BridgeSpec {
+            max_connections: None,
             bridge: "brvm0".into(),
             tap_prefix: format!("t-{group}-"),
             gateway: Some("192.168.137.1/24".parse().unwrap()),
@@ -444,11 +446,13 @@ pub fn leftovers() -> Vec<Leftover> {
             kept: None,
             thing: "link slabcdeaaaaaa77".into(),
             owner: "vm/gone-1@00000000-0000-4000-8000-000000000077".into(),
+            still_there: None,
         },
         Leftover {
             kept: None,
             thing: "chain SLICE-abcde-OLD".into(),
             owner: "ground".into(),
+            still_there: None,
         },
     ]
 }

@@ -320,3 +320,54 @@ async fn check_stops_at_the_first_complaint() {
     let again = stage.runtime.check(&network, &blue()).await.unwrap();
     assert_eq!(again, Outcome::Done);
 }
+
+#[tokio::test]
+async fn whatever_a_plugin_does_an_operation_ends_in_time() {
+    // What it does instead of the recording plugin; whether its answer counts.
+    let answer = r#"printf '{"cniVersion":"1.0.0","interfaces":[{"name":"one"}]}'"#;
+    let table = [
+        (format!("{answer}; sleep 60 & echo $! >>pids"), true),
+        (format!("{answer}; setsid sleep 5 & exit 0"), true),
+        (
+            "trap '' TERM INT HUP; echo $$ >>pids; sleep 60".to_owned(),
+            false,
+        ),
+        ("echo $$ >>pids; kill -STOP $$; sleep 60".to_owned(), false),
+        (
+            "echo $$ >>pids; while :; do echo endless; done".to_owned(),
+            false,
+        ),
+        (
+            "echo $$ >>pids; while :; do echo endless >&2; done".to_owned(),
+            false,
+        ),
+        ("exec >&- 2>&-; echo $$ >>pids; sleep 60".to_owned(), false),
+    ];
+    for (what, answers) in table {
+        let mut stage = Stage::new();
+        let network = stage.chain("1.0.0", &["one"]);
+        stage.runtime.deadline = Duration::from_millis(1500);
+        let heard = stage.path("heard");
+        fs::create_dir_all(&heard).unwrap();
+        fs::write(heard.join("pids"), "").unwrap();
+        let script = format!("#!/bin/sh\ncd {}\n{what}\n", heard.display());
+        fs::write(stage.path("bin/one"), script).unwrap();
+        let begin = std::time::Instant::now();
+        let added = stage.runtime.add(&network, &blue()).await;
+        let took = begin.elapsed();
+        assert!(took < Duration::from_secs(4), "{what}: {took:?}");
+        match added {
+            Ok(result) if answers => {
+                assert_eq!(result.interfaces[0].name, "one");
+                // What a plugin that succeeded leaves running is its own affair: here it is ours.
+                let left = fs::read_to_string(heard.join("pids")).unwrap();
+                for pid in left.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+                    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
+            }
+            Err(Error::Deadline { .. }) if !answers => assert_gone(&stage).await,
+            added => panic!("{what}: {added:?}"),
+        }
+    }
+}

@@ -103,6 +103,80 @@ fn a_cloud_hypervisor_lives_through_every_death_of_the_daemon_and_the_loss_of_it
     lives_on(|| Place::of(Hypervisor::CloudHypervisor));
 }
 
+/// What of a VM that runs is lost while no daemon is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    RunDir,
+    State,
+    Netns,
+}
+
+/// `told`: whether it is known without the run directory what the VMM has read when it was started. One that an object wants is kept or replaced; one that nothing on the disk knows of any more is stopped, and all of it is gone.
+fn survives_or_is_stopped(place: impl FnOnce() -> Place + Send, told: Expected) {
+    use Lost::{Netns, RunDir, State};
+    let cases: [(&[Lost], Expected); 7] = [
+        (&[State], Expected::Kept),
+        (&[RunDir], told),
+        (&[Netns], Expected::Replaced),
+        (&[State, Netns], Expected::Replaced),
+        (&[RunDir, Netns], Expected::Replaced),
+        (&[State, RunDir], Expected::Stopped),
+        (&[State, RunDir, Netns], Expected::Stopped),
+    ];
+    kernel::private_sync(|| {
+        let place = place();
+        for (lost, expected) in cases {
+            assert_eq!(place.dirs.live(place.apply()), End::Converged);
+            let born = place.processes();
+            assert_eq!(born.len(), 1, "{lost:?}");
+            lost.iter().for_each(|lost| place.lose(*lost));
+            assert_eq!(place.dirs.live(Intent::Same), End::Converged, "{lost:?}");
+            let now = place.processes();
+            match expected {
+                Expected::Kept => assert_eq!(now, born, "{lost:?}"),
+                Expected::Replaced => {
+                    assert_eq!(now.len(), 1, "{lost:?}");
+                    assert_ne!(now, born, "{lost:?}");
+                }
+                Expected::Stopped => {
+                    place.assert_empty();
+                    let links = kernel::run("ip -o link");
+                    assert!(!links.contains("slice/"), "{lost:?}: {links}");
+                    continue;
+                }
+            }
+            place.delete();
+        }
+    });
+}
+
+#[derive(Clone, Copy)]
+enum Expected {
+    Kept,
+    Replaced,
+    Stopped,
+}
+
+#[test]
+fn a_qemu_without_run_directory_and_state_is_stopped() {
+    survives_or_is_stopped(|| Place::of(Hypervisor::Qemu), Expected::Kept);
+}
+
+#[test]
+fn a_jailed_firecracker_without_run_directory_and_state_is_stopped() {
+    survives_or_is_stopped(Place::jailed, Expected::Replaced);
+}
+
+#[test]
+fn a_firecracker_without_run_directory_and_state_is_stopped() {
+    survives_or_is_stopped(|| Place::of(Hypervisor::Firecracker), Expected::Replaced);
+}
+
+#[test]
+fn a_cloud_hypervisor_without_run_directory_and_state_is_stopped() {
+    survives_or_is_stopped(|| Place::of(Hypervisor::CloudHypervisor), Expected::Kept);
+}
+
 fn nothing_is_left(place: impl FnOnce() -> Place + Send) {
     kernel::private_sync(|| {
         let place = place();
@@ -283,6 +357,21 @@ impl Place {
                 .count()
         };
         assert_eq!((left("vm"), left("netns")), (0, 0));
+    }
+
+    fn lose(&self, lost: Lost) {
+        let run = self.dirs.run.display();
+        match lost {
+            Lost::State => std::fs::remove_dir_all(&self.dirs.state).unwrap(),
+            Lost::RunDir => {
+                kernel::run(&format!("umount -l {run}/vm/*/vmm; rm -rf {run}/vm"));
+            }
+            Lost::Netns => {
+                kernel::run(&format!(
+                    "for name in $(ls {run}/netns); do umount -l {run}/netns/$name; rm {run}/netns/$name /run/netns/$name; done"
+                ));
+            }
+        }
     }
 
     fn console(&self) -> PathBuf {

@@ -1,6 +1,12 @@
 //! Garbage: what is ours and wanted by nobody goes; what is foreign stays.
 //! Not here: what is wanted.
 
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use slicectl::host::process::{self, Identity, Life};
+
+use super::guests::{guest_dir, kernel, pids};
 use crate::support::house::{self, House, inhabited, slots};
 use crate::support::kernel::{Canaries, run};
 
@@ -198,5 +204,130 @@ fn a_tombstone_of_a_vm_that_the_database_has_is_withdrawn_at_the_start() {
         house.start();
         house.ctl("wait hg/sandbox --for ready --timeout 20s");
         assert_eq!(house.place("sandbox-1").uid, place.uid);
+    });
+}
+
+fn guests(count: u32) -> String {
+    let initrd = guest_dir().join("initrd");
+    let qemu = format!(
+        "hypervisor: qemu\n      graceful_shutdown: 0s\n      kernel_file: {}\n      initrd_file: {}",
+        kernel(),
+        initrd.display()
+    );
+    slots(count, "").replace("hypervisor: none", &qemu)
+}
+
+fn lives(identity: &Identity) -> bool {
+    matches!(process::look(identity).unwrap(), Life::Alive(_))
+}
+
+/// A thread of ours that stops a process just before its end, however it ends (ptrace(2), PTRACE_O_TRACEEXIT), until it is told to let go.
+struct Held {
+    let_go: std::sync::mpsc::Sender<()>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Held {
+    fn hold(pid: u32) -> Self {
+        let (let_go, told) = std::sync::mpsc::channel();
+        let (ready, held) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let pid = i32::try_from(pid).unwrap();
+            // SAFETY: plain system calls; no memory is passed.
+            let seized =
+                unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, libc::PTRACE_O_TRACEEXIT) };
+            ready.send(seized).unwrap();
+            // A tracer that ends lets go of all.
+            let _ = told.recv();
+        });
+        assert_eq!(held.recv().unwrap(), 0, "it is traced");
+        Self {
+            let_go,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.let_go.send(());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The state is lost, and with it the run directory: of the VM only its process is left, and nothing on the disk tells of it.
+fn orphan(house: &mut House) -> Identity {
+    house.save("sandbox.yaml", &guests(1));
+    house.ctl("wait hg/sandbox --for ready --timeout 60s");
+    let identity = Identity::of(pids(house)[0]).unwrap().unwrap();
+    house.kill();
+    std::fs::remove_dir_all(house.state()).unwrap();
+    std::fs::remove_file(house.conf().join("sandbox.yaml")).unwrap();
+    run("umount -l /run/slice/vm/*/vmm; rm -rf /run/slice/vm /run/slice/state.journal");
+    identity
+}
+
+#[test]
+fn gc_tells_what_is_still_there_and_fails_and_what_it_tells_as_removed_is_gone() {
+    inhabited(|mut house| {
+        let canaries = Canaries::release();
+        let orphan = orphan(&mut house);
+        let mut shell = Command::new("sleep")
+            .arg("600")
+            .envs([(
+                "SLICE_LABEL",
+                process::env_var(orphan.pid, "SLICE_LABEL")
+                    .unwrap()
+                    .unwrap(),
+            )])
+            .spawn()
+            .unwrap();
+        let held = Held::hold(orphan.pid);
+        house.start();
+        assert!(house.ctl("gc --dry-run").contains("sandbox-1"));
+        let begin = Instant::now();
+        let output = house.try_ctl("gc");
+        let (out, said) = (
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        );
+        assert_eq!(output.status.code(), Some(1), "{out}{said}");
+        assert!(!out.contains("REMOVED"), "{out}");
+        assert!(
+            said.contains("vm/sandbox-1@") && said.contains("is still there"),
+            "{said}"
+        );
+        assert!(
+            said.contains(&format!("process {}", orphan.pid)) && said.contains("SIGKILL"),
+            "{said}"
+        );
+        assert!(begin.elapsed() < Duration::from_secs(55));
+        assert!(lives(&orphan));
+        drop(held);
+        house.until("it is gone", || (!lives(&orphan)).then_some(()));
+        house.ctl("gc");
+        assert!(!house.ctl("gc --dry-run").contains("sandbox-1"));
+        assert!(
+            shell.try_wait().unwrap().is_none(),
+            "root's own process with our words"
+        );
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+        canaries.assert_alive();
+    });
+}
+
+#[test]
+fn an_orphan_without_state_and_run_directory_is_stopped_at_the_start_and_by_gc() {
+    inhabited(|mut house| {
+        let at_start = orphan(&mut house);
+        house.start();
+        house.until("it is stopped", || (!lives(&at_start)).then_some(()));
+        let told = house.until("the event", || house.messages("", "GarbageCollected").pop());
+        assert!(told.contains("removed"), "{told}");
+        assert!(!house.ctl("gc").contains("REMOVED"), "nothing is left");
+        assert!(!run("ip -o link").contains("slice/"));
     });
 }

@@ -206,3 +206,159 @@ fn a_file_of_another_user_is_held_without_the_right_to_lease_it_and_its_writers_
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
     assert!(done.status.success() && said.contains("1 passed"), "{said}");
 }
+
+/// How somebody else has an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Has {
+    Shared,
+    Exclusive,
+    /// `fcntl`, of the process.
+    Range,
+    /// `fcntl`, of the open file.
+    OpenRange,
+    /// For writing, without a lock.
+    Open,
+}
+
+/// A process of that user that has the image so; killed when dropped.
+struct Other(std::process::Child);
+
+impl Other {
+    fn start(image: &Path, user: u32, has: Has) -> Self {
+        use std::os::unix::process::CommandExt;
+        let file = match has {
+            Has::Open => OpenOptions::new().append(true).open(image).unwrap(),
+            _ => File::open(image).unwrap(),
+        };
+        let fd = file.as_raw_fd();
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        // SAFETY: only system calls, on memory of the function itself.
+        unsafe {
+            command.pre_exec(move || {
+                let id = libc::c_long::from(user);
+                libc::syscall(
+                    libc::SYS_setgroups,
+                    0_usize,
+                    std::ptr::null::<libc::gid_t>(),
+                );
+                libc::syscall(libc::SYS_setresgid, id, id, id);
+                libc::syscall(libc::SYS_setresuid, id, id, id);
+                libc::fcntl(fd, libc::F_SETFD, 0);
+                let mut range: libc::flock = std::mem::zeroed();
+                range.l_type = libc::F_RDLCK as libc::c_short;
+                let done = match has {
+                    Has::Shared => libc::flock(fd, libc::LOCK_SH | libc::LOCK_NB),
+                    Has::Exclusive => libc::flock(fd, libc::LOCK_EX | libc::LOCK_NB),
+                    Has::Range => libc::fcntl(fd, libc::F_SETLK, &raw const range),
+                    Has::OpenRange => libc::fcntl(fd, libc::F_OFD_SETLK, &raw const range),
+                    Has::Open => 0,
+                };
+                match done {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+        Self(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Whoever can only read an image is no second writer, however he locks it; whoever can write it is one.
+#[test]
+fn a_lock_counts_if_its_holder_could_write() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    const STRANGER: u32 = 65534;
+    let dir = tempfile::tempdir().unwrap();
+    let image = image_with_a_hole(dir.path());
+    // Who, whose the image is and with which mode, how; what is refused.
+    let reads = [Has::Shared, Has::Range, Has::OpenRange];
+    let mut cases = vec![
+        (STRANGER, 0, 0o644, Has::Exclusive, [false, false]),
+        (STRANGER, 1000, 0o644, Has::Exclusive, [false, false]),
+        (STRANGER, 0, 0o664, Has::Exclusive, [false, false]),
+        (STRANGER, 0, 0o666, Has::Exclusive, [true, true]),
+        (STRANGER, STRANGER, 0o644, Has::Exclusive, [true, true]),
+        (STRANGER, STRANGER, 0o444, Has::Exclusive, [true, true]),
+        (STRANGER, 0, 0o644, Has::Open, [true, true]),
+        (0, 0, 0o644, Has::Exclusive, [true, true]),
+        (0, 0, 0o644, Has::Open, [true, true]),
+    ];
+    for has in reads {
+        cases.push((STRANGER, 0, 0o644, has, [false, false]));
+        cases.push((STRANGER, STRANGER, 0o644, has, [false, true]));
+        cases.push((0, 0, 0o644, has, [false, true]));
+    }
+    for (who, owner, mode, has, refused) in &cases {
+        chown(&image, Some(*owner), Some(*owner)).unwrap();
+        fs::set_permissions(&image, fs::Permissions::from_mode(*mode)).unwrap();
+        let other = Other::start(&image, *who, *has);
+        for (how, refused) in [(Use::Read, refused[0]), (Use::Write, refused[1])] {
+            let what = format!("{how:?} beside {has:?} of {who} on a file of {owner}, {mode:o}");
+            match hold(&image, how) {
+                Ok(_) => assert!(!refused, "{what}"),
+                Err(error) => {
+                    assert!(refused, "{what}: {}", error.source);
+                    let named = format!("process {} (sleep)", other.0.id());
+                    assert!(
+                        error.source.to_string().contains(&named),
+                        "{what}: {}",
+                        error.source
+                    );
+                }
+            }
+        }
+    }
+    assert_eq!(cases.len(), 18);
+}
+
+/// A lock that was not taken because of somebody who does not count is no lock: who holds the image so is seen all the same.
+#[test]
+fn two_of_ours_do_not_meet_behind_a_strangers_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image_with_a_hole(dir.path());
+    let mut stranger = Some(Other::start(&image, 65534, Has::Exclusive));
+    for round in 0..2 {
+        let writer = hold(&image, Use::Write).unwrap();
+        let written = OpenOptions::new().append(true).open(&image).unwrap();
+        refused(&image, Use::Read);
+        refused(&image, Use::Write);
+        drop((writer, written));
+        hold(&image, Use::Write).unwrap();
+        // And when he has gone meanwhile.
+        if round == 0 {
+            stranger = None;
+        }
+    }
+    assert!(stranger.is_none());
+}
+
+/// An owner's lease makes whoever opens the file wait until it is broken, 45 s by default: not us.
+#[test]
+fn a_lease_of_the_owner_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image_with_a_hole(dir.path());
+    let owner = File::open(&image).unwrap();
+    let fd = owner.as_raw_fd();
+    // SAFETY: plain system calls on an open descriptor.
+    unsafe {
+        // SIGURG, which is ignored: SIGIO would end us.
+        assert_eq!(libc::fcntl(fd, 10, libc::SIGURG), 0);
+        assert_eq!(libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK), 0);
+    }
+    for how in [Use::Read, Use::Write] {
+        let begin = Instant::now();
+        let words = refused(&image, how);
+        assert!(words.contains("lease"), "{words}");
+        assert!(begin.elapsed() < Duration::from_secs(5));
+    }
+    drop(owner);
+    hold(&image, Use::Write).unwrap();
+}

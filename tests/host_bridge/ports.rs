@@ -23,6 +23,7 @@ fn birth(name: &str, mtu: u32) -> Birth {
         name: name.into(),
         mac: BRIDGE_MAC,
         mtu,
+        group: 0,
     }
 }
 
@@ -93,12 +94,16 @@ fn a_bridges_mtu_and_mac_do_not_follow_its_ports() {
 fn a_spanning_tree_that_somebody_turned_on_is_seen_and_turned_off() {
     kernel::private(async {
         let handle = kernel().await;
-        kernel::run("ip link add br0 type bridge stp_state 1 forward_delay 400");
+        kernel::run(
+            "ip link add br0 type bridge stp_state 1 forward_delay 400 group_fwd_mask 0x4000",
+        );
         let found = link::get(&handle, "br0").await.unwrap().unwrap();
         let busy = BridgeInfo {
             stp: true,
             forward_delay: 400,
             vlan_filtering: false,
+            snooping: true,
+            group_fwd_mask: 0x4000,
         };
         assert_eq!(found.bridge, Some(busy));
         bridge::calm(&handle, found.index).await.unwrap();
@@ -107,6 +112,8 @@ fn a_spanning_tree_that_somebody_turned_on_is_seen_and_turned_off() {
             stp: false,
             forward_delay: 0,
             vlan_filtering: false,
+            snooping: false,
+            group_fwd_mask: 0,
         };
         assert_eq!(found.bridge, Some(calm));
     });
@@ -145,6 +152,7 @@ fn a_tap_is_a_port_from_birth_and_its_settings_read_back_equal() {
                     isolated,
                     learning,
                     unicast_flood,
+                    guarded: isolated != learning,
                 })
             })
         });

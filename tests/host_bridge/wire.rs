@@ -44,6 +44,7 @@ pub async fn bridge(handle: &Handle, name: &str) -> u32 {
         name: name.into(),
         mac: BRIDGE_MAC,
         mtu: 1500,
+        group: 0,
     };
     bridge::create(handle, &birth).await.unwrap();
     let index = index(handle, name).await;

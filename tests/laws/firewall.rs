@@ -6,6 +6,7 @@ use slicectl::api::network::{Block, Mac};
 use slicectl::api::policy::{Entry, Policy};
 use slicectl::host::rule::{Chain, Policy as ChainPolicy, Rule, Ruleset, Table, TableName, Target};
 use slicectl::reconcile::firewall::{Action, Desired, Firewall, Observed, Rules, rules};
+use slicectl::reconcile::limits::Limit;
 use slicectl::reconcile::{Conflict, Reconcile};
 
 use crate::model::{self, Model};
@@ -143,7 +144,7 @@ fn look(desired: &Desired, world: &World) -> Observed {
 /// What a policy wants.
 pub fn wanted(policy: &Policy) -> Desired {
     let block = Block::around([169, 254, 100, 4].into());
-    let ruleset = rules::compile(policy, block, Mac([2, 0, 0, 0, 0, 1]));
+    let ruleset = rules::compile(policy, block, Mac([2, 0, 0, 0, 0, 1]), Limit::of(512));
     Desired {
         netns: "/run/slice/netns/slice-abcdefghijkl".into(),
         lock: "/run/slice/vm/7b1f6a52-8c1d-4e53-9a3e-0d6b7f1c2a44/xtables.lock".into(),
@@ -153,6 +154,7 @@ pub fn wanted(policy: &Policy) -> Desired {
             judged: None,
             policy: policy.clone(),
             guest: block.guest(),
+            limit: 512,
         }),
     }
 }

@@ -5,8 +5,10 @@ use proptest::prelude::*;
 use slicectl::api::lease::subnet;
 use slicectl::host::rule::{Chain, Policy as ChainPolicy, Rule, Ruleset, Table, TableName, Target};
 use slicectl::owner::Instance;
+use slicectl::reconcile::ground::limits::Limits;
 use slicectl::reconcile::ground::rules::{self, Carried, Placed, Side, Standing};
 use slicectl::reconcile::ground::{Action, Commit, Desired, Ground, Jump, Observed};
+use slicectl::reconcile::limits::{Limit, TIMEOUTS};
 use slicectl::reconcile::{Conflict, Reconcile};
 use slicectl::store::Footing;
 
@@ -74,6 +76,14 @@ impl Model for GroundModel {
     fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
         match action {
             Action::EnableForwarding => world.forwarding = true,
+            Action::SetTimeouts => world.timeouts = Some(timeouts()),
+            Action::RemoveTimeouts => {
+                let mut tables = world.ruleset.tables().iter().flat_map(|t| &t.chains);
+                let refers = |rule: &Rule| rule.to_string().contains("CT --timeout");
+                let busy = tables.any(|chain| chain.rules.iter().any(refers));
+                assert!(!busy, "a rule refers to the timeouts");
+                world.timeouts = None;
+            }
             Action::Commit(commit) => apply_commit(desired, world, commit),
             Action::CreateBridge(_)
             | Action::LabelBridge(_)
@@ -167,7 +177,13 @@ impl Model for GroundModel {
                 rules[others..].split_at(jump.rules.len().min(rules.len() - others));
             first == jump.rules && !rest.iter().any(|rule| jumps_to_us(&prefix, rule))
         });
-        world.forwarding && written && none_else && first && bridges::are_as_wanted(desired, world)
+        let limited = world.timeouts == (!desired.footing.is_empty()).then(timeouts);
+        world.forwarding
+            && limited
+            && written
+            && none_else
+            && first
+            && bridges::are_as_wanted(desired, world)
     }
 }
 
@@ -316,7 +332,18 @@ fn with_carried<T>(desired: &Desired, world: &Observed, of: impl Fn(&Carried<'_>
         openings: &openings,
         sides: &sides,
         plugged: &desired.footing.plugged,
+        max_connections: &desired.footing.max_connections,
+        limits: &Limits {
+            share: Limit::share(world.conntrack_max),
+            on_link: world.on_link.clone(),
+        },
     })
+}
+
+/// What VMs' TCP connections have.
+fn timeouts() -> std::collections::BTreeMap<u16, u32> {
+    let of = |(_, state, seconds): (&str, u16, u32)| (state, seconds);
+    TIMEOUTS.into_iter().map(of).collect()
 }
 
 /// Other people's rules alone.
@@ -367,6 +394,7 @@ pub fn converged(desired: &Desired, docker: bool) -> Observed {
     let mut world = Observed {
         forwarding: true,
         bridges: bridges::converged(desired),
+        timeouts: (!desired.footing.is_empty()).then(timeouts),
         ..bare(docker)
     };
     let mut tables = Tables::of(&world.ruleset);

@@ -129,7 +129,10 @@ pub fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
             ours_mut(desired, world, owned.thing());
             world.bridges.remove(owned.thing());
         }
-        Action::Commit(_) | Action::EnableForwarding => unreachable!("no bridge's"),
+        Action::Commit(_)
+        | Action::SetTimeouts
+        | Action::RemoveTimeouts
+        | Action::EnableForwarding => unreachable!("no bridge's"),
     }
 }
 

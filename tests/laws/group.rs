@@ -354,6 +354,7 @@ pub fn spec(vcpu: u32, drop: &str) -> VmSpec {
         storage: Default::default(),
         life: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
+            max_connections: None,
             range: None,
             policy: Policy {
                 drop,

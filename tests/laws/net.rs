@@ -121,8 +121,10 @@ impl Model for NetModel {
                     addresses: BTreeSet::new(),
                     neighbours: BTreeMap::new(),
                     routes: BTreeSet::new(),
+                    program: None,
                 });
             }
+            Action::SetTapFilter { digest } => tap(world).program = Some(digest.clone()),
             Action::CreateVeth => create_veth(desired, world),
             Action::LabelHostLink => {
                 let host = host(desired, world);

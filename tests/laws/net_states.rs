@@ -8,6 +8,7 @@ use ipnetwork::Ipv4Network;
 use proptest::prelude::*;
 use slicectl::api::network::{Block, Mac, TapOwner};
 use slicectl::owner::Instance;
+use slicectl::reconcile::firewall::antispoof::{self, program_isolated};
 use slicectl::reconcile::net::{
     Desired, HostLink, Inside, MTU, NEXT_HOP, NetnsSeen, Observed, Slot, TapSeen, Uplink,
 };
@@ -71,6 +72,7 @@ pub fn converged(desired: &Desired, index: u32) -> Observed {
                 addresses: [gateway(slot.block)].into(),
                 neighbours: [(slot.block.guest(), names.guest_mac)].into(),
                 routes: [slot.block.network()].into(),
+                program: Some(program()),
             }),
             uplink: Some(Uplink {
                 index,
@@ -138,6 +140,13 @@ pub fn host_link(indices: impl Strategy<Value = Option<u32>>) -> impl Strategy<V
         )
 }
 
+/// The name of what judges the guest's frames.
+pub fn program() -> String {
+    let (names, block) = (wanted().names(), slot().block);
+    let program = program_isolated(names.guest_mac, block.guest(), block.gateway());
+    antispoof::digest(&program)
+}
+
 pub fn tap_seen() -> impl Strategy<Value = TapSeen> {
     let names = wanted().names();
     let right = slot().tap_owner;
@@ -154,9 +163,11 @@ pub fn tap_seen() -> impl Strategy<Value = TapSeen> {
         mtu(),
         addresses(),
         pinned,
+        prop_oneof![4 => Just(Some(program())), 1 => Just(None), 1 => Just(Some("other".to_owned()))],
     )
         .prop_map(
-            |(owner, mac, [up, routed], mtu, addresses, neighbours)| TapSeen {
+            |(owner, mac, [up, routed], mtu, addresses, neighbours, program)| TapSeen {
+                program,
                 owner,
                 mac,
                 up,

@@ -101,6 +101,7 @@ impl Model for PortModel {
                     learning: true,
                     unicast_flood: true,
                     bare: true,
+                    guarded: false,
                 });
             }
             Action::Configure => {
@@ -111,14 +112,14 @@ impl Model for PortModel {
             Action::Enslave => {
                 let tap = ours_mut(desired, world);
                 assert!(!tap.enslaved);
-                (tap.enslaved, tap.isolated) = (true, false);
+                (tap.enslaved, tap.isolated, tap.guarded) = (true, false, false);
                 (tap.learning, tap.unicast_flood) = (true, true);
             }
             Action::SetPort => {
                 let wanted = slot(desired).clone();
                 let tap = ours_mut(desired, world);
                 assert!(tap.enslaved, "no port");
-                tap.isolated = wanted.isolated;
+                (tap.isolated, tap.guarded) = (wanted.isolated, true);
                 (tap.learning, tap.unicast_flood) = (!wanted.antispoof, !wanted.antispoof);
             }
             Action::PinMac => {
@@ -169,7 +170,7 @@ impl Model for PortModel {
             is_ours(desired, tap)
                 && tap.owner == Some(slot.tap_owner)
                 && (tap.mac, tap.mtu) == (names.port_mac, bridge.mtu)
-                && (tap.enslaved, tap.bare) == (true, true)
+                && (tap.enslaved, tap.bare, tap.guarded) == (true, true, true)
                 && (tap.isolated, tap.learning) == (slot.isolated, !slot.antispoof)
                 && tap.unicast_flood != slot.antispoof
         });
@@ -290,6 +291,7 @@ fn converged(desired: &Desired, bridge: BridgeSeen) -> Observed {
             learning: !slot.antispoof,
             unicast_flood: !slot.antispoof,
             bare: true,
+            guarded: true,
         }),
         bridge: Some(bridge),
         entry: Some(Entry::Sticky),
@@ -305,10 +307,10 @@ fn tap(alias: impl Strategy<Value = Option<String>>) -> impl Strategy<Value = Ta
         prop::sample::select(owners.to_vec()),
         prop::sample::select(macs),
         prop::sample::select(vec![1500, 9000, 1400]),
-        any::<[bool; 5]>(),
+        any::<[bool; 6]>(),
     )
         .prop_map(|(alias, owner, mac, mtu, flags)| {
-            let [enslaved, isolated, learning, unicast_flood, bare] = flags;
+            let [enslaved, isolated, learning, unicast_flood, bare, guarded] = flags;
             TapSeen {
                 alias,
                 owner,
@@ -319,6 +321,7 @@ fn tap(alias: impl Strategy<Value = Option<String>>) -> impl Strategy<Value = Ta
                 learning,
                 unicast_flood,
                 bare,
+                guarded,
             }
         })
 }

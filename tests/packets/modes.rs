@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What may come in at a guest whatever is sent to it: nothing of these numbers, once something sent later has come.
 #[track_caller]
-fn assert_heard_nothing_of(guest: &Guest, ids: &[u32], later: impl Fn(&frames::Seen) -> bool) {
+pub fn assert_heard_nothing_of(guest: &Guest, ids: &[u32], later: impl Fn(&frames::Seen) -> bool) {
     let heard = RefCell::new(Vec::new());
     let ended = guest.receive(PATIENCE, |frame| {
         let marked = frames::marked(frame).filter(|id| ids.contains(id));
@@ -29,7 +29,7 @@ fn assert_heard_nothing_of(guest: &Guest, ids: &[u32], later: impl Fn(&frames::S
 }
 
 /// Every kind of probe to every one of these addresses.
-fn probe_all(lab: &Lab, from: &Guest, to: &[Ipv4Addr]) -> Vec<u32> {
+pub fn probe_all(lab: &Lab, from: &Guest, to: &[Ipv4Addr]) -> Vec<u32> {
     let kinds = [Kind::Ping, Kind::Udp(53), Kind::Tcp(22)];
     let all = to.iter().flat_map(|to| kinds.map(|kind| (*to, kind)));
     all.map(|(to, kind)| lab.probe(from, to, kind)).collect()
@@ -37,7 +37,7 @@ fn probe_all(lab: &Lab, from: &Guest, to: &[Ipv4Addr]) -> Vec<u32> {
 
 /// Nothing of these comes in at a guest that the host reaches.
 #[track_caller]
-fn assert_spared(lab: &Lab, guest: &Guest, ids: &[u32]) {
+pub fn assert_spared(lab: &Lab, guest: &Guest, ids: &[u32]) {
     std::thread::sleep(Duration::from_millis(20));
     let id = lab.id();
     lab.tell(guest.ip, 9, id);
@@ -46,7 +46,7 @@ fn assert_spared(lab: &Lab, guest: &Guest, ids: &[u32]) {
 
 /// Nothing of these comes in at a guest that nobody reaches; its own gateway answers it.
 #[track_caller]
-fn assert_shut_off(lab: &Lab, guest: &Guest, ids: &[u32]) {
+pub fn assert_shut_off(lab: &Lab, guest: &Guest, ids: &[u32]) {
     std::thread::sleep(Duration::from_millis(20));
     lab.probe(guest, guest.gateway, Kind::Ping);
     let answer = |seen: &frames::Seen| (seen.source, seen.protocol) == (guest.gateway, ICMP);
@@ -54,7 +54,7 @@ fn assert_shut_off(lab: &Lab, guest: &Guest, ids: &[u32]) {
 }
 
 #[track_caller]
-fn assert_reaches_the_internet(lab: &Lab, guest: &Guest) {
+pub fn assert_reaches_the_internet(lab: &Lab, guest: &Guest) {
     let id = lab.probe(guest, INTERNET, Kind::Udp(53));
     lab.net.sniffer.wait_for(id);
 }

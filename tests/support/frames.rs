@@ -97,15 +97,21 @@ pub fn syn(source: Ipv4Addr, destination: Ipv4Addr, from: u16, to: u16, data: &[
     bytes.extend(0u32.to_be_bytes());
     bytes.extend([5 << 4, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
     bytes.extend(data);
+    fix_tcp(source, destination, &mut bytes);
+    bytes
+}
+
+/// Sets the checksum of a TCP segment that was changed.
+pub fn fix_tcp(source: Ipv4Addr, destination: Ipv4Addr, segment: &mut [u8]) {
+    segment[16..18].fill(0);
     let mut pseudo = Vec::new();
     pseudo.extend(source.octets());
     pseudo.extend(destination.octets());
     pseudo.extend([0, TCP]);
-    pseudo.extend((bytes.len() as u16).to_be_bytes());
-    pseudo.extend(&bytes);
+    pseudo.extend((segment.len() as u16).to_be_bytes());
+    pseudo.extend(&*segment);
     let sum = checksum(&pseudo);
-    bytes[16..18].copy_from_slice(&sum.to_be_bytes());
-    bytes
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// An ICMP echo request.
@@ -190,7 +196,8 @@ pub fn read(frame: &[u8]) -> Option<Seen> {
     })
 }
 
-fn checksum(bytes: &[u8]) -> u16 {
+/// The Internet checksum (RFC 1071).
+pub fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = bytes
         .chunks(2)
         .map(|pair| {

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -113,6 +113,32 @@ impl Guest {
                 }
                 sent => return sent.expect("a frame sent"),
             }
+        }
+    }
+
+    /// Gives the TAP another MAC through its descriptor, as a VMM could (`SIOCSIFHWADDR`); what the kernel answers.
+    pub fn change_mac(&self, mac: [u8; 6]) -> std::io::Result<()> {
+        // SAFETY: an ifreq of zeroes is valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let mut address = libc::sockaddr {
+            sa_family: libc::ARPHRD_ETHER,
+            sa_data: [0; 14],
+        };
+        for (to, from) in address.sa_data.iter_mut().zip(mac) {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_hwaddr = address;
+        // SAFETY: the request is read and written by the call, through which it lives.
+        let answer = unsafe {
+            libc::ioctl(
+                self.tap.as_raw_fd(),
+                libc::SIOCSIFHWADDR as libc::Ioctl,
+                &raw mut request,
+            )
+        };
+        match answer {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
         }
     }
 

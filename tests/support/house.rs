@@ -37,6 +37,8 @@ pub struct House {
     pub env: Vec<(&'static str, String)>,
     /// Put behind the daemon's arguments.
     pub args: Vec<String>,
+    /// The daemon's RLIMIT_NOFILE, soft and hard; none: this process'.
+    pub files: Option<(u64, u64)>,
     /// The run directory; in the private `/run`.
     pub run: PathBuf,
     child: Option<Child>,
@@ -66,6 +68,7 @@ impl House {
             dir,
             env: Vec::new(),
             args: Vec::new(),
+            files: None,
             run: PathBuf::from("/run").join(name),
             child: None,
         }
@@ -110,6 +113,19 @@ impl House {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
+        if let Some((soft, hard)) = self.files {
+            let limit = rustix::process::Rlimit {
+                current: Some(soft),
+                maximum: Some(hard),
+            };
+            // SAFETY: between fork and exec only one system call is made.
+            unsafe {
+                command.pre_exec(move || {
+                    let files = rustix::process::Resource::Nofile;
+                    Ok(rustix::process::setrlimit(files, limit)?)
+                });
+            }
+        }
         command
     }
 

@@ -21,6 +21,7 @@ pub mod lab;
 pub mod linux;
 pub mod objects;
 pub mod plugs;
+pub mod power;
 pub mod sniffer;
 pub mod tiny;
 pub mod vmm;

@@ -19,6 +19,7 @@ pub fn spec(range: Option<&str>, drop: &str) -> VmSpec {
         storage: Default::default(),
         life: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
+            max_connections: None,
             range: range.map(|range| range.parse().expect("a range")),
             policy: Policy {
                 drop: drop
@@ -36,6 +37,7 @@ pub fn spec(range: Option<&str>, drop: &str) -> VmSpec {
 pub fn bridged(bridge: &str, gateway: &str) -> VmSpec {
     VmSpec {
         network: NetworkSpec::Bridge(BridgeSpec {
+            max_connections: None,
             bridge: bridge.to_owned(),
             tap_prefix: "vmtap".to_owned(),
             gateway: Some(gateway.parse().expect("an address")),

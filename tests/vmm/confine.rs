@@ -70,6 +70,75 @@ fn a_confined_process_is_born_into_its_control_group_and_sees_the_files_it_was_g
     kill(&identity);
 }
 
+#[test]
+fn a_confined_process_changes_neither_the_mac_nor_the_owner_of_a_tap_that_it_holds() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let home = dir.path().join("home");
+    std::fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(USER), Some(USER)).unwrap();
+    let owner = slicectl::host::tap::Owner {
+        uid: USER,
+        gid: None,
+    };
+    let netns = slicectl::host::netns::Netns::open(&net.path).unwrap();
+    netns
+        .run_here(|| slicectl::host::tap::create("tap0", owner, &Default::default()))
+        .unwrap();
+    // Requests by their numbers (linux/if_tun.h, linux/sockios.h): each says which error the kernel answers.
+    let script = r#"
+        open(T, '+<', '/dev/net/tun') or die;
+        sub try { my ($what, $number, $data) = @_; $r = ioctl(T, $number, $data); print "$what ", ($r ? 0 : $!+0), "\n"; }
+        try('attach', 0x400454ca, pack('a16 S x22', 'tap0', 0x5002));
+        try('mac', 0x8924, pack('a16 S C6 x16', '', 1, 2, 0, 0, 0, 0, 9));
+        try('mac-wide', 0xffffffff00008924, pack('a16 S C6 x16', '', 1, 2, 0, 0, 0, 0, 9));
+        try('persist', 0x400454cb, 0);
+        try('owner', 0x400454cc, 0);
+        try('group', 0x400454ce, 0);
+        try('link', 0x400454cd, 1);
+        try('offload', 0x400454d0, 0);
+        try('features', 0x800454cf, pack('L', 0));
+        print "end\n";
+        close(T); sleep 600;
+    "#;
+    let argv = [
+        "perl",
+        "-e",
+        &format!("$| = 1; open(STDOUT, '>', 'said');{script}"),
+    ]
+    .map(str::to_owned);
+    let identity = process::spawn(&Spawn {
+        argv: &argv,
+        env: &[],
+        cwd: &home,
+        netns: &net.path,
+        needs_link: "tap0",
+        input: None,
+        log: &home.join(CONSOLE),
+        file_limit: LOG_LIMIT,
+        record: &dir.path().join(RECORD),
+        inherits: &[],
+        confine: Some(Confine {
+            user: USER,
+            home: &home,
+            reach: &[],
+            kvm: false,
+            cgroup: None,
+            jail: None,
+        }),
+    })
+    .unwrap();
+    let said = || std::fs::read_to_string(home.join("said")).unwrap_or_default();
+    assert!(
+        eventually(Duration::from_secs(10), || said().ends_with("end\n")),
+        "{}{}",
+        said(),
+        std::fs::read_to_string(home.join(CONSOLE)).unwrap_or_default()
+    );
+    let expected = "attach 0\nmac 1\nmac-wide 1\npersist 1\nowner 1\ngroup 1\nlink 1\noffload 0\nfeatures 0\nend\n";
+    assert_eq!(said(), expected);
+    kill(&identity);
+}
+
 /// What a jailer is told here is what `reconcile::vmm` tells it (`recipes`, `real`), in short.
 #[test]
 fn a_jailed_process_is_born_into_its_control_group_and_its_files_are_shown_in_its_jail() {

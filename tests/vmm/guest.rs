@@ -65,6 +65,7 @@ pub fn spec(initrd: Option<PathBuf>) -> VmSpec {
         storage: Default::default(),
         life: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
+            max_connections: None,
             range: None,
             policy: slicectl::api::policy::Policy::default(),
             tap_owner: slicectl::api::network::TapOwner::default(),

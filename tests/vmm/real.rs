@@ -114,6 +114,11 @@ impl Place {
         desired
     }
 
+    /// The VM's network namespace.
+    pub fn netns(&self) -> &Path {
+        &self.net.path
+    }
+
     fn want(&self, desired: &mut Desired, change: impl FnOnce(&mut VmSpec, &mut Slot)) {
         let mut spec = VmSpec {
             hypervisor: self.hypervisor,

@@ -38,6 +38,7 @@ fn case(hypervisor: Hypervisor, major: u32, minor: u32) -> Case {
             storage: Default::default(),
             life: Default::default(),
             network: NetworkSpec::Isolated(IsolatedSpec {
+                max_connections: None,
                 range: None,
                 policy: Default::default(),
                 tap_owner: Default::default(),

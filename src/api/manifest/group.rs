@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use super::super::host_group::{HostGroup, HostGroupSpec, MAX_COUNT, UpdatePolicy};
 use super::super::meta::Name;
 use super::super::network::{NetworkSpec, TapOwner};
+use super::super::validate::MAX_GROUPS;
 use super::super::vm::{Hypervisor, VmSpec};
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
@@ -104,8 +105,14 @@ pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
         reader.refuse_at(config.at, "config.host_groups", "is missing");
         return Vec::new();
     };
-    reader
-        .list(groups, "a list of groups ([] for none)")
+    let groups = reader.list(groups, "a list of groups ([] for none)");
+    if let Some(first) = groups.get(MAX_GROUPS) {
+        let found = groups.len();
+        let message = format!("found {found} groups, expected at most {MAX_GROUPS} on a host");
+        reader.refuse(first, message);
+        return Vec::new();
+    }
+    groups
         .iter()
         .filter_map(|group| read_group(reader, group, &boot, network_name.as_deref()))
         .collect()

@@ -43,6 +43,23 @@ impl<'a> Section<'a> {
     }
 }
 
+/// As many as anybody reads.
+const MAX_PROBLEMS: usize = 200;
+
+/// The first of them, and how many more there are.
+fn shorten(mut problems: Vec<Problem>) -> Vec<Problem> {
+    let more = problems.len().saturating_sub(MAX_PROBLEMS);
+    problems.truncate(MAX_PROBLEMS);
+    if let (Some(last), true) = (problems.last(), more > 0) {
+        problems.push(Problem {
+            at: last.at.clone(),
+            field: String::new(),
+            message: format!("and {more} more problems"),
+        });
+    }
+    problems
+}
+
 /// Reads, and collects what is wrong.
 pub struct Reader<'a> {
     file: &'a str,
@@ -62,7 +79,7 @@ impl<'a> Reader<'a> {
         self.problems.sort_by_key(|p| (p.at.line, p.at.column));
         // An alias brings the same place back under another path; a section read twice must not.
         self.problems.dedup();
-        self.problems
+        shorten(self.problems)
     }
 
     pub fn problem_count(&self) -> usize {

@@ -107,7 +107,7 @@ pub struct Source {
     pub text: String,
 }
 
-/// Something of ours that nobody wants, and that `gc` removed or would remove.
+/// Something of ours that nobody wants, and that `gc` has removed and found gone, could not remove, or would remove.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leftover {
     /// What it is: `link slabcdefghijklm`, `namespace slice-…`.
@@ -117,6 +117,20 @@ pub struct Leftover {
     /// Why it is not removed; none: it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<String>,
+    /// Why it is still there, if it was to be removed and is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub still_there: Option<String>,
+}
+
+impl Leftover {
+    /// The same, not to be removed.
+    #[must_use]
+    pub fn kept(self, why: &str) -> Self {
+        Self {
+            kept: Some(why.to_owned()),
+            ..self
+        }
+    }
 }
 
 /// One thing that `doctor` looked at.

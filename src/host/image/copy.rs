@@ -16,6 +16,8 @@ use crate::host::Error;
 
 /// Bytes copied between two looks at whether to go on.
 const STEP: u64 = 8 << 20;
+/// Bytes copied between two flushes: one at the end would tell nothing of its progress, however long it took.
+const FLUSH_STEP: u64 = 64 << 20;
 
 /// What is copied, and where to.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +59,10 @@ pub struct Progress {
 pub fn copy(what: &Copy<'_>, progress: &Progress) -> Result<How, Error> {
     let image = hold(what.from, Use::Read)?;
     let done = fill(what, &image, progress).and_then(|how| {
+        // Whoever waited for it may have given up, and somebody else be at it.
+        if progress.stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("it is not wanted any more"));
+        }
         publish(what)?;
         Ok(how)
     });
@@ -130,7 +136,7 @@ fn make_sure_of_room(what: &Copy<'_>, draft: &File, bytes: u64) -> io::Result<()
 
 /// Copies what is no hole (`lseek(2)`, SEEK_DATA). A file system that knows of no holes shows one piece of data.
 fn copy_data(from: &File, to: &File, length: u64, progress: &Progress) -> io::Result<u64> {
-    let (mut at, mut copied) = (0, 0);
+    let (mut at, mut copied, mut flushed) = (0, 0, 0);
     while at < length {
         let data = match rustix::fs::seek(from, SeekFrom::Data(at)) {
             Ok(data) => data,
@@ -147,6 +153,10 @@ fn copy_data(from: &File, to: &File, length: u64, progress: &Progress) -> io::Re
             let step = copy_some(from, to, at, (hole - at).min(STEP))?;
             at += step;
             copied += step;
+            if copied - flushed >= FLUSH_STEP {
+                to.sync_data()?;
+                flushed = copied;
+            }
             progress.done.store(copied, Ordering::Relaxed);
         }
     }

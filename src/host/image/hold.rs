@@ -7,17 +7,19 @@
 //! another. Being on the file, it holds across names, links and daemons.
 //!
 //! Others keep other rules. QEMU and Cloud Hypervisor lock ranges (`F_OFD_SETLK`), which does not meet `flock`, so theirs stay on and
-//! are asked about. Who keeps none at all and writes is seen by the kernel: it grants no read lease (`F_SETLEASE`) on a file that
+//! are asked about. A lock of whoever can only read the image counts for nothing: see [`is_in_the_way`]. Who keeps none at all and writes is seen by the kernel: it grants no read lease (`F_SETLEASE`) on a file that
 //! is open for writing. A block device knows no leases; one that is mounted refuses `O_EXCL`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
+use crate::host::holders::{self, Holder};
 use crate::host::{Error, Kind};
 
 /// What for.
@@ -39,22 +41,33 @@ pub fn hold(path: &Path, how: Use) -> Result<File, Error> {
         Use::Write => "take for writing",
     };
     let fail = |error| Error::io(doing, path.display().to_string(), error);
-    let file = open(path).map_err(fail)?;
+    let busy = |why: String| Error {
+        doing,
+        thing: path.display().to_string(),
+        kind: Kind::Busy,
+        source: io::Error::other(why),
+    };
+    let file = match open(path) {
+        // The kernel asks for the lease, and takes it away after a while (`/proc/sys/fs/lease-break-time`): the next try finds none.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            return Err(busy("its owner holds a lease on it".to_owned()));
+        }
+        opened => opened.map_err(fail)?,
+    };
     match is_free(&file, how) {
         Ok(true) => Ok(file),
-        Ok(false) => Err(Error {
-            doing,
-            thing: path.display().to_string(),
-            kind: Kind::Busy,
-            source: io::Error::other(in_use(&file)),
-        }),
+        Ok(false) => Err(busy(in_use(&file))),
         Err(error) => Err(fail(error)),
     }
 }
 
 /// Exclusively only in name: for a block device that means "not while it is mounted" (`open(2)`).
+/// Neither a lease (fcntl(2), F_SETLEASE) nor a pipe without a writer is waited for.
 fn open(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
     if file.metadata()?.file_type().is_block_device() {
         OpenOptions::new()
             .read(true)
@@ -69,12 +82,62 @@ fn is_free(file: &File, how: Use) -> io::Result<bool> {
         Use::Read => FlockOperation::NonBlockingLockShared,
         Use::Write => FlockOperation::NonBlockingLockExclusive,
     };
-    match rustix::fs::flock(file, lock) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
+    let locked = match rustix::fs::flock(file, lock) {
+        Ok(()) => true,
+        Err(rustix::io::Errno::WOULDBLOCK) => false,
         Err(error) => return Err(error.into()),
+    };
+    if is_written(file)? {
+        return Ok(false);
     }
-    Ok(!has_range_locks(file, how)? && !is_written(file)?)
+    let contested = !locked || has_range_locks(file, how)?;
+    // Who could not lock it for that reason has it open all the same.
+    if !contested && (how == Use::Read || is_alone(file)?) {
+        return Ok(true);
+    }
+    let holders = holders::of(file);
+    // A lock that nobody is seen to hold is in a message on its way (unix(7), SCM_RIGHTS), where a jailed VMM keeps its own.
+    if contested && !holders.iter().any(|holder| holder.locks) {
+        return Ok(false);
+    }
+    Ok(!holders
+        .iter()
+        .any(|holder| is_in_the_way(holder, file, how)))
+}
+
+/// Whether a process that has the image open could be a second writer, or a reader of what is written. Whoever may only read it can lock
+/// it for ever (`flock(2)` asks for no right to write): that is no reason for anybody to wait.
+fn is_in_the_way(holder: &Holder, file: &File, how: Use) -> bool {
+    /// Since its start, in which a VMM has not yet opened the disk that it holds.
+    const YOUNG: Duration = Duration::from_secs(30);
+    let root = holder.user.is_none_or(|user| user == 0);
+    let may_write = || root || holder.may_write(file);
+    match how {
+        Use::Write => holder.writes || holder.confined || (holder.locks && may_write()),
+        // A guest that has broken out of a VMM may make the lock for reading that it was given one for writing.
+        Use::Read => {
+            let of_a_vmm = || {
+                let device = || file.metadata().is_ok_and(|found| !found.is_file());
+                holder.confined && (device() || holder.age().is_some_and(|age| age < YOUNG))
+            };
+            holder.writes || (holder.exclusive && (may_write() || of_a_vmm()))
+        }
+    }
+}
+
+/// Whether nobody else has it open: then a lease for writing is granted (fcntl(2), F_SETLEASE). Of a device it is not known.
+fn is_alone(file: &File) -> io::Result<bool> {
+    if !file.metadata()?.is_file() {
+        return Ok(true);
+    }
+    let fd = file.as_raw_fd();
+    // SAFETY: plain system calls on an open descriptor; no memory is passed.
+    let granted = unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) } == 0;
+    if granted {
+        // SAFETY: as above.
+        unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) };
+    }
+    Ok(granted)
 }
 
 /// Whether somebody has locked a part of it so that we could not lock all of it.
@@ -117,7 +180,9 @@ fn is_written(file: &File) -> io::Result<bool> {
             Some(libc::EAGAIN) => Ok(true),
             // A file system without leases (NFS, overlayfs), or a file of another user's where we may not lease those
             // (CAP_LEASE): the slow way.
-            Some(libc::EINVAL | libc::EACCES) => Ok(!users(file, OpenFor::Writing).is_empty()),
+            Some(libc::EINVAL | libc::EACCES) => {
+                Ok(holders::of(file).iter().any(|holder| holder.writes))
+            }
             _ => Err(error),
         };
     }
@@ -129,64 +194,17 @@ fn is_written(file: &File) -> io::Result<bool> {
 }
 
 fn in_use(file: &File) -> String {
-    let writers = users(file, OpenFor::Writing);
-    let users = match writers.is_empty() {
-        true => users(file, OpenFor::Anything),
-        false => writers,
-    };
-    match users.is_empty() {
-        true => "it is in use by somebody who cannot be seen from here".to_owned(),
-        false => format!("it is in use by {}", users.join(" and ")),
+    let all: Vec<Holder> = holders::of(file);
+    let own = std::process::id();
+    let others = || all.iter().filter(|holder| holder.pid != own);
+    let some: [fn(&Holder) -> bool; 3] = [
+        |holder| holder.writes,
+        |holder| holder.locks && holder.is_privileged(),
+        |holder| holder.locks,
+    ];
+    let first = some.into_iter().find(|of_those| others().any(of_those));
+    match first {
+        Some(of_those) => holders::named(others().filter(|holder| of_those(holder))),
+        None => holders::named(others()),
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum OpenFor {
-    Writing,
-    Anything,
-}
-
-/// Who has it open: `process 4711 (qemu-system-x86)`, three at most. Not ourselves. Through all of `/proc`.
-fn users(file: &File, how: OpenFor) -> Vec<String> {
-    let Ok(wanted) = file.metadata() else {
-        return Vec::new();
-    };
-    let Ok(processes) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    let own = std::process::id().to_string();
-    processes
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|pid| *pid != own && pid.bytes().all(|byte| byte.is_ascii_digit()))
-        .filter(|pid| has_open(pid, &wanted, how))
-        .take(3)
-        .map(|pid| {
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            let name: String = name.trim().chars().filter(|c| !c.is_control()).collect();
-            format!("process {pid} ({name})")
-        })
-        .collect()
-}
-
-/// A process that has ended meanwhile has nothing open.
-fn has_open(pid: &str, wanted: &std::fs::Metadata, how: OpenFor) -> bool {
-    let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
-        return false;
-    };
-    open.filter_map(Result::ok).any(|entry| {
-        let same = std::fs::metadata(entry.path())
-            .is_ok_and(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()));
-        same && match how {
-            OpenFor::Anything => true,
-            OpenFor::Writing => is_for_writing(pid, &entry.file_name().to_string_lossy()),
-        }
-    })
-}
-
-/// `flags:` in `/proc/<pid>/fdinfo/<fd>` is octal; the lowest two bits are the access mode (proc_pid_fdinfo(5)).
-fn is_for_writing(pid: &str, fd: &str) -> bool {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
-    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
-    flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
 }

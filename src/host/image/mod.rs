@@ -11,7 +11,7 @@ mod hold;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::Error;
@@ -95,7 +95,12 @@ pub fn length(file: &File) -> Result<u64, Error> {
 /// guest, who writes another header, to open any file of the host.
 pub fn format(path: &Path) -> Result<Option<&'static str>, Error> {
     let mut start = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(128).read_to_end(&mut start));
+    // A lease of its owner's is not waited for.
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path);
+    let read = opened.and_then(|file| file.take(128).read_to_end(&mut start));
     read.map_err(|error| Error::io("read", path.display().to_string(), error))?;
     Ok(known_format(&start))
 }

@@ -7,8 +7,11 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
+use super::limits;
 use super::netlink::text;
-use crate::host::rule::{AddrType, CtState, Match, Protocol, Reject, Rule, Target, TcpFlags, Test};
+use crate::host::rule::{
+    AddrType, CtState, LinkGroup, Match, Protocol, Reject, Rule, Target, TcpFlags, Test,
+};
 
 /// Something that no rule of ours holds.
 #[derive(Debug)]
@@ -52,7 +55,10 @@ fn fits(when: &Match, then: &Target) -> bool {
     let ports = when.dport.is_none() || matches!(protocol, Some(Protocol::Tcp | Protocol::Udp));
     let icmp = when.icmp_type.is_none() || protocol == Some(Protocol::Icmp);
     let needs_tcp = when.tcp_flags.is_some()
-        || matches!(then, Target::Reject(Reject::TcpReset) | Target::ClampMss);
+        || matches!(
+            then,
+            Target::Reject(Reject::TcpReset) | Target::ClampMss | Target::Timeout(_)
+        );
     ports && icmp && (!needs_tcp || protocol == Some(Protocol::Tcp))
 }
 
@@ -131,9 +137,13 @@ pub enum Exact {
 pub fn xt_match(draft: &mut Match, name: &str, revision: u32, info: &[u8]) -> Decoded {
     match (name, revision) {
         ("comment", 0) => comment(draft, &text(info)),
+        ("connlimit", 1) => limits::connlimit(draft, info),
+        ("hashlimit", 3) => limits::hashlimit(draft, info),
+        ("limit", 0) => limits::limit(draft, info),
         ("mac", 0) => mac(draft, info),
         ("conntrack", 3) => conntrack(draft, info),
         ("addrtype", 1) => addrtype(draft, info),
+        ("devgroup", 0) => devgroup(draft, info),
         ("tcp", 0) => tcp(draft, info),
         ("udp", 0) => udp(draft, info),
         ("icmp", 0) => icmp(draft, info),
@@ -160,8 +170,15 @@ fn conntrack(draft: &mut Match, info: &[u8]) -> Decoded {
     const STATE: u16 = 1;
     // Written as `-m state`: says nothing about the packet.
     const STATE_ALIAS: u16 = 1 << 13;
+    const STATUS: u16 = 1 << 6;
+    /// `IPS_CONFIRMED`.
+    const CONFIRMED: u16 = 1 << 3;
     let field = |index: usize| array(info, FLAGS + 2 * index).map(u16::from_ne_bytes);
     let (asked, inverted, mask) = (field(0)?, field(1)?, field(2)?);
+    if (asked, inverted, mask, field(3)?) == (STATUS, STATUS, 0, CONFIRMED) && !draft.unconfirmed {
+        draft.unconfirmed = true;
+        return Ok(());
+    }
     match asked & !STATE_ALIAS == STATE && inverted == 0 {
         true => ct_state(draft, u32::from(mask)),
         false => Err(Unknown),
@@ -196,6 +213,32 @@ fn addrtype(draft: &mut Match, info: &[u8]) -> Decoded {
         (0, 0) => bits(&mut draft.dst_type, u32::from(dest), &BITS),
         _ => Err(Unknown),
     }
+}
+
+/// `struct xt_devgroup_info { u32 flags, src_group, src_mask, dst_group, dst_mask; }`.
+fn devgroup(draft: &mut Match, info: &[u8]) -> Decoded {
+    const SOURCE: u32 = 1;
+    const DESTINATION: u32 = 4;
+    let field = |index: usize| array(info, 4 * index).map(u32::from_ne_bytes);
+    let flags = field(0)?;
+    if flags == 0 || flags & !(SOURCE | DESTINATION) != 0 {
+        return Err(Unknown);
+    }
+    for (flag, at, slot) in [
+        (SOURCE, 1, &mut draft.in_group),
+        (DESTINATION, 3, &mut draft.out_group),
+    ] {
+        let (value, mask) = (field(at)?, field(at + 1)?);
+        match flags & flag != 0 {
+            // A value with bits beyond its mask matches nothing; without a mask it matches everything.
+            true if value & !mask == 0 && mask != 0 => {
+                once(slot, LinkGroup::under(value, mask))?;
+            }
+            true => return Err(Unknown),
+            false => {}
+        }
+    }
+    Ok(())
 }
 
 fn bits<T: Copy + Ord>(
@@ -285,6 +328,7 @@ pub fn xt_target(name: &str, revision: u32, info: &[u8]) -> Result<Target, Unkno
             0xffff => Ok(Target::ClampMss),
             _ => Err(Unknown),
         },
+        ("CT", 2) => limits::timeout(info).map(Target::Timeout),
         // `struct nf_nat_ipv4_multi_range_compat`: one range, without flags.
         ("MASQUERADE", 0) => match (
             u32::from_ne_bytes(array(info, 0)?),

@@ -125,6 +125,7 @@ impl Machine {
                 self.compare(number(1)?, number(2)?, value)
             }
             "range" => self.range(data),
+            "limit" => super::limits::nft_limit(&mut self.when, data),
             "match" => {
                 let name = attr(data, 1).map(text).ok_or(Unknown)?;
                 decode::xt_match(

@@ -11,6 +11,7 @@
 mod decode;
 mod expr;
 mod legacy;
+mod limits;
 pub(in crate::host) mod netlink;
 mod nft;
 mod restore;
@@ -18,9 +19,11 @@ mod seal;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::Error;
+use super::process;
 use super::rule::{Generation, Policy, Ruleset, TableName};
 
 pub use restore::{Edit, Input, Lock, restore, restore_whole};
@@ -44,7 +47,16 @@ pub struct Backend {
     pub restore_program: PathBuf,
     /// What it calls itself: `iptables-restore v1.8.9 (nf_tables)`.
     pub version: String,
+    /// How long one commit may take. Then the program is killed, and the kernel has the rules that it had before: a commit is one
+    /// netlink transaction.
+    pub deadline: Duration,
 }
+
+/// How long one commit may take unless somebody says otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long the program may take to tell its version.
+const VERSION_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Backend {
     /// The one in `PATH`.
@@ -59,11 +71,15 @@ impl Backend {
             .map(|directory| directory.join(PROGRAM))
             .find(|program| program.is_file())
             .ok_or_else(|| Error::io("find", PROGRAM, std::io::ErrorKind::NotFound.into()))?;
-        let output = Command::new(&restore_program)
+        let mut command = Command::new(&restore_program);
+        command
             .arg("--version")
-            .output()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let ended = process::run(&mut command, VERSION_DEADLINE)
             .map_err(|e| Error::io("run", restore_program.display().to_string(), e))?;
-        let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let version = String::from_utf8_lossy(&ended.stdout).trim().to_owned();
         // Before 1.8 there was one back end and no word for it.
         let flavour = match version.contains("nf_tables") {
             true => Flavour::Nft,
@@ -73,6 +89,7 @@ impl Backend {
             flavour,
             restore_program,
             version,
+            deadline: DEADLINE,
         })
     }
 

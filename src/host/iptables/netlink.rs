@@ -6,6 +6,10 @@
 //! Format: linux/netlink.h, linux/netfilter/nfnetlink.h.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use rustix::net::sockopt::Timeout;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
@@ -16,6 +20,9 @@ use crate::host::rule::Generation;
 pub const NFTABLES: u16 = 10 << 8;
 /// `NFNL_SUBSYS_CTNETLINK << 8`.
 pub const CONNTRACK: u16 = 1 << 8;
+
+/// `NFNL_SUBSYS_CTNETLINK_TIMEOUT << 8`.
+pub const TIMEOUTS: u16 = 8 << 8;
 
 /// `NLM_F_CREATE`.
 pub const CREATE: u16 = 0x400;
@@ -36,6 +43,8 @@ const HEADER: usize = 16;
 const GENERIC_HEADER: usize = 4;
 /// The kernel fills a reply of a dump up to the reader's buffer, at most 32 KiB (`netlink_dump`).
 const BUFFER: usize = 32 * 1024;
+/// The kernel answers within the call that asks, so that only a lost answer (ENOBUFS, a full receive buffer) is waited for.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A message under construction.
 pub struct Message(Vec<u8>);
@@ -135,6 +144,11 @@ impl Netfilter {
     pub fn open() -> Result<Self, Error> {
         let open = || {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            // SAFETY: the socket owns its descriptor, which is open as long as it lives.
+            let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+            for timeout in [Timeout::Recv, Timeout::Send] {
+                rustix::net::sockopt::set_socket_timeout(fd, timeout, Some(ANSWER_DEADLINE))?;
+            }
             socket.bind_auto()?;
             socket.connect(&SocketAddr::new(0, 0))?;
             Ok(socket)
@@ -197,6 +211,24 @@ impl Netfilter {
         self.verdict_on(self.sequence)
     }
 
+    /// Asks for one thing; its attributes.
+    pub fn get(&mut self, mut message: Message) -> io::Result<Vec<u8>> {
+        self.sequence += 1;
+        let sequence = self.sequence;
+        self.send(message.seal(0, sequence))?;
+        loop {
+            for (header, body) in self.receive()? {
+                match header.kind {
+                    ERROR => verdict(body)?,
+                    _ if header.sequence == sequence => {
+                        return Ok(body.get(GENERIC_HEADER..).unwrap_or(&[]).to_vec());
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
     /// Asks for several changes, all or nothing (nf_tables only), and waits for the answer.
     pub fn batch(&mut self, messages: Vec<Message>) -> io::Result<()> {
         let fence = |kind| {
@@ -240,8 +272,11 @@ impl Netfilter {
     fn receive(&mut self) -> io::Result<impl Iterator<Item = (Header, &[u8])>> {
         self.buffer.clear();
         while let Err(error) = self.socket.recv(&mut self.buffer, 0) {
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
+            match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                // SO_RCVTIMEO: not the EAGAIN of a list that changed.
+                io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+                _ => return Err(error),
             }
         }
         Ok(messages(&self.buffer))

@@ -10,10 +10,13 @@ use std::process::{Command, Stdio};
 use super::seal::{Begun, begin};
 use super::{Backend, Flavour};
 use crate::host::rule::{Chain, Rule, Ruleset, TableName};
-use crate::host::{Error, Kind};
+use crate::host::{Error, Kind, process};
 
 /// How long `iptables-restore` waits for the lock of the older back end, in seconds.
 const LOCK_SECONDS: &str = "5";
+
+/// Characters of what the program says that are passed on.
+const MOST_SAID: usize = 4 << 10;
 
 /// What `iptables-restore` reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,7 +178,7 @@ pub fn restore_whole(backend: &Backend, ruleset: &Ruleset, lock: Lock) -> Result
     restore(backend, &input, lock)
 }
 
-/// Commits `input` in the calling thread's network namespace. Blocks for one child process.
+/// Commits `input` in the calling thread's network namespace. Blocks for one child process, for [`Backend::deadline`] at most.
 ///
 /// Errors carry what the tool said and the line it said it about; [`Kind::Busy`]: the lock was not to be had in 5 s.
 pub fn restore(backend: &Backend, input: &Input, lock: Lock) -> Result<(), Error> {
@@ -190,23 +193,22 @@ pub fn restore(backend: &Backend, input: &Input, lock: Lock) -> Result<(), Error
         (Flavour::Legacy, Lock::Private(path)) => drop(command.env("XTABLES_LOCKFILE", path)),
         (Flavour::Legacy, Lock::Shared) | (Flavour::Nft, _) => {}
     }
-    let output = memory_file(&input.text)
+    let ended = memory_file(&input.text)
         .and_then(|file| {
             command
                 .stdin(file)
                 .stdout(Stdio::null())
-                .stderr(Stdio::piped())
-                .spawn()?
-                .wait_with_output()
+                .stderr(Stdio::piped());
+            process::run(&mut command, backend.deadline)
         })
         .map_err(error)?;
-    match output.status.success() {
+    match ended.status.success() {
         true => Ok(()),
         false => Err(failed(
             backend,
             input,
-            output.status,
-            &String::from_utf8_lossy(&output.stderr),
+            ended.status,
+            &String::from_utf8_lossy(&ended.stderr),
         )),
     }
 }
@@ -223,6 +225,8 @@ fn memory_file(text: &str) -> io::Result<File> {
 fn failed(backend: &Backend, input: &Input, status: std::process::ExitStatus, said: &str) -> Error {
     /// `RESOURCE_PROBLEM` of xtables.h: the lock, or memory.
     const RESOURCE_PROBLEM: i32 = 4;
+    // What a program says without end is no message.
+    let said: String = said.chars().take(MOST_SAID).collect();
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     let about = offending_line(&said, &input.text)
         .map(|line| format!(" (the line: {line})"))

@@ -1,5 +1,5 @@
-//! What a running process tells about itself through `/proc`, and finding processes by their marks.
-//! Not here: whose they are.
+//! What a running process tells about itself through `/proc`, and finding processes by what they tell.
+//! Not here: whose they are. A process may tell what it likes: what it cannot forge is in [`super::Origin`].
 //!
 //! # Marks
 //! Variables of the environment that [`super::spawn`] started it with. A jailer clears that: what it jails has the same words as the source of
@@ -112,7 +112,7 @@ pub(super) fn marks(env: &[(&str, &str)]) -> String {
 }
 
 /// Of the topmost mount at `/` (proc_pid_mountinfo(5)): six fields, some more, a dash, then its type, then its source.
-fn root_source(mountinfo: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn root_source(mountinfo: &[u8]) -> Option<Vec<u8>> {
     let lines = mountinfo.split(|byte| *byte == b'\n');
     let mut fields = lines.map(|line| line.split(|byte| *byte == b' '));
     let root = fields.rfind(|fields| fields.clone().nth(4) == Some(b"/"))?;

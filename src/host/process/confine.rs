@@ -19,6 +19,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use super::bind::{bind_all, bind_alone, check_long, mount};
+use super::controls;
 use super::jail::{Jail, keep_what_a_jailer_needs};
 use super::spawn::check;
 
@@ -79,6 +80,8 @@ pub(super) struct Cell {
     root: PathBuf,
     pub(super) steps: Vec<Step>,
     pub(super) home: CString,
+    /// The source of the new root: what the process is known by, where it cannot write.
+    marks: CString,
     end: End,
 }
 
@@ -125,7 +128,7 @@ pub(super) const LOCKED_DOWN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
 
 impl Cell {
     /// `cgroup` is the opened `cgroup.procs` of the wanted group; it stays open until the birth is over.
-    /// `marks` is what a process in a jail is known by.
+    /// `marks` is what the process is known by ([`super::Origin`]).
     pub(super) fn prepare(
         what: &Confine<'_>,
         cgroup: Option<RawFd>,
@@ -137,6 +140,7 @@ impl Cell {
             root: BUILD.into(),
             steps: Vec::new(),
             home: c_string(what.home)?,
+            marks: CString::new(marks)?,
             end: match what.jail {
                 None => End::User,
                 Some(_) => End::Jailer,
@@ -287,7 +291,8 @@ impl Cell {
             match self.end {
                 End::User => told(c"become the user", self.become_user()),
                 End::Jailer => told(c"drop capabilities", keep_what_a_jailer_needs()),
-            }
+            }?;
+            told(c"forbid controls of the TAP", controls::forbid())
         }
     }
 
@@ -310,7 +315,7 @@ impl Cell {
             mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
             let room = c"mode=0755,size=1m";
             check(libc::mount(
-                c"slice".as_ptr(),
+                self.marks.as_ptr(),
                 build,
                 c"tmpfs".as_ptr(),
                 libc::MS_NOSUID | libc::MS_NOEXEC,

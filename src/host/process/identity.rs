@@ -2,9 +2,9 @@
 //! Not here: whether it still runs.
 
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -41,6 +41,7 @@ pub enum Record {
 pub(super) struct Stat {
     pub(super) pid: u32,
     pub(super) start: u64,
+    pub(super) parent: u32,
     state: char,
 }
 
@@ -97,10 +98,16 @@ impl Stat {
         let (before, after) = line.rsplit_once(')')?;
         let mut fields = after.split_ascii_whitespace();
         let state = fields.next()?.chars().next()?;
-        // The state is field 3, the start time field 22.
-        let start = fields.nth(18)?.parse().ok()?;
+        // The state is field 3, the parent field 4, the start time field 22.
+        let parent = fields.next()?.parse().ok()?;
+        let start = fields.nth(17)?.parse().ok()?;
         let pid = before.split_once(' ')?.0.parse().ok()?;
-        Some(Self { pid, start, state })
+        Some(Self {
+            pid,
+            start,
+            parent,
+            state,
+        })
     }
 }
 
@@ -121,21 +128,42 @@ pub(super) fn header(boot: &str) -> String {
 pub fn read_record(path: &Path) -> Result<Record, Error> {
     let shown = || path.display().to_string();
     let wrap = |error| Error::io("read the process record", shown(), error);
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(wrap);
-    let mut file = match opened {
-        Ok(file) => file,
-        Err(error) if error.kind == Kind::Absent => return Ok(Record::None),
-        Err(error) => return Err(error),
+    let mut file = match open_roots(path) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(Record::None),
+        Err(error) => match wrap(error) {
+            error if error.kind == Kind::Absent => return Ok(Record::None),
+            error => return Err(error),
+        },
     };
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
         .map_err(|error| wrap(error.into()))?;
     let mut text = Vec::new();
     file.read_to_end(&mut text).map_err(wrap)?;
     Ok(parse_record(&String::from_utf8_lossy(&text)))
+}
+
+/// A file that nobody but us can have written: ours, of one name, and closed to the writing of others. `None`: it is another's. A pipe is
+/// not waited for, a symbolic link not followed.
+fn open_roots(path: &Path) -> io::Result<Option<File>> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        // A symbolic link; a socket.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let found = file.metadata()?;
+    let ours = found.is_file()
+        && found.uid() == rustix::process::geteuid().as_raw()
+        && found.mode() & 0o022 == 0
+        && found.nlink() <= 1;
+    Ok(ours.then_some(file))
 }
 
 fn parse_record(text: &str) -> Record {

@@ -1,12 +1,22 @@
-//! Running a short-lived program to hear what it says.
-//! Not here: programs that outlive us.
+//! Running a short-lived program: bounded in time and in what it says, and dead with all that it has started when this returns.
+//! Not here: programs that outlive us; which programs run now ([`super::helpers`]).
+//!
+//! # Why a pipe's end is not waited for
+//! What a program has started may hold its standard output or error open long after it has ended. Its end is its pidfd's, not its
+//! pipes'.
 
-use std::process::Stdio;
-use std::time::Duration;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags};
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
 
+use super::helpers::{self, Helper};
 use crate::host::Error;
 
 /// What came of it.
@@ -18,10 +28,242 @@ pub struct Outcome {
     pub heard: bool,
 }
 
-const OUTPUT_LIMIT: usize = 1 << 20;
+/// A program that has ended by itself.
+#[derive(Debug)]
+pub struct Ended {
+    /// How.
+    pub status: ExitStatus,
+    /// What it wrote to standard output, if that was piped: at most [`OUTPUT_LIMIT`], the rest was read and forgotten.
+    pub stdout: Vec<u8>,
+    /// The same of standard error.
+    pub stderr: Vec<u8>,
+}
+
+/// Bytes that are kept of a stream.
+pub const OUTPUT_LIMIT: usize = 1 << 20;
+
+/// For what SIGKILL killed to be dead. What is not dead by then sleeps uninterruptibly in the kernel, and dies when that lets it.
+const DEATH: Duration = Duration::from_secs(2);
+/// For the pipes of a group that was killed to close.
+const CLOSING: Duration = Duration::from_millis(100);
+
+/// Children that could not be killed in time: reaped by who comes later.
+static LEFT: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+
+/// Runs a program to its end or to the deadline, in the calling thread's namespaces. Blocks. Whatever comes of it, nothing that the
+/// program has started lives on.
+///
+/// # Errors
+/// It cannot be started; or [`io::ErrorKind::TimedOut`]: it was killed at the deadline.
+pub fn run(command: &mut Command, deadline: Duration) -> io::Result<Ended> {
+    let until = Instant::now() + deadline;
+    reap_the_left();
+    let (variable, mark) = helpers::mark();
+    command.process_group(0).env(variable, &mark);
+    let (helper, child) = Helper::start(mark, || {
+        let child = command.spawn()?;
+        Ok((child.id(), child))
+    })?;
+    let mut running = Running {
+        child: Some(child),
+        helper: Some(helper),
+    };
+    let pidfd = running.pidfd()?;
+    let mut streams = running.streams()?;
+    let in_time = hear(&pidfd, &mut streams, until)?;
+    running.kill(&mut streams, in_time)?;
+    let status = running.reap(&pidfd)?;
+    let [stdout, stderr] = streams.map(|stream| stream.kept);
+    match in_time {
+        true => Ok(Ended {
+            status,
+            stdout,
+            stderr,
+        }),
+        false => Err(overdue(deadline, &stderr)),
+    }
+}
+
+fn overdue(deadline: Duration, stderr: &[u8]) -> io::Error {
+    let said = String::from_utf8_lossy(&stderr[stderr.len().saturating_sub(300)..]);
+    let said = match said.trim() {
+        "" => String::new(),
+        said => format!("; its last words: {said}"),
+    };
+    let deadline = humantime::format_duration(deadline);
+    let why = format!(
+        "it did not end within its deadline of {deadline}, and was killed with its process group{said}"
+    );
+    io::Error::new(io::ErrorKind::TimedOut, why)
+}
+
+/// A child, and its place among those that run. Killed and left to be reaped when it is dropped half way.
+struct Running {
+    child: Option<Child>,
+    helper: Option<Helper>,
+}
+
+impl Running {
+    fn pidfd(&self) -> io::Result<OwnedFd> {
+        let id = self.child.as_ref().map_or(0, Child::id);
+        let pid = i32::try_from(id).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+    }
+
+    fn streams(&mut self) -> io::Result<[Stream; 2]> {
+        let child = self.child.as_mut();
+        let (out, err) = child.map_or((None, None), |child| {
+            (child.stdout.take(), child.stderr.take())
+        });
+        Ok([
+            Stream::of(out.map(ChildStdout::into))?,
+            Stream::of(err.map(ChildStderr::into))?,
+        ])
+    }
+
+    /// Its group; and what has left the group, where there is a sign of any: it ran until the deadline, or a pipe of its is open yet.
+    fn kill(&self, streams: &mut [Stream; 2], in_time: bool) -> io::Result<()> {
+        let Some(helper) = &self.helper else {
+            return Ok(());
+        };
+        helper.kill_group();
+        let closed =
+            !streams.iter().any(Stream::is_open) || hear_out(streams, Instant::now() + CLOSING)?;
+        if !in_time || !closed {
+            helper.kill_escaped();
+        }
+        Ok(())
+    }
+
+    fn reap(&mut self, pidfd: &OwnedFd) -> io::Result<ExitStatus> {
+        let dead = wait_for(&mut [PollFd::new(pidfd, PollFlags::IN)], DEATH)?;
+        if !dead {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "it was killed and is not dead yet: it sleeps in the kernel",
+            ));
+        }
+        if let Some(helper) = self.helper.take() {
+            helper.forget();
+        }
+        match self.child.take() {
+            Some(mut child) => child.wait(),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.helper.take());
+        if let Some(child) = self.child.take() {
+            LEFT.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(child);
+        }
+    }
+}
+
+fn reap_the_left() {
+    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    left.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+}
+
+/// One of its pipes, never waited for.
+struct Stream {
+    pipe: Option<OwnedFd>,
+    kept: Vec<u8>,
+}
+
+impl Stream {
+    fn of(pipe: Option<OwnedFd>) -> io::Result<Self> {
+        if let Some(pipe) = &pipe {
+            rustix::io::ioctl_fionbio(pipe, true)?;
+        }
+        Ok(Self {
+            pipe,
+            kept: Vec::new(),
+        })
+    }
+
+    fn is_open(&self) -> bool {
+        self.pipe.is_some()
+    }
+
+    /// What is there now, but no more than a pipe holds: a writer without end must not keep us.
+    fn read(&mut self) {
+        let mut buffer = [0_u8; 16 << 10];
+        for _ in 0..8 {
+            let Some(pipe) = &self.pipe else { return };
+            match rustix::io::read(pipe, &mut buffer) {
+                Ok(0) => self.pipe = None,
+                Ok(count) => {
+                    let room = OUTPUT_LIMIT.saturating_sub(self.kept.len()).min(count);
+                    self.kept.extend_from_slice(&buffer[..room]);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return,
+                Err(_) => self.pipe = None,
+            }
+        }
+    }
+}
+
+/// Reads until the program has ended (true) or the deadline has passed.
+fn hear(pidfd: &OwnedFd, streams: &mut [Stream; 2], until: Instant) -> io::Result<bool> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        let open = streams.iter().filter_map(|stream| stream.pipe.as_ref());
+        let mut watched: Vec<PollFd<'_>> = [pidfd]
+            .into_iter()
+            .chain(open)
+            .map(|fd| PollFd::new(fd, PollFlags::IN))
+            .collect();
+        wait_for(&mut watched, left)?;
+        let ended = !watched[0].revents().is_empty();
+        streams.iter_mut().for_each(Stream::read);
+        if ended {
+            return Ok(true);
+        }
+    }
+}
+
+/// Reads until all pipes are closed (true) or that moment has come.
+fn hear_out(streams: &mut [Stream; 2], until: Instant) -> io::Result<bool> {
+    loop {
+        streams.iter_mut().for_each(Stream::read);
+        let open = streams.iter().filter_map(|stream| stream.pipe.as_ref());
+        let mut watched: Vec<PollFd<'_>> = open.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        if watched.is_empty() {
+            return Ok(true);
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        wait_for(&mut watched, left)?;
+    }
+}
+
+/// Whether one of them was ready in time.
+fn wait_for(watched: &mut [PollFd<'_>], time: Duration) -> io::Result<bool> {
+    let time = Timespec {
+        tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    };
+    match rustix::event::poll(watched, Some(&time)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
 
 /// Runs a program until `enough` says so of its standard output, until it ends, or until the deadline. It is dead and reaped
-/// when this returns. Standard error is thrown away: let the program write to standard output.
+/// when this returns, with its process group. Standard error is thrown away: let the program write to standard output.
 pub async fn run_until(
     argv: &[&str],
     deadline: Duration,
@@ -29,18 +271,28 @@ pub async fn run_until(
 ) -> Result<Outcome, Error> {
     let program = argv.first().copied().unwrap_or_default();
     let wrap = |error| Error::io("run", program, error);
-    let mut child = Command::new(program)
+    let (variable, mark) = helpers::mark();
+    let mut command = tokio::process::Command::new(program);
+    command
         .args(argv.get(1..).unwrap_or_default())
+        .env(variable, &mark)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(wrap)?;
+        .process_group(0)
+        .kill_on_drop(true);
+    let start = || {
+        let child = command.spawn()?;
+        Ok((child.id().unwrap_or_default(), child))
+    };
+    // Dropped in this order: its group is killed before it can be reaped.
+    let (mut child, helper);
+    (helper, child) = Helper::start(mark, start).map_err(wrap)?;
     let mut outcome = Outcome {
         output: String::new(),
         heard: false,
     };
+    let mut overdue = false;
     if let Some(mut stdout) = child.stdout.take() {
         let listen = async {
             let mut bytes = Vec::new();
@@ -53,9 +305,17 @@ pub async fn run_until(
             }
         };
         // Past the deadline: what was heard by then is the answer.
-        let _ = tokio::time::timeout(deadline, listen).await;
+        overdue = tokio::time::timeout(deadline, listen).await.is_err();
     }
-    // ESRCH and the like: it has ended by itself, and was reaped.
-    let _ = child.kill().await;
+    helper.kill_group();
+    if overdue {
+        helper.kill_escaped();
+    }
+    drop(helper);
+    // ESRCH and the like: it has ended by itself, and was reaped. One that sleeps in the kernel is reaped by the runtime later.
+    let _ = tokio::time::timeout(DEATH, child.kill()).await;
     Ok(outcome)
 }
+
+#[cfg(test)]
+mod tests;

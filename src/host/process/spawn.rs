@@ -25,6 +25,7 @@ use rustix::fs::{FlockOperation, Uid};
 
 use super::census::{self, MOUNTS_VAR};
 use super::confine::{Cell, Confine};
+use super::files;
 use super::identity::{self, Record};
 use super::{Identity, read_record};
 use crate::host::{Error, fs};
@@ -92,6 +93,7 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
             record: record.as_raw_fd(),
             link: CString::new(what.needs_link)?,
             file_limit: what.file_limit,
+            files: files::original(),
             inherits: what.inherits.iter().map(AsRawFd::as_raw_fd).collect(),
             cell,
         };
@@ -147,6 +149,8 @@ struct Birth {
     record: RawFd,
     link: CString,
     file_limit: u64,
+    /// How many descriptors it may have; none: as many as we.
+    files: Option<libc::rlimit>,
     inherits: Vec<RawFd>,
     cell: Option<Cell>,
 }
@@ -184,6 +188,9 @@ impl Birth {
                 &raw const full,
                 std::ptr::null_mut(),
             ))?;
+            if let Some(files) = self.files {
+                check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files))?;
+            }
             libc::umask(0o077);
             self.note_ourselves()?;
             protect_no_more()?;

@@ -5,7 +5,10 @@ use std::str::FromStr;
 
 use ipnetwork::Ipv4Network;
 
-use super::{FOREIGN, Match, Protocol, Reject, Rule, Target, TcpFlags};
+use super::limit::HashOptions;
+use super::{
+    ConnLimit, FOREIGN, LinkGroup, Match, Protocol, Rate, Reject, Rule, Side, Target, TcpFlags,
+};
 
 /// A text that is no rule of the known shapes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,9 +51,14 @@ type Words = std::vec::IntoIter<String>;
 
 fn rule(mut words: Words) -> Result<Rule, String> {
     let mut when = Match::default();
+    let mut hash = HashOptions::default();
     while let Some(word) = words.next() {
+        if let Some(option) = word.strip_prefix("--hashlimit-") {
+            hash.take(option, next(&mut words, &word)?);
+            continue;
+        }
         match word.as_str() {
-            "-j" => return Ok(when.then(target(words)?)),
+            "-j" => return Ok(hash.finish(when)?.then(target(words)?)),
             "!" => {
                 let flag = next(&mut words, "!")?;
                 when = negated(when, &flag, next(&mut words, &flag)?)?;
@@ -62,6 +70,14 @@ fn rule(mut words: Words) -> Result<Rule, String> {
 }
 
 fn plain(mut when: Match, flag: &str, words: &mut Words) -> Result<Match, String> {
+    if let "--connlimit-saddr" | "--connlimit-daddr" = flag {
+        let limit = when.connlimit.as_mut().ok_or("a limit comes first")?;
+        limit.of = match flag {
+            "--connlimit-saddr" => Side::Source,
+            _ => Side::Destination,
+        };
+        return Ok(when);
+    }
     let value = next(words, flag)?;
     Ok(match flag {
         "-i" => when.in_if(value),
@@ -92,8 +108,30 @@ fn plain(mut when: Match, flag: &str, words: &mut Words) -> Result<Match, String
             when
         }
         "--mac-source" => when.mac_source(mac(&value)?),
+        "--connlimit-above" => when.connlimit(ConnLimit {
+            above: number(&value)?,
+            prefix: 32,
+            of: Side::Source,
+        }),
+        "--connlimit-mask" => {
+            let limit = when.connlimit.as_mut().ok_or("a limit comes first")?;
+            limit.prefix = number(&value)?;
+            when
+        }
+        "--limit" => {
+            let per_second = value.strip_suffix("/sec").ok_or("a rate is N/sec")?;
+            let rate = Rate::exactly(number(per_second)?, 5).ok_or("not an exact rate")?;
+            when.rate(rate)
+        }
+        "--limit-burst" => {
+            let rate = when.rate.ok_or("a rate comes first")?;
+            let rate = Rate::exactly(rate.per_second(), number(&value)?);
+            when.rate(rate.ok_or("not a burst in range")?)
+        }
         "--ctstate" => when.ctstate(set(&value, super::CtState::of_word)?),
         "--dst-type" => when.dst_type(set(&value, super::AddrType::of_word)?),
+        "--src-group" => when.in_group(group(&value)?),
+        "--dst-group" => when.out_group(group(&value)?),
         "--comment" => when.comment(value),
         other => return Err(format!("unknown option `{other}`")),
     })
@@ -106,6 +144,7 @@ fn negated(when: Match, flag: &str, value: String) -> Result<Match, String> {
         "-s" => when.not_src(network(&value)?),
         "-d" => when.not_dst(network(&value)?),
         "--mac-source" => when.not_mac_source(mac(&value)?),
+        "--ctstatus" if value == "CONFIRMED" => when.unconfirmed(),
         other => return Err(format!("`! {other}` is unknown")),
     })
 }
@@ -119,6 +158,7 @@ fn target(words: Words) -> Result<Target, String> {
         ["RETURN"] => Target::Return,
         ["MASQUERADE"] => Target::Masquerade,
         ["TCPMSS", "--clamp-mss-to-pmtu"] => Target::ClampMss,
+        ["CT", "--timeout", policy] => Target::Timeout((*policy).to_owned()),
         ["REJECT", "--reject-with", "tcp-reset"] => Target::Reject(Reject::TcpReset),
         ["REJECT", "--reject-with", "icmp-admin-prohibited"] => {
             Target::Reject(Reject::IcmpAdminProhibited)
@@ -153,6 +193,24 @@ fn network(text: &str) -> Result<Ipv4Network, String> {
 fn number<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse()
         .map_err(|_| format!("`{text}` is no number in range"))
+}
+
+/// `VALUE` or `VALUE/MASK`, in hexadecimal.
+fn group(text: &str) -> Result<LinkGroup, String> {
+    let bits = |text: &str| {
+        let digits = text.strip_prefix("0x");
+        let bits = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        bits.ok_or_else(|| format!("`{text}` is no hexadecimal number of 32 bits"))
+    };
+    match text.split_once('/') {
+        None => Ok(LinkGroup::only(bits(text)?)),
+        Some((value, mask)) => {
+            let group = LinkGroup::under(bits(value)?, bits(mask)?);
+            let fits = bits(value)? == group.value && group.mask != 0;
+            fits.then_some(group)
+                .ok_or_else(|| format!("`{text}` has bits that its mask does not compare"))
+        }
+    }
 }
 
 fn mac(text: &str) -> Result<[u8; 6], String> {
@@ -219,6 +277,17 @@ mod tests {
             "-i tap0 -p icmp -m icmp --icmp-type 8 -m mac ! --mac-source 02:00:00:00:00:0a -j SLICE-X",
             "! -o slabcde+ -s 10.0.0.0/8 -m conntrack --ctstate RELATED,ESTABLISHED -j MASQUERADE",
             "-j REJECT --reject-with icmp-admin-prohibited",
+            "-m conntrack ! --ctstatus CONFIRMED -m connlimit --connlimit-above 512 --connlimit-mask 30 --connlimit-saddr -j DROP",
+            "-m connlimit --connlimit-above 7 --connlimit-mask 32 --connlimit-daddr -j DROP",
+            "-p tcp -m limit --limit 25/sec --limit-burst 256 -j RETURN",
+            "-m hashlimit --hashlimit-above 25/sec --hashlimit-burst 256 --hashlimit-mode srcip --hashlimit-name sl-a \
+             --hashlimit-htable-size 1024 --hashlimit-htable-expire 20000 --hashlimit-srcmask 30 -j DROP",
+            "-m hashlimit --hashlimit-upto 1/sec --hashlimit-burst 1 --hashlimit-mode dstip --hashlimit-name sl-b \
+             --hashlimit-htable-size 256 --hashlimit-htable-max 256 --hashlimit-htable-expire 5000 -j RETURN",
+            "-p tcp -j CT --timeout slice-abcde",
+            "-i slabcde+ -m devgroup --dst-group 0x736c0000/0xffff0000 -j DROP",
+            "-o br0 -d 10.0.0.0/8 -m devgroup --src-group 0x736c0001 -j DROP",
+            "-m devgroup --src-group 0x1 --dst-group 0x2/0xff -m comment --comment \"x\" -j DROP",
             "foreign: [limit] #12345678",
         ] {
             assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
@@ -247,11 +316,20 @@ mod tests {
             "-s 1.2.3.4/33 -j DROP",
             "--dport 1 -j DROP",
             "-m limit --limit 1/s -j DROP",
+            "-m limit --limit 3/sec --limit-burst 5 -j DROP",
+            "--connlimit-saddr -j DROP",
+            "-m hashlimit --hashlimit-above 25/sec --hashlimit-burst 5 --hashlimit-mode dstip --hashlimit-name a -j DROP",
+            "-m conntrack ! --ctstatus ASSURED -j DROP",
+            "-j CT --notrack",
             r#"--comment "a -j DROP"#,
             "! -p tcp -j DROP",
             "-p gre -j DROP",
             "-m mac --mac-source 02:00 -j DROP",
             "-p tcp --dport 70000 -j DROP",
+            "-m devgroup --src-group 1 -j DROP",
+            "-m devgroup --src-group 0x1ff/0xff -j DROP",
+            "-m devgroup --src-group 0x0/0x0 -j DROP",
+            "-m devgroup ! --src-group 0x1 -j DROP",
         ] {
             assert!(text.parse::<Rule>().is_err(), "{text}");
         }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::{FOREIGN, Match, Reject, Rule, Target, TcpFlags, Test};
+use super::{FOREIGN, LinkGroup, Match, Reject, Rule, Target, TcpFlags, Test};
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,12 +48,28 @@ impl fmt::Display for Match {
             option(f, "--mac-source", &Some(test.map(MacText)))?;
         }
         list(f, "-m conntrack --ctstate", &self.ctstate)?;
+        if self.unconfirmed {
+            f.write_str("-m conntrack ! --ctstatus CONFIRMED ")?;
+        }
         list(f, "-m addrtype --dst-type", &self.dst_type)?;
+        shown(f, &self.connlimit)?;
+        shown(f, &self.rate)?;
+        shown(f, &self.source_rate)?;
+        shown(f, &self.distinct)?;
+        if self.in_group.is_some() || self.out_group.is_some() {
+            f.write_str("-m devgroup ")?;
+        }
+        option(f, "--src-group", &self.in_group.map(Test::Is))?;
+        option(f, "--dst-group", &self.out_group.map(Test::Is))?;
         match &self.comment {
             None => Ok(()),
             Some(text) => write!(f, "-m comment --comment {} ", Quoted(text)),
         }
     }
+}
+
+fn shown<T: fmt::Display>(f: &mut fmt::Formatter<'_>, value: &Option<T>) -> fmt::Result {
+    value.as_ref().map_or(Ok(()), |value| value.fmt(f))
 }
 
 fn option<T: fmt::Display>(
@@ -78,6 +94,16 @@ fn list<T: fmt::Display>(f: &mut fmt::Formatter<'_>, flag: &str, set: &BTreeSet<
     match set.is_empty() {
         true => Ok(()),
         false => f.write_str(" "),
+    }
+}
+
+impl fmt::Display for LinkGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.value)?;
+        match self.mask {
+            u32::MAX => Ok(()),
+            mask => write!(f, "/{mask:#x}"),
+        }
     }
 }
 
@@ -119,6 +145,7 @@ impl fmt::Display for Target {
             }
             Self::Masquerade => "MASQUERADE",
             Self::ClampMss => "TCPMSS --clamp-mss-to-pmtu",
+            Self::Timeout(policy) => return write!(f, "CT --timeout {policy}"),
         })
     }
 }

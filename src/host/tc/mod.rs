@@ -34,7 +34,7 @@ pub const DROP: u32 = 2;
 
 /// The most instructions that we put into a program. The kernel takes 4096 (`BPF_MAXINSNS`), but tells of a filter only if it fits into a
 /// datagram, which may be as small as 3.5 KiB (`NLMSG_GOODSIZE`); else [`list`] fails.
-pub const LONGEST: usize = 256;
+pub const LONGEST: usize = 384;
 
 /// What frames that come in meet first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

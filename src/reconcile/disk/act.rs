@@ -1,14 +1,25 @@
 //! Takes one step of a plan.
 //! Not here: which, and whether.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
 
 use super::{Action, Desired, Record};
+use crate::host::blocking;
 use crate::host::fs::{self, Durability};
 use crate::host::image::{self, Copy, Found, How, Progress, Use};
 use crate::host::{Error, Kind};
+
+/// Copies at the same time: more would share the disk, not speed it up.
+static COPIES: Semaphore = Semaphore::const_new(8);
+
+/// A copy may take as long as it makes progress; without any for so long, it fails.
+const STALL: Duration = Duration::from_secs(60);
 
 pub(super) async fn act(
     desired: &Desired,
@@ -48,7 +59,7 @@ pub(super) async fn act(
 
 /// Others may pass through the directory to a disk that they are given, and not list it.
 fn note(desired: &Desired, record: &Record) -> Result<(), Error> {
-    fs::make_dir(&desired.dir, 0o711)?;
+    fs::make_dir(&desired.dir, 0o700)?;
     let path = desired.record();
     let text = serde_json::to_vec(record)
         .map_err(|error| Error::other("write", path.display().to_string(), error))?;
@@ -63,7 +74,11 @@ async fn copy(
     progress: Arc<Progress>,
 ) -> Result<(), Error> {
     let _stop = StopWhenDropped(progress.clone());
+    let (watched, shown) = (progress.clone(), image.display().to_string());
+    let turn = COPIES.acquire().await;
     let copy = move || {
+        // A copy that hangs keeps its turn: there are never more threads that hang than turns.
+        let _turn = turn;
         fit(&image)?;
         let what = Copy {
             from: &image,
@@ -73,14 +88,33 @@ async fn copy(
         };
         image::copy(&what, &progress)
     };
-    let how = tokio::task::spawn_blocking(copy)
-        .await
-        .map_err(|error| Error::other("copy", "an image", error))??;
+    let how = tokio::select! {
+        how = blocking::within(Duration::MAX, "copy", "an image", copy) => how?,
+        () = stalled(&watched) => {
+            let stall = humantime::format_duration(STALL);
+            let why = format!("nothing was copied for {stall}");
+            let why = io::Error::new(io::ErrorKind::TimedOut, why);
+            return Err(Error::io("copy", shown, why));
+        }
+    };
     match how {
         How::Shared => tracing::debug!("made a disk that shares its image's blocks"),
         How::Copied(bytes) => tracing::debug!(bytes, "made a disk by copying"),
     }
     Ok(())
+}
+
+/// Comes back when the copy has made no progress for [`STALL`].
+async fn stalled(progress: &Progress) {
+    let mut done = None;
+    loop {
+        let now = Some(progress.done.load(Ordering::Relaxed));
+        if now == done {
+            return;
+        }
+        done = now;
+        tokio::time::sleep(STALL).await;
+    }
 }
 
 /// What an image is may have changed since it was asked for.

@@ -13,6 +13,13 @@ use crate::reconcile::firewall::port::{self as filter, Gate, Pass};
 use crate::reconcile::net::port::{self, BridgeSeen, Port};
 use crate::reconcile::{connection, net};
 
+/// Whether the bridge is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Managed {
+    Yes,
+    No,
+}
+
 impl Engine {
     /// Up the two rungs.
     pub(super) async fn connect_bridged<A: Ascent>(
@@ -44,11 +51,16 @@ impl Engine {
         };
         let seen = ascent.meet(Rung::Net, &self.port(), &desired).await?;
         let mtu = seen.bridge.as_ref().map_or(net::MTU, |bridge| bridge.mtu);
+        // One that is not there yet is made by us.
+        let managed = match &seen.bridge {
+            Some(bridge) if !desired.is_managed(bridge) => Managed::No,
+            Some(_) | None => Managed::Yes,
+        };
         let place = (spec.bridge.as_str(), tap.clone());
         let connected = connection::bridged(&self.instance, uid, address, place, mtu);
         let ready = Ready::connected(&connected);
         ascent.ready(Rung::Net, ready).await?;
-        let pass = self.pass(vm, spec, address, seen.bridge);
+        let pass = self.pass(vm, spec, address, managed, seen.bridge);
         let ready = Ready::marked(pass.digest());
         let desired = filter::Desired {
             label,
@@ -68,6 +80,7 @@ impl Engine {
         vm: &Vm,
         spec: &BridgeSpec,
         address: &Address,
+        managed: Managed,
         bridge: Option<BridgeSeen>,
     ) -> Pass {
         let names = owner::vm_names(&self.instance, vm.meta.uid);
@@ -82,6 +95,7 @@ impl Engine {
                 hosts: bridge.hosts,
             });
         match (spec.antispoof, apart) {
+            (false, apart) if managed == Managed::No => Pass::Unmanaged(apart),
             (true, apart) => Pass::Only(filter::Filter {
                 mac: names.guest_mac,
                 ip: address.ip(),

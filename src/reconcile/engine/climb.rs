@@ -24,6 +24,7 @@ use crate::reconcile::life::Verdict;
 use crate::reconcile::record::Record;
 use crate::reconcile::storage::Disks;
 use crate::reconcile::vmm;
+use crate::runtime::controller::without_worker;
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Durable, Gate, LeaseError};
 
@@ -32,6 +33,8 @@ type Leased = Result<(Vm, Option<Lease>), Outcome>;
 
 /// Between two words about a copy under way.
 const COPY_WORDS: Duration = Duration::from_secs(2);
+/// Between two looks whether a copy under way is still wanted.
+const COPY_STEP: Duration = Duration::from_millis(250);
 
 impl Engine {
     /// Up: each rung is taken, converged, written down together with the taking of the next.
@@ -100,10 +103,11 @@ impl Engine {
     }
 
     /// Which disks a VM is to have, or why it cannot, in words.
-    pub(super) fn disks(&self, vm: &Vm) -> Result<Disks, String> {
+    pub(super) async fn disks(&self, vm: &Vm) -> Result<Disks, String> {
         let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
         self.processes
             .disks(&vm.spec.storage, &vm.meta.name, &label)
+            .await
     }
 
     /// Both transactions of the lease rung in one: its world is the store itself.
@@ -202,6 +206,19 @@ impl Engine {
         }
     }
 
+    /// Comes back when this edition of the VM is not wanted any more: another run of its key follows then.
+    async fn changed(&self, vm: &Vm) {
+        let same = || {
+            self.store.read(|world| {
+                let now = world.vm(vm.meta.uid);
+                now.is_some_and(|now| !now.meta.deleting && now.spec.storage == vm.spec.storage)
+            })
+        };
+        while same() {
+            tokio::time::sleep(COPY_STEP).await;
+        }
+    }
+
     /// What a daemon that has lost its state reads to adopt the VM.
     fn record(&self, vm: &Vm, lease: Option<Lease>) -> String {
         let (origin, update) = self.store.read(|world| match world.group(&vm.group) {
@@ -234,7 +251,7 @@ impl Climbing<'_> {
             (Verdict::Run, Some(words)) => return self.stillborn(words).await,
             (verdict @ (Verdict::Down(..) | Verdict::Again), _) => return self.rest(verdict).await,
         }
-        let disks = match engine.disks(vm) {
+        let disks = match engine.disks(vm).await {
             Ok(disks) => disks,
             Err(unfit) => return self.unfit(unfit).await,
         };
@@ -279,9 +296,15 @@ impl Climbing<'_> {
         let (engine, vm) = (self.engine, self.vm);
         let hands = disk::Disks::default();
         let progress = hands.progress.clone();
-        tokio::select! {
-            made = self.meet(Rung::Vmm, &hands, desired) => Ok(disk::remark(desired, &made?)),
-            failed = engine.tell_of_copy(vm, &progress) => Err(Stop::Store(failed)),
-        }
+        let made = Box::pin(self.meet(Rung::Vmm, &hands, desired));
+        // A copy may take long; how many are made at once is bounded there.
+        without_worker(async {
+            tokio::select! {
+                made = made => Ok(disk::remark(desired, &made?)),
+                failed = engine.tell_of_copy(vm, &progress) => Err(Stop::Store(failed)),
+                () = engine.changed(vm) => Err(Stop::Outcome(Outcome::Converged)),
+            }
+        })
+        .await
     }
 }

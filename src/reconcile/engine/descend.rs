@@ -1,6 +1,8 @@
 //! A VM down its ladder: the same plans as on the way up, with nothing desired.
 //! Not here: the way up; what no object wants ([`super::stray`]).
 
+use std::net::Ipv4Addr;
+
 use tracing::debug;
 
 use super::Engine;
@@ -13,8 +15,10 @@ use crate::api::network::NetworkSpec;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
 use crate::clock;
+use crate::host::fs;
 use crate::owner::{self, Label, Owner};
 use crate::reconcile::net::port::{self, Remains};
+use crate::reconcile::record::Record;
 use crate::reconcile::{Convergence, Reconcile, disk, firewall, net, storage, vmm};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Change};
@@ -113,11 +117,49 @@ impl Engine {
             Rung::Net => self.check_again(uid),
             Rung::Lease | Rung::Firewall => {}
         }
+        // The record goes with the namespace.
+        let address = match rung {
+            Rung::Net => self.address_of(label),
+            Rung::Lease | Rung::Firewall | Rung::Vmm => None,
+        };
         let mut emptying = Emptying {
             engine: self,
             label,
         };
-        self.empty(rung, label, standing, &mut emptying).await
+        self.empty(rung, label, standing, &mut emptying).await?;
+        match address {
+            // Nothing comes from the VM any more that would make an entry.
+            Some(address) => self.forget_flows(address).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Deletes what the host's connection tracking knows of this address.
+    pub(super) async fn forget_flows(&self, address: Ipv4Addr) -> Result<(), Stuck> {
+        let done = self.flows.forget(&self.hands.home, address).await;
+        done.map_err(|error| {
+            let message = format!("{error}: {}", error.source);
+            Stuck {
+                found: (Status::False, Reason::ActionFailed, message),
+                outcome: Outcome::Failed,
+            }
+        })
+    }
+
+    /// The address of the VM that the label is of, by its lease or by its record.
+    fn address_of(&self, label: &Label) -> Option<Ipv4Addr> {
+        let uid = owner::uid_of(label);
+        let leased = self.store.read(|world| {
+            let vm = world.vm(uid)?;
+            let lease = world.lease(&vm.meta.name)?;
+            Some(lease.address.ip())
+        });
+        leased.or_else(|| {
+            let path = self.run_dir.vm_dir(uid).join(net::RECORD);
+            let record = fs::read_text(&path).ok().flatten()?;
+            let record: Record = serde_json::from_str(&record).ok()?;
+            Some(record.lease?.address.ip())
+        })
     }
 
     /// Of that rung, nothing is wanted.

@@ -19,6 +19,9 @@ use crate::reconcile::ground::{self, Ground};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Change, Footing};
 
+/// The host's rules take longer: that is told.
+const SLOW_STEP: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// What was found of the ground.
 type Found = (Status, Reason, String);
 
@@ -36,7 +39,7 @@ impl Engine {
             before: carried.unwrap_or_default(),
         };
         let done = self
-            .converge(&self.ground(), &desired, &[Change::Ground])
+            .told_slow(self.converge(&self.ground(), &desired, &[Change::Ground]))
             .await;
         let mut found = describe(&done.result);
         let drift = Some(done.taken).filter(|taken| was_firm && !taken.is_empty());
@@ -57,6 +60,23 @@ impl Engine {
             self.call_back();
         }
         Ok(outcome)
+    }
+
+    /// What is done for the host takes long: an event tells since when. Its page stays, or no VM could be repaired meanwhile.
+    async fn told_slow<T>(&self, work: impl Future<Output = T>) -> T {
+        let since = clock::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let mut work = Box::pin(work);
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = tokio::time::sleep(SLOW_STEP) => {}
+        }
+        let deadline = humantime::format_duration(self.hands.backend.deadline);
+        let message = format!(
+            "the host's rules and bridges have been worked on since {since}; iptables-restore has a deadline of {deadline}"
+        );
+        self.note(EventType::Warning, "ground", "Pending", &message);
+        work.await
     }
 
     /// What the ground must carry, and its page, which from now on says of nothing else that it carries it. A VM that was let on

@@ -6,7 +6,9 @@ use super::step::{Ascent, Ready};
 use crate::api::network::{Block, Connection};
 use crate::api::rung::Rung;
 use crate::api::vm::Vm;
+use crate::host::conntrack;
 use crate::owner;
+use crate::reconcile::limits::Limit;
 use crate::reconcile::{connection, firewall, net};
 
 impl Engine {
@@ -62,13 +64,16 @@ impl Engine {
     pub fn rules(&self, vm: &Vm, block: Block, judged: Option<String>) -> firewall::Rules {
         let policy = vm.spec.network.policy().cloned().unwrap_or_default();
         let guest_mac = owner::vm_names(&self.instance, vm.meta.uid).guest_mac;
-        let ruleset = firewall::rules::compile(&policy, block, guest_mac);
+        let own = vm.spec.network.max_connections().map(Limit::of);
+        let limit = own.unwrap_or_else(|| Limit::share(conntrack::max()));
+        let ruleset = firewall::rules::compile(&policy, block, guest_mac, limit);
         firewall::Rules {
             digest: firewall::rules::digest(&ruleset),
             ruleset,
             judged,
             policy,
             guest: block.guest(),
+            limit: limit.all(),
         }
     }
 }

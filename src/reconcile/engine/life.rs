@@ -48,6 +48,30 @@ impl Engine {
         }
     }
 
+    /// Once for each stop: the host forgets the connections of a guest that has ended. A failure is tried again by the VM's next
+    /// look; what it leaves is bounded by the VM's limit.
+    async fn forget_flows_at_rest(&self, vm: &Vm, verdict: &Verdict) {
+        let uid = vm.meta.uid;
+        let (address, noted) = self.store.read(|world| {
+            let lease = world.lease(&vm.meta.name);
+            let page = world.page(uid, Rung::Vmm);
+            let noted = page.map(|page| (page.condition.status, page.condition.reason));
+            (lease.map(|lease| lease.address.ip()), noted)
+        });
+        let is_noted = match verdict {
+            Verdict::Down(reason, _) => noted == Some((Status::False, *reason)),
+            Verdict::Again | Verdict::Run => false,
+        };
+        let Some(address) = address.filter(|_| !is_noted) else {
+            return;
+        };
+        if let Err(stuck) = self.forget_flows(address).await {
+            let (_, reason, message) = stuck.found;
+            let object = format!("vm/{}", vm.meta.name);
+            self.note(EventType::Warning, &object, &reason.to_string(), &message);
+        }
+    }
+
     /// What is to be of the process of a VM that is down.
     pub(super) fn at_rest(&self, vm: &Vm) -> vmm::Desired {
         let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
@@ -193,6 +217,7 @@ impl Climbing<'_> {
         self.meet(Rung::Vmm, &engine.processes.rung, &desired)
             .await?;
         engine.processes.watch(uid, None);
+        engine.forget_flows_at_rest(vm, &verdict).await;
         let written = match verdict {
             Verdict::Down(reason, message) => {
                 let found = (Status::False, reason, message);

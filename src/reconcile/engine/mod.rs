@@ -13,6 +13,7 @@ mod ground;
 mod groups;
 mod isolated;
 mod life;
+mod pending;
 mod plugged;
 mod preview;
 mod seen_rules;
@@ -29,6 +30,7 @@ use tracing::{debug, warn};
 use super::Probe;
 use super::contest::Contests;
 use super::firewall::Firewall;
+use super::flows::Flows;
 use super::group::{Claims, Hindrance};
 use super::net::Net;
 use super::processes::Processes;
@@ -52,6 +54,7 @@ use crate::store::{self, Store, Txn};
 pub use life::remember;
 pub use preview::Preview;
 pub use seen_rules::SeenRules;
+pub use stray::Removals;
 
 /// What can be looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -113,8 +116,12 @@ pub struct Engine {
     pub vmm_ids: IdRange,
     /// Which rules of the isolated VMs have been looked at.
     pub seen_rules: SeenRules,
+    /// Deletes the host's connection tracking entries of VMs that are gone.
+    pub flows: Flows,
     /// VMs that the ground did not carry when they were looked at.
     pub turned_away: Mutex<HashSet<Uid>>,
+    /// Who waits for the removal of orphans.
+    pub removals: Removals,
 }
 
 /// The link of the host namespace that tells of a VM.
@@ -288,6 +295,7 @@ impl Engine {
     fn firewall(&self) -> Firewall {
         Firewall {
             backend: self.hands.backend.clone(),
+            home: self.hands.home.clone(),
         }
     }
 }

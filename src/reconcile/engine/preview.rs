@@ -47,7 +47,7 @@ impl Engine {
                 return;
             }
         }
-        let disks = match self.disks(vm) {
+        let disks = match self.disks(vm).await {
             Ok(disks) => disks,
             Err(unfit) => return looking.stuck(unfit),
         };

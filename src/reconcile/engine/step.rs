@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tracing::debug;
 
+use super::pending::Current;
 use super::{Engine, Key, SLOW};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
@@ -19,7 +20,7 @@ use crate::clock;
 use crate::host;
 use crate::host::rule::Generation;
 use crate::reconcile::net::cni::Checking;
-use crate::reconcile::{Conflict, Convergence, Error, Reconcile, Wait, converge};
+use crate::reconcile::{Conflict, Convergence, Error, Program, Reconcile, Wait, converge};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Change, Durable, Gate, Txn};
 
@@ -91,6 +92,8 @@ pub(super) struct Climbing<'a> {
 struct Taken<'a, R> {
     rung: &'a R,
     durable: Mutex<Durable>,
+    /// Where the action under way is noted, for its condition.
+    current: Option<&'a Current>,
 }
 
 impl<R: Reconcile> Reconcile for Taken<'_, R> {
@@ -106,6 +109,10 @@ impl<R: Reconcile> Reconcile for Taken<'_, R> {
         R::waits(action)
     }
 
+    fn program(&self, action: &R::Action) -> Option<Program> {
+        self.rung.program(action)
+    }
+
     async fn observe(&self, desired: &R::Desired) -> Result<R::Observed, host::Error> {
         self.rung.observe(desired).await
     }
@@ -115,7 +122,13 @@ impl<R: Reconcile> Reconcile for Taken<'_, R> {
             std::mem::take(&mut *self.durable.lock().unwrap_or_else(PoisonError::into_inner));
         let written = durable.wait().await;
         written.map_err(|error| host::Error::other("take", "the rung", error))?;
-        self.rung.act(desired, action).await
+        let Some(current) = self.current else {
+            return self.rung.act(desired, action).await;
+        };
+        current.begins(action.to_string(), self.rung.program(action));
+        let done = self.rung.act(desired, action).await;
+        current.ends();
+        done
     }
 }
 
@@ -148,12 +161,16 @@ impl Meet for Climbing<'_> {
             let page = world.page(vm.meta.uid, rung);
             page.is_some_and(|page| page.condition.is_settled_at(vm.meta.generation))
         });
+        let current = Current::default();
         let reconciler = Taken {
+            current: Some(&current),
             rung: reconciler,
             durable: Mutex::new(std::mem::take(&mut self.taken)),
         };
         let about = about(vm.meta.uid, &vm.meta.name);
-        let Convergence { taken, result } = engine.converge(&reconciler, desired, &about).await;
+        // On the heap: futures that hold each other by value grow, and are moved, with each that is put around.
+        let work = Box::pin(engine.converge(&reconciler, desired, &about));
+        let Convergence { taken, result } = engine.told_of(vm, rung, &current, work).await;
         // What no step waited for, the next one waits for.
         self.taken = reconciler
             .durable
@@ -250,6 +267,7 @@ impl Engine {
         let reconciler = Taken {
             rung: reconciler,
             durable: Mutex::new(self.store.durable(about)),
+            current: None,
         };
         let done = converge(&reconciler, desired, &self.probe).await;
         let taken = u64::try_from(done.taken.len()).unwrap_or(u64::MAX);

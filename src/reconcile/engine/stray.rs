@@ -1,27 +1,86 @@
 //! What no object wants, off the host: all that bears the label, from the top.
 //! Not here: finding such labels ([`super::super::adopt`]).
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tracing::info;
 
-use super::Engine;
-use super::descend::Standing;
+use super::descend::{Standing, Stuck};
+use super::{Engine, Key};
+use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::rung::LADDER;
 use crate::clock;
 use crate::host::{self, fs, link, neigh};
 use crate::owner::{self, Label};
 use crate::reconcile::net::cni::INTENT;
-use crate::reconcile::orphans::Verdict;
+use crate::reconcile::orphans::{Verdict, is_orphan};
 use crate::runtime::queue::Outcome;
 use crate::store;
 
+/// How long whoever asks for a removal waits for its end: a guest's grace, SIGTERM, SIGKILL and the rest of its stages.
+const PATIENCE: Duration = Duration::from_secs(45);
+
+/// Who waits for the removal of what.
+#[derive(Default)]
+pub struct Removals(Mutex<HashMap<Label, Vec<oneshot::Sender<Removed>>>>);
+
+/// How a removal ended: or why it has not.
+type Removed = Result<(), String>;
+
+impl Removals {
+    fn ask(&self, label: &Label) -> oneshot::Receiver<Removed> {
+        let (answer, told) = oneshot::channel();
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.entry(label.clone()).or_default().push(answer);
+        told
+    }
+
+    fn answer(&self, label: &Label, removed: &Removed) {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for answer in waiting.remove(label).into_iter().flatten() {
+            // Whoever has asked may have left.
+            let _ = answer.send(removed.clone());
+        }
+    }
+}
+
 impl Engine {
+    /// Removes orphans and looks whether they are gone: each with the reason why it is not.
+    ///
+    /// # Errors
+    /// The host cannot be looked at afterwards.
+    pub async fn remove_orphans(
+        &self,
+        orphans: &[Label],
+    ) -> Result<Vec<(Label, Removed)>, host::Error> {
+        let ask = |label: &Label| {
+            let removal = self.removals.ask(label);
+            self.waker.renew(Key::Stray(label.clone()));
+            tokio::time::timeout(PATIENCE, removal)
+        };
+        let told = futures::future::join_all(orphans.iter().map(ask)).await;
+        let left = self.orphans(clock::now()).await?.removable;
+        let removed = |(label, told): (&Label, _)| {
+            let removed = match (left.contains(label), told) {
+                (false, _) => Ok(()),
+                (true, Ok(Ok(Err(why)))) => Err(why),
+                (true, Ok(_)) => Err("it was removed and is there again".to_owned()),
+                (true, Err(_)) => Err("its removal is still under way".to_owned()),
+            };
+            (label.clone(), removed)
+        };
+        Ok(orphans.iter().zip(told).map(removed).collect())
+    }
+
     /// Something of ours that no object wants: all of it, from the top.
     pub(super) async fn run_stray(&self, label: &Label) -> Result<Outcome, store::Error> {
-        let uid = owner::uid_of(label);
-        if self.store.read(|world| world.vm(uid).is_some()) {
+        if !self.store.read(|world| is_orphan(world, label)) {
+            self.removals.answer(label, &Ok(()));
             return Ok(Outcome::Converged);
         }
         let object = label.to_string();
@@ -29,46 +88,63 @@ impl Engine {
             Ok(Verdict::Remove) => {}
             Ok(Verdict::Adopt(record)) => {
                 self.adopt_again(*record, clock::now()).await?;
+                self.removals.answer(label, &Ok(()));
                 return Ok(Outcome::Converged);
             }
             Ok(Verdict::Keep(why)) => {
                 self.tell_kept(label, &why, clock::now());
+                self.removals.answer(label, &Err(why));
                 return Ok(Outcome::Converged);
             }
             Err(error) => {
                 let message = format!("{error}: {}", error.source);
                 self.note(EventType::Warning, &object, "ObserveFailed", &message);
+                self.removals.answer(label, &Err(message));
                 return Ok(Outcome::Failed);
             }
         }
-        let standings = match self.standings(label).await {
-            Ok(standings) => standings,
-            Err(error) => {
-                let message = format!("{error}: {}", error.source);
-                self.note(EventType::Warning, &object, "ObserveFailed", &message);
-                return Ok(Outcome::Failed);
+        let (outcome, removed) = match self.take_down_orphan(label).await {
+            Ok(()) => {
+                info!(%label, "removed what nothing wants");
+                let message = "removed what no object wants";
+                self.note(EventType::Normal, &object, "GarbageCollected", message);
+                (Outcome::Converged, Ok(()))
             }
-        };
-        for rung in LADDER.into_iter().rev() {
-            for standing in &standings {
-                if let Err(stuck) = self.take_down(rung, label, standing).await {
-                    let (_, reason, message) = stuck.found;
-                    if stuck.outcome == Outcome::Failed {
-                        self.note(EventType::Warning, &object, &reason.to_string(), &message);
-                    }
+            Err(stuck) => {
+                let (_, reason, message) = stuck.found;
+                if stuck.outcome != Outcome::Failed {
+                    // It comes to its end by itself, and is looked at again then.
                     return Ok(stuck.outcome);
                 }
+                self.note(EventType::Warning, &object, &reason.to_string(), &message);
+                (Outcome::Failed, Err(message))
+            }
+        };
+        self.removals.answer(label, &removed);
+        Ok(outcome)
+    }
+
+    async fn take_down_orphan(&self, label: &Label) -> Result<(), Stuck> {
+        let standings = self.standings(label).await.map_err(|error| Stuck {
+            found: (
+                Status::Unknown,
+                Reason::ObserveFailed,
+                format!("{error}: {}", error.source),
+            ),
+            outcome: Outcome::Failed,
+        })?;
+        for rung in LADDER.into_iter().rev() {
+            for standing in &standings {
+                self.take_down(rung, label, standing).await?;
             }
         }
-        self.store.write_behind(|txn| txn.bury(uid))?;
-        info!(%label, "removed what nothing wants");
-        self.note(
-            EventType::Normal,
-            &object,
-            "GarbageCollected",
-            "removed what no object wants",
-        );
-        Ok(Outcome::Converged)
+        self.store
+            .write_behind(|txn| txn.bury(owner::uid_of(label)))
+            .map_err(|error: store::Error| Stuck {
+                found: (Status::Unknown, Reason::StateNotWritable, error.to_string()),
+                outcome: Outcome::Failed,
+            })?;
+        Ok(())
     }
 
     /// In which modes something may stand: no object is left to tell. The plugins come before the namespace that they worked in.

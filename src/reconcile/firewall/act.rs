@@ -27,12 +27,16 @@ pub(super) async fn act(
             let lock = desired.lock.clone();
             let ruleset = rules.ruleset.clone();
             let commit = move || iptables::restore_whole(&backend, &ruleset, Lock::Private(&lock));
-            netns.run(commit).await
+            netns.run_for(firewall.backend.deadline, commit).await
         }
         (Action::CutFlows(_), Some(rules)) => {
             let rules = rules.clone();
-            let cut = move || conntrack::delete(&forbidden(&rules)?);
-            netns.run(cut).await
+            let flows = netns.run(move || forbidden(&rules)).await?;
+            // First on the host: flows that are left in the namespace are found again after a crash.
+            let here = flows.clone();
+            let cut = move || conntrack::delete_same_ends(&here);
+            firewall.home.run(cut).await?;
+            netns.run(move || conntrack::delete(&flows)).await
         }
         (Action::CommitRules { .. } | Action::CutFlows(_), None) => Ok(()),
     }

@@ -3,14 +3,14 @@
 //!
 //! # What passes
 //! Untagged frames from the VM's own Ethernet address, and of these:
-//! - IPv4 from the VM's own address, but no DHCP server (UDP source port 67). A DHCP client's 0.0.0.0 does not pass either:
-//!   addresses are given by lease, nobody here would answer. A later fragment has no ports and is judged by its addresses.
+//! - IPv4 from the VM's own address, but nothing that configures others: no DHCP server (UDP from port 67 or to port 68), no ICMP redirect
+//!   or router advertisement, no IGMP query, no PIM. A DHCP client's 0.0.0.0 does not pass either: addresses are given by lease, nobody
+//!   here would answer. A later fragment has no ports and is judged by its addresses.
 //! - ARP requests and answers, of Ethernet and IPv4, that name the VM's own addresses as the sender's, or 0.0.0.0, with which a
 //!   host probes for its own address (RFC 5227 section 1.1).
-//! - IPv6, but nothing that only a router or DHCPv6 server says: advertisements (ICMPv6 134), redirects (137), UDP source
-//!   port 547. Behind extension headers these could hide (RFC 7113), so no packet with one passes, to whomever: only the reports
-//!   of group members (MLD, RFC 2710 and 3810), which must have one of fixed shape, for bridges that snoop. IPv6 addresses are
-//!   not leased, so the sender's is not judged.
+//! - IPv6 as [`ipv6`] says: neighbour discovery about the VM's own addresses only.
+//!
+//! Nothing passes to 01:80:c2:00:00:0X, which the kernel takes in at the port itself.
 //!
 //! Every other EtherType is dropped: spanning tree, LLDP, EAPOL, PPPoE and so on are what switches and access concentrators say,
 //! and VLAN tags, one or two, in the frame or beside it, would lead past the checks.
@@ -33,6 +33,8 @@
 //! [`PASS`]: crate::host::tc::PASS
 
 mod assemble;
+mod ipv6;
+mod isolated;
 #[cfg(test)]
 mod tests;
 
@@ -45,7 +47,9 @@ use serde::{Deserialize, Serialize};
 use crate::api::network::Mac;
 use crate::host::tc::Insn;
 
-use self::assemble::Line::{At, Do, Test};
+pub use isolated::program_isolated;
+
+use self::assemble::Line::{At, Do, Exits, Test};
 use self::assemble::To::{Drop, Next, Part, Pass};
 use self::assemble::{Line, assemble, op};
 
@@ -58,13 +62,13 @@ enum Label {
     /// Behind the host's IPv6 address of that number.
     Past(usize),
     Judge,
+    Reserved,
     Ipv4,
+    Icmp,
+    Igmp,
     Arp,
     ArpKind,
-    Ipv6,
-    HopByHop,
-    Icmpv6,
-    Udpv6,
+    Ipv6(ipv6::Label),
 }
 
 /// EtherTypes (IANA).
@@ -73,7 +77,10 @@ const ARP: u32 = 0x0806;
 const IPV6: u32 = 0x86dd;
 
 /// Protocol numbers (IANA).
+const ICMP: u32 = 1;
+const IGMP: u32 = 2;
 const UDP: u32 = 17;
+const PIM: u32 = 103;
 const ICMPV6: u32 = 58;
 const HOP_BY_HOP: u32 = 0;
 /// Routing, fragment, authentication, destination options, mobility, HIP, Shim6 (RFC 7045 section 4).
@@ -81,12 +88,17 @@ const EXTENSIONS: [u32; 7] = [43, 44, 51, 60, 135, 139, 140];
 
 /// Ports (IANA).
 const DHCP_SERVER: u32 = 67;
-const DHCPV6_SERVER: u32 = 547;
+const DHCP_CLIENT: u32 = 68;
 
-/// ICMPv6 types (RFC 4861, 2710, 3810).
-const ROUTER_ADVERTISEMENT: u32 = 134;
-const REDIRECT: u32 = 137;
-const MLD: [u32; 3] = [131, 132, 143];
+/// ICMP types, in the upper half of two bytes (RFC 792, 1256): redirect, router advertisement.
+const ICMP_ROUTERS: [u32; 2] = [5 << 8, 9 << 8];
+/// IGMP types, in the upper half of two bytes (RFC 1112, 2236, 3376): what members of groups say.
+const IGMP_MEMBERS: [u32; 4] = [0x12 << 8, 0x16 << 8, 0x17 << 8, 0x22 << 8];
+
+/// The first four bytes of 01:80:c2:00:00:0X, to which bridges talk (IEEE 802.1D section 7.12.6).
+const RESERVED: u32 = 0x0180_c200;
+/// What tags of VLANs are announced by: IEEE 802.1Q, 802.1ad, and older.
+const TAGS: [u32; 3] = [0x8100, 0x88a8, 0x9100];
 
 /// Where things are, in bytes from the frame's begin.
 const SOURCE: u32 = 6;
@@ -128,11 +140,31 @@ pub fn program(mac: Mac, ip: Ipv4Addr, apart: Option<&Apart>) -> Vec<Insn> {
         ethernet(mac),
         ipv4(ip),
         arp(mac, ip),
-        ipv6(),
-        hop_by_hop(),
-        upper_ipv6(),
+        ipv6::own(mac),
     ];
     assemble(&lines.concat())
+}
+
+/// The program for a VM's TAP that may send as whom it likes, on a bridge that is not ours: all passes but what configures others, the
+/// host among them, and what such could hide behind. On a bridge of ours the host's own settings see to that. Kept apart, too, if that is
+/// wanted.
+pub fn program_unmanaged(apart: Option<&Apart>) -> Vec<Insn> {
+    let mut lines = apart.map(not_by_the_host).unwrap_or_default();
+    lines.extend(at_least(PAYLOAD));
+    // Spanning trees, LLDP and their like, and the registration of VLANs and groups (IEEE 802.1Q tables 8-1 and 10-1).
+    lines.extend(not_to_bridges(0xffc0));
+    lines.push(Do(op::LOAD_HALF, ETHERTYPE));
+    // The kernel has taken off the outermost.
+    lines.extend(TAGS.map(|tag| Test(op::EQUAL, tag, Drop, Next)));
+    lines.extend([
+        Test(op::EQUAL, IPV4, Part(Label::Ipv4), Next),
+        Test(op::EQUAL, IPV6, Part(Label::Ipv6(ipv6::Label::Any)), Pass),
+        At(Label::Ipv4),
+    ]);
+    lines.extend(ipv4_header());
+    lines.extend(ipv4_upper());
+    lines.extend(ipv6::any());
+    assemble(&lines)
 }
 
 /// The program for a VM's TAP that may send as whom it likes, but is kept apart.
@@ -177,7 +209,7 @@ fn not_by_the_host(apart: &Apart) -> Vec<Line<Label>> {
     ];
     lines.extend(ipv4_to_the_host(apart));
     lines.extend(ipv6_to_the_host(apart));
-    lines.push(At(Label::Judge));
+    lines.extend([Exits, At(Label::Judge)]);
     lines
 }
 
@@ -249,42 +281,98 @@ fn ethernet(mac: Mac) -> Vec<Line<Label>> {
         Test(op::EQUAL, 0, Next, Drop),
     ]);
     lines.extend(is_mac(SOURCE, mac));
+    lines.extend(not_to_bridges(0xfff0));
     lines.extend([
         Do(op::LOAD_HALF, ETHERTYPE),
         Test(op::EQUAL, IPV4, Part(Label::Ipv4), Next),
         Test(op::EQUAL, ARP, Part(Label::Arp), Next),
-        Test(op::EQUAL, IPV6, Part(Label::Ipv6), Drop),
+        Test(op::EQUAL, IPV6, Part(Label::Ipv6(ipv6::Label::Own)), Drop),
     ]);
     lines
+}
+
+/// Drops what is sent to bridges: to 01:80:c2:00, and then 0 under `mask`.
+fn not_to_bridges(mask: u32) -> [Line<Label>; 6] {
+    [
+        Do(op::LOAD_WORD, 0),
+        Test(op::EQUAL, RESERVED, Next, Part(Label::Reserved)),
+        Do(op::LOAD_HALF, 4),
+        Do(op::AND, mask),
+        Test(op::EQUAL, 0, Drop, Next),
+        At(Label::Reserved),
+    ]
 }
 
 /// RFC 791, RFC 768.
 fn ipv4(ip: Ipv4Addr) -> Vec<Line<Label>> {
     let mut lines = vec![At(Label::Ipv4)];
-    lines.extend(at_least(PAYLOAD + 20));
+    lines.extend(ipv4_header());
     lines.extend([
-        // Version 4, and a header of at least five words.
+        Do(op::LOAD_WORD, PAYLOAD + 12),
+        Test(op::EQUAL, ip.to_bits(), Next, Drop),
+    ]);
+    lines.extend(ipv4_upper());
+    lines
+}
+
+/// Version 4, and a header of at least five words.
+fn ipv4_header() -> Vec<Line<Label>> {
+    let mut lines = at_least(PAYLOAD + 20);
+    lines.extend([
         Do(op::LOAD_BYTE, PAYLOAD),
         Test(op::AT_LEAST, 0x45, Next, Drop),
         Test(op::AT_LEAST, 0x50, Drop, Next),
-        Do(op::LOAD_WORD, PAYLOAD + 12),
-        Test(op::EQUAL, ip.to_bits(), Next, Drop),
+    ]);
+    lines
+}
+
+/// Nothing that configures others. A fragment that is not the first has no header of the upper protocol.
+fn ipv4_upper() -> Vec<Line<Label>> {
+    let mut lines = vec![
         Do(op::LOAD_BYTE, PAYLOAD + 9),
+        Test(op::EQUAL, ICMP, Part(Label::Icmp), Next),
+        Test(op::EQUAL, IGMP, Part(Label::Igmp), Next),
+        Test(op::EQUAL, PIM, Drop, Next),
         Test(op::EQUAL, UDP, Next, Pass),
-        // A fragment that is not the first.
         Do(op::LOAD_HALF, PAYLOAD + 6),
         Test(op::HAS_BITS, 0x1fff, Pass, Next),
-        // The frame must reach to the end of the UDP header, wherever that is.
+    ];
+    lines.extend(upper_to_x(8));
+    lines.extend([
+        Do(op::LOAD_HALF_AT_X, PAYLOAD),
+        Test(op::EQUAL, DHCP_SERVER, Drop, Next),
+        Do(op::LOAD_HALF_AT_X, PAYLOAD + 2),
+        Test(op::EQUAL, DHCP_CLIENT, Drop, Pass),
+        At(Label::Icmp),
+        Do(op::LOAD_HALF, PAYLOAD + 6),
+        Test(op::HAS_BITS, 0x1fff, Pass, Next),
+    ]);
+    lines.extend(upper_to_x(4));
+    lines.extend([Do(op::LOAD_HALF_AT_X, PAYLOAD), Do(op::AND, 0xff00)]);
+    lines.extend(ICMP_ROUTERS.map(|kind| Test(op::EQUAL, kind, Drop, Next)));
+    lines.extend([
+        Test(op::AT_LEAST, 0, Pass, Pass),
+        At(Label::Igmp),
+        Do(op::LOAD_HALF, PAYLOAD + 6),
+        Test(op::HAS_BITS, 0x1fff, Drop, Next),
+    ]);
+    lines.extend(upper_to_x(8));
+    lines.extend([Do(op::LOAD_HALF_AT_X, PAYLOAD), Do(op::AND, 0xff00)]);
+    lines.extend(IGMP_MEMBERS.map(|kind| Test(op::EQUAL, kind, Pass, Next)));
+    lines.push(Test(op::AT_LEAST, 0, Drop, Drop));
+    lines
+}
+
+/// X = the length of the IPv4 header, if the frame reaches `length` bytes behind it.
+fn upper_to_x(length: u32) -> [Line<Label>; 6] {
+    [
         Do(op::HEADER_LENGTH_TO_X, PAYLOAD),
         Do(op::X_TO_A, 0),
-        Do(op::ADD, PAYLOAD + 8),
+        Do(op::ADD, PAYLOAD + length),
         Do(op::LENGTH_TO_X, 0),
         Test(op::MORE_THAN_X, 0, Drop, Next),
         Do(op::HEADER_LENGTH_TO_X, PAYLOAD),
-        Do(op::LOAD_HALF_AT_X, PAYLOAD),
-        Test(op::EQUAL, DHCP_SERVER, Drop, Pass),
-    ]);
-    lines
+    ]
 }
 
 /// RFC 826.
@@ -308,56 +396,6 @@ fn arp(mac: Mac, ip: Ipv4Addr) -> Vec<Line<Label>> {
         Do(op::LOAD_WORD, PAYLOAD + 14),
         Test(op::EQUAL, ip.to_bits(), Pass, Next),
         Test(op::EQUAL, 0, Pass, Drop),
-    ]);
-    lines
-}
-
-/// RFC 8200.
-fn ipv6() -> Vec<Line<Label>> {
-    let mut lines = vec![At(Label::Ipv6)];
-    lines.extend(at_least(BEHIND_IPV6));
-    lines.extend([
-        Do(op::LOAD_BYTE, PAYLOAD),
-        Do(op::AND, 0xf0),
-        Test(op::EQUAL, 0x60, Next, Drop),
-        Do(op::LOAD_BYTE, IPV6_NEXT_HEADER),
-        Test(op::EQUAL, ICMPV6, Part(Label::Icmpv6), Next),
-        Test(op::EQUAL, UDP, Part(Label::Udpv6), Next),
-        Test(op::EQUAL, HOP_BY_HOP, Part(Label::HopByHop), Next),
-    ]);
-    lines.extend(EXTENSIONS.map(|number| Test(op::EQUAL, number, Drop, Next)));
-    lines.push(Test(op::AT_LEAST, 0, Pass, Pass));
-    lines
-}
-
-/// One header of eight bytes, then what a member of a group says.
-fn hop_by_hop() -> Vec<Line<Label>> {
-    let mut lines = vec![At(Label::HopByHop)];
-    lines.extend(at_least(BEHIND_IPV6 + 8 + 4));
-    lines.extend([
-        // The next header, and how many times eight bytes more this one has.
-        Do(op::LOAD_HALF, BEHIND_IPV6),
-        Test(op::EQUAL, ICMPV6 << 8, Next, Drop),
-        Do(op::LOAD_BYTE, BEHIND_IPV6 + 8),
-    ]);
-    lines.extend(MLD.map(|kind| Test(op::EQUAL, kind, Pass, Next)));
-    lines.push(Test(op::AT_LEAST, 0, Drop, Drop));
-    lines
-}
-
-fn upper_ipv6() -> Vec<Line<Label>> {
-    let mut lines = vec![At(Label::Icmpv6)];
-    lines.extend(at_least(BEHIND_IPV6 + 4));
-    lines.extend([
-        Do(op::LOAD_BYTE, BEHIND_IPV6),
-        Test(op::EQUAL, ROUTER_ADVERTISEMENT, Drop, Next),
-        Test(op::EQUAL, REDIRECT, Drop, Pass),
-        At(Label::Udpv6),
-    ]);
-    lines.extend(at_least(BEHIND_IPV6 + 8));
-    lines.extend([
-        Do(op::LOAD_HALF, BEHIND_IPV6),
-        Test(op::EQUAL, DHCPV6_SERVER, Drop, Pass),
     ]);
     lines
 }

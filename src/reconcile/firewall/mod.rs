@@ -9,9 +9,10 @@ pub mod port;
 pub mod redirect;
 pub mod rules;
 
-use super::{Conflict, Reconcile};
+use super::{Conflict, Program, Reconcile};
 use crate::host;
 use crate::host::iptables::Backend;
+use crate::host::netns::Netns;
 
 pub use plan::{Action, Desired, Observed, Rules};
 
@@ -19,6 +20,8 @@ pub use plan::{Action, Desired, Observed, Rules};
 pub struct Firewall {
     /// Which kernel interface the host's iptables speaks.
     pub backend: Backend,
+    /// The host's own namespace, which tracks the VM's flows, too.
+    pub home: Netns,
 }
 
 impl Reconcile for Firewall {
@@ -28,6 +31,16 @@ impl Reconcile for Firewall {
 
     fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
         Ok(plan::plan(desired, observed))
+    }
+
+    fn program(&self, action: &Action) -> Option<Program> {
+        match action {
+            Action::CommitRules { .. } => Some(Program {
+                name: "iptables-restore",
+                deadline: self.backend.deadline,
+            }),
+            Action::ShutGate | Action::OpenGate | Action::SealIpv6 | Action::CutFlows(_) => None,
+        }
     }
 
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {

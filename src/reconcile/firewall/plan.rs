@@ -32,6 +32,8 @@ pub struct Rules {
     pub policy: crate::api::policy::Policy,
     /// Whose flows they are.
     pub guest: std::net::Ipv4Addr,
+    /// How many flows it may have.
+    pub limit: u32,
 }
 
 /// What is in the namespace.

@@ -12,18 +12,24 @@ use ipnetwork::Ipv4Network;
 use crate::api::network::{Block, Mac};
 use crate::api::policy::{self, Entry, METADATA, OnDeny, Origin, Policy, Verdict};
 use crate::host::rule::{
-    Chain, CtState, Policy as ChainPolicy, Protocol, Reject, Rule, Ruleset, Table, TableName,
-    Target,
+    Chain, ConnLimit, CtState, Match, Policy as ChainPolicy, Protocol, Reject, Rule, Ruleset, Side,
+    Table, TableName, Target,
 };
 use crate::owner::{TAP, UPLINK};
+use crate::reconcile::limits::Limit;
 
 /// The chain that the lists stand in.
 pub const POLICY: &str = "SLICE-POLICY";
 /// What a denied packet goes through.
 pub const DENY: &str = "SLICE-DENY";
+/// What an allowed packet goes through: it passes, unless the VM has too many connections.
+pub const ALLOW: &str = "SLICE-ALLOW";
+
+/// The comment of the rules that drop what exceeds the limit.
+pub const LIMIT: &str = "max_connections";
 
 /// Every rule of a VM's namespace.
-pub fn compile(policy: &Policy, block: Block, guest_mac: Mac) -> Ruleset {
+pub fn compile(policy: &Policy, block: Block, guest_mac: Mac, limit: Limit) -> Ruleset {
     Ruleset::new([Table {
         name: TableName::Filter,
         chains: vec![
@@ -31,6 +37,7 @@ pub fn compile(policy: &Policy, block: Block, guest_mac: Mac) -> Ruleset {
             Chain::builtin("FORWARD", ChainPolicy::Drop, forward(block, guest_mac)),
             Chain::builtin("OUTPUT", ChainPolicy::Drop, output(block)),
             Chain::user(POLICY, lists(policy)),
+            Chain::user(ALLOW, allow(limit)),
             Chain::user(DENY, deny(policy.on_deny)),
         ],
     }])
@@ -45,7 +52,7 @@ fn input(block: Block, guest_mac: Mac) -> Vec<Rule> {
             .dst(host(block.gateway()))
             .mac_source(guest_mac.0)
             .echo_request()
-            .then(Target::Accept),
+            .jump(ALLOW),
     ]
 }
 
@@ -102,11 +109,13 @@ fn lists(policy: &Policy) -> Vec<Rule> {
 
 /// The rules of both lists; `only`: as far as they concern that address.
 fn entries(policy: &Policy, only: Option<Ipv4Addr>) -> Vec<Rule> {
-    let allow = policy
-        .allow
-        .iter()
-        .enumerate()
-        .map(|(index, entry)| (*entry, Origin::Allow(index, *entry), Target::Accept));
+    let allow = policy.allow.iter().enumerate().map(|(index, entry)| {
+        (
+            *entry,
+            Origin::Allow(index, *entry),
+            Target::Jump(ALLOW.into()),
+        )
+    });
     let drop = policy.drop.iter().enumerate().map(|(index, entry)| {
         (
             *entry,
@@ -164,9 +173,36 @@ fn by_default(policy: &Policy, only: Option<Ipv4Addr>) -> Rule {
     };
     let rule = rule.comment(Origin::Default.to_string());
     match policy.default_verdict() {
-        Verdict::Allow => rule.then(Target::Accept),
+        Verdict::Allow => rule.jump(ALLOW),
         Verdict::Deny => rule.jump(DENY),
     }
+}
+
+/// Only a packet that makes a new entry in the connection tracking table is counted: the others belong to an entry that was. A
+/// denied packet does not come here and takes nothing from the budget.
+fn allow(limit: Limit) -> Vec<Rule> {
+    let open = |above| ConnLimit {
+        above,
+        prefix: 32,
+        of: Side::Source,
+    };
+    let new = || Rule::when().unconfirmed();
+    let too_many = |rule: Match| rule.comment(LIMIT).then(Target::Drop);
+    vec![
+        Rule::when()
+            .ctstate([CtState::Established, CtState::Related])
+            .then(Target::Accept),
+        too_many(new().connlimit(open(limit.all()))),
+        new()
+            .protocol(Protocol::Tcp)
+            .rate(limit.new())
+            .then(Target::Accept),
+        too_many(new().protocol(Protocol::Tcp)),
+        too_many(new().connlimit(open(limit.other_protocols()))),
+        new().rate(limit.new()).then(Target::Accept),
+        too_many(new()),
+        Rule::when().then(Target::Accept),
+    ]
 }
 
 fn deny(on_deny: OnDeny) -> Vec<Rule> {

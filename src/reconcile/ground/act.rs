@@ -2,15 +2,18 @@
 //! Not here: which steps.
 
 use super::Ground;
+use super::limits::{excess, timeouts_name};
 use super::observe::{FORWARDING, look};
-use super::plan::{Action, Commit, Desired};
+use super::plan::{Action, Commit, Desired, timeouts};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::iptables::{self, Edit, Input, Lock};
-use crate::host::link::{Change, Link, State};
+use crate::host::link::{Change, Ipv6Addresses, Link, State};
 use crate::host::rule::TableName;
-use crate::host::{Error, addr, bridge, link, sysctl};
-use crate::owner;
-use crate::reconcile::net::MTU;
+use crate::host::{Error, addr, bridge, conntrack, cttimeout, link, sysctl};
+use crate::owner::{self, link_group};
+use crate::reconcile::limits::Limit;
+use crate::reconcile::net::{MTU, host_links};
+use crate::store::Footing;
 
 const TABLES: [TableName; 4] = [
     TableName::Raw,
@@ -22,11 +25,30 @@ const TABLES: [TableName; 4] = [
 pub(super) async fn act(ground: &Ground, desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
         Action::EnableForwarding => ground.home.run(|| sysctl::write(FORWARDING, "1")).await,
+        Action::SetTimeouts => {
+            let name = timeouts_name(&desired.instance);
+            let set = move || cttimeout::set(&name, &timeouts());
+            ground.home.run(set).await
+        }
+        Action::RemoveTimeouts => {
+            let name = timeouts_name(&desired.instance);
+            ground.home.run(move || cttimeout::delete(&name)).await
+        }
         Action::Commit(commit) => {
             let input = Input::edits(&edits(commit));
             let backend = ground.backend.clone();
-            let restore = move || iptables::restore(&backend, &input, Lock::Shared);
-            ground.home.run(restore).await
+            let limit = desired.instance.chain("LIMIT");
+            let is_limited = commit.write.iter().any(|(_, chain)| chain.name == limit);
+            let footing = desired.footing.clone();
+            let restore = move || {
+                iptables::restore(&backend, &input, Lock::Shared)?;
+                match is_limited && conntrack::count()? > 0 {
+                    true => cut_excess(&footing),
+                    false => Ok(()),
+                }
+            };
+            let deadline = ground.backend.deadline;
+            ground.home.run_for(deadline, restore).await
         }
         Action::CreateBridge(name) => create(ground, desired, name).await,
         Action::LabelBridge(name) => {
@@ -67,21 +89,42 @@ pub(super) async fn act(ground: &Ground, desired: &Desired, action: &Action) -> 
     }
 }
 
+/// In the calling thread's namespace.
+fn cut_excess(footing: &Footing) -> Result<(), Error> {
+    let share = Limit::share(conntrack::max());
+    conntrack::delete(&excess(footing, share, conntrack::list()?))
+}
+
 async fn create(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Error> {
     let birth = bridge::Birth {
         name: name.to_owned(),
         mac: owner::bridge_mac(&desired.instance, name).0,
         mtu: MTU,
+        group: link_group::BRIDGE,
     };
-    exists_is_done(bridge::create(&ground.netlink, &birth).await)
+    exists_is_done(bridge::create(&ground.netlink, &birth).await)?;
+    close(ground, desired, name).await
+}
+
+/// From here on the host takes no configuration in on it. The bridge is ours: another of that name is left as it is.
+async fn close(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Error> {
+    find(ground, desired, name).await?;
+    let name = name.to_owned();
+    ground
+        .home
+        .run(move || host_links::write_bridge(&name))
+        .await
 }
 
 async fn configure(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Error> {
     let right = Change {
         mac: Some(owner::bridge_mac(&desired.instance, name).0),
         mtu: Some(MTU),
+        group: Some(link_group::BRIDGE),
+        ipv6_addresses: Some(Ipv6Addresses::Bare),
         ..Change::default()
     };
+    close(ground, desired, name).await?;
     change(ground, desired, name, right).await?;
     let bridge = find(ground, desired, name).await?;
     bridge::calm(&ground.netlink, bridge.index).await

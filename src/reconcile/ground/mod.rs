@@ -2,7 +2,9 @@
 //! Not here: anything that is one VM's. The number of rules does not depend on the number of VMs.
 
 mod act;
+pub mod apart;
 mod bridges;
+pub mod limits;
 mod observe;
 mod plan;
 pub mod rules;

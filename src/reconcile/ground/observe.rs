@@ -1,15 +1,21 @@
 //! What stands in the host's own tables, and which bridges.
 //! Not here: what ought to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnetwork::Ipv4Network;
 
 use super::Ground;
 use super::bridges::BridgeSeen;
+use super::limits::timeouts_name;
 use super::plan::{Desired, Observed};
-use crate::api::network::Mac;
+use crate::api::lease::subnet;
+use crate::api::network::{Block, Mac};
+use crate::host::cttimeout::Timeouts;
 use crate::host::link::Link;
 use crate::host::rule::TableName;
-use crate::host::{self, addr, link, sysctl};
+use crate::host::{self, addr, conntrack, cttimeout, link, sysctl};
+use crate::reconcile::net::host_links;
 
 /// The host's switch. Ours to turn on; other people may need it, so never ours to turn off.
 pub(super) const FORWARDING: &str = "net.ipv4.ip_forward";
@@ -17,6 +23,8 @@ pub(super) const FORWARDING: &str = "net.ipv4.ip_forward";
 pub(super) async fn observe(ground: &Ground, desired: &Desired) -> Result<Observed, host::Error> {
     let backend = ground.backend.clone();
     let bridges = observe_bridges(ground, desired).await?;
+    let on_link = observe_on_link(ground).await?;
+    let policy = timeouts_name(&desired.instance);
     ground
         .home
         .run(move || {
@@ -30,9 +38,35 @@ pub(super) async fn observe(ground: &Ground, desired: &Desired) -> Result<Observ
                 ruleset: backend.read(&tables)?,
                 forwarding: sysctl::read(FORWARDING)? == "1",
                 bridges,
+                conntrack_max: conntrack::max(),
+                on_link,
+                timeouts: observe_timeouts(&policy)?,
             })
         })
         .await
+}
+
+/// A kernel that has no timeout policies has none of ours; that none can be made is said when one is.
+fn observe_timeouts(name: &str) -> Result<Option<Timeouts>, host::Error> {
+    match cttimeout::get(name) {
+        // `nfnetlink_rcv_msg`: there is no such subsystem.
+        Err(error) if error.source.kind() == std::io::ErrorKind::InvalidInput => Ok(None),
+        found => found,
+    }
+}
+
+/// The networks of the host's links that have room for more neighbours than are bounded, and all private ones, of which a host may
+/// have many. An isolated VM's link has its own /30, in which there is nobody else.
+async fn observe_on_link(ground: &Ground) -> Result<BTreeSet<Ipv4Network>, host::Error> {
+    let addresses = addr::list(&ground.netlink, addr::Of::All).await?;
+    let counts = |net: &Ipv4Network| {
+        let is_block = net.prefix() == Block::PREFIX_LEN && net.ip().is_link_local();
+        let is_private = net.ip().is_private() || net.ip().is_link_local();
+        let is_alone = net.prefix() >= 31 || net.ip().is_loopback() || is_block;
+        !is_alone && (is_private || net.prefix() < 24)
+    };
+    let networks = addresses.into_iter().map(|addr| addr.net);
+    Ok(networks.filter(counts).map(subnet).collect())
 }
 
 async fn observe_bridges(
@@ -71,7 +105,9 @@ pub(super) fn look(link: &Link) -> BridgeSeen {
         mac: Mac(link.mac.unwrap_or_default()),
         mtu: link.mtu,
         up: link.up,
-        calm: !info.stp && info.forward_delay == 0,
+        calm: (info.stp, info.forward_delay) == (false, 0)
+            && (info.snooping, info.group_fwd_mask) == (false, 0)
+            && host_links::is_bridge(link),
         addresses: Default::default(),
     }
 }

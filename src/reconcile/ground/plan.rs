@@ -1,7 +1,7 @@
 //! What is to be done for the host's own rules. Pure.
 //! Not here: which rules they are ([`super::rules`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ipnetwork::Ipv4Network;
@@ -9,9 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::super::Conflict;
 use super::bridges::{self, BridgeSeen};
+use super::limits::Limits;
 use super::rules::{self, Carried};
+use crate::host::cttimeout::Timeouts;
 use crate::host::rule::{Chain, Rule, Ruleset, TableName};
 use crate::owner::{Instance, Owned};
+use crate::reconcile::limits::{Limit, TIMEOUTS};
 use crate::store::Footing;
 
 /// What ought to be.
@@ -36,6 +39,12 @@ pub struct Observed {
     pub forwarding: bool,
     /// Links that bear wanted bridges' names, and bridges that are ours.
     pub bridges: BTreeMap<String, BridgeSeen>,
+    /// `nf_conntrack_max`; none: not to be seen.
+    pub conntrack_max: Option<u32>,
+    /// The networks of the host's links whose neighbours are counted.
+    pub on_link: BTreeSet<Ipv4Network>,
+    /// Our timeout policy for TCP; none: there is none.
+    pub timeouts: Option<Timeouts>,
 }
 
 /// Rules of ours that stand first in a chain that is not ours.
@@ -54,13 +63,17 @@ pub struct Jump {
 pub enum Action {
     /// Our chains and the jumps into them, in one transaction, all or nothing.
     Commit(Commit),
+    /// The timeouts of VMs' TCP connections in the host's table.
+    SetTimeouts,
+    /// Remove them.
+    RemoveTimeouts,
     /// `ip_forward`.
     EnableForwarding,
     /// Make a bridge: without a spanning tree, with a MAC of its own, down.
     CreateBridge(String),
     /// Label it.
     LabelBridge(String),
-    /// Set its MAC and MTU, turn off its spanning tree and its delay.
+    /// Set its MAC, MTU and group, turn off its spanning tree, delay and snooping, and have the host take no configuration in on it.
     ConfigureBridge(String),
     /// Give the host an address on it.
     AddGateway(String, Ipv4Network),
@@ -88,6 +101,8 @@ pub struct Commit {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::SetTimeouts => f.write_str("set the timeouts of VMs' TCP connections"),
+            Self::RemoveTimeouts => f.write_str("remove the timeouts of VMs' TCP connections"),
             Self::EnableForwarding => f.write_str("switch the host's ip_forward on"),
             Self::CreateBridge(bridge) => write!(f, "create bridge {bridge}"),
             Self::LabelBridge(bridge) => write!(f, "label bridge {bridge}"),
@@ -136,8 +151,17 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
         false => plan_chains(desired, observed, &mut commit)?,
     }
     let mut plan = Vec::new();
+    let wanted = (!desired.footing.is_empty()).then(timeouts);
+    let has_timeouts = observed.timeouts == wanted;
+    // Rules refer to the timeouts: these come before the rules and go after them.
+    if wanted.is_some() && !has_timeouts {
+        plan.push(Action::SetTimeouts);
+    }
     if commit != Commit::default() {
         plan.push(Action::Commit(commit));
+    }
+    if wanted.is_none() && !has_timeouts {
+        plan.push(Action::RemoveTimeouts);
     }
     if !desired.footing.is_empty() && !observed.forwarding {
         plan.push(Action::EnableForwarding);
@@ -145,6 +169,12 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     // After the rules: what keeps isolated VMs from a bridge stands before there is somebody on it.
     plan.extend(bridges::plan(desired, observed));
     Ok(plan)
+}
+
+/// The timeouts that VMs' TCP connections have, as the kernel numbers their states.
+pub(super) fn timeouts() -> Timeouts {
+    let of = |(_, state, seconds): (&str, u16, u32)| (state, seconds);
+    TIMEOUTS.into_iter().map(of).collect()
 }
 
 fn plan_chains(
@@ -164,6 +194,11 @@ fn plan_chains(
         openings: &openings,
         sides: &bridges::sides(desired, observed),
         plugged: &desired.footing.plugged,
+        max_connections: &desired.footing.max_connections,
+        limits: &Limits {
+            share: Limit::share(observed.conntrack_max),
+            on_link: observed.on_link.clone(),
+        },
     };
     let wanted = rules::chains(&carried);
     for (table, chain) in &wanted {
@@ -245,7 +280,9 @@ fn sweep(
             let jumps = chain.rules.iter().filter(|rule| jumps_into(&prefix, rule));
             let stale = jumps.filter(|rule| rule.jump().is_some_and(|to| goes(table.name, to)));
             let place = |rule: &Rule| (table.name, chain.name.clone(), rule.clone());
-            commit.unjump.extend(stale.map(place));
+            // A chain of ours is written again or removed as a whole.
+            let whole = chain.name.starts_with(&prefix) && is_ours(&desired.instance, chain);
+            commit.unjump.extend(stale.filter(|_| !whole).map(place));
             if chain.name.starts_with(&prefix) && goes(table.name, &chain.name) {
                 commit.remove.push((table.name, chain.name.clone()));
             }

@@ -10,10 +10,12 @@
 //! - Isolated VMs do not reach a bridge of ours at all, and on others' bridges not the VMs' subnet: the way to the internet may lead
 //!   over that very bridge.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::Ipv4Network;
 
+use super::apart;
+use super::limits::{self, Limits};
 use super::plan::Jump;
 use crate::api::policy::{self, Entry};
 use crate::host::rule::{AddrType, Chain, CtState, Protocol, Rule, TableName, Target};
@@ -34,6 +36,10 @@ pub struct Carried<'a> {
     pub sides: &'a [Side],
     /// Subnets of CNI networks.
     pub plugged: &'a BTreeSet<Ipv4Network>,
+    /// How many connections a VM may have, by pool or subnet, where that is said.
+    pub max_connections: &'a BTreeMap<Ipv4Network, u32>,
+    /// What keeps VMs from filling the host's tables.
+    pub limits: &'a Limits,
 }
 
 /// A subnet on a bridge.
@@ -67,7 +73,13 @@ pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
     };
     let mut chains = vec![
         (TableName::Raw, "RAW", isolated(raw(carried))),
+        (TableName::Raw, "CT", limits::timeouts(carried)),
         (TableName::Mangle, "MSS", isolated(mss())),
+        (TableName::Mangle, "LIMIT", limits::from_vms(carried)),
+        (TableName::Mangle, "ODD", limits::odd_sources(carried)),
+        (TableName::Mangle, "LAN", limits::to_neighbours(carried)),
+        (TableName::Mangle, "LIMITIN", limits::to_vms(carried)),
+        (TableName::Mangle, apart::ROLE, apart::rules(carried)),
         (TableName::Nat, "NAT", nat(carried)),
         (TableName::Filter, "OUT", isolated(out(carried))),
         (TableName::Filter, "IN", isolated(back_in())),
@@ -99,9 +111,26 @@ pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
         rules,
     };
     let forward = || vec![from("OUT"), to("IN"), all("BR")];
+    let bridges: BTreeSet<&str> = carried.sides.iter().map(|s| s.bridge.as_str()).collect();
+    // Once for each link that VMs' packets come by.
+    let from_each = |role: &str| {
+        let on_bridge = |bridge: &&str| Rule::when().in_if(*bridge).jump(instance.chain(role));
+        let isolated = (!carried.pools.is_empty()).then(|| from(role));
+        let rules = isolated.into_iter();
+        rules
+            .chain(bridges.iter().map(on_bridge))
+            .collect::<Vec<_>>()
+    };
+    let mut raw = vec![from("RAW")];
+    raw.extend(from_each("CT"));
     let mut jumps = vec![
-        jump(TableName::Raw, "PREROUTING", vec![from("RAW")]),
-        jump(TableName::Mangle, "FORWARD", vec![from("MSS"), to("MSS")]),
+        jump(TableName::Raw, "PREROUTING", raw),
+        jump(TableName::Mangle, "PREROUTING", from_each("LIMIT")),
+        jump(
+            TableName::Mangle,
+            "FORWARD",
+            vec![all(apart::ROLE), from("MSS"), to("MSS"), all("LIMITIN")],
+        ),
         jump(TableName::Nat, "POSTROUTING", vec![all("NAT")]),
         jump(TableName::Filter, "INPUT", vec![from("HOST")]),
         jump(TableName::Filter, "FORWARD", forward()),
@@ -243,7 +272,7 @@ fn nat(carried: &Carried<'_>) -> Vec<Rule> {
 }
 
 /// Two subnets on a bridge may want the same rule.
-fn push_once(rules: &mut Vec<Rule>, rule: Rule) {
+pub(super) fn push_once(rules: &mut Vec<Rule>, rule: Rule) {
     if !rules.contains(&rule) {
         rules.push(rule);
     }

@@ -21,7 +21,7 @@ use crate::store::{self, LeaseError, Store, Txn, World};
 pub use fitness::{Fitness, Hindrance, Question};
 pub use on_demand::{AddError, Added, Removed, add, remove};
 pub use plan::{Action, Desired, Extra, Member, Observed, plan};
-pub use range::{Claims, HostUse, RangeError};
+pub use range::{CLAIMS_DIR, Claims, HostUse, RangeError};
 
 /// How far a group has come.
 #[derive(Clone, Debug, PartialEq, Eq)]

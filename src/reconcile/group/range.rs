@@ -13,7 +13,7 @@ use crate::api::meta::Name;
 use crate::api::network::{Block, NetworkSpec};
 use crate::api::pool;
 use crate::host::netlink::Handle;
-use crate::host::{self, addr, fs, link, route};
+use crate::host::{self, addr, link, private, route};
 use crate::owner::Instance;
 use crate::store::{Pool, Store};
 
@@ -208,6 +208,9 @@ fn blocks_of(range: Ipv4Network, used: Ipv4Network) -> Vec<Block> {
         .collect()
 }
 
+/// Where all daemons of a host see each other's claims.
+pub const CLAIMS_DIR: &str = "/run/slice-ranges";
+
 /// Ranges claimed on this host, by locks on files that every daemon sees: one a /22. A lock ends with its process.
 pub struct Claims {
     dir: PathBuf,
@@ -233,9 +236,9 @@ impl Claims {
             if held.contains_key(&part) {
                 continue;
             }
-            fs::make_dir(&self.dir, 0o755)?;
+            private::dir(&self.dir, |_| false)?;
             let path = self.path(part);
-            match fs::try_lock(&path)? {
+            match private::try_lock(&path)? {
                 Some(file) => held.insert(part, file),
                 None => {
                     let path = path.display().to_string();
@@ -253,7 +256,7 @@ impl Claims {
             .filter(|part| !held.contains_key(part))
             .any(|part| {
                 let path = self.path(part);
-                match fs::try_lock(&path) {
+                match private::try_lock(&path) {
                     Ok(lock) => lock.is_none(),
                     // No daemon has ever claimed anything here.
                     Err(error) if error.kind == host::Kind::Absent => false,

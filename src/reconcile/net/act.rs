@@ -6,14 +6,15 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
-use super::plan::Desired;
-use super::{Action, MTU, NEXT_HOP, Net, Side, files, settings};
+use super::plan::{Desired, program};
+use super::{Action, MTU, NEXT_HOP, Net, Side, files, host_links, settings};
 use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::link::{Change, Ipv6Addresses, State, VethEnd};
 use crate::host::netlink::Handle;
-use crate::host::{self, Error, addr, fs, link, neigh, netns, route, sysctl, tap};
-use crate::owner::{TAP, UPLINK};
+use crate::host::{self, Error, addr, fs, link, neigh, netns, route, sysctl, tap, tc};
+use crate::owner::{TAP, UPLINK, link_group};
+use crate::reconcile::firewall::port;
 
 /// How often, and how often again, a veth is looked at whose namespace was deleted: 600 ms in all.
 const FADING_LOOKS: u32 = 60;
@@ -31,14 +32,18 @@ pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result
         Action::DeleteInside(side) => delete_inside(net, *side).await,
         Action::DeleteHostLink(owned) => delete_host_link(net, desired, owned.thing()).await,
         Action::CreateTap(owner) => create_tap(net, desired, *owner).await,
+        Action::SetTapFilter { .. } => set_tap_filter(net, desired).await,
         Action::CreateVeth => create_veth(net, desired).await,
         Action::LabelHostLink => {
             let label = Change {
                 alias: Some(desired.label.to_string()),
                 ipv6_addresses: Some(Ipv6Addresses::Bare),
+                group: Some(link_group::ISOLATED),
                 ..Change::default()
             };
-            change(net, desired, Side::Host, label).await
+            change(net, desired, Side::Host, label).await?;
+            let name = desired.names().host_link;
+            net.home.run_here(|| host_links::write_veth(&name))
         }
         Action::Configure(side) => configure(net, desired, *side).await,
         Action::AddAddress(side, address) => add_address(net, desired, *side, *address).await,
@@ -110,17 +115,34 @@ async fn create_tap(net: &Net, desired: &Desired, owner: TapOwner) -> Result<(),
     exists_is_done(inside.netns.run_here(|| tap::create(TAP, owner, &born)))
 }
 
+async fn set_tap_filter(net: &Net, desired: &Desired) -> Result<(), Error> {
+    let Some(slot) = &desired.slot else {
+        return Ok(());
+    };
+    let (netlink, tap) = find(net, desired, Side::Tap).await?;
+    exists_is_done(tc::add_hook(&netlink, tap).await)?;
+    // Everything in the namespace is ours: another filter could pass or take frames before ours.
+    for filter in tc::list(&netlink, tap).await? {
+        if !port::is_ours(&filter) {
+            absent_is_done(tc::delete(&netlink, tap, &filter).await)?;
+        }
+    }
+    tc::replace_program(&netlink, tap, &program(slot, &desired.names())).await
+}
+
 async fn create_veth(net: &Net, desired: &Desired) -> Result<(), Error> {
     let names = desired.names();
     let host_end = VethEnd {
         name: names.host_link,
         mac: names.host_mac.0,
         mtu: MTU,
+        group: link_group::ISOLATED,
     };
     let uplink = VethEnd {
         name: UPLINK.to_owned(),
         mac: names.uplink_mac.0,
         mtu: MTU,
+        group: 0,
     };
     let inside = net.door.inside()?;
     exists_is_done(link::create_veth(&net.netlink, &host_end, &uplink, &inside.netns).await)

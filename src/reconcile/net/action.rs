@@ -41,9 +41,14 @@ pub enum Action {
     DeleteHostLink(Owned<String>),
     /// Make the TAP.
     CreateTap(TapOwner),
+    /// Put the program on the TAP that judges the guest's frames.
+    SetTapFilter {
+        /// Its name.
+        digest: String,
+    },
     /// Make the veth, both ends in place.
     CreateVeth,
-    /// Label the host's end, and have the kernel give it no IPv6 address.
+    /// Label the host's end, put it into its group, and turn IPv6 off on it.
     LabelHostLink,
     /// Set MAC and MTU, bring up.
     Configure(Side),
@@ -86,6 +91,7 @@ impl Action {
             Self::WriteRecord
             | Self::LinkHandle
             | Self::Settle(_)
+            | Self::SetTapFilter { .. }
             | Self::LabelHostLink
             | Self::Configure(_)
             | Self::AddAddress(..)
@@ -111,6 +117,7 @@ impl fmt::Display for Action {
             Self::DeleteInside(side) => write!(f, "delete the wrong {side}"),
             Self::DeleteHostLink(link) => write!(f, "delete link {}", link.thing()),
             Self::CreateTap(owner) => write!(f, "create {TAP} for uid {owner}"),
+            Self::SetTapFilter { digest } => write!(f, "set filter {digest} on {TAP}"),
             Self::CreateVeth => f.write_str("create the veth"),
             Self::LabelHostLink => write!(f, "label {}", Side::Host),
             Self::Configure(side) => write!(f, "configure {side} and bring it up"),

@@ -26,7 +26,7 @@ pub(super) fn observe(dir: &Path) -> Result<Seen, Error> {
 }
 
 pub(super) fn write_record(dir: &Path, record: &str) -> Result<(), Error> {
-    fs::make_dir(dir, 0o755)?;
+    fs::make_dir(dir, 0o700)?;
     fs::write(
         &dir.join(RECORD),
         record.as_bytes(),

@@ -6,6 +6,7 @@ mod action;
 pub mod cni;
 mod files;
 mod found;
+pub(super) mod host_links;
 mod observe;
 mod place;
 mod plan;

@@ -8,14 +8,16 @@ use ipnetwork::Ipv4Network;
 
 use super::place::Seen;
 use super::plan::{Desired, HostLink, Inside, NetnsSeen, Observed, TapSeen, Uplink};
-use super::{NEXT_HOP, Net, settings};
+use super::{NEXT_HOP, Net, host_links, settings};
 use crate::api::network::{Mac, TapOwner};
 use crate::host::link::Link;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 use crate::host::tap::Layer;
+use crate::host::tc::{self, What};
 use crate::host::{self, Kind, addr, link, neigh, route};
 use crate::owner::{TAP, UPLINK};
+use crate::reconcile::firewall::{antispoof, port};
 
 pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, host::Error> {
     let place = desired.place();
@@ -83,6 +85,7 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
     };
     Ok(Some(HostLink {
         addresses,
+        bare: host_links::is_veth(&seen),
         alias: seen.alias,
         mac: mac(seen.mac),
         index: seen.index,
@@ -91,7 +94,6 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
         mtu: seen.mtu,
         neighbours,
         routed,
-        bare: seen.ipv6.is_none_or(|ipv6| ipv6.bare || ipv6.disabled),
     }))
 }
 
@@ -123,6 +125,7 @@ async fn observe_inside(
                 .filter(|r| r.link == Some(tap.index) && r.gateway.is_none())
                 .map(|r| r.dst)
                 .collect(),
+            program: program(netlink, tap.index).await?,
         }),
     };
     let uplink = match uplink {
@@ -159,6 +162,18 @@ async fn pinned(
         .map(|found| (found.ip, Mac(found.mac)))
         .into_iter()
         .collect())
+}
+
+/// The name of the program of ours on a link, if it is the only filter there: everything in the namespace is ours.
+async fn program(netlink: &Handle, index: u32) -> Result<Option<String>, host::Error> {
+    let filters = tc::list(netlink, index).await?;
+    match filters.as_slice() {
+        [only] if port::is_ours(only) => match &only.what {
+            What::Program(program) => Ok(Some(antispoof::digest(program))),
+            What::Redirect(_) | What::Other(_) => Ok(None),
+        },
+        _ => Ok(None),
+    }
 }
 
 /// Who may open the TAP, if it is the kind of TAP we make.

@@ -12,7 +12,9 @@ use super::super::Conflict;
 use super::place::Place;
 use super::{Action, MTU, NEXT_HOP, Side};
 use crate::api::network::{Block, Mac, TapOwner};
+use crate::host::tc::Insn;
 use crate::owner::{Label, Owned, VmNames};
+use crate::reconcile::firewall::antispoof;
 
 /// What ought to be for one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,7 +87,7 @@ pub struct HostLink {
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
     /// The host sends the guest's packets straight over it.
     pub routed: bool,
-    /// The kernel gives the host no IPv6 address on it by itself, so that it says nothing there by itself.
+    /// It is in the group of isolated VMs' links, and the host speaks no IPv6 on it ([`super::host_links`]).
     pub bare: bool,
 }
 
@@ -120,6 +122,9 @@ pub struct TapSeen {
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
     /// On-link routes over it.
     pub routes: BTreeSet<Ipv4Network>,
+    /// The name of the program that judges the guest's frames ([`antispoof::digest`]).
+    #[serde(default)]
+    pub program: Option<String>,
 }
 
 /// A link called `up0`.
@@ -240,6 +245,11 @@ fn plan_tap(desired: &Desired, slot: &Slot, seen: Option<&TapSeen>, plan: &mut V
         }
         plan.push(Action::CreateTap(slot.tap_owner));
     }
+    // Before the TAP is up: nothing is learned from a guest.
+    let digest = antispoof::digest(&program(slot, &names));
+    if kept.and_then(|tap| tap.program.as_ref()) != Some(&digest) {
+        plan.push(Action::SetTapFilter { digest });
+    }
     if !kept.is_some_and(|tap| tap.up && tap.mtu == MTU && tap.mac == names.tap_mac) {
         plan.push(Action::Configure(Side::Tap));
     }
@@ -256,6 +266,12 @@ fn plan_tap(desired: &Desired, slot: &Slot, seen: Option<&TapSeen>, plan: &mut V
     if kept.and_then(|tap| tap.neighbours.get(&guest)) != Some(&mac) {
         plan.push(Action::AddNeighbour(Side::Tap, guest, mac));
     }
+}
+
+/// What judges the guest's frames.
+pub(super) fn program(slot: &Slot, names: &VmNames) -> Vec<Insn> {
+    let (guest, gateway) = (slot.block.guest(), slot.block.gateway());
+    antispoof::program_isolated(names.guest_mac, guest, gateway)
 }
 
 fn plan_veth(

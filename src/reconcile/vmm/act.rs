@@ -12,6 +12,7 @@ use super::{
     Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch,
     Left, NOTE, RUN_DIR_VAR, SOCKETS, STRAY, confine, ending, watch,
 };
+use crate::host::blocking::within;
 use crate::host::image::{self, Use};
 use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop, Words};
 use crate::host::{Error, Kind, fs, ramdir};
@@ -21,6 +22,10 @@ use crate::runtime::controller::stand_aside;
 const TERM_DEADLINE: Duration = Duration::from_secs(2);
 /// For the kernel to clear away what SIGKILL killed.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// For the kernel to execute a program: it may lie on a file system whose server does not answer.
+const SPAWN_DEADLINE: Duration = Duration::from_secs(30);
+/// The same, once its control group is killed.
+const CGROUP_DEADLINE: Duration = Duration::from_secs(1);
 /// For a new VMM to answer on its control socket, or to give up.
 const START_DEADLINE: Duration = Duration::from_secs(3);
 /// Of what a VMM said before it gave up.
@@ -33,7 +38,11 @@ const HOLD_STEP: Duration = Duration::from_millis(15);
 const FIRST_STEP: Duration = Duration::from_millis(1);
 const LAST_STEP: Duration = Duration::from_millis(8);
 
-pub(super) async fn act(desired: &Desired, action: &Action) -> Result<(), Error> {
+pub(super) async fn act(
+    desired: &Desired,
+    action: &Action,
+    is_given: impl Fn(u32) -> bool,
+) -> Result<(), Error> {
     match action {
         Action::CreateRunDir => fs::make_dir(&desired.dir, 0o700),
         Action::Record(process) => process::write_record(&desired.record(), process.thing()),
@@ -46,8 +55,8 @@ pub(super) async fn act(desired: &Desired, action: &Action) -> Result<(), Error>
             let (control, pid) = control(desired, process.thing())?;
             control.resume(&desired.dir, pid).await
         }
-        Action::Terminate(process) => terminate(desired, process.thing()).await,
-        Action::Kill(process) => kill(desired, process.thing()).await,
+        Action::Terminate(process) => terminate(desired, process.thing(), is_given).await,
+        Action::Kill(process) => kill(desired, process.thing(), is_given).await,
         // They come by themselves: see `waits`.
         Action::PoweredDown { .. } | Action::Judge => Ok(()),
         Action::Launch { .. } => match &desired.want {
@@ -84,21 +93,59 @@ fn control(desired: &Desired, identity: &Identity) -> Result<(Control, u32), Err
     Ok((control, identity.pid))
 }
 
-async fn terminate(desired: &Desired, identity: &Identity) -> Result<(), Error> {
+async fn terminate(
+    desired: &Desired,
+    identity: &Identity,
+    is_given: impl Fn(u32) -> bool,
+) -> Result<(), Error> {
     ending::note_once(desired, identity)?;
-    signal(identity, Stop::Terminate, TERM_DEADLINE).await
+    let user = user_of(desired, identity, is_given)?;
+    match signal(identity, Stop::Terminate, TERM_DEADLINE).await? {
+        true => leave_none(desired, user).await,
+        false => Ok(()),
+    }
 }
 
-async fn signal(identity: &Identity, how: Stop, deadline: Duration) -> Result<(), Error> {
+/// As which of the users that are given to VMs it runs. A user of anybody else's is nothing to end processes by.
+fn user_of(
+    desired: &Desired,
+    identity: &Identity,
+    is_given: impl Fn(u32) -> bool,
+) -> Result<Option<u32>, Error> {
+    let own = desired.confined.as_ref().map(|confined| confined.user);
+    let user = process::origin(identity)?.map(|origin| origin.user);
+    Ok(user.filter(|user| own == Some(*user) || is_given(*user)))
+}
+
+/// Whether it has ended in time.
+async fn signal(identity: &Identity, how: Stop, deadline: Duration) -> Result<bool, Error> {
     let Life::Alive(process) = process::look(identity)? else {
-        return Ok(());
+        return Ok(true);
     };
     process.stop(how)?;
-    wait(&process, deadline).await.map(drop)
+    wait(&process, deadline).await
 }
 
-async fn kill(desired: &Desired, identity: &Identity) -> Result<(), Error> {
-    signal(identity, Stop::Kill, KILL_DEADLINE).await?;
+/// By its pid, then with its control group.
+async fn kill(
+    desired: &Desired,
+    identity: &Identity,
+    is_given: impl Fn(u32) -> bool,
+) -> Result<(), Error> {
+    let user = user_of(desired, identity, is_given)?;
+    if !signal(identity, Stop::Kill, KILL_DEADLINE).await? {
+        confine::kill_cgroup(desired);
+        if !signal(identity, Stop::Kill, CGROUP_DEADLINE).await? {
+            let deadline = humantime::format_duration(KILL_DEADLINE + CGROUP_DEADLINE);
+            let why = format!("it goes on {deadline} after SIGKILL");
+            return Err(Error::other(
+                "stop",
+                format!("process {}", identity.pid),
+                why,
+            ));
+        }
+    }
+    leave_none(desired, user).await?;
     match process::read_record(&desired.record()) {
         // How it ended is still to be told; it is reaped with what it leaves.
         Ok(Record::Of(recorded)) if recorded == *identity => Ok(()),
@@ -216,9 +263,7 @@ async fn spawn(desired: Desired, launch: Launch) -> Result<(Identity, Option<Wor
         }
         Ok((born?, words))
     };
-    tokio::task::spawn_blocking(start)
-        .await
-        .map_err(|error| Error::other("start", "the VMM", error))?
+    within(SPAWN_DEADLINE, "start", "the VMM", start).await
 }
 
 fn hold(disks: &[Disk]) -> Result<Vec<(Access, File)>, Error> {
@@ -323,15 +368,19 @@ async fn forget_the_last(desired: &Desired) -> Result<(), Error> {
     if let Record::Of(identity) = process::read_record(&desired.record())? {
         process::reap(&identity)?;
     }
-    if let Some(user) = Note::read(desired)?.and_then(|noted| noted.user)
-        && process::user_lives(user)
-    {
-        let desired = desired.clone();
-        tokio::task::spawn_blocking(move || confine::leave_none(&desired, user))
-            .await
-            .map_err(|error| Error::other("stop", "what a VMM has started", error))??;
-    }
+    let user = Note::read(desired)?.and_then(|noted| noted.user);
+    leave_none(desired, user).await?;
     confine::leave_cgroup(desired);
     let mut left = SOCKETS.iter().map(|name| desired.dir.join(name));
     left.try_for_each(|path| confine::remove_strange(&path))
+}
+
+/// What a VMM of this user has started ends with it, also where no note tells which user that was. Root's processes are not a VM's.
+async fn leave_none(desired: &Desired, user: Option<u32>) -> Result<(), Error> {
+    let Some(user) = user.filter(|user| *user != 0 && process::user_lives(*user)) else {
+        return Ok(());
+    };
+    let desired = desired.clone();
+    let leave_none = move || confine::leave_none(&desired, user);
+    within(KILL_DEADLINE, "stop", "what a VMM has started", leave_none).await
 }

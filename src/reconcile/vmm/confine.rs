@@ -11,7 +11,7 @@ use rustix::fs::{Gid, Uid};
 use super::note::{Given, Note};
 use super::{Access, CONSOLE, CONSOLE_OLD, Confined, Desired, Disk, HOME_BYTES, LABEL_VAR, Launch};
 use crate::host::cgroup::{self, Limits};
-use crate::host::process::{self, Reach};
+use crate::host::process::{self, Identity, Reach};
 use crate::host::{Error, fs, ramdir};
 
 /// Of a VMM for itself: QEMU's code and tables, a translation cache, the page cache of its disks as far as it cannot be let go.
@@ -262,13 +262,27 @@ fn limits(confined: &Confined) -> Limits {
 
 /// Whatever a confined VMM has started ends with it: a child of it would go on holding TAP and disks. Blocks until all have ended.
 pub(super) fn leave_none(desired: &Desired, user: u32) -> Result<(), Error> {
+    kill_cgroup(desired);
+    let own = desired.label.to_string();
+    // The user is this VM's alone; but should one day another VM's VMM run as it, that one lives. What its environment says does not
+    // count: a process of this VM could claim to be another's, and stay.
+    let another = |pid| {
+        let origin = Identity::of(pid).and_then(|found| match found {
+            Some(identity) => process::origin(&identity),
+            None => Ok(None),
+        });
+        let root = origin.ok().flatten().map(|origin| origin.root);
+        let label = root.as_ref().and_then(|root| root.mark(LABEL_VAR));
+        label.is_some_and(|label| label != own)
+    };
+    process::kill_user(user, another)
+}
+
+/// Everything in the VM's control group.
+pub(super) fn kill_cgroup(desired: &Desired) {
     if let Ok(base) = cgroup::base() {
         cgroup::kill(base, &desired.uid.to_string());
     }
-    let own = desired.label.to_string();
-    // The user is this VM's alone; but should one day another VM's VMM run as it, that one lives.
-    let another = |pid| matches!(process::env_var(pid, LABEL_VAR), Ok(Some(label)) if label != own);
-    process::kill_user(user, another)
 }
 
 /// Nobody lives there any more; if somebody does, it stays until the next sweep.

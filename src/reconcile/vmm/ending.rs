@@ -95,7 +95,11 @@ pub(super) fn note(desired: &Desired, process: &Identity, asked: Asked) -> Resul
     };
     let fail = |error| Error::other("write", path.display().to_string(), error);
     let text = serde_json::to_vec(&stopping).map_err(fail)?;
-    fs::write(&path, &text, 0o600, fs::Durability::Process)
+    match fs::write(&path, &text, 0o600, fs::Durability::Process) {
+        // A process without a run directory is stopped all the same; who has stopped it is nowhere to be told.
+        Err(error) if error.kind == Kind::Absent => Ok(()),
+        written => written,
+    }
 }
 
 /// The same, unless it is noted already.

@@ -10,6 +10,7 @@
 //! | `machine` | what this host can do: KVM or not, TSC rate |
 //! | `plan` | pure |
 //! | `observe` | looks at the run directory and at `/proc` |
+//! | `identity` | pure: whose a process is |
 //! | `act` | starts and stops |
 //! | `control` | talks with a VMM |
 //! | `confine` | what a VMM may have of the host |
@@ -42,6 +43,7 @@ mod confine;
 mod control;
 mod ending;
 mod firecracker;
+mod identity;
 mod jailer;
 mod jailing;
 mod machine;
@@ -158,6 +160,8 @@ pub struct Vmm {
     seen: Mutex<HashSet<Uid>>,
     /// Set once all of `/proc` has been looked through: whatever was there before us has been seen.
     surveyed: OnceCell<()>,
+    /// Whose which user is.
+    users: Mutex<identity::Users>,
 }
 
 /// What is to run for one VM.
@@ -316,7 +320,7 @@ pub enum RunDir {
 /// One process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
-    /// Which, and that its environment bears our label.
+    /// Which, and that it is the VM's.
     pub process: Owned<Identity>,
     /// What it was started with.
     pub argv: Vec<String>,
@@ -463,6 +467,7 @@ impl Reconcile for Vmm {
     }
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
-        act::act(desired, action).await
+        let range = self.user_range();
+        act::act(desired, action, |user| range.contains(user)).await
     }
 }

@@ -1,46 +1,83 @@
 //! Looks at a VM's run directory, and through `/proc` at its process.
 //! Not here: judging what is found.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::identity::{Evidence, Owner as Belongs, Users};
 use super::note::Note;
 use super::{
     Control, Desired, Guest, GuestState, INPUT, LABEL_VAR, NOTE, OURS, Observed, Plug, RECORD,
     RunDir, Running, STOPPING, STRAY, Vmm, confine, ending, jailer,
 };
 use crate::api::meta::Uid;
-use crate::host::process::{self, Exit, Identity, Life, Record, TapSlot};
-use crate::host::{Error, Kind, fs};
-use crate::owner::{Instance, Label, Owner};
+use crate::api::vmm_ids::IdRange;
+use crate::host::blocking::within;
+use crate::host::process::{self, Exit, Identity, Life, Origin, Record, TapSlot};
+use crate::host::{Error, Kind, cgroup, fs};
+use crate::owner::{self, Instance, Label};
 
 /// How long a look waits for a birth under way: a busy machine is slow to load a VMM.
 const BIRTH_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at it; each rest is twice the one before.
 const FIRST_STEP: Duration = Duration::from_millis(1);
 const LAST_STEP: Duration = Duration::from_millis(16);
-/// How often a process is asked, each time a little later, that looks like none of ours, or like one that has lost its TAP.
+/// How often a process is asked, each time a little later, that says nothing, or looks like one that has lost its TAP.
 const MOMENTS: u32 = 10;
 
 impl Vmm {
-    /// Every VM of this daemon that has a live VMM, wanted or not. One pass over `/proc`.
+    /// For VMMs whose users are given out of this range.
+    pub fn with_users(range: IdRange) -> Self {
+        let rung = Self::default();
+        rung.users().range = range;
+        rung
+    }
+
+    /// Which VM has which user, as the store has it.
+    pub fn note_users(&self, of: HashMap<u32, Uid>) {
+        self.users().of = of;
+    }
+
+    /// Every VM of this daemon that has a live VMM, wanted or not. One pass over `/proc`. Of root's processes none: see [`super::identity`].
     pub async fn claimed(&self, instance: &Instance) -> Result<Vec<Label>, Error> {
-        let mut labels = self.survey().await?;
+        let mut labels = self.survey(instance).await?;
         labels.retain(|label| label.instance == *instance);
         Ok(labels)
     }
 
-    async fn survey(&self) -> Result<Vec<Label>, Error> {
-        let found = census().await?;
-        let labels = found.iter().filter_map(|found| found.value.parse().ok());
-        let labels: Vec<Label> = labels.collect();
-        let uids = labels.iter().filter_map(|label| match &label.owner {
-            Owner::Vm { uid, .. } => Some(*uid),
-            Owner::Ground => None,
-        });
-        self.lock().extend(uids);
+    async fn survey(&self, instance: &Instance) -> Result<Vec<Label>, Error> {
+        let users = self.users().clone();
+        let known: HashSet<Uid> = users.of.values().copied().collect();
+        let mut labels = Vec::new();
+        for (_, owner) in census(users).await? {
+            let uid = match &owner {
+                Belongs::Of(label) => owner::uid_of(label),
+                Belongs::OfUid(uid) => *uid,
+                Belongs::Unknown => continue,
+            };
+            self.lock().insert(uid);
+            match owner {
+                Belongs::Of(label) => labels.push(label),
+                // Its object, if there is one, has the name.
+                Belongs::OfUid(uid) if !known.contains(&uid) => {
+                    labels.extend(nameless(instance, uid));
+                }
+                Belongs::OfUid(_) | Belongs::Unknown => {}
+            }
+        }
         // Another one was as fast.
         let _ = self.surveyed.set(());
         Ok(labels)
+    }
+
+    /// Out of which VMMs are given their users.
+    pub(super) fn user_range(&self) -> IdRange {
+        self.users().range
+    }
+
+    fn users(&self) -> MutexGuard<'_, Users> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a process of the VM may run that its record does not name. A record that names one, or an attempt, is sound: the newborn
@@ -60,16 +97,14 @@ impl Vmm {
             return Ok(true);
         }
         if desired.want.is_some() && !self.surveyed.initialized() {
-            self.survey().await?;
+            self.survey(&desired.label.instance).await?;
         }
         Ok(self.lock().contains(&desired.uid))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<Uid>> {
+    fn lock(&self) -> MutexGuard<'_, HashSet<Uid>> {
         // A set of uids is whole whatever its last user died of.
-        self.seen
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -84,7 +119,10 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
     } = follow(desired, record).await?;
     let mut running = match running {
         Some(running) => vec![running],
-        None if rung.may_be_lost(desired, &dir, trail).await? => unrecorded(desired).await?,
+        None if rung.may_be_lost(desired, &dir, trail).await? => {
+            let users = rung.users().clone();
+            unrecorded(desired, users).await?
+        }
         None => Vec::new(),
     };
     match running.is_empty() {
@@ -192,7 +230,7 @@ async fn patient_record(desired: &Desired) -> Result<Record, Error> {
 enum Trail {
     /// It names a process, or an attempt at one, that has ended or runs.
     Sound,
-    /// There is none, or it names one that is not ours.
+    /// There is none.
     Lost,
 }
 
@@ -226,41 +264,69 @@ async fn follow(desired: &Desired, record: Record) -> Result<Followed, Error> {
                 ..nothing(Trail::Sound)
             })
         }
+        // Root wrote the record, and a process cannot change its start time: it is the VM's, whatever it has become since.
         Life::Alive(process) => {
-            let told = tell(identity.pid).await?;
-            let running = describe(desired, identity, told, Recorded::Yes).await?;
+            let argv = argv(identity.pid).await?;
+            let running = describe(desired, identity, argv, Recorded::Yes).await?;
             // `process` is held until here: what was described is what was looked at.
             drop(process);
-            let trail = match &running {
-                Some(_) => Trail::Sound,
-                None => Trail::Lost,
-            };
             Ok(Followed {
                 running,
-                ..nothing(trail)
+                ..nothing(Trail::Sound)
             })
         }
     }
 }
 
-async fn unrecorded(desired: &Desired) -> Result<Vec<Running>, Error> {
-    let label = desired.label.to_string();
+/// The VM's processes without one that a record names. What one of them has started belongs to it and ends with it.
+async fn unrecorded(desired: &Desired, mut users: Users) -> Result<Vec<Running>, Error> {
+    let noted = Note::read(desired)?.and_then(|noted| noted.user);
+    let user = desired.confined.as_ref().map(|confined| confined.user);
+    for user in user.into_iter().chain(noted) {
+        users.of.entry(user).or_insert(desired.uid);
+    }
+    let is_its = |owner: &Belongs| match owner {
+        Belongs::Of(label) => {
+            label.instance == desired.label.instance && owner::uid_of(label) == desired.uid
+        }
+        Belongs::OfUid(uid) => *uid == desired.uid,
+        Belongs::Unknown => false,
+    };
+    let mut its = census(users).await?;
+    its.retain(|(_, owner)| is_its(owner));
+    let pids: HashSet<u32> = its.iter().map(|(found, _)| found.identity.pid).collect();
+    its.retain(|(found, _)| !pids.contains(&found.parent));
     let mut running = Vec::new();
-    for found in census()
-        .await?
-        .into_iter()
-        .filter(|found| found.value == label)
-    {
-        let told = tell(found.identity.pid).await?;
-        running.extend(describe(desired, found.identity, told, Recorded::No).await?);
+    for (found, _) in its {
+        let argv = argv(found.identity.pid).await?;
+        running.extend(describe(desired, found.identity, argv, Recorded::No).await?);
     }
     Ok(running)
 }
 
-async fn census() -> Result<Vec<process::Found>, Error> {
-    tokio::task::spawn_blocking(|| process::find(LABEL_VAR))
-        .await
-        .map_err(|error| Error::other("list the processes in", "/proc", error))?
+/// To read the environment of a process takes its lock on its memory, which one that sleeps in the kernel may hold.
+const CENSUS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Every process that may be a VMM, and whose it is.
+async fn census(users: Users) -> Result<Vec<(Origin, Belongs)>, Error> {
+    let look = move || {
+        let wanted = |user: u32| users.are_given(user);
+        let told = |pid| process::env_var(pid, LABEL_VAR).ok().flatten();
+        let group = |group: &str| cgroup::member(cgroup::own(), group);
+        let owner = |origin: Origin| {
+            let owner = Evidence::of(&origin, group, told).owner(&users);
+            (origin, owner)
+        };
+        let found = process::origins(wanted)?;
+        Ok(found.into_iter().map(owner).collect())
+    };
+    within(CENSUS_DEADLINE, "list the processes in", "/proc", look).await
+}
+
+/// Of a VM of which nothing but its processes is left, and these do not tell its name.
+fn nameless(instance: &Instance, uid: Uid) -> Option<Label> {
+    let name = "unknown".parse().ok()?;
+    Some(instance.vm_label(&name, uid))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -269,45 +335,35 @@ enum Recorded {
     No,
 }
 
-/// What a process tells of itself.
-struct Told {
-    label: Option<String>,
-    argv: Vec<String>,
-}
-
-/// In the middle of an exec a process has neither words nor environment. A jailer's is one that nobody waits for.
-async fn tell(pid: u32) -> Result<Told, Error> {
+/// What a process was started with, as it says. In the middle of an exec it says nothing.
+async fn argv(pid: u32) -> Result<Vec<String>, Error> {
     let mut tries = 1;
     loop {
-        let told = Told {
-            label: process::env_var(pid, LABEL_VAR)?,
-            argv: process::argv(pid)?,
-        };
-        let in_exec = told.label.is_none() || told.argv.is_empty();
-        if !in_exec || tries == MOMENTS {
-            return Ok(told);
+        let argv = process::argv(pid)?;
+        if !argv.is_empty() || tries == MOMENTS {
+            return Ok(argv);
         }
         tries += 1;
         tokio::time::sleep(FIRST_STEP).await;
     }
 }
 
-/// `None` for a process that does not bear our label.
 async fn describe(
     desired: &Desired,
     identity: Identity,
-    told: Told,
+    argv: Vec<String>,
     recorded: Recorded,
 ) -> Result<Option<Running>, Error> {
     let pid = identity.pid;
-    let Some(process) = desired.label.claim(identity, told.label.as_deref()) else {
+    let label = desired.label.to_string();
+    let Some(process) = desired.label.claim(identity, Some(&label)) else {
         return Ok(None);
     };
     Ok(Some(Running {
         asked_ms: ending::asked_ms(desired, process.thing())?,
         guest: None,
         process,
-        argv: jailer::told(told.argv, desired.want.as_ref()),
+        argv: jailer::told(argv, desired.want.as_ref()),
         recorded: recorded == Recorded::Yes,
         plug: plug(desired, pid).await?,
         polite: Control::in_dir(&desired.dir).is_some(),

@@ -11,7 +11,7 @@ use super::super::super::lease::subnet;
 use super::super::super::link_name::{self, LONGEST_TAP, MAX_PORTS};
 use super::super::super::network::{Addresses, BridgeSpec, NetworkSpec};
 use super::super::section::{Field, Reader, Section};
-use super::{Network, Room, Whose, read_tap_owner, refuse_lists};
+use super::{Network, Room, Whose, read_max_connections, read_tap_owner, refuse_lists};
 
 pub fn read(reader: &mut Reader, network: &Section, whose: &Whose) -> Option<Network> {
     refuse_lists(reader, network, "bridge");
@@ -31,6 +31,7 @@ pub fn read(reader: &mut Reader, network: &Section, whose: &Whose) -> Option<Net
     };
     let (antispoof, isolate_ports) = (flag("antispoof", true), flag("isolate_ports", false));
     let tap_owner = read_tap_owner(reader, network);
+    let max_connections = read_max_connections(reader, network);
     // Without a name nothing can be derived; the group has been refused for that.
     let group = whose.name?;
     let spec = BridgeSpec {
@@ -40,6 +41,7 @@ pub fn read(reader: &mut Reader, network: &Section, whose: &Whose) -> Option<Net
         addresses,
         antispoof,
         isolate_ports,
+        max_connections,
         tap_owner,
     };
     check_not_a_tap(reader, network, &spec, whose.count);

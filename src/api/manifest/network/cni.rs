@@ -11,7 +11,7 @@ const LONGEST_NAME: usize = 128;
 /// `network:` of mode cni, or nothing at all beside `network_name`: its plugins decide the rest.
 pub fn read(reader: &mut Reader, network: &Section, network_name: &str) -> Network {
     refuse_lists(reader, network, "cni");
-    for key in BRIDGE_KEYS.iter().chain(&["range"]) {
+    for key in BRIDGE_KEYS.iter().chain(&["range", "max_connections"]) {
         if let Some(field) = network.get(key) {
             let message = format!(
                 "mode cni has no {key}, the plugins of its network decide; only tap_owner may stand here"

@@ -8,7 +8,7 @@ use super::super::super::policy::{self, Entry, METADATA, OnDeny, Policy};
 use super::super::super::pool;
 use super::super::section::{Field, Reader, Section};
 use super::super::yaml::Value;
-use super::{BRIDGE_KEYS, Network, Room, read_tap_owner};
+use super::{BRIDGE_KEYS, Network, Room, read_max_connections, read_tap_owner};
 
 /// Prefix lengths that leave room for more than one /30 and stay inside link-local space.
 const RANGE_PREFIXES: std::ops::RangeInclusive<u8> = 16..=29;
@@ -45,6 +45,7 @@ pub fn read(reader: &mut Reader, network: &Section) -> Network {
         warnings,
         spec: NetworkSpec::Isolated(IsolatedSpec {
             range: range.and_then(|field| read_range(reader, field)),
+            max_connections: read_max_connections(reader, network),
             policy: Policy {
                 allow: entries(allow),
                 drop: entries(drop),

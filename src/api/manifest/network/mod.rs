@@ -22,7 +22,7 @@ use super::yaml::Value;
 pub use cni::read_name as read_network_name;
 pub use isolated::{entry_objection, list_objection};
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "mode",
     "range",
     "allow",
@@ -36,6 +36,7 @@ const KEYS: [&str; 13] = [
     "addresses",
     "antispoof",
     "isolate_ports",
+    "max_connections",
 ];
 /// Words of bridge mode alone.
 const BRIDGE_KEYS: [&str; 6] = [
@@ -144,6 +145,16 @@ fn refuse_lists(reader: &mut Reader, network: &Section, mode: &str) {
         let message = format!("only isolated mode has lists of destinations, mode {mode} has none");
         reader.refuse(field, message);
     }
+}
+
+/// Fewer than 16 connections serve no guest; more than the kernel's default for the largest host are no limit.
+const MAX_CONNECTIONS: std::ops::RangeInclusive<u64> = 16..=262_144;
+
+/// `max_connections`; none: a share of the host's table.
+fn read_max_connections(reader: &mut Reader, network: &Section) -> Option<u32> {
+    let field = network.get("max_connections")?;
+    let count = reader.whole(field, MAX_CONNECTIONS)?;
+    u32::try_from(count).ok()
 }
 
 /// `tap_owner`, root when there is none.

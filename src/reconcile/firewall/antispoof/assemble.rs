@@ -64,6 +64,8 @@ pub(super) enum Line<L> {
     Do(u16, u32),
     /// A test and its operand; where to go on if it holds, and if not.
     Test(u16, u32, To<L>, To<L>),
+    /// Both answers, nearer than those at the end. No line before it goes on here.
+    Exits,
 }
 
 /// The program of a listing, with the two answers behind it.
@@ -71,20 +73,37 @@ pub(super) enum Line<L> {
 /// # Panics
 /// When a label is behind the jump to it or further than 255 instructions away: a mistake in the listing, whatever its operands.
 pub(super) fn assemble<L: Copy + PartialEq>(lines: &[Line<L>]) -> Vec<Insn> {
-    let is_insn = |line: &&Line<L>| !matches!(line, Line::At(_));
-    let length = lines.iter().filter(is_insn).count();
+    let size = |line: &Line<L>| match line {
+        Line::At(_) => 0,
+        Line::Do(..) | Line::Test(..) => 1,
+        Line::Exits => 2,
+    };
+    let length: usize = lines.iter().map(size).sum();
+    let mut exits = Vec::new();
+    let mut at = 0;
+    for line in lines {
+        if *line == Line::Exits {
+            exits.push(at);
+        }
+        at += size(line);
+    }
+    exits.push(length);
     let place = |label: L| {
         let before = lines
             .iter()
             .take_while(|line| !matches!(line, Line::At(l) if *l == label));
-        before.filter(is_insn).count()
+        before.map(size).sum()
+    };
+    let exit = |from: usize| {
+        let ahead = exits.iter().find(|at| **at > from);
+        ahead.copied().unwrap_or(length)
     };
     let skip = |from: usize, to: To<L>| {
-        let target = match to {
+        let target: usize = match to {
             To::Next => from + 1,
             To::Part(label) => place(label),
-            To::Pass => length,
-            To::Drop => length + 1,
+            To::Pass => exit(from),
+            To::Drop => exit(from) + 1,
         };
         let distance = target.checked_sub(from + 1);
         let short = distance.and_then(|distance| u8::try_from(distance).ok());
@@ -95,6 +114,7 @@ pub(super) fn assemble<L: Copy + PartialEq>(lines: &[Line<L>]) -> Vec<Insn> {
         let from = program.len();
         match *line {
             Line::At(_) => {}
+            Line::Exits => program.extend([insn(op::ANSWER, PASS), insn(op::ANSWER, DROP)]),
             Line::Do(code, k) => program.push(insn(code, k)),
             Line::Test(code, k, then, otherwise) => program.push(Insn {
                 jt: skip(from, then),

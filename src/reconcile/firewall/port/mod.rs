@@ -9,6 +9,7 @@ use crate::host;
 use crate::host::netlink::Handle;
 use crate::reconcile::{Conflict, Reconcile};
 
+pub(crate) use observe::is_ours;
 pub use plan::{Action, Desired, Filter, Observed, Pass, TapSeen};
 
 /// The rung's hands.

@@ -40,7 +40,7 @@ pub(super) async fn observe(gate: &Gate, desired: &Desired) -> Result<Observed, 
 }
 
 /// Ours is known by its place.
-pub(super) fn is_ours(filter: &Filter) -> bool {
+pub(crate) fn is_ours(filter: &Filter) -> bool {
     let place = (filter.priority, filter.protocol, filter.chain);
     place == (tc::PRIORITY, EVERY_PROTOCOL, 0)
         && filter.number() == tc::NUMBER

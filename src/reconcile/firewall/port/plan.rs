@@ -37,6 +37,8 @@ pub enum Pass {
     Only(Filter),
     /// All but what reaches a neighbour by way of the host ([`antispoof::program_apart`]).
     Apart(Apart),
+    /// All but what configures others, on a bridge that is not ours ([`antispoof::program_unmanaged`]); kept apart, too.
+    Unmanaged(Option<Apart>),
 }
 
 /// What the filter is made from.
@@ -114,6 +116,7 @@ impl Pass {
                 Some(antispoof::program(*mac, *ip, apart.as_ref()))
             }
             Self::Apart(apart) => Some(antispoof::program_apart(apart)),
+            Self::Unmanaged(apart) => Some(antispoof::program_unmanaged(apart.as_ref())),
         }
     }
 }
@@ -133,7 +136,9 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     }
     match pass {
         Pass::Any => Ok(unfiltered(tap, observed)),
-        Pass::Only(_) | Pass::Apart(_) => filtered(desired, pass, tap, observed),
+        Pass::Only(_) | Pass::Apart(_) | Pass::Unmanaged(_) => {
+            filtered(desired, pass, tap, observed)
+        }
     }
 }
 

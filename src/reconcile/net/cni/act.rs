@@ -131,7 +131,7 @@ fn write_intent(desired: &Desired, intent: &Intent) -> Result<(), Error> {
     let path = dir.join(INTENT);
     let bytes = serde_json::to_vec(intent)
         .map_err(|error| Error::other("write", path.display().to_string(), error))?;
-    fs::make_dir(&dir, 0o755)?;
+    fs::make_dir(&dir, 0o700)?;
     // It describes what no power cut outlives.
     fs::write(&path, &bytes, 0o600, Durability::Process)
 }

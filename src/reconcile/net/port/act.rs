@@ -8,7 +8,8 @@ use crate::api::network::TapOwner;
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::link::{Change, Ipv6Addresses, Link};
 use crate::host::{Error, bridge, fdb, link, neigh, tap};
-use crate::reconcile::net::{files, found};
+use crate::owner::link_group;
+use crate::reconcile::net::{files, found, host_links};
 
 pub(super) async fn act(port: &Port, desired: &Desired, action: &Action) -> Result<(), Error> {
     match (action, &desired.slot) {
@@ -61,9 +62,13 @@ async fn create_tap(
         mtu: Some(bridge.mtu),
         master: is_ours(desired, slot, &seen).then_some(bridge.index),
         ipv6_addresses: Some(Ipv6Addresses::Bare),
+        group: Some(link_group::PORT),
         ..Change::default()
     };
-    let create = || tap::create(&desired.tap, owner, &born);
+    let create = || {
+        tap::create(&desired.tap, owner, &born)?;
+        host_links::write_port(&desired.tap)
+    };
     let made = exists_is_done(port.home.run_here(create));
     made.map_err(|error| full(slot, error))
 }
@@ -85,10 +90,12 @@ async fn configure(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Er
         mac: Some(desired.names().port_mac.0),
         mtu: Some(found::get(&port.netlink, &slot.bridge).await?.mtu),
         ipv6_addresses: Some(Ipv6Addresses::Bare),
+        group: Some(link_group::PORT),
         ..Change::default()
     };
     let tap = find_tap(port, desired).await?;
-    link::set(&port.netlink, tap, &right).await
+    link::set(&port.netlink, tap, &right).await?;
+    port.home.run_here(|| host_links::write_port(&desired.tap))
 }
 
 /// One at a time, so that each sees which MAC the bridge had before.
@@ -123,6 +130,7 @@ async fn set_port(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Err
         isolated: slot.isolated,
         learning: !slot.antispoof,
         unicast_flood: !slot.antispoof,
+        guarded: true,
     };
     let tap = find_tap(port, desired).await?;
     bridge::set_port(&port.netlink, tap, flags).await

@@ -8,8 +8,8 @@ use super::plan::{BridgeSeen, Desired, Entry, Observed, TapSeen};
 use crate::api::network::Mac;
 use crate::host::link::Link;
 use crate::host::{self, addr, fdb, link, neigh};
-use crate::reconcile::net::files;
 use crate::reconcile::net::observe::{mac, tap_owner};
+use crate::reconcile::net::{files, host_links};
 
 pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, host::Error> {
     let files::Seen { record, dir } = files::observe(&desired.vm_dir())?;
@@ -61,7 +61,8 @@ fn describe_tap(tap: &Link, master: Option<u32>) -> TapSeen {
         isolated: flags.isolated,
         learning: flags.learning,
         unicast_flood: flags.unicast_flood,
-        bare: tap.ipv6.is_none_or(|ipv6| ipv6.bare || ipv6.disabled),
+        bare: host_links::is_port(tap),
+        guarded: flags.guarded,
     }
 }
 

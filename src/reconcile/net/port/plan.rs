@@ -92,8 +92,11 @@ pub struct TapSeen {
     pub learning: bool,
     /// Frames to unknown addresses go out here.
     pub unicast_flood: bool,
-    /// The kernel gives the host no IPv6 address on it by itself, so that it says nothing there by itself.
+    /// It is in the group of ports, and the host takes nothing in on it ([`crate::reconcile::net::host_links`]).
     pub bare: bool,
+    /// What is said here changes neither the bridge's spanning tree nor its multicast routers.
+    #[serde(default)]
+    pub guarded: bool,
 }
 
 /// A link called as the bridge.
@@ -131,7 +134,7 @@ pub enum Action {
     DeleteTap(Owned<String>),
     /// Make the TAP, labelled, down.
     CreateTap(TapOwner),
-    /// Set MAC and MTU, and have the kernel give it no IPv6 address.
+    /// Set MAC, MTU and group, and have the host take nothing in on it.
     Configure,
     /// Make the TAP a port of the bridge.
     Enslave,
@@ -175,6 +178,12 @@ impl Desired {
     /// Its own directory.
     pub fn vm_dir(&self) -> PathBuf {
         RunDir(self.run_dir.clone()).vm_dir(owner::uid_of(&self.label))
+    }
+
+    /// Whether that bridge is one that this daemon made.
+    pub fn is_managed(&self, bridge: &BridgeSeen) -> bool {
+        let slot = self.slot.as_ref();
+        slot.is_some_and(|slot| is_ours(self, slot, bridge))
     }
 
     /// Where the VM is to be, or was.
@@ -308,7 +317,10 @@ pub(super) fn is_ours(desired: &Desired, slot: &Slot, bridge: &BridgeSeen) -> bo
 
 fn has_flags(tap: &TapSeen, slot: &Slot) -> bool {
     let open = !slot.antispoof;
-    tap.isolated == slot.isolated && tap.learning == open && tap.unicast_flood == open
+    tap.guarded
+        && tap.isolated == slot.isolated
+        && tap.learning == open
+        && tap.unicast_flood == open
 }
 
 /// The TAP is born labelled, so there is no telling by its MAC.

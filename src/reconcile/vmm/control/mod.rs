@@ -239,7 +239,72 @@ async fn connect(socket: &Path, pid: u32) -> io::Result<UnixStream> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+
+    /// What a socket does that does not behave: says nothing, drips, never ends, says too much, closes half way.
+    async fn misbehave(mut stream: UnixStream, how: &str) {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
+        let endless = vec![b'9'; 64 << 10];
+        match how {
+            "nothing" => {}
+            "drip" => {
+                for byte in "{\"QMP\": {}}\n".bytes().chain(head.bytes()) {
+                    if stream.write_all(&[byte]).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                }
+            }
+            "endless head" => while stream.write_all(&endless).await.is_ok() {},
+            "endless body" => {
+                let _ = stream.write_all(format!("{head}\r\n[").as_bytes()).await;
+                while stream.write_all(&endless).await.is_ok() {}
+            }
+            "huge" => {
+                let length = format!("{head}content-length: 99999999999\r\n\r\n{{");
+                let _ = stream.write_all(length.as_bytes()).await;
+                while stream.write_all(&endless).await.is_ok() {}
+            }
+            "closed" => return,
+            how => panic!("{how}"),
+        }
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_does_not_behave_costs_a_second_and_no_memory() {
+        let hows = [
+            "nothing",
+            "drip",
+            "endless head",
+            "endless body",
+            "huge",
+            "closed",
+        ];
+        let trial = async |control: Control, how: &'static str| {
+            let dir = tempfile::tempdir().unwrap();
+            let listener = tokio::net::UnixListener::bind(control.path(dir.path())).unwrap();
+            let server = tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(misbehave(stream, how));
+                }
+            });
+            let us = std::process::id();
+            let began = crate::clock::monotonic();
+            let said = control.state(dir.path(), us).await;
+            let took = crate::clock::monotonic().duration_since(began);
+            assert!(said.is_err(), "{control:?}, {how}: {said:?}");
+            assert!(took < 3 * DEADLINE, "{control:?}, {how}: {took:?}");
+            server.abort();
+        };
+        let trials = hows
+            .iter()
+            .flat_map(|how| Control::ALL.map(|control| trial(control, how)));
+        futures::future::join_all(trials).await;
+    }
 
     #[tokio::test]
     async fn a_socket_is_connected_to_where_it_stands_and_through_no_link() {

@@ -22,8 +22,12 @@ fn apart() -> Apart {
     }
 }
 
-fn both(apart: &Apart) -> [Vec<Insn>; 2] {
-    [program(MAC, IP, Some(apart)), program_apart(apart)]
+fn both(apart: &Apart) -> [Vec<Insn>; 3] {
+    [
+        program(MAC, IP, Some(apart)),
+        program_apart(apart),
+        program_unmanaged(Some(apart)),
+    ]
 }
 
 fn ipv4(dst: Ipv4Addr) -> Vec<u8> {

@@ -10,47 +10,103 @@ pub const IP: Ipv4Addr = Ipv4Addr::new(192, 168, 137, 7);
 /// All that hide what is behind them, but for hop-by-hop options.
 const EXTENSIONS: [u8; 7] = [43, 44, 51, 60, 135, 139, 140];
 
+/// The VM's link-local address: fe80:: and the modified EUI-64 of its MAC.
+pub const LINK_LOCAL: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe, 0, 0, 7];
+/// What of it is the interface identifier.
+const IDENTIFIER: [u8; 8] = [0, 0, 0, 0xff, 0xfe, 0, 0, 7];
+
 /// The rules once more, by a parser that takes slices. `None` is a frame too short to say.
 pub fn passable(frame: &[u8]) -> Option<bool> {
     let (ethernet, payload) = frame.split_at_checked(14)?;
-    if ethernet[6..12] != MAC {
+    let to_bridges = ethernet[..5] == [1, 0x80, 0xc2, 0, 0] && ethernet[5] < 16;
+    if ethernet[6..12] != MAC || to_bridges {
         return Some(false);
     }
     Some(match u16::from_be_bytes([ethernet[12], ethernet[13]]) {
-        0x0800 => {
-            let header = payload.get(..20)?;
-            let (version, words) = (header[0] >> 4, usize::from(header[0] & 15));
-            let fragment = u16::from_be_bytes([header[6], header[7]]) % 0x2000;
-            let own = version == 4 && words >= 5 && header[12..16] == IP.octets();
-            match (own, header[9], fragment) {
-                (true, 17, 0) => {
-                    let udp = payload.get(words * 4..)?.get(..8)?;
-                    udp[..2] != 67u16.to_be_bytes()
-                }
-                (own, ..) => own,
-            }
-        }
+        0x0800 => return ipv4(payload),
         0x0806 => {
             let arp = payload.get(..28)?;
             let sort = [[0, 1, 8, 0, 6, 4, 0, 1], [0, 1, 8, 0, 6, 4, 0, 2]];
             let ip = arp[14..18] == IP.octets() || arp[14..18] == [0; 4];
             sort.iter().any(|sort| arp[..8] == *sort) && arp[8..14] == MAC && ip
         }
-        0x86dd => {
-            let (header, rest) = payload.split_at_checked(40)?;
-            header[0] >> 4 == 6
-                && match header[6] {
-                    58 => !matches!(rest.get(..4)?[0], 134 | 137),
-                    17 => rest.get(..8)?[..2] != 547u16.to_be_bytes(),
-                    0 => {
-                        let whole = rest.get(..12)?;
-                        whole[..2] == [58, 0] && matches!(whole[8], 131 | 132 | 143)
-                    }
-                    43 | 44 | 51 | 60 | 135 | 139 | 140 => false,
-                    _ => true,
-                }
-        }
+        0x86dd => return ipv6(payload),
         _ => false,
+    })
+}
+
+fn ipv4(payload: &[u8]) -> Option<bool> {
+    let header = payload.get(..20)?;
+    let (version, words) = (header[0] >> 4, usize::from(header[0] & 15));
+    let fragment = u16::from_be_bytes([header[6], header[7]]) % 0x2000;
+    if !(version == 4 && words >= 5 && header[12..16] == IP.octets()) {
+        return Some(false);
+    }
+    let upper = |length: usize| payload.get(words * 4..)?.get(..length);
+    Some(match (header[9], fragment) {
+        (17, 0) => {
+            let udp = upper(8)?;
+            udp[..2] != 67u16.to_be_bytes() && udp[2..4] != 68u16.to_be_bytes()
+        }
+        (1, 0) => !matches!(upper(4)?[0], 5 | 9),
+        (2, 0) => matches!(upper(8)?[0], 0x12 | 0x16 | 0x17 | 0x22),
+        (2 | 103, _) => false,
+        _ => true,
+    })
+}
+
+fn ipv6(payload: &[u8]) -> Option<bool> {
+    let (header, rest) = payload.split_at_checked(40)?;
+    let source = &header[8..24];
+    let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    let link_local = source[0] == 0xfe && source[1] & 0xc0 == 0x80;
+    let nobody = source == [0; 16];
+    if header[0] >> 4 != 6 || source[0] == 0xff || (link_local && source != LINK_LOCAL) {
+        return Some(false);
+    }
+    // What is behind a message of so many bytes: nothing, or this.
+    let option = |own: usize, option: &[u8]| match length.checked_sub(own) {
+        Some(0) => Some(true),
+        Some(8) => Some(rest.get(own..own + 8)?.starts_with(option)),
+        _ => Some(false),
+    };
+    let of_mac = |kind: u8| [&[kind, 1][..], &MAC].concat();
+    Some(match (header[6], nobody) {
+        (0, _) if nobody || link_local => {
+            let whole = rest.get(..12)?;
+            whole[..6] == [58, 0, 5, 2, 0, 0] && matches!(whole[8], 131 | 132 | 143)
+        }
+        (0, _) => false,
+        (58, true) => match rest.get(..8)?[0] {
+            133 => length == 8,
+            135 => rest.get(..24)?[16..] == IDENTIFIER && option(24, &[14, 1])?,
+            _ => false,
+        },
+        (_, true) => false,
+        (58, false) => match rest.get(..4)?[0] {
+            1..=4 | 128 | 129 => true,
+            133 => {
+                rest.get(..8)?;
+                source[8..] == IDENTIFIER && option(8, &of_mac(1))?
+            }
+            135 => {
+                rest.get(..24)?;
+                source[8..] == IDENTIFIER && option(24, &of_mac(1))?
+            }
+            136 => {
+                let about = &rest.get(..24)?[16..];
+                let host = rest[4] & 0x80 == 0;
+                let own = source[8..] == IDENTIFIER && about == IDENTIFIER;
+                own && host && option(24, &of_mac(2))?
+            }
+            _ => false,
+        },
+        (17, false) => {
+            let udp = rest.get(..8)?;
+            udp[..2] != 547u16.to_be_bytes() && udp[2..4] != 546u16.to_be_bytes()
+        }
+        (43 | 44 | 51 | 60 | 135 | 139 | 140, false) => false,
+        _ => true,
     })
 }
 
@@ -72,7 +128,7 @@ pub fn ipv4_frame(protocol: u8, fragment: u16, options: usize, payload: &[u8]) -
 
 pub fn udp_from(port: u16) -> Vec<u8> {
     let [a, b] = port.to_be_bytes();
-    vec![a, b, 0, 68, 0, 8, 0, 0]
+    vec![a, b, 0, 69, 0, 8, 0, 0]
 }
 
 pub fn arp_frame(operation: u8, mac: [u8; 6], ip: Ipv4Addr) -> Vec<u8> {
@@ -83,11 +139,30 @@ pub fn arp_frame(operation: u8, mac: [u8; 6], ip: Ipv4Addr) -> Vec<u8> {
     ethernet_frame(0x0806, &body)
 }
 
+/// From the VM's link-local address.
 pub fn ipv6_frame(next: u8, payload: &[u8]) -> Vec<u8> {
+    ipv6_from(LINK_LOCAL, next, payload)
+}
+
+pub fn ipv6_from(source: [u8; 16], next: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0x60, 0, 0, 0, 0, payload.len() as u8, next, 255];
-    packet.extend([0xfe; 32]);
+    packet.extend(source);
+    packet.extend([0xfe; 16]);
     packet.extend(payload);
     ethernet_frame(0x86dd, &packet)
+}
+
+/// A message of neighbour discovery about that target.
+pub fn discovery(kind: u8, target: [u8; 16], option: &[u8]) -> Vec<u8> {
+    let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+    message.extend(target);
+    message.extend(option);
+    message
+}
+
+/// An option with a link-layer address.
+pub fn mac_option(kind: u8, mac: [u8; 6]) -> Vec<u8> {
+    [&[kind, 1][..], &mac].concat()
 }
 
 /// A good or nearly good frame of each sort, to be mutated.
@@ -103,7 +178,29 @@ pub fn seeds() -> Vec<Vec<u8>> {
         arp_frame(1, MAC, IP),
         arp_frame(2, MAC, IP),
         arp_frame(1, MAC, Ipv4Addr::UNSPECIFIED),
-        ipv6_frame(58, &[135, 0, 0, 0, 0, 0, 0, 0]),
+        ipv4_frame(1, 0, 0, &[8, 0, 0, 0]),
+        ipv4_frame(1, 0, 4, &[5, 1, 0, 0]),
+        ipv4_frame(2, 0, 4, &[0x16, 0, 0, 0, 0, 0, 0, 0]),
+        ipv4_frame(2, 0, 4, &[0x11, 0, 0, 0, 0, 0, 0, 0]),
+        ipv6_frame(58, &discovery(135, [0xfd; 16], &mac_option(1, MAC))),
+        ipv6_frame(58, &discovery(135, [0xfd; 16], &[])),
+        ipv6_frame(58, &discovery(136, LINK_LOCAL, &mac_option(2, MAC))),
+        ipv6_frame(58, &discovery(136, LINK_LOCAL, &[])),
+        ipv6_from([0; 16], 58, &discovery(135, LINK_LOCAL, &[])),
+        ipv6_from(
+            [0; 16],
+            58,
+            &discovery(135, LINK_LOCAL, &[14, 1, 1, 2, 3, 4, 5, 6]),
+        ),
+        ipv6_frame(
+            58,
+            &[&[133, 0, 0, 0, 0, 0, 0, 0][..], &mac_option(1, MAC)].concat(),
+        ),
+        ipv6_from([0; 16], 58, &[133, 0, 0, 0, 0, 0, 0, 0]),
+        ipv6_from([0; 16], 0, &report(143)),
+        ipv6_frame(58, &[128, 0, 0, 0, 0, 0, 0, 0]),
+        ipv6_from([0xfd; 16], 58, &[129, 0, 0, 0, 0, 0, 0, 0]),
+        ipv6_from([0xfd; 16], 17, &udp_from(1000)),
         ipv6_frame(58, &[134, 0, 0, 0, 0, 0, 0, 0]),
         ipv6_frame(58, &[137, 0, 0, 0, 0, 0, 0, 0]),
         ipv6_frame(17, &udp_from(546)),

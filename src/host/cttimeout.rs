@@ -1,0 +1,63 @@
+//! Timeout policies of connection tracking for TCP over IPv4, in the calling thread's network namespace.
+//! Out of scope: which timeouts; the rules that apply a policy.
+//!
+//! Over nfnetlink (linux/netfilter/nfnetlink_cttimeout.h, net/netfilter/nfnetlink_cttimeout.c).
+
+use std::collections::BTreeMap;
+
+use super::Error;
+use super::error::{absent_is_done, absent_is_none};
+use super::iptables::netlink::{
+    CREATE, Message, NESTED, Netfilter, TIMEOUTS, attr, attrs, be32, push_attr,
+};
+
+const NEW: u16 = TIMEOUTS;
+const GET: u16 = TIMEOUTS | 1;
+const DELETE: u16 = TIMEOUTS | 2;
+
+/// `NLM_F_REPLACE`: entries that have the policy keep it, with the new values.
+const REPLACE: u16 = 0x100;
+
+const NAME: u16 = 1;
+const L3_PROTOCOL: u16 = 2;
+const L4_PROTOCOL: u16 = 3;
+const DATA: u16 = 4;
+
+/// Seconds by state (`enum ctattr_timeout_tcp`).
+pub type Timeouts = BTreeMap<u16, u32>;
+
+/// The policy of that name; none: there is none.
+pub fn get(name: &str) -> Result<Option<Timeouts>, Error> {
+    let query = Message::new(GET, 0, libc::AF_INET as u8).text(NAME, name);
+    let found = Netfilter::open()?.get(query);
+    let found = absent_is_none(found.map_err(|e| Error::io("look at timeouts", name, e)))?;
+    Ok(found.map(|policy| {
+        let data = attr(&policy, DATA).unwrap_or(&[]);
+        let seconds = attrs(data).filter_map(|(state, value)| Some((state, be32(value)?)));
+        seconds.collect()
+    }))
+}
+
+/// Makes the policy, or sets the values of the one that is there.
+pub fn set(name: &str, timeouts: &Timeouts) -> Result<(), Error> {
+    let mut data = Vec::new();
+    for (state, seconds) in timeouts {
+        push_attr(&mut data, *state, &seconds.to_be_bytes());
+    }
+    let message = |flags| {
+        Message::new(NEW, flags, libc::AF_INET as u8)
+            .text(NAME, name)
+            .attr(L3_PROTOCOL, &(libc::AF_INET as u16).to_be_bytes())
+            .attr(L4_PROTOCOL, &[libc::IPPROTO_TCP as u8])
+            .attr(DATA | NESTED, &data)
+    };
+    let done = Netfilter::open()?.request(message(CREATE | REPLACE));
+    done.map_err(|e| Error::io("set timeouts", name, e))
+}
+
+/// Removes the policy. [`Busy`](super::Kind::Busy): a rule refers to it.
+pub fn delete(name: &str) -> Result<(), Error> {
+    let message = Message::new(DELETE, 0, libc::AF_INET as u8).text(NAME, name);
+    let done = Netfilter::open()?.request(message);
+    absent_is_done(done.map_err(|e| Error::io("remove timeouts", name, e)))
+}

@@ -1,0 +1,245 @@
+//! Directories and locks that nobody but us can use, whatever umask the daemon was started with and whatever an earlier version left.
+//! Not here: which directories.
+//!
+//! # Why
+//! Whoever can open a file can take `flock(2)` on it, also one that he can only read, and hold it for ever; so what we lock lies where
+//! others cannot come. A descriptor that somebody opened while a directory was still open to all outlives the change of its mode, and so
+//! does his lock: such a file is replaced, and the lock stays on the old one.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use super::Error;
+use super::holders::{self, Holder};
+
+/// Group's and others' rights.
+const OTHERS: u32 = 0o077;
+/// Group's and others' right to write.
+const WRITE: u32 = 0o022;
+
+/// A directory for us alone, mode 0700: made if need be. One that is there is closed to others; if they could write in it, what is not
+/// ours is removed from it, but for the names that `spared` says are meant to be another's.
+///
+/// # Errors
+/// It is no directory, a symbolic link, or another user's.
+pub fn dir(path: &Path, spared: impl Fn(&str) -> bool) -> Result<(), Error> {
+    let close = || -> io::Result<()> {
+        make(path, 0o700)?;
+        let open = open_ours(path)?;
+        let mode = open.metadata()?.mode() & 0o7777;
+        if mode & OTHERS != 0 {
+            open.set_permissions(fs::Permissions::from_mode(0o700))?;
+            tracing::info!(path = %path.display(), "a directory of ours was open to others and is closed");
+        }
+        match mode & WRITE {
+            0 => Ok(()),
+            _ => remove_foreign(path, spared),
+        }
+    };
+    close().map_err(|error| Error::io("use as a directory of our own", shown(path), error))
+}
+
+/// A directory in which others find one thing, mode 0755 at most: nobody else can write in it, everybody can reach what is in it.
+///
+/// # Errors
+/// As [`dir`]; and one that is meant for everybody (`/tmp`) is not taken over.
+pub fn open_dir(path: &Path) -> Result<(), Error> {
+    let settle = || -> io::Result<()> {
+        make(path, 0o755)?;
+        let open = open_ours(path)?;
+        let mode = open.metadata()?.mode() & 0o7777;
+        if mode & 0o1000 != 0 && mode & WRITE != 0 {
+            let why = "it is for everybody to write in; name a directory of its own";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+        let wanted = (mode & !WRITE) | 0o711;
+        if mode != wanted {
+            open.set_permissions(fs::Permissions::from_mode(wanted))?;
+        }
+        match mode & WRITE {
+            0 => Ok(()),
+            _ => remove_foreign(path, |_| false),
+        }
+    };
+    settle().map_err(|error| Error::io("use as a directory of our own", shown(path), error))
+}
+
+/// Takes the lock on a file in a directory of ours ([`dir`]), which is made if need be; `None`: a process that counts has it (see
+/// [`Holder::is_privileged`]). It ends with the file's descriptor, so with the process at the latest (`flock(2)`). Never waits.
+pub fn try_lock(path: &Path) -> Result<Option<File>, Error> {
+    /// Somebody else may replace the file at the same moment.
+    const TRIES: u32 = 8;
+    let take = || -> io::Result<Option<File>> {
+        for _ in 0..TRIES {
+            let Some(file) = open_plain(path)? else {
+                // Not of our making, and in our directory.
+                remove(path)?;
+                continue;
+            };
+            match file.try_lock() {
+                Ok(()) if is_at(&file, path) => return Ok(Some(file)),
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) if is_held(&file) => return Ok(None),
+                Err(TryLockError::WouldBlock) => {
+                    tracing::warn!(path = %path.display(), "an unprivileged process holds a lock of ours: the file is replaced");
+                    remove(path)?;
+                }
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+        Err(io::Error::other("somebody goes on replacing it"))
+    };
+    take().map_err(|error| Error::io("lock", shown(path), error))
+}
+
+/// Takes unprivileged locks off a file of ours that somebody else is to lock, by replacing it with a copy. One that is free, not there or
+/// locked by a process that counts stays as it is.
+pub fn free(path: &Path) -> Result<(), Error> {
+    let free = || -> io::Result<()> {
+        let file = match OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+        {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if !is_held(&file) => {}
+            Err(TryLockError::Error(error)) => return Err(error),
+            Ok(()) | Err(TryLockError::WouldBlock) => return Ok(()),
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let draft = path.with_file_name(format!(".{name}.unlocked"));
+        remove(&draft)?;
+        let mut copy = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&draft)?;
+        io::copy(&mut &file, &mut copy)?;
+        copy.sync_all()?;
+        fs::rename(&draft, path)?;
+        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+        tracing::warn!(path = %path.display(), "an unprivileged process held a lock of ours: the file is replaced by a copy");
+        Ok(())
+    };
+    free().map_err(|error| Error::io("take a lock off", shown(path), error))
+}
+
+/// Whether anybody who counts holds a lock on a file of ours, that we could not take. Who cannot be seen counts.
+pub fn is_held(file: &File) -> bool {
+    let locked: Vec<Holder> = holders::of(file)
+        .into_iter()
+        .filter(|holder| holder.locks)
+        .collect();
+    locked.is_empty() || locked.iter().any(Holder::is_privileged)
+}
+
+/// Made with exactly this mode, whatever the umask is, and those above it for everybody to see.
+fn make(path: &Path, mode: u32) -> io::Result<()> {
+    if let Some(above) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(above)?;
+    }
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
+        other => other,
+    }
+}
+
+fn open_ours(path: &Path) -> io::Result<File> {
+    let dir = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+        .open(path)?;
+    let owner = dir.metadata()?.uid();
+    match owner == us() {
+        true => Ok(dir),
+        false => {
+            let why = format!("it belongs to user {owner}");
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+        }
+    }
+}
+
+/// `None`: something stands there that we have not made.
+fn open_plain(path: &Path) -> io::Result<Option<File>> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        // A symbolic link, a socket, a directory.
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ELOOP | libc::ENXIO | libc::EISDIR)
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let found = file.metadata()?;
+    if !(found.is_file() && found.uid() == us() && found.nlink() <= 1) {
+        return Ok(None);
+    }
+    if found.mode() & OTHERS != 0 {
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    }
+    Ok(Some(file))
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let (Ok(file), Ok(at)) = (file.metadata(), fs::symlink_metadata(path)) else {
+        return false;
+    };
+    (file.dev(), file.ino()) == (at.dev(), at.ino())
+}
+
+/// Links are removed, not followed.
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// What others have put into a directory in which they could write.
+fn remove_foreign(path: &Path, spared: impl Fn(&str) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let ours = fs::symlink_metadata(entry.path()).is_ok_and(|found| found.uid() == us());
+        if ours || name.to_str().is_some_and(&spared) {
+            continue;
+        }
+        tracing::warn!(path = %entry.path().display(), "somebody else has put this into a directory of ours: it is removed");
+        remove(&entry.path())?;
+    }
+    Ok(())
+}
+
+fn us() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,102 @@
+//! Controls of a TAP that a confined process must not use, though it has the TAP open.
+//! Not here: what else a confined process may do ([`super::confine`]).
+//!
+//! # Why
+//! Whoever holds a TAP's descriptor changes its MAC without any capability (`SIOCSIFHWADDR` of `__tun_chr_ioctl`, drivers/net/tun.c). On
+//! a bridge the port's MAC is the host's own: the bridge then drops its entry for that MAC, be it a neighbour's or a router's, and hands
+//! their frames to the host (`fdb_add_local`, net/bridge/br_fdb.c). No VMM needs this, nor to give the TAP away or to make it vanish.
+//!
+//! The filter is classic BPF over `struct seccomp_data` (linux/seccomp.h). It answers EPERM, as the kernel does where a capability is
+//! missing. The system calls of other architectures, x32 among them, name these controls otherwise: they do not exist for the process.
+
+use std::io;
+
+use super::spawn::check;
+
+/// `linux/sockios.h`, `linux/if_tun.h`: the MAC, persistence, the owner, the group, the link type.
+const FORBIDDEN: [u32; 5] = [
+    libc::SIOCSIFHWADDR as u32,
+    libc::TUNSETPERSIST as u32,
+    libc::TUNSETOWNER as u32,
+    libc::TUNSETGROUP as u32,
+    libc::TUNSETLINK as u32,
+];
+
+/// `AUDIT_ARCH_*` of `linux/audit.h`.
+#[cfg(target_arch = "x86_64")]
+const NATIVE: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const NATIVE: u32 = 0xc000_00b7;
+
+/// `__X32_SYSCALL_BIT`; no number of another architecture's is as high.
+const X32: u32 = 0x4000_0000;
+
+/// Where things are in `struct seccomp_data`. Of the second argument the kernel reads the lower half.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const REQUEST: u32 = 24;
+
+const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+const NO_SUCH_CALL: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+const NOT_PERMITTED: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+
+const LENGTH: usize = 6 + 1 + FORBIDDEN.len() + 3;
+
+const fn insn(code: u32, jt: usize, jf: usize, k: u32) -> libc::sock_filter {
+    libc::sock_filter {
+        code: code as u16,
+        jt: jt as u8,
+        jf: jf as u8,
+        k,
+    }
+}
+
+/// Behind the tests stand three answers: allowed, no such call, not permitted.
+const fn filter() -> [libc::sock_filter; LENGTH] {
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    const ANSWER: u32 = libc::BPF_RET | libc::BPF_K;
+    const ALLOWED: usize = LENGTH - 3;
+    const NO_CALL: usize = LENGTH - 2;
+    const DENIED: usize = LENGTH - 1;
+    let mut all = [insn(ANSWER, 0, 0, NOT_PERMITTED); LENGTH];
+    all[0] = insn(LOAD, 0, 0, ARCHITECTURE);
+    all[1] = insn(EQUAL, 0, NO_CALL - 2, NATIVE);
+    all[2] = insn(LOAD, 0, 0, NUMBER);
+    all[3] = insn(AT_LEAST, NO_CALL - 4, 0, X32);
+    all[4] = insn(EQUAL, 0, ALLOWED - 5, libc::SYS_ioctl as u32);
+    all[5] = insn(LOAD, 0, 0, REQUEST);
+    let mut at = 6;
+    while at - 6 < FORBIDDEN.len() {
+        all[at] = insn(EQUAL, DENIED - at - 1, 0, FORBIDDEN[at - 6]);
+        at += 1;
+    }
+    // The place between the tests and the answers.
+    all[at] = insn(libc::BPF_JMP | libc::BPF_JA, 0, 0, 0);
+    all[ALLOWED] = insn(ANSWER, 0, 0, ALLOW);
+    all[NO_CALL] = insn(ANSWER, 0, 0, NO_SUCH_CALL);
+    all
+}
+
+/// From here on, and for whatever is executed.
+///
+/// # Safety
+/// Only system calls; to be called between fork and exec, after `PR_SET_NO_NEW_PRIVS`.
+pub(super) unsafe fn forbid() -> io::Result<()> {
+    static FILTER: [libc::sock_filter; LENGTH] = filter();
+    let program = libc::sock_fprog {
+        len: LENGTH as libc::c_ushort,
+        filter: FILTER.as_ptr().cast_mut(),
+    };
+    // SAFETY: the kernel reads the program, which lives through the call, and writes nothing.
+    check(unsafe {
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            &raw const program,
+            0,
+            0,
+        )
+    })
+}

@@ -1,0 +1,243 @@
+//! Where a process comes from, as root alone can have arranged it: its user, its control group, the file system that it was started in.
+//! Not here: whose it is.
+//!
+//! # Why not its environment
+//! `/proc/<pid>/environ` and `/proc/<pid>/cmdline` show the memory of the process (proc_pid_environ(5)): whoever may start a process may
+//! write into them what he likes, and so may a guest that has taken over its VMM. What is read here the process cannot change:
+//!
+//! - its user: only a process with CAP_SETUID becomes another (setuid(2));
+//! - its control group: to move a process takes write access to the group that it moves to and to one above both (cgroup-v2.rst,
+//!   "Delegation Containment");
+//! - the source of its root file system (`/proc/<pid>/mountinfo`), which [`super::spawn`] sets to the marks of the process. To mount takes
+//!   CAP_SYS_ADMIN in the user namespace that owns the mount namespace (mount_namespaces(7)). So it counts only in our own user namespace:
+//!   anybody may be root in a new one.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::census::{self, MOUNTS_VAR, our_mounts};
+use super::identity::stat_of;
+use super::{Identity, Life, look};
+use crate::host::{Error, fs as files};
+
+/// A live process of one user who is not root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Which.
+    pub identity: Identity,
+    /// Its parent's pid.
+    pub parent: u32,
+    /// Its real, effective, saved and file system user.
+    pub user: u32,
+    /// Its control group of version 2, from the root of all that we see.
+    pub cgroup: Option<String>,
+    /// The file system that it was started in.
+    pub root: Root,
+}
+
+/// The root file system of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// Made by [`super::spawn`] on this host, with these marks.
+    Marked(Vec<(String, String)>),
+    /// Made by an earlier version of [`super::spawn`], which left no marks there, or on another host that shares our processes.
+    Unmarked,
+    /// Not made by us.
+    Foreign,
+}
+
+/// What a root file system is called that [`super::spawn`] of an earlier version made.
+const UNMARKED: &[u8] = b"slice";
+
+impl Root {
+    /// The value of a mark.
+    pub fn mark(&self, variable: &str) -> Option<&str> {
+        let Self::Marked(marks) = self else {
+            return None;
+        };
+        let found = marks.iter().find(|(name, _)| name == variable);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// Whether root made it for a process that is to be confined.
+    pub fn is_ours(&self) -> bool {
+        match self {
+            Self::Marked(_) | Self::Unmarked => true,
+            Self::Foreign => false,
+        }
+    }
+}
+
+/// All live processes that [`super::spawn`] has confined, and all others of users that are `wanted`. One pass over `/proc`.
+pub fn origins(wanted: impl Fn(u32) -> bool) -> Result<Vec<Origin>, Error> {
+    let mounts = our_mounts()?;
+    let wrap = |error| Error::io("list the processes in", "/proc", error);
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").map_err(wrap)? {
+        let name = entry.map_err(wrap)?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Some(user) = user_of(pid).filter(|user| *user != 0) else {
+            continue;
+        };
+        let of_interest = |root: &Root| root.is_ours() || wanted(user);
+        found.extend(look_at(pid, user, mounts, of_interest)?);
+    }
+    Ok(found)
+}
+
+/// Where this process comes from; `None`: it has ended, or is root's or of several users.
+pub fn origin(identity: &Identity) -> Result<Option<Origin>, Error> {
+    let Some(user) = user_of(identity.pid).filter(|user| *user != 0) else {
+        return Ok(None);
+    };
+    let found = look_at(identity.pid, user, our_mounts()?, |_| true)?;
+    Ok(found.filter(|found| found.identity == *identity))
+}
+
+/// All that is read between two looks at the start time of a pid is of one process.
+fn look_at(
+    pid: u32,
+    user: u32,
+    mounts: u64,
+    of_interest: impl Fn(&Root) -> bool,
+) -> Result<Option<Origin>, Error> {
+    let Some(stat) = stat_of(pid)? else {
+        return Ok(None);
+    };
+    let root = root_of(pid, mounts);
+    if !of_interest(&root) {
+        return Ok(None);
+    }
+    let identity = Identity {
+        pid,
+        start: stat.start,
+        boot: files::boot_id()?.to_owned(),
+    };
+    // One whose first thread is dead is alive as long as another thread is.
+    let Life::Alive(_held) = look(&identity)? else {
+        return Ok(None);
+    };
+    let origin = Origin {
+        parent: stat.parent,
+        user,
+        cgroup: cgroup_of(pid),
+        root,
+        identity,
+    };
+    let unchanged =
+        user_of(pid) == Some(user) && stat_of(pid)?.is_some_and(|now| now.start == stat.start);
+    Ok(unchanged.then_some(origin))
+}
+
+/// The user of a process, if all four of its ids are the same (`Uid:` in proc_pid_status(5)).
+pub fn user_of(pid: u32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let ids = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let mut ids = ids
+        .split_ascii_whitespace()
+        .map(|id| id.parse::<u32>().ok());
+    let first = ids.next()??;
+    ids.all(|id| id == Some(first)).then_some(first)
+}
+
+/// The line of version 2 in `/proc/<pid>/cgroup` (cgroups(7)).
+fn cgroup_of(pid: u32) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let group = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let group = group.strip_suffix(" (deleted)").unwrap_or(group);
+    Some(group.to_owned())
+}
+
+/// A process whose first thread is dead shows its mounts through the others alone.
+fn root_of(pid: u32, ours: u64) -> Root {
+    let first = root_of_task(&PathBuf::from(format!("/proc/{pid}")), ours);
+    if let Some(root) = first {
+        return root;
+    }
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    let mut tasks = tasks.into_iter().flatten().flatten();
+    tasks
+        .find_map(|task| root_of_task(&task.path(), ours))
+        .unwrap_or(Root::Foreign)
+}
+
+/// `None`: it cannot be seen.
+fn root_of_task(task: &Path, ours: u64) -> Option<Root> {
+    let namespace = |process: &Path, kind: &str| {
+        let found = fs::metadata(process.join("ns").join(kind)).ok()?;
+        Some((found.dev(), found.ino()))
+    };
+    let (_, mounts) = namespace(task, "mnt")?;
+    // Nearly every process of the host: there our marks cannot be.
+    if mounts == ours {
+        return Some(Root::Foreign);
+    }
+    let (its, own) = (
+        namespace(task, "user")?,
+        namespace(Path::new("/proc/self"), "user")?,
+    );
+    if its != own {
+        return Some(Root::Foreign);
+    }
+    let mountinfo = fs::read(task.join("mountinfo")).ok()?;
+    Some(root(&census::root_source(&mountinfo)?, ours))
+}
+
+fn root(source: &[u8], ours: u64) -> Root {
+    if source == UNMARKED {
+        return Root::Unmarked;
+    }
+    let text = String::from_utf8_lossy(source);
+    let marks = text.lines().map(|line| {
+        let (name, value) = line.split_once('=')?;
+        Some((name.to_owned(), value.to_owned()))
+    });
+    let Some(marks) = marks.collect::<Option<Vec<_>>>() else {
+        return Root::Foreign;
+    };
+    match marks.iter().find(|(name, _)| name == MOUNTS_VAR) {
+        Some((_, mounts)) if *mounts == ours.to_string() => Root::Marked(marks),
+        Some(_) => Root::Unmarked,
+        None => Root::Foreign,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_root_that_spawn_has_made_on_this_host_has_marks() {
+        for (source, expected) in [
+            (&b"slice"[..], Root::Unmarked),
+            (b"SLICE_MOUNTS=8\nSLICE_LABEL=x", Root::Unmarked),
+            (b"tmpfs", Root::Foreign),
+            (b"", Root::Foreign),
+            (b"SLICE_LABEL=x", Root::Foreign),
+            (b"/dev/vda1", Root::Foreign),
+        ] {
+            assert_eq!(
+                root(source, 7),
+                expected,
+                "{}",
+                String::from_utf8_lossy(source)
+            );
+        }
+        let ours = root(b"SLICE_MOUNTS=7\nSLICE_LABEL=a=b", 7);
+        assert_eq!(ours.mark("SLICE_LABEL"), Some("a=b"));
+        assert_eq!(ours.mark("OTHER"), None);
+        assert_eq!(Root::Unmarked.mark("SLICE_LABEL"), None);
+    }
+
+    #[test]
+    fn our_own_process_is_not_confined() {
+        let pid = std::process::id();
+        let known = user_of(pid);
+        assert_eq!(known, Some(rustix::process::geteuid().as_raw()));
+        let listed = origins(|_| false).unwrap();
+        assert!(listed.iter().all(|origin| origin.identity.pid != pid));
+    }
+}

@@ -1,0 +1,114 @@
+//! What is said of a stage while a step of it takes long: that nobody knows, since when, and until when.
+//! Not here: what is said when the step has ended.
+//!
+//! # Why
+//! The condition of a stage speaks of what was observed last. While a commit hangs, the rules of the new generation have not been
+//! read back, and of drift that is being repaired the old answer is known to be wrong. So a step that takes longer than a moment makes
+//! the condition Unknown. In that moment nothing is written: hundreds of VMs are set up in less.
+
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::Engine;
+use crate::api::condition::{Reason, Status};
+use crate::api::meta::Timestamp;
+use crate::api::rung::Rung;
+use crate::api::vm::Vm;
+use crate::clock;
+use crate::reconcile::{Convergence, Program};
+
+/// A step that takes longer is told of.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// A step under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Step {
+    text: String,
+    since: Timestamp,
+    program: Option<Program>,
+}
+
+/// The step that a run takes now. None: it observes.
+#[derive(Debug, Default)]
+pub(super) struct Current(Mutex<Option<Step>>);
+
+impl Current {
+    pub(super) fn begins(&self, text: String, program: Option<Program>) {
+        let since = clock::now();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Step {
+            text,
+            since,
+            program,
+        });
+    }
+
+    pub(super) fn ends(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn step(&self) -> Option<Step> {
+        let step = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        step.clone()
+    }
+}
+
+impl Step {
+    /// `iptables-restore runs since 2026-11-28T12:00:01Z, deadline 30s: commit rules …`.
+    fn message(&self) -> String {
+        let Self { text, since, .. } = self;
+        let since = since.strftime("%Y-%m-%dT%H:%M:%SZ");
+        match &self.program {
+            Some(Program { name, deadline }) => {
+                let deadline = humantime::format_duration(*deadline);
+                format!("{name} runs since {since}, deadline {deadline}: {text}")
+            }
+            None => format!("runs since {since}: {text}"),
+        }
+    }
+}
+
+impl Engine {
+    /// Waits for a stage's loop, and says what it waits for itself as long as it does.
+    pub(super) async fn told_of<O>(
+        &self,
+        vm: &Vm,
+        rung: Rung,
+        current: &Current,
+        mut work: Pin<Box<impl Future<Output = Convergence<O>>>>,
+    ) -> Convergence<O> {
+        match rung {
+            Rung::Net | Rung::Firewall => {}
+            // What a VMM or a copy does meanwhile is told where it is waited for.
+            Rung::Lease | Rung::Vmm => return work.await,
+        }
+        let began = clock::now();
+        let mut told = None;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = tokio::time::sleep(MOMENT) => {}
+            }
+            let step = current.step().unwrap_or_else(|| Step {
+                text: "observe what there is".to_owned(),
+                since: began,
+                program: None,
+            });
+            if told.as_ref() == Some(&step) {
+                continue;
+            }
+            let found = (Status::Unknown, Reason::Waiting, step.message());
+            // The loop goes on meanwhile: it is not to be dropped half way, nor held up by the disk.
+            let write = self.set_condition(vm, rung, found);
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                written = write => match written {
+                    Ok(()) => told = Some(step),
+                    Err(error) => tracing::warn!(vm = %vm.meta.name, %rung, %error, "a pending step is not written down"),
+                },
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The host's rules that keep one VM from filling the host's kernel tables: connection tracking and neighbours. Pure.
+//! Out of scope: how large the limits are ([`crate::reconcile::limits`]); the rules that decide who may reach whom.
+//!
+//! # Why so
+//! - New connections are counted in `mangle PREROUTING`: behind connection tracking (priority -200), before any address is
+//!   rewritten and before the packet is routed, so one counter sees what is forwarded and what is for the host itself. An entry is
+//!   inserted into the table only at the packet's end (`nf_conntrack_confirm`): one whose packet is dropped here was never there.
+//! - One counter for each source: `connlimit` with a mask of 30 for the /30s of isolated VMs, of 32 on a bridge. The number of rules
+//!   depends on pools and subnets, not on VMs. On a bridge of ours what comes from no subnet of it counts as one source.
+//! - The counters belong to the rules, so these chains hold nothing that changes with a VM or its policy.
+//! - TCP gets our own timeouts where its entries are made: `connlimit` does not count what TCP has closed, and entries of the
+//!   kernel's default live for two minutes then.
+//! - A neighbour that does not answer takes a place in the kernel's one neighbour table for seconds, and only a destination on one
+//!   of the host's own links is a neighbour. The number of those that have not answered is bounded, in equal parts for each pool
+//!   and subnet of VMs, so that the VMs of one group leave the others theirs.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+
+use super::rules::{Carried, Side, Standing};
+use crate::api::lease::subnet;
+use crate::host::conntrack::Flow;
+use crate::host::rule::{
+    ConnLimit, CtState, Distinct, Match, Protocol, Rule, Side as End, SourceRate, Target,
+};
+use crate::owner::Instance;
+use crate::reconcile::limits::Limit;
+use crate::store::Footing;
+
+/// Distinct destinations on the host's links that do not answer, for all VMs together: a quarter of the kernel's default size of
+/// the neighbour table (`gc_thresh3`).
+const NEIGHBOURS: u32 = 256;
+
+/// And for the VMs of one pool or subnet at least.
+const FEWEST_NEIGHBOURS: u32 = 16;
+
+/// What the limits are made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Of a VM whose group asks for none.
+    pub share: Limit,
+    /// The networks of the host's links whose neighbours are counted.
+    pub on_link: BTreeSet<Ipv4Network>,
+}
+
+/// The name of the timeout policy for TCP: four characters, because the kernel shows no more of it with a rule.
+pub fn timeouts_name(instance: &Instance) -> String {
+    instance.as_str().chars().take(4).collect()
+}
+
+/// `raw`: what comes from VMs makes entries with our timeouts.
+pub(super) fn timeouts(carried: &Carried<'_>) -> Vec<Rule> {
+    let policy = Target::Timeout(timeouts_name(carried.instance));
+    vec![Rule::when().protocol(Protocol::Tcp).then(policy)]
+}
+
+/// `mangle`: what comes from VMs.
+pub(super) fn from_vms(carried: &Carried<'_>) -> Vec<Rule> {
+    let known = [CtState::Established, CtState::Related];
+    let mut rules = vec![Rule::when().ctstate(known).then(Target::Return)];
+    let lan = carried.instance.chain("LAN");
+    let to_lan = |network: &Ipv4Network| Rule::when().dst(*network).jump(&lan);
+    rules.extend(carried.limits.on_link.iter().map(to_lan));
+    for sources in sources(carried) {
+        rules.extend(sources.open(carried));
+    }
+    let odd = carried.instance.chain("ODD");
+    let to_odd = |bridge: &str| Rule::when().in_if(bridge).jump(&odd);
+    rules.extend(ours(carried.sides).into_iter().map(to_odd));
+    // There is no condition for "not TCP".
+    let tcp = Rule::when().unconfirmed().protocol(Protocol::Tcp);
+    rules.push(tcp.then(Target::Return));
+    let others = |sources: Sources<'_>| {
+        let limit = sources.connlimit(sources.limit.other_protocols());
+        sources.new().connlimit(limit).then(Target::Drop)
+    };
+    rules.extend(sources(carried).into_iter().map(others));
+    rules
+}
+
+/// `mangle`: what comes from bridges of ours, but from no subnet on them; such sources count as one.
+pub(super) fn odd_sources(carried: &Carried<'_>) -> Vec<Rule> {
+    let bridges = ours(carried.sides);
+    let mut rules = Vec::new();
+    for side in carried.sides {
+        if bridges.contains(side.bridge.as_str()) {
+            let known = Rule::when().in_if(&side.bridge).src(side.subnet);
+            rules.push(known.then(Target::Return));
+        }
+    }
+    for bridge in bridges {
+        let sources = Sources {
+            bridge: Some(bridge),
+            network: None,
+            limit: carried.limits.share,
+            prefix: 0,
+        };
+        rules.extend(sources.open(carried));
+    }
+    rules
+}
+
+/// `mangle`: what comes from VMs for a destination on a link of the host.
+pub(super) fn to_neighbours(carried: &Carried<'_>) -> Vec<Rule> {
+    if carried.limits.on_link.is_empty() {
+        return Vec::new();
+    }
+    let sources = sources(carried);
+    let most = NEIGHBOURS / u32::try_from(sources.len().max(1)).unwrap_or(NEIGHBOURS);
+    let bounded = |sources: &Sources<'_>| {
+        let network = sources.network.map(|network| network.network());
+        let network = network.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let distinct = Distinct {
+            name: format!("{}-{most}-{network}", carried.instance.link_prefix()),
+            most: most.max(FEWEST_NEIGHBOURS),
+        };
+        let unanswered = sources.packets().ctstate([CtState::New]);
+        unanswered.distinct(distinct).then(Target::Return)
+    };
+    sources.iter().map(bounded).collect()
+}
+
+/// `mangle`: what others open to VMs on bridges. Isolated VMs get answers only.
+pub(super) fn to_vms(carried: &Carried<'_>) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for side in carried.sides {
+        let limit = ConnLimit {
+            above: limit_of(carried, side.subnet).all(),
+            prefix: 32,
+            of: End::Destination,
+        };
+        let new = Rule::when().dst(side.subnet).unconfirmed();
+        let rule = new
+            .not_in_if(&side.bridge)
+            .out_if(&side.bridge)
+            .connlimit(limit);
+        rules.push(rule.then(Target::Drop));
+    }
+    rules
+}
+
+/// Which packets come from one sort of VMs, and what each of these may have.
+struct Sources<'a> {
+    /// Their link, where it says more than the source.
+    bridge: Option<&'a str>,
+    network: Option<Ipv4Network>,
+    limit: Limit,
+    /// How many bits of the source tell them apart.
+    prefix: u8,
+}
+
+impl Sources<'_> {
+    /// The packets that make an entry.
+    fn new(&self) -> Match {
+        self.packets().unconfirmed()
+    }
+
+    fn packets(&self) -> Match {
+        let mut when = Rule::when();
+        if let Some(bridge) = self.bridge {
+            when = when.in_if(bridge);
+        }
+        match self.network {
+            Some(network) => when.src(network),
+            None => when,
+        }
+    }
+
+    /// What may be open, and how fast it may be opened.
+    fn open(&self, carried: &Carried<'_>) -> [Rule; 2] {
+        let rate = self.rate(carried);
+        let open = self.connlimit(self.limit.all());
+        [
+            self.new().connlimit(open).then(Target::Drop),
+            self.new().source_rate(rate).then(Target::Drop),
+        ]
+    }
+
+    fn connlimit(&self, above: u32) -> ConnLimit {
+        ConnLimit {
+            above,
+            prefix: self.prefix,
+            of: End::Source,
+        }
+    }
+
+    fn rate(&self, carried: &Carried<'_>) -> SourceRate {
+        let (links, prefix, rate) = (
+            carried.instance.link_prefix(),
+            self.prefix,
+            self.limit.new(),
+        );
+        let (per_second, burst) = (rate.per_second(), rate.burst());
+        SourceRate {
+            name: format!("{links}-{per_second}-{burst}-{prefix}"),
+            rate,
+            prefix,
+        }
+    }
+}
+
+fn sources<'a>(carried: &'a Carried<'_>) -> Vec<Sources<'a>> {
+    let pools = carried.pools.iter().map(|pool| Sources {
+        bridge: None,
+        network: Some(*pool),
+        limit: limit_of(carried, *pool),
+        prefix: 30,
+    });
+    let sides = carried.sides.iter().map(|side| Sources {
+        bridge: Some(&side.bridge),
+        network: Some(side.subnet),
+        limit: limit_of(carried, side.subnet),
+        prefix: 32,
+    });
+    pools.chain(sides).collect()
+}
+
+/// Bridges of ours: all that comes from them is from VMs, whatever its source.
+fn ours(sides: &[Side]) -> BTreeSet<&str> {
+    let ours = sides.iter().filter(|side| side.standing == Standing::Ours);
+    ours.map(|side| side.bridge.as_str()).collect()
+}
+
+/// Of these flows, those of VMs that have more than they may. The rules were written again and count from 0: who has more than the
+/// limit keeps none, so that it never has more than that.
+pub(super) fn excess(footing: &Footing, share: Limit, flows: Vec<Flow>) -> Vec<Flow> {
+    let bridges = footing.bridges.values().flatten();
+    let subnets = bridges.map(|gateway| (subnet(*gateway), 32));
+    let pools = footing.pools.iter().map(|pool| (*pool, 30));
+    let ranges: Vec<(Ipv4Network, u8)> = pools.chain(subnets).collect();
+    let key = |flow: &Flow| {
+        let (range, prefix) = ranges.iter().find(|(range, _)| range.contains(flow.src))?;
+        Some((*range, flow.src.to_bits() >> (32 - prefix)))
+    };
+    let mut counts: HashMap<(Ipv4Network, u32), u32> = HashMap::new();
+    for key in flows.iter().filter_map(key) {
+        *counts.entry(key).or_default() += 1;
+    }
+    let is_over = |(range, address): (Ipv4Network, u32)| {
+        let own = footing.max_connections.get(&range);
+        let limit = own.map_or(share, |most| Limit::of(*most));
+        counts
+            .get(&(range, address))
+            .is_some_and(|count| *count > limit.all())
+    };
+    let mut over = flows;
+    over.retain(|flow| key(flow).is_some_and(is_over));
+    over
+}
+
+fn limit_of(carried: &Carried<'_>, network: Ipv4Network) -> Limit {
+    let own = carried.max_connections.get(&network);
+    own.map_or(carried.limits.share, |most| Limit::of(*most))
+}

@@ -1,0 +1,99 @@
+//! How much of the host's connection tracking table one VM may take. Pure.
+//! Out of scope: the rules that enforce it ([`super::firewall::rules`], [`super::ground::limits`]).
+//!
+//! # The sizes
+//! With `M` for the host's `nf_conntrack_max`, a VM has `N = M / 512` connections, unless its group says otherwise (`max_connections`):
+//!
+//! | entries of one VM | at most | enforced by |
+//! |---|---|---|
+//! | open connections of every protocol | `N` | `connlimit` |
+//! | of these, of protocols other than TCP | `N / 2` | `connlimit` |
+//! | half-open: TCP without an answer, for 5 s | `3/4 N` | a rate of `N / 20` a second after a burst of `N / 2`, for 5 s |
+//! | closed: TCP after FIN or RST, for 5 s; `connlimit` does not count these (`already_closed`, nf_conncount.c) | `3/4 N` | the same rate |
+//!
+//! So a VM has `7/4 N` entries at the very most, and 256 of them `7/8 M`.
+
+use crate::host::rule::Rate;
+
+/// When the host's table has no limit, or its size cannot be read: what a table of 262,144 entries gives.
+const FALLBACK: u32 = 512;
+
+/// A table for 256 VMs, of which the open connections take half.
+const SHARE: u32 = 512;
+
+/// Seconds for which an entry of TCP lives that is half-open or closed ([`TIMEOUTS`]).
+pub const BRIEF: u32 = 5;
+
+/// Seconds that an entry of a TCP connection lives after its last packet, by the state that packet left it in: the sysctl's name
+/// after `nf_conntrack_tcp_timeout_`, the number of the attribute in a timeout policy
+/// (`enum ctattr_timeout_tcp`, linux/netfilter/nfnetlink_cttimeout.h), seconds.
+pub const TIMEOUTS: [(&str, u16, u32); 11] = [
+    ("syn_sent", 1, BRIEF),
+    ("syn_recv", 2, BRIEF),
+    // RFC 5382, REQ-5: at least 2 hours and 4 minutes, where the kernel's default is five days.
+    ("established", 3, 7440),
+    ("fin_wait", 4, 30),
+    ("close_wait", 5, 60),
+    ("last_ack", 6, BRIEF),
+    ("time_wait", 7, BRIEF),
+    ("close", 8, 2),
+    ("syn_sent2", 9, BRIEF),
+    ("max_retrans", 10, 60),
+    ("unacknowledged", 11, 60),
+];
+
+/// How many connections a VM may have at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Limit(u32);
+
+impl Limit {
+    /// What a group asks for.
+    pub fn of(max_connections: u32) -> Self {
+        Self(max_connections)
+    }
+
+    /// A VM's share of a table with room for `table` entries.
+    pub fn share(table: Option<u32>) -> Self {
+        match table {
+            None | Some(0) => Self(FALLBACK),
+            Some(table) => Self((table / SHARE).clamp(16, 65_536)),
+        }
+    }
+
+    /// Open connections.
+    pub fn all(self) -> u32 {
+        self.0
+    }
+
+    /// Of these, of protocols other than TCP.
+    pub fn other_protocols(self) -> u32 {
+        self.0 / 2
+    }
+
+    /// How fast new ones come.
+    pub fn new(self) -> Rate {
+        Rate::at_most(self.0 / (4 * BRIEF), self.0 / 2)
+    }
+
+    /// All entries that a VM can ever have in a table at a time: open ones, and those of TCP that are closed.
+    pub fn most_entries(self) -> u32 {
+        let rate = self.new();
+        self.0 + rate.burst() + rate.per_second() * BRIEF
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_hundred_and_fifty_six_vms_cannot_fill_a_table_of_any_size() {
+        for table in [16_384, 65_536, 131_072, 262_144, 1_048_576, 16_777_216] {
+            let limit = Limit::share(Some(table));
+            let most = 256 * limit.most_entries();
+            assert!(most <= table, "{table}: {limit:?} makes {most}");
+        }
+        assert_eq!(Limit::share(Some(262_144)).all(), 512);
+        assert_eq!(Limit::share(None), Limit::share(Some(0)));
+    }
+}

@@ -1,0 +1,209 @@
+//! What every link of ours in the host namespace has: its group, and settings by which nothing that a guest says configures the host.
+//! Not here: who makes the links; what guests may send to each other (`firewall::antispoof`).
+//!
+//! # Why
+//! - Packets of bridge VMs come in at the bridge. Only there does the host need IPv4. It needs IPv6 nowhere: VMs are given no IPv6
+//!   addresses, and what they say to each other in IPv6 is bridged whether the host speaks it or not. With `disable_ipv6` the link has no
+//!   address, route or neighbour, and loses those that it had. A port needs nothing, but is not out of reach: what is sent to 01:80:c2:00:00:0X is taken in at the port itself
+//!   (`br_handle_frame`, net/bridge/br_input.c).
+//! - `accept_ra`, `autoconf` and `accept_redirects` of IPv6 are read from the link alone. Of IPv4, `accept_redirects` and
+//!   `accept_source_route` need `all` as well on a link that forwards (`IN_DEV_RX_REDIRECTS`, include/linux/inetdevice.h), so that a 0
+//!   here closes; `arp_ignore` and `arp_announce` are the larger of both. `forwarding` is compared for the same reason: without it
+//!   `all` or the link opens.
+//! - They are written while the link is down, and compared at every look.
+
+use crate::host::link::{Ipv4, Ipv6, Link};
+use crate::host::{Error, sysctl};
+use crate::owner::link_group;
+
+/// A setting: the family, the key below `conf/<link>`, its value.
+type Setting = (&'static str, &'static str, &'static str);
+
+/// Of a port of a bridge, and of the host's end of a veth.
+const OF_A_PORT: [Setting; 8] = [
+    ("ipv6", "disable_ipv6", "1"),
+    ("ipv6", "accept_ra", "0"),
+    ("ipv6", "autoconf", "0"),
+    ("ipv6", "accept_redirects", "0"),
+    ("ipv6", "proxy_ndp", "0"),
+    ("ipv4", "accept_redirects", "0"),
+    ("ipv4", "accept_source_route", "0"),
+    // No answer to ARP, whatever is asked for: the port has no address.
+    ("ipv4", "arp_ignore", "8"),
+];
+
+/// Of the host's end of a veth. Its peer speaks no IPv6, and what it says in IPv4 is dropped before it is routed.
+const OF_A_VETH: [Setting; 5] = [
+    ("ipv6", "disable_ipv6", "1"),
+    ("ipv6", "accept_ra", "0"),
+    ("ipv6", "autoconf", "0"),
+    ("ipv6", "accept_redirects", "0"),
+    ("ipv6", "proxy_ndp", "0"),
+];
+
+/// Of a bridge of ours.
+const OF_A_BRIDGE: [Setting; 14] = [
+    ("ipv6", "disable_ipv6", "1"),
+    ("ipv6", "accept_ra", "0"),
+    ("ipv6", "autoconf", "0"),
+    ("ipv6", "accept_redirects", "0"),
+    ("ipv6", "proxy_ndp", "0"),
+    ("ipv4", "forwarding", "1"),
+    ("ipv4", "accept_redirects", "0"),
+    ("ipv4", "secure_redirects", "0"),
+    ("ipv4", "shared_media", "0"),
+    ("ipv4", "accept_source_route", "0"),
+    ("ipv4", "proxy_arp", "0"),
+    ("ipv4", "arp_accept", "0"),
+    // The host answers for its addresses on the bridge, and asks in their name, not for those of its other links.
+    ("ipv4", "arp_announce", "2"),
+    ("ipv4", "arp_ignore", "1"),
+];
+
+/// Writes a port's settings, in the calling thread's namespace.
+pub(in crate::reconcile) fn write_port(link: &str) -> Result<(), Error> {
+    write(link, &OF_A_PORT)
+}
+
+/// Writes the settings of the host's end of a veth, in the calling thread's namespace.
+pub(in crate::reconcile) fn write_veth(link: &str) -> Result<(), Error> {
+    write(link, &OF_A_VETH)
+}
+
+/// Writes a bridge's settings, in the calling thread's namespace.
+pub(in crate::reconcile) fn write_bridge(link: &str) -> Result<(), Error> {
+    write(link, &OF_A_BRIDGE)
+}
+
+/// Slashes, because a link's name may hold dots. What a link or kernel without IPv6 does not have need not be written.
+fn write(link: &str, settings: &[Setting]) -> Result<(), Error> {
+    let key = |(family, key, value): &Setting| (format!("net/{family}/conf/{link}/{key}"), *value);
+    let values: Vec<(String, &str)> = settings.iter().map(key).collect();
+    let values: Vec<(&str, &str)> = values
+        .iter()
+        .map(|(key, value)| (key.as_str(), *value))
+        .collect();
+    sysctl::write_many(&values)
+}
+
+/// A port has its group and settings.
+pub(in crate::reconcile) fn is_port(link: &Link) -> bool {
+    let ipv4 = |ipv4: Ipv4| {
+        (ipv4.accept_redirects, ipv4.accept_source_route) == (0, 0) && ipv4.arp_ignore == 8
+    };
+    link.group == link_group::PORT && link.ipv6.is_none_or(is_off) && link.ipv4.is_none_or(ipv4)
+}
+
+/// The host's end of a veth has its group and settings.
+pub(in crate::reconcile) fn is_veth(link: &Link) -> bool {
+    link.group == link_group::ISOLATED && link.ipv6.is_none_or(is_off)
+}
+
+/// A bridge has its group and settings.
+pub(in crate::reconcile) fn is_bridge(link: &Link) -> bool {
+    let right = Ipv4 {
+        forwarding: 1,
+        arp_announce: 2,
+        arp_ignore: 1,
+        ..Ipv4::default()
+    };
+    link.group == link_group::BRIDGE
+        && link.ipv4.is_none_or(|ipv4| ipv4 == right)
+        && link.ipv6.is_none_or(is_off)
+}
+
+fn is_off(ipv6: Ipv6) -> bool {
+    ipv6.disabled && !ipv6.configurable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bridge() -> Link {
+        Link {
+            group: link_group::BRIDGE,
+            ipv4: Some(Ipv4 {
+                forwarding: 1,
+                arp_announce: 2,
+                arp_ignore: 1,
+                ..Ipv4::default()
+            }),
+            ipv6: Some(OFF),
+            ..Link::default()
+        }
+    }
+
+    const OFF: Ipv6 = Ipv6 {
+        disabled: true,
+        configurable: false,
+        bare: true,
+    };
+
+    #[test]
+    fn each_setting_by_itself_makes_a_bridge_differ() {
+        assert!(is_bridge(&bridge()));
+        let changes: [fn(&mut Link); 13] = [
+            |link| link.group = 0,
+            |link| link.group = link_group::PORT,
+            |link| link.ipv6.as_mut().unwrap().disabled = false,
+            |link| link.ipv6.as_mut().unwrap().configurable = true,
+            |link| link.ipv4.as_mut().unwrap().forwarding = 0,
+            |link| link.ipv4.as_mut().unwrap().accept_redirects = 1,
+            |link| link.ipv4.as_mut().unwrap().secure_redirects = 1,
+            |link| link.ipv4.as_mut().unwrap().shared_media = 1,
+            |link| link.ipv4.as_mut().unwrap().accept_source_route = 1,
+            |link| link.ipv4.as_mut().unwrap().proxy_arp = 1,
+            |link| link.ipv4.as_mut().unwrap().arp_accept = 1,
+            |link| link.ipv4.as_mut().unwrap().arp_announce = 0,
+            |link| link.ipv4.as_mut().unwrap().arp_ignore = 0,
+        ];
+        for (number, change) in changes.iter().enumerate() {
+            let mut link = bridge();
+            change(&mut link);
+            assert!(!is_bridge(&link), "{number}");
+        }
+    }
+
+    #[test]
+    fn each_setting_by_itself_makes_a_port_and_a_veth_differ() {
+        let port = Link {
+            group: link_group::PORT,
+            ipv4: Some(Ipv4 {
+                arp_ignore: 8,
+                ..Ipv4::default()
+            }),
+            ipv6: Some(OFF),
+            ..Link::default()
+        };
+        let veth = Link {
+            group: link_group::ISOLATED,
+            ..port.clone()
+        };
+        assert!(is_port(&port) && is_veth(&veth));
+        assert!(!is_port(&veth) && !is_veth(&port));
+        let changes: [fn(&mut Link); 3] = [
+            |link| link.group = 0,
+            |link| link.ipv6.as_mut().unwrap().disabled = false,
+            |link| link.ipv6.as_mut().unwrap().configurable = true,
+        ];
+        for change in changes {
+            let (mut port, mut veth) = (port.clone(), veth.clone());
+            change(&mut port);
+            change(&mut veth);
+            assert!(!is_port(&port) && !is_veth(&veth));
+        }
+        let of_a_port: [fn(&mut Ipv4); 3] = [
+            |ipv4| ipv4.accept_redirects = 1,
+            |ipv4| ipv4.accept_source_route = 1,
+            |ipv4| ipv4.arp_ignore = 0,
+        ];
+        for change in of_a_port {
+            let mut port = port.clone();
+            change(port.ipv4.as_mut().unwrap());
+            assert!(!is_port(&port));
+        }
+        // A kernel without IPv6 has nothing to turn off.
+        assert!(is_port(&Link { ipv6: None, ..port }) && is_veth(&Link { ipv6: None, ..veth }));
+    }
+}
