@@ -164,10 +164,10 @@ fn mount(house: &House, what: Full) {
         Full::StateOnExt4 => format!(
             "truncate -s 24M {disk} && mkfs.ext4 -q -m 0 {disk} && mount -o loop {disk} {state}"
         ),
-        Full::State | Full::StateReadOnly => format!("mount -t tmpfs -o size=16m state {state}"),
-        Full::Run => format!("mkdir -p {dir} && mount -t tmpfs -o size=2m run {dir}"),
+        Full::State | Full::StateReadOnly => format!("mount -t tmpfs -o size=16m,mode=0700 state {state}"),
+        Full::Run => format!("mkdir -p {dir} && mount -t tmpfs -o size=2m,mode=0700 run {dir}"),
         Full::Both => format!(
-            "mount -t tmpfs -o size=16m state {state}; mkdir -p {dir} && mount -t tmpfs -o size=2m run {dir}"
+            "mount -t tmpfs -o size=16m,mode=0700 state {state}; mkdir -p {dir} && mount -t tmpfs -o size=2m,mode=0700 run {dir}"
         ),
     });
 }
