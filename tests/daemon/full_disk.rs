@@ -164,7 +164,9 @@ fn mount(house: &House, what: Full) {
         Full::StateOnExt4 => format!(
             "truncate -s 24M {disk} && mkfs.ext4 -q -m 0 {disk} && mount -o loop {disk} {state}"
         ),
-        Full::State | Full::StateReadOnly => format!("mount -t tmpfs -o size=16m,mode=0700 state {state}"),
+        Full::State | Full::StateReadOnly => {
+            format!("mount -t tmpfs -o size=16m,mode=0700 state {state}")
+        }
         Full::Run => format!("mkdir -p {dir} && mount -t tmpfs -o size=2m,mode=0700 run {dir}"),
         Full::Both => format!(
             "mount -t tmpfs -o size=16m,mode=0700 state {state}; mkdir -p {dir} && mount -t tmpfs -o size=2m,mode=0700 run {dir}"
