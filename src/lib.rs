@@ -7,7 +7,7 @@
 //! | [`api`] | SAYS: types a person may write and what we answer | nothing |
 //! | [`owner`] | OWNS: identity to names and labels, and back | `api` |
 //! | [`clock`] | TELLS: the only `now()` | `api` (the type of a time) |
-//! | [`store`] | REMEMBERS: the only door to the database | `api` |
+//! | [`store`] | REMEMBERS: the only door to the database | `api clock` |
 //! | [`runtime`] | WAITS: queue, backoff, controller | `api`, `clock` |
 //! | [`reconcile`] | DECIDES: the rungs of the ladder and the ground under it | `api owner store host cni` |
 //! | [`host`] | TOUCHES: thin functions over the kernel | nothing |

@@ -9,6 +9,7 @@
 //! | `converge` | from a manifest to what stands, and what scripts rely on |
 //! | `reload` | a saved file, live and not |
 //! | `difference` | what `diff` says, and what is then done |
+//! | `damage` | a state that is damaged, lost or replaced under VMs that run |
 //! | `disks` | made, kept, refused |
 //! | `origin` | whose a group is: a file's or an apply's |
 //! | `drift` | everything that somebody can break, seen and repaired |
@@ -20,6 +21,7 @@
 //! | `cni` | CNI groups, with the plugins of Debian |
 //! | `cni_faults` | plugins that fail, daemons that die |
 //! | `cni_guest` | QEMU in a CNI network |
+//! | `full_disk` | a state disk or a run directory that is full or read-only |
 //! | `guests` | QEMU |
 //! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
 //! | `linux_disks` | what they read and write |
@@ -41,9 +43,11 @@ mod daemon {
     mod cni_guest;
     mod confinement;
     mod converge;
+    mod damage;
     mod difference;
     mod disks;
     mod drift;
+    mod full_disk;
     mod guests;
     mod hanging;
     mod leftovers;

@@ -21,6 +21,8 @@ fn host() -> Host {
         instance: instance(),
         run_dir: "/run/slice".into(),
         config_dir: "/run/groups.d".into(),
+        state_dir: "/var/lib/slice".into(),
+        read_only: None,
         vmm_ids: Default::default(),
         allowed: Default::default(),
         cni: slicectl::cni::Runtime::new(),

@@ -11,7 +11,7 @@ const LONGEST: usize = 500;
 /// Files that may know rooms which the rest of their room may not, and why.
 const EXCEPTIONS: [(&str, &[&str]); 11] = [
     // Where the rungs meet the loop.
-    ("reconcile/engine/stray.rs", &["runtime"]),
+    ("reconcile/engine/stray.rs", &["clock", "runtime"]),
     ("reconcile/engine/mod.rs", &["clock", "runtime"]),
     ("reconcile/engine/climb.rs", &["clock", "runtime"]),
     ("reconcile/engine/ground.rs", &["clock", "runtime"]),

@@ -49,6 +49,8 @@ pub enum Reason {
     Stopping,
     /// It is down, and is to be: somebody stopped it, or it ended well and its restart policy leaves it.
     Stopped,
+    /// What is asked for cannot be stored, and is refused.
+    StateNotWritable,
     /// It ended badly, and its restart policy leaves it down.
     Failed,
     /// Being taken down.
@@ -102,7 +104,8 @@ impl Condition {
             | Reason::Stopping
             | Reason::Failed
             | Reason::Terminating
-            | Reason::ManifestInvalid => false,
+            | Reason::ManifestInvalid
+            | Reason::StateNotWritable => false,
         };
         (self.status == Status::True || meant) && self.observed_generation == generation
     }

@@ -23,6 +23,10 @@ pub struct HostGroup {
     /// The VMs made on demand beside those of `count`, by their place. They are no part of the manifest.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub orders: BTreeMap<u32, Order>,
+    /// It came back from the run directory after the state was lost, and its file was not seen since: that the file is missing is no
+    /// request to delete it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adopted: bool,
 }
 
 /// The highest `count`. The places of VMs made on demand lie past it: a group that grows never meets one.

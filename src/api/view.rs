@@ -70,7 +70,7 @@ pub struct MetaView {
     pub finalizers: Vec<String>,
 }
 
-/// One condition with its type: `Lease`, `Net`, `Firewall`, `Vmm` or `Ready`.
+/// One condition with its type: `Lease`, `Net`, `Firewall`, `Vmm` or `Ready`; `Writable` while no change can be stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConditionView {
     /// The type.

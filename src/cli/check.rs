@@ -81,16 +81,33 @@ fn remaining(leftover: &Leftover) -> Option<String> {
 }
 
 fn removals(leftovers: &[Leftover], effect: Effect) -> String {
-    let rows = leftovers
+    let (kept, removed): (Vec<&Leftover>, Vec<&Leftover>) = leftovers
         .iter()
         .filter(|leftover| leftover.still_there.is_none())
+        .partition(|leftover| leftover.kept.is_some());
+    let kept: String = kept
+        .iter()
+        .map(|leftover| {
+            let why = leftover.kept.as_deref().unwrap_or_default();
+            format!(
+                "{} is not removed: {}\n",
+                one_line(&leftover.owner),
+                one_line(why)
+            )
+        })
+        .collect();
+    if removed.is_empty() {
+        return kept;
+    }
+    let rows = removed
+        .iter()
         .map(|leftover| vec![Field::from(&leftover.thing), Field::from(&leftover.owner)])
         .collect();
     let header = match effect {
         Effect::Commit => vec!["REMOVED", "LEFT BY"],
         Effect::DryRun => vec!["WOULD REMOVE", "LEFT BY"],
     };
-    Table::new(header, Colours::of_stdout()).draw(rows)
+    Table::new(header, Colours::of_stdout()).draw(rows) + &kept
 }
 
 #[derive(Serialize)]

@@ -196,7 +196,8 @@ fn tone(reason: Reason) -> Tone {
         | Reason::RangeExhausted
         | Reason::CrashLoop
         | Reason::Failed
-        | Reason::ManifestInvalid => Tone::Bad,
+        | Reason::ManifestInvalid
+        | Reason::StateNotWritable => Tone::Bad,
     }
 }
 

@@ -238,6 +238,8 @@ impl Backend for Answers {
             Kind::HostGroup => {
                 if let Some(group) = txn.world().group(&name)
                     && let Origin::File(path) = &group.origin
+                    // One whose file is not there could be removed nowhere.
+                    && !group.adopted
                 {
                     let why = format!("{reference} belongs to {}: remove it there", path.display());
                     return Err(Failure::Refused(Refusal::Conflict(vec![why])));
@@ -331,15 +333,24 @@ impl Backend for Answers {
 
     async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>, Refusal> {
         let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
-        let orphans = self.engine.strays().await.map_err(fail)?;
+        let orphans = self.engine.orphans(clock::now()).await.map_err(fail)?;
+        let again = "it has a record of this boot and no tombstone: it is adopted as a VM again";
+        let adopted = orphans.adopted.iter();
+        let adopted = adopted.map(|label| leftover(label, None).kept(again));
+        let kept = orphans.kept.iter();
+        let kept = kept.map(|(label, why)| leftover(label, None).kept(why));
+        let kept: Vec<Leftover> = adopted.chain(kept).collect();
+        let removable = &orphans.removable;
         if effect == Effect::DryRun {
-            return Ok(orphans.iter().map(|label| leftover(label, None)).collect());
+            let removed = removable.iter().map(|label| leftover(label, None));
+            return Ok(removed.chain(kept).collect());
         }
         self.engine.sweep_plugins().await;
-        let removed = self.engine.remove_orphans(&orphans).await.map_err(fail)?;
+        let removed = self.engine.remove_orphans(removable).await.map_err(fail)?;
         let leftovers = removed.into_iter();
         Ok(leftovers
             .map(|(label, removed)| leftover(&label, removed.err()))
+            .chain(kept)
             .collect())
     }
 
@@ -349,6 +360,8 @@ impl Backend for Answers {
             instance: self.engine.instance.clone(),
             run_dir: self.engine.run_dir.0.clone(),
             config_dir: self.config_dir.clone(),
+            state_dir: self.state_dir.clone(),
+            read_only: self.engine.store.read_only().map(|now| now.why),
             vmm_ids: self.engine.vmm_ids,
             allowed: self.engine.processes.places().allowed.clone(),
             cni: self.engine.cni.clone(),
@@ -456,6 +469,7 @@ fn unlisted(vm: &Vm) -> Refusal {
 
 fn leftover(label: &Label, still_there: Option<String>) -> Leftover {
     Leftover {
+        kept: None,
         thing: "links, namespace, run directory and process".to_owned(),
         still_there,
         owner: match &label.owner {

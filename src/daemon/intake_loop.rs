@@ -202,6 +202,15 @@ impl IntakeLoop {
                 &format!("from {origin}"),
             );
         }
+        for name in &intake.kept {
+            let object = format!("hostgroup/{name}");
+            self.note(
+                EventType::Warning,
+                &object,
+                "KeptWithoutFile",
+                "it was adopted after the state was lost, and no file names it: it stays until its file was seen again, or `slicectl delete` removes it",
+            );
+        }
         for name in &intake.deletions {
             info!(group = %name, "its file is gone");
             let object = format!("hostgroup/{name}");
@@ -277,10 +286,11 @@ pub fn store_draft(
                 origin: origin.clone(),
                 spec: draft.spec.clone(),
                 orders: BTreeMap::new(),
+                adopted: false,
             };
             (group, Applied::Created)
         }
-        Some(group) if group.spec == draft.spec && group.origin == *origin => {
+        Some(group) if group.spec == draft.spec && group.origin == *origin && !group.adopted => {
             return Ok(Applied::Unchanged);
         }
         Some(mut group) => {
@@ -292,6 +302,7 @@ pub fn store_draft(
             }
             group.spec = draft.spec.clone();
             group.origin = origin.clone();
+            group.adopted = false;
             (group, Applied::Configured)
         }
     };

@@ -16,6 +16,7 @@ mod reach;
 mod removals;
 mod settings;
 mod streams;
+mod take_over;
 mod trigger;
 mod wakes;
 
@@ -31,7 +32,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::api::event::EventType;
 use crate::cli::sliced::{Args, LogFormat};
 use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
@@ -43,7 +43,7 @@ use crate::reconcile::group::{CLAIMS_DIR, Claims};
 use crate::reconcile::processes::Processes;
 use crate::reconcile::{Probe, unprobed};
 use crate::runtime::controller::{Controller, controller};
-use crate::store::{self, Change, Opened, RunCopy, Store};
+use crate::store::{self, Change, RunCopy, Store};
 use crate::wire::limits::Limits;
 use crate::wire::{self, Door};
 use crate::{clock, cni};
@@ -198,8 +198,11 @@ impl Daemon {
             path: run_dir.state_seal(),
             boot_id: boot_id.clone(),
         };
-        let (store, opened) = Store::open_with(&state_dir, Some(&seal))?;
-        folders::close_state(&state_dir)?;
+        let (store, opened, recalled) = Store::open_in(&state_dir, &run_dir.0, &seal)?;
+        // What cannot be written cannot be closed to others either, and was when it could.
+        if store.read_only().is_none() {
+            folders::close_state(&state_dir)?;
+        }
         let engine = Arc::new(Engine {
             instance: Instance::of(&state_dir),
             store,
@@ -241,12 +244,12 @@ impl Daemon {
         engine.processes.recover_owners();
         // Before anything can change: a change that nobody hears wakes nobody.
         let changes = engine.store.watch();
-        take_over(&engine, opened).await?;
+        take_over::take_over(&engine, opened, recalled).await?;
         if let Ok(base) = host::cgroup::base() {
             host::cgroup::sweep(base);
         }
         engine.nudge_everything();
-        for label in engine.strays().await? {
+        for label in engine.orphans(clock::now()).await?.removable {
             engine.waker.nudge(Key::Stray(label));
         }
         Ok(Self {
@@ -292,44 +295,6 @@ impl Daemon {
         changes.abort();
         ended
     }
-}
-
-/// What an earlier run, or an earlier boot, has left to this one.
-async fn take_over(engine: &Engine, opened: Opened) -> Result<(), Error> {
-    let now = clock::now();
-    for message in engine.store.notes() {
-        warn!(%message, "the state database");
-        let events = engine.store.events();
-        events.note(now, EventType::Warning, "ground", "StateNoticed", message);
-    }
-    match opened {
-        Opened::Existing => {
-            if engine.forget_an_earlier_boot(now).await? {
-                info!("the host was restarted: everything is built anew, with the same leases");
-            }
-            return Ok(());
-        }
-        Opened::Fresh => {}
-        Opened::SetAside { path, why } => {
-            let message = format!(
-                "the state database is damaged ({why}) and is now {}",
-                path.display()
-            );
-            error!(path = %path.display(), %why, "the state database is damaged and is set aside");
-            let events = engine.store.events();
-            events.note(now, EventType::Warning, "ground", "StateSetAside", &message);
-        }
-    }
-    let adopted = engine
-        .adopt(now)
-        .await
-        .map_err(|error| Error::Host(error.to_string()))?;
-    // A crash before this adopts once more.
-    engine.store.recovered().await?;
-    if adopted > 0 {
-        info!(adopted, "VMs that run were adopted from their records");
-    }
-    Ok(())
 }
 
 async fn run(args: Args) -> Result<bool, Error> {

@@ -7,7 +7,7 @@ use crate::api::meta::Name;
 use crate::api::view::{Kind, Object};
 use crate::api::vm::Vm;
 use crate::reconcile::engine::Engine;
-use crate::reconcile::fold::{House, Trouble};
+use crate::reconcile::fold::{self, House, Trouble};
 use crate::reconcile::{limits, storage};
 use crate::store::World;
 
@@ -99,6 +99,9 @@ fn group(
     let objection = most
         .and_then(|most| limits::objection(group.spec.count, most, crate::host::conntrack::max()));
     view.status.warnings.extend(objection);
+    let read_only = engine.store.read_only();
+    let condition = read_only.map(|why| fold::not_writable(&group.meta, &why));
+    view.status.conditions.extend(condition);
     Object::HostGroup(Box::new(view))
 }
 
@@ -109,5 +112,8 @@ fn vm(house: &House, engine: &Engine, world: &World, vm: &Vm) -> Object {
     let why = engine.why_not_replaced(vm);
     let held = why.map(|why| format!("not replaced, though its group has changed: {why}"));
     view.status.warnings.extend(held);
+    let read_only = engine.store.read_only();
+    let condition = read_only.map(|why| fold::not_writable(&vm.meta, &why));
+    view.status.conditions.extend(condition);
     Object::Vm(Box::new(view))
 }

@@ -124,7 +124,7 @@ impl Trigger {
                         }
                     }
                     Ok(Change::Ground) => self.learn_bridges(engine).await?,
-                    Ok(Change::Group(_) | Change::Lease(_)) => {}
+                    Ok(Change::Group(_) | Change::Lease(_) | Change::Everything) => {}
                     Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
                         self.learn(engine).await?;
                     }

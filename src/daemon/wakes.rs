@@ -68,6 +68,7 @@ pub(super) async fn wake_by_changes(engine: Arc<Engine>, mut changes: broadcast:
             Ok(Change::Vm(uid)) => engine.waker.renew(Key::Vm(uid)),
             Ok(Change::Ground) => engine.waker.renew(Key::Ground),
             Ok(Change::Page(_) | Change::Lease(_)) => {}
+            Ok(Change::Everything) => engine.renew_everything(),
             Err(broadcast::error::RecvError::Lagged(_)) => engine.nudge_everything(),
             Err(broadcast::error::RecvError::Closed) => return,
         }
@@ -83,9 +84,9 @@ pub(super) async fn resync(engine: Arc<Engine>, every: Duration) {
         ticks.tick().await;
         engine.ask_plugins_again();
         engine.nudge_everything();
-        match engine.strays().await {
-            Ok(strays) => {
-                for label in strays {
+        match engine.orphans(clock::now()).await {
+            Ok(orphans) => {
+                for label in orphans.removable {
                     engine.waker.nudge(Key::Stray(label));
                 }
             }

@@ -44,6 +44,10 @@ pub struct Host {
     pub run_dir: PathBuf,
     /// Where it reads manifests.
     pub config_dir: PathBuf,
+    /// Where it keeps its state.
+    pub state_dir: PathBuf,
+    /// Why no change can be stored, with the path, if that is so.
+    pub read_only: Option<String>,
     /// The users that VMMs run as.
     pub vmm_ids: IdRange,
     /// Where programs and images may lie.

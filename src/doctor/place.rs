@@ -13,6 +13,7 @@ use crate::host::{Error, addr, link, route};
 
 const RIGHTS: &str = "rights";
 const FOLDER: &str = "manifests folder";
+const STATE: &str = "state";
 const SEEN_BY: &str = "namespaces seen by others";
 const ADDRESSES: &str = "free ranges of 169.254.0.0/16";
 
@@ -50,7 +51,8 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
         Ok(taken) => judge_ranges(&taken),
         Err(error) => unseen(ADDRESSES, &words(&error)),
     };
-    vec![rights, folder, judge_seen(&mounts()), ranges]
+    let state = judge_state(&cx.state_dir, cx.read_only.as_deref());
+    vec![rights, folder, state, judge_seen(&mounts()), ranges]
 }
 
 /// The folder may be a symbolic link, `look_at_dir` follows none.
@@ -111,6 +113,17 @@ fn judge_folder(path: &Path, found: Result<Dir, Error>) -> Check {
             "Name a directory with `--config-dir`.",
         ),
         Err(error) => unseen(FOLDER, &words(&error)),
+    }
+}
+
+fn judge_state(dir: &Path, read_only: Option<&str>) -> Check {
+    match read_only {
+        None => ok(STATE, format!("{}: changes are stored", dir.display())),
+        Some(why) => fail(
+            STATE,
+            format!("{why}: changes are refused, what runs is still enforced and repaired"),
+            "Make room on that file system, or make it writable; sliced goes on by itself.",
+        ),
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Intake {
     pub deletions: Vec<Name>,
     /// Groups that are in no file, seen once: read again after [`SETTLE`].
     pub missing: BTreeSet<Name>,
+    /// Groups that are in no file and were adopted after the state was lost: missing input is no request to delete them.
+    pub kept: Vec<Name>,
     /// What is wrong, by file. Such a file's groups stay as they are.
     pub problems: Vec<(PathBuf, Vec<Problem>)>,
     /// What is allowed but surely not meant, by file.
@@ -94,7 +96,9 @@ pub fn plan(
     let mut intake = Intake::default();
     for (draft, path) in &claims {
         let origin = Origin::File((*path).clone());
-        let same = |group: &&HostGroup| group.spec == draft.spec && group.origin == origin;
+        let same = |group: &&HostGroup| {
+            group.spec == draft.spec && group.origin == origin && !group.adopted
+        };
         if by_name.get(&draft.name).filter(|g| same(g)).is_none() {
             intake.upserts.push(((*draft).clone(), origin));
         }
@@ -103,6 +107,10 @@ pub fn plan(
     for group in &stored {
         let name = &group.meta.name;
         if claimed.contains(name) || files.holds(group) {
+            continue;
+        }
+        if group.adopted {
+            intake.kept.push(name.clone());
             continue;
         }
         match missing_before.contains(name) {

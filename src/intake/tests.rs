@@ -33,6 +33,7 @@ fn stored(readings: &[FileReading]) -> Vec<HostGroup> {
 
 fn as_stored((draft, origin): (Draft, Origin)) -> HostGroup {
     HostGroup {
+        adopted: false,
         meta: Meta::new(draft.name, jiff::Timestamp::UNIX_EPOCH),
         origin,
         spec: draft.spec,

@@ -1,58 +1,151 @@
-//! What stands on the host without the store knowing: records to adopt, labels to collect.
-//! Not here: removing anything (a stray's run), reading kernel things (`host`).
+//! What a daemon whose state is lost finds in the run directory, and puts back into the store.
+//! Not here: what no object has and no record tells of ([`super::orphans`]).
+//!
+//! # What there is
+//! The journal has all that was acknowledged in this boot. Each VM's record has that VM: it is written before the
+//! rules that follow from it, so it is never older than the policy in the kernel. Where they differ the higher generation of
+//! the VM is the newer one. What a deletion has left is told by its tombstone, and is not adopted.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use tracing::{info, warn};
 
-use super::disk;
 use super::engine::Engine;
 use super::life::ProcessMark;
 use super::net::RECORD;
 use super::record::Record;
 use crate::api::condition::{Reason, Status};
-use crate::api::host_group::{HostGroup, HostGroupSpec};
+use crate::api::event::EventType;
+use crate::api::host_group::{HostGroup, HostGroupSpec, Origin};
 use crate::api::lease::Address;
-use crate::api::meta::{Meta, Name, Timestamp, Uid};
+use crate::api::meta::{Meta, Name, Timestamp};
 use crate::api::on_demand::Order;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
-use crate::host::netns::Netns;
-use crate::host::{self, Kind, fs, link, netns};
-use crate::owner::{self, Label, Owner};
-use crate::store::{self, Pool, World};
+use crate::host::{self, fs};
+use crate::store::{self, Pool, Txn, World};
+
+/// So many VMs are named in an event.
+const NAMED: usize = 8;
+
+/// So many VMs are put back in one transaction.
+const AT_ONCE: usize = 64;
 
 impl Engine {
-    /// For a daemon whose state is lost: takes the VMs that run back into the store, with their uids and leases.
-    /// Their groups come back as far as their VMs tell.
+    /// Puts back what the store does not have: what the journal knows, then every VM whose record of this boot is newer. What comes
+    /// from the host is adopted even while nothing can be written.
     ///
     /// # Errors
     /// The run directory cannot be listed, or the store cannot be written.
-    pub async fn adopt(&self, now: Timestamp) -> Result<usize, AdoptError> {
-        let mut records = Vec::new();
-        for dir in subdirectories(&self.run_dir.vm_dirs())? {
-            let path = dir.join(RECORD);
-            let text = fs::read_text(&path)?;
-            match text.as_deref().map(serde_json::from_str::<Record>) {
-                None => {}
-                Some(Ok(record)) if record.boot_id == self.hands.boot_id => records.push(record),
-                Some(Ok(_)) => info!(path = %path.display(), "a record of an earlier boot"),
-                Some(Err(error)) => warn!(path = %path.display(), %error, "not a record of ours"),
-            }
+    pub async fn adopt(
+        &self,
+        journal: Option<&World>,
+        now: Timestamp,
+    ) -> Result<usize, AdoptError> {
+        let records = self.records_of_this_boot()?;
+        let nothing_new = |record: &Record| {
+            let (uid, generation) = (record.vm.meta.uid, record.vm.meta.generation);
+            let known = |world: &World| {
+                let known = world.vm(uid);
+                known.is_some_and(|vm| vm.meta.deleting || vm.meta.generation >= generation)
+            };
+            self.store.has_tombstone(uid) || self.store.read(known)
+        };
+        if journal.is_none() && records.iter().all(nothing_new) {
+            return Ok(0);
         }
-        let adopted = records.len();
-        // What their group's VMs are to be is best told by one that has nothing of its own.
-        records.sort_by_key(|record| record.vm.index);
-        self.store
-            .write(|txn| {
-                for record in records {
-                    adopt_one(txn, record, now)?;
+        let mut adopted = Vec::new();
+        if let Some(world) = journal {
+            self.put_back(world).await?;
+            adopted.extend(world.vms().map(|vm| vm.meta.name.clone()));
+        }
+        let records: Vec<Record> = records.into_iter().filter(|r| !nothing_new(r)).collect();
+        for part in records.chunks(AT_ONCE) {
+            let put = |txn: &mut Txn<'_>| {
+                let mut put = Vec::new();
+                for record in part {
+                    if adopt_one(txn, record.clone(), now)? {
+                        put.push(record.vm.meta.name.clone());
+                    }
                 }
-                Ok::<_, store::Error>(())
+                Ok::<_, store::Error>(put)
+            };
+            adopted.extend(self.store.recall(put).await?);
+        }
+        adopted.sort();
+        adopted.dedup();
+        if !adopted.is_empty() {
+            let message = format!("adopted from the run directory: {}", listed(&adopted));
+            info!(
+                count = adopted.len(),
+                "VMs were adopted from the run directory"
+            );
+            let events = self.store.events();
+            events.note(now, EventType::Warning, "ground", "Adopted", &message);
+        }
+        Ok(adopted.len())
+    }
+
+    /// A whole world, into a store that has nothing; in parts, because a batch of the database has a size.
+    async fn put_back(&self, world: &World) -> Result<(), store::Error> {
+        self.store
+            .recall(|txn| {
+                txn.keep_unknown_of(world);
+                put_groups(txn, world)
             })
             .await?;
-        Ok(adopted)
+        let leases: Vec<_> = world.leases().collect();
+        for part in leases.chunks(AT_ONCE) {
+            let put = |txn: &mut Txn<'_>| part.iter().try_for_each(|l| txn.put_lease((*l).clone()));
+            self.store.recall::<_, store::Error>(put).await?;
+        }
+        let vms: Vec<_> = world.vms().collect();
+        for part in vms.chunks(AT_ONCE) {
+            let put = |txn: &mut Txn<'_>| part.iter().try_for_each(|vm| put_vm(txn, world, vm));
+            self.store.recall::<_, store::Error>(put).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts a VM back whose object was lost while the daemon ran.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn adopt_again(&self, record: Record, now: Timestamp) -> Result<(), store::Error> {
+        let (uid, name) = (record.vm.meta.uid, record.vm.meta.name.clone());
+        let adopted = self.store.recall(|txn| adopt_one(txn, record, now));
+        if adopted.await? {
+            let message = "it has a record of this boot and no tombstone: its object was lost, and is adopted from the record";
+            let events = self.store.events();
+            let object = format!("vm/{name}");
+            events.note(now, EventType::Warning, &object, "Adopted", message);
+            warn!(vm = %name, %uid, "adopted again");
+        }
+        Ok(())
+    }
+
+    /// The newest last is the first to tell what its group is to be; those of VMs made on demand come after all that are counted.
+    fn records_of_this_boot(&self) -> Result<Vec<Record>, host::Error> {
+        let mut records = Vec::new();
+        for dir in subdirectories(&self.run_dir.vm_dirs())? {
+            match read_record(&dir, &self.hands.boot_id)? {
+                Found::Record(record) => records.push((written_at(&dir), *record)),
+                Found::None => {}
+                Found::EarlierBoot => {
+                    info!(path = %dir.display(), "a record of an earlier boot");
+                }
+                Found::Unreadable(why) => {
+                    warn!(path = %dir.display(), why, "a record cannot be read; what it tells of stays as it is");
+                }
+            }
+        }
+        records.sort_by_key(|(at, record)| {
+            let on_demand = record.vm.on_demand.is_some();
+            (on_demand, std::cmp::Reverse(*at), record.vm.index)
+        });
+        Ok(records.into_iter().map(|(_, record)| record).collect())
     }
 
     /// After a reboot nothing of what the rungs have built is there; leases and objects stay.
@@ -107,93 +200,6 @@ impl Engine {
             .await?;
         Ok(true)
     }
-
-    /// Every VM's label that something on the host carries: links, namespaces, run directories, processes.
-    /// A namespace or directory that by its name is a known VM's is not opened: its VM's own run looks at it.
-    ///
-    /// # Errors
-    /// What cannot be looked at is not taken for empty.
-    async fn claimed(&self) -> Result<BTreeSet<Label>, host::Error> {
-        let known: HashSet<String> = self.store.read(|world| {
-            let names = |vm: &Vm| {
-                let uid = vm.meta.uid;
-                [owner::vm_names(&self.instance, uid).netns, uid.to_string()]
-            };
-            world.vms().flat_map(names).collect()
-        });
-        let is_known = |path: &Path| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            name.is_some_and(|name| known.contains(name))
-        };
-        let mut labels = BTreeSet::new();
-        for link in link::list(&self.hands.netlink).await? {
-            labels.extend(self.label(link.alias.as_deref()));
-        }
-        for path in netns::list(&self.run_dir.netns_dir())? {
-            if is_known(&path) {
-                continue;
-            }
-            let inside = match Netns::open(&path) {
-                Ok(netns) => netns.netlink()?,
-                // An empty file that a crash left; whoever builds there next uses it.
-                Err(error) if error.kind == Kind::Absent => continue,
-                Err(error) => return Err(error),
-            };
-            let lo = link::get(&inside, "lo").await?;
-            labels.extend(self.label(lo.and_then(|lo| lo.alias).as_deref()));
-        }
-        for dir in subdirectories(&self.run_dir.vm_dirs())? {
-            if is_known(&dir) {
-                continue;
-            }
-            let record = fs::read_text(&dir.join(RECORD))?;
-            let record = record.and_then(|text| serde_json::from_str::<Record>(&text).ok());
-            let meta = record.map(|record| record.vm.meta);
-            labels.extend(meta.map(|meta| self.instance.vm_label(&meta.name, meta.uid)));
-        }
-        let users = self.store.read(World::vmm_users);
-        self.processes.rung.note_users(users);
-        let running = self.processes.rung.claimed(&self.instance).await?;
-        let told: HashSet<Uid> = labels.iter().map(owner::uid_of).collect();
-        // What else is left of the VM may tell its name where its process does not.
-        labels.extend(
-            running
-                .into_iter()
-                .filter(|label| !told.contains(&owner::uid_of(label))),
-        );
-        let named: HashSet<Name> = self
-            .store
-            .read(|world| world.vms().map(|vm| vm.meta.name.clone()).collect());
-        let disks = disk::claimed(self.processes.disk_dir(), &named)?;
-        let ours = |label: &Label| label.instance == self.instance;
-        labels.extend(disks.into_iter().filter(ours));
-        Ok(labels)
-    }
-
-    /// What is claimed and wanted by no object.
-    ///
-    /// # Errors
-    /// As [`Engine::claimed`].
-    pub async fn strays(&self) -> Result<Vec<Label>, host::Error> {
-        let claimed = self.claimed().await?;
-        Ok(self.store.read(|world| {
-            let orphans = claimed.into_iter();
-            orphans.filter(|label| is_orphan(world, label)).collect()
-        }))
-    }
-
-    fn label(&self, text: Option<&str>) -> Option<Label> {
-        let label: Label = text?.parse().ok()?;
-        (label.instance == self.instance).then_some(label)
-    }
-}
-
-/// Whether what bears this label may be removed: no object describes its VM. The one place where this is decided.
-pub(super) fn is_orphan(world: &World, label: &Label) -> bool {
-    match &label.owner {
-        Owner::Vm { uid, .. } => world.vm(*uid).is_none(),
-        Owner::Ground => false,
-    }
 }
 
 /// Why running VMs could not be adopted.
@@ -207,15 +213,85 @@ pub enum AdoptError {
     Store(#[from] store::Error),
 }
 
-fn subdirectories(dir: &Path) -> Result<Vec<std::path::PathBuf>, host::Error> {
+/// What is in the place of a VM's record.
+pub(super) enum Found {
+    /// Nothing.
+    None,
+    /// One of an earlier boot: nothing of it is left.
+    EarlierBoot,
+    /// A VM of this boot.
+    Record(Box<Record>),
+    /// Something that cannot be understood, and why: that it is no VM's is not known.
+    Unreadable(String),
+}
+
+pub(super) fn read_record(dir: &Path, boot_id: &str) -> Result<Found, host::Error> {
+    let Some(text) = fs::read_text(&dir.join(RECORD))? else {
+        return Ok(Found::None);
+    };
+    Ok(match serde_json::from_str::<Record>(&text) {
+        Ok(record) if record.boot_id == boot_id => Found::Record(Box::new(record)),
+        Ok(_) => Found::EarlierBoot,
+        Err(error) => Found::Unreadable(error.to_string()),
+    })
+}
+
+fn written_at(dir: &Path) -> SystemTime {
+    let found = std::fs::metadata(dir.join(RECORD));
+    found
+        .and_then(|found| found.modified())
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+pub(super) fn subdirectories(dir: &Path) -> Result<Vec<PathBuf>, host::Error> {
     match fs::look_at_dir(dir)? {
         fs::Dir::Absent | fs::Dir::NotADirectory => Ok(Vec::new()),
         fs::Dir::Present(names) => Ok(names.into_iter().map(|name| dir.join(name)).collect()),
     }
 }
 
-/// The VM as it was, every rung held: what stands will be looked at before anything is believed of it.
-fn adopt_one(txn: &mut store::Txn<'_>, record: Record, now: Timestamp) -> Result<(), store::Error> {
+fn listed(names: &[Name]) -> String {
+    let first: Vec<&str> = names.iter().take(NAMED).map(Name::as_str).collect();
+    match names.len() > NAMED {
+        true => format!("{} and {} more", first.join(", "), names.len() - NAMED),
+        false => first.join(", "),
+    }
+}
+
+fn put_groups(txn: &mut Txn<'_>, world: &World) -> Result<(), store::Error> {
+    for group in world.groups() {
+        txn.put_group(HostGroup {
+            adopted: matches!(group.origin, Origin::File(_)),
+            ..group.clone()
+        })?;
+    }
+    for (name, pool) in world.pools() {
+        txn.put_pool(name, pool.clone())?;
+    }
+    match world.ground() {
+        Some(ground) => txn.put_ground(ground.clone()),
+        None => Ok(()),
+    }
+}
+
+/// With all that is known of it.
+fn put_vm(txn: &mut Txn<'_>, world: &World, vm: &Vm) -> Result<(), store::Error> {
+    let uid = vm.meta.uid;
+    txn.put_vm(vm.clone())?;
+    if let Some(id) = world.vmm_id(uid) {
+        txn.put_vmm_id(uid, id)?;
+    }
+    for rung in LADDER {
+        if let Some(page) = world.page(uid, rung) {
+            txn.put_page(uid, rung, page.clone())?;
+        }
+    }
+    Ok(())
+}
+
+/// The VM as it was, every stage acquired: what is on the host will be looked at before anything is believed of it. False: the store has it,
+/// and no older.
+fn adopt_one(txn: &mut Txn<'_>, record: Record, now: Timestamp) -> Result<bool, store::Error> {
     let Record {
         origin,
         update,
@@ -224,20 +300,41 @@ fn adopt_one(txn: &mut store::Txn<'_>, record: Record, now: Timestamp) -> Result
         vmm_id,
         ..
     } = record;
+    let uid = vm.meta.uid;
+    let before = txn.world().vm(uid);
+    if before.is_some_and(|b| b.meta.deleting || b.meta.generation >= vm.meta.generation) {
+        return Ok(false);
+    }
+    let is_newer = before.is_some();
+    // Its place is another VM's by now: that one came later.
+    let taken = txn
+        .world()
+        .vms_of(&vm.group)
+        .any(|other| other.index == vm.index && other.meta.uid != uid);
+    if taken {
+        return Ok(false);
+    }
+    let template = match &vm.on_demand {
+        Some(on_demand) => on_demand.template.clone(),
+        None => vm.spec.clone(),
+    };
     let known = txn.world().group(&vm.group).cloned();
     let mut group = known.unwrap_or_else(|| HostGroup {
         meta: Meta::new(vm.group.clone(), now),
+        adopted: matches!(origin, Origin::File(_)),
         origin,
         spec: HostGroupSpec {
             count: 0,
             update,
-            template: match &vm.on_demand {
-                Some(on_demand) => on_demand.template.clone(),
-                None => vm.spec.clone(),
-            },
+            template: template.clone(),
         },
         orders: BTreeMap::new(),
     });
+    if is_newer && group.spec.template != template {
+        // The group's change was lost together with its VM's.
+        group.spec.template = template;
+        group.meta.generation += 1;
+    }
     match &vm.on_demand {
         None => group.spec.count = group.spec.count.max(vm.index),
         Some(on_demand) => {
@@ -262,7 +359,6 @@ fn adopt_one(txn: &mut store::Txn<'_>, record: Record, now: Timestamp) -> Result
         });
         txn.put_pool(&vm.group, pool)?;
     }
-    let uid = vm.meta.uid;
     txn.put_vm(vm)?;
     if let Some(lease) = lease {
         txn.put_lease(lease)?;
@@ -273,5 +369,5 @@ fn adopt_one(txn: &mut store::Txn<'_>, record: Record, now: Timestamp) -> Result
     for rung in LADDER {
         txn.hold_rung(uid, rung, now)?;
     }
-    Ok(())
+    Ok(true)
 }

@@ -13,7 +13,7 @@ use crate::api::view::{
 };
 use crate::api::vm::{Hypervisor, Vm};
 use crate::owner::{Instance, RunDir};
-use crate::store::World;
+use crate::store::{ReadOnly, World};
 
 use super::group::Hindrance;
 use super::life::{End, ProcessMark};
@@ -342,7 +342,8 @@ fn state(vm: &Vm, page: Option<&RungPage>, mark: &ProcessMark) -> VmmState {
             | Reason::RangeExhausted
             | Reason::CrashLoop
             | Reason::Failed
-            | Reason::ManifestInvalid,
+            | Reason::ManifestInvalid
+            | Reason::StateNotWritable,
         ) => VmmState::Failed,
     }
 }
@@ -400,6 +401,18 @@ fn shown(kind: String, condition: &Condition) -> ConditionView {
         message: condition.message.clone(),
         since: condition.since,
         observed_generation: condition.observed_generation,
+    }
+}
+
+/// That no change is accepted now: what is there stays as it is, and is still looked after.
+pub fn not_writable(meta: &Meta, read_only: &ReadOnly) -> ConditionView {
+    ConditionView {
+        kind: "Writable".to_owned(),
+        status: Status::False,
+        reason: Reason::StateNotWritable,
+        message: format!("{}: changes are refused until there is room", read_only.why),
+        since: read_only.since,
+        observed_generation: meta.generation,
     }
 }
 

@@ -19,6 +19,7 @@ pub mod group;
 pub mod life;
 pub mod limits;
 pub mod net;
+pub mod orphans;
 pub mod places;
 pub mod processes;
 pub mod record;

@@ -7,8 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use super::disk::Raw;
-use super::load::MARK_KEY;
+use super::disk::{self, Pair, Raw};
+use super::format::FORMAT;
+use super::load::{FORMAT_KEY, MARK_KEY};
 use super::mark::Mark;
 use super::seal::Seal;
 use super::sync::Written;
@@ -94,6 +95,23 @@ impl Database {
         self.mark = mark;
         self.unsure.clear();
         Ok(())
+    }
+
+    /// Writes a batch that changes nothing: whether that can be done.
+    ///
+    /// # Errors
+    /// As [`Database::write`].
+    pub fn touch(&mut self) -> Result<(), Failure> {
+        let format = FORMAT.to_string().into_bytes();
+        self.write(Batch::from([(FORMAT_KEY.to_owned(), Some(format))]))
+    }
+
+    /// Everything in it.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn content(&self) -> Result<Vec<Pair>, String> {
+        disk::content(&self.raw).map_err(|error| error.to_string())
     }
 
     /// What is acknowledged of the keys of a batch, and of those that are unsure.

@@ -3,7 +3,9 @@
 
 use tokio::sync::oneshot;
 
+use super::backing::Batch;
 use super::progress::Number;
+use super::txn::Kind;
 use super::{Change, Commit, Error, Shared, Store, World, closed, lock, taken_back};
 
 /// Tells that a transaction is on the disk, or that it was taken back. By default, of nothing that must be waited for.
@@ -77,7 +79,8 @@ impl Shared {
         let (told, _nobody_listens) = oneshot::channel();
         let hurry = Commit {
             number: 0,
-            writes: Vec::new(),
+            batch: Batch::default(),
+            kind: Kind::Observation,
             undo: Vec::new(),
             changes: Vec::new(),
             told: Some(told),
@@ -89,7 +92,10 @@ impl Shared {
         match self.progress.settled(number).await {
             true => Ok(()),
             false if self.stuck.is_cancelled() => Err(Error::Stuck),
-            false => Err(taken_back()),
+            false => Err(match self.read_only() {
+                Some(now) => Error::Write(now.why),
+                None => taken_back(),
+            }),
         }
     }
 }

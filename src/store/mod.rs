@@ -6,32 +6,43 @@
 //! database is a durable log under it. Writers queue their change, one thread has what has queued written as one batch and
 //! flushed once: 256 VMs that climb together pay for a handful of flushes, not for a thousand.
 //!
-//! A database that does not answer makes the store stuck, for good: nothing may be touched that is not remembered, so all it
-//! still does is to say so at once ([`Store::stuck`]).
+//! A database that cannot be written (its disk is full, or read-only) makes the store read-only until it can be:
+//! what is found out is kept in memory, what is asked for is refused ([`Store::read_only`]). One that does not answer
+//! makes the store stuck, for good: nothing may be touched that is not remembered, so all it still does is to say so at once
+//! ([`Store::stuck`]).
+//!
+//! During a boot of the host two more files stand beside the database, in the run directory: a copy of it
+//! (`state.journal`), and which VMs are being deleted (`tombstones`, also on the state disk).
 
+mod backing;
+mod begin;
 mod database;
+mod degraded;
 mod disk;
 mod durable;
 mod events;
 mod evidence;
 mod format;
+mod journal;
+mod keys;
 mod ladder;
 mod lease;
 mod load;
 mod mark;
 mod open;
 mod progress;
+mod readonly;
 mod seal;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod tombstones;
 mod txn;
 mod unknown;
 mod verify;
 mod world;
 mod writer;
 
-use std::path::Path;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -41,18 +52,24 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::meta::{Name, Uid};
 
+pub use degraded::ReadOnly;
 pub use durable::Durable;
 pub use events::Events;
+pub use journal::JOURNAL;
 pub use ladder::Gate;
 pub use lease::{LeaseError, gives};
 pub use open::Opened;
 pub use seal::RunCopy;
+pub use tombstones::TOMBSTONES;
 pub use txn::Txn;
 pub use world::{Footing, Ground, Pool, World};
 
-use database::Batch;
+use backing::Batch;
+use degraded::Degraded;
 use durable::Awaits;
 use progress::{Number, Progress};
+use tombstones::Known;
+use txn::Kind;
 use writer::{Disk, Failure};
 
 /// Room for watchers that are slow; one that falls further behind is told to look at everything.
@@ -70,7 +87,7 @@ pub enum Error {
         why: String,
     },
     /// A change could not be made durable, and was taken back.
-    #[error("cannot write the state database: {0}")]
+    #[error("cannot write the state: {0}")]
     Write(String),
     /// The database has fallen silent. Whether the change became durable is known only to who opens it anew.
     #[error("the state database does not answer; sliced must be started anew")]
@@ -90,6 +107,27 @@ pub enum Change {
     Lease(Name),
     /// What the host's own rules must carry.
     Ground,
+    /// What was refused may be accepted now: everything is to be looked at.
+    Everything,
+}
+
+/// What a store begins with.
+#[derive(Default)]
+struct Beginning {
+    world: World,
+    tombstones: Known,
+    why_read_only: Option<String>,
+    notes: Vec<String>,
+}
+
+/// What the run directory knows of a database that is gone.
+pub enum Recalled {
+    /// The database is as it was left.
+    Nothing,
+    /// All that was acknowledged in this boot.
+    World(Box<World>),
+    /// There is no copy, or it cannot be read, and why.
+    Unreadable(String),
 }
 
 /// The door. Cheap to clone.
@@ -106,6 +144,8 @@ struct Shared {
     stuck: CancellationToken,
     changes: broadcast::Sender<Change>,
     events: Events,
+    degraded: Mutex<Option<Degraded>>,
+    tombstones: Known,
     progress: Progress,
     /// What was noticed on opening.
     notes: Vec<String>,
@@ -115,7 +155,8 @@ struct Shared {
 struct Commit {
     /// 0: it changes nothing, and is there to have the others hurry.
     number: Number,
-    writes: Vec<txn::Write>,
+    batch: Batch,
+    kind: Kind,
     undo: Vec<txn::Undo>,
     changes: Vec<Change>,
     /// Who waits for it.
@@ -130,40 +171,6 @@ enum Awaited {
 }
 
 impl Store {
-    /// Opens, or creates, the database in `dir`. One that is not what was acknowledged is set aside, never overwritten; one
-    /// that cannot be read, or that another version wrote, is refused and left as it is.
-    ///
-    /// # Errors
-    /// [`Error::Open`] when another daemon holds it, or the folder cannot be used.
-    pub fn open(dir: &Path) -> Result<(Self, Opened), Error> {
-        Self::open_with(dir, None)
-    }
-
-    /// The same, with a copy of the seal that is good for one boot: with it even a state directory that was replaced as a
-    /// whole by an older one is noticed.
-    ///
-    /// # Errors
-    /// As [`Store::open`].
-    pub fn open_with(dir: &Path, run: Option<&RunCopy>) -> Result<(Self, Opened), Error> {
-        let open::Open {
-            mut database,
-            world,
-            opened,
-            notes,
-        } = open::open(dir, run)?;
-        let unknown = world.unknown.fields().into_iter().map(|field| {
-            format!("{field} was stored by a newer version; it is kept, and has no effect")
-        });
-        let notes = notes.into_iter().chain(unknown).collect();
-        let write = move |batch| database.write(batch);
-        let store =
-            Self::noting(notes, world, write, writer::PATIENCE).map_err(|e| Error::Open {
-                path: dir.display().to_string(),
-                why: e.to_string(),
-            })?;
-        Ok((store, opened))
-    }
-
     /// A store of this world whose changes `write` makes durable, each within `patience`.
     #[cfg(test)]
     fn over(
@@ -171,13 +178,15 @@ impl Store {
         write: impl FnMut(Batch) -> Result<(), Failure> + Send + 'static,
         patience: Duration,
     ) -> std::io::Result<Self> {
-        Self::noting(Vec::new(), world, write, patience)
+        let state = Beginning {
+            world,
+            ..Beginning::default()
+        };
+        Self::start(state, write, patience)
     }
 
-    /// The same, of which something was noticed on opening.
-    fn noting(
-        notes: Vec<String>,
-        world: World,
+    fn start(
+        state: Beginning,
         write: impl FnMut(Batch) -> Result<(), Failure> + Send + 'static,
         patience: Duration,
     ) -> std::io::Result<Self> {
@@ -185,33 +194,41 @@ impl Store {
         let (queue, commits) = std::sync::mpsc::channel();
         let (changes, _) = broadcast::channel(WATCH_BACKLOG);
         let shared = Arc::new(Shared {
-            world: Mutex::new(world),
+            world: Mutex::new(state.world),
             queue: Mutex::new(Some(queue)),
             writer: Mutex::new(None),
             stuck: CancellationToken::new(),
             changes,
             events: Events::default(),
+            degraded: Mutex::new(state.why_read_only.clone().map(Degraded::new)),
             progress: Progress::default(),
-            notes,
+            tombstones: state.tombstones,
+            notes: state.notes,
         });
+        if let Some(why) = state.why_read_only {
+            shared.tell_degraded(&why);
+        }
         let for_writer = Arc::downgrade(&shared);
-        let done = for_writer.clone();
         let writer = std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || {
-                let written = |last| {
-                    if let Some(shared) = done.upgrade() {
-                        shared.progress.written(last);
-                    }
-                };
-                writer::write_commits(disk, &commits, written, |batch, behind, failure| {
-                    if let Some(shared) = for_writer.upgrade() {
-                        shared.take_back(batch, behind, failure);
-                    }
-                });
-            })?;
+            .spawn(move || writer::write_commits(disk, &commits, &for_writer))?;
         *lock(&shared.writer) = Some(writer);
         Ok(Self { shared })
+    }
+
+    /// Why no change is accepted now; `None`: changes are accepted.
+    pub fn read_only(&self) -> Option<ReadOnly> {
+        self.shared.read_only()
+    }
+
+    /// Whether a VM's deletion is proved: nothing of a VM that runs is removed without.
+    pub fn has_tombstone(&self, uid: Uid) -> bool {
+        self.shared.tombstones.contains(uid)
+    }
+
+    /// Every VM with a tombstone.
+    pub fn tombstones(&self) -> Vec<Uid> {
+        self.shared.tombstones.all()
     }
 
     /// Looks at the world. Keep it short: writers wait meanwhile.
@@ -256,6 +273,22 @@ impl Store {
         Ok(value)
     }
 
+    /// As [`Store::write`], of what the host was found to have: while nothing can be written, memory alone remembers it.
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub async fn recall<T, E: From<Error>>(
+        &self,
+        change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let observed = |txn: &mut Txn<'_>| {
+            let value = change(txn)?;
+            txn.is_observation();
+            Ok(value)
+        };
+        self.write(observed).await
+    }
+
     /// Changes the world, and has it written.
     fn queue<T, E: From<Error>>(
         &self,
@@ -271,8 +304,8 @@ impl Store {
                 return Err(error);
             }
         };
-        let (writes, undo, changes) = txn.finish();
-        if writes.is_empty() {
+        let done = txn.finish();
+        if done.writes.is_empty() && done.buried.is_empty() && !done.begins {
             // It was so already; perhaps by a change that is not on the disk yet.
             let seen = self.shared.progress.pending();
             let seen = seen.filter(|_| awaited == Awaited::Yes);
@@ -285,14 +318,27 @@ impl Store {
                 (Some(told), Awaits::Told(durable))
             }
         };
-        let number = self.shared.progress.made(&changes);
-        let commit = Commit {
-            number,
-            writes,
-            undo,
-            changes: changes.clone(),
+        let changes = done.changes.clone();
+        let mut commit = Commit {
+            number: 0,
+            batch: Batch {
+                entries: done.writes.into_iter().collect(),
+                condemned: done.condemned,
+                buried: done.buried,
+                begins: done.begins,
+            },
+            kind: done.kind,
+            undo: done.undo,
+            changes: done.changes,
             told,
         };
+        if self.shared.keep(&world, &commit) {
+            drop(world);
+            self.shared.tell(changes);
+            return Ok((value, Durable::default()));
+        }
+        let number = self.shared.progress.made(&changes);
+        commit.number = number;
         // Queued under the world's lock: commits reach the disk in the order they were made.
         let unsent = match lock(&self.shared.queue).as_ref() {
             Some(queue) => queue.send(commit).err().map(|unsent| unsent.0),
@@ -304,10 +350,7 @@ impl Store {
             return Err(self.shared.no_more().into());
         }
         drop(world);
-        for change in changes {
-            // No watcher is no error.
-            let _ = self.shared.changes.send(change);
-        }
+        self.shared.tell(changes);
         Ok((value, Durable(durable)))
     }
 
@@ -327,7 +370,7 @@ impl Store {
     /// # Errors
     /// [`Error::Write`] or [`Error::Stuck`].
     pub async fn recovered(&self) -> Result<(), Error> {
-        self.write(|txn| txn.end_recovery()).await
+        self.recall(|txn| txn.end_recovery()).await
     }
 
     /// What happened, for people.
@@ -361,19 +404,31 @@ impl Shared {
         }
     }
 
-    /// A batch did not become durable: the world goes back to what the disk says.
-    fn take_back(&self, batch: Vec<Commit>, behind: &Receiver<Commit>, failure: &Failure) {
+    fn tell(&self, changes: Vec<Change>) {
+        for change in changes {
+            // No watcher is no error.
+            let _ = self.changes.send(change);
+        }
+    }
+
+    /// The disk has fallen silent with this batch: it is taken back, and nothing can be queued any more.
+    fn silent(&self, batch: Vec<Commit>, behind: &Receiver<Commit>) {
         let mut world = lock(&self.world);
-        let why: fn() -> Error = match failure {
-            Failure::Refused(_) => taken_back,
-            Failure::Unknown(_) | Failure::Silent => {
-                self.stuck.cancel();
-                lock(&self.queue).take();
-                || Error::Stuck
-            }
-        };
-        // What queued behind the failed batch was built on it. Nothing more can queue while the world is locked.
+        self.stuck.cancel();
+        lock(&self.queue).take();
         let commits: Vec<Commit> = batch.into_iter().chain(behind.try_iter()).collect();
+        self.settle_taken_back(&commits);
+        for mut commit in commits.into_iter().rev() {
+            let told = commit.told.take();
+            self.take_back(commit, &mut world);
+            if let Some(told) = told {
+                let _ = told.send(Err(Error::Stuck));
+            }
+        }
+    }
+
+    /// Nobody waits for these any more.
+    fn settle_taken_back(&self, commits: &[Commit]) {
         let numbers = || {
             commits
                 .iter()
@@ -383,18 +438,16 @@ impl Shared {
         if let (Some(first), Some(last)) = (numbers().min(), numbers().max()) {
             self.progress.taken_back(first, last);
         }
-        for mut commit in commits.into_iter().rev() {
-            let told = commit.told.take();
-            for change in commit.undo(&mut world) {
-                if let Change::Page(uid) = change {
-                    // Whoever wrote it may not have waited, and go by what it said.
-                    let _ = self.changes.send(Change::Vm(uid));
-                }
-                let _ = self.changes.send(change);
+    }
+
+    /// The world goes back to what it was before a commit that was the last one.
+    fn take_back(&self, commit: Commit, world: &mut World) {
+        for change in commit.undo(world) {
+            if let Change::Page(uid) = change {
+                // Whoever wrote it may not have waited, and go by what it said.
+                let _ = self.changes.send(Change::Vm(uid));
             }
-            if let Some(told) = told {
-                let _ = told.send(Err(why()));
-            }
+            let _ = self.changes.send(change);
         }
     }
 }
@@ -403,7 +456,7 @@ impl Commit {
     /// Of keys and values.
     fn bytes(&self) -> usize {
         let value = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
-        let writes = self.writes.iter();
+        let writes = self.batch.entries.iter();
         writes.map(|(key, of)| key.len() + value(of)).sum()
     }
 

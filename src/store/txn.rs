@@ -24,6 +24,33 @@ pub struct Txn<'w> {
     writes: Vec<Write>,
     undo: Vec<Undo>,
     changes: Vec<Change>,
+    kind: Kind,
+    condemned: Vec<Uid>,
+    buried: Vec<Uid>,
+    begins: bool,
+}
+
+/// Whether a transaction decides something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It says what was found. After a crash it would be found again, so memory keeps it while nothing can be written.
+    Observation,
+    /// It says what is to be, or that a stage may touch the host: acknowledged only when it is on stable storage.
+    Intent,
+}
+
+/// A finished transaction.
+pub(super) struct Finished {
+    pub(super) writes: Vec<Write>,
+    pub(super) undo: Vec<Undo>,
+    pub(super) changes: Vec<Change>,
+    pub(super) kind: Kind,
+    /// VMs that are to be removed from now on.
+    pub(super) condemned: Vec<Uid>,
+    /// VMs whose removal is complete.
+    pub(super) buried: Vec<Uid>,
+    /// What was lost is back: from now on the journal is kept.
+    pub(super) begins: bool,
 }
 
 impl<'w> Txn<'w> {
@@ -33,6 +60,10 @@ impl<'w> Txn<'w> {
             writes: Vec::new(),
             undo: Vec::new(),
             changes: Vec::new(),
+            kind: Kind::Observation,
+            condemned: Vec::new(),
+            buried: Vec::new(),
+            begins: false,
         }
     }
 
@@ -92,6 +123,10 @@ impl<'w> Txn<'w> {
     /// Writes a VM.
     pub fn put_vm(&mut self, vm: Vm) -> Result<(), Error> {
         let uid = vm.meta.uid;
+        let before = self.world.vm(uid);
+        if vm.meta.deleting && before.is_none_or(|before| !before.meta.deleting) {
+            self.condemned.push(uid);
+        }
         self.write(format!("vm/{uid}"), Some(&vm))?;
         let (group, index) = (vm.group.clone(), vm.index);
         let name = vm.on_demand.is_some().then(|| vm.meta.name.clone());
@@ -117,6 +152,7 @@ impl<'w> Txn<'w> {
         let Some(vm) = self.world.vms.remove(&uid) else {
             return Ok(());
         };
+        self.buried.push(uid);
         self.write::<()>(format!("vm/{uid}"), None)?;
         let pages = self.world.pages.remove(&uid);
         let vmm_id = self.world.forget_vmm_id(uid);
@@ -239,7 +275,17 @@ impl<'w> Txn<'w> {
         if self.world.page(uid, rung) == Some(&page) {
             return Ok(());
         }
-        self.write(format!("page/{uid}/{rung}"), Some(&page))?;
+        let was_held = self.world.page(uid, rung).is_some_and(|page| page.held);
+        let acquires = page.held && !was_held;
+        self.write_as(
+            if acquires {
+                Kind::Intent
+            } else {
+                Kind::Observation
+            },
+            format!("page/{uid}/{rung}"),
+            Some(&page),
+        )?;
         let pages = self.world.pages.entry(uid).or_default();
         let before = pages.insert(rung, page);
         self.note([Change::Page(uid)], move |world| {
@@ -253,10 +299,29 @@ impl<'w> Txn<'w> {
         if self.world.ground.as_ref() == Some(&ground) {
             return Ok(());
         }
-        self.write("ground".to_owned(), Some(&ground))?;
+        self.write_as(Kind::Observation, "ground".to_owned(), Some(&ground))?;
         let before = self.world.ground.replace(ground);
         self.note([], move |world| world.ground = before);
         Ok(())
+    }
+
+    /// The removal of a VM that has no object is complete: its tombstone has served.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn bury(&mut self, uid: Uid) -> Result<(), Error> {
+        self.buried.push(uid);
+        Ok(())
+    }
+
+    /// What it writes was found on the host, and would be found again.
+    pub(super) fn is_observation(&mut self) {
+        self.kind = Kind::Observation;
+    }
+
+    /// Keeps what a newer version has stored in these objects.
+    pub fn keep_unknown_of(&mut self, world: &World) {
+        self.world.unknown.extend(&world.unknown);
     }
 
     /// What could be recovered of a database that was set aside is in this one now.
@@ -264,6 +329,7 @@ impl<'w> Txn<'w> {
     /// # Errors
     /// [`Error::Write`].
     pub fn end_recovery(&mut self) -> Result<(), Error> {
+        self.begins = true;
         if let Some(before) = self.world.recovery.take() {
             self.write::<()>(RECOVERY_KEY.to_owned(), None)?;
             self.note([], move |world| world.recovery = Some(before));
@@ -277,11 +343,31 @@ impl<'w> Txn<'w> {
         }
     }
 
-    pub(super) fn finish(self) -> (Vec<Write>, Vec<Undo>, Vec<Change>) {
-        (self.writes, self.undo, self.changes)
+    pub(super) fn finish(self) -> Finished {
+        Finished {
+            writes: self.writes,
+            undo: self.undo,
+            changes: self.changes,
+            kind: self.kind,
+            condemned: self.condemned,
+            buried: self.buried,
+            begins: self.begins,
+        }
     }
 
     fn write<T: serde::Serialize>(&mut self, key: String, value: Option<&T>) -> Result<(), Error> {
+        self.write_as(Kind::Intent, key, value)
+    }
+
+    fn write_as<T: serde::Serialize>(
+        &mut self,
+        kind: Kind,
+        key: String,
+        value: Option<&T>,
+    ) -> Result<(), Error> {
+        if kind == Kind::Intent {
+            self.kind = kind;
+        }
         let unknown = &mut self.world.unknown;
         let value = match value {
             Some(value) => Some(

@@ -23,6 +23,13 @@ pub(super) enum Field {
 }
 
 impl Unknown {
+    /// The same of other objects, too.
+    pub fn extend(&mut self, other: &Self) {
+        let others = other.0.iter();
+        self.0
+            .extend(others.map(|(key, fields)| (key.clone(), fields.clone())));
+    }
+
     /// Compares what is stored with what we would write in its place.
     ///
     /// # Errors

@@ -7,13 +7,13 @@
 //! holds its locks, and what came of the batch is known only to who opens the database anew.
 
 use std::io;
+use std::sync::Weak;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use super::Commit;
-use super::database::Batch;
-use super::progress::Number;
+use super::backing::{Batch, joined};
+use super::{Commit, Shared};
 
 /// As many commits as go into one flush.
 const BATCH: usize = 512;
@@ -26,6 +26,9 @@ const COMPANY: Duration = Duration::from_millis(10);
 
 /// After a write that failed, before the next is tried: a disk that was full is full a moment later.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// Between two tries of a disk that could not be written, while nobody asks for a change.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A disk that takes longer than this over a batch is taken to be silent for ever.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -108,50 +111,72 @@ impl Disk {
 }
 
 /// Until every sender is gone: has what has queued written as one batch, and tells everyone. Ends early when the disk falls
-/// silent; `take_back` must see to it that nothing queues any more then.
-pub(super) fn write_commits(
-    disk: Disk,
-    commits: &Receiver<Commit>,
-    written: impl Fn(Number),
-    take_back: impl Fn(Vec<Commit>, &Receiver<Commit>, &Failure),
-) {
-    while let Ok(first) = commits.recv() {
-        let batch = gather(first, commits);
-        let writes = merged(&batch);
+/// silent, or leaves open what is on it.
+pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Weak<Shared>) {
+    while let Some(batch) = next(commits, shared) {
+        let Some(shared) = shared.upgrade() else {
+            break;
+        };
+        // What could not be written before goes first.
+        let pending = shared.pending();
+        let parts = pending
+            .iter()
+            .chain(batch.iter().map(|commit| &commit.batch));
+        let all = joined(parts);
         // One that has nothing to write is there only to be told that all before it is on the disk.
-        let done = match writes.is_empty() {
+        let written = match all.is_empty() && pending.is_none() {
             true => Ok(()),
-            false => disk.write(writes),
+            false => disk.write(all.clone()),
         };
-        let Err(failure) = done else {
-            let last = batch.iter().map(|commit| commit.number).max();
-            // 0 settles nothing.
-            written(last.unwrap_or_default());
-            for told in batch.into_iter().filter_map(|commit| commit.told) {
-                // Whoever asked may have been cancelled; the change stands.
-                let _ = told.send(Ok(()));
+        match written {
+            Ok(()) => {
+                let last = batch.iter().map(|commit| commit.number).max();
+                // 0 settles nothing.
+                shared.progress.written(last.unwrap_or_default());
+                for told in batch.into_iter().filter_map(|commit| commit.told) {
+                    // Whoever asked may have been cancelled; the change stands.
+                    let _ = told.send(Ok(()));
+                }
+                if let Some(pending) = &pending {
+                    shared.recovered(pending);
+                }
             }
-            continue;
-        };
-        match &failure {
-            Failure::Refused(error) => {
-                tracing::error!(%error, "cannot write the state database; the changes are taken back");
-                take_back(batch, commits, &failure);
+            Err(Failure::Refused(error)) => {
+                if !batch.is_empty() {
+                    tracing::error!(%error, "cannot write the state; the changes are taken back");
+                }
+                shared.refused(batch, commits, &error);
+                drop(shared);
                 // Everyone concerned tries again at once.
                 std::thread::sleep(PAUSE);
             }
-            Failure::Unknown(error) => {
+            Err(Failure::Unknown(error)) => {
                 tracing::error!(%error, "what of the last changes is on the state disk is not known; the changes are taken back");
-                return take_back(batch, commits, &failure);
+                return shared.silent(batch, commits);
             }
-            Failure::Silent => {
+            Err(Failure::Silent) => {
                 tracing::error!(patience = ?disk.patience, "the state database does not answer; the changes are taken back");
                 // The thread is left behind: it cannot be called back.
-                return take_back(batch, commits, &failure);
+                return shared.silent(batch, commits);
             }
         }
     }
     disk.end();
+}
+
+/// What is to be written next; nothing, to try again a disk that could not be written. `None`: no sender is left.
+fn next(commits: &Receiver<Commit>, shared: &Weak<Shared>) -> Option<Vec<Commit>> {
+    // Only this thread finds out that nothing can be written.
+    let degraded = shared.upgrade().is_some_and(|s| s.read_only().is_some());
+    if !degraded {
+        let first = commits.recv().ok()?;
+        return Some(gather(first, commits));
+    }
+    match commits.recv_timeout(RETRY) {
+        Ok(first) => Some(gather(first, commits)),
+        Err(RecvTimeoutError::Disconnected) => None,
+        Err(RecvTimeoutError::Timeout) => Some(Vec::new()),
+    }
 }
 
 /// What has queued. As long as nobody waits for any of it, it waits a moment for a change that somebody waits for.
@@ -173,10 +198,4 @@ fn gather(first: Commit, commits: &Receiver<Commit>) -> Vec<Commit> {
         more(&mut batch);
     }
     batch
-}
-
-/// What these commits come to: each key with its last value.
-fn merged(commits: &[Commit]) -> Batch {
-    let writes = commits.iter().flat_map(|commit| &commit.writes);
-    writes.cloned().collect()
 }

@@ -76,6 +76,12 @@ impl Dirs {
         }
     }
 
+    /// What nobody can put back from a copy: the database, and the journal of this boot.
+    pub fn lose_state_and_journal(&self) {
+        std::fs::remove_dir_all(&self.state).unwrap();
+        let _ = std::fs::remove_file(self.run.join(slicectl::store::JOURNAL));
+    }
+
     /// A life that nobody disturbs.
     pub fn live(&self, intent: Intent<'_>) -> End {
         self.run(intent, unprobed(), |_| {}, Until::Rest)

@@ -116,7 +116,7 @@ fn goes(lose: impl FnOnce(&Remains) + Send) {
             dir: only("vm"),
             netns: only("netns"),
         });
-        fs::remove_dir_all(&dirs.state).unwrap();
+        dirs.lose_state_and_journal();
         assert_eq!(dirs.live(Intent::Same), End::Converged);
         assert_eq!(whole(&dirs), empty);
         canaries.assert_alive();

@@ -57,7 +57,7 @@ fn records_of_an_earlier_boot_are_not_taken_for_running_vms() {
         value["boot_id"] = "an earlier one".into();
         std::fs::write(&record, value.to_string()).unwrap();
     }
-    std::fs::remove_dir_all(&dirs.state).unwrap();
+    dirs.lose_state_and_journal();
     kernel::private_sync(|| {
         assert_eq!(dirs.live(Intent::Same), End::Converged);
         assert!(leases(&dirs).is_empty());

@@ -116,7 +116,7 @@ pub fn failing_taking_down(scene: &Scene) {
 pub fn robbed_building(scene: &Scene) {
     sweep(scene, scene.build, |place, at| {
         let end = place.dirs.live_until_killed(place.apply(), at);
-        fs::remove_dir_all(&place.dirs.state).unwrap();
+        place.lose_state(at);
         // By the records alone it comes to rest; then the folder of manifests is read.
         assert_eq!(place.dirs.live(Intent::Same), End::Converged);
         assert_eq!(place.dirs.live(place.apply()), End::Converged);
@@ -130,7 +130,7 @@ pub fn robbed_taking_down(scene: &Scene) {
     sweep(scene, scene.teardown, |place, at| {
         place.build();
         let end = place.dirs.live_until_killed(Intent::Delete(GROUP), at);
-        fs::remove_dir_all(&place.dirs.state).unwrap();
+        place.lose_state(at);
         // What had its record is a VM again: nobody remembers that it was to go.
         assert_eq!(place.dirs.live(Intent::Same), End::Converged);
         place.delete();
@@ -195,6 +195,14 @@ impl Place {
     fn assert_built(&self) {
         same(&whole(&self.dirs), &self.built);
         self.canaries.assert_alive();
+    }
+
+    /// With its copy in the run directory or, every other time, without.
+    fn lose_state(&self, at: usize) {
+        match at % 2 {
+            0 => self.dirs.lose_state_and_journal(),
+            _ => fs::remove_dir_all(&self.dirs.state).unwrap(),
+        }
     }
 
     fn delete(&self) {

@@ -142,7 +142,15 @@ fn a_disk_that_no_vm_wants_is_collected_and_a_kept_one_is_not() {
         house.kill();
         let folder = house.state().join("disks");
         let note = fs::read_to_string(folder.join("web-1.json")).unwrap();
-        for (vm, kept) in [("old-1", "false"), ("old-2", "true")] {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        let of_an_earlier_boot = note.replace(boot.trim(), "an earlier boot");
+        assert_ne!(of_an_earlier_boot, note);
+        // Of this boot, a disk goes only if its VM's deletion is proved.
+        for (vm, kept, note) in [
+            ("old-1", "false", &of_an_earlier_boot),
+            ("old-2", "true", &of_an_earlier_boot),
+            ("new-1", "false", &note),
+        ] {
             let uid = slicectl::api::meta::Uid::random();
             let label = note.split("/vm/").next().unwrap();
             let rest = note.split_once("\",").unwrap().1;
@@ -162,7 +170,11 @@ fn a_disk_that_no_vm_wants_is_collected_and_a_kept_one_is_not() {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
+        let gc = house.ctl("gc --dry-run");
+        assert!(gc.contains("new-1") && gc.contains("no tombstone"), "{gc}");
         let expected = [
+            "new-1.img",
+            "new-1.json",
             "notes.json",
             "old-2.img",
             "old-2.json",

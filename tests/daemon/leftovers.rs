@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 use slicectl::host::process::{self, Identity, Life};
 
 use super::guests::{guest_dir, kernel, pids};
-use crate::support::house::{House, inhabited, slots};
+use crate::support::house::{self, House, inhabited, slots};
 use crate::support::kernel::{Canaries, run};
 
-/// Slots that no daemon knows any more: the database is gone and one slot's record with it.
+/// Slots that no daemon knows any more: the database is gone with its journal, and one slot's record with them.
 fn forgotten(house: &mut House) -> String {
     house.apply(&slots(2, ""));
     let lost = house.place("sandbox-1");
     house.kill();
     std::fs::remove_dir_all(house.state()).unwrap();
+    std::fs::remove_file(house.run.join(slicectl::store::JOURNAL)).unwrap();
     std::fs::remove_file(house.run.join("vm").join(&lost.uid).join("record.json")).unwrap();
     lost.link
 }
@@ -108,6 +109,104 @@ fn the_empty_file_that_a_namespace_was_mounted_on_goes_with_its_vm() {
     });
 }
 
+/// Whatever has lost a VM's object: as long as there is a record of this boot, only a tombstone lets anything of it be removed.
+#[test]
+fn what_has_a_record_of_this_boot_is_adopted_and_not_removed_unless_its_deletion_is_proved() {
+    for (what, tombstone, journal, is_kept) in [
+        ("no object", false, false, true),
+        ("no object, and a journal", false, true, true),
+        ("no object, and a tombstone", true, false, false),
+    ] {
+        inhabited(|mut house| {
+            let canaries = Canaries::release();
+            house.save("sandbox.yaml", &slots(2, "drop: [10.0.0.0/8]"));
+            house.ctl("wait hg/sandbox --for ready --timeout 20s");
+            // An older state, of when there was nothing.
+            let place = house.place("sandbox-1");
+            let before = house::world_to_the_last_handle();
+            house.kill();
+            std::fs::remove_dir_all(house.state()).unwrap();
+            std::fs::create_dir(house.state()).unwrap();
+            let _ = std::fs::remove_file(house.run.join("state.seal"));
+            if !journal {
+                std::fs::remove_file(house.run.join(slicectl::store::JOURNAL)).unwrap();
+            }
+            if tombstone {
+                bury(&house, &place.uid);
+            }
+            house.start();
+            house.ctl("wait hg/sandbox --for ready --timeout 20s");
+            assert_eq!(house.vms(), ["sandbox-1", "sandbox-2"], "{what}");
+            let uid = house.place("sandbox-1").uid;
+            assert_eq!(uid == place.uid, is_kept, "{what}");
+            if is_kept {
+                assert_eq!(house::world_to_the_last_handle(), before, "{what}");
+                assert!(!house.messages("ground", "Adopted").is_empty(), "{what}");
+                assert!(!house.messages("ground", "StateLost").is_empty(), "{what}");
+            }
+            house.until("no tombstone is left", || {
+                (!house.run.join(slicectl::store::TOMBSTONES).exists()).then_some(())
+            });
+            canaries.assert_alive();
+        });
+    }
+}
+
+/// As the store writes it.
+fn bury(house: &House, uid: &str) {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let text = format!("{} {uid}", boot.trim());
+    let hash = blake3::hash(text.as_bytes()).to_hex();
+    let path = house.state().join(slicectl::store::TOMBSTONES);
+    std::fs::write(path, format!("{text} {hash}\n")).unwrap();
+}
+
+#[test]
+fn a_record_that_cannot_be_read_keeps_what_it_tells_of_and_gc_says_so() {
+    inhabited(|mut house| {
+        house.apply(&slots(1, ""));
+        let place = house.place("sandbox-1");
+        house.kill();
+        std::fs::remove_dir_all(house.state()).unwrap();
+        std::fs::remove_file(house.run.join(slicectl::store::JOURNAL)).unwrap();
+        let record = house.run.join("vm").join(&place.uid).join("record.json");
+        std::fs::write(&record, "{\"boot_id\": 7}").unwrap();
+        house.start();
+        let gc = house.ctl("gc");
+        assert!(
+            gc.contains("is not removed") && gc.contains("its record cannot be read"),
+            "{gc}"
+        );
+        house.stays(std::time::Duration::from_millis(500), || {
+            run("ip -o link").contains(&place.link)
+        });
+        assert!(run("ip -o link").contains(&place.link));
+        assert!(!house.messages("", "OrphanKept").is_empty());
+    });
+}
+
+/// A crash between the tombstone and the database: nobody was told that the VM is deleted, and it is not.
+#[test]
+fn a_tombstone_of_a_vm_that_the_database_has_is_withdrawn_at_the_start() {
+    inhabited(|mut house| {
+        house.apply(&slots(1, ""));
+        let place = house.place("sandbox-1");
+        house.kill();
+        bury(&house, &place.uid);
+        house.start();
+        house.ctl("wait hg/sandbox --for ready --timeout 20s");
+        assert_eq!(house.place("sandbox-1").uid, place.uid);
+        assert!(!house.state().join(slicectl::store::TOMBSTONES).exists());
+        // It proves nothing any more, whatever happens to the database.
+        house.kill();
+        std::fs::remove_dir_all(house.state()).unwrap();
+        std::fs::remove_file(house.run.join(slicectl::store::JOURNAL)).unwrap();
+        house.start();
+        house.ctl("wait hg/sandbox --for ready --timeout 20s");
+        assert_eq!(house.place("sandbox-1").uid, place.uid);
+    });
+}
+
 fn guests(count: u32) -> String {
     let initrd = guest_dir().join("initrd");
     let qemu = format!(
@@ -166,7 +265,7 @@ fn orphan(house: &mut House) -> Identity {
     house.kill();
     std::fs::remove_dir_all(house.state()).unwrap();
     std::fs::remove_file(house.conf().join("sandbox.yaml")).unwrap();
-    run("umount -l /run/slice/vm/*/vmm; rm -rf /run/slice/vm");
+    run("umount -l /run/slice/vm/*/vmm; rm -rf /run/slice/vm /run/slice/state.journal");
     identity
 }
 

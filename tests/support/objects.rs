@@ -64,6 +64,7 @@ pub fn plugged(network: &str) -> VmSpec {
 /// A group as `slicectl apply` makes it.
 pub fn group(name: &str, count: u32, template: VmSpec) -> HostGroup {
     HostGroup {
+        adopted: false,
         meta: Meta::new(self::name(name), Timestamp::UNIX_EPOCH),
         origin: Origin::Apply,
         spec: HostGroupSpec {

@@ -114,9 +114,23 @@ pub struct Leftover {
     pub thing: String,
     /// Who left it: `vm/sandbox-1@<uid>`, `ground`.
     pub owner: String,
+    /// Why it is not removed; none: it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<String>,
     /// Why it is still there, if it was to be removed and is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub still_there: Option<String>,
+}
+
+impl Leftover {
+    /// The same, not to be removed.
+    #[must_use]
+    pub fn kept(self, why: &str) -> Self {
+        Self {
+            kept: Some(why.to_owned()),
+            ..self
+        }
+    }
 }
 
 /// One thing that `doctor` looked at.

@@ -30,7 +30,7 @@ use crate::host;
 use crate::host::image::{Edition, Progress};
 use crate::owner::Label;
 
-pub use observe::{claimed, kept};
+pub use observe::{claimed, is_of_boot, kept};
 pub use plan::remark;
 
 /// Hands for one run.

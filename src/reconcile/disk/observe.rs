@@ -8,7 +8,7 @@ use super::{Desired, Lies, Observed, Record};
 use crate::api::meta::Name;
 use crate::host::image::{self, Found};
 use crate::host::{Error, fs};
-use crate::owner::Label;
+use crate::owner::{Label, Owner};
 
 pub(super) fn observe(desired: &Desired) -> Result<Observed, Error> {
     let disk = match image::look_at_ours(&desired.disk())? {
@@ -55,6 +55,15 @@ pub fn claimed(dir: &Path, named: &HashSet<Name>) -> Result<Vec<Label>, Error> {
         }
     }
     Ok(labels)
+}
+
+/// Whether this label's disk, or the note on it, is of this boot of the host.
+pub fn is_of_boot(dir: &Path, label: &Label, boot: &str) -> Result<bool, Error> {
+    let Owner::Vm { name, .. } = &label.owner else {
+        return Ok(false);
+    };
+    let record = read(&dir.join(format!("{name}.json")))?;
+    Ok(record.is_some_and(|record| record.label == *label && record.boot == boot))
 }
 
 fn read(path: &Path) -> Result<Option<Record>, Error> {

@@ -176,16 +176,26 @@ impl Engine {
 
     /// Every key that an object stands for: something may have happened anywhere.
     pub fn nudge_everything(&self) {
-        let keys: Vec<Key> = self.store.read(|world| {
+        for key in self.keys() {
+            self.waker.nudge(key);
+        }
+    }
+
+    /// The same, and backoffs are over: what failed may succeed now.
+    pub fn renew_everything(&self) {
+        for key in self.keys() {
+            self.waker.renew(key);
+        }
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        self.store.read(|world| {
             let groups = world
                 .groups()
                 .map(|group| Key::Group(group.meta.name.clone()));
             let vms = world.vms().map(|vm| Key::Vm(vm.meta.uid));
             [Key::Ground].into_iter().chain(groups).chain(vms).collect()
-        });
-        for key in keys {
-            self.waker.nudge(key);
-        }
+        })
     }
 
     /// Every VM is Ready or down as it is to be, every group has the VMs it wants, and the ground is firm.

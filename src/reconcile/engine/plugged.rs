@@ -102,10 +102,12 @@ impl Engine {
             networks.collect()
         });
         let networks: Vec<String> = networks.into_iter().collect();
-        let living = || {
+        let known = || {
             self.store
-                .read(|world| world.vms().map(|vm| vm.meta.uid).collect())
+                .read(|world| world.vms().map(|vm| vm.meta.uid).collect::<BTreeSet<_>>())
         };
+        // What was lost is not what was deleted.
+        let living = || &known() | &self.protected();
         let swept = cni::sweep(&self.cni, &self.instance, &living, &networks).await;
         for failure in &swept.failures {
             warn!(

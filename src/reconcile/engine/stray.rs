@@ -14,10 +14,11 @@ use super::{Engine, Key};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::rung::LADDER;
+use crate::clock;
 use crate::host::{self, fs, link, neigh};
 use crate::owner::{self, Label};
-use crate::reconcile::adopt::is_orphan;
 use crate::reconcile::net::cni::INTENT;
+use crate::reconcile::orphans::{Verdict, is_orphan};
 use crate::runtime::queue::Outcome;
 use crate::store;
 
@@ -63,7 +64,7 @@ impl Engine {
             tokio::time::timeout(PATIENCE, removal)
         };
         let told = futures::future::join_all(orphans.iter().map(ask)).await;
-        let left = self.strays().await?;
+        let left = self.orphans(clock::now()).await?.removable;
         let removed = |(label, told): (&Label, _)| {
             let removed = match (left.contains(label), told) {
                 (false, _) => Ok(()),
@@ -83,6 +84,25 @@ impl Engine {
             return Ok(Outcome::Converged);
         }
         let object = label.to_string();
+        match self.judge_orphan(label) {
+            Ok(Verdict::Remove) => {}
+            Ok(Verdict::Adopt(record)) => {
+                self.adopt_again(*record, clock::now()).await?;
+                self.removals.answer(label, &Ok(()));
+                return Ok(Outcome::Converged);
+            }
+            Ok(Verdict::Keep(why)) => {
+                self.tell_kept(label, &why, clock::now());
+                self.removals.answer(label, &Err(why));
+                return Ok(Outcome::Converged);
+            }
+            Err(error) => {
+                let message = format!("{error}: {}", error.source);
+                self.note(EventType::Warning, &object, "ObserveFailed", &message);
+                self.removals.answer(label, &Err(message));
+                return Ok(Outcome::Failed);
+            }
+        }
         let (outcome, removed) = match self.take_down_orphan(label).await {
             Ok(()) => {
                 info!(%label, "removed what nothing wants");
@@ -118,6 +138,12 @@ impl Engine {
                 self.take_down(rung, label, standing).await?;
             }
         }
+        self.store
+            .write_behind(|txn| txn.bury(owner::uid_of(label)))
+            .map_err(|error: store::Error| Stuck {
+                found: (Status::Unknown, Reason::StateNotWritable, error.to_string()),
+                outcome: Outcome::Failed,
+            })?;
         Ok(())
     }
 

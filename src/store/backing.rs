@@ -1,0 +1,232 @@
+//! Where a batch goes, in this order: tombstones, the journal in the run directory, the database. The only thing that the
+//! disk thread owns.
+//! Not here: what follows from a batch that was refused.
+//!
+//! # Why
+//! The tombstone must be there when the database says that a VM goes (see [`super::tombstones`]). The journal comes before the
+//! database because an acknowledged change must be in both, and an append in memory can be cut off again where a synced
+//! database cannot.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::database::Database;
+use super::journal::{Entries, Journal};
+use super::load::{MARK_KEY, RECOVERY_KEY};
+use super::open::{self, Opened};
+use super::readonly;
+use super::seal::RunCopy;
+use super::tombstones::Tombstones;
+use super::writer::Failure;
+use crate::api::meta::Uid;
+
+/// What is written at once: each key with its last value.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Batch {
+    pub(super) entries: Entries,
+    /// VMs that are to be removed from now on.
+    pub(super) condemned: Vec<Uid>,
+    /// VMs whose removal is complete.
+    pub(super) buried: Vec<Uid>,
+    /// What was lost is back: from now on the journal is kept.
+    pub(super) begins: bool,
+}
+
+/// The files behind a store.
+pub(super) struct Backing {
+    /// The state directory.
+    dir: PathBuf,
+    seal: Option<RunCopy>,
+    /// None: it could not be written, and is opened again before the next write.
+    database: Option<Database>,
+    journal: Option<Journal>,
+    /// While the state that was lost is put back, the journal is what it is put back from.
+    keeps_journal: bool,
+    tombstones: Tombstones,
+    /// A batch was refused: the next one is tried only when there is room for more than that.
+    was_refused: bool,
+}
+
+impl Backing {
+    pub(super) fn new(
+        dir: &Path,
+        seal: Option<&RunCopy>,
+        database: Option<Database>,
+        journal: Option<Journal>,
+        tombstones: Tombstones,
+    ) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            seal: seal.cloned(),
+            database,
+            journal,
+            keeps_journal: false,
+            tombstones,
+            was_refused: false,
+        }
+    }
+
+    /// Whether the journal is written from now on.
+    pub(super) fn journal_from_now(&mut self, keeps: bool) {
+        self.keeps_journal |= keeps;
+    }
+
+    /// Makes a batch durable, all of it or none.
+    ///
+    /// # Errors
+    /// [`Failure`], with words that name the file.
+    pub(super) fn write(&mut self, batch: &Batch) -> Result<(), Failure> {
+        if self.was_refused {
+            self.probe().map_err(Failure::Refused)?;
+        }
+        let mut database = match self.database.take() {
+            Some(database) => database,
+            None => self.reopen()?,
+        };
+        let written = self.write_all(&mut database, batch);
+        // sled 0.34 refuses everything after an error of its file; a new instance finds what became durable.
+        if !matches!(written, Err(Refused::ByTheDatabase(_))) {
+            self.database = Some(database);
+        }
+        self.was_refused = written.is_err();
+        written.map_err(|refused| match refused {
+            Refused::Before(why) => Failure::Refused(why),
+            Refused::ByTheDatabase(Failure::Refused(why)) => {
+                Failure::Refused(format!("{}: {why}", self.path().display()))
+            }
+            Refused::ByTheDatabase(failure) => failure,
+        })
+    }
+
+    fn write_all(&mut self, database: &mut Database, batch: &Batch) -> Result<(), Refused> {
+        self.journal_from_now(batch.begins);
+        self.tombstones
+            .put(&batch.condemned)
+            .map_err(Refused::Before)?;
+        let written = self.write_both(database, batch);
+        let served: Vec<Uid> = match &written {
+            Ok(()) => {
+                let buried = batch.buried.iter().copied();
+                buried.filter(|uid| !self.has_run_dir(*uid)).collect()
+            }
+            Err(_) => batch.condemned.clone(),
+        };
+        // What is left in the files is of uids that are never used again.
+        if let Err(why) = self.tombstones.withdraw(&served) {
+            tracing::warn!(%why, "cannot take tombstones back");
+        }
+        written
+    }
+
+    fn write_both(&mut self, database: &mut Database, batch: &Batch) -> Result<(), Refused> {
+        let mut journal = self.journal.as_mut().filter(|_| self.keeps_journal);
+        let pending = match &mut journal {
+            Some(journal) => {
+                let whole = || content(database);
+                let appended = journal.append(&batch.entries, whole);
+                Some(appended.map_err(Refused::Before)?)
+            }
+            None => None,
+        };
+        let written = match batch.entries.is_empty() {
+            true => database.touch(),
+            false => database.write(batch.entries.clone()),
+        };
+        match (written, journal.zip(pending)) {
+            (Ok(()), Some((journal, pending))) => journal.confirm(pending).map_err(Refused::Before),
+            (Ok(()), None) => Ok(()),
+            (Err(failure), pending) => {
+                if let Some((journal, pending)) = pending {
+                    journal.roll_back(pending);
+                }
+                Err(Refused::ByTheDatabase(failure))
+            }
+        }
+    }
+
+    /// Opens again a database that could not be written, once there is room. One that turns out damaged is filled from the journal.
+    fn reopen(&mut self) -> Result<Database, Failure> {
+        self.probe().map_err(Failure::Refused)?;
+        let found = open::open(&self.dir, self.seal.as_ref())
+            .map_err(|error| Failure::Refused(error.to_string()))?;
+        let mut database = found.database;
+        if found.opened == Opened::Existing {
+            return Ok(database);
+        }
+        let known = match self.journal.as_ref().map(Journal::read) {
+            Some(Ok(Some(known))) => known,
+            Some(Err(why)) => {
+                tracing::error!(%why, "a damaged database cannot be filled again");
+                BTreeMap::new()
+            }
+            Some(Ok(None)) | None => BTreeMap::new(),
+        };
+        let mut entries: Entries = known
+            .into_iter()
+            .map(|(key, value)| (key, Some(value)))
+            .collect();
+        entries.insert(RECOVERY_KEY.to_owned(), None);
+        database.write(entries)?;
+        Ok(database)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join("db")
+    }
+
+    /// Its removal left something, or it was never looked at: the tombstone is what lets that be removed.
+    fn has_run_dir(&self, uid: Uid) -> bool {
+        self.tombstones.has_run_dir(uid)
+    }
+
+    /// Whether there is room for a change.
+    ///
+    /// # Errors
+    /// In words that name the file.
+    pub(super) fn probe(&self) -> Result<(), String> {
+        readonly::probe(&self.dir)
+            .map_err(|error| format!("{}: {error}", self.path().display()))?;
+        self.journal.as_ref().map_or(Ok(()), Journal::probe)
+    }
+}
+
+/// By whom a batch was refused.
+enum Refused {
+    /// By something before the database.
+    Before(String),
+    /// By the database.
+    ByTheDatabase(Failure),
+}
+
+/// What the database has, for the journal.
+fn content(database: &Database) -> Result<BTreeMap<String, Vec<u8>>, String> {
+    let mut all = BTreeMap::new();
+    for (key, value) in database.content()? {
+        let key = String::from_utf8(key).map_err(|error| error.to_string())?;
+        all.insert(key, value);
+    }
+    all.remove(MARK_KEY);
+    Ok(all)
+}
+
+impl Batch {
+    /// It asks for nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+            && self.condemned.is_empty()
+            && self.buried.is_empty()
+            && !self.begins
+    }
+}
+
+/// What these batches come to.
+pub(super) fn joined<'b>(batches: impl IntoIterator<Item = &'b Batch>) -> Batch {
+    let mut all = Batch::default();
+    for batch in batches {
+        all.entries.extend(batch.entries.clone());
+        all.condemned.extend(&batch.condemned);
+        all.buried.extend(&batch.buried);
+        all.begins |= batch.begins;
+    }
+    all
+}

@@ -1,0 +1,377 @@
+//! A copy of the database in the run directory, for this boot: one file in memory (tmpfs), to which every batch is appended
+//! before it is written to the state disk. A daemon whose database is damaged or gone reads it and has lost nothing.
+//! Not here: the database; records of single VMs, which are what is left when this file is damaged, too.
+//!
+//! # Format
+//! One line a batch: 64 hexadecimal digits, a blank, JSON. The digits are the BLAKE3 hash of the line before, so that
+//! no line can be missing from the middle, and of the JSON. The first line names the format and the boot. A last line that is not
+//! whole is of a daemon that was killed while it wrote it: nobody was told that it is stored.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::disk::Pair;
+use super::{Recalled, load};
+
+/// The file's name, in the run directory.
+pub const JOURNAL: &str = "state.journal";
+
+const FORMAT: u32 = 1;
+
+/// It is written anew when it is this long, and [`GROWTH`] times as long as when it was last.
+const LONG: u64 = 4 << 20;
+const GROWTH: u64 = 4;
+
+/// Keys with their values; `None` removes one.
+pub(super) type Entries = BTreeMap<String, Option<Vec<u8>>>;
+
+/// So much must be free in the run directory, too.
+const ROOM: usize = 64 << 10;
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    boot: String,
+}
+
+/// The file, written by the one thread that writes the database.
+pub(super) struct Journal {
+    path: PathBuf,
+    boot: String,
+    /// None: what is in the file is not known to be what the database says.
+    open: Option<Open>,
+}
+
+pub(super) struct Open {
+    file: File,
+    length: u64,
+    /// After it was last written anew.
+    started: u64,
+    last: blake3::Hash,
+}
+
+/// An append that the database has not confirmed.
+pub(super) enum Pending {
+    /// To be cut off again: where to, and the line before.
+    Appended(u64, blake3::Hash),
+    /// A whole new file, beside the old one.
+    Draft(Open),
+}
+
+impl Journal {
+    /// The journal of this boot in that directory.
+    pub(super) fn new(run_dir: &Path, boot: &str) -> Self {
+        Self {
+            path: run_dir.join(JOURNAL),
+            boot: boot.to_owned(),
+            open: None,
+        }
+    }
+
+    /// What an earlier daemon of this boot has written: every key with its last value. `None`: there is none of this boot.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged.
+    pub(super) fn read(&self) -> Result<Option<BTreeMap<String, Vec<u8>>>, String> {
+        let fail = |why: &dyn std::fmt::Display| format!("{}: {why}", self.path.display());
+        let text = match fs::read(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(fail(&error)),
+        };
+        let mut lines = text.split_inclusive(|byte| *byte == b'\n');
+        let mut last = blake3::hash(b"");
+        let header = lines.next().and_then(|line| unwrap(line, &mut last));
+        let header = header.ok_or_else(|| fail(&"its first line is damaged"))?;
+        let header: Header = serde_json::from_slice(header).map_err(|e| fail(&e))?;
+        if header.format != FORMAT {
+            return Err(fail(&format!("its format is {}", header.format)));
+        }
+        if header.boot != self.boot {
+            return Ok(None);
+        }
+        let mut all = BTreeMap::new();
+        for line in lines {
+            if !line.ends_with(b"\n") {
+                break;
+            }
+            let batch = unwrap(line, &mut last).ok_or_else(|| fail(&"a line is damaged"))?;
+            let batch: BTreeMap<String, Option<String>> =
+                serde_json::from_slice(batch).map_err(|e| fail(&e))?;
+            for (key, value) in batch {
+                match value {
+                    Some(value) => all.insert(key, value.into_bytes()),
+                    None => all.remove(&key),
+                };
+            }
+        }
+        Ok(Some(all))
+    }
+
+    /// The same as a world.
+    pub(super) fn recall(&self) -> Recalled {
+        let all = match self.read() {
+            Ok(Some(all)) => all,
+            Ok(None) => return Recalled::Nothing,
+            Err(why) => return Recalled::Unreadable(why),
+        };
+        let pairs: Vec<Pair> = all
+            .into_iter()
+            .map(|(key, value)| (key.into_bytes(), value))
+            .collect();
+        match load::world(&pairs) {
+            Ok(world) => Recalled::World(Box::new(world)),
+            Err(why) => Recalled::Unreadable(format!("{}: {why}", self.path.display())),
+        }
+    }
+
+    /// Whether a file can be written beside it.
+    pub(super) fn probe(&self) -> Result<(), String> {
+        let probe = self.path.with_extension("probe");
+        let written = fs::write(&probe, [0; ROOM]);
+        let _ = fs::remove_file(&probe);
+        written.map_err(|error| self.refusal(&error))
+    }
+
+    /// Writes a batch. `whole` tells what the database has, for a file that must be written anew.
+    ///
+    /// # Errors
+    /// In words; the file is as it was.
+    pub(super) fn append(
+        &mut self,
+        batch: &Entries,
+        whole: impl FnOnce() -> Result<BTreeMap<String, Vec<u8>>, String>,
+    ) -> Result<Pending, String> {
+        let full = |open: &Open| open.length > LONG && open.length > GROWTH * open.started;
+        match self.open.as_mut().filter(|open| !full(open)) {
+            Some(open) => {
+                let before = Pending::Appended(open.length, open.last);
+                match open.push(&text(batch)) {
+                    Ok(()) => Ok(before),
+                    Err(error) => {
+                        self.roll_back(before);
+                        Err(self.refusal(&error))
+                    }
+                }
+            }
+            None => {
+                let mut entries: Entries =
+                    whole()?.into_iter().map(|(k, v)| (k, Some(v))).collect();
+                entries.extend(batch.clone());
+                entries.retain(|_, value| value.is_some());
+                let draft = self.draft(&entries).map_err(|error| {
+                    let _ = fs::remove_file(self.draft_path());
+                    self.refusal(&error)
+                })?;
+                Ok(Pending::Draft(draft))
+            }
+        }
+    }
+
+    /// The database has it, too.
+    ///
+    /// # Errors
+    /// In words: the new file cannot take the old one's place.
+    pub(super) fn confirm(&mut self, pending: Pending) -> Result<(), String> {
+        let Pending::Draft(open) = pending else {
+            return Ok(());
+        };
+        fs::rename(self.draft_path(), &self.path).map_err(|error| self.refusal(&error))?;
+        self.open = Some(open);
+        Ok(())
+    }
+
+    /// The database does not have it.
+    pub(super) fn roll_back(&mut self, pending: Pending) {
+        match pending {
+            Pending::Draft(_) => {
+                let _ = fs::remove_file(self.draft_path());
+            }
+            Pending::Appended(length, last) => {
+                let cut = self.open.as_mut().map(|open| {
+                    (open.length, open.last) = (length, last);
+                    open.file.set_len(length)
+                });
+                if !matches!(cut, Some(Ok(()))) {
+                    self.open = None;
+                }
+            }
+        }
+    }
+
+    fn draft(&self, entries: &Entries) -> io::Result<Open> {
+        let path = self.draft_path();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let file = OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        let mut open = Open {
+            file,
+            length: 0,
+            started: 0,
+            last: blake3::hash(b""),
+        };
+        let header = Header {
+            format: FORMAT,
+            boot: self.boot.clone(),
+        };
+        open.push(&serde_json::to_vec(&header).map_err(io::Error::other)?)?;
+        open.push(&text(entries))?;
+        open.started = open.length;
+        Ok(open)
+    }
+
+    fn draft_path(&self) -> PathBuf {
+        self.path.with_extension("journal.new")
+    }
+
+    fn refusal(&self, error: &io::Error) -> String {
+        format!("{}: {error}", self.path.display())
+    }
+}
+
+impl Open {
+    fn push(&mut self, json: &[u8]) -> io::Result<()> {
+        let hash = link(&self.last, json);
+        let mut line = Vec::with_capacity(json.len() + 66);
+        line.extend_from_slice(hash.to_hex().as_bytes());
+        line.push(b' ');
+        line.extend_from_slice(json);
+        line.push(b'\n');
+        self.file.write_all(&line)?;
+        self.length += line.len() as u64;
+        self.last = hash;
+        Ok(())
+    }
+}
+
+/// Values are JSON already, and so text.
+fn text(entries: &Entries) -> Vec<u8> {
+    let entries: BTreeMap<&str, Option<std::borrow::Cow<'_, str>>> = entries
+        .iter()
+        .map(|(key, value)| {
+            let value = value.as_deref().map(String::from_utf8_lossy);
+            (key.as_str(), value)
+        })
+        .collect();
+    serde_json::to_vec(&entries).unwrap_or_default()
+}
+
+fn link(last: &blake3::Hash, json: &[u8]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(last.as_bytes());
+    hasher.update(json);
+    hasher.finalize()
+}
+
+/// A line's JSON, if it is whole and follows `last`.
+fn unwrap<'l>(line: &'l [u8], last: &mut blake3::Hash) -> Option<&'l [u8]> {
+    let line = line.strip_suffix(b"\n")?;
+    let (hash, json) = line.split_at_checked(64)?;
+    let json = json.strip_prefix(b" ")?;
+    let expected = link(last, json);
+    // Byte for byte: a hash has more than one spelling in digits of both cases.
+    if hash != expected.to_hex().as_bytes() {
+        return None;
+    }
+    *last = expected;
+    Some(json)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(of: &[(&str, Option<&str>)]) -> Entries {
+        of.iter()
+            .map(|(key, value)| ((*key).to_owned(), value.map(|v| v.as_bytes().to_vec())))
+            .collect()
+    }
+
+    fn write(journal: &mut Journal, batch: &[(&str, Option<&str>)]) {
+        let pending = journal.append(&entries(batch), || Ok(BTreeMap::new()));
+        journal.confirm(pending.unwrap()).unwrap();
+    }
+
+    fn shown(journal: &Journal) -> Result<Option<Vec<(String, String)>>, String> {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let read = journal.read()?;
+        Ok(read.map(|all| all.into_iter().map(|(k, v)| (k, text(v))).collect()))
+    }
+
+    #[test]
+    fn it_says_what_was_written_last_for_each_key_and_nothing_that_was_rolled_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::new(dir.path(), "boot");
+        assert_eq!(shown(&journal), Ok(None));
+        write(&mut journal, &[("a", Some("1")), ("b", Some("\"x\\ny\""))]);
+        write(&mut journal, &[("a", Some("2")), ("c", Some("3"))]);
+        let refused = journal.append(&entries(&[("a", Some("9"))]), || unreachable!());
+        journal.roll_back(refused.unwrap());
+        write(&mut journal, &[("c", None)]);
+        let expected = vec![
+            ("a".to_owned(), "2".to_owned()),
+            ("b".to_owned(), "\"x\\ny\"".to_owned()),
+        ];
+        assert_eq!(shown(&journal), Ok(Some(expected)));
+        assert_eq!(shown(&Journal::new(dir.path(), "another boot")), Ok(None));
+    }
+
+    #[test]
+    fn a_torn_last_line_is_left_out_and_every_other_damage_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::new(dir.path(), "boot");
+        for n in 0..5 {
+            write(&mut journal, &[("a", Some(&n.to_string()))]);
+        }
+        let path = dir.path().join(JOURNAL);
+        let whole = fs::read(&path).unwrap();
+        let last = whole[..whole.len() - 1]
+            .iter()
+            .rposition(|b| *b == b'\n')
+            .unwrap();
+        for length in last + 1..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert_eq!(
+                shown(&journal),
+                Ok(Some(vec![("a".to_owned(), "3".to_owned())])),
+                "{length}"
+            );
+        }
+        for at in 0..last {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << (at % 8);
+            fs::write(&path, &damaged).unwrap();
+            assert!(shown(&journal).is_err(), "byte {at}");
+        }
+        // A line that is missing from the middle.
+        let lines: Vec<&[u8]> = whole.split_inclusive(|b| *b == b'\n').collect();
+        fs::write(&path, [lines[0], lines[1], lines[3], lines[4]].concat()).unwrap();
+        assert!(shown(&journal).is_err());
+    }
+
+    #[test]
+    fn it_is_written_anew_before_it_grows_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::new(dir.path(), "boot");
+        let value = "x".repeat(1 << 20);
+        for _ in 0..20 {
+            let whole = || Ok(BTreeMap::from([("a".to_owned(), b"old".to_vec())]));
+            let pending = journal.append(&entries(&[("a", Some(&value))]), whole);
+            journal.confirm(pending.unwrap()).unwrap();
+        }
+        let length = fs::metadata(dir.path().join(JOURNAL)).unwrap().len();
+        assert!(length < 7 << 20, "{length}");
+        assert_eq!(shown(&journal).unwrap().unwrap()[0].1, value);
+    }
+}

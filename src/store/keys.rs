@@ -1,0 +1,76 @@
+//! What the world says for a key of the database.
+//! Not here: reading the database into a world ([`super::load`]).
+
+use super::load::RECOVERY_KEY;
+use super::world::World;
+use crate::api::meta::{Name, Uid};
+use crate::api::rung::Rung;
+
+/// The value of a key as the world has it now; `None`: there is no such object.
+pub(super) fn encode(world: &World, key: &str) -> Option<Vec<u8>> {
+    let (kind, id) = key.split_once('/').unwrap_or((key, ""));
+    let name = || id.parse::<Name>().ok();
+    let uid = || id.parse::<Uid>().ok();
+    let bytes = Bytes { world, key };
+    match kind {
+        "group" => bytes.of(world.groups.get(&name()?)?),
+        "pool" => bytes.of(world.pools.get(&name()?)?),
+        "vm" => bytes.of(world.vms.get(&uid()?)?),
+        "lease" => bytes.of(world.leases.get(&name()?)?),
+        "vmm-id" => bytes.of(world.vmm_ids.get(&uid()?)?),
+        RECOVERY_KEY => bytes.of(world.recovery.as_ref()?),
+        "ground" => bytes.of(world.ground.as_ref()?),
+        "page" => {
+            let (uid, rung) = id.split_once('/')?;
+            let rung: Rung = serde_json::from_str(&format!("\"{rung}\"")).ok()?;
+            bytes.of(world.page(uid.parse().ok()?, rung)?)
+        }
+        _ => None,
+    }
+}
+
+struct Bytes<'w> {
+    world: &'w World,
+    key: &'w str,
+}
+
+impl Bytes<'_> {
+    /// With what a newer version has stored in the object.
+    fn of<T: serde::Serialize>(&self, value: &T) -> Option<Vec<u8>> {
+        self.world.unknown.encode(self.key, value).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::host_group::HostGroup;
+    use crate::store::load;
+
+    #[test]
+    fn what_is_encoded_is_read_back_as_the_same_world() {
+        let group = br#"{"meta":{"name":"web","uid":"11111111-2222-4333-8444-555555555555","generation":2,"created_at":"1970-01-01T00:00:00Z","deleting":false},"origin":{"from":"apply"},"spec":{"count":3,"update":"rolling","template":{"hypervisor":"none","vcpu":1,"ram_bytes":1,"network":{"mode":"isolated","policy":{"allow":[],"drop":[]},"tap_owner":{"uid":0}}}}}"#;
+        let Ok(parsed) = serde_json::from_slice::<HostGroup>(group) else {
+            panic!("the sample is a group");
+        };
+        let pairs = vec![
+            (
+                b"group/web".to_vec(),
+                serde_json::to_vec(&parsed).expect("JSON"),
+            ),
+            (
+                b"vmm-id/11111111-2222-4333-8444-555555555555".to_vec(),
+                b"7".to_vec(),
+            ),
+        ];
+        let world = load::world(&pairs).expect("a world");
+        let encoded = pairs.iter().map(|(key, _)| {
+            let text = std::str::from_utf8(key).expect("a text");
+            (key.clone(), encode(&world, text).expect("it is there"))
+        });
+        let again = load::world(&encoded.collect::<Vec<_>>()).expect("a world");
+        assert_eq!(again.groups, world.groups);
+        assert_eq!(again.vmm_ids, world.vmm_ids);
+        assert_eq!(encode(&world, "group/other"), None);
+    }
+}

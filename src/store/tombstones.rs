@@ -1,0 +1,294 @@
+//! Which VMs are to be removed: written down before the database says so, in a file of its own on the state disk and in another
+//! in the run directory.
+//! Not here: removing anything.
+//!
+//! # Why
+//! A VM whose object is missing from the database was deleted, or the database is damaged. What it has on the host may be removed
+//! only in the first case, so that case must be proved by something that does not go with the database.
+//!
+//! # Order
+//! The tombstone first, then the database, then the answer, then the host. A crash between the first two leaves a
+//! tombstone of a VM that the database has: nobody was told that it is deleted, and the tombstone is withdrawn at the next start.
+//! In the other order a crash would leave a VM that is being removed without the proof that this was asked for.
+//! A tombstone is withdrawn when the removal is complete, and all of them when the host was restarted: nothing of the VMs of an
+//! earlier boot is left.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::api::meta::Uid;
+
+/// The file's name, in the state directory and in the run directory.
+pub const TOMBSTONES: &str = "tombstones";
+
+/// The files are written anew when they have so many lines more than there are tombstones.
+const WASTE: usize = 512;
+
+/// The tombstones of this boot. Cheap to clone: readers see what the writer has made durable.
+#[derive(Clone, Default)]
+pub(super) struct Known(Arc<Mutex<BTreeSet<Uid>>>);
+
+impl Known {
+    pub(super) fn contains(&self, uid: Uid) -> bool {
+        self.lock().contains(&uid)
+    }
+
+    pub(super) fn all(&self) -> Vec<Uid> {
+        self.lock().iter().copied().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<Uid>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The files, written by the one thread that writes the database.
+pub(super) struct Tombstones {
+    boot: String,
+    /// On the state disk, then in the run directory, if there is one.
+    paths: Vec<PathBuf>,
+    run_dir: Option<PathBuf>,
+    known: Known,
+    lines: usize,
+}
+
+impl Tombstones {
+    /// Reads both files. What one of them has lost the other one tells.
+    ///
+    /// # Errors
+    /// One cannot be read. Lines that are damaged are no tombstones.
+    pub(super) fn read(state_dir: &Path, run_dir: Option<&Path>, boot: &str) -> io::Result<Self> {
+        let mut paths = vec![state_dir.join(TOMBSTONES)];
+        paths.extend(run_dir.map(|dir| dir.join(TOMBSTONES)));
+        let (mut known, mut lines) = (BTreeSet::new(), 0);
+        for path in &paths {
+            let text = match fs::read(path) {
+                Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            lines = lines.max(text.lines().filter(|line| !line.is_empty()).count());
+            known.extend(text.lines().filter_map(|found| parse(found, boot)));
+        }
+        Ok(Self {
+            boot: boot.to_owned(),
+            paths,
+            run_dir: run_dir.map(Path::to_owned),
+            known: Known(Arc::new(Mutex::new(known))),
+            lines,
+        })
+    }
+
+    pub(super) fn known(&self) -> Known {
+        self.known.clone()
+    }
+
+    /// Writes tombstones: durable when it returns.
+    ///
+    /// # Errors
+    /// In words; they may be in one of the files, and count for nothing.
+    pub(super) fn put(&mut self, uids: &[Uid]) -> Result<(), String> {
+        let new: Vec<Uid> = uids
+            .iter()
+            .copied()
+            .filter(|uid| !self.known.contains(*uid))
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let text: String = new.iter().map(|uid| line(*uid, &self.boot)).collect();
+        for path in &self.paths {
+            append(path, &text).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        self.lines += new.len();
+        self.known.lock().extend(new);
+        Ok(())
+    }
+
+    /// Takes tombstones back: they prove nothing any more when it returns.
+    ///
+    /// # Errors
+    /// In words.
+    pub(super) fn withdraw(&mut self, uids: &[Uid]) -> Result<(), String> {
+        let (before, left) = {
+            let mut known = self.known.lock();
+            let before = known.len();
+            known.retain(|uid| !uids.contains(uid));
+            (before, known.len())
+        };
+        // A file with lines of VMs that are gone says nothing wrong: uids are never used again.
+        let wasteful = self.lines > left + WASTE || (left == 0 && self.lines > 0);
+        match before != left && wasteful {
+            true => self.rewrite(),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes back what proves nothing any more: a VM lives (its `deleting` is false) after all, or it has no object and no run
+    /// directory, and so its removal is complete; and what an earlier boot has left. The files say it when this returns.
+    ///
+    /// # Errors
+    /// In words.
+    pub(super) fn withdraw_useless(
+        &mut self,
+        deleting: impl Fn(Uid) -> Option<bool>,
+    ) -> Result<(), String> {
+        let keep = |uid: &Uid| match deleting(*uid) {
+            Some(deleting) => deleting,
+            None => self.has_run_dir(*uid),
+        };
+        let kept: BTreeSet<Uid> = self.known.all().into_iter().filter(keep).collect();
+        let changed = kept.len() != self.lines;
+        *self.known.lock() = kept;
+        match changed {
+            true => self.rewrite(),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether something of a VM is in the run directory.
+    pub(super) fn has_run_dir(&self, uid: Uid) -> bool {
+        let dir = self.run_dir.as_ref();
+        dir.is_some_and(|dir| dir.join("vm").join(uid.to_string()).exists())
+    }
+
+    fn rewrite(&mut self) -> Result<(), String> {
+        let uids = self.known.all();
+        let text: String = uids.iter().map(|uid| line(*uid, &self.boot)).collect();
+        for path in &self.paths {
+            replace(path, &text).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        self.lines = uids.len();
+        Ok(())
+    }
+}
+
+/// `<boot> <uid> <hash of both>`
+fn line(uid: Uid, boot: &str) -> String {
+    let text = format!("{boot} {uid}");
+    let hash = blake3::hash(text.as_bytes()).to_hex();
+    format!("{text} {hash}\n")
+}
+
+fn parse(found: &str, boot: &str) -> Option<Uid> {
+    let uid = found.split(' ').nth(1)?.parse().ok()?;
+    (line(uid, boot).trim_end() == found).then_some(uid)
+}
+
+fn append(path: &Path, text: &str) -> io::Result<()> {
+    let is_new = !path.exists();
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)?;
+    let length = file.metadata()?.len();
+    // Whatever a crash has left of a line before ends here.
+    let text = if length == 0 {
+        text.to_owned()
+    } else {
+        format!("\n{text}")
+    };
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_data());
+    if written.is_err() {
+        // Half a line would spoil the next one.
+        let _ = file.set_len(length);
+        return written;
+    }
+    match is_new {
+        true => sync_parent(path),
+        false => Ok(()),
+    }
+}
+
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    if text.is_empty() {
+        return match fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => sync_parent(path),
+        };
+    }
+    let draft = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&draft)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_data()?;
+    fs::rename(&draft, path)?;
+    sync_parent(path)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_file_is_enough_and_another_boot_or_a_damaged_line_proves_nothing() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let read = |boot: &str| {
+            Tombstones::read(dirs[0].path(), Some(dirs[1].path()), boot)
+                .unwrap()
+                .known()
+                .all()
+        };
+        let mut uids = [Uid::random(), Uid::random()];
+        uids.sort();
+        let mut tombs = Tombstones::read(dirs[0].path(), Some(dirs[1].path()), "one").unwrap();
+        tombs.put(&uids).unwrap();
+        assert_eq!(read("one"), uids);
+        assert_eq!(read("two"), []);
+        let path = dirs[0].path().join(TOMBSTONES);
+        let whole = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(read("one"), uids);
+        fs::remove_file(dirs[1].path().join(TOMBSTONES)).unwrap();
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 4;
+            fs::write(&path, &damaged).unwrap();
+            let found = read("one");
+            assert!(found.iter().all(|uid| uids.contains(uid)), "byte {at}");
+            assert!(found.len() < 2, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn the_files_are_gone_when_every_removal_is_complete() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let mut tombs = Tombstones::read(dirs[0].path(), Some(dirs[1].path()), "one").unwrap();
+        let uids = [Uid::random(), Uid::random(), Uid::random()];
+        tombs.put(&uids).unwrap();
+        tombs.withdraw(&uids[..1]).unwrap();
+        assert_eq!(tombs.known().all().len(), 2);
+        // One lives, one is still being deleted.
+        let deleting = |uid| Some(uid == uids[2]);
+        tombs.withdraw_useless(deleting).unwrap();
+        assert_eq!(tombs.known().all(), [uids[2]]);
+        // What has no object is still needed as long as something of it is there.
+        let left = dirs[1].path().join("vm").join(uids[2].to_string());
+        fs::create_dir_all(&left).unwrap();
+        tombs.withdraw_useless(|_| None).unwrap();
+        assert_eq!(tombs.known().all(), [uids[2]]);
+        tombs.withdraw(&uids).unwrap();
+        for dir in &dirs {
+            assert!(!dir.path().join(TOMBSTONES).exists());
+        }
+    }
+}
