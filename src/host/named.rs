@@ -91,8 +91,8 @@ impl Named {
             i128::from(self.stat.st_dev),
             i128::from(self.stat.st_ino),
             i128::from(self.stat.st_size),
-            nanos(self.stat.st_mtime, self.stat.st_mtime_nsec as u64),
-            nanos(self.stat.st_ctime, self.stat.st_ctime_nsec as u64),
+            nanos(self.stat.st_mtime, self.stat.st_mtime_nsec),
+            nanos(self.stat.st_ctime, self.stat.st_ctime_nsec),
         ]
     }
 
@@ -345,11 +345,10 @@ impl Walk {
             return Err(self.not_accepted("a directory", expected(self.kind)));
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
-        let fits = match (kind, self.kind) {
-            (FileType::RegularFile, _) => true,
-            (FileType::BlockDevice, Kind::Image) => true,
-            _ => false,
-        };
+        let fits = matches!(
+            (kind, self.kind),
+            (FileType::RegularFile, _) | (FileType::BlockDevice, Kind::Image)
+        );
         if !fits
             || (self.followed_below && self.kind == Kind::Image && kind != FileType::BlockDevice)
         {

@@ -76,13 +76,13 @@ impl Limit {
     }
 
     /// How fast new ones come.
-    pub fn new(self) -> Rate {
+    pub fn new_rate(self) -> Rate {
         Rate::at_most(self.0 / (4 * BRIEF), self.0 / 2)
     }
 
     /// All entries that a VM can ever have in a table at a time: open ones, and those of TCP that are closed.
     pub fn most_entries(self) -> u32 {
-        let rate = self.new();
+        let rate = self.new_rate();
         self.0 + rate.burst() + rate.per_second() * BRIEF
     }
 }

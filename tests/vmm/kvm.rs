@@ -88,9 +88,7 @@ async fn a_program_decides_for_itself_alone_and_is_tried_again_when_it_is_anothe
     let _ = machines.machine(run.path(), &open(dir.path(), &liar)).await;
     assert_eq!(count(&text()), 3, "the file is another");
     // Of another boot nothing is believed.
-    let other = text()
-        .replace(|c: char| c == '-', "0")
-        .replace("tcg", "kvm");
+    let other = text().replace('-', "0").replace("tcg", "kvm");
     std::fs::write(run.path().join("kvm.json"), other).unwrap();
     let found = Machines::default()
         .machine(run.path(), &open(dir.path(), &liar))

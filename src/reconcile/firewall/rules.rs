@@ -195,11 +195,11 @@ fn allow(limit: Limit) -> Vec<Rule> {
         too_many(new().connlimit(open(limit.all()))),
         new()
             .protocol(Protocol::Tcp)
-            .rate(limit.new())
+            .rate(limit.new_rate())
             .then(Target::Accept),
         too_many(new().protocol(Protocol::Tcp)),
         too_many(new().connlimit(open(limit.other_protocols()))),
-        new().rate(limit.new()).then(Target::Accept),
+        new().rate(limit.new_rate()).then(Target::Accept),
         too_many(new()),
         Rule::when().then(Target::Accept),
     ]

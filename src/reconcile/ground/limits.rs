@@ -74,7 +74,7 @@ pub(super) fn from_vms(carried: &Carried<'_>) -> Vec<Rule> {
     rules.push(tcp.then(Target::Return));
     let others = |sources: Sources<'_>| {
         let limit = sources.connlimit(sources.limit.other_protocols());
-        sources.new().connlimit(limit).then(Target::Drop)
+        sources.new_entries().connlimit(limit).then(Target::Drop)
     };
     rules.extend(sources(carried).into_iter().map(others));
     rules
@@ -153,7 +153,7 @@ struct Sources<'a> {
 
 impl Sources<'_> {
     /// The packets that make an entry.
-    fn new(&self) -> Match {
+    fn new_entries(&self) -> Match {
         self.packets().unconfirmed()
     }
 
@@ -173,8 +173,8 @@ impl Sources<'_> {
         let rate = self.rate(carried);
         let open = self.connlimit(self.limit.all());
         [
-            self.new().connlimit(open).then(Target::Drop),
-            self.new().source_rate(rate).then(Target::Drop),
+            self.new_entries().connlimit(open).then(Target::Drop),
+            self.new_entries().source_rate(rate).then(Target::Drop),
         ]
     }
 
@@ -190,7 +190,7 @@ impl Sources<'_> {
         let (links, prefix, rate) = (
             carried.instance.link_prefix(),
             self.prefix,
-            self.limit.new(),
+            self.limit.new_rate(),
         );
         let (per_second, burst) = (rate.per_second(), rate.burst());
         SourceRate {

@@ -154,7 +154,7 @@ pub async fn boots(qemu: &Named, accel: Accel) -> bool {
         let whole = said
             .split_inclusive('\n')
             .filter(|line| line.ends_with('\n'));
-        whole.into_iter().any(|line| is_answer(line)) || said.contains(STUCK)
+        whole.into_iter().any(is_answer) || said.contains(STUCK)
     };
     match process::query(&query, DEADLINE, enough).await {
         Ok(outcome) => outcome.output.lines().any(is_answer),
