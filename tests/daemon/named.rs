@@ -445,7 +445,8 @@ fn a_vm_whose_files_are_not_allowed_any_more_runs_on_says_so_and_is_not_started_
 /// What the version before this one has left: a disk that belongs to a VMM's user, and a note of that in memory.
 #[test]
 fn a_disk_that_an_earlier_version_has_given_away_is_its_owners_again() {
-    let ways: [(&str, fn(&mut House)); 3] = [
+    type End = fn(&mut House);
+    let ways: [(&str, End); 3] = [
         ("a reboot", reboot),
         ("a delete", |house| {
             drop(house.ctl("delete hostgroup/web --wait"))
