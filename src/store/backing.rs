@@ -1,5 +1,4 @@
-//! Where a batch goes, in this order: tombstones, the journal in the run directory, the database. The only thing that the
-//! disk thread owns.
+//! Where a batch goes, in this order: tombstones, the journal in the run directory, the database.
 //! Not here: what follows from a batch that was refused.
 //!
 //! # Why

@@ -1,5 +1,4 @@
-//! A store whose disk cannot be written: it serves what it knows, keeps what is found out in memory, refuses what is
-//! asked for, and goes on by itself when there is room again.
+//! A store whose disk cannot be written: observations stay in memory, changes are refused, and it recovers by itself.
 //! Not here: trying the disk (the writer); opening a database that cannot be written ([`super::readonly`]).
 //!
 //! # Why

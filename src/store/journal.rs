@@ -1,5 +1,4 @@
-//! A copy of the database in the run directory, for this boot: one file in memory (tmpfs), to which every batch is appended
-//! before it is written to the state disk. A daemon whose database is damaged or gone reads it and has lost nothing.
+//! The journal: a copy, in the run directory and for this boot, of every batch, written before the state disk has it.
 //! Not here: the database; records of single VMs, which are what is left when this file is damaged, too.
 //!
 //! # Format

@@ -1,5 +1,4 @@
-//! Which VMs are to be removed: written down before the database says so, in a file of its own on the state disk and in another
-//! in the run directory.
+//! Which VMs are to be removed: a file on the state disk and one in the run directory, written before the database says so.
 //! Not here: removing anything.
 //!
 //! # Why
