@@ -364,7 +364,10 @@ impl Place {
         match lost {
             Lost::State => std::fs::remove_dir_all(&self.dirs.state).unwrap(),
             Lost::RunDir => {
-                kernel::run(&format!("umount -l {run}/vm/*/vmm; rm -rf {run}/vm"));
+                // The journal of this boot is in the run directory, too: with it nothing would be lost.
+                kernel::run(&format!(
+                    "umount -l {run}/vm/*/vmm; rm -rf {run}/vm {run}/state.*"
+                ));
             }
             Lost::Netns => {
                 kernel::run(&format!(

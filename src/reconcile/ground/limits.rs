@@ -60,9 +60,7 @@ pub(super) fn timeouts(carried: &Carried<'_>) -> Vec<Rule> {
 pub(super) fn from_vms(carried: &Carried<'_>) -> Vec<Rule> {
     let known = [CtState::Established, CtState::Related];
     let mut rules = vec![Rule::when().ctstate(known).then(Target::Return)];
-    let lan = carried.instance.chain("LAN");
-    let to_lan = |network: &Ipv4Network| Rule::when().dst(*network).jump(&lan);
-    rules.extend(carried.limits.on_link.iter().map(to_lan));
+    rules.push(Rule::when().jump(carried.instance.chain("NEAR")));
     for sources in sources(carried) {
         rules.extend(sources.open(carried));
     }
@@ -78,6 +76,17 @@ pub(super) fn from_vms(carried: &Carried<'_>) -> Vec<Rule> {
     };
     rules.extend(sources(carried).into_iter().map(others));
     rules
+}
+
+/// `mangle`: what comes from VMs, by whether its destination is on a link of the host. A chain of its own: the networks of the host
+/// come and go, and a counter starts again when its rule is written again.
+pub(super) fn by_destination(carried: &Carried<'_>) -> Vec<Rule> {
+    let lan = carried.instance.chain("LAN");
+    let to_lan = |network: &Ipv4Network| Rule::when().dst(*network).jump(&lan);
+    let networks = carried.limits.on_link.iter().map(to_lan);
+    networks
+        .chain([Rule::when().then(Target::Return)])
+        .collect()
 }
 
 /// `mangle`: what comes from bridges of ours, but from no subnet on them; such sources count as one.

@@ -14,6 +14,7 @@ use crate::api::network::{Block, Mac};
 use crate::host::link::Link;
 use crate::host::rule::TableName;
 use crate::host::{self, addr, conntrack, cttimeout, link, sysctl};
+use crate::owner::link_group;
 use crate::reconcile::limits::Timeouts;
 use crate::reconcile::net::host_links;
 
@@ -56,7 +57,8 @@ fn observe_timeouts(name: &str) -> Result<Option<Timeouts>, host::Error> {
 }
 
 /// The networks of the host's links that have room for more neighbours than are bounded, and all private ones, of which a host may
-/// have many. An isolated VM's link has its own /30, in which there is nobody else.
+/// have many. An isolated VM's link has its own /30, in which there is nobody else; a small subnet of VMs on a bridge of ours or of
+/// another daemon bounds its neighbours by itself.
 async fn observe_on_link(ground: &Ground) -> Result<BTreeSet<Ipv4Network>, host::Error> {
     let addresses = addr::list(&ground.netlink, addr::Of::All).await?;
     let counts = |net: &Ipv4Network| {
@@ -65,7 +67,12 @@ async fn observe_on_link(ground: &Ground) -> Result<BTreeSet<Ipv4Network>, host:
         let is_alone = net.prefix() >= 31 || net.ip().is_loopback() || is_block;
         !is_alone && (is_private || net.prefix() < 24)
     };
-    let networks = addresses.into_iter().map(|addr| addr.net);
+    let bridges = link::list_bridges(&ground.netlink).await?;
+    let of_vms = |bridge: &&Link| bridge.group == link_group::BRIDGE;
+    let of_vms: BTreeSet<u32> = bridges.iter().filter(of_vms).map(|b| b.index).collect();
+    let is_small = |addr: &addr::Addr| addr.net.prefix() >= 24 && of_vms.contains(&addr.index);
+    let others = addresses.iter().filter(|addr| !is_small(addr));
+    let networks = others.map(|addr| addr.net);
     Ok(networks.filter(counts).map(subnet).collect())
 }
 

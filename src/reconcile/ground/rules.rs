@@ -76,6 +76,7 @@ pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
         (TableName::Raw, "CT", limits::timeouts(carried)),
         (TableName::Mangle, "MSS", isolated(mss())),
         (TableName::Mangle, "LIMIT", limits::from_vms(carried)),
+        (TableName::Mangle, "NEAR", limits::by_destination(carried)),
         (TableName::Mangle, "ODD", limits::odd_sources(carried)),
         (TableName::Mangle, "LAN", limits::to_neighbours(carried)),
         (TableName::Mangle, "LIMITIN", limits::to_vms(carried)),
