@@ -82,7 +82,7 @@ const DAMAGES: [Damage; 16] = [
 
 fn damages(mut house: House, count: usize, seed: u64) {
     let mut dice = Dice::new(seed);
-    let programs = tempfile::tempdir().expect("a directory");
+    let programs = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let mut scene = Scene::new(&house, programs.path());
     scene.build();
     let mut told: BTreeMap<Damage, (usize, usize)> = BTreeMap::new();

@@ -225,7 +225,7 @@ fn make_room(house: &House, what: Full) {
 /// Two slots from a file, a VMM from an apply.
 fn build(house: &House) -> tempfile::TempDir {
     house.save("sandbox.yaml", &slots(2, "drop: [10.0.0.0/8]"));
-    let programs = tempfile::tempdir().unwrap();
+    let programs = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let program = vmm::program(Hypervisor::CloudHypervisor, programs.path()).unwrap();
     let vmm = format!(
         "hypervisor: cloud-hypervisor\n      cloud_hypervisor_bin: {}\n      kernel_file: {}",
