@@ -301,8 +301,9 @@ fn a_port_that_nobody_wants_goes_with_its_neighbour_entry_and_the_others_stay() 
             .unwrap()
             .to_owned();
         house.kill();
-        // Neither the store nor a record knows of the second any more.
+        // Neither the store, nor its journal, nor a record knows of the second any more.
         std::fs::remove_dir_all(house.state()).unwrap();
+        std::fs::remove_file(house.run.join("state.journal")).unwrap();
         std::fs::remove_file(house.run.join("vm").join(&lost).join("record.json")).unwrap();
         house.start();
         house.until("it is gone", || {
