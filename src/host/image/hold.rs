@@ -23,6 +23,14 @@ use crate::host::holders::{self, Holder};
 use crate::host::named::Named;
 use crate::host::{Error, Kind};
 
+/// Between two looks at who has an image.
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(20),
+    Duration::from_millis(40),
+];
+
 /// What for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
@@ -64,6 +72,14 @@ fn take(opened: io::Result<File>, path: &Path, how: Use) -> Result<File, Error> 
         }
         opened => opened.map_err(fail)?,
     };
+    // A child of ours, or of another daemon's, shares every open file until its exec closes them: that is a moment.
+    for pause in PAUSES {
+        match is_free(&file, how) {
+            Ok(true) => return Ok(file),
+            Ok(false) => std::thread::sleep(pause),
+            Err(error) => return Err(fail(error)),
+        }
+    }
     match is_free(&file, how) {
         Ok(true) => Ok(file),
         Ok(false) => Err(busy(in_use(&file))),
