@@ -5,8 +5,6 @@
 mod damage;
 #[path = "store/io_errors.rs"]
 mod io_errors;
-#[path = "store/latency.rs"]
-mod latency;
 #[path = "store/power.rs"]
 mod power;
 #[path = "store/reopen.rs"]
