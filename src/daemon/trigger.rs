@@ -34,6 +34,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Trigger {
     instance: Instance,
     by_link: HashMap<String, Uid>,
+    /// Whose guest has a MAC.
+    by_mac: HashMap<[u8; 6], Uid>,
     by_entry: HashMap<String, Uid>,
     by_nsid: HashMap<i32, Uid>,
     by_index: HashMap<u32, Uid>,
@@ -67,6 +69,7 @@ impl Trigger {
         Self {
             instance,
             by_link: HashMap::new(),
+            by_mac: HashMap::new(),
             by_entry: HashMap::new(),
             by_nsid: HashMap::new(),
             by_index: HashMap::new(),
@@ -135,7 +138,7 @@ impl Trigger {
                     std::mem::take(&mut gathered).tell(engine);
                 }
             }
-            if !gathered.taken.is_empty() {
+            if gathered.urgent {
                 // While it lasts, somebody is cut off.
                 armed = false;
                 std::mem::take(&mut gathered).tell(engine);
@@ -185,8 +188,7 @@ impl Trigger {
                     false => {
                         let before = self.places.get(&uid).and_then(|place| place.mac);
                         if before.is_some_and(|before| Some(before) != link.mac) {
-                            // Whoever holds a TAP may change its MAC, and take another's place on the bridge.
-                            gathered.taken.extend(link.mac);
+                            self.moved_to(link.mac, gathered);
                         }
                         self.place(uid, link.index, link.peer_nsid, link.mac);
                     }
@@ -267,6 +269,16 @@ impl Trigger {
         }
     }
 
+    /// Whoever holds a TAP may change its MAC, and take another's place on the bridge: that of a VM, which is cut off as long as
+    /// it lasts, or of the bridge itself.
+    fn moved_to(&self, mac: Option<[u8; 6]>, gathered: &mut Gathered) {
+        let Some(mac) = mac else { return };
+        let other = self.by_mac.get(&mac).copied();
+        gathered.keys.extend(other.map(Key::Vm));
+        let mut bridges = self.bridges.values().flatten();
+        gathered.urgent |= other.is_some() || bridges.any(|bridge| bridge.mac == Some(mac));
+    }
+
     /// It stands nowhere. The numbers it had are given to others.
     fn displace(&mut self, uid: Uid) {
         let Some(place) = self.places.get_mut(&uid) else {
@@ -288,6 +300,7 @@ impl Trigger {
             .store
             .read(|world| world.vms().map(|vm| vm.meta.uid).collect());
         self.by_link.clear();
+        self.by_mac.clear();
         self.by_entry.clear();
         self.by_index.clear();
         self.by_nsid.clear();
@@ -329,6 +342,7 @@ impl Trigger {
             let names = owner::vm_names(&self.instance, uid);
             self.by_entry.remove(&names.netns);
             self.by_entry.remove(&uid.to_string());
+            self.by_mac.remove(&names.guest_mac.0);
             self.forget(uid);
             return None;
         };
@@ -342,6 +356,7 @@ impl Trigger {
         }
         let names = owner::vm_names(&self.instance, uid);
         self.forget(uid);
+        self.by_mac.insert(names.guest_mac.0, uid);
         self.by_entry.insert(names.netns, uid);
         self.by_entry.insert(uid.to_string(), uid);
         self.by_link.insert(link.clone(), uid);

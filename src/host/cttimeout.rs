@@ -14,6 +14,8 @@ use super::iptables::netlink::{
 const NEW: u16 = TIMEOUTS;
 const GET: u16 = TIMEOUTS | 1;
 const DELETE: u16 = TIMEOUTS | 2;
+const SET_DEFAULT: u16 = TIMEOUTS | 3;
+const GET_DEFAULT: u16 = TIMEOUTS | 4;
 
 /// `NLM_F_REPLACE`: entries that have the policy keep it, with the new values.
 const REPLACE: u16 = 0x100;
@@ -31,25 +33,50 @@ pub fn get(name: &str) -> Result<Option<Timeouts>, Error> {
     let query = Message::new(GET, 0, libc::AF_INET as u8).text(NAME, name);
     let found = Netfilter::open()?.get(query);
     let found = absent_is_none(found.map_err(|e| Error::io("look at timeouts", name, e)))?;
-    Ok(found.map(|policy| {
-        let data = attr(&policy, DATA).unwrap_or(&[]);
-        let seconds = attrs(data).filter_map(|(state, value)| Some((state, be32(value)?)));
-        seconds.collect()
-    }))
+    Ok(found.map(|policy| decode(&policy)))
 }
 
-/// Makes the policy, or sets the values of the one that is there.
-pub fn set(name: &str, timeouts: &Timeouts) -> Result<(), Error> {
+/// What a connection without a policy has: `nf_conntrack_tcp_timeout_*` of the namespace, all in one message.
+pub fn defaults() -> Result<Timeouts, Error> {
+    let query = tcp(Message::new(GET_DEFAULT, 0, libc::AF_INET as u8));
+    let found = Netfilter::open()?.get(query);
+    found
+        .map(|policy| decode(&policy))
+        .map_err(|e| Error::io("look at timeouts", "of the namespace", e))
+}
+
+/// Sets what a connection without a policy has; states that are not named keep their value.
+pub fn set_defaults(timeouts: &Timeouts) -> Result<(), Error> {
+    let message = tcp(Message::new(SET_DEFAULT, 0, libc::AF_INET as u8));
+    let done = Netfilter::open()?.request(message.attr(DATA | NESTED, &encode(timeouts)));
+    done.map_err(|e| Error::io("set timeouts", "of the namespace", e))
+}
+
+fn tcp(message: Message) -> Message {
+    message
+        .attr(L3_PROTOCOL, &(libc::AF_INET as u16).to_be_bytes())
+        .attr(L4_PROTOCOL, &[libc::IPPROTO_TCP as u8])
+}
+
+fn decode(policy: &[u8]) -> Timeouts {
+    let data = attr(policy, DATA).unwrap_or(&[]);
+    let seconds = attrs(data).filter_map(|(state, value)| Some((state, be32(value)?)));
+    seconds.collect()
+}
+
+fn encode(timeouts: &Timeouts) -> Vec<u8> {
     let mut data = Vec::new();
     for (state, seconds) in timeouts {
         push_attr(&mut data, *state, &seconds.to_be_bytes());
     }
+    data
+}
+
+/// Makes the policy, or sets the values of the one that is there.
+pub fn set(name: &str, timeouts: &Timeouts) -> Result<(), Error> {
     let message = |flags| {
-        Message::new(NEW, flags, libc::AF_INET as u8)
-            .text(NAME, name)
-            .attr(L3_PROTOCOL, &(libc::AF_INET as u16).to_be_bytes())
-            .attr(L4_PROTOCOL, &[libc::IPPROTO_TCP as u8])
-            .attr(DATA | NESTED, &data)
+        let message = Message::new(NEW, flags, libc::AF_INET as u8).text(NAME, name);
+        tcp(message).attr(DATA | NESTED, &encode(timeouts))
     };
     let done = Netfilter::open()?.request(message(CREATE | REPLACE));
     done.map_err(|e| Error::io("set timeouts", name, e))

@@ -47,6 +47,12 @@ pub const TIMEOUTS: [(&str, u16, u32); 11] = [
     ("unacknowledged", 11, 60),
 ];
 
+/// [`TIMEOUTS`] as the kernel takes them.
+pub fn timeouts() -> Timeouts {
+    let of = |(_, state, seconds): (&str, u16, u32)| (state, seconds);
+    TIMEOUTS.into_iter().map(of).collect()
+}
+
 /// How many connections a VM may have at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Limit(u32);

@@ -9,7 +9,6 @@ use crate::api::meta::Uid;
 use crate::api::network::NetworkSpec;
 use crate::api::vm::Vm;
 use crate::host::rule::Generation;
-use crate::owner;
 use crate::reconcile::engine::{Engine, Key};
 
 /// Whom to nudge.
@@ -23,8 +22,8 @@ pub(super) struct Gathered {
     pub(super) moved: HashSet<String>,
     /// Bridges whose addresses changed: filters of VMs that are kept apart know them.
     pub(super) addressed: HashSet<String>,
-    /// MACs that TAPs have taken: the bridge no longer knows the VMs whose MACs they are.
-    pub(super) taken: HashSet<[u8; 6]>,
+    /// A TAP has taken another's MAC: somebody is cut off, so nothing more is gathered.
+    pub(super) urgent: bool,
     /// Everybody.
     pub(super) everything: bool,
 }
@@ -41,7 +40,7 @@ impl Gathered {
         let by_rules = self.rules.values().copied().filter(news);
         let by_rules = by_rules.map(|(uid, _)| Key::Vm(uid));
         let on_bridges = self.on_bridges(engine).into_iter();
-        let on_bridges = on_bridges.chain(self.robbed(engine)).map(Key::Vm);
+        let on_bridges = on_bridges.map(Key::Vm);
         let keys: HashSet<Key> = by_rules
             .chain(on_bridges)
             .chain(self.keys.iter().cloned())
@@ -55,23 +54,8 @@ impl Gathered {
         let nothing = self.keys.is_empty()
             && self.rules.is_empty()
             && self.moved.is_empty()
-            && self.addressed.is_empty()
-            && self.taken.is_empty();
+            && self.addressed.is_empty();
         self.everything || !nothing
-    }
-
-    /// The VMs whose MACs were taken.
-    fn robbed(&self, engine: &Engine) -> Vec<Uid> {
-        if self.taken.is_empty() {
-            return Vec::new();
-        }
-        let theirs = |uid: &Uid| {
-            let names = owner::vm_names(&engine.instance, *uid);
-            self.taken.contains(&names.guest_mac.0)
-        };
-        engine
-            .store
-            .read(|world| world.vms().map(|vm| vm.meta.uid).filter(theirs).collect())
     }
 
     /// The VMs that stand otherwise when these bridges do.

@@ -4,14 +4,14 @@
 use super::Ground;
 use super::limits::{excess, timeouts_name};
 use super::observe::{FORWARDING, look};
-use super::plan::{Action, Commit, Desired, timeouts};
+use super::plan::{Action, Commit, Desired};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::iptables::{self, Edit, Input, Lock};
 use crate::host::link::{Change, Ipv6Addresses, Link, State};
 use crate::host::rule::TableName;
 use crate::host::{Error, addr, bridge, conntrack, cttimeout, link, sysctl};
 use crate::owner::{self, link_group};
-use crate::reconcile::limits::Limit;
+use crate::reconcile::limits::{Limit, timeouts};
 use crate::reconcile::net::{MTU, host_links};
 use crate::store::Footing;
 

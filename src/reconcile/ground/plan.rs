@@ -13,7 +13,7 @@ use super::limits::{self, Limits};
 use super::rules::{self, Carried};
 use crate::host::rule::{Chain, Rule, Ruleset, TableName, Target};
 use crate::owner::{Instance, Owned};
-use crate::reconcile::limits::{Limit, TIMEOUTS, Timeouts};
+use crate::reconcile::limits::{Limit, Timeouts, timeouts};
 use crate::store::Footing;
 
 /// What ought to be.
@@ -169,12 +169,6 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     // After the rules: what keeps isolated VMs from a bridge stands before there is somebody on it.
     plan.extend(bridges::plan(desired, observed));
     Ok(plan)
-}
-
-/// The timeouts that VMs' TCP connections have, as the kernel numbers their states.
-pub(super) fn timeouts() -> Timeouts {
-    let of = |(_, state, seconds): (&str, u16, u32)| (state, seconds);
-    TIMEOUTS.into_iter().map(of).collect()
 }
 
 /// Whether a chain that stays, because it is not ours, refers to the timeouts: the kernel keeps them then.

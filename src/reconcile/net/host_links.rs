@@ -32,14 +32,9 @@ const OF_A_PORT: [Setting; 8] = [
     ("ipv4", "arp_ignore", "8"),
 ];
 
-/// Of the host's end of a veth. Its peer speaks no IPv6, and what it says in IPv4 is dropped before it is routed.
-const OF_A_VETH: [Setting; 5] = [
-    ("ipv6", "disable_ipv6", "1"),
-    ("ipv6", "accept_ra", "0"),
-    ("ipv6", "autoconf", "0"),
-    ("ipv6", "accept_redirects", "0"),
-    ("ipv6", "proxy_ndp", "0"),
-];
+/// Of the host's end of a veth. Its peer speaks no IPv6, and what it says in IPv4 is dropped before it is routed. Where IPv6 is
+/// disabled, no advertisement or redirect is read (`ip6_rcv_core`), so the other settings are not written for every VM.
+const OF_A_VETH: [Setting; 1] = [("ipv6", "disable_ipv6", "1")];
 
 /// Of a bridge of ours.
 const OF_A_BRIDGE: [Setting; 14] = [
@@ -97,6 +92,7 @@ pub(in crate::reconcile) fn is_port(link: &Link) -> bool {
 
 /// The host's end of a veth has its group and settings.
 pub(in crate::reconcile) fn is_veth(link: &Link) -> bool {
+    let is_off = |ipv6: Ipv6| ipv6.disabled && ipv6.bare;
     link.group == link_group::ISOLATED && link.ipv6.is_none_or(is_off)
 }
 
@@ -186,7 +182,7 @@ mod tests {
         let changes: [fn(&mut Link); 3] = [
             |link| link.group = 0,
             |link| link.ipv6.as_mut().unwrap().disabled = false,
-            |link| link.ipv6.as_mut().unwrap().configurable = true,
+            |link| link.ipv6.as_mut().unwrap().bare = false,
         ];
         for change in changes {
             let (mut port, mut veth) = (port.clone(), veth.clone());
@@ -194,6 +190,9 @@ mod tests {
             change(&mut veth);
             assert!(!is_port(&port) && !is_veth(&veth));
         }
+        let mut configurable = port.clone();
+        configurable.ipv6.as_mut().unwrap().configurable = true;
+        assert!(!is_port(&configurable));
         let of_a_port: [fn(&mut Ipv4); 3] = [
             |ipv4| ipv4.accept_redirects = 1,
             |ipv4| ipv4.accept_source_route = 1,

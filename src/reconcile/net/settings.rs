@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::host::{Error, sysctl};
-use crate::reconcile::limits::TIMEOUTS;
+use crate::host::{Error, cttimeout, sysctl};
+use crate::reconcile::limits;
 
 /// Key and value. `default` is what a new link starts with, `all` is joined with each link's own
 /// (Documentation/networking/ip-sysctl.rst).
@@ -30,35 +30,34 @@ const SETTINGS: [(&str, &str); 14] = [
     ("net.ipv4.conf.all.arp_ignore", "1"),
 ];
 
-/// Seconds that a connection is remembered: those that the host has for VMs, too.
-fn timeouts() -> impl Iterator<Item = (String, String)> {
-    TIMEOUTS.iter().filter_map(|(state, _, seconds)| {
-        // There is no sysctl for simultaneous opening.
-        let key = format!("net.netfilter.nf_conntrack_tcp_timeout_{state}");
-        (*state != "syn_sent2").then(|| (key, seconds.to_string()))
-    })
-}
-
-fn all() -> Vec<(String, String)> {
-    let fixed = SETTINGS.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    fixed.into_iter().chain(timeouts()).collect()
-}
-
 /// Writes them all in the calling thread's namespace. A kernel without IPv6 has no IPv6 to switch off.
 pub(super) fn write_all() -> Result<(), Error> {
-    let settings = all();
-    let pairs: Vec<(&str, &str)> = settings.iter().map(|(k, v)| (&**k, &**v)).collect();
-    sysctl::write_many(&pairs)
+    sysctl::write_many(&SETTINGS)?;
+    // One message instead of a file for each: a path below /proc/sys costs more the more namespaces there are.
+    cttimeout::set_defaults(&limits::timeouts())
 }
 
 /// Those that differ in the calling thread's namespace, with the value they should have.
 pub(super) fn strayed() -> Result<BTreeMap<String, String>, Error> {
-    let settings = all();
-    let keys: Vec<&str> = settings.iter().map(|(key, _)| &**key).collect();
-    let found = sysctl::read_many(&keys)?;
-    let differ = settings
-        .into_iter()
+    let found = sysctl::read_many(&SETTINGS.map(|(key, _)| key))?;
+    let differ = SETTINGS
+        .iter()
         .zip(found)
         .filter(|((_, value), found)| found.as_ref().is_some_and(|found| found != value));
-    Ok(differ.map(|(setting, _)| setting).collect())
+    let mut strayed: BTreeMap<String, String> = differ
+        .map(|((key, value), _)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
+    let timeouts = cttimeout::defaults()?;
+    for (state, attribute, seconds) in limits::TIMEOUTS {
+        // There is no sysctl for simultaneous opening.
+        if state != "syn_sent2"
+            && timeouts
+                .get(&attribute)
+                .is_some_and(|found| *found != seconds)
+        {
+            let key = format!("net.netfilter.nf_conntrack_tcp_timeout_{state}");
+            strayed.insert(key, seconds.to_string());
+        }
+    }
+    Ok(strayed)
 }
