@@ -52,7 +52,8 @@ fn a_guest_that_powers_itself_off_is_seen_at_once() {
         let guest = apply(&house, "tiny=off");
         hear(&house, &guest, "powers off by itself");
         let told = house.within(Duration::from_secs(1), "the event", || {
-            house.messages("vm/sandbox-1", "Drift").pop()
+            // Whether it was Ready before, or ended too soon for that.
+            house.messages("vm/sandbox-1", "Ended").pop()
         });
         assert!(told.contains("it exited with status 0"), "{told}");
     });
@@ -67,12 +68,15 @@ fn a_guest_that_crashes_at_every_start_is_started_less_and_less_often() {
         std::thread::sleep(Duration::from_secs(3));
         let seen = starts();
         assert!((2..=8).contains(&seen), "{seen} starts in 3 s");
+        house.within(Duration::from_secs(10), "the reason CrashLoop", || {
+            let vm = house.get("vm sandbox-1");
+            let conditions = vm["status"]["conditions"].as_array()?.clone();
+            let found = conditions.into_iter().find(|c| c["type"] == "Vmm")?;
+            (found["reason"] == "CrashLoop").then_some(())
+        });
+        let seen = starts();
         std::thread::sleep(Duration::from_secs(3));
-        assert!(starts() - seen <= seen, "{} more in 3 s", starts() - seen);
-        let vm = house.get("vm sandbox-1");
-        let conditions = vm["status"]["conditions"].as_array().unwrap();
-        let found = conditions.iter().find(|c| c["type"] == "Vmm").unwrap();
-        assert_eq!(found["reason"], "CrashLoop", "{found}");
+        assert!(starts() - seen <= 1, "{} more in 3 s", starts() - seen);
         // Told to behave, it is up without waiting for the next try.
         let guest = apply(&house, "");
         house.until("a guest that is ready", || {

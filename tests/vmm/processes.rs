@@ -60,12 +60,18 @@ fn a_process_is_alone_in_its_session_and_inherits_nothing() {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let identity = spawn(dir.path(), &net.path, &words("sleep 600"), "alone").unwrap();
     let proc = PathBuf::from(format!("/proc/{}", identity.pid));
-    let mut open: Vec<String> = std::fs::read_dir(proc.join("fd"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .collect();
-    open.sort();
-    assert_eq!(open, ["0", "1", "2"]);
+    let open = || {
+        let entries = std::fs::read_dir(proc.join("fd")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name());
+        let mut open: Vec<String> = names
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect();
+        open.sort();
+        open
+    };
+    // Until it has been loaded, its loader has a library open.
+    eventually(Duration::from_secs(5), || open().len() == 3);
+    assert_eq!(open(), ["0", "1", "2"]);
     assert_eq!(
         std::fs::read_link(proc.join("fd/0")).unwrap(),
         Path::new("/dev/null")
