@@ -40,7 +40,14 @@ pub struct BridgeInfo {
     pub snooping: bool,
     /// Which frames to the reserved addresses 01:80:c2:00:00:0X it forwards, a bit for each X.
     pub group_fwd_mask: u16,
+    /// How many addresses it learns from frames at most (`IFLA_BR_FDB_MAX_LEARNED`); 0: any number. `None`: a kernel before 6.7
+    /// has no such limit.
+    pub max_learned: Option<u32>,
 }
+
+/// Addresses that a bridge of ours learns at most. With static entries alone (as with anti-spoofing) it learns none; otherwise a guest
+/// could fill the kernel's memory with addresses.
+pub const MAX_LEARNED: u32 = 4096;
 
 /// What a bridge does with a port; `include/uapi/linux/if_link.h`, `IFLA_BRPORT_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +85,7 @@ impl BridgeInfo {
                 InfoBridge::VlanFiltering(filtering) => info.vlan_filtering = *filtering,
                 InfoBridge::MulticastSnooping(snooping) => info.snooping = *snooping,
                 InfoBridge::GroupFwdMask(mask) => info.group_fwd_mask = *mask,
+                InfoBridge::FdbMaxLearned(most) => info.max_learned = Some(*most),
                 _ => {}
             }
         }
@@ -130,6 +138,7 @@ pub async fn create(handle: &Handle, birth: &Birth) -> Result<(), Error> {
                 InfoBridge::StpState(BridgeStpState::Disabled),
                 InfoBridge::ForwardDelay(0),
                 InfoBridge::MulticastSnooping(false),
+                InfoBridge::FdbMaxLearned(MAX_LEARNED),
             ])),
         ]),
         LinkAttribute::Group(birth.group),
@@ -153,8 +162,8 @@ pub async fn create(handle: &Handle, birth: &Birth) -> Result<(), Error> {
         .map_err(fail)
 }
 
-/// Turns off the spanning tree, the forward delay and the snooping of a bridge, as [`create`] makes it, and has it forward no frame
-/// that is for the next bridge alone.
+/// Turns off the spanning tree, the forward delay and the snooping of a bridge, as [`create`] makes it, has it forward no frame
+/// that is for the next bridge alone, and bounds how many addresses it learns.
 pub async fn calm(handle: &Handle, index: u32) -> Result<(), Error> {
     let calm = LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Bridge),
@@ -169,6 +178,7 @@ pub async fn calm(handle: &Handle, index: u32) -> Result<(), Error> {
             InfoBridge::ForwardDelay(0),
             InfoBridge::GroupFwdMask(0),
             InfoBridge::MulticastSnooping(false),
+            InfoBridge::FdbMaxLearned(MAX_LEARNED),
         ])),
     ]);
     for attribute in [calm, delay] {

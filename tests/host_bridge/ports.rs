@@ -38,7 +38,13 @@ fn a_bridge_is_born_with_its_mac_and_without_a_spanning_tree() {
             (born.kind.as_deref(), born.mac, born.mtu, born.up),
             (Some("bridge"), Some(BRIDGE_MAC), 1500, false)
         );
-        assert_eq!(born.bridge, Some(BridgeInfo::default()));
+        assert_eq!(
+            born.bridge,
+            Some(BridgeInfo {
+                max_learned: Some(bridge::MAX_LEARNED),
+                ..BridgeInfo::default()
+            })
+        );
         assert_eq!((born.port, born.master, born.alias), (None, None, None));
         let seen = &kernel::ip("link show br0")[0]["linkinfo"]["info_data"];
         assert_eq!(
@@ -104,6 +110,7 @@ fn a_spanning_tree_that_somebody_turned_on_is_seen_and_turned_off() {
             vlan_filtering: false,
             snooping: true,
             group_fwd_mask: 0x4000,
+            max_learned: Some(0),
         };
         assert_eq!(found.bridge, Some(busy));
         bridge::calm(&handle, found.index).await.unwrap();
@@ -114,6 +121,7 @@ fn a_spanning_tree_that_somebody_turned_on_is_seen_and_turned_off() {
             vlan_filtering: false,
             snooping: false,
             group_fwd_mask: 0,
+            max_learned: Some(bridge::MAX_LEARNED),
         };
         assert_eq!(found.bridge, Some(calm));
     });
@@ -336,5 +344,26 @@ fn a_port_forwards_without_listening_first_and_the_host_is_reached_over_it() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         lan.run("busybox ping -c1 -W5 192.168.137.1");
+    });
+}
+
+#[test]
+fn a_guest_that_sends_from_many_addresses_fills_no_more_than_a_bounded_part_of_the_forwarding_table()
+ {
+    kernel::private(async {
+        let handle = kernel().await;
+        let master = bridge(&handle, "br0").await;
+        let guest = Wire::lay(&handle, "vmtap0", Some(master)).await;
+        let learned = || {
+            let count =
+                kernel::run("bridge fdb show br br0 dynamic | grep -c 'dev vmtap0' || true");
+            count.trim().parse::<u32>().unwrap()
+        };
+        for number in 0..bridge::MAX_LEARNED + 1000 {
+            let [a, b, c, d] = number.to_be_bytes();
+            guest.send(&ethernet(BROADCAST, [6, 1, a, b, c, d], TALK, &[0; 46]));
+        }
+        let found = learned();
+        assert!(found > 1000 && found <= bridge::MAX_LEARNED, "{found}");
     });
 }

@@ -13,7 +13,7 @@ use crate::api::lease::subnet;
 use crate::api::network::{Block, Mac};
 use crate::host::link::Link;
 use crate::host::rule::TableName;
-use crate::host::{self, addr, conntrack, cttimeout, link, sysctl};
+use crate::host::{self, addr, bridge, conntrack, cttimeout, link, sysctl};
 use crate::owner::link_group;
 use crate::reconcile::limits::Timeouts;
 use crate::reconcile::net::host_links;
@@ -114,6 +114,9 @@ pub(super) fn look(link: &Link) -> BridgeSeen {
         up: link.up,
         calm: (info.stp, info.forward_delay) == (false, 0)
             && (info.snooping, info.group_fwd_mask) == (false, 0)
+            && info
+                .max_learned
+                .is_none_or(|most| most == bridge::MAX_LEARNED)
             && host_links::is_bridge(link),
         addresses: Default::default(),
     }
