@@ -149,7 +149,12 @@ impl House {
             match socket.recv(&mut words) {
                 Ok(length) if words[..length].starts_with(b"READY=1") => break,
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // A call with a timeout is not restarted after a signal, such as that of a child's end (signal(7)).
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) => {}
                 Err(error) => panic!("{error}"),
             }
             if let Some(status) = child.try_wait().expect("its status") {
