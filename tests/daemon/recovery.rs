@@ -260,7 +260,10 @@ fn after_a_reboot_everything_is_built_anew_with_the_same_leases() {
             .map(|l| l["ip"].clone())
             .collect();
         assert_eq!(after, *before.lock().unwrap());
-        assert_eq!(run("ls /run/netns").lines().count(), 2);
+        // What was stored says Ready until everything has been looked at.
+        house.until("both namespaces", || {
+            (run("ls /run/netns").lines().count() == 2).then_some(())
+        });
     });
 }
 
