@@ -76,9 +76,9 @@ enum Meddling {
 
 fn meddling(strangers: bool) -> impl Strategy<Value = Meddling> {
     let harmless = prop_oneof![
-        (0_usize..7).prop_map(Meddling::FlushOurs),
-        (0_usize..7).prop_map(Meddling::RemoveOurs),
-        (0_usize..7).prop_map(Meddling::DropLastRule),
+        (0_usize..14).prop_map(Meddling::FlushOurs),
+        (0_usize..14).prop_map(Meddling::RemoveOurs),
+        (0_usize..14).prop_map(Meddling::DropLastRule),
         (0_usize..5).prop_map(Meddling::Unjump),
         (0_usize..5).prop_map(Meddling::JumpTwice),
         (0_usize..5).prop_map(Meddling::PutFirst),
@@ -88,14 +88,15 @@ fn meddling(strangers: bool) -> impl Strategy<Value = Meddling> {
     ];
     match strangers {
         false => harmless.boxed(),
-        true => prop_oneof![3 => harmless, 1 => (0_usize..7).prop_map(Meddling::Takeover)].boxed(),
+        true => prop_oneof![3 => harmless, 1 => (0_usize..14).prop_map(Meddling::Takeover)].boxed(),
     }
 }
 
 fn meddle(desired: &Desired, world: &mut Observed, how: &Meddling) {
     let chains = our_chains(desired, world);
     let jumps = our_jumps(desired, world, false);
-    if chains.is_empty() {
+    // Only chains that others of ours lead to may be left.
+    if chains.is_empty() || jumps.is_empty() {
         return;
     }
     let stranger = || "-s 192.0.2.77/32 -j ACCEPT".parse::<Rule>().unwrap();
