@@ -57,7 +57,7 @@ pub struct World {
 pub(super) struct Recovery {
     /// Where it is now.
     pub path: PathBuf,
-    /// Why.
+    /// Why it was set aside, in one sentence.
     pub why: String,
 }
 

@@ -24,7 +24,7 @@ use crate::host::{Error, fs as files};
 /// A live process of one user who is not root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Which.
+    /// Its pid, start time and boot.
     pub identity: Identity,
     /// Its parent's pid.
     pub parent: u32,

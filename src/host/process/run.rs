@@ -31,7 +31,7 @@ pub struct Outcome {
 /// A program that has ended by itself.
 #[derive(Debug)]
 pub struct Ended {
-    /// How.
+    /// The exit status, or the signal that ended it.
     pub status: ExitStatus,
     /// What it wrote to standard output, if that was piped: at most [`OUTPUT_LIMIT`], the rest was read and forgotten.
     pub stdout: Vec<u8>,
