@@ -32,7 +32,7 @@ impl Slot {
     async fn make() -> Self {
         let mut events = Events::listen().unwrap();
         let host = Netns::current().unwrap().netlink().unwrap();
-        let ns = netns::create(Path::new("/run/netns/one"), || Ok(()))
+        let ns = netns::create(Path::new("/run/netns/one"), |_| Ok(()))
             .await
             .unwrap();
         let inside = ns.netlink().unwrap();

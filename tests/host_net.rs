@@ -22,7 +22,7 @@ fn path(name: &str) -> PathBuf {
 }
 
 /// As the net rung does it: IPv6 off, then `lo` labelled and up.
-fn prepare() -> Result<(), Error> {
+fn prepare(_: &Netns) -> Result<(), Error> {
     sysctl::write_many(&[
         ("net.ipv6.conf.all.disable_ipv6", "1"),
         ("net.ipv6.conf.default.disable_ipv6", "1"),
@@ -66,7 +66,7 @@ fn a_namespace_is_prepared_before_it_is_visible_and_ip_netns_sees_it() {
         assert_eq!(kernel::run("ip -n one -6 addr"), "");
 
         assert_eq!(
-            kind(netns::create(&path("one"), || Ok(())).await),
+            kind(netns::create(&path("one"), |_| Ok(())).await),
             Some(Kind::Exists)
         );
         netns::delete(&path("one")).await.unwrap();
@@ -79,7 +79,7 @@ fn a_namespace_is_prepared_before_it_is_visible_and_ip_netns_sees_it() {
 #[test]
 fn a_namespace_whose_preparation_fails_is_never_seen() {
     kernel::private(async {
-        let failed = netns::create(&path("one"), || sysctl::write("net.ipv4.nonsense", "1")).await;
+        let failed = netns::create(&path("one"), |_| sysctl::write("net.ipv4.nonsense", "1")).await;
         assert_eq!(kind(failed), Some(Kind::Absent));
         assert_eq!(
             netns::list(Path::new("/run/netns")).unwrap(),

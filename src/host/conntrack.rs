@@ -8,15 +8,20 @@ use std::net::Ipv4Addr;
 
 use super::Error;
 use super::error::absent_is_done;
-use super::iptables::netlink::{CONNTRACK, Message, NESTED, Netfilter, attr};
+use super::iptables::netlink::{CONNTRACK, Message, NESTED, Netfilter, attr, be32};
 
 const GET: u16 = CONNTRACK | 1;
 const DELETE: u16 = CONNTRACK | 2;
+const GET_STATS: u16 = CONNTRACK | 5;
 
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
+
+/// `enum ctattr_stats_global`.
+const GLOBAL_ENTRIES: u16 = 1;
+const GLOBAL_MAX_ENTRIES: u16 = 2;
 
 /// A flow, as its first packet had it: before any address was rewritten.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,18 +47,27 @@ pub struct Flow {
 
 /// How many flows this namespace has. Cheap, where [`list`] walks a hash table that all namespaces share.
 pub fn count() -> Result<u32, Error> {
-    const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
-    let text = std::fs::read_to_string(COUNT).map_err(|e| Error::io("read", COUNT, e))?;
-    text.trim()
-        .parse()
-        .map_err(|e| Error::other("read", COUNT, e))
+    let stats = stats()?;
+    let count = attr(&stats, GLOBAL_ENTRIES).and_then(be32);
+    count.ok_or_else(|| {
+        Error::other(
+            "count",
+            "tracked flows",
+            "the kernel's answer has no number",
+        )
+    })
 }
 
 /// How many flows a namespace may have, the same number for all (`nf_conntrack_max`). None: no limit is to be seen, as while
 /// connection tracking is not in use.
 pub fn max() -> Option<u32> {
-    const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
-    std::fs::read_to_string(MAX).ok()?.trim().parse().ok()
+    be32(attr(&stats().ok()?, GLOBAL_MAX_ENTRIES)?)
+}
+
+/// One message, where a path below /proc/sys/net costs more the more namespaces there are (`proc_sys_compare`).
+fn stats() -> Result<Vec<u8>, Error> {
+    let answer = Netfilter::open()?.get(Message::new(GET_STATS, 0, libc::AF_UNSPEC as u8));
+    answer.map_err(|e| Error::io("count", "tracked flows", e))
 }
 
 /// This namespace's IPv4 flows. Flows that come and go meanwhile may or may not be among them.

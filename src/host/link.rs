@@ -4,13 +4,14 @@
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::OnceLock;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Nla};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, Nla};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortData,
     InfoTun, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 
+use super::iptables::netlink::{NESTED, push_attr};
 use super::netlink::{self, Handle};
 use super::netns::Netns;
 use super::{Error, bridge, tap};
@@ -127,6 +128,20 @@ pub struct Change {
     pub ipv6_addresses: Option<Ipv6Addresses>,
     /// [`Link::group`].
     pub group: Option<u32>,
+    /// The link's own values of `net.ipv4.conf`.
+    pub ipv4: Vec<(Ipv4Key, u32)>,
+}
+
+/// A setting below `net.ipv4.conf.<link>`, with its number in `linux/ip.h` (`IPV4_DEVCONF_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Ipv4Key {
+    /// `accept_redirects`.
+    AcceptRedirects = 4,
+    /// `accept_source_route`.
+    AcceptSourceRoute = 9,
+    /// `arp_ignore`.
+    ArpIgnore = 19,
 }
 
 /// IPv6 addresses that the kernel gives a link by itself (`IFLA_INET6_ADDR_GEN_MODE`).
@@ -275,19 +290,31 @@ fn to_message(change: &Change) -> LinkMessage {
     let mtu = change.mtu.map(LinkAttribute::Mtu);
     let master = change.master.map(LinkAttribute::Controller);
     // A kernel without IPv6 would refuse the whole message for this.
-    let addresses = change.ipv6_addresses.filter(|_| has_ipv6()).map(|how| {
+    let inet6 = change.ipv6_addresses.filter(|_| has_ipv6()).map(|how| {
         let mode = match how {
             Ipv6Addresses::Bare => In6AddrGenMode::None,
         };
-        let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
-        LinkAttribute::AfSpecUnspec(vec![inet6])
+        AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)])
     });
+    let inet = (!change.ipv4.is_empty()).then(|| AfSpecUnspec::Inet(vec![conf(&change.ipv4)]));
+    let families: Vec<AfSpecUnspec> = inet.into_iter().chain(inet6).collect();
+    let families = (!families.is_empty()).then_some(LinkAttribute::AfSpecUnspec(families));
     let group = change.group.map(LinkAttribute::Group);
-    message.attributes = [alias, mac, mtu, master, addresses, group]
+    message.attributes = [alias, mac, mtu, master, families, group]
         .into_iter()
         .flatten()
         .collect();
     message
+}
+
+/// `IFLA_INET_CONF`: to set values it holds an attribute for each (`inet_set_link_af`), where an answer has an array.
+fn conf(values: &[(Ipv4Key, u32)]) -> AfSpecInet {
+    const IFLA_INET_CONF: u16 = 1;
+    let mut attributes = Vec::new();
+    for (key, value) in values {
+        push_attr(&mut attributes, *key as u16, &value.to_ne_bytes());
+    }
+    AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | NESTED, attributes))
 }
 
 /// Whether this kernel speaks IPv6 at all; that does not change while it runs.

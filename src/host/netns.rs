@@ -1,13 +1,15 @@
 //! Network namespaces: create, enter, open, delete.
 //! Not here: what ought to be.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -16,7 +18,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::blocking::within;
 use super::netlink::Handle;
-use super::{Error, Kind, private};
+use super::{Error, Kind, private, sysctl};
 
 /// The calling thread's namespace; `/proc/self` would be the main thread's.
 const MINE: &str = "/proc/thread-self/ns/net";
@@ -34,6 +36,8 @@ const LOCK_DEADLINE: Duration = Duration::from_secs(60);
 /// A network namespace, held open: it lives as long as this does. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Netns {
+    // Dropped before `file`: the namespace's number may be another's afterwards.
+    sysctls: Arc<sysctl::Dirs>,
     file: Arc<File>,
     name: Arc<str>,
 }
@@ -41,8 +45,8 @@ pub struct Netns {
 impl Netns {
     /// The calling THREAD's namespace.
     pub fn current() -> Result<Self, Error> {
-        let file = File::open(MINE).map_err(|e| Error::io("open", MINE, e))?;
-        Ok(Self::of(file, MINE))
+        let file = File::open(MINE).and_then(|file| Self::of(file, MINE));
+        file.map_err(|e| Error::io("open", MINE, e))
     }
 
     /// The namespace mounted at `path`. `Absent` when there is no such file, or no namespace is mounted on it.
@@ -65,7 +69,7 @@ impl Netns {
         }
         // SAFETY: the request takes no argument and only reads from the descriptor, which is open.
         match unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) } {
-            libc::CLONE_NEWNET => Ok(Self::of(file, &name)),
+            libc::CLONE_NEWNET => Self::of(file, &name).map_err(fail),
             -1 => Err(fail(io::Error::last_os_error())),
             _ => Err(Error::other("open", name, "it is no network namespace")),
         }
@@ -83,6 +87,7 @@ impl Netns {
     pub fn run_here<T>(&self, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         let way_back = WayBack::remember()?;
         enter(self.as_fd()).map_err(|e| Error::io("enter", &*self.name, e))?;
+        let _inside = Inside::of(self);
         let result = act();
         drop(way_back);
         result
@@ -111,6 +116,22 @@ impl Netns {
         within(patience, "enter", &*self.name, move || this.run_here(act)).await
     }
 
+    /// Reads a key such as `net.ipv4.ip_forward`, without the newline. `Absent` when this kernel has it not.
+    pub fn read_sysctl(&self, key: &str) -> Result<String, Error> {
+        let read = self.run_here(|| Ok(self.sysctls.read(key)))?;
+        read.map_err(|e| Error::io("read sysctl", key, e))
+    }
+
+    /// Reads several keys such as `net.ipv4.ip_forward`, in their order; `None` where this kernel has one not.
+    pub fn read_sysctls(&self, keys: &[&str]) -> Result<Vec<Option<String>>, Error> {
+        self.run_here(|| self.sysctls.read_many(keys))
+    }
+
+    /// Writes several keys, in their order, up to the first that fails. What this kernel has not need not be written.
+    pub fn write_sysctls(&self, values: &[(&str, &str)]) -> Result<(), Error> {
+        self.run_here(|| self.sysctls.write_many(values))
+    }
+
     /// A conversation with the namespace's rtnetlink, for one who asks at a time. It holds a socket, and by that the
     /// namespace: don't hoard.
     pub fn netlink(&self) -> Result<Handle, Error> {
@@ -125,11 +146,12 @@ impl Netns {
         })
     }
 
-    fn of(file: File, name: &str) -> Self {
-        Self {
+    fn of(file: File, name: &str) -> io::Result<Self> {
+        Ok(Self {
+            sysctls: sysctls_of(file.metadata()?.ino()),
             file: Arc::new(file),
             name: name.into(),
-        }
+        })
     }
 }
 
@@ -144,7 +166,7 @@ impl AsFd for Netns {
 /// is being made there; a plain file that a crash left is used.
 pub async fn create(
     path: &Path,
-    prepare: impl FnOnce() -> Result<(), Error> + Send + 'static,
+    prepare: impl FnOnce(&Netns) -> Result<(), Error> + Send + 'static,
 ) -> Result<Netns, Error> {
     let path = path.to_owned();
     within(
@@ -183,7 +205,10 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-fn create_here(path: &Path, prepare: impl FnOnce() -> Result<(), Error>) -> Result<Netns, Error> {
+fn create_here(
+    path: &Path,
+    prepare: impl FnOnce(&Netns) -> Result<(), Error>,
+) -> Result<Netns, Error> {
     let name = path.display().to_string();
     let fail = |e| Error::io("create", &name, e);
     if let Some(dir) = path.parent() {
@@ -197,10 +222,12 @@ fn create_here(path: &Path, prepare: impl FnOnce() -> Result<(), Error>) -> Resu
     let way_back = WayBack::remember()?;
     // SAFETY: CLONE_NEWNET changes this thread's network namespace and nothing that other threads share.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.map_err(|e| fail(e.into()))?;
-    let made = prepare().and_then(|()| {
-        let file = File::open(MINE).map_err(fail)?;
+    let opened = File::open(MINE).and_then(|file| Netns::of(file, &name));
+    let made = opened.map_err(fail).and_then(|netns| {
+        let _inside = Inside::of(&netns);
+        prepare(&netns)?;
         rustix::mount::mount_bind(MINE, path).map_err(|e| fail(e.into()))?;
-        Ok(Netns::of(file, &name))
+        Ok(netns)
     });
     drop(way_back);
     if made.is_err() {
@@ -261,18 +288,57 @@ fn delete_here(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
+/// The directories of a namespace's settings, for all who have it open. A number is a namespace's as long as somebody has it open, and
+/// no other's.
+fn sysctls_of(inode: u64) -> Arc<sysctl::Dirs> {
+    static KNOWN: Mutex<BTreeMap<u64, Weak<sysctl::Dirs>>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(found) = known.get(&inode).and_then(Weak::upgrade) {
+        return found;
+    }
+    known.retain(|_, dirs| dirs.strong_count() > 0);
+    let dirs = Arc::default();
+    known.insert(inode, Arc::downgrade(&dirs));
+    dirs
+}
+
 fn is_nsfs(file: &File) -> io::Result<bool> {
     Ok(rustix::fs::fstatfs(file)?.f_type == NSFS)
 }
 
+thread_local! {
+    /// The namespaces that the thread has entered and not left, the last one being where it is.
+    static ENTERED: RefCell<Vec<Arc<File>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// That the thread is inside a namespace: who goes from there into another need not ask the kernel for the way back.
+struct Inside;
+
+impl Inside {
+    fn of(netns: &Netns) -> Self {
+        ENTERED.with_borrow_mut(|entered| entered.push(Arc::clone(&netns.file)));
+        Self
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        ENTERED.with_borrow_mut(Vec::pop);
+    }
+}
+
 /// Takes the thread back to the namespace that it came from, even when it panics.
-struct WayBack(File);
+struct WayBack(Arc<File>);
 
 impl WayBack {
     fn remember() -> Result<Self, Error> {
-        File::open(MINE)
-            .map(Self)
-            .map_err(|e| Error::io("open", MINE, e))
+        match ENTERED.with_borrow(|entered| entered.last().cloned()) {
+            Some(here) => Ok(Self(here)),
+            None => match File::open(MINE) {
+                Ok(file) => Ok(Self(Arc::new(file))),
+                Err(error) => Err(Error::io("open", MINE, error)),
+            },
+        }
     }
 }
 

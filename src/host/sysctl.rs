@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -32,32 +33,43 @@ pub fn write(key: &str, value: &str) -> Result<(), Error> {
 
 /// Reads several keys, in their order; `None` where this kernel has one not.
 pub fn read_many(keys: &[&str]) -> Result<Vec<Option<String>>, Error> {
-    let mut dirs = Dirs::default();
-    keys.iter()
-        .map(|key| match dirs.read(key) {
-            Ok(value) => Ok(Some(value)),
-            Err(error) if Kind::of(&error) == Kind::Absent => Ok(None),
-            Err(error) => Err(Error::io("read sysctl", *key, error)),
-        })
-        .collect()
+    Dirs::default().read_many(keys)
 }
 
 /// Writes several keys, in their order, up to the first that fails. What this kernel has not need not be written.
 pub fn write_many(values: &[(&str, &str)]) -> Result<(), Error> {
-    let mut dirs = Dirs::default();
-    values.iter().try_for_each(|(key, value)| {
-        let written = dirs.write(key, value);
-        absent_is_done(written.map_err(|e| Error::io("write sysctl", *key, e)))
-    })
+    Dirs::default().write_many(values)
 }
 
-/// Directories that were walked to: each once, because the kernel keeps the entries of all namespaces under one name in one
-/// hash chain (`proc_sys_compare`), so that each step of a path costs more the more namespaces there are.
-#[derive(Default)]
-struct Dirs(Vec<(PathBuf, OwnedFd)>);
+/// Directories of one namespace below /proc/sys, each walked to once. The kernel keeps the entries of all namespaces under one name, such
+/// as `net/ipv4/conf/all`, in one hash chain (`proc_sys_compare`), so that this step of a path costs more the more namespaces there are;
+/// the step after it does not.
+///
+/// A directory of another namespace than the calling thread's is empty: only [`Netns`](super::netns::Netns) keeps them.
+#[derive(Debug, Default)]
+pub(super) struct Dirs(Mutex<Vec<(PathBuf, OwnedFd)>>);
 
 impl Dirs {
-    fn read(&mut self, key: &str) -> io::Result<String> {
+    pub(super) fn read_many(&self, keys: &[&str]) -> Result<Vec<Option<String>>, Error> {
+        keys.iter()
+            .map(|key| match self.read(key) {
+                Ok(value) => Ok(Some(value)),
+                Err(error) if Kind::of(&error) == Kind::Absent => Ok(None),
+                Err(error) => Err(Error::io("read sysctl", *key, error)),
+            })
+            .collect()
+    }
+
+    pub(super) fn write_many(&self, values: &[(&str, &str)]) -> Result<(), Error> {
+        values.iter().try_for_each(|(key, value)| {
+            let written = self
+                .open(key, OFlags::WRONLY)
+                .and_then(|file| fs::File::from(file).write_all(value.as_bytes()));
+            absent_is_done(written.map_err(|e| Error::io("write sysctl", *key, e)))
+        })
+    }
+
+    pub(super) fn read(&self, key: &str) -> io::Result<String> {
         // Longer than any value that is asked for here; what is longer still is read in parts.
         let mut value = Vec::with_capacity(64);
         let file = self.open(key, OFlags::RDONLY)?;
@@ -68,28 +80,24 @@ impl Dirs {
         Ok(value.trim_end().to_owned())
     }
 
-    fn write(&mut self, key: &str, value: &str) -> io::Result<()> {
-        let mut file = fs::File::from(self.open(key, OFlags::WRONLY)?);
-        file.write_all(value.as_bytes())
-    }
-
-    fn open(&mut self, key: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    fn open(&self, key: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        let flags = flags | OFlags::CLOEXEC;
         let path = path(key)?;
         let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let known = match self.0.iter().position(|(known, _)| known == dir) {
-            Some(known) => known,
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = match known.iter().position(|(known, _)| known == dir) {
+            Some(at) => at,
             None => {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 let opened = rustix::fs::open(dir, flags, Mode::empty())?;
-                self.0.push((dir.to_owned(), opened));
-                self.0.len() - 1
+                known.push((dir.to_owned(), opened));
+                known.len() - 1
             }
         };
-        let flags = flags | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(
-            &self.0[known].1,
+            &known[at].1,
             name,
             flags,
             Mode::empty(),

@@ -89,7 +89,15 @@ impl Engine {
     /// How many connections a VM may have.
     fn limit(&self, vm: &Vm) -> Limit {
         let own = vm.spec.network.max_connections().map(Limit::of);
-        own.unwrap_or_else(|| Limit::share(conntrack::max()))
+        own.unwrap_or_else(|| Limit::share(self.conntrack_max()))
+    }
+
+    /// `nf_conntrack_max`, as the host had it when it was last looked at. When that changes, all VMs are looked at again.
+    fn conntrack_max(&self) -> Option<u32> {
+        let sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = sized.as_ref().map(|(max, _)| *max);
+        drop(sized);
+        known.unwrap_or_else(conntrack::max)
     }
 
     /// What a VM's connections come to, by name, as counters: a question to the kernel. None of a VM without rules of its own.

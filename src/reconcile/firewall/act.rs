@@ -6,7 +6,7 @@ use super::observe::{GATE, forbidden};
 use super::plan::{Action, Desired};
 use crate::host::iptables::Lock;
 use crate::host::netns::Netns;
-use crate::host::{Error, Kind, conntrack, iptables, sysctl};
+use crate::host::{Error, Kind, conntrack, iptables};
 
 pub(super) async fn act(
     firewall: &Firewall,
@@ -19,8 +19,8 @@ pub(super) async fn act(
         Err(error) => return Err(error),
     };
     match (action, &desired.rules) {
-        (Action::ShutGate, _) => netns.run_here(|| sysctl::write(GATE, "0")),
-        (Action::OpenGate, _) => netns.run_here(|| sysctl::write(GATE, "1")),
+        (Action::ShutGate, _) => netns.write_sysctls(&[(GATE, "0")]),
+        (Action::OpenGate, _) => netns.write_sysctls(&[(GATE, "1")]),
         (Action::SealIpv6, _) => netns.run_here(iptables::seal_ipv6),
         (Action::CommitRules { .. }, Some(rules)) => {
             let backend = firewall.backend.clone();

@@ -206,13 +206,13 @@ pub fn program_apart(apart: &Apart) -> Vec<Insn> {
 
 /// A name for a program: 12 hexadecimal digits of a hash over its instructions.
 pub fn digest(program: &[Insn]) -> String {
-    let mut hasher = blake3::Hasher::new();
+    let mut bytes = Vec::with_capacity(program.len() * 8);
     for insn in program {
-        hasher.update(&insn.code.to_be_bytes());
-        hasher.update(&[insn.jt, insn.jf]);
-        hasher.update(&insn.k.to_be_bytes());
+        bytes.extend(insn.code.to_be_bytes());
+        bytes.extend([insn.jt, insn.jf]);
+        bytes.extend(insn.k.to_be_bytes());
     }
-    hasher.finalize().to_hex()[..12].to_owned()
+    blake3::hash(&bytes).to_hex()[..12].to_owned()
 }
 
 /// What is not for the host is for what follows to judge, and so is what the host may have.

@@ -7,10 +7,10 @@ use crate::api::policy::{Packet, Protocol, Verdict};
 use crate::host::conntrack::{self, Flow};
 use crate::host::netns::Netns;
 use crate::host::rule::TableName;
-use crate::host::{self, Kind, iptables, sysctl};
+use crate::host::{self, Kind, iptables};
 
-/// The gate.
-pub(super) const GATE: &str = "net.ipv4.ip_forward";
+/// The gate: the same as `net.ipv4.ip_forward` (net/ipv4/devinet.c), in a directory that is open already.
+pub(super) const GATE: &str = "net.ipv4.conf.all.forwarding";
 
 pub(super) async fn observe(
     firewall: &Firewall,
@@ -24,9 +24,17 @@ pub(super) async fn observe(
         }
         Err(error) => return Err(error),
     };
-    let seen = netns.run_here(|| look(firewall, desired))?;
+    let (seen, flows) = netns.run_here(|| look(firewall, &netns, desired))?;
     let forbidden_flows = match &desired.rules {
-        Some(rules) if rules.ruleset == seen.ruleset => count_forbidden(&netns, rules).await?,
+        // To list even a few is to walk the flows of all namespaces. These rules may have judged them already.
+        Some(rules)
+            if rules.ruleset == seen.ruleset
+                && rules.judged.as_ref() != Some(&rules.digest)
+                && flows > 0 =>
+        {
+            let rules = rules.clone();
+            netns.run(move || Ok(forbidden(&rules)?.len())).await?
+        }
         Some(_) | None => 0,
     };
     Ok(Observed {
@@ -35,39 +43,34 @@ pub(super) async fn observe(
     })
 }
 
-/// All but flows.
-fn look(firewall: &Firewall, desired: &Desired) -> Result<Observed, host::Error> {
+/// All but which flows are forbidden, and how many flows there are once the rules were read.
+fn look(
+    firewall: &Firewall,
+    netns: &Netns,
+    desired: &Desired,
+) -> Result<(Observed, u32), host::Error> {
     let gate = Observed {
         netns: true,
-        gate_open: sysctl::read(GATE)? == "1",
+        gate_open: netns.read_sysctl(GATE)? == "1",
         ..Observed::default()
     };
-    if desired.rules.is_none() {
-        return Ok(gate);
-    }
-    let refused = match &desired.rules {
-        Some(rules) if conntrack::count()? >= rules.limit / 2 => {
-            Some(firewall.backend.matched(rules::ALLOW, rules::LIMIT)?)
-        }
-        Some(_) | None => None,
+    let Some(rules) = &desired.rules else {
+        return Ok((gate, 0));
     };
     let (ruleset, generation) = firewall.backend.read_dated(&[TableName::Filter])?;
-    Ok(Observed {
+    let flows = conntrack::count()?;
+    let refused = match flows >= rules.limit / 2 {
+        true => Some(firewall.backend.matched(rules::ALLOW, rules::LIMIT)?),
+        false => None,
+    };
+    let seen = Observed {
         ipv6_sealed: iptables::ipv6_sealed()?,
         ruleset,
         generation,
         refused,
         ..gate
-    })
-}
-
-/// None when these rules have judged the flows already. To list even a few is to walk the flows of all namespaces.
-async fn count_forbidden(netns: &Netns, rules: &Rules) -> Result<usize, host::Error> {
-    if rules.judged.as_ref() == Some(&rules.digest) || netns.run_here(conntrack::count)? == 0 {
-        return Ok(0);
-    }
-    let rules = rules.clone();
-    netns.run(move || Ok(forbidden(&rules)?.len())).await
+    };
+    Ok((seen, flows))
 }
 
 /// The calling thread's namespace's flows that the rules forbid.

@@ -109,11 +109,7 @@ async fn create(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Er
 /// From here on the host takes no configuration in on it. The bridge is ours: another of that name is left as it is.
 async fn close(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Error> {
     find(ground, desired, name).await?;
-    let name = name.to_owned();
-    ground
-        .home
-        .run(move || host_links::write_bridge(&name))
-        .await
+    host_links::write_bridge(&ground.home, name)
 }
 
 async fn configure(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Error> {

@@ -12,7 +12,7 @@ use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::link::{Change, Ipv6Addresses, State, VethEnd};
 use crate::host::netlink::Handle;
-use crate::host::{self, Error, addr, fs, link, neigh, netns, route, sysctl, tap, tc};
+use crate::host::{self, Error, addr, fs, link, neigh, netns, route, tap, tc};
 use crate::owner::{TAP, UPLINK, link_group};
 use crate::reconcile::firewall::port;
 
@@ -43,7 +43,7 @@ pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result
             };
             change(net, desired, Side::Host, label).await?;
             let name = desired.names().host_link;
-            net.home.run_here(|| host_links::write_veth(&name))
+            host_links::write_veth(&net.home, &name)
         }
         Action::Configure(side) => configure(net, desired, *side).await,
         Action::AddAddress(side, address) => add_address(net, desired, *side, *address).await,
@@ -69,7 +69,7 @@ async fn create_netns(net: &Net, desired: &Desired) -> Result<(), Error> {
 fn settle(net: &Net, keys: &BTreeMap<String, String>) -> Result<(), Error> {
     let keys: Vec<(&str, &str)> = keys.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let inside = net.door.inside()?;
-    inside.netns.run_here(|| sysctl::write_many(&keys))
+    inside.netns.write_sysctls(&keys)
 }
 
 async fn delete_inside(net: &Net, side: Side) -> Result<(), Error> {

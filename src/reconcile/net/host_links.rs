@@ -12,7 +12,8 @@
 //!   `all` or the link opens.
 //! - They are written while the link is down, and compared at every look.
 
-use crate::host::link::{Ipv4, Ipv6, Link};
+use crate::host::link::{Ipv4, Ipv4Key, Ipv6, Link};
+use crate::host::netns::Netns;
 use crate::host::{Error, sysctl};
 use crate::owner::link_group;
 
@@ -20,16 +21,20 @@ use crate::owner::link_group;
 type Setting = (&'static str, &'static str, &'static str);
 
 /// Of a port of a bridge, and of the host's end of a veth.
-const OF_A_PORT: [Setting; 8] = [
+const OF_A_PORT: [Setting; 5] = [
     ("ipv6", "disable_ipv6", "1"),
     ("ipv6", "accept_ra", "0"),
     ("ipv6", "autoconf", "0"),
     ("ipv6", "accept_redirects", "0"),
     ("ipv6", "proxy_ndp", "0"),
-    ("ipv4", "accept_redirects", "0"),
-    ("ipv4", "accept_source_route", "0"),
+];
+
+/// Of a port as well, and set with its MAC and MTU in one message. Netlink has no such message for IPv6 (`inet6_set_link_af`).
+pub(in crate::reconcile) const PORT_IPV4: [(Ipv4Key, u32); 3] = [
+    (Ipv4Key::AcceptRedirects, 0),
+    (Ipv4Key::AcceptSourceRoute, 0),
     // No answer to ARP, whatever is asked for: the port has no address.
-    ("ipv4", "arp_ignore", "8"),
+    (Ipv4Key::ArpIgnore, 8),
 ];
 
 /// Of the host's end of a veth. Its peer speaks no IPv6, and what it says in IPv4 is dropped before it is routed. Where IPv6 is
@@ -56,30 +61,31 @@ const OF_A_BRIDGE: [Setting; 14] = [
     ("ipv4", "arp_ignore", "2"),
 ];
 
-/// Writes a port's settings, in the calling thread's namespace.
-pub(in crate::reconcile) fn write_port(link: &str) -> Result<(), Error> {
-    write(link, &OF_A_PORT)
+/// Writes a port's settings.
+pub(in crate::reconcile) fn write_port(home: &Netns, link: &str) -> Result<(), Error> {
+    write(home, link, &OF_A_PORT)
 }
 
-/// Writes the settings of the host's end of a veth, in the calling thread's namespace.
-pub(in crate::reconcile) fn write_veth(link: &str) -> Result<(), Error> {
-    write(link, &OF_A_VETH)
+/// Writes the settings of the host's end of a veth.
+pub(in crate::reconcile) fn write_veth(home: &Netns, link: &str) -> Result<(), Error> {
+    write(home, link, &OF_A_VETH)
 }
 
-/// Writes a bridge's settings, in the calling thread's namespace.
-pub(in crate::reconcile) fn write_bridge(link: &str) -> Result<(), Error> {
-    write(link, &OF_A_BRIDGE)
+/// Writes a bridge's settings.
+pub(in crate::reconcile) fn write_bridge(home: &Netns, link: &str) -> Result<(), Error> {
+    write(home, link, &OF_A_BRIDGE)
 }
 
 /// Slashes, because a link's name may hold dots. What a link or kernel without IPv6 does not have need not be written.
-fn write(link: &str, settings: &[Setting]) -> Result<(), Error> {
+fn write(home: &Netns, link: &str, settings: &[Setting]) -> Result<(), Error> {
     let key = |(family, key, value): &Setting| (format!("net/{family}/conf/{link}/{key}"), *value);
     let values: Vec<(String, &str)> = settings.iter().map(key).collect();
     let values: Vec<(&str, &str)> = values
         .iter()
         .map(|(key, value)| (key.as_str(), *value))
         .collect();
-    sysctl::write_many(&values)
+    // Not kept open, as the directories of `Netns::write_sysctls` are: links come and go.
+    home.run_here(|| sysctl::write_many(&values))
 }
 
 /// A port has its group and settings.

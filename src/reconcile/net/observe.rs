@@ -143,7 +143,7 @@ async fn observe_inside(
         tap,
         uplink,
         default_via,
-        strayed: netns.run_here(settings::strayed)?,
+        strayed: settings::strayed(netns)?,
     })
 }
 

@@ -125,11 +125,11 @@ impl Place<'_> {
     /// one already.
     pub async fn create_netns(
         &self,
-        settle: fn() -> Result<(), Error>,
+        settle: fn(&Netns) -> Result<(), Error>,
     ) -> Result<Option<Netns>, Error> {
         let label = self.label.to_string();
-        let made = netns::create(&self.netns(), move || {
-            settle()?;
+        let made = netns::create(&self.netns(), move |netns| {
+            settle(netns)?;
             let labelled = Change {
                 alias: Some(label),
                 state: Some(State::Up),

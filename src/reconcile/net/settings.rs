@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::host::{Error, cttimeout, sysctl};
+use crate::host::netns::Netns;
+use crate::host::{Error, cttimeout};
 use crate::reconcile::limits;
 
 /// Key and value. `default` is what a new link starts with, `all` is joined with each link's own
@@ -30,16 +31,20 @@ const SETTINGS: [(&str, &str); 14] = [
     ("net.ipv4.conf.all.arp_ignore", "1"),
 ];
 
-/// Writes them all in the calling thread's namespace. A kernel without IPv6 has no IPv6 to switch off.
-pub(super) fn write_all() -> Result<(), Error> {
-    sysctl::write_many(&SETTINGS)?;
-    // One message instead of a file for each: a path below /proc/sys costs more the more namespaces there are.
-    cttimeout::set_defaults(&limits::timeouts())
+/// Writes them all. A kernel without IPv6 has no IPv6 to switch off.
+pub(super) fn write_all(netns: &Netns) -> Result<(), Error> {
+    // `all.disable_ipv6` sets `default` as well (`addrconf_disable_ipv6`, net/ipv6/addrconf.c).
+    let unset = SETTINGS
+        .iter()
+        .filter(|(key, _)| *key != "net.ipv6.conf.default.disable_ipv6");
+    netns.write_sysctls(&unset.copied().collect::<Vec<_>>())?;
+    // One message instead of a file for each.
+    netns.run_here(|| cttimeout::set_defaults(&limits::timeouts()))
 }
 
-/// Those that differ in the calling thread's namespace, with the value they should have.
-pub(super) fn strayed() -> Result<BTreeMap<String, String>, Error> {
-    let found = sysctl::read_many(&SETTINGS.map(|(key, _)| key))?;
+/// Those that differ, with the value they should have.
+pub(super) fn strayed(netns: &Netns) -> Result<BTreeMap<String, String>, Error> {
+    let found = netns.read_sysctls(&SETTINGS.map(|(key, _)| key))?;
     let differ = SETTINGS
         .iter()
         .zip(found)
@@ -47,7 +52,7 @@ pub(super) fn strayed() -> Result<BTreeMap<String, String>, Error> {
     let mut strayed: BTreeMap<String, String> = differ
         .map(|((key, value), _)| ((*key).to_owned(), (*value).to_owned()))
         .collect();
-    let timeouts = cttimeout::defaults()?;
+    let timeouts = netns.run_here(cttimeout::defaults)?;
     for (state, attribute, seconds) in limits::TIMEOUTS {
         // There is no sysctl for simultaneous opening.
         if state != "syn_sent2"

@@ -35,7 +35,7 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
         Action::RemoveIntent => fs::remove(&desired.vm_dir().join(INTENT)),
         Action::CreateNetns => {
             // What is in it is the plugins' to settle.
-            match desired.place().create_netns(|| Ok(())).await? {
+            match desired.place().create_netns(|_| Ok(())).await? {
                 Some(netns) => attach.door.enter(netns).await.map(drop),
                 None => Ok(()),
             }

@@ -134,7 +134,7 @@ async fn stand_in(cached: &Cached, network: &Network) -> Result<Option<Netns>, h
     if given.is_empty() {
         return Ok(None);
     }
-    let netns = netns::create(place, || Ok(())).await?;
+    let netns = netns::create(place, |_| Ok(())).await?;
     netns::delete(place).await?;
     let netlink = netns.netlink()?;
     act::stand_in(&netns, &netlink, &given).await?;

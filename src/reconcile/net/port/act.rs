@@ -63,11 +63,12 @@ async fn create_tap(
         master: is_ours(desired, slot, &seen).then_some(bridge.index),
         ipv6_addresses: Some(Ipv6Addresses::Bare),
         group: Some(link_group::PORT),
+        ipv4: host_links::PORT_IPV4.to_vec(),
         ..Change::default()
     };
     let create = || {
         tap::create(&desired.tap, owner, &born)?;
-        host_links::write_port(&desired.tap)
+        host_links::write_port(&port.home, &desired.tap)
     };
     let made = exists_is_done(port.home.run_here(create));
     made.map_err(|error| full(slot, error))
@@ -91,11 +92,12 @@ async fn configure(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Er
         mtu: Some(found::get(&port.netlink, &slot.bridge).await?.mtu),
         ipv6_addresses: Some(Ipv6Addresses::Bare),
         group: Some(link_group::PORT),
+        ipv4: host_links::PORT_IPV4.to_vec(),
         ..Change::default()
     };
     let tap = find_tap(port, desired).await?;
     link::set(&port.netlink, tap, &right).await?;
-    port.home.run_here(|| host_links::write_port(&desired.tap))
+    host_links::write_port(&port.home, &desired.tap)
 }
 
 /// One at a time, so that each sees which MAC the bridge had before.
