@@ -1,9 +1,9 @@
 //! The packet filter that iptables speaks to: which half of the kernel, and whether both are in use.
 //! Not here: what the rules do to forwarded packets.
 
-use super::{Host, PATIENCE, ask, fail, ok, unseen, warn, words};
+use super::{Host, ask, fail, ok, unseen, warn, words};
 use crate::api::view::Check;
-use crate::host::iptables::{Backend, DEADLINE, Flavour, Tool};
+use crate::host::iptables::{Backend, DEADLINE, Flavour};
 use crate::host::rule::{Policy, Ruleset, TableName};
 
 const BACK_END: &str = "iptables back end";
@@ -23,8 +23,6 @@ pub(super) struct Seen {
     pub restore: Result<Backend, String>,
     /// `iptables --version`: what other people write with.
     pub tool: Result<String, String>,
-    /// The policy of FORWARD that `iptables` reports.
-    pub tool_forward: Result<Policy, String>,
     /// The tables that `iptables-nft` keeps in nf_tables.
     pub nft: Result<Ruleset, String>,
     /// The tables that `iptables-legacy` keeps in ip_tables.
@@ -37,7 +35,7 @@ pub(super) async fn look(cx: &Host) -> Seen {
         Ok((restore, read(Flavour::Nft), read(Flavour::Legacy)))
     });
     let version = ["iptables", "--version"];
-    let (tables, tool, tool_forward) = tokio::join!(tables, ask(&version), forward_by_tool(cx));
+    let (tables, tool) = tokio::join!(tables, ask(&version));
     let (restore, nft, legacy) = tables.unwrap_or_else(|error| {
         let why = words(&error);
         (Err(why.clone()), Err(why.clone()), Err(why))
@@ -45,19 +43,8 @@ pub(super) async fn look(cx: &Host) -> Seen {
     Seen {
         restore,
         tool: tool.map(|said| said.trim().into()).map_err(|e| words(&e)),
-        tool_forward,
         nft,
         legacy,
-    }
-}
-
-async fn forward_by_tool(cx: &Host) -> Result<Policy, String> {
-    let asked = cx
-        .home
-        .run(|| Tool::find()?.policy(TableName::Filter, "FORWARD"));
-    match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(answer) => answer.map_err(|e| words(&e)),
-        Err(_) => Err(format!("it did not end within {PATIENCE:?}")),
     }
 }
 
@@ -102,37 +89,12 @@ fn judge_back_end(seen: &Seen) -> Check {
                 word(restore.flavour)
             ),
         ),
-        Ok(tool) => match seen_otherwise(seen, restore.flavour) {
-            None => ok(BACK_END, found),
-            Some(difference) => warn(
-                BACK_END,
-                format!("{found}, but {tool} reads other rules than sliced: {difference}"),
-                "Look which program answers to `iptables` (`type -a iptables`): a wrapper, or one of another network namespace, \
-                 shows rules that no packet meets.",
-            ),
-        },
+        Ok(_) => ok(BACK_END, found),
         Err(why) => warn(
             BACK_END,
             format!("{found}, but iptables itself cannot be run: {why}"),
             "Install iptables whole: `apt-get install --reinstall iptables`.",
         ),
-    }
-}
-
-/// What `iptables` reports differently from what sliced reads from the kernel. None: nothing, or one of them cannot be looked at, which
-/// other checks report.
-fn seen_otherwise(seen: &Seen, flavour: Flavour) -> Option<String> {
-    let ours = match flavour {
-        Flavour::Nft => seen.nft.as_ref().ok()?,
-        Flavour::Legacy => seen.legacy.as_ref().ok()?,
-    };
-    let ours = ours.policy(TableName::Filter, "FORWARD");
-    match &seen.tool_forward {
-        Ok(policy) if *policy != ours => Some(format!(
-            "FORWARD has policy {policy} there, and {ours} in the kernel"
-        )),
-        Ok(_) => None,
-        Err(why) => Some(why.clone()),
     }
 }
 
@@ -215,7 +177,6 @@ mod tests {
                 deadline: DEADLINE,
             }),
             tool: Ok("iptables v1.8.9 (nf_tables)".into()),
-            tool_forward: Ok(nft.policy(TableName::Filter, "FORWARD")),
             nft: Ok(nft),
             legacy: Ok(legacy),
         }
@@ -267,17 +228,6 @@ mod tests {
                 .remedy
                 .contains("--set iptables /usr/sbin/iptables-nft")
         );
-    }
-
-    #[test]
-    fn a_command_that_shows_other_rules_than_the_kernel_has_is_reported() {
-        for shown in [Ok(Policy::Accept), Err("it did not end".to_owned())] {
-            let mut seen = seen(dropping(), Ruleset::default());
-            seen.tool_forward = shown;
-            let checks = judge(&seen);
-            assert_eq!(checks[0].verdict, CheckVerdict::Warn);
-            assert!(checks[0].remedy.contains("type -a iptables"));
-        }
     }
 
     #[test]

@@ -26,7 +26,6 @@ fn seen(policy: Policy, forward: Vec<Rule>, chains: &[&str]) -> Seen {
             deadline: crate::host::iptables::DEADLINE,
         }),
         tool: Ok("v1.8.9 (nf_tables)".into()),
-        tool_forward: Ok(policy),
         nft: Ok(Ruleset::new([Table {
             name: TableName::Filter,
             chains: all,
