@@ -6,6 +6,7 @@ use std::net::UdpSocket;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use proptest::sample::subsequence;
@@ -14,6 +15,7 @@ use slicectl::host::iptables::{
     Backend, Edit, Flavour, Input, Lock, Tool, builtin_chains, ipv6_sealed, restore, restore_whole,
     seal_ipv6,
 };
+use slicectl::host::netns::Netns;
 use slicectl::host::rule::{
     AddrType, Chain, CtState, LinkGroup, Match, Policy, Protocol, Reject, Rule, Ruleset, Table,
     TableName, Target,
@@ -852,4 +854,59 @@ fn limits_of_other_shapes_are_foreign() {
             shapes.len()
         );
     });
+}
+
+/// The chain whose rules change.
+const CHANGED: &str = "SLICE-POLICY";
+
+fn whole_tables(ruleset: &Ruleset) -> Input {
+    Input::whole_tables(ruleset)
+}
+
+/// As somebody else changes rules: the chain is emptied and filled again.
+fn one_chain(ruleset: &Ruleset) -> Input {
+    let chains = ruleset.tables()[0].chains.iter();
+    let edit = Edit {
+        chains: chains.filter(|c| c.name == CHANGED).cloned().collect(),
+        ..Edit::of(TableName::Filter)
+    };
+    Input::edits(&[edit])
+}
+
+#[test]
+fn rules_are_read_as_they_were_before_a_commit_or_after_it_and_never_in_between() {
+    let before = a_vms_rules();
+    let mut tables = before.tables().to_vec();
+    let chain = tables[0].chains.iter_mut().find(|c| c.name == CHANGED);
+    chain.unwrap().rules.insert(0, rule("-j SLICE-DENY"));
+    let after = Ruleset::new(tables);
+    for input in [whole_tables, one_chain] {
+        alone(Flavour::Nft, |world| {
+            world.commit(&before);
+            let mine = Netns::current().unwrap();
+            let done = AtomicBool::new(false);
+            let commit = |ruleset| {
+                let lock = world.lock();
+                mine.run_here(|| restore(&world.backend, &input(ruleset), Lock::Private(&lock)))
+                    .unwrap();
+            };
+            std::thread::scope(|scope| {
+                let committer = scope.spawn(|| {
+                    for _ in 0..100 {
+                        commit(&after);
+                        commit(&before);
+                    }
+                    done.store(true, Ordering::Relaxed);
+                });
+                let (mut reads, mut torn) = (0, 0);
+                while !done.load(Ordering::Relaxed) && !committer.is_finished() {
+                    let found = world.backend.read(&[TableName::Filter]).unwrap();
+                    reads += 1;
+                    torn += usize::from(found != before && found != after);
+                }
+                assert!(reads > 100, "{reads} reads");
+                assert_eq!(torn, 0, "of {reads} reads");
+            });
+        });
+    }
 }

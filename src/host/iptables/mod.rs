@@ -112,7 +112,7 @@ impl Backend {
         Ok(ours.map(|(_, packets)| packets).sum())
     }
 
-    /// [`read`](Self::read), and the generation that was read, or a later one. None: there is none to tell.
+    /// [`read`](Self::read), and the generation that was read. None: the back end has none.
     pub fn read_dated(&self, tables: &[TableName]) -> Result<(Ruleset, Option<Generation>), Error> {
         match self.flavour {
             Flavour::Nft => nft::read(tables),

@@ -14,7 +14,6 @@ use rustix::net::sockopt::Timeout;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 use crate::host::Error;
-use crate::host::rule::Generation;
 
 /// `NFNL_SUBSYS_NFTABLES << 8`.
 pub const NFTABLES: u16 = 10 << 8;
@@ -36,6 +35,7 @@ const DUMP_INTERRUPTED: u16 = 0x10;
 
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
+const GETGEN: u16 = NFTABLES | 16;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 
@@ -136,7 +136,6 @@ pub struct Netfilter {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
-    generation: Option<Generation>,
 }
 
 impl Netfilter {
@@ -157,13 +156,7 @@ impl Netfilter {
             socket: open().map_err(|e| Error::io("open", "a netfilter socket", e))?,
             sequence: 0,
             buffer: Vec::with_capacity(BUFFER),
-            generation: None,
         })
-    }
-
-    /// Of the first thing that was listed since this was asked the last time. Whatever happened since is not in it.
-    pub fn take_generation(&mut self) -> Option<Generation> {
-        self.generation.take()
     }
 
     /// Asks for a list and gives each answer's attributes to `each`. [`Busy`](crate::host::Kind::Busy): the list changed
@@ -174,12 +167,9 @@ impl Netfilter {
         message: Message,
         mut each: impl FnMut(&[u8]),
     ) -> Result<(), Error> {
-        let mut generation = self.generation;
         let listed = self.list(message, |body| {
-            generation = generation.or_else(|| Generation::of(body));
             each(body.get(GENERIC_HEADER..).unwrap_or(&[]));
         });
-        self.generation = generation;
         listed.map_err(|e| Error::io("list", thing, e))
     }
 
@@ -229,14 +219,32 @@ impl Netfilter {
         }
     }
 
+    /// The number of the last transaction of nf_tables whose changes are in force in full (`base_seq`).
+    ///
+    /// # Why
+    /// A commit takes its number first, then puts its rules in force, then takes the old ones off the lists (`nf_tables_commit`). What is
+    /// listed in between has the new number and the old rules, or none at all: of two tables of one name, a list of rules has the first
+    /// only, whose rules are no longer in force (`nf_tables_dump_rules`). All of it happens under one mutex, and an empty batch
+    /// takes that mutex and changes nothing.
+    pub fn generation(&mut self) -> io::Result<u32> {
+        let id = self.base_seq()?;
+        self.sequence += 2;
+        let mut bytes = fence(BATCH_BEGIN).seal(0, self.sequence - 1).to_vec();
+        bytes.extend(fence(BATCH_END).seal(0, self.sequence));
+        // The kernel has done all of it when this returns. It does not answer.
+        self.send(&bytes)?;
+        Ok(id)
+    }
+
+    /// `base_seq` as it is, whatever a commit under way has done of its work.
+    pub fn base_seq(&mut self) -> io::Result<u32> {
+        let answer = self.get(Message::new(GETGEN, 0, libc::AF_UNSPEC as u8))?;
+        let id = attr(&answer, 1).and_then(be32);
+        id.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
     /// Asks for several changes, all or nothing (nf_tables only), and waits for the answer.
     pub fn batch(&mut self, messages: Vec<Message>) -> io::Result<()> {
-        let fence = |kind| {
-            let mut message = Message::new(kind, 0, libc::AF_UNSPEC as u8);
-            // The subsystem the batch is for, big-endian, in nfgenmsg's res_id.
-            message.0[HEADER + 2..].copy_from_slice(&(NFTABLES >> 8).to_be_bytes());
-            message
-        };
         self.sequence += 1;
         let mut bytes = fence(BATCH_BEGIN).seal(0, self.sequence).to_vec();
         let last = self.sequence + messages.len() as u32;
@@ -281,6 +289,14 @@ impl Netfilter {
         }
         Ok(messages(&self.buffer))
     }
+}
+
+/// One end of a batch.
+fn fence(kind: u16) -> Message {
+    let mut message = Message::new(kind, 0, libc::AF_UNSPEC as u8);
+    // The subsystem the batch is for, big-endian, in nfgenmsg's res_id.
+    message.0[HEADER + 2..].copy_from_slice(&(NFTABLES >> 8).to_be_bytes());
+    message
 }
 
 struct Header {

@@ -1,6 +1,8 @@
 //! Reads the tables of iptables out of nf_tables, over netlink.
 //! Not here: what one rule's expressions mean.
 
+use std::io;
+
 use super::expr;
 use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
 use crate::host::rule::{Chain, Generation, Policy, Rule, Ruleset, Table, TableName};
@@ -13,21 +15,18 @@ const GETRULE: u16 = NFTABLES | 7;
 /// A dump that meets a change is asked again, this often.
 const ATTEMPTS: usize = 16;
 
-/// Reads tables of family `ip`, and the generation that they are of, or of a later one. None: there are none.
+/// Reads tables of family `ip`, and the generation that they are of.
 pub fn read(tables: &[TableName]) -> Result<(Ruleset, Option<Generation>), Error> {
     let mut netfilter = Netfilter::open()?;
-    let (tables, generation) = consistent(|| {
-        netfilter.take_generation();
-        let tables = read_once(&mut netfilter, libc::AF_INET as u8, tables)?;
-        Ok((tables, netfilter.take_generation()))
+    let (tables, generation) = consistent(&mut netfilter, |netfilter| {
+        read_once(netfilter, libc::AF_INET as u8, tables)
     })?;
-    Ok((Ruleset::new(tables), generation))
+    Ok((Ruleset::new(tables), Some(Generation::of_id(generation))))
 }
 
 /// The packets that each rule of a chain of `filter` has matched.
 pub fn counted(chain: &str) -> Result<Vec<(Rule, u64)>, Error> {
-    let mut netfilter = Netfilter::open()?;
-    consistent(|| {
+    let read = |netfilter: &mut Netfilter| {
         let mut counted = Vec::new();
         let query = Message::new(GETRULE, 0, libc::AF_INET as u8)
             .text(1, &TableName::Filter.to_string())
@@ -40,38 +39,49 @@ pub fn counted(chain: &str) -> Result<Vec<(Rule, u64)>, Error> {
             }
         })?;
         Ok(counted)
-    })
+    };
+    consistent(&mut Netfilter::open()?, read).map(|(counted, _)| counted)
 }
 
 /// [`read`], in family `ip6`.
 pub fn read_ipv6(tables: &[TableName]) -> Result<Ruleset, Error> {
-    let mut netfilter = Netfilter::open()?;
-    let tables = consistent(|| read_once(&mut netfilter, libc::AF_INET6 as u8, tables))?;
+    let (tables, _) = consistent(&mut Netfilter::open()?, |netfilter| {
+        read_once(netfilter, libc::AF_INET6 as u8, tables)
+    })?;
     Ok(Ruleset::new(tables))
 }
 
 /// The names of a family's tables, iptables' or not.
 pub fn tables(family: u8) -> Result<Vec<String>, Error> {
-    let mut netfilter = Netfilter::open()?;
-    consistent(|| {
+    let read = |netfilter: &mut Netfilter| {
         let mut names = Vec::new();
         let query = Message::new(GETTABLE, 0, family);
         netfilter.dump("packet filter tables", query, |table| {
             names.extend(attr(table, 1).map(text));
         })?;
         Ok(names)
-    })
+    };
+    consistent(&mut Netfilter::open()?, read).map(|(names, _)| names)
 }
 
-fn consistent<T>(mut read: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
-    let mut outcome = read();
-    for _ in 1..ATTEMPTS {
-        match &outcome {
-            Err(error) if error.kind == Kind::Busy => outcome = read(),
-            _ => break,
+/// What `read` lists, all of one generation, and which. [`Busy`](Kind::Busy): there was a commit during each attempt.
+pub(super) fn consistent<T>(
+    netfilter: &mut Netfilter,
+    mut read: impl FnMut(&mut Netfilter) -> Result<T, Error>,
+) -> Result<(T, u32), Error> {
+    let fail = |e| Error::io("list", "packet filter rules", e);
+    for _ in 0..ATTEMPTS {
+        let before = netfilter.generation().map_err(fail)?;
+        match read(netfilter) {
+            Err(error) if error.kind == Kind::Busy => {}
+            Err(error) => return Err(error),
+            Ok(found) if netfilter.base_seq().map_err(fail)? == before => {
+                return Ok((found, before));
+            }
+            Ok(_) => {}
         }
     }
-    outcome
+    Err(fail(io::Error::from_raw_os_error(libc::EAGAIN)))
 }
 
 fn read_once(

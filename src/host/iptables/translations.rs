@@ -2,7 +2,7 @@
 //! Not here: what becomes of one packet.
 
 use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
-use super::{Backend, Flavour, expr, legacy};
+use super::{Backend, Flavour, expr, legacy, nft};
 use crate::host::Error;
 use crate::host::rule::{Chain, TableName};
 
@@ -55,12 +55,14 @@ impl Backend {
 }
 
 fn read_nft() -> Result<Vec<Translations>, Error> {
-    let mut netfilter = Netfilter::open()?;
-    let mut found = Vec::new();
-    for (family, word) in FAMILIES {
-        found.extend(read_family(&mut netfilter, family, word)?);
-    }
-    Ok(found)
+    let read = |netfilter: &mut Netfilter| {
+        let mut found = Vec::new();
+        for (family, word) in FAMILIES {
+            found.extend(read_family(netfilter, family, word)?);
+        }
+        Ok(found)
+    };
+    nft::consistent(&mut Netfilter::open()?, read).map(|(found, _)| found)
 }
 
 fn read_family(

@@ -7,6 +7,11 @@
 pub struct Generation(u16);
 
 impl Generation {
+    /// Of the whole number (`NFTA_GEN_ID`).
+    pub fn of_id(id: u32) -> Self {
+        Self(id as u16)
+    }
+
     /// Of a message of nf_tables, without its `nlmsghdr`.
     pub fn of(body: &[u8]) -> Option<Self> {
         let bytes = body.get(2..4)?.try_into().ok()?;
