@@ -127,6 +127,12 @@ impl Netns {
         self.run_here(|| self.sysctls.read_many(keys))
     }
 
+    /// Writes a key. `Absent` when this kernel has it not.
+    pub fn write_sysctl(&self, key: &str, value: &str) -> Result<(), Error> {
+        let written = self.run_here(|| Ok(self.sysctls.write(key, value)))?;
+        written.map_err(|e| Error::io("write sysctl", key, e))
+    }
+
     /// Writes several keys, in their order, up to the first that fails. What this kernel has not need not be written.
     pub fn write_sysctls(&self, values: &[(&str, &str)]) -> Result<(), Error> {
         self.run_here(|| self.sysctls.write_many(values))

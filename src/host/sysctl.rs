@@ -62,9 +62,7 @@ impl Dirs {
 
     pub(super) fn write_many(&self, values: &[(&str, &str)]) -> Result<(), Error> {
         values.iter().try_for_each(|(key, value)| {
-            let written = self
-                .open(key, OFlags::WRONLY)
-                .and_then(|file| fs::File::from(file).write_all(value.as_bytes()));
+            let written = self.write(key, value);
             absent_is_done(written.map_err(|e| Error::io("write sysctl", *key, e)))
         })
     }
@@ -78,6 +76,11 @@ impl Dirs {
         }
         let value = String::from_utf8(value).map_err(io::Error::other)?;
         Ok(value.trim_end().to_owned())
+    }
+
+    pub(super) fn write(&self, key: &str, value: &str) -> io::Result<()> {
+        let file = self.open(key, OFlags::WRONLY)?;
+        fs::File::from(file).write_all(value.as_bytes())
     }
 
     fn open(&self, key: &str, flags: OFlags) -> io::Result<OwnedFd> {

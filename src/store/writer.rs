@@ -24,8 +24,8 @@ const BYTES: usize = 512 << 10;
 /// How long what nobody waits for waits for company.
 const COMPANY: Duration = Duration::from_millis(10);
 
-/// How long a change waits for others after a batch that several waited for: as long as they come at once, each batch costs two
-/// `fdatasync`, and one more change in it costs next to nothing. A change that comes alone waits for nobody.
+/// How long a change waits for others that comes so soon after a batch that several waited for: each batch costs two `fdatasync`, and one
+/// more change in it costs next to nothing. A change that comes alone is written at once.
 const SIBLINGS: Duration = Duration::from_millis(1);
 
 /// After a write that failed, before the next is tried: a disk that was full is full a moment later.
@@ -175,8 +175,15 @@ fn next(commits: &Receiver<Commit>, shared: &Weak<Shared>, crowded: bool) -> Opt
     // Only this thread finds out that nothing can be written.
     let degraded = shared.upgrade().is_some_and(|s| s.read_only().is_some());
     if !degraded {
-        let first = commits.recv().ok()?;
-        return Some(gather(first, commits, crowded));
+        return match commits.recv_timeout(SIBLINGS) {
+            Ok(first) => Some(gather(first, commits, crowded)),
+            Err(RecvTimeoutError::Disconnected) => None,
+            // The crowd is over.
+            Err(RecvTimeoutError::Timeout) => {
+                let first = commits.recv().ok()?;
+                Some(gather(first, commits, false))
+            }
+        };
     }
     match commits.recv_timeout(RETRY) {
         Ok(first) => Some(gather(first, commits, crowded)),

@@ -19,8 +19,8 @@ pub(super) async fn act(
         Err(error) => return Err(error),
     };
     match (action, &desired.rules) {
-        (Action::ShutGate, _) => netns.write_sysctls(&[(GATE, "0")]),
-        (Action::OpenGate, _) => netns.write_sysctls(&[(GATE, "1")]),
+        (Action::ShutGate, _) => netns.write_sysctl(GATE, "0"),
+        (Action::OpenGate, _) => netns.write_sysctl(GATE, "1"),
         (Action::SealIpv6, _) => netns.run_here(iptables::seal_ipv6),
         (Action::CommitRules { .. }, Some(rules)) => {
             let backend = firewall.backend.clone();
