@@ -56,7 +56,8 @@ struct Claim(String);
 
 impl Claim {
     fn take(key: String) -> Option<Self> {
-        keys().insert(key.clone()).then_some(Self(key))
+        // Not then_some: a claim that is made in vain would, dropped, release the other one's key, under the lock.
+        keys().insert(key.clone()).then(|| Self(key))
     }
 }
 
