@@ -144,6 +144,9 @@ few=$(of "$(by_turns 3 few_isolated)" few)
 many=$(price isolated 1000 4)
 printf '\nmicroseconds a slot: 16 slots %s, 1000 slots in four groups %s\n' "$few" "$many"
 say "1000 slots: ratio of the price of a slot to that at 16" "$(per "$many" "$few")" 1.5 '<='
+large=$(fresh bash -euc "life 4 1024 whole")
+say "1024 slots in four groups, restart: adopted and quiet, seconds" "$(per "$(of "$large" adopt)" 1000)" 0.5 '<='
+say "1024 slots in four groups, restart: actions taken" "$(of "$large" actions)" 0 '=='
 one=$(fresh bash -euc "life 1 1")
 say "host rules for 1 slot" "$(of "$one" rules)" "$(of "$whole" rules)" '=='
 

@@ -16,6 +16,7 @@
 //! | `bridge_drift` | the same in bridge mode |
 //! | `power` | what a power failure leaves of what was answered |
 //! | `recovery` | kill -9, lost and broken state, two daemons |
+//! | `hung_files` | file systems that do not answer |
 //! | `leftovers` | garbage |
 //! | `reach` | the way to bridge groups, and their quarrels |
 //! | `cni` | CNI groups, with the plugins of Debian |
@@ -28,6 +29,7 @@
 //! | `hanging` | programs that do not end |
 //! | `liveness` | clients that take up what they can |
 //! | `named` | members of the socket's group who name files |
+//! | `not_observed` | what is answered between a start and the first observation |
 //! | `on_demand` | VMs made on demand |
 //! | `local_users` | what other users of the host may do to it |
 //! | `confinement` | what a VMM may do on the host |
@@ -50,6 +52,7 @@ mod daemon {
     mod full_disk;
     mod guests;
     mod hanging;
+    mod hung_files;
     mod leftovers;
     mod linux;
     mod linux_disks;
@@ -57,6 +60,7 @@ mod daemon {
     mod local_users;
     mod modes;
     mod named;
+    mod not_observed;
     mod on_demand;
     mod origin;
     mod power;

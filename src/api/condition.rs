@@ -37,6 +37,8 @@ pub enum Reason {
     ActionFailed,
     /// Looking failed, so nothing is known.
     ObserveFailed,
+    /// Nothing is known yet: this process has just started.
+    NotObserved,
     /// The spec cannot be carried out on this host; waits for a new one.
     Invalid,
     /// No free /30 is left in the range.
@@ -98,6 +100,7 @@ impl Condition {
             | Reason::NotConverging
             | Reason::ActionFailed
             | Reason::ObserveFailed
+            | Reason::NotObserved
             | Reason::Invalid
             | Reason::RangeExhausted
             | Reason::CrashLoop

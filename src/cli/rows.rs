@@ -182,6 +182,7 @@ fn tone(reason: Reason) -> Tone {
     match reason {
         Reason::Converged => Tone::Good,
         Reason::Waiting
+        | Reason::NotObserved
         | Reason::Converging
         | Reason::Terminating
         | Reason::Paused

@@ -15,7 +15,7 @@ fn is_configuration(name: &std::ffi::OsStr) -> bool {
 
 /// For as long as the daemon runs. A folder that cannot be watched is looked at with the resync.
 pub async fn run(engine: &Engine) {
-    let mut watch = match Watch::of(&engine.cni.conf_dir, is_configuration) {
+    let mut watch = match Watch::of(&engine.cni.conf_dir, is_configuration).await {
         Ok(watch) => watch,
         Err(error) => {
             warn!(%error, "changes of CNI networks are seen now and then only");

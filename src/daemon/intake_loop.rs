@@ -82,7 +82,7 @@ impl IntakeLoop {
     /// For ever.
     pub async fn run(&self) {
         loop {
-            let mut watch = match Watch::new(&self.dir) {
+            let mut watch = match Watch::new(&self.dir).await {
                 Ok(watch) => watch,
                 Err(error) => {
                     warn!(%error, "cannot watch the config folder; it is read now and then");

@@ -245,6 +245,7 @@ impl Daemon {
         // Before anything can change: a change that nobody hears wakes nobody.
         let changes = engine.store.watch();
         take_over::take_over(&engine, opened, recalled).await?;
+        engine.store.begin_observation(clock::now());
         if let Ok(base) = host::cgroup::base() {
             host::cgroup::sweep(base);
         }

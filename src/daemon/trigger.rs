@@ -127,7 +127,12 @@ impl Trigger {
                         }
                     }
                     Ok(Change::Ground) => self.learn_bridges(engine).await?,
-                    Ok(Change::Group(_) | Change::Lease(_) | Change::Everything) => {}
+                    Ok(
+                        Change::Group(_)
+                        | Change::Observed(_)
+                        | Change::Lease(_)
+                        | Change::Everything,
+                    ) => {}
                     Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
                         self.learn(engine).await?;
                     }

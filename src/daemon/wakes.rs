@@ -67,7 +67,7 @@ pub(super) async fn wake_by_changes(engine: Arc<Engine>, mut changes: broadcast:
             Ok(Change::Group(name)) => engine.waker.renew(Key::Group(name)),
             Ok(Change::Vm(uid)) => engine.waker.renew(Key::Vm(uid)),
             Ok(Change::Ground) => engine.waker.renew(Key::Ground),
-            Ok(Change::Page(_) | Change::Lease(_)) => {}
+            Ok(Change::Page(_) | Change::Observed(_) | Change::Lease(_)) => {}
             Ok(Change::Everything) => engine.renew_everything(),
             Err(broadcast::error::RecvError::Lagged(_)) => engine.nudge_everything(),
             Err(broadcast::error::RecvError::Closed) => return,

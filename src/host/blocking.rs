@@ -6,8 +6,9 @@
 //! from there. So whoever waits for the thread stops waiting, and the thread is left behind. Those are counted: when too many are
 //! left behind, nothing new is begun, so that the runtime's pool is never used up.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Error, Kind};
@@ -17,8 +18,71 @@ const MOST_LEFT: usize = 64;
 
 static LEFT: AtomicUsize = AtomicUsize::new(0);
 
+/// What operations that are under way or left behind are about, where there is to be one at a time.
+static ALONE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
 /// For a look at a file that a user named.
 pub const FILE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// As [`within`], and refused as long as an earlier operation with the same key has not come back: retries of what hangs would
+/// otherwise use up the threads that everything else needs.
+///
+/// # Errors
+/// As [`within`]; or an earlier one has not come back.
+pub async fn alone<T: Send + 'static>(
+    key: String,
+    deadline: Duration,
+    doing: &'static str,
+    thing: impl Into<String>,
+    act: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let thing = thing.into();
+    let Some(claim) = Claim::take(key) else {
+        let why = "an earlier operation on it has not come back from the kernel";
+        return Err(Error {
+            kind: Kind::Busy,
+            ..Error::other(doing, thing, why)
+        });
+    };
+    within(deadline, doing, thing, move || {
+        let _claim = claim;
+        act()
+    })
+    .await
+}
+
+/// A key that nobody else has.
+struct Claim(String);
+
+impl Claim {
+    fn take(key: String) -> Option<Self> {
+        // Not then_some: a claim that is made in vain would, dropped, release the other one's key, under the lock.
+        keys().insert(key.clone()).then(|| Self(key))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        keys().remove(&self.0);
+    }
+}
+
+fn keys() -> MutexGuard<'static, BTreeSet<String>> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whoever waits for a thread. Dropped before the thread has come back, it leaves it behind.
+struct Waiter(Arc<AtomicBool>);
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        // Counted before it can be known as left, and taken back when it came back at the very moment, or before.
+        LEFT.fetch_add(1, Ordering::Relaxed);
+        if self.0.swap(true, Ordering::AcqRel) {
+            LEFT.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
 
 /// Runs `act` on a thread that may block, and waits for it for so long.
 ///
@@ -42,6 +106,7 @@ pub async fn within<T: Send + 'static>(
         });
     }
     let left = Arc::new(AtomicBool::new(false));
+    let _waiter = Waiter(Arc::clone(&left));
     let thread = tokio::task::spawn_blocking({
         let left = Arc::clone(&left);
         move || {
@@ -59,11 +124,6 @@ pub async fn within<T: Send + 'static>(
             Err(cancelled) => Err(Error::other(doing, thing, cancelled)),
         },
         Err(_) => {
-            // Counted before it can be known as left, and taken back when it came back at the very moment.
-            LEFT.fetch_add(1, Ordering::Relaxed);
-            if left.swap(true, Ordering::AcqRel) {
-                LEFT.fetch_sub(1, Ordering::Relaxed);
-            }
             let deadline = humantime::format_duration(deadline);
             let why = format!("the kernel did not come back within {deadline}");
             let why = std::io::Error::new(std::io::ErrorKind::TimedOut, why);
@@ -96,5 +156,55 @@ mod tests {
         }
         let done = within(short, "look at", "it", || Ok(7)).await;
         assert_eq!(done.unwrap(), 7);
+        who_is_dropped_leaves_its_thread_behind().await;
+        what_hangs_is_not_begun_again_until_it_has_come_back().await;
+    }
+
+    async fn who_is_dropped_leaves_its_thread_behind() {
+        let before = LEFT.load(Ordering::Relaxed);
+        let (stop, stopped) = channel::<()>();
+        let waiting = within(Duration::MAX, "copy", "it", move || {
+            let _ = stopped.recv();
+            Ok(())
+        });
+        let dropped = tokio::time::timeout(Duration::from_millis(20), waiting).await;
+        assert!(dropped.is_err());
+        assert_eq!(LEFT.load(Ordering::Relaxed), before + 1);
+        drop(stop);
+        while LEFT.load(Ordering::Relaxed) != before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    async fn what_hangs_is_not_begun_again_until_it_has_come_back() {
+        let short = Duration::from_millis(20);
+        let before = LEFT.load(Ordering::Relaxed);
+        let (stop, stopped) = channel::<()>();
+        let hang = move || {
+            let _ = stopped.recv();
+            Ok(())
+        };
+        let first = alone("a".into(), short, "look at", "it", hang).await;
+        assert_eq!(
+            first.unwrap_err().source.kind(),
+            std::io::ErrorKind::TimedOut
+        );
+        for _ in 0..2 * MOST_LEFT {
+            let again = alone("a".into(), short, "look at", "it", || Ok(())).await;
+            assert_eq!(again.unwrap_err().kind, Kind::Busy);
+        }
+        assert_eq!(
+            LEFT.load(Ordering::Relaxed),
+            before + 1,
+            "one thread, however often it is tried"
+        );
+        let other = alone("b".into(), short, "look at", "it", || Ok(7)).await;
+        assert_eq!(other.unwrap(), 7);
+        drop(stop);
+        while LEFT.load(Ordering::Relaxed) != before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let again = alone("a".into(), short, "look at", "it", || Ok(7)).await;
+        assert_eq!(again.unwrap(), 7);
     }
 }

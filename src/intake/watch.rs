@@ -4,7 +4,8 @@
 //! # Why
 //! inotify watches an inode, and a config folder is a *path*: through symbolic links that are swapped, in directories that
 //! are deleted and come back. So after every wake the path is walked again and a new watcher is made for what lies there
-//! now, before the old one goes. Saves are rare and a watcher is cheap; telling a stale watch from a good one is not.
+//! now, before the old one goes. The path may lead to a file system whose server does not answer: it is walked on a thread that
+//! may block, one at a time, and meanwhile the old watcher stays. Saves are rare and a watcher is cheap; telling a stale watch from a good one is not.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{Config, Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::folder::is_manifest;
@@ -24,6 +26,8 @@ use super::folder::is_manifest;
 const QUIET: Duration = Duration::from_millis(60);
 /// Someone who never stops saving is not waited for longer than this.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// For a walk along the path; then the folder is read without waiting for it.
+const WALK_DEADLINE: Duration = Duration::from_secs(10);
 /// As many links as the kernel follows (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 /// How often a path that changes under our eyes is looked at again at once.
@@ -50,29 +54,33 @@ pub struct Watch {
     woken: Arc<Notify>,
     /// Woken, and not yet told: so that dropping the future of [`Watch::changed`] loses nothing.
     pending: bool,
-    /// Held for its thread and its watches.
-    _watcher: RecommendedWatcher,
+    /// Held for its thread and its watches. None: the path has not been walked to its end yet.
+    _watcher: Option<RecommendedWatcher>,
+    /// A new watcher that is being made.
+    arming: Option<JoinHandle<Result<RecommendedWatcher, WatchError>>>,
 }
 
 impl Watch {
     /// Watches the manifests in a folder, see [`Watch::of`].
-    pub fn new(dir: &Path) -> Result<Self, WatchError> {
-        Self::of(dir, is_manifest)
+    pub async fn new(dir: &Path) -> Result<Self, WatchError> {
+        Self::of(dir, is_manifest).await
     }
 
     /// Starts watching. What happens from now on ends in a wake-up; what is there already does not.
     /// A relative `dir` is taken from the current directory.
-    pub fn of(dir: &Path, wanted: Wanted) -> Result<Self, WatchError> {
+    pub async fn of(dir: &Path, wanted: Wanted) -> Result<Self, WatchError> {
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
         let woken = Arc::new(Notify::new());
-        let watcher = arm(&dir, wanted, &woken)?;
-        Ok(Self {
+        let mut watch = Self {
             dir,
             wanted,
             woken,
             pending: false,
-            _watcher: watcher,
-        })
+            _watcher: None,
+            arming: None,
+        };
+        watch.arm().await?;
+        Ok(watch)
     }
 
     /// Waits for a change and then for quiet. Changes while nobody waits are one wake-up later. An error means that the
@@ -87,7 +95,26 @@ impl Watch {
         let _ = timeout(PATIENCE, quiet).await;
         self.pending = false;
         // Before the caller reads: what happens after the new watcher stands wakes us again.
-        self._watcher = arm(&self.dir, self.wanted, &self.woken)?;
+        self.arm().await
+    }
+
+    /// A new watcher. If the path does not answer in time, the old one stays, and the next call goes on waiting for the new one.
+    async fn arm(&mut self) -> Result<(), WatchError> {
+        let arming = self.arming.get_or_insert_with(|| {
+            let (dir, wanted) = (self.dir.clone(), self.wanted);
+            let woken = Arc::clone(&self.woken);
+            tokio::task::spawn_blocking(move || arm(&dir, wanted, &woken))
+        });
+        let Ok(armed) = timeout(WALK_DEADLINE, arming).await else {
+            self.pending = true;
+            return Ok(());
+        };
+        self.arming = None;
+        let failed = |error: tokio::task::JoinError| WatchError {
+            path: self.dir.clone(),
+            source: notify::Error::generic(&error.to_string()),
+        };
+        self._watcher = Some(armed.map_err(failed)??);
         Ok(())
     }
 }

@@ -44,15 +44,16 @@ impl House {
         let uid = vm.meta.uid;
         let lease = world.lease(&vm.meta.name);
         let pages = LADDER.map(|rung| (rung, world.page(uid, rung)));
-        let mut conditions: Vec<ConditionView> = pages
+        let known = known(world, vm);
+        let mut conditions: Vec<ConditionView> = known
             .iter()
-            .filter_map(|(rung, page)| {
-                let condition = of_generation(&page.as_ref()?.condition, vm.meta.generation);
+            .filter_map(|(rung, condition)| {
+                let condition = of_generation(condition.as_ref()?, vm.meta.generation);
                 Some(shown(rung.to_string(), &condition))
             })
             .collect();
-        let ready = world.is_ready(vm);
-        conditions.push(shown("Ready".into(), &fold(&vm.meta, ready, &pages)));
+        let ready = is_known_ready(world, vm);
+        conditions.push(shown("Ready".into(), &fold(&vm.meta, ready, &known)));
         VmView {
             metadata: MetaView {
                 group: Some(vm.group.clone()),
@@ -168,12 +169,16 @@ impl House {
             Some(order) => vm.spec == order.ask.spec(template),
         });
         let updated = u32::try_from(updated.count()).unwrap_or(u32::MAX);
-        let ready_count = vms.iter().filter(|vm| world.is_ready(vm));
+        let ready_count = vms.iter().filter(|vm| is_known_ready(world, vm));
         let ready_count = u32::try_from(ready_count.count()).unwrap_or(u32::MAX);
         let current = u32::try_from(vms.len()).unwrap_or(u32::MAX);
         let desired = u32::try_from(group.size()).unwrap_or(u32::MAX);
         // One that is paused or down because it is to be keeps nobody waiting.
         let not_settled = vms.iter().find(|vm| !world.is_settled(vm));
+        // A known cause is reported before one that is not known yet.
+        let unobserved = vms.iter().find(|vm| !world.is_observed(vm));
+        let is_unknown = not_settled.is_none() && unobserved.is_some();
+        let not_settled = not_settled.or(unobserved);
         let ready = !group.meta.deleting
             && current == desired
             && updated == desired
@@ -205,10 +210,14 @@ impl House {
         let mut conditions = vec![shown(
             "Ready".into(),
             &Condition {
-                status: truth(ready),
+                status: match is_unknown && !group.meta.deleting {
+                    true => Status::Unknown,
+                    false => truth(ready),
+                },
                 reason: match (ready, group.meta.deleting) {
                     (true, _) => Reason::Converged,
                     (false, true) => Reason::Terminating,
+                    (false, false) if is_unknown => Reason::NotObserved,
                     (false, false) => hindrance.map_or(Reason::Converging, Hindrance::reason),
                 },
                 message,
@@ -267,6 +276,31 @@ impl House {
 
 type Pages<'w> = [(Rung, Option<&'w RungPage>); 4];
 
+/// What is known of each stage; nothing of one that has not begun.
+type Known = [(Rung, Option<Condition>); 4];
+
+fn known(world: &World, vm: &Vm) -> Known {
+    LADDER.map(|rung| {
+        let page = world.page(vm.meta.uid, rung);
+        let condition = page.map(|page| match world.unobserved_since(vm, rung) {
+            None => page.condition.clone(),
+            Some(since) => Condition {
+                status: Status::Unknown,
+                reason: Reason::NotObserved,
+                message: "sliced has not observed it since its start".to_owned(),
+                since,
+                observed_generation: 0,
+            },
+        });
+        (rung, condition)
+    })
+}
+
+/// Every stage is Ready, and this process has observed that.
+fn is_known_ready(world: &World, vm: &Vm) -> bool {
+    world.is_ready(vm) && world.is_observed(vm)
+}
+
 fn page<'w>(pages: &Pages<'w>, wanted: Rung) -> Option<&'w RungPage> {
     pages
         .iter()
@@ -275,19 +309,22 @@ fn page<'w>(pages: &Pages<'w>, wanted: Rung) -> Option<&'w RungPage> {
 }
 
 /// `Ready`: the lowest rung that is not decides what is said.
-fn fold(meta: &Meta, ready: bool, pages: &Pages<'_>) -> Condition {
-    let since = pages
+fn fold(meta: &Meta, ready: bool, known: &Known) -> Condition {
+    let since = known
         .iter()
-        .filter_map(|(_, page)| page.map(|page| page.condition.since))
+        .filter_map(|(_, condition)| Some(condition.as_ref()?.since))
         .max()
         .unwrap_or(meta.created_at);
     let (reason, message) = match (ready, meta.deleting) {
         (true, _) => (Reason::Converged, String::new()),
         (false, true) => (Reason::Terminating, String::new()),
-        (false, false) => blocking(meta, pages),
+        (false, false) => blocking(meta, known),
     };
     Condition {
-        status: truth(ready),
+        status: match reason {
+            Reason::NotObserved => Status::Unknown,
+            _ => truth(ready),
+        },
         reason,
         message,
         since,
@@ -295,19 +332,20 @@ fn fold(meta: &Meta, ready: bool, pages: &Pages<'_>) -> Condition {
     }
 }
 
-fn blocking(meta: &Meta, pages: &Pages<'_>) -> (Reason, String) {
-    let not_ready = pages
+fn blocking(meta: &Meta, known: &Known) -> (Reason, String) {
+    let is_true = |condition: &Condition| condition.is_true_at(meta.generation);
+    let not_ready = known
         .iter()
-        .find(|(_, page)| !page.is_some_and(|page| page.condition.is_true_at(meta.generation)));
+        .find(|(_, condition)| !condition.as_ref().is_some_and(is_true));
     match not_ready {
         None => (Reason::Converged, String::new()),
         Some((rung, None)) => (Reason::Waiting, format!("{rung} has not begun")),
-        Some((rung, Some(page))) => {
-            let reason = match page.condition.status {
+        Some((rung, Some(condition))) => {
+            let reason = match condition.status {
                 Status::True => Reason::Converging,
-                Status::False | Status::Unknown => page.condition.reason,
+                Status::False | Status::Unknown => condition.reason,
             };
-            (reason, format!("{rung}: {}", page.condition.message))
+            (reason, format!("{rung}: {}", condition.message))
         }
     }
 }
@@ -338,6 +376,7 @@ fn state(vm: &Vm, page: Option<&RungPage>, mark: &ProcessMark) -> VmmState {
             | Reason::NotConverging
             | Reason::ActionFailed
             | Reason::ObserveFailed
+            | Reason::NotObserved
             | Reason::Invalid
             | Reason::RangeExhausted
             | Reason::CrashLoop
@@ -349,8 +388,7 @@ fn state(vm: &Vm, page: Option<&RungPage>, mark: &ProcessMark) -> VmmState {
 }
 
 fn why_not(world: &World, vm: &Vm) -> String {
-    let pages = LADDER.map(|rung| (rung, world.page(vm.meta.uid, rung)));
-    let condition = fold(&vm.meta, false, &pages);
+    let condition = fold(&vm.meta, false, &known(world, vm));
     format!("{} {}", condition.reason, condition.message)
 }
 

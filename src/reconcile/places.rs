@@ -99,7 +99,8 @@ impl Places {
     pub async fn are_there(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
         let files: Vec<PathBuf> = files.into_iter().flatten().map(Path::to_owned).collect();
         let places = self.clone();
-        off_thread(move || all_there(&places, &files)).await
+        let key = format!("files {files:?}");
+        off_thread(key, move || all_there(&places, &files)).await
     }
 
     /// Whether a VMM's user may use them as they are.
@@ -108,7 +109,11 @@ impl Places {
     /// Which it may not, and why. For people.
     pub async fn all_readable(&self, files: Vec<Disk>) -> Result<(), String> {
         let places = self.clone();
-        off_thread(move || files.iter().try_for_each(|file| readable(&places, file))).await
+        let key = format!("use of {files:?}");
+        off_thread(key, move || {
+            files.iter().try_for_each(|file| readable(&places, file))
+        })
+        .await
     }
 }
 
@@ -116,11 +121,12 @@ fn no_file(path: &Path) -> String {
     format!("{} is no file on this host", path.display())
 }
 
-/// A look at files that a user named.
+/// A look at files that a user named; one at a time with the same key.
 pub(super) async fn off_thread<T: Send + 'static>(
+    key: String,
     look: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
-    let looked = blocking::within(FILE_DEADLINE, "look at", "the files of the VM", || {
+    let looked = blocking::alone(key, FILE_DEADLINE, "look at", "the files of the VM", || {
         Ok(look())
     });
     looked

@@ -352,7 +352,8 @@ impl Processes {
         let (dir, storage) = (self.disk_dir.clone(), storage.clone());
         let places = self.places.clone();
         let (name, label) = (name.clone(), label.clone());
-        off_thread(move || {
+        let key = format!("storage of {label} {storage:?}");
+        off_thread(key, move || {
             let whose = Whose {
                 dir: &dir,
                 boot,

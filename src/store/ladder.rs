@@ -128,6 +128,7 @@ impl Txn<'_> {
             since,
             observed_generation: generation,
         };
+        self.is_observed(uid, rung, status);
         self.put_page(uid, rung, page)
     }
 

@@ -39,6 +39,7 @@ mod tests;
 mod tombstones;
 mod txn;
 mod unknown;
+mod unobserved;
 mod verify;
 mod world;
 mod writer;
@@ -103,6 +104,8 @@ pub enum Change {
     Vm(Uid),
     /// A rung's page of a VM was written.
     Page(Uid),
+    /// All of a VM was observed for the first time by this process, or a stage of it in vain: nothing that is stored has changed.
+    Observed(Uid),
     /// A lease was written or removed.
     Lease(Name),
     /// What the host's own rules must carry.
@@ -309,6 +312,8 @@ impl Store {
             // It was so already; perhaps by a change that is not on the disk yet.
             let seen = self.shared.progress.pending();
             let seen = seen.filter(|_| awaited == Awaited::Yes);
+            drop(world);
+            self.shared.tell(done.changes);
             return Ok((value, self.seen(seen)));
         }
         let (told, durable) = match awaited {

@@ -4,6 +4,7 @@
 use super::load::RECOVERY_KEY;
 use super::world::{Ground, Pool, World};
 use super::{Change, Error};
+use crate::api::condition::Status;
 use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
@@ -268,6 +269,15 @@ impl<'w> Txn<'w> {
         let changes = [Change::Lease(name.clone()), Change::Ground];
         self.note(changes, move |world| world.note_lease(lease));
         Ok(())
+    }
+
+    /// A stage was observed by this process.
+    pub(super) fn is_observed(&mut self, uid: Uid, rung: Rung, status: Status) {
+        if self.world.observed(uid, rung) {
+            let change = self.world.completes(uid, status);
+            let change = change.then_some(Change::Observed(uid));
+            self.note(change, move |world| world.not_observed(uid, rung));
+        }
     }
 
     /// Writes a rung's page about a VM.

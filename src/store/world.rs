@@ -19,6 +19,7 @@ use crate::api::rung::{LADDER, Rung, RungPage};
 use crate::api::vm::Vm;
 
 use super::unknown::Unknown;
+use super::unobserved::Unobserved;
 
 /// Everything, in memory.
 #[derive(Default)]
@@ -50,6 +51,8 @@ pub struct World {
     pub(super) recovery: Option<Recovery>,
     /// What a newer version has stored in objects.
     pub(super) unknown: Unknown,
+    /// Stages that this process has not observed yet.
+    pub(super) unobserved: Unobserved,
 }
 
 /// A database that was set aside, until everything that can be recovered is.

@@ -441,3 +441,61 @@ fn what_exceeds_the_address_plan_is_refused_before_it_is_planned() {
         assert!(peak(&house) < 400, "{} MiB", peak(&house));
     });
 }
+
+/// Of the most VMs and of the most groups that the address plan has, in MiB.
+const LARGEST_PEAK: u64 = 400;
+
+#[test]
+fn the_largest_manifests_that_are_accepted_use_bounded_memory_and_have_bounded_answers() {
+    let group = |n: usize, count: usize, more: &str| {
+        format!("    - {{name: g{n}, hypervisor: none, count: {count}, {more}}}\n")
+    };
+    let cni = "network_name: x, network: {mode: cni}";
+    let of = |groups: String| format!("config:\n  host_groups:\n{groups}");
+    // What is asked for; how many bytes the manifest has at least.
+    let table = [
+        (
+            "most VMs",
+            of((0..16).map(|n| group(n, 1000, cni)).collect()),
+            1 << 10,
+        ),
+        (
+            "most groups",
+            of((0..4095).map(|n| group(n, 1, cni)).collect()),
+            200 << 10,
+        ),
+    ];
+    for (what, text, least) in table {
+        assert!(text.len() >= least, "{what}: {} bytes", text.len());
+        for verb in ["diff", "apply"] {
+            crowded(1, |house, places| {
+                let before = peak(&house);
+                let file = house.write("m.yaml", &text);
+                let said = house.try_ctl(&format!("{verb} -f {file}"));
+                let length = said.stdout.len() + said.stderr.len();
+                let words = String::from_utf8_lossy(&said.stderr).into_owned();
+                let words: String = words.chars().take(300).collect();
+                eprintln!(
+                    "{verb}, {what}, {} bytes: {}, answer {length} bytes, peak {} -> {} MiB {words}",
+                    text.len(),
+                    said.status,
+                    before,
+                    peak(&house)
+                );
+                assert!(
+                    length < 2 << 20,
+                    "{verb}, {what}: an answer of {length} bytes"
+                );
+                // Thousands of new VMs are before it in the queue: it is not a matter of seconds.
+                let right = rules(&places[0]);
+                run(&format!("ip netns exec {} iptables -F", places[0].name));
+                house.until("repaired", || (rules(&places[0]) == right).then_some(()));
+                assert!(
+                    peak(&house) < LARGEST_PEAK,
+                    "{verb}, {what}: {} MiB",
+                    peak(&house)
+                );
+            });
+        }
+    }
+}

@@ -5,6 +5,7 @@
 //! - [`objects`]: groups and VMs.
 //! - [`lab`]: neighbours around a house, [`sniffer`]s in them; [`guest_stack`]: a guest at a TAP; [`frames`]: what it sends.
 //! - [`house`]: the real `sliced` and `slicectl` in one.
+//! - [`fuse`]: a file system that does not answer.
 //! - [`plugs`]: CNI networks for it.
 //! - [`tiny`]: guests for it, by the dozen; [`linux`]: full ones; [`vmm`]: programs that stand for VMMs.
 #![allow(
@@ -14,6 +15,7 @@
 
 pub mod dice;
 pub mod frames;
+pub mod fuse;
 pub mod guest_stack;
 pub mod house;
 pub mod kernel;

@@ -109,8 +109,8 @@ pub fn look(identity: &Identity) -> Result<Life, Error> {
     };
     let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
         Ok(pidfd) => pidfd,
-        // EINVAL: a thread of some process has that number now.
-        Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => {
+        // EINVAL, and since Linux 6.15 ENOENT: a thread of some process has that number now, and it is no process.
+        Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {
             return Ok(Life::Ended(Exit::Unknown));
         }
         Err(error) => return Err(wrap(error)),
@@ -208,6 +208,26 @@ impl Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_that_a_thread_has_now_is_no_process() {
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            tell.send(rustix::thread::gettid()).unwrap();
+            let _ = stopped.recv();
+        });
+        let tid = told.recv().unwrap().as_raw_nonzero().get();
+        let pid = u32::try_from(tid).unwrap();
+        let stat = identity::stat_of(pid).unwrap().unwrap();
+        for start in [stat.start, stat.start + 1] {
+            let boot = crate::host::fs::boot_id().unwrap().to_owned();
+            let life = look(&Identity { pid, start, boot }).unwrap();
+            assert!(matches!(life, Life::Ended(Exit::Unknown)), "{start}");
+        }
+        drop(stop);
+        thread.join().unwrap();
+    }
 
     extern "C" fn sleep_on(_: *mut libc::c_void) -> libc::c_int {
         loop {

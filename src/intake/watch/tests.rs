@@ -17,11 +17,11 @@ struct Desk {
 }
 
 impl Desk {
-    fn new(prepare: &str) -> Self {
+    async fn new(prepare: &str) -> Self {
         let dir = TempDir::new().unwrap();
         sh(dir.path(), "mkdir conf");
         sh(dir.path(), prepare);
-        let watch = Watch::new(&dir.path().join("conf")).unwrap();
+        let watch = Watch::new(&dir.path().join("conf")).await.unwrap();
         Self { dir, watch }
     }
 
@@ -75,7 +75,7 @@ fn one(name: &str, text: &str) -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn every_way_of_saving_wakes_within_a_second() {
-    let mut desk = Desk::new("echo 1 > conf/a.yaml");
+    let mut desk = Desk::new("echo 1 > conf/a.yaml").await;
     assert_eq!(
         desk.save("echo 2 > conf/a.yaml").await,
         one("a.yaml", "2\n")
@@ -101,7 +101,7 @@ async fn every_way_of_saving_wakes_within_a_second() {
 
 #[tokio::test]
 async fn vim_saving_in_place_and_by_renaming_wakes() {
-    let mut desk = Desk::new("echo 1 > conf/a.yaml");
+    let mut desk = Desk::new("echo 1 > conf/a.yaml").await;
     for (copy, text) in [("no", "2"), ("yes", "3")] {
         let script = format!(
             "vim -u NONE -N -es -c 'set backupcopy={copy} writebackup swapfile' -c '%s/./{text}/' -c wq conf/a.yaml </dev/null"
@@ -118,7 +118,7 @@ async fn git_checkout_of_another_branch_wakes_and_is_read_whole() {
     let mut desk = Desk::new(
         "cd conf; git init -q -b one; git config user.email a@b; git config user.name n
          echo 1 > a.yaml; git add .; git commit -qm 1; git checkout -qb two; git mv a.yaml b.yaml; git commit -qm 2; git checkout -q one",
-    );
+    ).await;
     assert_eq!(
         desk.save("cd conf; git checkout -q two").await,
         one("b.yaml", "1\n")
@@ -130,7 +130,7 @@ async fn a_swapped_link_wakes_be_it_the_folder_its_data_or_a_file() {
     // As the kubelet lays out a ConfigMap.
     let mut desk = Desk::new(
         "cd conf; mkdir ..v1 ..v2; echo 1 > ..v1/a.yaml; echo 2 > ..v2/a.yaml; ln -s ..v1 ..data; ln -s ..data/a.yaml a.yaml",
-    );
+    ).await;
     assert_eq!(
         desk.save("cd conf; ln -s ..v2 ..tmp; mv -T ..tmp ..data")
             .await,
@@ -142,7 +142,8 @@ async fn a_swapped_link_wakes_be_it_the_folder_its_data_or_a_file() {
     );
 
     let mut desk =
-        Desk::new("rmdir conf; mkdir v1 v2; echo 1 > v1/a.yaml; echo 2 > v2/a.yaml; ln -s v1 conf");
+        Desk::new("rmdir conf; mkdir v1 v2; echo 1 > v1/a.yaml; echo 2 > v2/a.yaml; ln -s v1 conf")
+            .await;
     assert_eq!(
         desk.save("ln -s v2 tmp; mv -T tmp conf").await,
         one("a.yaml", "2\n")
@@ -150,7 +151,7 @@ async fn a_swapped_link_wakes_be_it_the_folder_its_data_or_a_file() {
     assert_eq!(desk.save("echo 3 > v2/a.yaml").await, one("a.yaml", "3\n"));
     desk.stays_asleep("echo 3 > v1/a.yaml").await;
 
-    let mut desk = Desk::new("mkdir repo; echo 1 > repo/x; ln -s ../repo/x conf/a.yaml");
+    let mut desk = Desk::new("mkdir repo; echo 1 > repo/x; ln -s ../repo/x conf/a.yaml").await;
     assert_eq!(
         desk.save("sed -i s/1/2/ repo/x").await,
         one("a.yaml", "2\n")
@@ -160,7 +161,7 @@ async fn a_swapped_link_wakes_be_it_the_folder_its_data_or_a_file() {
 
 #[tokio::test]
 async fn a_folder_that_is_deleted_and_comes_back_is_watched_on() {
-    let mut desk = Desk::new("echo 1 > conf/a.yaml");
+    let mut desk = Desk::new("echo 1 > conf/a.yaml").await;
     assert_eq!(desk.save("rm -r conf").await, one("folder", "gone"));
     assert_eq!(
         desk.save("mkdir conf; echo 2 > conf/a.yaml").await,
@@ -180,7 +181,7 @@ async fn a_folder_that_is_deleted_and_comes_back_is_watched_on() {
         one("a.yaml", "5\n")
     );
     // Not even its parents need be there.
-    let mut watch = Watch::new(&desk.dir.path().join("x/y/conf")).unwrap();
+    let mut watch = Watch::new(&desk.dir.path().join("x/y/conf")).await.unwrap();
     for step in [
         "mkdir x",
         "mkdir x/y",
@@ -197,7 +198,7 @@ async fn a_folder_that_is_deleted_and_comes_back_is_watched_on() {
 
 #[tokio::test]
 async fn neighbours_editors_and_our_own_reading_do_not_wake() {
-    let mut desk = Desk::new("echo 1 > conf/a.yaml");
+    let mut desk = Desk::new("echo 1 > conf/a.yaml").await;
     desk.stays_asleep("cat conf/a.yaml; ls conf; echo 1 > conf/.a.yaml.swp; echo 1 > conf/4913; rm conf/4913; echo 1 > neighbour.yaml; mkdir conf/sub")
         .await;
     assert_eq!(desk.now().len(), 1);
@@ -206,7 +207,7 @@ async fn neighbours_editors_and_our_own_reading_do_not_wake() {
 
 #[tokio::test]
 async fn a_wait_that_is_given_up_half_way_loses_no_wake_up() {
-    let mut desk = Desk::new("echo 1 > conf/a.yaml");
+    let mut desk = Desk::new("echo 1 > conf/a.yaml").await;
     sh(desk.dir.path(), "echo 2 > conf/a.yaml");
     let woken = tokio::time::timeout(Duration::from_millis(30), desk.watch.changed()).await;
     assert!(woken.is_err(), "it waits for quiet first");
@@ -218,7 +219,7 @@ async fn a_wait_that_is_given_up_half_way_loses_no_wake_up() {
 
 #[tokio::test]
 async fn someone_who_never_stops_saving_is_not_waited_for() {
-    let mut desk = Desk::new("echo 1 > conf/a.yaml");
+    let mut desk = Desk::new("echo 1 > conf/a.yaml").await;
     let path = desk.dir.path().join("conf/a.yaml");
     let busy = tokio::spawn(async move {
         for round in 0.. {

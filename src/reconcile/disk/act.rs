@@ -48,10 +48,8 @@ pub(super) async fn act(
             at_least,
         } => {
             let (image, to, draft) = (image.clone(), to.clone(), desired.draft());
-            let named = places
-                .open(Purpose::Image, &image)
-                .map_err(|why| why.when("copy", &image))?;
-            copy(named, image, draft, to, *at_least, progress.clone()).await
+            let places = places.clone();
+            copy(places, image, draft, to, *at_least, progress.clone()).await
         }
         Action::Grow { disk, to } => {
             let _held = image::hold(disk, Use::Write)?;
@@ -74,7 +72,7 @@ fn note(desired: &Desired, record: &Record) -> Result<(), Error> {
 }
 
 async fn copy(
-    named: Named,
+    places: Places,
     image: PathBuf,
     draft: PathBuf,
     to: PathBuf,
@@ -83,10 +81,13 @@ async fn copy(
 ) -> Result<(), Error> {
     let _stop = StopWhenDropped(progress.clone());
     let (watched, shown) = (progress.clone(), image.display().to_string());
-    let turn = COPIES.acquire().await;
+    // Whoever stops waiting gives it back: a copy that hangs holds up no copy of another VM.
+    let _turn = COPIES.acquire().await;
+    let key = format!("copy {} to {}", image.display(), draft.display());
     let copy = move || {
-        // A copy that hangs keeps its turn: there are never more threads that hang than turns.
-        let _turn = turn;
+        let named = places
+            .open(Purpose::Image, &image)
+            .map_err(|why| why.when("copy", &image))?;
         fit(&named, &image)?;
         let what = Copy {
             from: &named,
@@ -98,7 +99,7 @@ async fn copy(
         image::copy(&what, &progress)
     };
     let how = tokio::select! {
-        how = blocking::within(Duration::MAX, "copy", "an image", copy) => how?,
+        how = blocking::alone(key, Duration::MAX, "copy", "an image", copy) => how?,
         () = stalled(&watched) => {
             let stall = humantime::format_duration(STALL);
             let why = format!("nothing was copied for {stall}");

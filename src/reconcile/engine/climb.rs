@@ -33,6 +33,8 @@ type Leased = Result<(Vm, Option<Lease>), Outcome>;
 
 /// Between two words about a copy under way.
 const COPY_WORDS: Duration = Duration::from_secs(2);
+/// What is pending while they are looked at.
+const FILES: &str = "observe the files that the VM names";
 /// Between two looks whether a copy under way is still wanted.
 const COPY_STEP: Duration = Duration::from_millis(250);
 
@@ -192,17 +194,28 @@ impl Engine {
 
     /// Says, every so often, how far the copy under way has come. Comes back only when that cannot be written down.
     async fn tell_of_copy(&self, vm: &Vm, progress: &Progress) -> store::Error {
-        let mut told = 0;
+        let began = stamp();
+        // Since when it has come no further, once that is reported.
+        let (mut told, mut stuck) = (0, None);
         loop {
             tokio::time::sleep(COPY_WORDS).await;
             let done = progress.done.load(Ordering::Relaxed);
-            if done == told {
-                continue;
-            }
-            told = done;
             let total = progress.total.load(Ordering::Relaxed);
             let message = format!("copying the image: {} of {}", Bytes(done), Bytes(total));
-            let found = (Status::False, Reason::Converging, message);
+            let found = match (done == told, &stuck) {
+                (true, Some(_)) => continue,
+                (true, None) => {
+                    let since = stamp();
+                    let message =
+                        format!("runs since {began}, no progress since {since}: {message}");
+                    stuck = Some(since);
+                    (Status::Unknown, Reason::Waiting, message)
+                }
+                (false, _) => {
+                    (told, stuck) = (done, None);
+                    (Status::False, Reason::Converging, message)
+                }
+            };
             if let Err(error) = self.set_condition(vm, Rung::Vmm, found).await {
                 return error;
             }
@@ -240,6 +253,10 @@ impl Engine {
     }
 }
 
+fn stamp() -> String {
+    clock::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
 impl Climbing<'_> {
     /// The last rung. A VMM that ends again and again backs off with its key.
     async fn run_process(
@@ -254,11 +271,14 @@ impl Climbing<'_> {
             (Verdict::Run, Some(words)) => return self.stillborn(words).await,
             (verdict @ (Verdict::Down(..) | Verdict::Again), _) => return self.rest(verdict).await,
         }
-        let disks = match engine.disks(vm).await {
+        let looked = engine.pending(vm, Rung::Vmm, FILES, engine.disks(vm));
+        let disks = match looked.await? {
             Ok(disks) => disks,
             Err(unfit) => return self.unfit(unfit).await,
         };
-        let desired = match engine.process(vm, connection, &disks).await {
+        let looked = engine.process(vm, connection, &disks);
+        let looked = engine.pending(vm, Rung::Vmm, FILES, looked);
+        let desired = match looked.await? {
             Ok(desired) => desired,
             Err(unfit) => return self.unfit(unfit).await,
         };

@@ -203,7 +203,9 @@ impl Engine {
         self.store.read(|world| {
             let firm = world.ground();
             let firm = firm.is_some_and(|ground| ground.is_firm(&world.footing()));
-            firm && world.vms().all(|vm| world.is_settled(vm))
+            firm && world
+                .vms()
+                .all(|vm| world.is_settled(vm) && world.is_observed(vm))
                 && world.groups().all(|group| {
                     let vms = world.vms_of(&group.meta.name).count();
                     !group.meta.deleting && vms == group.size()

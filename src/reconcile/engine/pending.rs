@@ -17,6 +17,7 @@ use crate::api::rung::Rung;
 use crate::api::vm::Vm;
 use crate::clock;
 use crate::reconcile::{Convergence, Program};
+use crate::store;
 
 /// A step that takes longer is told of.
 const MOMENT: Duration = Duration::from_secs(1);
@@ -69,6 +70,31 @@ impl Step {
 }
 
 impl Engine {
+    /// Waits for an observation of what may lie on a file system that does not answer, and reports that it is pending.
+    pub(super) async fn pending<T>(
+        &self,
+        vm: &Vm,
+        rung: Rung,
+        text: &str,
+        work: impl Future<Output = T>,
+    ) -> Result<T, store::Error> {
+        let mut work = Box::pin(work);
+        let began = clock::now();
+        tokio::select! {
+            biased;
+            done = &mut work => return Ok(done),
+            () = tokio::time::sleep(MOMENT) => {}
+        }
+        let step = Step {
+            text: text.to_owned(),
+            since: began,
+            program: None,
+        };
+        let found = (Status::Unknown, Reason::Waiting, step.message());
+        self.set_condition(vm, rung, found).await?;
+        Ok(work.await)
+    }
+
     /// Waits for a stage's loop, and says what it waits for itself as long as it does.
     pub(super) async fn told_of<O>(
         &self,
