@@ -7,9 +7,12 @@
 //! left behind, nothing new is begun, so that the runtime's pool is never used up.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use super::{Error, Kind};
 
@@ -21,11 +24,14 @@ static LEFT: AtomicUsize = AtomicUsize::new(0);
 /// What operations that are under way or left behind are about, where there is to be one at a time.
 static ALONE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
+/// One of them has come back.
+static RELEASED: Notify = Notify::const_new();
+
 /// For a look at a file that a user named.
 pub const FILE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// As [`within`], and refused as long as an earlier operation with the same key has not come back: retries of what hangs would
-/// otherwise use up the threads that everything else needs.
+/// As [`within`], one at a time with the same key: another one waits until the earlier has come back, and is refused when that takes
+/// longer than `deadline`. Retries of what hangs would otherwise use up the threads that everything else needs.
 ///
 /// # Errors
 /// As [`within`]; or an earlier one has not come back.
@@ -37,7 +43,7 @@ pub async fn alone<T: Send + 'static>(
     act: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let thing = thing.into();
-    let Some(claim) = Claim::take(key) else {
+    let Ok(claim) = tokio::time::timeout(deadline, Claim::wait(&key)).await else {
         let why = "an earlier operation on it has not come back from the kernel";
         return Err(Error {
             kind: Kind::Busy,
@@ -55,8 +61,22 @@ pub async fn alone<T: Send + 'static>(
 struct Claim(String);
 
 impl Claim {
-    fn take(key: String) -> Option<Self> {
+    /// Until nobody has it.
+    async fn wait(key: &str) -> Self {
+        loop {
+            // Before the try: a release between the two is not missed.
+            let mut released = pin!(RELEASED.notified());
+            released.as_mut().enable();
+            if let Some(claim) = Self::take(key) {
+                return claim;
+            }
+            released.await;
+        }
+    }
+
+    fn take(key: &str) -> Option<Self> {
         // Not then_some: a claim that is made in vain would, dropped, release the other one's key, under the lock.
+        let key = key.to_owned();
         keys().insert(key.clone()).then(|| Self(key))
     }
 }
@@ -64,6 +84,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         keys().remove(&self.0);
+        RELEASED.notify_waiters();
     }
 }
 
@@ -78,6 +99,17 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         // Counted before it can be known as left, and taken back when it came back at the very moment, or before.
         LEFT.fetch_add(1, Ordering::Relaxed);
+        if self.0.swap(true, Ordering::AcqRel) {
+            LEFT.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The thread. Dropped when it has come back, has panicked, or was never begun because the runtime ended first.
+struct Thread(Arc<AtomicBool>);
+
+impl Drop for Thread {
+    fn drop(&mut self) {
         if self.0.swap(true, Ordering::AcqRel) {
             LEFT.fetch_sub(1, Ordering::Relaxed);
         }
@@ -108,13 +140,10 @@ pub async fn within<T: Send + 'static>(
     let left = Arc::new(AtomicBool::new(false));
     let _waiter = Waiter(Arc::clone(&left));
     let thread = tokio::task::spawn_blocking({
-        let left = Arc::clone(&left);
+        let coming = Thread(left);
         move || {
-            let done = act();
-            if left.swap(true, Ordering::AcqRel) {
-                LEFT.fetch_sub(1, Ordering::Relaxed);
-            }
-            done
+            let _coming = coming;
+            act()
         }
     });
     match tokio::time::timeout(deadline, thread).await {
@@ -157,6 +186,7 @@ mod tests {
         let done = within(short, "look at", "it", || Ok(7)).await;
         assert_eq!(done.unwrap(), 7);
         who_is_dropped_leaves_its_thread_behind().await;
+        what_was_never_begun_or_has_panicked_is_not_left_behind().await;
         what_hangs_is_not_begun_again_until_it_has_come_back().await;
     }
 
@@ -176,6 +206,50 @@ mod tests {
         }
     }
 
+    async fn what_was_never_begun_or_has_panicked_is_not_left_behind() {
+        let before = LEFT.load(Ordering::Relaxed);
+        std::thread::spawn(|| {
+            let small = tokio::runtime::Builder::new_current_thread()
+                .max_blocking_threads(1)
+                .enable_time()
+                .build()
+                .unwrap();
+            small.block_on(async {
+                let (stop, stopped) = channel::<()>();
+                let takes_the_thread = tokio::task::spawn_blocking(move || stopped.recv());
+                let queued = within(Duration::MAX, "look at", "it", || Ok(()));
+                let dropped = tokio::time::timeout(Duration::from_millis(20), queued).await;
+                assert!(dropped.is_err());
+                small_runtime_ends(takes_the_thread, stop);
+            });
+            small.shutdown_background();
+        })
+        .join()
+        .unwrap();
+        let panics = tokio::spawn(within(Duration::MAX, "look at", "it", || {
+            if LEFT.load(Ordering::Relaxed) < usize::MAX {
+                panic!("as a test");
+            }
+            Ok(())
+        }));
+        assert!(panics.await.is_err());
+        while LEFT.load(Ordering::Relaxed) != before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// The queued operation is discarded with the runtime; the one that has the thread comes back.
+    fn small_runtime_ends<T>(
+        running: tokio::task::JoinHandle<T>,
+        stop: std::sync::mpsc::Sender<()>,
+    ) {
+        running.abort();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(stop);
+        });
+    }
+
     async fn what_hangs_is_not_begun_again_until_it_has_come_back() {
         let short = Duration::from_millis(20);
         let before = LEFT.load(Ordering::Relaxed);
@@ -189,7 +263,7 @@ mod tests {
             first.unwrap_err().source.kind(),
             std::io::ErrorKind::TimedOut
         );
-        for _ in 0..2 * MOST_LEFT {
+        for _ in 0..3 {
             let again = alone("a".into(), short, "look at", "it", || Ok(())).await;
             assert_eq!(again.unwrap_err().kind, Kind::Busy);
         }
@@ -206,5 +280,19 @@ mod tests {
         }
         let again = alone("a".into(), short, "look at", "it", || Ok(7)).await;
         assert_eq!(again.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn looks_at_the_same_files_wait_for_each_other_and_all_succeed() {
+        let looks = (0..100).map(|n| {
+            let pause = move || {
+                std::thread::sleep(Duration::from_millis(1));
+                Ok(n)
+            };
+            alone("same".into(), FILE_DEADLINE, "look at", "it", pause)
+        });
+        let found = futures::future::join_all(looks).await;
+        let found: Vec<_> = found.into_iter().map(Result::unwrap).collect();
+        assert_eq!(found, (0..100).collect::<Vec<_>>());
     }
 }
