@@ -12,7 +12,7 @@
 //! | [`reconcile`] | DECIDES: the rungs of the ladder and the ground under it | `api owner store host cni` |
 //! | [`host`] | TOUCHES: thin functions over the kernel | nothing |
 //! | [`cni`] | CALLS: a CNI runtime to the spec | `clock` |
-//! | [`intake`] | READS: the manifests folder | `api store` |
+//! | [`intake`] | READS: the manifests folder | `api store host` |
 //! | [`wire`] | CARRIES: HTTP and JSON on a Unix socket | `api clock` |
 //! | [`doctor`] | EXAMINES: whether this host can do what is asked of it, and the remedy | `api host owner cni reconcile` |
 //! | [`daemon`] | JOINS: the only file that knows every room | all |

@@ -27,6 +27,7 @@
 //! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
 //! | `linux_disks` | what they read and write |
 //! | `hanging` | programs that do not end |
+//! | `input` | a config folder that is missing, damaged or silent |
 //! | `liveness` | clients that take up what they can |
 //! | `named` | members of the socket's group who name files |
 //! | `not_observed` | what is answered between a start and the first observation |
@@ -53,6 +54,7 @@ mod daemon {
     mod guests;
     mod hanging;
     mod hung_files;
+    mod input;
     mod leftovers;
     mod linux;
     mod linux_disks;

@@ -221,19 +221,24 @@ fn what_can_never_match_is_a_warning_with_its_place() {
 }
 
 #[test]
-fn an_empty_file_comments_and_several_documents_add_up() {
+fn a_text_that_says_nothing_is_an_error_no_groups_are_none_and_several_documents_add_up() {
+    let source = |text: &str| Source {
+        name: "e".into(),
+        text: text.into(),
+    };
+    for text in ["", "\n", "# nothing\n", "---\n", "---\n---\n", "null\n"] {
+        let problems = parse(&source(text)).expect_err(text);
+        let told = problems[0].to_string();
+        assert!(
+            told.starts_with("e:1:1: config: is missing"),
+            "{text:?}: {told}"
+        );
+    }
     for text in [
-        "",
-        "\n",
-        "# nothing\n",
-        "---\n",
         "config: {host_groups: []}",
+        "config: {host_groups: []}\n---\n",
     ] {
-        let source = Source {
-            name: "e".into(),
-            text: text.into(),
-        };
-        assert_eq!(parse(&source), Ok(Vec::new()), "{text:?}");
+        assert_eq!(parse(&source(text)), Ok(Vec::new()), "{text:?}");
     }
     let text = "config: {host_groups: [{name: a, network: {mode: isolated}}]}\n---\nconfig: {host_groups: [{name: b, network: {mode: isolated}}]}\n";
     let source = Source {
@@ -327,4 +332,75 @@ fn judge(text: String) -> Result<(), TestCaseError> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn known_tags_and_exclamation_marks_elsewhere_are_no_tags() {
+    for text in [
+        "config: {host_groups: [{name: !!str a, network: !!map {mode: isolated}}]}\n",
+        "config: {host_groups: !!seq [{name: a, count: !!int 2, network: {mode: isolated}}]}\n",
+        "config: {cmdline: 'a !x b', host_groups: [{name: a, network: {mode: isolated}}]} # !!python/x\n",
+        "config:\n  cmdline: a !x b\n  host_groups: [{name: a, network: {mode: isolated}}]\n",
+    ] {
+        let source = Source {
+            name: "t.yaml".into(),
+            text: text.into(),
+        };
+        let read = parse(&source);
+        assert!(read.is_ok(), "{text}: {read:?}");
+    }
+}
+
+#[test]
+fn name_servers_that_the_lists_close_are_warned_of_with_the_entry() {
+    for (server, lists, expected) in [
+        (
+            "192.168.1.1",
+            "drop: [192.168.0.0/16]",
+            Some("drop[0] \"192.168.0.0/16\" closes 53/udp"),
+        ),
+        (
+            "192.168.1.1",
+            "drop: [10.0.0.0/8, \"192.168.1.1:53/tcp\"]",
+            Some("drop[1] \"192.168.1.1:53/tcp\" closes 53/tcp"),
+        ),
+        (
+            "1.1.1.1",
+            "allow: [10.0.0.0/8]",
+            Some("allow has no entry for 1.1.1.1:53/udp"),
+        ),
+        (
+            "1.1.1.1",
+            "allow: [\"1.1.1.1:53/udp\"]",
+            Some("allow has no entry for 1.1.1.1:53/tcp"),
+        ),
+        ("1.1.1.1", "allow: [\"1.1.1.1:53\"]", None),
+        (
+            "192.168.1.1",
+            "allow: [\"192.168.1.1:53\"], drop: [192.168.0.0/16]",
+            None,
+        ),
+        ("1.1.1.1", "drop: [\"1.1.1.1:443\"]", None),
+        ("169.254.169.254", "allow_metadata: true", None),
+        (
+            "169.254.169.254",
+            "allow_metadata: true, drop: [169.254.0.0/16]",
+            Some("drop[0]"),
+        ),
+        ("1.1.1.1", "on_deny: reject", None),
+    ] {
+        let group = format!(
+            "config:\n  host_groups:\n    - name: g\n      dns_servers: [{server}]\n      network: {{mode: isolated, {lists}}}\n"
+        );
+        let warnings = one(&group).warnings;
+        match expected {
+            None => assert_eq!(warnings, [""; 0], "{server} {lists}"),
+            Some(text) => assert!(
+                warnings
+                    .iter()
+                    .any(|w| w.starts_with("t.yaml:4:21: ") && w.contains(text)),
+                "{server} {lists}: {warnings:?}"
+            ),
+        }
+    }
 }

@@ -27,6 +27,23 @@ pub struct HostGroup {
     /// request to delete it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub adopted: bool,
+    /// The directory in which its file was last seen to name it. That the file is missing from another directory is no request to
+    /// delete it. None: it comes from `apply`, or was stored by a version that did not record this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_in: Option<DirectoryId>,
+}
+
+/// Which directory a path led to: what is mounted or renamed there later is another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryId {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+    /// When the inode was made, in nanoseconds, where the file system records it (`STATX_BTIME`): a device number and an inode number
+    /// are given again, those of the root of a tmpfs at the very next mount.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub born: Option<i64>,
 }
 
 /// The highest `count`. The places of VMs made on demand lie past it: a group that grows never meets one.

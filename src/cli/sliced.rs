@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 
 use crate::api::allowed::directories;
+use crate::api::manifest::settings;
 use crate::api::vmm_ids::IdRange;
 
 /// How log lines look.
@@ -59,6 +60,10 @@ pub struct Args {
     /// How often everything is looked at although nothing has happened
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = at_least_a_second)]
     pub resync: Duration,
+    /// How long a group's file, or the group in it, must be gone before the group is deleted. Without it `removal_grace:` of the
+    /// settings file, else 2s
+    #[arg(long, env = "SLICE_REMOVAL_GRACE", value_name = "TIME", value_parser = removal_grace)]
+    pub removal_grace: Option<Duration>,
     /// How many VMs are looked at or worked on at once. More than the cores: most of a run is waiting
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
@@ -133,6 +138,10 @@ fn at_least_a_second(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn removal_grace(text: &str) -> Result<Duration, String> {
+    settings::grace(text)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -150,5 +159,11 @@ mod tests {
         assert!(Args::try_parse_from(["sliced", "--resync", "0s"]).is_err());
         assert_eq!(args.filter_deadline, crate::host::iptables::DEADLINE);
         assert!(Args::try_parse_from(["sliced", "--cni-deadline", "0s"]).is_err());
+        for text in ["0s", "149ms", "2", "-1s", "25h"] {
+            let flag = format!("--removal-grace={text}");
+            assert!(Args::try_parse_from(["sliced", &flag]).is_err(), "{text}");
+        }
+        let args = Args::try_parse_from(["sliced", "--removal-grace", "1m 5s"]).unwrap();
+        assert_eq!(args.removal_grace, Some(Duration::from_secs(65)));
     }
 }

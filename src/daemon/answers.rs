@@ -12,7 +12,8 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub(super) use self::failure::Failure;
-use super::intake_loop::{IntakeLoop, delete_group, store_draft};
+use super::drafts::{delete_group, store_draft};
+use super::intake_loop::IntakeLoop;
 use super::objects::{self, objects};
 use super::{console, metrics, orders, power, reach, streams};
 use crate::api::event::{Event, EventType};
@@ -112,7 +113,7 @@ fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
     let mut drafts = Vec::new();
     let mut problems = Vec::new();
     for Source { name, text } in sources {
-        match manifest::parse(&manifest::Source { name, text }) {
+        match manifest::parse_some(&manifest::Source { name, text }) {
             Ok(parsed) => drafts.extend(parsed),
             Err(found) => problems.extend(found.iter().map(ToString::to_string)),
         }
@@ -171,7 +172,7 @@ impl Backend for Answers {
             }
             let mut results = Vec::new();
             for draft in &drafts {
-                let applied = store_draft(txn, draft, &Origin::Apply)?;
+                let applied = store_draft(txn, draft, &Origin::Apply, None)?;
                 results.push(result(draft, applied));
             }
             Ok(results)
@@ -240,6 +241,7 @@ impl Backend for Answers {
                     && let Origin::File(path) = &group.origin
                     // One whose file is not there could be removed nowhere.
                     && !group.adopted
+                    && !self.intake.is_without_file(group)
                 {
                     let why = format!("{reference} belongs to {}: remove it there", path.display());
                     return Err(Failure::Refused(Refusal::Conflict(vec![why])));

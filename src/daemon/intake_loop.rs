@@ -1,123 +1,261 @@
 //! The config folder into the store, at every change and at least at every resync.
-//! Not here: reading and judging manifests (`intake`, `api`).
+//! Not here: reading and judging manifests (`intake`, `api`); how groups are written (`drafts`).
+//!
+//! # What wakes it
+//! inotify reports what passes through this kernel's own view of a folder. Not reported are a write through a mapping, a change in
+//! a network file system or in a lower directory of an overlay, and whatever is mounted over the folder. So at every resync the folder
+//! is watched and read again; the kernel reports every change of the mount table; and a folder on a file system that reports no changes,
+//! or that cannot be watched, is compared by `stat` every two seconds.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
+use super::drafts::{delete_group, store_draft};
 use crate::api::event::EventType;
-use crate::api::host_group::{HostGroup, Origin};
-use crate::api::manifest::Draft;
-use crate::api::meta::{Meta, Name};
-use crate::api::view::Applied;
-use crate::api::vm::Vm;
+use crate::api::host_group::{DirectoryId, HostGroup, Origin};
+use crate::api::meta::Name;
 use crate::clock;
-use crate::intake::{self, Folder, Intake, SETTLE, Watch};
+use crate::host::mounts::Mounts;
+use crate::intake::{self, Folder, Intake, Watch};
 use crate::reconcile::engine::Engine;
-use crate::store::{self, Txn};
+use crate::store;
 
-/// Between two tries when the folder cannot be read or watched.
+/// Between two tries when the folder cannot be read or watched, and between two looks at one that reports no changes.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// For a reading of the folder, which may lie on a file system whose server does not answer.
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 
-type Reading = (Folder, Result<Intake, intake::Error>);
+/// Many file systems are mounted at once: namespaces of VMs are. One look is enough for all.
+const MOUNTS_SETTLE: Duration = Duration::from_millis(100);
+
+/// None: the folder is unchanged.
+type Reading = (Folder, Result<Option<Intake>, intake::Error>);
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether an unchanged folder is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Read {
+    Always,
+    IfChanged,
+}
+
+/// What was last found, for people.
+#[derive(Default)]
+struct Findings {
+    problems: BTreeMap<PathBuf, Vec<String>>,
+    warnings: BTreeMap<PathBuf, Vec<String>>,
+    others: Vec<PathBuf>,
+    kept: BTreeMap<Name, String>,
+    /// Why the folder cannot be read.
+    unreadable: Option<String>,
+}
+
+/// When the folder is looked at although nothing wakes us.
+#[derive(Clone, Copy, Default)]
+struct Pace {
+    /// It is read then.
+    again: Option<Instant>,
+    /// It is compared every [`PAUSE`].
+    polled: bool,
 }
 
 /// Reads the folder for as long as the daemon runs.
 pub struct IntakeLoop {
     engine: Arc<Engine>,
     dir: PathBuf,
+    grace: Duration,
     folder: Mutex<Option<Folder>>,
     /// A reading that has not come back, with the folder.
     hanging: Mutex<Option<JoinHandle<Reading>>>,
-    problems: Mutex<BTreeMap<PathBuf, Vec<String>>>,
+    findings: Mutex<Findings>,
+    pace: Mutex<Pace>,
 }
 
 impl IntakeLoop {
-    /// For that folder, which need not be there yet.
-    pub fn new(dir: &Path, engine: Arc<Engine>) -> Self {
+    /// For that folder, which need not be there yet; a removal must last for `grace`.
+    pub fn new(dir: &Path, grace: Duration, engine: Arc<Engine>) -> Self {
         // A relative path would be another origin after a restart elsewhere.
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
         let allowed = engine.processes.places().allowed.clone();
         Self {
             engine,
-            folder: Mutex::new(Some(Folder::new(&dir, allowed))),
+            folder: Mutex::new(Some(Folder::new(&dir, allowed, grace))),
             hanging: Mutex::default(),
             dir,
-            problems: Mutex::default(),
+            grace,
+            findings: Mutex::default(),
+            pace: Mutex::default(),
         }
     }
 
-    /// What is wrong with a file now, one cause each.
-    pub fn problems_of(&self, path: &Path) -> Vec<String> {
-        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        problems.get(path).cloned().unwrap_or_default()
+    /// What keeps a group from being as its file says, one cause each.
+    pub fn problems_of(&self, group: &HostGroup) -> Vec<String> {
+        let Origin::File(path) = &group.origin else {
+            return Vec::new();
+        };
+        let findings = lock(&self.findings);
+        let of_file = findings.problems.get(path).into_iter().flatten();
+        let of_group = findings.kept.get(&group.meta.name);
+        let of_folder = findings.unreadable.iter();
+        of_file.chain(of_group).chain(of_folder).cloned().collect()
+    }
+
+    /// Whether a group cannot be removed by way of its file, because the file is not there.
+    pub fn is_without_file(&self, group: &HostGroup) -> bool {
+        let findings = lock(&self.findings);
+        findings.kept.contains_key(&group.meta.name) || findings.unreadable.is_some()
     }
 
     /// No file is broken.
     pub fn is_sound(&self) -> bool {
-        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        problems.is_empty()
+        lock(&self.findings).problems.is_empty()
     }
 
-    /// Until a reading misses nothing.
+    /// Until nothing is waited for.
     pub async fn read_to_the_end(&self) {
-        for _ in 0..3 {
-            match self.read().await {
-                true => tokio::time::sleep(SETTLE).await,
-                false => return,
+        let end = clock::monotonic() + 2 * self.grace + PAUSE;
+        self.read(Read::Always).await;
+        loop {
+            let again = lock(&self.pace).again;
+            let Some(again) = again.filter(|again| *again <= end) else {
+                return;
+            };
+            tokio::time::sleep_until(again.into()).await;
+            self.read(Read::Always).await;
+            if clock::monotonic() > end {
+                return;
             }
         }
     }
 
     /// For ever.
-    pub async fn run(&self) {
+    pub async fn run(&self, resync: Duration) {
+        let mounts = Mounts::watch();
+        let mut ticks = tokio::time::interval(resync);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await;
+        let mut could_watch = true;
         loop {
+            // What lies there now is watched before it is read: a change after that wakes us.
+            let at = self.directory().await;
             let mut watch = match Watch::new(&self.dir).await {
-                Ok(watch) => watch,
+                Ok(watch) => Some(watch),
                 Err(error) => {
-                    warn!(%error, "cannot watch the config folder; it is read now and then");
-                    self.read_to_the_end().await;
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
+                    if could_watch {
+                        warn!(%error, "cannot watch the config folder; it is looked at every 2 s");
+                    }
+                    None
                 }
             };
-            loop {
-                self.read_to_the_end().await;
-                while lock(&self.hanging).is_some() {
-                    tokio::time::sleep(PAUSE).await;
-                    self.read_to_the_end().await;
+            could_watch = watch.is_some();
+            self.read(Read::Always).await;
+            self.follow(&mut watch, at, &mounts, &mut ticks).await;
+        }
+    }
+
+    /// Reads at every change, until the folder is to be watched again.
+    async fn follow(
+        &self,
+        watch: &mut Option<Watch>,
+        at: Option<DirectoryId>,
+        mounts: &Mounts,
+        ticks: &mut tokio::time::Interval,
+    ) {
+        loop {
+            let (again, polled) = {
+                let pace = lock(&self.pace);
+                (pace.again, pace.polled || watch.is_none())
+            };
+            let next_poll = polled.then(|| clock::monotonic() + PAUSE);
+            tokio::select! {
+                changed = changed(watch) => {
+                    if let Err(error) = changed {
+                        warn!(%error, "the config folder's watch broke; watching again");
+                        return;
+                    }
+                    self.read(Read::Always).await;
                 }
-                if let Err(error) = watch.changed().await {
-                    warn!(%error, "the config folder's watch broke; watching anew");
-                    break;
+                () = mounts.changed() => {
+                    tokio::time::sleep(MOUNTS_SETTLE).await;
+                    if self.is_elsewhere(&at).await {
+                        return;
+                    }
+                    // Over one of its files, perhaps.
+                    self.read(Read::IfChanged).await;
+                }
+                _ = ticks.tick() => {
+                    if !self.is_hanging() {
+                        return;
+                    }
+                    self.read(Read::Always).await;
+                }
+                () = at_last(again) => self.read(Read::Always).await,
+                () = at_last(next_poll) => {
+                    // Where inotify is used up, there may be room by now.
+                    if !self.is_hanging() && (watch.is_none() || self.is_elsewhere(&at).await) {
+                        *watch = Watch::new(&self.dir).await.ok();
+                        if watch.is_some() {
+                            return;
+                        }
+                    }
+                    self.read(Read::IfChanged).await;
                 }
             }
         }
     }
 
-    /// One reading. True: it missed groups, and must be repeated before that is believed.
-    async fn read(&self) -> bool {
+    /// A reading has not come back from the kernel. Every other look at the folder would leave one more thread beside it.
+    fn is_hanging(&self) -> bool {
+        lock(&self.hanging).is_some()
+    }
+
+    /// The path leads to another directory than `at`.
+    async fn is_elsewhere(&self, at: &Option<DirectoryId>) -> bool {
+        !self.is_hanging() && self.directory().await != *at
+    }
+
+    /// Which directory is there now. None: none, or it does not answer.
+    async fn directory(&self) -> Option<DirectoryId> {
+        if self.is_hanging() {
+            return None;
+        }
+        let dir = self.dir.clone();
+        let asked = tokio::task::spawn_blocking(move || intake::id(&dir).ok());
+        let answer = tokio::time::timeout(PAUSE, asked).await;
+        answer.ok()?.ok()?
+    }
+
+    /// One reading, and when the next is due.
+    async fn read(&self, which: Read) {
         let stored: Vec<HostGroup> = self
             .engine
             .store
             .read(|world| world.groups().cloned().collect());
+        let soon = Pace {
+            again: Some(clock::monotonic() + PAUSE),
+            polled: true,
+        };
         let Some(mut folder) = self.folder().await else {
-            let why = "a file of it does not come back from the kernel: what was read last stays";
-            self.note(EventType::Warning, &self.object(), "FolderUnreadable", why);
-            return true;
+            self.cannot_read("a file of it does not come back from the kernel".to_owned());
+            *lock(&self.pace) = soon;
+            return;
         };
         let mut reading = tokio::task::spawn_blocking(move || {
-            let intake = folder.read(&stored);
+            let unchanged = which == Read::IfChanged && folder.is_unchanged();
+            let intake = match unchanged {
+                true => Ok(None),
+                false => folder.read(&stored, clock::monotonic()).map(Some),
+            };
             (folder, intake)
         });
         let intake = match tokio::time::timeout(READ_DEADLINE, &mut reading).await {
@@ -125,28 +263,40 @@ impl IntakeLoop {
                 *lock(&self.folder) = Some(folder);
                 intake
             }
-            Ok(Err(_)) => return false,
+            Ok(Err(_)) => {
+                *lock(&self.folder) = Some(self.new_folder());
+                return;
+            }
             Err(_) => {
                 *lock(&self.hanging) = Some(reading);
-                return true;
+                *lock(&self.pace) = soon;
+                return;
             }
         };
         match intake {
-            Ok(intake) => {
-                let missed = !intake.missing.is_empty();
+            Ok(Some(intake)) => {
+                *lock(&self.pace) = Pace {
+                    again: intake.again,
+                    polled: intake.is_silent,
+                };
                 self.carry_out(intake).await;
-                missed
             }
+            Ok(None) => {}
             Err(error) => {
-                self.note(
-                    EventType::Warning,
-                    &self.object(),
-                    "FolderUnreadable",
-                    &error.to_string(),
-                );
-                false
+                let why = format!("{error}: {}", error.source);
+                self.cannot_read(why);
+                // What makes it readable again (a mode, a server) may make no event.
+                *lock(&self.pace) = Pace {
+                    again: None,
+                    polled: true,
+                };
             }
         }
+    }
+
+    fn new_folder(&self) -> Folder {
+        let allowed = self.engine.processes.places().allowed.clone();
+        Folder::new(&self.dir, allowed, self.grace)
     }
 
     /// The folder, to be read. None: the reading before does not come back.
@@ -158,10 +308,7 @@ impl IntakeLoop {
         match tokio::time::timeout(PAUSE, &mut hanging).await {
             // What it has read is old by now.
             Ok(Ok((folder, _))) => Some(folder),
-            Ok(Err(_)) => {
-                let allowed = self.engine.processes.places().allowed.clone();
-                Some(Folder::new(&self.dir, allowed))
-            }
+            Ok(Err(_)) => Some(self.new_folder()),
             Err(_) => {
                 *lock(&self.hanging) = Some(hanging);
                 None
@@ -169,18 +316,32 @@ impl IntakeLoop {
         }
     }
 
-    fn object(&self) -> String {
-        format!("manifest/{}", self.dir.display())
+    /// Nothing follows from a folder that cannot be read; it is said once.
+    fn cannot_read(&self, why: String) {
+        let why = format!("{why}: nothing is changed or deleted until it can be read");
+        let before = lock(&self.findings).unreadable.replace(why.clone());
+        if before.as_ref() != Some(&why) {
+            warn!(%why, "the config folder is not read");
+            let object = format!("manifest/{}", self.dir.display());
+            self.note(EventType::Warning, &object, "FolderUnreadable", &why);
+        }
     }
 
     async fn carry_out(&self, intake: Intake) {
-        self.tell_problems(&intake);
+        self.tell_findings(&intake);
+        let seen_in = intake.directory.as_ref();
         let stored = self
             .engine
             .store
             .write(|txn| {
                 for (draft, origin) in &intake.upserts {
-                    store_draft(txn, draft, origin)?;
+                    store_draft(txn, draft, origin, seen_in)?;
+                }
+                for name in &intake.seen {
+                    if let Some(mut group) = txn.world().group(name).cloned() {
+                        group.seen_in = seen_in.cloned();
+                        txn.put_group(group)?;
+                    }
                 }
                 for name in &intake.deletions {
                     delete_group(txn, name)?;
@@ -190,72 +351,78 @@ impl IntakeLoop {
             .await;
         if let Err(error) = stored {
             warn!(%error, "cannot store what the config folder says");
+            // The folder does not change by that, and what it asks for is still to be done.
+            let soon = clock::monotonic() + PAUSE;
+            lock(&self.pace).again.get_or_insert(soon);
             return;
         }
         for (draft, origin) in &intake.upserts {
             info!(group = %draft.name, %origin, "taken in");
-            let object = format!("hostgroup/{}", draft.name);
-            self.note(
-                EventType::Normal,
-                &object,
-                "Configured",
-                &format!("from {origin}"),
-            );
-        }
-        for name in &intake.kept {
-            let object = format!("hostgroup/{name}");
-            self.note(
-                EventType::Warning,
-                &object,
-                "KeptWithoutFile",
-                "it was adopted after the state was lost, and no file names it: it stays until its file was seen again, or `slicectl delete` removes it",
-            );
+            let from = format!("from {origin}");
+            self.note_group(EventType::Normal, &draft.name, "Configured", &from);
         }
         for name in &intake.deletions {
             info!(group = %name, "its file is gone");
-            let object = format!("hostgroup/{name}");
-            self.note(
-                EventType::Normal,
-                &object,
-                "Deleted",
-                "no file names it any more",
-            );
+            let why = "no file names it any more";
+            self.note_group(EventType::Normal, name, "Deleted", why);
         }
     }
 
-    fn tell_problems(&self, intake: &Intake) {
-        let now: BTreeMap<PathBuf, Vec<String>> = intake
-            .problems
-            .iter()
-            .map(|(path, problems)| {
-                let lines = problems.iter().map(ToString::to_string).collect();
-                (path.clone(), lines)
-            })
-            .collect();
-        let before = {
-            let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *problems, now.clone())
+    /// Reports what was not so at the reading before.
+    fn tell_findings(&self, intake: &Intake) {
+        let lines = |problems: &Vec<_>| problems.iter().map(ToString::to_string).collect();
+        let problems = intake.problems.iter();
+        let kept = intake.kept.iter();
+        let now = Findings {
+            problems: problems.map(|(path, p)| (path.clone(), lines(p))).collect(),
+            warnings: intake.warnings.iter().cloned().collect(),
+            others: intake.others.clone(),
+            kept: kept
+                .map(|(name, why)| (name.clone(), why.to_string()))
+                .collect(),
+            unreadable: None,
         };
-        for (path, lines) in now {
-            if before.get(&path) == Some(&lines) {
+        let mut findings = lock(&self.findings);
+        for (path, lines) in &now.problems {
+            if findings.problems.get(path) == Some(lines) {
                 continue;
             }
-            let object = manifest_object(&path);
-            for line in &lines {
+            for line in lines {
                 warn!(problem = %line, "a manifest is refused; what runs is unchanged");
+                let object = manifest_object(path);
                 self.note(EventType::Warning, &object, "ManifestInvalid", line);
             }
         }
-        for (path, lines) in &intake.warnings {
+        for (path, lines) in &now.warnings {
+            if findings.warnings.get(path) == Some(lines) {
+                continue;
+            }
             for line in lines {
-                self.note(
-                    EventType::Warning,
-                    &manifest_object(path),
-                    "NeverMatches",
-                    line,
-                );
+                let object = manifest_object(path);
+                self.note(EventType::Warning, &object, "NeverMatches", line);
             }
         }
+        for path in now.others.iter().filter(|p| !findings.others.contains(p)) {
+            let why = "not a manifest: only *.yaml and *.yml in lower case are read";
+            warn!(path = %path.display(), "{why}");
+            self.note(
+                EventType::Warning,
+                &manifest_object(path),
+                "NotAManifest",
+                why,
+            );
+        }
+        for (name, why) in &now.kept {
+            if findings.kept.get(name) != Some(why) {
+                warn!(group = %name, %why, "kept");
+                self.note_group(EventType::Warning, name, "KeptWithoutFile", why);
+            }
+        }
+        *findings = now;
+    }
+
+    fn note_group(&self, kind: EventType, group: &Name, reason: &str, message: &str) {
+        self.note(kind, &format!("hostgroup/{group}"), reason, message);
     }
 
     fn note(&self, kind: EventType, object: &str, reason: &str, message: &str) {
@@ -264,75 +431,22 @@ impl IntakeLoop {
     }
 }
 
+async fn changed(watch: &mut Option<Watch>) -> Result<(), intake::WatchError> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// At that moment; without one, never.
+async fn at_last(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn manifest_object(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     format!("manifest/{}", name.to_string_lossy())
-}
-
-/// Writes a group as a person wants it.
-///
-/// # Errors
-/// The store's.
-pub fn store_draft(
-    txn: &mut Txn<'_>,
-    draft: &Draft,
-    origin: &Origin,
-) -> Result<Applied, store::Error> {
-    let living = txn.world().group(&draft.name).cloned();
-    let (group, applied) = match living.filter(|group| !group.meta.deleting) {
-        None => {
-            let group = HostGroup {
-                meta: Meta::new(draft.name.clone(), clock::now()),
-                origin: origin.clone(),
-                spec: draft.spec.clone(),
-                orders: BTreeMap::new(),
-                adopted: false,
-            };
-            (group, Applied::Created)
-        }
-        Some(group) if group.spec == draft.spec && group.origin == *origin && !group.adopted => {
-            return Ok(Applied::Unchanged);
-        }
-        Some(mut group) => {
-            if group.spec != draft.spec {
-                group.meta.generation += 1;
-            }
-            if group.spec.update != draft.spec.update || group.origin != *origin {
-                renew_records(txn, &draft.name)?;
-            }
-            group.spec = draft.spec.clone();
-            group.origin = origin.clone();
-            group.adopted = false;
-            (group, Applied::Configured)
-        }
-    };
-    txn.put_group(group)?;
-    Ok(applied)
-}
-
-/// Each VM's record tells of its group: writing it anew is a new wish, and no drift.
-fn renew_records(txn: &mut Txn<'_>, group: &Name) -> Result<(), store::Error> {
-    let vms: Vec<Vm> = txn.world().vms_of(group).cloned().collect();
-    for mut vm in vms {
-        vm.meta.generation += 1;
-        txn.put_vm(vm)?;
-    }
-    Ok(())
-}
-
-/// Marks a group as to be removed. False: there is none.
-///
-/// # Errors
-/// The store's.
-pub fn delete_group(txn: &mut Txn<'_>, name: &Name) -> Result<bool, store::Error> {
-    match txn.world().group(name).cloned() {
-        None => Ok(false),
-        Some(mut group) => {
-            group.meta.deleting = true;
-            // A group of this name that comes before the last VM has gone begins with none.
-            group.orders.clear();
-            txn.put_group(group)?;
-            Ok(true)
-        }
-    }
 }

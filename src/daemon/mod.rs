@@ -6,6 +6,7 @@ mod budget;
 mod conflists;
 mod console;
 mod difference;
+mod drafts;
 mod folders;
 mod intake_loop;
 mod metrics;
@@ -307,16 +308,17 @@ async fn run(args: Args) -> Result<bool, Error> {
     cni.deadline = args.cni_deadline;
     cni.file_limit = process::original_file_limit();
     let (state, run) = (&args.state_dir, &args.run_dir);
+    let read = settings::read_all(&args)?;
     let settings = Settings {
         cni,
         vmm_ids: args.vmm_ids,
-        allowed: settings::allowed(&args)?,
+        allowed: read.allowed,
         filter_deadline: args.filter_deadline,
     };
     let daemon = Daemon::prepare_with(state, run, unprobed(), settings).await?;
     let daemon = daemon.with_width(args.concurrency.into(), budget.slow);
     let engine = daemon.engine.clone();
-    let intake = IntakeLoop::new(&args.config_dir, engine.clone());
+    let intake = IntakeLoop::new(&args.config_dir, read.removal_grace, engine.clone());
     if args.once {
         intake.read_to_the_end().await;
         let idle = daemon.idle.clone();
@@ -393,7 +395,10 @@ async fn serve(
             trigger.run(&engine).await;
         }
     });
-    tasks.spawn(async move { intake.run().await });
+    tasks.spawn({
+        let resync = args.resync;
+        async move { intake.run(resync).await }
+    });
     tasks.spawn({
         let engine = engine.clone();
         async move { conflists::run(&engine).await }

@@ -2,7 +2,7 @@
 //! Not here: the fold itself ([`crate::reconcile::fold`]), watching them (`streams`).
 
 use super::intake_loop::IntakeLoop;
-use crate::api::host_group::{HostGroup, Origin};
+use crate::api::host_group::HostGroup;
 use crate::api::meta::Name;
 use crate::api::view::{Kind, Object};
 use crate::api::vm::Vm;
@@ -88,10 +88,7 @@ fn group(
     group: &HostGroup,
 ) -> Object {
     let trouble = Trouble {
-        problems: match &group.origin {
-            Origin::File(path) => intake.problems_of(path),
-            Origin::Apply => Vec::new(),
-        },
+        problems: intake.problems_of(group),
         hindrance: engine.hindrance(&group.meta.name),
     };
     let mut view = house.group(world, group, &trouble);

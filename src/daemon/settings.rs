@@ -12,6 +12,7 @@ use crate::cli::sliced::Args;
 use crate::cni;
 use crate::host::fs;
 use crate::host::iptables;
+use crate::intake::REMOVAL_GRACE;
 
 /// What of the daemon is the caller's to say.
 #[derive(Debug)]
@@ -37,23 +38,27 @@ impl Default for Settings {
     }
 }
 
-/// Where programs and images may lie: as the command line or the environment say, else as the file says, else the default.
-pub(super) fn allowed(args: &Args) -> Result<Allowed, Error> {
+/// What the settings file may say, too.
+pub(super) struct FromFile {
+    /// Where programs and images may lie.
+    pub allowed: Allowed,
+    /// How long a removal from the config folder must last.
+    pub removal_grace: Duration,
+}
+
+/// As the command line or the environment say, else as the file says, else the default.
+pub(super) fn read_all(args: &Args) -> Result<FromFile, Error> {
     let file = read(&args.settings)?;
     let default = Allowed::default();
-    Ok(Allowed {
-        programs: args
-            .programs
-            .clone()
-            .map(|dirs| dirs.0)
-            .or(file.programs)
-            .unwrap_or(default.programs),
-        images: args
-            .images
-            .clone()
-            .map(|dirs| dirs.0)
-            .or(file.images)
-            .unwrap_or(default.images),
+    let programs = args.programs.clone().map(|dirs| dirs.0);
+    let images = args.images.clone().map(|dirs| dirs.0);
+    let grace = args.removal_grace.or(file.removal_grace);
+    Ok(FromFile {
+        allowed: Allowed {
+            programs: programs.or(file.programs).unwrap_or(default.programs),
+            images: images.or(file.images).unwrap_or(default.images),
+        },
+        removal_grace: grace.unwrap_or(REMOVAL_GRACE),
     })
 }
 

@@ -5,16 +5,21 @@
 //! An event says *look*, never *what*. Our own actions make events, too: they are gathered for a moment and each key is
 //! nudged once, so that a namespace in the making is looked at once more and not thirty times.
 
+mod activity;
 mod gathered;
+mod window;
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::Duration;
 
+use tokio::sync::broadcast::error::RecvError;
 use tokio::time::MissedTickBehavior;
 use tracing::warn;
 
+use self::activity::Activity;
 use self::gathered::Gathered;
+use self::window::Window;
 use super::removals::{Removals, Removed};
 use crate::api::meta::Uid;
 use crate::host::events::{Event, Events, LinkChange, What};
@@ -24,8 +29,15 @@ use crate::owner::{self, Instance};
 use crate::reconcile::engine::{Engine, Key};
 use crate::store::Change;
 
-/// How long events are gathered. Drift is repaired within 2 s; this is the part of it that we choose to wait.
+/// How long events are gathered that are likely to be of our own actions, and for how long a burst is gathered at most.
 const GATHER: Duration = Duration::from_millis(600);
+
+/// How long events are gathered about what was at rest: drift. Each event that follows begins the time again, so a burst causes one
+/// look.
+const DRIFT: Duration = Duration::from_millis(50);
+
+/// So long after the last change of ours an object is at rest: the events of our own actions have been read by then.
+const REST: Duration = Duration::from_millis(500);
 
 /// After a failure of the stream, before it is opened anew.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -44,6 +56,7 @@ pub struct Trigger {
     bridges: HashMap<String, Option<Bridge>>,
     /// When what is watched in the file system is watched anew.
     renewals: tokio::time::Interval,
+    activity: Activity,
 }
 
 /// A bridge that is there.
@@ -76,6 +89,7 @@ impl Trigger {
             places: HashMap::new(),
             bridges: HashMap::new(),
             renewals,
+            activity: Activity::default(),
         }
     }
 
@@ -98,61 +112,75 @@ impl Trigger {
         &mut self,
         engine: &Engine,
         changes: &mut tokio::sync::broadcast::Receiver<Change>,
-        mut gathered: Gathered,
+        missed: Gathered,
     ) -> Result<(), Error> {
         let mut events = engine.hands.home.run(Events::listen).await?;
         let mut removals = watch_removals(engine);
         self.learn(engine).await?;
-        let timer = tokio::time::sleep(GATHER);
-        tokio::pin!(timer);
-        let mut armed = gathered.is_something();
+        let mut slow = Window::holding(missed, GATHER);
+        let mut drift = Window::default();
         loop {
+            let mut news = Gathered::default();
             tokio::select! {
-                event = events.next() => self.take_in(event?, &mut gathered),
+                event = events.next() => self.take_in(event?, &mut news),
                 removed = next_removal(&mut removals) => {
                     if removed == Removed::Unknown {
                         removals = watch_removals(engine);
                     }
-                    self.take_in_removal(removed, &mut gathered);
+                    self.take_in_removal(removed, &mut news);
                 }
                 // A directory above that was moved, or mounted over, tells nobody.
                 _ = self.renewals.tick() => removals = watch_removals(engine),
-                change = changes.recv() => match change {
-                    // A page may tell by which link a chain of plugins has connected a VM.
-                    Ok(Change::Vm(uid) | Change::Page(uid)) => {
-                        if let Some(link) = self.learn_one(engine, uid)
-                            && let Some(link) = link::get(&engine.hands.netlink, &link).await?
-                        {
-                            self.place(uid, link.index, link.peer_nsid, link.mac);
-                        }
+                change = changes.recv() => {
+                    self.activity.note(&change);
+                    if let Err(RecvError::Closed) = change {
+                        return Ok(());
                     }
-                    Ok(Change::Ground) => self.learn_bridges(engine).await?,
-                    Ok(
-                        Change::Group(_)
-                        | Change::Observed(_)
-                        | Change::Lease(_)
-                        | Change::Everything,
-                    ) => {}
-                    Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
-                        self.learn(engine).await?;
-                    }
-                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(()),
-                },
-                () = &mut timer, if armed => {
-                    armed = false;
-                    std::mem::take(&mut gathered).tell(engine);
+                    self.follow(engine, change).await?;
+                }
+                () = slow.over() => slow.take().tell(engine),
+                () = drift.over() => {
+                    let found = drift.take();
+                    // What the repair itself causes is gathered for longer.
+                    self.activity.note_told(found.vms());
+                    found.tell(engine);
                 }
             }
-            if gathered.urgent {
+            if news.urgent {
                 // While it lasts, somebody is cut off.
-                armed = false;
-                std::mem::take(&mut gathered).tell(engine);
+                news.merge(slow.take());
+                news.merge(drift.take());
+                std::mem::take(&mut news).tell(engine);
             }
-            if !armed && gathered.is_something() {
-                let now = tokio::time::Instant::from_std(crate::clock::monotonic());
-                timer.as_mut().reset(now + GATHER);
-                armed = true;
+            if news.is_something() {
+                match self.activity.is_at_rest(&news) {
+                    true => drift.add_and_extend(news, DRIFT, GATHER),
+                    false => slow.add(news, GATHER),
+                }
             }
+        }
+    }
+
+    /// Learns what a change of the store means for whom the kernel reports about.
+    async fn follow(
+        &mut self,
+        engine: &Engine,
+        change: Result<Change, RecvError>,
+    ) -> Result<(), Error> {
+        match change {
+            // A page may tell by which link a chain of plugins has connected a VM.
+            Ok(Change::Vm(uid) | Change::Page(uid)) => {
+                if let Some(link) = self.learn_one(engine, uid)
+                    && let Some(link) = link::get(&engine.hands.netlink, &link).await?
+                {
+                    self.place(uid, link.index, link.peer_nsid, link.mac);
+                }
+                Ok(())
+            }
+            Ok(Change::Ground) => self.learn_bridges(engine).await,
+            Ok(Change::Group(_) | Change::Observed(_) | Change::Lease(_) | Change::Everything)
+            | Err(RecvError::Closed) => Ok(()),
+            Err(RecvError::Lagged(_)) => self.learn(engine).await,
         }
     }
 

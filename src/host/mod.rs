@@ -23,6 +23,7 @@ pub mod holders;
 pub mod image;
 pub mod iptables;
 pub mod link;
+pub mod mounts;
 pub mod named;
 pub mod neigh;
 pub mod netlink;

@@ -3,61 +3,98 @@
 //!
 //! # Why
 //! A save is not one event. `cp` empties a file before it fills it, vim moves the old one away before it writes the new one,
-//! `git checkout` does both to many files in a row. What is half-written and wrong is harmless: a broken file changes nothing.
-//! What is half-written and *sound* is not: it is an emptier folder, and groups would be torn down. So a deletion, and only
-//! a deletion, must be asked for by two readings in a row, with [`SETTLE`] between them.
+//! `git checkout` does both to many files in a row. A disk that is full, a mount that is missing and a machine that lost its power
+//! leave an emptier folder, too. So input that is missing is no request to delete anything. A group is deleted when its file says that
+//! it has no groups (`host_groups: []`), or when the group's file, or the group in it, is gone from the very directory in which it was
+//! last seen. Both must last for as long as the caller asks (`--removal-grace`), over at least two readings.
 
+mod directory;
+mod files;
 mod folder;
+mod missing;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::api::allowed::Allowed;
-use crate::api::host_group::{HostGroup, Origin};
-use crate::api::manifest::{self, Draft, Problem};
+use crate::api::host_group::{DirectoryId, HostGroup, Origin};
+use crate::api::manifest::{Draft, Problem};
 use crate::api::meta::Name;
-use crate::api::validate::{self, Claim};
 
-pub use folder::{Error, FileReading, is_manifest, read_folder};
+pub use directory::{Stamp, id};
+pub use folder::{Error, FileReading, Listing, is_manifest, read_folder};
+pub use missing::Kept;
 pub use watch::{Watch, WatchError};
 
-/// How long after a reading that missed groups the folder is to be read again.
-pub const SETTLE: Duration = Duration::from_millis(150);
+use files::Files;
+
+/// How long a removal must last unless somebody says otherwise.
+pub const REMOVAL_GRACE: Duration = Duration::from_secs(2);
 
 /// What follows from one reading of the folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Intake {
+    /// Which directory was read.
+    pub directory: Option<DirectoryId>,
     /// Groups to store: new, changed, or moved to another file. What is stored already is not repeated.
     pub upserts: Vec<(Draft, Origin)>,
-    /// Groups that are in no file any more, seen twice.
+    /// Groups that are stored as their files say, and whose files were last seen in another directory.
+    pub seen: Vec<Name>,
+    /// Groups whose removal has lasted.
     pub deletions: Vec<Name>,
-    /// Groups that are in no file, seen once: read again after [`SETTLE`].
-    pub missing: BTreeSet<Name>,
-    /// Groups that are in no file and were adopted after the state was lost: missing input is no request to delete them.
-    pub kept: Vec<Name>,
+    /// Groups that are in no file and stay, and why.
+    pub kept: BTreeMap<Name, Kept>,
     /// What is wrong, by file. Such a file's groups stay as they are.
     pub problems: Vec<(PathBuf, Vec<Problem>)>,
     /// What is allowed but surely not meant, by file.
     pub warnings: Vec<(PathBuf, Vec<String>)>,
+    /// Files that somebody may take for manifests, and that are none.
+    pub others: Vec<PathBuf>,
+    /// When the folder is to be read again although nothing changes: a removal, or a file that is being written, is waited for.
+    pub again: Option<Instant>,
+    /// Part of the folder lies on a file system that reports no changes.
+    pub is_silent: bool,
 }
 
-/// The config folder, and what its last reading missed.
+impl Intake {
+    /// Asks for another reading, at that moment or earlier.
+    fn look_again(&mut self, at: Instant) {
+        self.again = Some(self.again.map_or(at, |before| before.min(at)));
+    }
+}
+
+/// What earlier readings found. It is lost with the process: without it more is kept.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Since when a group could be removed.
+    missing: BTreeMap<Name, Instant>,
+    /// What was last taken from each file.
+    texts: BTreeMap<PathBuf, String>,
+    /// Files that somebody writes: what is in them, and since when.
+    written: BTreeMap<PathBuf, (String, Instant)>,
+}
+
+/// The config folder, and what its last readings found.
 #[derive(Debug)]
 pub struct Folder {
     dir: PathBuf,
     allowed: Allowed,
-    missing: BTreeSet<Name>,
+    grace: Duration,
+    memory: Memory,
+    stamp: Option<Stamp>,
 }
 
 impl Folder {
-    /// The folder at `dir`. Two spellings of one path are two origins: hand in one and the same.
-    pub fn new(dir: impl Into<PathBuf>, allowed: Allowed) -> Self {
+    /// The folder at `dir`; a removal must last for `grace`. Two spellings of one path are two origins: hand in one and the same.
+    pub fn new(dir: impl Into<PathBuf>, allowed: Allowed, grace: Duration) -> Self {
         Self {
             dir: dir.into(),
             allowed,
-            missing: BTreeSet::new(),
+            grace,
+            memory: Memory::default(),
+            stamp: None,
         }
     }
 
@@ -66,154 +103,94 @@ impl Folder {
         &self.dir
     }
 
-    /// Reads the folder (blocking, at most 1 MiB a file) and says what follows. When [`Intake::missing`] is not empty,
-    /// read again after [`SETTLE`], changed or not. When listing fails nothing follows, and nothing is forgotten.
-    pub fn read(&mut self, stored: &[HostGroup]) -> Result<Intake, Error> {
-        let readings = read_folder(&self.dir)?;
-        let intake = plan(stored, &readings, &self.missing, &self.allowed);
-        self.missing.clone_from(&intake.missing);
+    /// Reads the folder (blocking, at most 1 MiB a file) and says what follows; see [`Intake::again`]. When listing fails
+    /// nothing follows, and what was missing before must be missing for the whole time again.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn read(&mut self, stored: &[HostGroup], now: Instant) -> Result<Intake, Error> {
+        self.stamp = None;
+        let listing = read_folder(&self.dir).inspect_err(|_| self.memory.missing.clear())?;
+        let look = Look {
+            stored,
+            listing: &listing,
+            allowed: &self.allowed,
+            now,
+            grace: self.grace,
+        };
+        let intake = plan(&look, &mut self.memory);
+        self.stamp = Some(listing.stamp);
         Ok(intake)
+    }
+
+    /// Whether the folder is, as far as `stat` tells, what the last reading found. Blocking.
+    pub fn is_unchanged(&self) -> bool {
+        let now = directory::stamp(&self.dir).ok();
+        now.is_some() && now == self.stamp
     }
 }
 
-/// What follows from `readings`, given what is stored and what the reading before this one missed. Pure.
-pub fn plan(
-    stored: &[HostGroup],
-    readings: &[FileReading],
-    missing_before: &BTreeSet<Name>,
-    allowed: &Allowed,
-) -> Intake {
-    let stored: Vec<HostGroup> = stored
-        .iter()
-        .filter(|group| !group.meta.deleting)
-        .cloned()
-        .collect();
-    let mut files = Files::parse(readings, allowed);
-    files.settle_conflicts(&stored);
+/// What a plan is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Look<'a> {
+    /// Every group of the store.
+    pub stored: &'a [HostGroup],
+    /// What was read.
+    pub listing: &'a Listing,
+    /// Programs and images that manifests may name.
+    pub allowed: &'a Allowed,
+    /// When it was read.
+    pub now: Instant,
+    /// How long a removal must last.
+    pub grace: Duration,
+}
+
+/// What follows from a reading, given what is stored and what was read before. Pure.
+pub fn plan(look: &Look<'_>, memory: &mut Memory) -> Intake {
+    let living = |group: &&HostGroup| !group.meta.deleting;
+    let stored: Vec<HostGroup> = look.stored.iter().filter(living).cloned().collect();
+    let mut intake = Intake {
+        directory: Some(look.listing.id.clone()),
+        others: look.listing.others.clone(),
+        is_silent: look.listing.is_silent,
+        ..Intake::default()
+    };
+    let mut files = Files::parse(look, &stored, memory, &mut intake);
+    files.settle_conflicts(&stored, look);
     let claims = files.claims();
     let by_name: HashMap<&Name, &HostGroup> = stored.iter().map(|g| (&g.meta.name, g)).collect();
-
-    let mut intake = Intake::default();
     for (draft, path) in &claims {
         let origin = Origin::File((*path).clone());
-        let same = |group: &&HostGroup| {
+        let before = by_name.get(&draft.name);
+        let mut draft = (*draft).clone();
+        // More may come: until the writer is done, nothing is taken away.
+        if let Some(group) = before
+            && draft.spec.count < group.spec.count
+            && files.is_written(path)
+        {
+            draft.spec.count = group.spec.count;
+            let why = Kept::Written((*path).clone());
+            intake.kept.insert(draft.name.clone(), why);
+        }
+        let is_same = before.is_some_and(|group| {
             group.spec == draft.spec && group.origin == origin && !group.adopted
-        };
-        if by_name.get(&draft.name).filter(|g| same(g)).is_none() {
-            intake.upserts.push(((*draft).clone(), origin));
+        });
+        let was_here = before.is_some_and(|g| g.seen_in.as_ref() == Some(&look.listing.id));
+        match (is_same, was_here) {
+            (true, true) => {}
+            (true, false) => intake.seen.push(draft.name),
+            (false, _) => intake.upserts.push((draft, origin)),
         }
     }
-    let claimed: HashSet<&Name> = claims.iter().map(|(draft, _)| &draft.name).collect();
-    for group in &stored {
-        let name = &group.meta.name;
-        if claimed.contains(name) || files.holds(group) {
-            continue;
-        }
-        if group.adopted {
-            intake.kept.push(name.clone());
-            continue;
-        }
-        match missing_before.contains(name) {
-            true => intake.deletions.push(name.clone()),
-            false => {
-                intake.missing.insert(name.clone());
-            }
-        }
-    }
-    for (path, drafts) in &files.sound {
+    missing::plan(look, &stored, &files, memory, &mut intake);
+    for (path, drafts) in files.sound() {
         let warnings: Vec<String> = drafts.iter().flat_map(|d| d.warnings.clone()).collect();
         if !warnings.is_empty() {
             intake.warnings.push((path.clone(), warnings));
         }
     }
-    intake.problems = files.broken.into_iter().collect();
+    intake.problems = files.into_problems();
     intake
-}
-
-/// The groups of a file that name only programs and images that are allowed.
-fn parse(source: &manifest::Source, allowed: &Allowed) -> Result<Vec<Draft>, Vec<Problem>> {
-    let drafts = manifest::parse(source)?;
-    let problems: Vec<Problem> = drafts.iter().flat_map(|d| allowed.objections(d)).collect();
-    match problems.is_empty() {
-        true => Ok(drafts),
-        false => Err(problems),
-    }
-}
-
-/// The files, judged one by one and then together.
-struct Files {
-    sound: BTreeMap<PathBuf, Vec<Draft>>,
-    broken: BTreeMap<PathBuf, Vec<Problem>>,
-}
-
-impl Files {
-    fn parse(readings: &[FileReading], allowed: &Allowed) -> Self {
-        let mut files = Self {
-            sound: BTreeMap::new(),
-            broken: BTreeMap::new(),
-        };
-        for reading in readings {
-            match reading {
-                FileReading::Readable { path, source } => match parse(source, allowed) {
-                    Ok(drafts) => {
-                        files.sound.insert(path.clone(), drafts);
-                    }
-                    Err(problems) => {
-                        files.broken.insert(path.clone(), problems);
-                    }
-                },
-                FileReading::Unreadable { path, error } => {
-                    let name = path.display().to_string();
-                    let problem = Problem::of_file(&name, format!("cannot be read: {error}"));
-                    files.broken.insert(path.clone(), vec![problem]);
-                }
-            }
-        }
-        files
-    }
-
-    /// Moves files that are at odds with others to the broken ones. Each that goes leaves its stored groups standing, which
-    /// may put another at odds; every round takes a file away, so this ends.
-    fn settle_conflicts(&mut self, stored: &[HostGroup]) {
-        loop {
-            let standing: Vec<&HostGroup> = stored.iter().filter(|g| self.holds(g)).collect();
-            let claim = |(draft, path): (_, &PathBuf)| Claim {
-                draft,
-                origin: Origin::File(path.clone()),
-            };
-            let claims =
-                validate::by_precedence(stored, self.claims().into_iter().map(claim).collect());
-            let refused: Vec<(Origin, Problem)> = validate::conflicts(&standing, &claims)
-                .into_iter()
-                .chain(validate::objections_of_orders(stored, &claims))
-                .map(|(index, problem)| (claims[index].origin.clone(), problem))
-                .collect();
-            if refused.is_empty() {
-                return;
-            }
-            for (origin, problem) in refused {
-                if let Origin::File(path) = origin {
-                    self.sound.remove(&path);
-                    self.broken.entry(path).or_default().push(problem);
-                }
-            }
-        }
-    }
-
-    /// Whether a stored group stays as it is whatever the sound files say.
-    fn holds(&self, group: &HostGroup) -> bool {
-        match &group.origin {
-            Origin::Apply => true,
-            Origin::File(path) => self.broken.contains_key(path),
-        }
-    }
-
-    fn claims(&self) -> Vec<(&Draft, &PathBuf)> {
-        self.sound
-            .iter()
-            .flat_map(|(path, drafts)| drafts.iter().map(move |draft| (draft, path)))
-            .collect()
-    }
 }
 
 #[cfg(test)]

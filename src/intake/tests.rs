@@ -10,6 +10,8 @@ use super::*;
 use crate::api::manifest::Source;
 use crate::api::meta::Meta;
 
+mod missing;
+
 fn group(name: &str, rest: &str) -> String {
     format!("config: {{host_groups: [{{name: {name}, network: {{mode: isolated{rest}}}}}]}}\n")
 }
@@ -21,12 +23,54 @@ fn file(path: &str, text: impl Into<String>) -> FileReading {
             name: path.into(),
             text: text.into(),
         },
+        is_written: false,
     }
+}
+
+/// The directory that all readings are of, unless a test says otherwise.
+fn here() -> DirectoryId {
+    DirectoryId {
+        device: 1,
+        inode: 2,
+        born: Some(3),
+    }
+}
+
+fn listing(readings: &[FileReading]) -> Listing {
+    Listing {
+        id: here(),
+        files: readings.to_vec(),
+        others: Vec::new(),
+        is_silent: false,
+        stamp: Stamp::default(),
+    }
+}
+
+/// One reading, so long after the first.
+fn at(stored: &[HostGroup], listing: &Listing, memory: &mut Memory, after: Duration) -> Intake {
+    static BEGIN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    let look = Look {
+        stored,
+        listing,
+        allowed: &Allowed::default(),
+        now: *BEGIN + after,
+        grace: REMOVAL_GRACE,
+    };
+    plan(&look, memory)
+}
+
+fn first(stored: &[HostGroup], readings: &[FileReading]) -> Intake {
+    at(
+        stored,
+        &listing(readings),
+        &mut Memory::default(),
+        Duration::ZERO,
+    )
 }
 
 /// The groups of a reading, as if they had been stored from it.
 fn stored(readings: &[FileReading]) -> Vec<HostGroup> {
-    let intake = plan(&[], readings, &BTreeSet::new(), &Allowed::default());
+    let intake = first(&[], readings);
     assert_eq!(intake.problems, Vec::new());
     intake.upserts.into_iter().map(as_stored).collect()
 }
@@ -34,6 +78,7 @@ fn stored(readings: &[FileReading]) -> Vec<HostGroup> {
 fn as_stored((draft, origin): (Draft, Origin)) -> HostGroup {
     HostGroup {
         adopted: false,
+        seen_in: Some(here()),
         meta: Meta::new(draft.name, jiff::Timestamp::UNIX_EPOCH),
         origin,
         spec: draft.spec,
@@ -41,11 +86,30 @@ fn as_stored((draft, origin): (Draft, Origin)) -> HostGroup {
     }
 }
 
-/// Reads twice, as the daemon does.
+/// Reads twice, as the daemon does: the second time when a removal has lasted.
 fn twice(stored: &[HostGroup], readings: &[FileReading]) -> Intake {
-    let first = plan(stored, readings, &BTreeSet::new(), &Allowed::default());
+    twice_of(stored, &listing(readings))
+}
+
+fn twice_of(stored: &[HostGroup], listing: &Listing) -> Intake {
+    let mut memory = Memory::default();
+    let first = at(stored, listing, &mut memory, Duration::ZERO);
     assert_eq!(first.deletions, Vec::new(), "one reading deletes nothing");
-    plan(stored, readings, &first.missing, &Allowed::default())
+    let early = at(stored, listing, &mut memory, REMOVAL_GRACE / 2);
+    assert_eq!(
+        early.deletions,
+        Vec::new(),
+        "nor does a removal that has not lasted"
+    );
+    at(stored, listing, &mut memory, REMOVAL_GRACE)
+}
+
+/// What a reading says that finds nothing to do.
+fn nothing() -> Intake {
+    Intake {
+        directory: Some(here()),
+        ..Intake::default()
+    }
 }
 
 fn names(groups: &[Name]) -> Vec<&str> {
@@ -65,10 +129,7 @@ fn what_is_stored_already_is_not_repeated() {
     ];
     let stored = stored(&readings);
     assert_eq!(stored.len(), 2);
-    assert_eq!(
-        plan(&stored, &readings, &BTreeSet::new(), &Allowed::default()),
-        Intake::default()
-    );
+    assert_eq!(first(&stored, &readings), nothing());
 }
 
 #[test]
@@ -80,29 +141,6 @@ fn a_group_whose_file_vanished_is_deleted_at_the_second_look() {
     let now = [file("b.yaml", group("b", ""))];
     assert_eq!(names(&twice(&before, &now).deletions), ["a"]);
     assert_eq!(twice(&before, &now).upserts, Vec::new());
-}
-
-#[test]
-fn a_file_that_is_empty_for_an_instant_deletes_nothing() {
-    let full = [file("a.yaml", group("a", ""))];
-    let before = stored(&full);
-    let first = plan(
-        &before,
-        &[file("a.yaml", "")],
-        &BTreeSet::new(),
-        &Allowed::default(),
-    );
-    assert_eq!(first.deletions, Vec::new());
-    assert_eq!(first.missing.len(), 1);
-    assert_eq!(
-        plan(&before, &full, &first.missing, &Allowed::default()),
-        Intake::default()
-    );
-    // And an empty file that stays empty is believed.
-    assert_eq!(
-        names(&twice(&before, &[file("a.yaml", "")]).deletions),
-        ["a"]
-    );
 }
 
 #[test]
@@ -140,7 +178,7 @@ fn a_group_that_moves_between_files_is_never_deleted() {
     let before = stored(&[file("a.yaml", group("a", ""))]);
     let intake = twice(&before, &[file("b.yaml", group("a", ""))]);
     assert_eq!(intake.deletions, Vec::new());
-    assert_eq!(intake.missing, BTreeSet::new());
+    assert_eq!(intake.again, None);
     assert_eq!(intake.upserts.len(), 1);
     assert_eq!(intake.upserts[0].1, Origin::File("b.yaml".into()));
 }
@@ -180,7 +218,7 @@ fn a_group_copied_out_of_a_broken_file_stays_with_that_file() {
 fn a_group_made_by_apply_is_neither_taken_nor_deleted_by_a_file() {
     let mut before = stored(&[file("-", group("a", ""))]);
     before[0].origin = Origin::Apply;
-    assert_eq!(twice(&before, &[]), Intake::default());
+    assert_eq!(twice(&before, &[]), nothing());
     let intake = twice(&before, &[file("a.yaml", group("a", ""))]);
     assert_eq!((intake.upserts.len(), intake.deletions.len()), (0, 0));
     assert!(
@@ -255,7 +293,11 @@ fn only_manifests_directly_in_the_folder_are_read_in_order_and_nothing_is_waited
             .unwrap()
             .success()
     );
-    let read = read_folder(dir.path()).unwrap();
+    fs::write(at("GROUPS.YAML"), "").unwrap();
+    fs::write(at("b.json"), "").unwrap();
+    let listing = read_folder(dir.path()).unwrap();
+    assert_eq!(listing.others, [at("GROUPS.YAML"), at("b.json")]);
+    let read = listing.files;
     let readable = |reading: &FileReading| matches!(reading, FileReading::Readable { .. });
     let found: Vec<_> = read
         .iter()
@@ -268,7 +310,8 @@ fn only_manifests_directly_in_the_folder_are_read_in_order_and_nothing_is_waited
             ("b.yml", true),
             ("latin.yaml", false),
             ("link.yaml", false),
-            ("pipe.yaml", false)
+            ("pipe.yaml", false),
+            ("sub.yaml", false)
         ]
     );
 }
@@ -279,17 +322,43 @@ fn a_folder_that_cannot_be_listed_is_an_error_and_forgets_nothing() {
     let conf = dir.path().join("conf");
     fs::create_dir(&conf).unwrap();
     fs::write(conf.join("a.yaml"), group("a", "")).unwrap();
-    let mut folder = Folder::new(&conf, Allowed::default());
-    let before: Vec<HostGroup> = folder
-        .read(&[])
-        .unwrap()
-        .upserts
+    let mut folder = Folder::new(&conf, Allowed::default(), REMOVAL_GRACE);
+    let read = folder.read(&[], Instant::now()).unwrap();
+    let seen_in = read.directory.clone();
+    let before: Vec<HostGroup> = read.upserts.into_iter().map(as_stored).collect();
+    let before: Vec<HostGroup> = before
         .into_iter()
-        .map(as_stored)
+        .map(|group| HostGroup {
+            seen_in: seen_in.clone(),
+            ..group
+        })
         .collect();
     fs::rename(&conf, dir.path().join("away")).unwrap();
-    assert!(folder.read(&before).is_err());
-    assert!(folder.read(&before).is_err());
+    assert!(folder.read(&before, Instant::now()).is_err());
+    assert!(folder.read(&before, Instant::now()).is_err());
     fs::rename(dir.path().join("away"), &conf).unwrap();
-    assert_eq!(folder.read(&before).unwrap(), Intake::default());
+    assert!(!folder.is_unchanged(), "nothing is known after a failure");
+    let again = folder.read(&before, Instant::now()).unwrap();
+    assert_eq!((again.upserts.len(), again.seen.len()), (0, 0));
+    assert!(folder.is_unchanged());
+    fs::write(conf.join("b.json"), "").unwrap();
+    assert!(!folder.is_unchanged());
+}
+
+#[test]
+fn whoever_has_a_file_open_for_writing_is_seen() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.yaml");
+    fs::write(&path, group("a", "")).unwrap();
+    let written = || match &read_folder(dir.path()).unwrap().files[..] {
+        [FileReading::Readable { is_written, .. }] => *is_written,
+        other => panic!("{other:?}"),
+    };
+    assert!(!written());
+    let reader = fs::File::open(&path).unwrap();
+    assert!(!written());
+    let writer = fs::File::options().append(true).open(&path).unwrap();
+    assert!(written());
+    drop((reader, writer));
+    assert!(!written());
 }

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::folder::is_manifest;
+use super::folder::{is_manifest, resembles_a_manifest};
 
 /// A save is over when nothing has happened for so long.
 const QUIET: Duration = Duration::from_millis(60);
@@ -63,7 +63,7 @@ pub struct Watch {
 impl Watch {
     /// Watches the manifests in a folder, see [`Watch::of`].
     pub async fn new(dir: &Path) -> Result<Self, WatchError> {
-        Self::of(dir, is_manifest).await
+        Self::of(dir, |name| is_manifest(name) || resembles_a_manifest(name)).await
     }
 
     /// Starts watching. What happens from now on ends in a wake-up; what is there already does not.

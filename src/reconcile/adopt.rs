@@ -322,6 +322,7 @@ fn adopt_one(txn: &mut Txn<'_>, record: Record, now: Timestamp) -> Result<bool, 
     let mut group = known.unwrap_or_else(|| HostGroup {
         meta: Meta::new(vm.group.clone(), now),
         adopted: matches!(origin, Origin::File(_)),
+        seen_in: None,
         origin,
         spec: HostGroupSpec {
             count: 0,

@@ -23,6 +23,7 @@ const LONG: Duration = Duration::from_secs(30);
 fn group(name: &str) -> HostGroup {
     HostGroup {
         adopted: false,
+        seen_in: None,
         orders: Default::default(),
         meta: Meta::new(name.parse().expect("a name"), NOW),
         origin: Origin::Apply,

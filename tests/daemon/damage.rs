@@ -454,7 +454,7 @@ impl Scene {
     fn restore_folder(&mut self, house: &House) {
         if std::mem::take(&mut self.hidden) {
             // Longer than two readings of the folder.
-            std::thread::sleep(slicectl::intake::SETTLE * 4);
+            std::thread::sleep(slicectl::intake::REMOVAL_GRACE * 2);
             let conf = house.conf();
             fs::remove_dir(&conf).expect("an empty directory");
             fs::rename(conf.with_file_name("hidden"), &conf).expect("renamed");

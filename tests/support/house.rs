@@ -194,6 +194,13 @@ impl House {
         fs::rename(&new, path).expect("renamed");
     }
 
+    /// Writes a file in a config folder that is another file system.
+    pub fn save_across(&self, name: &str, text: &str) {
+        let new = self.conf().join("new");
+        fs::write(&new, text).expect("written");
+        fs::rename(&new, self.conf().join(name)).expect("renamed");
+    }
+
     /// Writes a file beside the config folder.
     pub fn write(&self, name: &str, text: &str) -> String {
         let path = self.dir.path().join(name);
@@ -392,7 +399,7 @@ fn guests(run: &Path) -> Vec<u32> {
 }
 
 /// How many times more there is to do on this machine than it can do at once, at least 1.
-fn crowd() -> f64 {
+pub fn crowd() -> f64 {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load: f64 = load
         .split(' ')

@@ -65,6 +65,7 @@ pub fn plugged(network: &str) -> VmSpec {
 pub fn group(name: &str, count: u32, template: VmSpec) -> HostGroup {
     HostGroup {
         adopted: false,
+        seen_in: None,
         meta: Meta::new(self::name(name), Timestamp::UNIX_EPOCH),
         origin: Origin::Apply,
         spec: HostGroupSpec {

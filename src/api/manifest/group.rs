@@ -2,7 +2,6 @@
 //! Not here: the `network:` section, comparing groups with each other.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use super::super::host_group::{HostGroup, HostGroupSpec, MAX_COUNT, UpdatePolicy};
@@ -10,6 +9,7 @@ use super::super::meta::Name;
 use super::super::network::{NetworkSpec, TapOwner};
 use super::super::validate::MAX_GROUPS;
 use super::super::vm::{Hypervisor, VmSpec};
+use super::dns;
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
 use super::{Draft, Location, life, network, storage};
@@ -67,10 +67,6 @@ const GIB: u64 = 1 << 30;
 const MAX_RAM: u64 = 16 << 40;
 const DEFAULT_VCPU: u32 = 2;
 const DEFAULT_RAM: u64 = 4 * GIB;
-/// `ip=` of the Linux command line carries two name servers
-/// (kernel, Documentation/admin-guide/nfs/nfsroot.rst: `<dns0-ip>:<dns1-ip>`).
-const MAX_DNS_SERVERS: usize = 2;
-
 /// What a group may take from `config:` or say itself.
 #[derive(Clone, Default)]
 struct Boot {
@@ -165,7 +161,7 @@ fn read_group(
         .and_then(|field| reader.whole(field, 1..=255))
         .map_or(DEFAULT_VCPU, |vcpu| vcpu as u32);
     let ram_bytes = read_ram(reader, &group);
-    let dns_servers = read_dns_servers(reader, &group);
+    let dns_servers = dns::read(reader, &group);
     let boot = read_boot(reader, &group, inherited.boot.clone());
     let update = group.get("update").and_then(|field| {
         let words = [
@@ -185,6 +181,7 @@ fn read_group(
     let (name, network) = (name?, network?);
     check_count(reader, &group, &name, count, &network.spec);
     check_tap_owner(reader, &group, hypervisor, &network.spec);
+    let dns_warnings = dns::check(reader, &group, &dns_servers, &network.spec);
     if reader.problem_count() > before {
         return None;
     }
@@ -196,7 +193,8 @@ fn read_group(
         .chain(policy_warnings.iter().map(|warning| {
             let at = reader.location(at("network"));
             format!("{at}: {}.network: {warning}", group.path)
-        }));
+        }))
+        .chain(dns_warnings);
     Some(Draft {
         at: reader.location(at("name")),
         field: group.path.clone(),
@@ -212,7 +210,10 @@ fn read_group(
                 ram_bytes,
                 kernel_file: boot.kernel_file,
                 initrd_file: boot.initrd_file,
-                dns_servers,
+                dns_servers: dns_servers
+                    .into_iter()
+                    .map(|(_, address)| address)
+                    .collect(),
                 storage,
                 life,
                 network: network.spec,
@@ -265,31 +266,6 @@ fn read_ram(reader: &mut Reader, group: &Section) -> u64 {
         reader.unexpected(field, &expected);
     }
     bytes
-}
-
-fn read_dns_servers(reader: &mut Reader, group: &Section) -> Vec<Ipv4Addr> {
-    const EXPECTED: &str = "a list of IPv4 addresses";
-    let Some(field) = group.get("dns_servers") else {
-        return Vec::new();
-    };
-    let items = reader.list(field, EXPECTED);
-    if let Some(third) = items.get(MAX_DNS_SERVERS) {
-        let message = format!(
-            "found {} servers, expected at most {MAX_DNS_SERVERS}: the kernel's ip= carries no more",
-            items.len()
-        );
-        reader.refuse(third, message);
-    }
-    items
-        .iter()
-        .filter_map(|item| {
-            let address = reader.text(item, "an IPv4 address")?.parse().ok();
-            if address.is_none() {
-                reader.unexpected(item, "an IPv4 address");
-            }
-            address
-        })
-        .collect()
 }
 
 /// QEMU when there is something to boot; else the slot is for a VMM that the user starts.

@@ -4,6 +4,7 @@
 //! A manifest is one or more YAML documents, each with one `config:`. All that is wrong with a file is said at once; a file
 //! with a problem yields no group at all, so that half an edit is never acted on.
 
+mod dns;
 mod group;
 mod life;
 mod network;
@@ -62,8 +63,33 @@ impl Draft {
     }
 }
 
-/// The groups of a manifest, in its order, or all that is wrong with it. An empty text has no groups.
+/// Whether a manifest may say that it has no groups.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Groups {
+    /// `host_groups: []` is how a file says it.
+    AnyNumber,
+    /// There must be one in each document.
+    AtLeastOne,
+}
+
+/// The groups of a manifest, in its order, or all that is wrong with it. A text that says nothing, comments alone included, is an
+/// error: a file ends up empty after a full disk or a crash. `host_groups: []` says that there are no groups.
+///
+/// # Errors
+/// All that is wrong.
 pub fn parse(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
+    read(source, Groups::AnyNumber)
+}
+
+/// The same of a manifest that is applied: one without groups would do nothing.
+///
+/// # Errors
+/// All that is wrong.
+pub fn parse_some(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
+    read(source, Groups::AtLeastOne)
+}
+
+fn read(source: &Source, number: Groups) -> Result<Vec<Draft>, Vec<Problem>> {
     let documents = yaml::read(&source.text).map_err(|fault| {
         vec![Problem {
             at: Location::new(&source.name, fault.at),
@@ -73,16 +99,29 @@ pub fn parse(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
     })?;
     let mut reader = Reader::new(&source.name);
     let mut drafts = Vec::new();
-    for document in &documents {
-        // Comments alone, or a `---` at the end.
-        if document.value == Value::Null {
-            continue;
-        }
+    // Comments alone, or a `---` at the end.
+    let documents: Vec<_> = documents
+        .iter()
+        .filter(|document| document.value != Value::Null)
+        .collect();
+    if documents.is_empty() {
+        let message = "is missing: the manifest says nothing; `config: {host_groups: []}` says that there are no groups";
+        reader.refuse_at(Place::START, "config", message);
+    }
+    for document in documents {
         let root = Field {
             path: String::new(),
             node: document,
         };
-        drafts.extend(group::read_document(&mut reader, &root));
+        let problems = reader.problem_count();
+        let groups = group::read_document(&mut reader, &root);
+        if groups.is_empty() && number == Groups::AtLeastOne && reader.problem_count() == problems {
+            let at = document.member("config").member("host_groups").at;
+            let message =
+                "found no groups, expected at least one; `slicectl delete` removes groups";
+            reader.refuse_at(at, "config.host_groups", message);
+        }
+        drafts.extend(groups);
     }
     let problems = reader.into_problems();
     match problems.is_empty() {

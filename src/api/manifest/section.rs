@@ -232,6 +232,9 @@ impl<'a> Reader<'a> {
 }
 
 fn unknown_key(key: &str, known: &[&str]) -> String {
+    if key == "<<" {
+        return "merge keys are not supported; write a whole alias".to_owned();
+    }
     let shown = Value::Text(key.to_owned());
     match near_miss(key, known) {
         Some(near) => format!("unknown key {shown}; did you mean \"{near}\"?"),

@@ -2,6 +2,7 @@
 //! Not here: settings that are arguments of `sliced` alone.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::super::allowed::directory;
 use super::Source;
@@ -9,7 +10,24 @@ use super::problem::{Location, Problem};
 use super::section::{Field, Reader, Section};
 use super::yaml::{self, Value};
 
-const KEYS: [&str; 2] = ["programs", "images"];
+const KEYS: [&str; 3] = ["programs", "images", "removal_grace"];
+
+/// The shortest removal grace: programs that save a file in more than one step need a moment between them.
+pub const LEAST_GRACE: Duration = Duration::from_millis(150);
+/// The longest.
+const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
+
+/// A removal grace.
+///
+/// # Errors
+/// It is no time, or too short or too long.
+pub fn grace(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match (LEAST_GRACE..=LONGEST_GRACE).contains(&time) {
+        true => Ok(time),
+        false => Err("it must be from 150ms to 1day".to_owned()),
+    }
+}
 
 /// What the file says. None: nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +36,8 @@ pub struct Settings {
     pub programs: Option<Vec<PathBuf>>,
     /// Below which directories kernels, initrds, images and disks may lie.
     pub images: Option<Vec<PathBuf>>,
+    /// How long a removal from the config folder must last.
+    pub removal_grace: Option<Duration>,
 }
 
 /// Reads it, or says all that is wrong with it.
@@ -49,6 +69,15 @@ pub fn parse(source: &Source) -> Result<Settings, Vec<Problem>> {
         };
         settings.programs = directories(&mut reader, &section, "programs");
         settings.images = directories(&mut reader, &section, "images");
+        settings.removal_grace = section.get("removal_grace").and_then(|field| {
+            const EXPECTED: &str = "a time such as 2s";
+            let text = reader.text(field, EXPECTED)?;
+            let read = grace(text);
+            if let Err(why) = &read {
+                reader.unexpected(field, &format!("{EXPECTED} ({why})"));
+            }
+            read.ok()
+        });
     }
     let problems = reader.into_problems();
     match problems.is_empty() {
@@ -93,6 +122,8 @@ mod tests {
         let images = settings.images.unwrap();
         assert_eq!(images, [PathBuf::from("/srv/images"), "/dev/vg0".into()]);
         assert_eq!(parsed("# nothing\n"), Ok(Settings::default()));
+        let grace = parsed("removal_grace: 1m\n").unwrap().removal_grace;
+        assert_eq!(grace, Some(Duration::from_secs(60)));
         assert_eq!(parsed("images: []\n").unwrap().images, Some(vec![]));
     }
 
@@ -114,6 +145,11 @@ mod tests {
                 "sliced.yaml:2:5: programs[0]: found 7",
             ),
             ("image: []\n", "sliced.yaml:1:1: unknown key"),
+            (
+                "removal_grace: 0s\n",
+                "sliced.yaml:1:16: removal_grace: found \"0s\", expected a time such as 2s (it must be",
+            ),
+            ("removal_grace: 2\n", "removal_grace: found 2"),
             (
                 "images: []\nimages: []\n",
                 "sliced.yaml:2:1: images: the key is here twice",

@@ -11,6 +11,8 @@
 //!
 //! Four limits keep a hostile text cheap: bytes, brackets, depth, and values (aliases count each time they are used).
 
+mod tags;
+
 use std::fmt;
 
 use serde::de::{self, Deserialize, DeserializeSeed, EnumAccess, MapAccess, SeqAccess, Visitor};
@@ -45,6 +47,17 @@ pub enum Value {
     Map(Vec<Member>),
 }
 
+impl Node {
+    /// The value of a key, or this node where there is none.
+    pub fn member(&self, key: &str) -> &Self {
+        let Value::Map(members) = &self.value else {
+            return self;
+        };
+        let found = members.iter().find(|member| member.key == key);
+        found.map_or(self, |member| &member.value)
+    }
+}
+
 /// One `key: value`; a mapping keeps its duplicates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {
@@ -70,6 +83,7 @@ pub fn read(text: &str) -> Result<Vec<Node>, Fault> {
         });
     }
     check_brackets(text)?;
+    tags::check(text)?;
     let mut left = MAX_VALUES;
     serde_yaml::Deserializer::from_str(text)
         .map(|document| {

@@ -25,6 +25,7 @@ fn drafts(file: &str, groups: &[(&str, Option<&str>)]) -> Vec<Draft> {
 fn stored(origin: Origin, draft: &Draft) -> HostGroup {
     HostGroup {
         adopted: false,
+        seen_in: None,
         meta: Meta::new(draft.name.clone(), jiff::Timestamp::UNIX_EPOCH),
         origin,
         spec: draft.spec.clone(),

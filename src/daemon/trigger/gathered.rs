@@ -50,6 +50,33 @@ impl Gathered {
         }
     }
 
+    /// Takes in what another one has.
+    pub(super) fn merge(&mut self, other: Self) {
+        self.keys.extend(other.keys);
+        self.rules.extend(other.rules);
+        self.moved.extend(other.moved);
+        self.addressed.extend(other.addressed);
+        self.urgent |= other.urgent;
+        self.everything |= other.everything;
+    }
+
+    /// The VMs that the events were about; none stands for the host and everything else.
+    pub(super) fn vms(&self) -> impl Iterator<Item = Option<Uid>> + '_ {
+        let vm = |key: &Key| match key {
+            Key::Vm(uid) => Some(*uid),
+            _ => None,
+        };
+        let by_rules = self.rules.values().map(|(uid, _)| Some(*uid));
+        let bridges = self.moved.iter().chain(&self.addressed).map(|_| None);
+        let all = self.everything.then_some(None);
+        self.keys
+            .iter()
+            .map(vm)
+            .chain(by_rules)
+            .chain(bridges)
+            .chain(all)
+    }
+
     pub(super) fn is_something(&self) -> bool {
         let nothing = self.keys.is_empty()
             && self.rules.is_empty()

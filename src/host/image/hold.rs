@@ -185,7 +185,10 @@ fn has_range_locks(file: &File, how: Use) -> io::Result<bool> {
 }
 
 /// Whether any process has it open for writing.
-fn is_written(file: &File) -> io::Result<bool> {
+///
+/// # Errors
+/// The kernel does not say.
+pub fn is_written(file: &File) -> io::Result<bool> {
     /// `include/uapi/asm-generic/fcntl.h`; the libc crate does not have it.
     const F_SETSIG: libc::c_int = 10;
     if !file.metadata()?.is_file() {

@@ -19,7 +19,7 @@ use super::error::absent_is_none;
 use super::named::Named;
 
 pub use copy::{Copy, How, Progress, copy, grow};
-pub use hold::{Use, hold, hold_named};
+pub use hold::{Use, hold, hold_named, is_written};
 
 /// Bytes; every VMM counts a disk in these.
 pub const SECTOR: u64 = 512;

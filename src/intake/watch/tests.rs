@@ -42,10 +42,10 @@ impl Desk {
             return vec![("folder".into(), "gone".into())];
         };
         let say = |reading: FileReading| match reading {
-            FileReading::Readable { path, source } => (file_name(&path), source.text),
+            FileReading::Readable { path, source, .. } => (file_name(&path), source.text),
             FileReading::Unreadable { path, error } => (file_name(&path), error),
         };
-        read.into_iter().map(say).collect()
+        read.files.into_iter().map(say).collect()
     }
 
     async fn stays_asleep(&mut self, script: &str) {

@@ -1,0 +1,108 @@
+//! `dns_servers:`, and whether a VM can reach them.
+//! Not here: name servers that a policy does not speak of: whether one answers is for the network to say.
+
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+
+use super::super::network::NetworkSpec;
+use super::super::policy::{self, METADATA, Origin, Packet, Policy, Protocol, Verdict};
+use super::section::{Field, Reader, Section};
+
+/// `ip=` of the Linux command line carries two name servers
+/// (kernel, Documentation/admin-guide/nfs/nfsroot.rst: `<dns0-ip>:<dns1-ip>`).
+const MAX_DNS_SERVERS: usize = 2;
+
+/// The addresses, each with its place.
+pub fn read<'n>(reader: &mut Reader, group: &Section<'n>) -> Vec<(Field<'n>, Ipv4Addr)> {
+    const EXPECTED: &str = "a list of IPv4 addresses";
+    let Some(field) = group.get("dns_servers") else {
+        return Vec::new();
+    };
+    let items = reader.list(field, EXPECTED);
+    if let Some(third) = items.get(MAX_DNS_SERVERS) {
+        let message = format!(
+            "found {} servers, expected at most {MAX_DNS_SERVERS}: the kernel's ip= carries no more",
+            items.len()
+        );
+        reader.refuse(third, message);
+    }
+    items
+        .into_iter()
+        .filter_map(|item| {
+            let address = reader.text(&item, "an IPv4 address")?.parse().ok();
+            if address.is_none() {
+                reader.unexpected(&item, "an IPv4 address");
+            }
+            Some((item, address?))
+        })
+        .collect()
+}
+
+/// Refuses addresses that no VM can reach, and warns of those that the group's own lists close.
+pub fn check(
+    reader: &mut Reader,
+    group: &Section,
+    servers: &[(Field, Ipv4Addr)],
+    network: &NetworkSpec,
+) -> Vec<String> {
+    let policy = network.policy();
+    let mut warnings = Vec::new();
+    for (field, address) in servers {
+        if let Some(range) = unreachable(*address, policy) {
+            let why = match policy.is_some() && METADATA.contains(address) {
+                true => "allow_metadata: true opens it".to_owned(),
+                false => "take a server outside that range".to_owned(),
+            };
+            let message =
+                format!("\"{address}\": the VM cannot reach it: {range} is reserved; {why}");
+            reader.refuse(field, message);
+        } else if let Some(why) = policy.and_then(|policy| closed(*address, policy)) {
+            let at = reader.location(field.node.at);
+            let list = format!("{}.network", group.path);
+            warnings.push(format!(
+                "{at}: {}: the VM cannot reach \"{address}\": {list}.{why}",
+                field.path
+            ));
+        }
+    }
+    warnings
+}
+
+/// The reserved range in which a server is of no use. Link-local addresses and those of metadata services are closed by the policy of
+/// isolated mode alone; the others are the guest's own or nobody's.
+fn unreachable(address: Ipv4Addr, policy: Option<&Policy>) -> Option<Ipv4Network> {
+    if let Some(policy) = policy {
+        return policy.reserved(address);
+    }
+    let is_own = |range: &Ipv4Network| {
+        let first = range.network();
+        range.contains(address)
+            && (first.is_loopback() || first.is_multicast() || matches!(first.octets()[0], 0 | 240))
+    };
+    policy::reserved().find(is_own)
+}
+
+/// Which entry closes it to questions over UDP or TCP.
+fn closed(address: Ipv4Addr, policy: &Policy) -> Option<String> {
+    const DNS: u16 = 53;
+    [(Protocol::Udp, "udp"), (Protocol::Tcp, "tcp")]
+        .into_iter()
+        .find_map(|(protocol, word)| {
+            let packet = Packet {
+                destination: address,
+                transport: Some((protocol, Some(DNS))),
+            };
+            let (Verdict::Deny, origin) = policy.judge(&packet) else {
+                return None;
+            };
+            Some(match origin {
+                Origin::Drop(index, entry) => {
+                    format!("drop[{index}] \"{entry}\" closes {DNS}/{word}")
+                }
+                Origin::Allow(..) | Origin::Reserved(_) | Origin::Default => {
+                    format!("allow has no entry for {address}:{DNS}/{word}")
+                }
+            })
+        })
+}

@@ -1,0 +1,92 @@
+//! Tags that mean nothing here.
+//! Not here: what the values are.
+//!
+//! # Why
+//! `serde_yaml` reports a local tag (`!x`) and passes over every other one it does not know: `!!python/object/apply:os.system` is a plain
+//! list to it. A person who writes one expects it to mean something. Its events do not show tags, so a text with an exclamation mark
+//! is scanned once more, by a parser whose events do.
+
+use saphyr_parser::{Event, Parser, Tag};
+
+use super::Fault;
+use crate::api::manifest::problem::Place;
+
+/// The core schema's own (YAML 1.2.2, chapter 10), which say what a value is anyway.
+const KNOWN: [&str; 7] = ["null", "bool", "int", "float", "str", "seq", "map"];
+
+/// What `!!` stands for.
+const CORE: &str = "tag:yaml.org,2002:";
+
+/// Refuses the first tag that is not known. What is no YAML at all is reported by who reads it.
+pub fn check(text: &str) -> Result<(), Fault> {
+    if !text.contains('!') {
+        return Ok(());
+    }
+    for event in Parser::new_from_str(text) {
+        let Ok((event, span)) = event else {
+            return Ok(());
+        };
+        let tag = match &event {
+            Event::Scalar(_, _, _, tag)
+            | Event::SequenceStart(_, tag)
+            | Event::MappingStart(_, tag) => tag.as_deref(),
+            _ => None,
+        };
+        if let Some(tag) = tag.filter(|tag| !is_known(tag)) {
+            let at = Place {
+                line: span.start.line(),
+                column: span.start.col() + 1,
+            };
+            let shown: String = shown(tag).chars().take(80).collect();
+            let message = format!(
+                "found the tag {}, expected a plain value",
+                shown.escape_debug()
+            );
+            return Err(Fault {
+                at: place_of(text, at),
+                message,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn is_known(tag: &Tag) -> bool {
+    let whole = format!("{}{}", tag.handle, tag.suffix);
+    let core = whole.strip_prefix(CORE).or(whole.strip_prefix("!!"));
+    core.is_some_and(|name| KNOWN.contains(&name))
+}
+
+fn shown(tag: &Tag) -> String {
+    match tag.handle.as_str() {
+        CORE => format!("!!{}", tag.suffix),
+        "" => format!("!<{}>", tag.suffix),
+        handle => format!("{handle}{}", tag.suffix),
+    }
+}
+
+/// The tag's own place: the parser names that of the value behind it, which may be on a later line.
+fn place_of(text: &str, value: Place) -> Place {
+    let lines: Vec<&str> = text.lines().take(value.line).collect();
+    for (number, line) in lines.iter().enumerate().rev() {
+        let end = match number + 1 == value.line {
+            true => line
+                .char_indices()
+                .nth(value.column)
+                .map_or(line.len(), |(at, _)| at),
+            false => line.len(),
+        };
+        if let Some(at) = line[..end].rfind('!') {
+            let word = line[..at].rfind(|c: char| c.is_whitespace() || "[{,".contains(c));
+            let start = word.map_or(0, |before| before + 1);
+            let column = line[..start].chars().count() + 1;
+            let is_tag = line[start..].starts_with('!');
+            let line = number + 1;
+            return match is_tag {
+                true => Place { line, column },
+                false => value,
+            };
+        }
+    }
+    value
+}

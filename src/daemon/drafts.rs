@@ -1,0 +1,83 @@
+//! Groups as people write them into the store, and out of it.
+//! Not here: where they come from.
+
+use std::collections::BTreeMap;
+
+use crate::api::host_group::{DirectoryId, HostGroup, Origin};
+use crate::api::manifest::Draft;
+use crate::api::meta::{Meta, Name};
+use crate::api::view::Applied;
+use crate::api::vm::Vm;
+use crate::clock;
+use crate::store::{self, Txn};
+
+/// Writes a group as a person wants it.
+///
+/// # Errors
+/// The store's.
+pub fn store_draft(
+    txn: &mut Txn<'_>,
+    draft: &Draft,
+    origin: &Origin,
+    seen_in: Option<&DirectoryId>,
+) -> Result<Applied, store::Error> {
+    let living = txn.world().group(&draft.name).cloned();
+    let (group, applied) = match living.filter(|group| !group.meta.deleting) {
+        None => {
+            let group = HostGroup {
+                meta: Meta::new(draft.name.clone(), clock::now()),
+                origin: origin.clone(),
+                spec: draft.spec.clone(),
+                orders: BTreeMap::new(),
+                adopted: false,
+                seen_in: seen_in.cloned(),
+            };
+            (group, Applied::Created)
+        }
+        Some(group) if group.spec == draft.spec && group.origin == *origin && !group.adopted => {
+            return Ok(Applied::Unchanged);
+        }
+        Some(mut group) => {
+            if group.spec != draft.spec {
+                group.meta.generation += 1;
+            }
+            if group.spec.update != draft.spec.update || group.origin != *origin {
+                renew_records(txn, &draft.name)?;
+            }
+            group.spec = draft.spec.clone();
+            group.origin = origin.clone();
+            group.adopted = false;
+            group.seen_in = seen_in.cloned();
+            (group, Applied::Configured)
+        }
+    };
+    txn.put_group(group)?;
+    Ok(applied)
+}
+
+/// Each VM's record tells of its group: writing it anew is a new wish, and no drift.
+fn renew_records(txn: &mut Txn<'_>, group: &Name) -> Result<(), store::Error> {
+    let vms: Vec<Vm> = txn.world().vms_of(group).cloned().collect();
+    for mut vm in vms {
+        vm.meta.generation += 1;
+        txn.put_vm(vm)?;
+    }
+    Ok(())
+}
+
+/// Marks a group as to be removed. False: there is none.
+///
+/// # Errors
+/// The store's.
+pub fn delete_group(txn: &mut Txn<'_>, name: &Name) -> Result<bool, store::Error> {
+    match txn.world().group(name).cloned() {
+        None => Ok(false),
+        Some(mut group) => {
+            group.meta.deleting = true;
+            // A group of this name that comes before the last VM has gone begins with none.
+            group.orders.clear();
+            txn.put_group(group)?;
+            Ok(true)
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What we have changed a moment ago: events about that are likely to be of our own actions.
+//! Not here: what events say.
+//!
+//! # Why
+//! Building a VM causes some thirty events. A look at it for each would cost more than the building, and finds nothing. A VM that
+//! nobody has touched for a moment has no such events: what the kernel reports of it was done by somebody else.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use tokio::sync::broadcast::error::RecvError;
+
+use super::REST;
+use super::gathered::Gathered;
+use crate::api::meta::Uid;
+use crate::clock;
+use crate::store::Change;
+
+/// When each object was last changed by us.
+#[derive(Default)]
+pub(super) struct Activity {
+    /// By VM.
+    vms: HashMap<Uid, Instant>,
+    /// Any of them, a group or the host: the host's own rules follow all of these.
+    last: Option<Instant>,
+}
+
+impl Activity {
+    /// The store has changed. The stages of a VM that is being built write their pages one after the other.
+    pub(super) fn note(&mut self, change: &Result<Change, RecvError>) {
+        let vm = match change {
+            Ok(Change::Vm(uid) | Change::Page(uid)) => Some(*uid),
+            Ok(_) | Err(_) => None,
+        };
+        self.note_told(std::iter::once(vm));
+    }
+
+    /// Somebody is told to look at these VMs; none stands for the host.
+    pub(super) fn note_told(&mut self, vms: impl Iterator<Item = Option<Uid>>) {
+        /// Enough to be worth a sweep.
+        const MANY: usize = 1024;
+        let now = clock::monotonic();
+        for vm in vms {
+            self.last = Some(now);
+            if let Some(uid) = vm {
+                self.vms.insert(uid, now);
+            }
+        }
+        if self.vms.len() > MANY {
+            let rested = |at: &Instant| now.saturating_duration_since(*at) >= REST;
+            self.vms.retain(|_, at| !rested(at));
+        }
+    }
+
+    /// Whether all that these events are about has been left alone by us for a moment.
+    pub(super) fn is_at_rest(&self, news: &Gathered) -> bool {
+        let now = clock::monotonic();
+        let rested =
+            |at: Option<&Instant>| at.is_none_or(|at| now.saturating_duration_since(*at) >= REST);
+        let mut vms = news.vms();
+        !news.everything
+            && vms.all(|vm| match vm {
+                Some(uid) => rested(self.vms.get(&uid)),
+                None => rested(self.last.as_ref()),
+            })
+    }
+}

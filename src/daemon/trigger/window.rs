@@ -1,0 +1,93 @@
+//! A span of time in which events are gathered.
+//! Not here: which events.
+
+use std::time::{Duration, Instant};
+
+use super::gathered::Gathered;
+use crate::clock;
+
+/// What was gathered, and when it is told.
+#[derive(Default)]
+pub(super) struct Window {
+    gathered: Gathered,
+    began: Option<Instant>,
+    until: Option<Instant>,
+}
+
+impl Window {
+    /// With something in it from the start.
+    pub(super) fn holding(gathered: Gathered, length: Duration) -> Self {
+        let mut window = Self::default();
+        if gathered.is_something() {
+            window.add(gathered, length);
+        }
+        window
+    }
+
+    /// The first thing opens it for so long.
+    pub(super) fn add(&mut self, news: Gathered, length: Duration) {
+        let now = clock::monotonic();
+        self.gathered.merge(news);
+        self.began.get_or_insert(now);
+        self.until.get_or_insert(now + length);
+    }
+
+    /// Everything keeps it open for so long, at most for `longest` in all.
+    pub(super) fn add_and_extend(&mut self, news: Gathered, length: Duration, longest: Duration) {
+        let now = clock::monotonic();
+        self.gathered.merge(news);
+        let began = *self.began.get_or_insert(now);
+        self.until = Some((now + length).min(began + longest));
+    }
+
+    /// Until it is over; while nothing is in it, for ever.
+    pub(super) async fn over(&self) {
+        match self.until {
+            Some(until) => tokio::time::sleep_until(until.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What is in it; it is empty then.
+    pub(super) fn take(&mut self) -> Gathered {
+        std::mem::take(self).gathered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn news() -> Gathered {
+        Gathered {
+            everything: true,
+            ..Gathered::default()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_is_one_window_and_no_burst_keeps_it_open_for_ever() {
+        let (step, length, longest) = (5, 30, 600);
+        let of = Duration::from_millis;
+        for (events, expected) in [(1, length), (10, 9 * step + length), (1000, longest)] {
+            let mut window = Window::default();
+            let begin = clock::monotonic();
+            let end = begin + of(events * step);
+            loop {
+                if clock::monotonic() < end {
+                    window.add_and_extend(news(), of(length), of(longest));
+                }
+                let next = tokio::time::sleep(of(step));
+                tokio::select! {
+                    biased;
+                    () = window.over() => break,
+                    () = next => {}
+                }
+            }
+            assert!(window.take().is_something());
+            assert!(!window.take().is_something());
+            let found = clock::monotonic().duration_since(begin).as_millis() as u64;
+            assert!(found.abs_diff(expected) <= step, "{events}: {found} ms");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Which directory a path leads to, and whether what lies there has changed.
+//! Not here: reading manifests.
+//!
+//! # Why
+//! A device number and an inode number do not name a directory for ever: the kernel gives the number of a file system that was
+//! unmounted to the next one, and the root of every tmpfs has the same inode number. The time at which the inode was made tells them
+//! apart.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+
+use super::folder::{is_manifest, resembles_a_manifest};
+use crate::api::host_group::DirectoryId;
+
+/// File systems where a change need not pass through this kernel's own file (`statfs(2)`): network file systems, FUSE, and overlayfs,
+/// whose lower directories are written behind its back.
+const SILENT: [u32; 17] = [
+    0x6969,      // NFS
+    0x6573_5546, // FUSE, virtiofs
+    0xff53_4d42, // CIFS
+    0xfe53_4d42, // SMB2
+    0x517b,      // SMB
+    0x0102_1997, // 9p
+    0x794c_7630, // overlayfs
+    0x5346_414f, // AFS
+    0x6b41_4653, // kAFS
+    0x00c3_6400, // Ceph
+    0x7375_7245, // Coda
+    0x786f_4256, // vboxsf
+    0x0116_1970, // GFS2
+    0x7461_636f, // OCFS2
+    0x0bd0_0bd0, // Lustre
+    0x564c,      // NCP
+    0xf15f,      // eCryptfs
+];
+
+/// Whether changes that others make in the file system of this file may reach nobody here.
+pub fn is_silent(file: &File) -> bool {
+    // What cannot be asked is looked at.
+    rustix::fs::fstatfs(file).map_or(true, |found| {
+        // The kernel's numbers have 32 bits, the field may have 64.
+        SILENT.contains(&(found.f_type as u32))
+    })
+}
+
+/// Which directory the path leads to now.
+///
+/// # Errors
+/// None, or it cannot be asked.
+pub fn id(dir: &Path) -> io::Result<DirectoryId> {
+    let asked = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let found = rustix::fs::statx(CWD, dir, AtFlags::empty(), asked)?;
+    if found.stx_mode & libc::S_IFMT as u16 != libc::S_IFDIR as u16 {
+        return Err(io::Error::from(rustix::io::Errno::NOTDIR));
+    }
+    let has_birth = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME);
+    let nanoseconds = |time: &rustix::fs::StatxTimestamp| {
+        time.tv_sec
+            .saturating_mul(1_000_000_000)
+            .saturating_add(time.tv_nsec.into())
+    };
+    Ok(DirectoryId {
+        device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
+        inode: found.stx_ino,
+        born: has_birth.then(|| nanoseconds(&found.stx_btime)),
+    })
+}
+
+/// What changes when a folder or one of its manifests does, as far as `stat` tells. Cheap: no file is opened.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Stamp(Vec<(OsString, Option<Inode>)>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Inode {
+    place: (u64, u64),
+    mode: u32,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// Looks at the folder and at what its manifests lead to.
+///
+/// # Errors
+/// It cannot be listed.
+pub fn stamp(dir: &Path) -> io::Result<Stamp> {
+    let mut found = vec![(OsString::new(), inode(dir))];
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if is_manifest(&name) || resembles_a_manifest(&name) {
+            let inode = inode(&dir.join(&name));
+            found.push((name, inode));
+        }
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(Stamp(found))
+}
+
+fn inode(path: &Path) -> Option<Inode> {
+    let found = fs::metadata(path).ok()?;
+    Some(Inode {
+        place: (found.dev(), found.ino()),
+        mode: found.mode(),
+        size: found.size(),
+        modified: (found.mtime(), found.mtime_nsec()),
+        changed: (found.ctime(), found.ctime_nsec()),
+    })
+}

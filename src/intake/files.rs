@@ -1,0 +1,248 @@
+//! The manifests of one reading, each by itself and then together.
+//! Not here: what becomes of groups that are in none of them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+use super::folder::FileReading;
+use super::{Intake, Look, Memory, missing};
+use crate::api::allowed::Allowed;
+use crate::api::host_group::{HostGroup, Origin};
+use crate::api::manifest::{self, Draft, Location, Place, Problem, Source};
+use crate::api::meta::Name;
+use crate::api::validate::{self, Claim};
+
+/// The files, judged one by one and then together.
+pub(super) struct Files<'l> {
+    sound: BTreeMap<PathBuf, Vec<Draft>>,
+    broken: BTreeMap<PathBuf, Vec<Problem>>,
+    /// Somebody writes them, and they changed a moment ago: they are read when that is over.
+    unsettled: BTreeSet<PathBuf>,
+    /// Somebody writes them.
+    written: BTreeSet<PathBuf>,
+    /// What is in each file that could be read.
+    texts: HashMap<&'l Path, &'l str>,
+}
+
+impl<'l> Files<'l> {
+    pub(super) fn parse(
+        look: &Look<'l>,
+        stored: &[HostGroup],
+        memory: &mut Memory,
+        intake: &mut Intake,
+    ) -> Self {
+        let mut files = Self {
+            sound: BTreeMap::new(),
+            broken: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
+            written: BTreeSet::new(),
+            texts: HashMap::new(),
+        };
+        for reading in &look.listing.files {
+            match reading {
+                FileReading::Readable {
+                    path,
+                    source,
+                    is_written,
+                } => {
+                    files.texts.insert(path, &source.text);
+                    if *is_written {
+                        files.written.insert(path.clone());
+                    }
+                    files.take(look, stored, memory, intake, (path, source));
+                }
+                FileReading::Unreadable { path, error } => {
+                    let name = path.display().to_string();
+                    let problem = Problem::of_file(&name, format!("cannot be read: {error}"));
+                    files.broken.insert(path.clone(), vec![problem]);
+                }
+            }
+        }
+        let paths: BTreeSet<&Path> = look.listing.files.iter().map(FileReading::path).collect();
+        memory.texts.retain(|path, _| paths.contains(&**path));
+        memory
+            .written
+            .retain(|path, _| files.written.contains(path));
+        files
+    }
+
+    fn take(
+        &mut self,
+        look: &Look<'_>,
+        stored: &[HostGroup],
+        memory: &mut Memory,
+        intake: &mut Intake,
+        (path, source): (&PathBuf, &Source),
+    ) {
+        if self.written.contains(path) {
+            let (text, since) = memory
+                .written
+                .entry(path.clone())
+                .or_insert_with(|| (source.text.clone(), look.now));
+            if *text != source.text {
+                (*text, *since) = (source.text.clone(), look.now);
+            }
+            let until = *since + look.grace;
+            let known = memory.texts.get(path) == Some(&source.text);
+            if look.now < until && !known {
+                self.unsettled.insert(path.clone());
+                intake.look_again(until);
+                return;
+            }
+        }
+        let before = memory.texts.get(path);
+        let drafts = parse(source, look.allowed).and_then(|drafts| {
+            match cut_off(source, before, path, &drafts, stored) {
+                Some(problem) => Err(vec![problem]),
+                None => Ok(drafts),
+            }
+        });
+        match drafts {
+            Ok(drafts) => {
+                memory.texts.insert(path.clone(), source.text.clone());
+                self.sound.insert(path.clone(), drafts);
+            }
+            Err(problems) => {
+                self.broken.insert(path.clone(), problems);
+            }
+        }
+    }
+
+    /// Moves files that are at odds with others to the broken ones. Each that goes leaves its stored groups standing, which
+    /// may put another at odds; every round takes a file away, so this ends.
+    pub(super) fn settle_conflicts(&mut self, stored: &[HostGroup], look: &Look<'_>) {
+        loop {
+            let named = self.names();
+            let stays = |group: &&HostGroup| {
+                self.holds(group)
+                    || !named.contains(&group.meta.name)
+                        && missing::reason(look, stored, self, group).is_some()
+            };
+            let standing: Vec<&HostGroup> = stored.iter().filter(stays).collect();
+            let claim = |(draft, path): (_, &PathBuf)| Claim {
+                draft,
+                origin: Origin::File(path.clone()),
+            };
+            let claims =
+                validate::by_precedence(stored, self.claims().into_iter().map(claim).collect());
+            let refused: Vec<(Origin, Problem)> = validate::conflicts(&standing, &claims)
+                .into_iter()
+                .chain(validate::objections_of_orders(stored, &claims))
+                .map(|(index, problem)| (claims[index].origin.clone(), problem))
+                .collect();
+            if refused.is_empty() {
+                return;
+            }
+            for (origin, problem) in refused {
+                if let Origin::File(path) = origin {
+                    self.sound.remove(&path);
+                    self.broken.entry(path).or_default().push(problem);
+                }
+            }
+        }
+    }
+
+    /// Whether a stored group stays as it is whatever the sound files say.
+    pub(super) fn holds(&self, group: &HostGroup) -> bool {
+        match &group.origin {
+            Origin::Apply => true,
+            Origin::File(path) => self.broken.contains_key(path) || self.unsettled.contains(path),
+        }
+    }
+
+    /// Whether somebody has the file open for writing.
+    pub(super) fn is_written(&self, path: &Path) -> bool {
+        self.written.contains(path)
+    }
+
+    /// Whether the file says that it has no groups. One that says nothing at all is broken.
+    pub(super) fn says_none(&self, path: &Path) -> bool {
+        self.sound.get(path).is_some_and(Vec::is_empty)
+    }
+
+    /// A file that may hold the group and of which nothing is known: its name stands in it, or it cannot be read and is no other
+    /// group's.
+    pub(super) fn may_hide(&self, name: &Name, stored: &[HostGroup]) -> Option<&PathBuf> {
+        let is_home = |path: &Path| {
+            let mut origins = stored.iter().map(|group| &group.origin);
+            origins.any(|origin| matches!(origin, Origin::File(home) if home == path))
+        };
+        let unknown = self.broken.keys().chain(&self.unsettled);
+        let hides = |path: &&PathBuf| match self.texts.get(path.as_path()) {
+            Some(text) => text.contains(name.as_str()),
+            None => !is_home(path),
+        };
+        unknown.into_iter().find(hides)
+    }
+
+    pub(super) fn sound(&self) -> &BTreeMap<PathBuf, Vec<Draft>> {
+        &self.sound
+    }
+
+    pub(super) fn claims(&self) -> Vec<(&Draft, &PathBuf)> {
+        self.sound
+            .iter()
+            .flat_map(|(path, drafts)| drafts.iter().map(move |draft| (draft, path)))
+            .collect()
+    }
+
+    pub(super) fn names(&self) -> BTreeSet<Name> {
+        let drafts = self.sound.values().flatten();
+        drafts.map(|draft| draft.name.clone()).collect()
+    }
+
+    pub(super) fn into_problems(self) -> Vec<(PathBuf, Vec<Problem>)> {
+        self.broken.into_iter().collect()
+    }
+}
+
+/// The groups of a file that name only programs and images that are allowed.
+fn parse(source: &Source, allowed: &Allowed) -> Result<Vec<Draft>, Vec<Problem>> {
+    let drafts = manifest::parse(source)?;
+    let problems: Vec<Problem> = drafts.iter().flat_map(|d| allowed.objections(d)).collect();
+    match problems.is_empty() {
+        true => Ok(drafts),
+        false => Err(problems),
+    }
+}
+
+/// Why a text is believed to be the first part of a longer one: it ends within a line of what was last taken from the file. Of a
+/// file that was not read before in this run the last line must be whole before it takes anything away.
+fn cut_off(
+    source: &Source,
+    before: Option<&String>,
+    path: &Path,
+    drafts: &[Draft],
+    stored: &[HostGroup],
+) -> Option<Problem> {
+    let text = &source.text;
+    // `[]` and `{}` have an end of their own.
+    if text.ends_with(['\n', ']', '}']) {
+        return None;
+    }
+    let is_cut = match before {
+        Some(before) => before
+            .strip_prefix(text.as_str())
+            .is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['\n', '\r'])),
+        None => takes_away(path, drafts, stored),
+    };
+    is_cut.then(|| {
+        let line = text.lines().count().max(1);
+        let column = text.lines().last().map_or(0, |last| last.chars().count()) + 1;
+        Problem {
+            at: Location::new(&source.name, Place { line, column }),
+            field: String::new(),
+            message: "the file seems to be cut off within its last line, so it takes nothing away; if it is whole, end its last line"
+                .to_owned(),
+        }
+    })
+}
+
+/// Whether these groups are fewer or smaller than those stored of that file.
+fn takes_away(path: &Path, drafts: &[Draft], stored: &[HostGroup]) -> bool {
+    let own = |group: &&HostGroup| matches!(&group.origin, Origin::File(home) if home == path);
+    stored.iter().filter(own).any(|group| {
+        let draft = drafts.iter().find(|draft| draft.name == group.meta.name);
+        draft.is_none_or(|draft| draft.spec.count < group.spec.count)
+    })
+}

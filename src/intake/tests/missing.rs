@@ -1,0 +1,248 @@
+//! Input that is missing or incomplete: what is kept, and what is a request to delete.
+//! Not here: real folders.
+
+use super::*;
+
+#[test]
+fn a_file_that_says_nothing_deletes_nothing_and_one_that_says_none_deletes() {
+    let before = stored(&[file("a.yaml", group("a", ""))]);
+    for text in [
+        "",
+        "\n\n",
+        " \t\n",
+        "# nothing\n",
+        "---\n",
+        "---\n---\n",
+        "--- # nothing\n...\n",
+        "\u{feff}",
+        "~\n",
+        "null",
+        "config:\n",
+        "config: {}\n",
+        "config:\n  host_groups:\n",
+        "config: {host_groups: ~}\n",
+        "config: {host_groups: {}}\n",
+        "[]\n",
+        "{}\n",
+        "\0\0\0\0",
+    ] {
+        let intake = twice(&before, &[file("a.yaml", text)]);
+        assert_eq!(names(&intake.deletions), [""; 0], "{text:?}");
+        assert_eq!(intake.again, None, "{text:?}: nothing is waited for");
+        assert!(!intake.problems.is_empty(), "{text:?}: no word of it");
+    }
+    for text in [
+        "config: {host_groups: []}",
+        "config:\n  host_groups: []\n",
+        "config:\n  host_groups: []\n---\n",
+    ] {
+        let intake = twice(&before, &[file("a.yaml", text)]);
+        assert_eq!(names(&intake.deletions), ["a"], "{text:?}");
+    }
+}
+
+#[test]
+fn a_removal_that_does_not_last_deletes_nothing() {
+    let full = [file("a.yaml", group("a", ""))];
+    let before = stored(&full);
+    let (mut memory, half) = (Memory::default(), REMOVAL_GRACE / 2);
+    let (gone, back) = (listing(&[]), listing(&full));
+    // Gone, back, and gone again: the time begins anew.
+    for (reading, folder) in [&gone, &back, &gone, &gone].into_iter().enumerate() {
+        let intake = at(&before, folder, &mut memory, half * reading as u32);
+        assert_eq!(names(&intake.deletions), [""; 0], "reading {reading}");
+    }
+    let intake = at(&before, &gone, &mut memory, half * 4);
+    assert_eq!(names(&intake.deletions), ["a"]);
+}
+
+#[test]
+fn nothing_is_deleted_by_another_directory() {
+    let files = [
+        file("a.yaml", group("a", "")),
+        file("b.yaml", group("b", "")),
+    ];
+    let before = stored(&files);
+    let other = |change: fn(&mut DirectoryId)| {
+        let mut id = here();
+        change(&mut id);
+        id
+    };
+    for id in [
+        other(|id| id.device += 1),
+        other(|id| id.inode += 1),
+        other(|id| id.born = Some(4)),
+        other(|id| id.born = None),
+    ] {
+        for left in [&[][..], &files[1..]] {
+            let listing = Listing {
+                id: id.clone(),
+                ..listing(left)
+            };
+            let intake = twice_of(&before, &listing);
+            assert_eq!(names(&intake.deletions), [""; 0], "{id:?}");
+            assert_eq!(intake.kept.len(), 2 - left.len());
+            assert_eq!(intake.seen.len(), left.len());
+            // A file that is there and says that it has none is obeyed.
+            let none = file("a.yaml", "config: {host_groups: []}\n");
+            let listing = Listing {
+                files: [&[none][..], left].concat(),
+                ..listing
+            };
+            assert_eq!(names(&twice_of(&before, &listing).deletions), ["a"]);
+        }
+    }
+    // Stored by a version that did not know of directories.
+    let mut unknown = before.clone();
+    unknown[0].seen_in = None;
+    assert_eq!(names(&twice(&unknown, &files[1..]).deletions), [""; 0]);
+    assert_eq!(names(&first(&unknown, &files).seen), ["a"]);
+}
+
+#[test]
+fn a_file_that_is_cut_off_within_a_line_takes_nothing_away() {
+    let one = |name: &str, count: u32| {
+        format!(
+            "    - name: {name}\n      network: {{mode: isolated, drop: [10.0.0.0/8]}}\n      count: {count}\n"
+        )
+    };
+    let whole = format!(
+        "config:\n  host_groups:\n{}{}",
+        one("first", 12),
+        one("second", 34)
+    );
+    let before = stored(&[file("a.yaml", whole.as_str())]);
+    let mut cuts = 0;
+    for length in 0..whole.len() {
+        let cut = &whole[..length];
+        // At the end of a line a cut looks as an edit does.
+        if cut.ends_with('\n') || whole[length..].starts_with('\n') {
+            continue;
+        }
+        cuts += 1;
+        for known in [true, false] {
+            let mut memory = Memory::default();
+            if known {
+                at(
+                    &before,
+                    &listing(&[file("a.yaml", whole.as_str())]),
+                    &mut memory,
+                    Duration::ZERO,
+                );
+            }
+            for after in 1..4 {
+                let listing = listing(&[file("a.yaml", cut)]);
+                let intake = at(&before, &listing, &mut memory, REMOVAL_GRACE * after);
+                assert_eq!(names(&intake.deletions), [""; 0], "{known} {cut:?}");
+                let counts = intake.upserts.iter().map(|(draft, _)| draft.spec.count);
+                assert_eq!(counts.min().unwrap_or(99).min(12), 12, "{known} {cut:?}");
+            }
+        }
+    }
+    assert!(cuts > 100, "{cuts}");
+    // The last group taken out, and no line end after what is left: an edit.
+    let shorter = whole[..whole.len() - one("second", 34).len()].trim_end();
+    let mut memory = Memory::default();
+    at(
+        &before,
+        &listing(&[file("a.yaml", whole.as_str())]),
+        &mut memory,
+        Duration::ZERO,
+    );
+    for (after, expected) in [(1, &[][..]), (2, &["second"])] {
+        let listing = listing(&[file("a.yaml", shorter)]);
+        let intake = at(&before, &listing, &mut memory, REMOVAL_GRACE * after);
+        assert_eq!(names(&intake.deletions), expected);
+    }
+}
+
+#[test]
+fn a_file_that_is_open_for_writing_takes_nothing_away() {
+    let group = |name: &str, count: u32| {
+        format!("    - {{name: {name}, count: {count}, network: {{mode: isolated}}}}\n")
+    };
+    let head = "config:\n  host_groups:\n";
+    let whole = format!("{head}{}{}", group("a", 2), group("b", 2));
+    let before = stored(&[file("a.yaml", whole.as_str())]);
+    let open = |text: &str| {
+        let FileReading::Readable { path, source, .. } = file("a.yaml", text) else {
+            unreachable!()
+        };
+        listing(&[FileReading::Readable {
+            path,
+            source,
+            is_written: true,
+        }])
+    };
+    for (text, upserts) in [
+        (String::new(), 0),
+        (head.to_owned(), 0),
+        (format!("{head}{}", group("a", 2)), 0),
+        (format!("{head}{}{}", group("a", 1), group("b", 2)), 0),
+        (format!("{head}{}{}", group("a", 3), group("b", 2)), 1),
+        (format!("{whole}{}", group("c", 1)), 1),
+        (format!("{head}  []\n"), 0),
+    ] {
+        let mut memory = Memory::default();
+        let intake = at(&before, &open(&text), &mut memory, Duration::ZERO);
+        assert_eq!(
+            (intake.upserts.len(), intake.problems.len()),
+            (0, 0),
+            "{text}: too early"
+        );
+        assert!(intake.again.is_some(), "{text}: it is looked at again");
+        for after in [REMOVAL_GRACE, REMOVAL_GRACE * 2, REMOVAL_GRACE * 9] {
+            let intake = at(&before, &open(&text), &mut memory, after);
+            assert_eq!(names(&intake.deletions), [""; 0], "{text}");
+            assert_eq!(intake.upserts.len(), upserts, "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_group_that_may_have_moved_within_the_folder_is_not_deleted() {
+    let before = stored(&[
+        file("a.yaml", group("a", "")),
+        file("b.yaml", group("b", "")),
+    ]);
+    let b = || file("b.yaml", group("b", ""));
+    let unreadable = |path: &str| FileReading::Unreadable {
+        path: path.into(),
+        error: "Input/output error (os error 5)".into(),
+    };
+    for (now, deleted) in [
+        (vec![b(), file("new.yaml", group("a", ""))], false),
+        (vec![b(), file("new.yaml", group("a", "") + "  odd")], false),
+        (vec![b(), unreadable("new.yaml")], false),
+        (vec![unreadable("b.yaml")], true),
+        (vec![b(), file("new.yaml", "confg: 1")], true),
+    ] {
+        let intake = twice(&before, &now);
+        assert_eq!(names(&intake.deletions).contains(&"a"), deleted, "{now:?}");
+    }
+    for (other, deleted) in [
+        ("A.YAML", false),
+        ("a.json", false),
+        ("a.YML", false),
+        ("c.json", true),
+    ] {
+        let listing = Listing {
+            others: vec![other.into()],
+            ..listing(&[b()])
+        };
+        let intake = twice_of(&before, &listing);
+        assert_eq!(names(&intake.deletions).contains(&"a"), deleted, "{other}");
+    }
+}
+
+#[test]
+fn what_is_kept_keeps_its_range_from_others() {
+    let range = ", range: 169.254.100.0/22";
+    let before = stored(&[file("a.yaml", group("a", range))]);
+    let listing = Listing {
+        id: DirectoryId { inode: 9, ..here() },
+        ..listing(&[file("b.yaml", group("b", range))])
+    };
+    let intake = twice_of(&before, &listing);
+    assert_eq!((intake.upserts.len(), intake.problems.len()), (0, 1));
+}
