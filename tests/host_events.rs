@@ -176,7 +176,8 @@ fn ip_forward_switched_inside_is_heard() {
                 .run(move || sysctl::write("net.ipv4.ip_forward", value))
                 .await
                 .unwrap();
-            slot.hears(|what| *what == What::Netconf).await;
+            slot.hears(|what| *what == (What::Netconf { index: None }))
+                .await;
             while tokio::time::timeout(QUIET, slot.events.next())
                 .await
                 .is_ok()
@@ -259,7 +260,7 @@ fn changes_in_our_own_namespace_are_heard_without_a_number() {
             .unwrap();
         assert_eq!(first.nsid, None);
         assert!(
-            matches!(first.what, What::Link(_) | What::Netconf),
+            matches!(first.what, What::Link(_) | What::Netconf { .. }),
             "{first:?}"
         );
         kernel::run("nft add table ip t");

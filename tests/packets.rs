@@ -29,6 +29,8 @@ mod neighbours;
 mod odd;
 #[path = "packets/others.rs"]
 mod others;
+#[path = "packets/path.rs"]
+mod path;
 #[path = "packets/translated.rs"]
 mod translated;
 #[path = "packets/truth.rs"]

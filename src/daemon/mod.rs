@@ -239,6 +239,7 @@ impl Daemon {
             sized: Default::default(),
             flows: Default::default(),
             turned_away: Default::default(),
+            enforcement: Default::default(),
             removals: Default::default(),
         });
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");

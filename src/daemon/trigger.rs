@@ -7,12 +7,14 @@
 
 mod activity;
 mod gathered;
+mod known;
 mod window;
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use ipnetwork::Ipv4Network;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::MissedTickBehavior;
 use tracing::warn;
@@ -23,9 +25,8 @@ use self::window::Window;
 use super::removals::{Removals, Removed};
 use crate::api::meta::Uid;
 use crate::host::events::{Event, Events, LinkChange, What};
-use crate::host::link::Link;
 use crate::host::{Error, link};
-use crate::owner::{self, Instance};
+use crate::owner::Instance;
 use crate::reconcile::engine::{Engine, Key};
 use crate::store::Change;
 
@@ -38,6 +39,9 @@ const DRIFT: Duration = Duration::from_millis(50);
 
 /// So long after the last change of ours an object is at rest: the events of our own actions have been read by then.
 const REST: Duration = Duration::from_millis(500);
+
+/// All addresses.
+const EVERYWHERE: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap();
 
 /// After a failure of the stream, before it is opened anew.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -54,6 +58,10 @@ pub struct Trigger {
     places: HashMap<Uid, Place>,
     /// The bridges that VMs are on.
     bridges: HashMap<String, Option<Bridge>>,
+    /// Bridges of others, by index.
+    foreign: HashMap<u32, String>,
+    /// What each VM's link was last seen to be a port of.
+    masters: HashMap<Uid, Option<u32>>,
     /// When what is watched in the file system is watched anew.
     renewals: tokio::time::Interval,
     activity: Activity,
@@ -88,6 +96,8 @@ impl Trigger {
             by_index: HashMap::new(),
             places: HashMap::new(),
             bridges: HashMap::new(),
+            foreign: HashMap::new(),
+            masters: HashMap::new(),
             renewals,
             activity: Activity::default(),
         }
@@ -213,7 +223,10 @@ impl Trigger {
                 self.take_in_bridge(link, gathered);
             }
             What::Link(link) => {
+                self.take_in_foreign(&link, gathered);
                 let Some(uid) = self.by_link.get(&link.name).copied() else {
+                    // One of ours may have been given another name.
+                    gathered.keys.extend(self.on_link(Some(link.index)));
                     return;
                 };
                 match link.deleted {
@@ -223,12 +236,27 @@ impl Trigger {
                         if before.is_some_and(|before| Some(before) != link.mac) {
                             self.moved_to(link.mac, gathered);
                         }
+                        // A packet filter knows a port by its master: until this is undone, rules about the link do not match.
+                        let before = self.masters.get(&uid).copied().flatten();
+                        let stranger = link
+                            .master
+                            .is_some_and(|index| self.bridge_at(index).is_none());
+                        gathered.urgent |= stranger && before != link.master;
+                        self.masters.insert(uid, link.master);
                         self.place(uid, link.index, link.peer_nsid, link.mac);
                     }
                 }
                 gathered.keys.insert(Key::Vm(uid));
             }
-            What::Rules { .. } | What::Netconf => {
+            What::Netconf { index: Some(index) } => {
+                let key = self.on_link(Some(index)).unwrap_or(Key::Ground);
+                gathered.configured.insert(key);
+            }
+            What::Netconf { index: None } => {
+                gathered.switched = true;
+                gathered.keys.insert(Key::Ground);
+            }
+            What::Rules { .. } => {
                 gathered.keys.insert(Key::Ground);
             }
             What::Addr { index } => {
@@ -241,8 +269,34 @@ impl Trigger {
             What::Neigh { index } | What::Filter { index } => {
                 gathered.keys.extend(self.on_link(Some(index)));
             }
-            What::Route { index } => gathered.keys.extend(self.on_link(index)),
+            What::Route { index, dst } => {
+                gathered.keys.extend(self.on_link(index));
+                // Our own are told with their link; a default route takes nothing that a narrower one leads to, unless a rule has another
+                // table asked first, and that the host's own look sees.
+                match dst {
+                    Some(dst) if dst.prefix() > 0 => gathered.route(dst),
+                    Some(_) | None => drop(gathered.keys.insert(Key::Ground)),
+                }
+            }
+            What::RoutingRule => {
+                gathered.keys.insert(Key::Ground);
+                gathered.route(EVERYWHERE);
+            }
             What::Overrun => {}
+        }
+    }
+
+    /// Rules of the host name the bridges of others, so that they are written again when one comes or goes.
+    fn take_in_foreign(&mut self, link: &LinkChange, gathered: &mut Gathered) {
+        let news = match (link.bridge, link.deleted) {
+            (true, false) => {
+                self.foreign.insert(link.index, link.name.clone()).as_ref() != Some(&link.name)
+            }
+            (_, true) => self.foreign.remove(&link.index).is_some(),
+            (false, false) => false,
+        };
+        if news {
+            gathered.keys.insert(Key::Ground);
         }
     }
 
@@ -285,23 +339,6 @@ impl Trigger {
         found.map(|(name, _)| name)
     }
 
-    /// Where a VM's host link stands, and by which number we know the namespace of its other end. Not every message that tells of
-    /// a link tells that number.
-    fn place(&mut self, uid: Uid, index: u32, nsid: Option<i32>, mac: Option<[u8; 6]>) {
-        let Some(place) = self.places.get(&uid) else {
-            return;
-        };
-        let nsid = nsid.or(place.nsid);
-        self.displace(uid);
-        self.by_index.insert(index, uid);
-        if let Some(nsid) = nsid {
-            self.by_nsid.insert(nsid, uid);
-        }
-        if let Some(place) = self.places.get_mut(&uid) {
-            (place.index, place.nsid, place.mac) = (Some(index), nsid, mac);
-        }
-    }
-
     /// Whoever holds a TAP may change its MAC, and take another's place on the bridge: that of a VM, which is cut off as long as
     /// it lasts, or of the bridge itself.
     fn moved_to(&self, mac: Option<[u8; 6]>, gathered: &mut Gathered) {
@@ -310,104 +347,6 @@ impl Trigger {
         gathered.keys.extend(other.map(Key::Vm));
         let mut bridges = self.bridges.values().flatten();
         gathered.urgent |= other.is_some() || bridges.any(|bridge| bridge.mac == Some(mac));
-    }
-
-    /// It stands nowhere. The numbers it had are given to others.
-    fn displace(&mut self, uid: Uid) {
-        let Some(place) = self.places.get_mut(&uid) else {
-            return;
-        };
-        let (index, nsid) = (place.index.take(), place.nsid.take());
-        place.mac = None;
-        if let Some(index) = index {
-            remove_of(&mut self.by_index, index, uid);
-        }
-        if let Some(nsid) = nsid {
-            remove_of(&mut self.by_nsid, nsid, uid);
-        }
-    }
-
-    /// Learns all VMs and where they stand now.
-    async fn learn(&mut self, engine: &Engine) -> Result<(), Error> {
-        let uids: Vec<Uid> = engine
-            .store
-            .read(|world| world.vms().map(|vm| vm.meta.uid).collect());
-        self.by_link.clear();
-        self.by_mac.clear();
-        self.by_entry.clear();
-        self.by_index.clear();
-        self.by_nsid.clear();
-        self.places.clear();
-        self.bridges = bridges_of(engine).map(|name| (name, None)).collect();
-        for uid in uids {
-            let _all_are_looked_for_below = self.learn_one(engine, uid);
-        }
-        for link in link::list(&engine.hands.netlink).await? {
-            if let Some(bridge) = self.bridges.get_mut(&link.name) {
-                *bridge = Some(Bridge::of(&link));
-            }
-            if let Some(uid) = self.by_link.get(&link.name).copied() {
-                self.place(uid, link.index, link.peer_nsid, link.mac);
-            }
-        }
-        Ok(())
-    }
-
-    /// One that was there before any VM was on it makes no event for us to know it by.
-    async fn learn_bridges(&mut self, engine: &Engine) -> Result<(), Error> {
-        let mut known = std::mem::take(&mut self.bridges);
-        for name in bridges_of(engine) {
-            let bridge = match known.remove(&name).flatten() {
-                Some(known) => Some(known),
-                None => {
-                    let found = link::get(&engine.hands.netlink, &name).await?;
-                    found.as_ref().map(Bridge::of)
-                }
-            };
-            self.bridges.insert(name, bridge);
-        }
-        Ok(())
-    }
-
-    /// A link that this VM is now known to have, and that may have been made before we knew.
-    fn learn_one(&mut self, engine: &Engine, uid: Uid) -> Option<String> {
-        let Some(connected) = engine.host_link(uid) else {
-            let names = owner::vm_names(&self.instance, uid);
-            self.by_entry.remove(&names.netns);
-            self.by_entry.remove(&uid.to_string());
-            self.by_mac.remove(&names.guest_mac.0);
-            self.forget(uid);
-            return None;
-        };
-        let link = connected.link;
-        if self
-            .places
-            .get(&uid)
-            .is_some_and(|place| place.link == link)
-        {
-            return None;
-        }
-        let names = owner::vm_names(&self.instance, uid);
-        self.forget(uid);
-        self.by_mac.insert(names.guest_mac.0, uid);
-        self.by_entry.insert(names.netns, uid);
-        self.by_entry.insert(uid.to_string(), uid);
-        self.by_link.insert(link.clone(), uid);
-        let place = Place {
-            link: link.clone(),
-            index: None,
-            nsid: None,
-            mac: None,
-        };
-        self.places.insert(uid, place);
-        connected.stands.then_some(link)
-    }
-
-    fn forget(&mut self, uid: Uid) {
-        self.displace(uid);
-        if let Some(place) = self.places.remove(&uid) {
-            self.by_link.remove(&place.link);
-        }
     }
 }
 
@@ -422,26 +361,5 @@ async fn next_removal(removals: &mut Option<Removals>) -> Removed {
     match removals {
         Some(removals) => removals.next().await,
         None => std::future::pending().await,
-    }
-}
-
-impl Bridge {
-    fn of(link: &Link) -> Self {
-        Self {
-            index: link.index,
-            mac: link.mac,
-        }
-    }
-}
-
-fn bridges_of(engine: &Engine) -> impl Iterator<Item = String> + use<> {
-    let footing = engine.store.read(crate::store::World::footing);
-    footing.bridges.into_keys()
-}
-
-/// Takes a number away from that VM, if it is still its.
-fn remove_of<K: Eq + Hash>(numbers: &mut HashMap<K, Uid>, number: K, uid: Uid) {
-    if numbers.get(&number) == Some(&uid) {
-        numbers.remove(&number);
     }
 }

@@ -1,15 +1,21 @@
 //! Whether forwarded packets of VMs can pass: the switch, the FORWARD chain and who else owns it, foreign forward chains.
 //! Not here: which back end the rules are in.
 
+use std::net::Ipv4Addr;
+
 use super::filter::Seen;
 use super::native::{Base, End, Mention};
 use super::{Host, fail, ok, unseen, warn, words};
 use crate::api::view::Check;
 use crate::host::iptables::Flavour;
+use crate::host::link::{self, Link};
 use crate::host::rule::{Policy, Rule, Ruleset, TableName};
-use crate::host::sysctl;
+use crate::host::{route, sysctl};
 
 const SWITCH: &str = "ip_forward";
+const UPLINK: &str = "uplink forwarding";
+/// A public address: the way to it is the default route. Nothing is sent to it.
+const ANYWHERE: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
 const CHAIN: &str = "FORWARD chain";
 const OTHERS: &str = "other forward filters";
 const BRIDGED: &str = "bridge-nf-call-iptables";
@@ -38,6 +44,7 @@ pub(super) async fn checks(
         }
         Err(error) => vec![unseen(SWITCH, &words(&error))],
     };
+    checks.push(uplink(cx).await);
     checks.push(judge_chain(seen, &cx.instance.chain("")));
     checks.push(judge_others(native, &cx.instance.link_prefix()));
     checks
@@ -57,6 +64,40 @@ fn judge_switch(ip_forward: Option<&str>) -> Check {
             "this kernel has no such switch",
             "Use a kernel with IPv4 (CONFIG_INET) and a /proc/sys that can be seen.",
         ),
+    }
+}
+
+/// A packet is forwarded if the link that it comes in by forwards, whatever the switch of all links says.
+async fn uplink(cx: &Host) -> Check {
+    let asked = async {
+        let netlink = cx.home.netlink()?;
+        match route::lookup(&netlink, ANYWHERE).await? {
+            Some((index, _)) => link::at(&netlink, index).await,
+            None => Ok(None),
+        }
+    };
+    match asked.await {
+        Ok(None) => ok(
+            UPLINK,
+            "no default route: VMs reach the host's own networks only",
+        ),
+        Ok(Some(found)) => judge_uplink(&found),
+        Err(error) => unseen(UPLINK, &words(&error)),
+    }
+}
+
+fn judge_uplink(found: &Link) -> Check {
+    let name = &found.name;
+    match found.ipv4 {
+        Some(ipv4) if ipv4.forwarding == 0 => warn(
+            UPLINK,
+            format!("off on {name}, the link of the default route: no answer reaches a VM"),
+            format!(
+                "Turn it on: `sysctl -w net.ipv4.conf.{name}.forwarding=1`, and find who turned it off (systemd-networkd: \
+                 `IPv4Forwarding=yes`, before version 256 `IPForward=ipv4`, in the link's .network file)."
+            ),
+        ),
+        Some(_) | None => ok(UPLINK, format!("on, on {name}")),
     }
 }
 

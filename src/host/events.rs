@@ -15,6 +15,7 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use ipnetwork::Ipv4Network;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -22,8 +23,8 @@ use super::Error;
 use super::rule::Generation;
 
 /// `enum rtnetlink_groups` of `include/uapi/linux/rtnetlink.h`: LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR,
-/// IPV4_NETCONF.
-const ROUTE_GROUPS: [libc::c_int; 7] = [1, 3, 4, 5, 7, 9, 24];
+/// IPV4_NETCONF, and IPV4_RULE.
+const ROUTE_GROUPS: [libc::c_int; 8] = [1, 3, 4, 5, 7, 8, 9, 24];
 
 /// `NFNLGRP_NFTABLES` of `include/uapi/linux/netfilter/nfnetlink.h`.
 const NFTABLES_GROUP: [libc::c_int; 1] = [7];
@@ -63,7 +64,11 @@ pub enum What {
     Route {
         /// The link it leads over, if it leads over one.
         index: Option<u32>,
+        /// What it leads to; none: not to be read.
+        dst: Option<Ipv4Network>,
     },
+    /// A rule of policy routing for IPv4.
+    RoutingRule,
     /// A permanent neighbour. What ARP learns and forgets is left out.
     Neigh {
         /// The link it is on.
@@ -75,7 +80,10 @@ pub enum What {
         index: u32,
     },
     /// A setting of a link or of all, `ip_forward` among them.
-    Netconf,
+    Netconf {
+        /// The link; none: a setting of all links, or what new links start with.
+        index: Option<u32>,
+    },
     /// nftables rules, those of iptables-nft among them; one event for a transaction.
     Rules {
         /// What the transaction left behind.
@@ -96,6 +104,10 @@ pub struct LinkChange {
     pub mac: Option<[u8; 6]>,
     /// Whether it is gone.
     pub deleted: bool,
+    /// It is a bridge.
+    pub bridge: bool,
+    /// What it is a port of.
+    pub master: Option<u32>,
     /// Our number for the namespace of its other end; `None`, too, when that end went first.
     pub peer_nsid: Option<i32>,
 }

@@ -136,6 +136,8 @@ pub struct Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Ipv4Key {
+    /// `forwarding`: whether packets that come in here are forwarded. A new link starts with the value of `conf/default`.
+    Forwarding = 1,
     /// `accept_redirects`.
     AcceptRedirects = 4,
     /// `accept_source_route`.
@@ -197,6 +199,22 @@ pub async fn get(handle: &Handle, name: &str) -> Result<Option<Link>, Error> {
         None => Ok(None),
         Some(Some(RouteNetlinkMessage::NewLink(message))) => Ok(Some(read(message))),
         Some(_) => Err(netlink::unexpected("look at link", name)),
+    }
+}
+
+/// One link by its index; `None` when the kernel says that there is none.
+pub async fn at(handle: &Handle, index: u32) -> Result<Option<Link>, Error> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(without_statistics());
+    let answer = handle
+        .get(RouteNetlinkMessage::GetLink(message))
+        .await
+        .map_err(|e| Error::io("look at link", format!("number {index}"), e));
+    match netlink::absent_is_none(answer)? {
+        Some(Some(RouteNetlinkMessage::NewLink(message))) => Ok(Some(read(message))),
+        None => Ok(None),
+        Some(_) => Err(netlink::unexpected("look at link", index.to_string())),
     }
 }
 

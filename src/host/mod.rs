@@ -2,7 +2,7 @@
 //! Not here: what ought to be; whose a thing is.
 //!
 //! - Over rtnetlink ([`netlink`]): [`link`], [`bridge`] and what is particular to its ports, [`fdb`] (a bridge's forwarding entries),
-//!   [`tap`], [`addr`], [`route`], [`neigh`], [`tc`] (filters where frames come into a link); [`events`] tells of changes.
+//!   [`tap`], [`addr`], [`route`], [`routing_rule`], [`neigh`], [`tc`] (filters where frames come into a link); [`events`] tells of changes.
 //! - Packet filters: [`iptables`], whose rules are [`rule`]s; [`conntrack`].
 //! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`ramdir`], [`image`], [`named`] (files that an unprivileged person
 //!   has named), [`acl`]; what may block, for a bounded time: [`blocking`].
@@ -32,6 +32,7 @@ pub mod private;
 pub mod process;
 pub mod ramdir;
 pub mod route;
+pub mod routing_rule;
 pub mod rule;
 pub mod sysctl;
 pub mod tap;

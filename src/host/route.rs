@@ -93,12 +93,7 @@ pub async fn lookup(
     handle: &Handle,
     ip: Ipv4Addr,
 ) -> Result<Option<(u32, Option<Ipv4Addr>)>, Error> {
-    let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message.header.destination_prefix_length = 32;
-    message
-        .attributes
-        .push(RouteAttribute::Destination(RouteAddress::Inet(ip)));
+    let message = question(ip);
     match handle.get(RouteNetlinkMessage::GetRoute(message)).await {
         Ok(Some(RouteNetlinkMessage::NewRoute(found))) => {
             let mut way = (0, None);
@@ -112,16 +107,105 @@ pub async fn lookup(
             Ok(Some(way))
         }
         Ok(_) => Err(netlink::unexpected("look up the route to", ip.to_string())),
-        Err(e)
-            if matches!(
-                e.raw_os_error(),
-                Some(libc::ENETUNREACH | libc::EHOSTUNREACH)
-            ) =>
-        {
-            Ok(None)
-        }
+        Err(e) if is_refusal(&e) => Ok(None),
         Err(e) => Err(Error::io("look up the route to", ip.to_string(), e)),
     }
+}
+
+/// The route that the kernel takes for packets to an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Winner {
+    /// What it leads to.
+    pub dst: Ipv4Network,
+    /// In which table.
+    pub table: u32,
+    /// The link it leaves by, if it leaves by one.
+    pub link: Option<u32>,
+}
+
+/// Which route of which table decides about packets to `ip` (`RTM_F_FIB_MATCH`). `None`: no route does.
+pub async fn winner(handle: &Handle, ip: Ipv4Addr) -> Result<Option<Winner>, Error> {
+    let mut message = question(ip);
+    // Without the second the kernel names the main table, whichever it was (`inet_rtm_getroute`).
+    message.header.flags = RouteFlags::FibMatch | RouteFlags::LookupTable;
+    match handle.get(RouteNetlinkMessage::GetRoute(message)).await {
+        Ok(Some(RouteNetlinkMessage::NewRoute(found))) => {
+            let Route { dst, link, .. } = read(&found)?;
+            let tables = found
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    RouteAttribute::Table(table) => Some(*table),
+                    _ => None,
+                });
+            let table = tables.unwrap_or_else(|| u32::from(found.header.table));
+            Ok(Some(Winner { dst, table, link }))
+        }
+        Ok(_) => Err(netlink::unexpected("look up the route to", ip.to_string())),
+        // No route, or one that refuses.
+        Err(e) if is_refusal(&e) => Ok(None),
+        Err(e) => Err(Error::io("look up the route to", ip.to_string(), e)),
+    }
+}
+
+/// How the kernel would route a packet that comes in by a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inbound {
+    /// It leaves by this link.
+    To(u32),
+    /// It is refused: the number of the error. EHOSTUNREACH: the link does not forward, or there is no way; EXDEV: the way back to its
+    /// source does not lead over the link (`rp_filter`).
+    Refused(i32),
+}
+
+/// Asks how a packet from `source` to `ip` would be routed that comes in by `link`.
+pub async fn lookup_inbound(
+    handle: &Handle,
+    source: Ipv4Addr,
+    ip: Ipv4Addr,
+    link: u32,
+) -> Result<Inbound, Error> {
+    let mut message = question(ip);
+    message.header.source_prefix_length = 32;
+    message
+        .attributes
+        .push(RouteAttribute::Source(RouteAddress::Inet(source)));
+    message.attributes.push(RouteAttribute::Iif(link));
+    match handle.get(RouteNetlinkMessage::GetRoute(message)).await {
+        Ok(Some(RouteNetlinkMessage::NewRoute(found))) => {
+            let link = found
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    RouteAttribute::Oif(index) => Some(*index),
+                    _ => None,
+                });
+            Ok(Inbound::To(link.unwrap_or(0)))
+        }
+        Ok(_) => Err(netlink::unexpected("look up the route to", ip.to_string())),
+        Err(e) => match e.raw_os_error() {
+            Some(number) if is_refusal(&e) => Ok(Inbound::Refused(number)),
+            _ => Err(Error::io("look up the route to", ip.to_string(), e)),
+        },
+    }
+}
+
+fn question(ip: Ipv4Addr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = 32;
+    message
+        .attributes
+        .push(RouteAttribute::Destination(RouteAddress::Inet(ip)));
+    message
+}
+
+/// What routes and rules of the kinds unreachable, prohibit and blackhole answer with, and a link that does not forward.
+fn is_refusal(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL | libc::EXDEV)
+    )
 }
 
 /// The unicast routes of the main table.

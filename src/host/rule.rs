@@ -9,6 +9,7 @@
 mod generation;
 mod limit;
 mod parse;
+pub mod routing;
 mod ruleset;
 mod write;
 
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use generation::Generation;
 pub use limit::{ConnLimit, Distinct, Rate, Side, SourceRate};
 pub use parse::NotARule;
+pub use routing::RoutingRule;
 pub use ruleset::{Chain, Policy, Ruleset, Table, TableName};
 
 /// What a [`Rule::Foreign`] starts with when written, so that no text is both.
@@ -188,6 +190,8 @@ pub enum CtState {
     Established,
     /// Its destination was rewritten.
     Dnat,
+    /// A rule in `raw` took it out of connection tracking: nothing is translated.
+    Untracked,
 }
 
 /// `--dst-type`: what the routing tables say about an address (`RTN_*`, `linux/rtnetlink.h`).
@@ -464,6 +468,7 @@ words!(CtState {
     Related = "RELATED",
     Established = "ESTABLISHED",
     Dnat = "DNAT",
+    Untracked = "UNTRACKED",
 });
 words!(AddrType {
     Unicast = "UNICAST",

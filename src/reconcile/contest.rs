@@ -12,6 +12,8 @@ use crate::api::rung::Rung;
 const MANY: usize = 6;
 /// How long a repair is remembered.
 const WINDOW: Duration = Duration::from_secs(60);
+/// Without a repair for so long, a contest is over.
+pub const CALM: Duration = Duration::from_secs(10);
 
 /// Repairs of late. An object that is not repaired costs nothing.
 #[derive(Default)]
@@ -27,6 +29,16 @@ impl Contests {
         of_rung.retain(|at| now.saturating_duration_since(*at) < WINDOW);
         of_rung.push_back(now);
         (of_rung.len() >= MANY).then_some(of_rung.len())
+    }
+
+    /// The number of repairs within the window, while the contest lasts: it is over once nothing was repaired for [`CALM`].
+    pub fn lasts(&self, uid: Uid, rung: Rung, now: Instant) -> Option<usize> {
+        let repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_rung = repairs.get(&uid)?.get(&rung)?;
+        let age = |at: &Instant| now.saturating_duration_since(*at);
+        let count = of_rung.iter().filter(|at| age(at) < WINDOW).count();
+        let is_recent = of_rung.back().is_some_and(|at| age(at) < CALM);
+        (count >= MANY && is_recent).then_some(count)
     }
 
     /// The object is gone.

@@ -1,6 +1,13 @@
 //! Objects as they are answered: a pure fold of the world. Nothing of it is stored.
 //! Not here: words for people, the host.
 
+mod condition;
+
+use condition::{
+    fold, group_reason, host_condition, host_warnings, is_known_ready, known, of_generation,
+    of_host, shown, truth, why_not,
+};
+
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, Lease};
@@ -45,15 +52,22 @@ impl House {
         let lease = world.lease(&vm.meta.name);
         let pages = LADDER.map(|rung| (rung, world.page(uid, rung)));
         let known = known(world, vm);
+        let host = world.unenforced(vm);
         let mut conditions: Vec<ConditionView> = known
             .iter()
             .filter_map(|(rung, condition)| {
                 let condition = of_generation(condition.as_ref()?, vm.meta.generation);
+                let condition = match (rung, host) {
+                    (Rung::Firewall, Some(host)) => of_host(host, vm.meta.generation),
+                    _ => condition,
+                };
                 Some(shown(rung.to_string(), &condition))
             })
             .collect();
         let ready = is_known_ready(world, vm);
-        conditions.push(shown("Ready".into(), &fold(&vm.meta, ready, &known)));
+        conditions.push(shown("Ready".into(), &fold(&vm.meta, ready, &known, host)));
+        let warnings = host_warnings(world, vm);
+        conditions.extend(host_condition(world, &warnings, vm.meta.generation));
         VmView {
             metadata: MetaView {
                 group: Some(vm.group.clone()),
@@ -75,7 +89,7 @@ impl House {
                 vmm: self.vmm(vm, page(&pages, Rung::Vmm), world.vmm_id(vm.meta.uid)),
                 // That it is there is for the host to say.
                 disk: None,
-                warnings: vm.spec.network.warnings(),
+                warnings: [vm.spec.network.warnings(), warnings].concat(),
             },
         }
     }
@@ -218,13 +232,25 @@ impl House {
                     (true, _) => Reason::Converged,
                     (false, true) => Reason::Terminating,
                     (false, false) if is_unknown => Reason::NotObserved,
-                    (false, false) => hindrance.map_or(Reason::Converging, Hindrance::reason),
+                    (false, false) => match (hindrance, not_settled) {
+                        (Some(hindrance), _) => hindrance.reason(),
+                        (None, Some(vm)) => group_reason(world, vm),
+                        (None, None) => Reason::Converging,
+                    },
                 },
                 message,
                 since,
                 observed_generation: group.meta.generation,
             },
         )];
+        let warnings = vms
+            .first()
+            .map_or(Vec::new(), |vm| host_warnings(world, vm));
+        conditions.extend(host_condition(world, &warnings, group.meta.generation));
+        if let Some(host) = vms.first().and_then(|vm| world.unenforced(vm)) {
+            let found = of_host(host, group.meta.generation);
+            conditions.push(shown(Rung::Firewall.to_string(), &found));
+        }
         if !problems.is_empty() {
             conditions.push(shown(
                 "Manifest".into(),
@@ -250,7 +276,7 @@ impl House {
                 updated,
                 ready_count,
                 range: world.pool(&group.meta.name).map(|pool| pool.range),
-                warnings: group.spec.template.network.warnings(),
+                warnings: [group.spec.template.network.warnings(), warnings].concat(),
             },
         }
     }
@@ -276,78 +302,11 @@ impl House {
 
 type Pages<'w> = [(Rung, Option<&'w RungPage>); 4];
 
-/// What is known of each stage; nothing of one that has not begun.
-type Known = [(Rung, Option<Condition>); 4];
-
-fn known(world: &World, vm: &Vm) -> Known {
-    LADDER.map(|rung| {
-        let page = world.page(vm.meta.uid, rung);
-        let condition = page.map(|page| match world.unobserved_since(vm, rung) {
-            None => page.condition.clone(),
-            Some(since) => Condition {
-                status: Status::Unknown,
-                reason: Reason::NotObserved,
-                message: "sliced has not observed it since its start".to_owned(),
-                since,
-                observed_generation: 0,
-            },
-        });
-        (rung, condition)
-    })
-}
-
-/// Every stage is Ready, and this process has observed that.
-fn is_known_ready(world: &World, vm: &Vm) -> bool {
-    world.is_ready(vm) && world.is_observed(vm)
-}
-
 fn page<'w>(pages: &Pages<'w>, wanted: Rung) -> Option<&'w RungPage> {
     pages
         .iter()
         .find(|(rung, _)| *rung == wanted)
         .and_then(|(_, page)| *page)
-}
-
-/// `Ready`: the lowest rung that is not decides what is said.
-fn fold(meta: &Meta, ready: bool, known: &Known) -> Condition {
-    let since = known
-        .iter()
-        .filter_map(|(_, condition)| Some(condition.as_ref()?.since))
-        .max()
-        .unwrap_or(meta.created_at);
-    let (reason, message) = match (ready, meta.deleting) {
-        (true, _) => (Reason::Converged, String::new()),
-        (false, true) => (Reason::Terminating, String::new()),
-        (false, false) => blocking(meta, known),
-    };
-    Condition {
-        status: match reason {
-            Reason::NotObserved => Status::Unknown,
-            _ => truth(ready),
-        },
-        reason,
-        message,
-        since,
-        observed_generation: meta.generation,
-    }
-}
-
-fn blocking(meta: &Meta, known: &Known) -> (Reason, String) {
-    let is_true = |condition: &Condition| condition.is_true_at(meta.generation);
-    let not_ready = known
-        .iter()
-        .find(|(_, condition)| !condition.as_ref().is_some_and(is_true));
-    match not_ready {
-        None => (Reason::Converged, String::new()),
-        Some((rung, None)) => (Reason::Waiting, format!("{rung} has not begun")),
-        Some((rung, Some(condition))) => {
-            let reason = match condition.status {
-                Status::True => Reason::Converging,
-                Status::False | Status::Unknown => condition.reason,
-            };
-            (reason, format!("{rung}: {}", condition.message))
-        }
-    }
 }
 
 /// What a VM's process is doing.
@@ -387,11 +346,6 @@ fn state(vm: &Vm, page: Option<&RungPage>, mark: &ProcessMark) -> VmmState {
     }
 }
 
-fn why_not(world: &World, vm: &Vm) -> String {
-    let condition = fold(&vm.meta, false, &known(world, vm));
-    format!("{} {}", condition.reason, condition.message)
-}
-
 fn firewall(vm: &Vm, page: Option<&RungPage>) -> FirewallStatus {
     let policy = vm.spec.network.policy().cloned().unwrap_or_default();
     FirewallStatus {
@@ -415,33 +369,6 @@ fn meta(meta: &Meta) -> MetaView {
     }
 }
 
-/// What was observed of an older generation says nothing of this one.
-fn of_generation(condition: &Condition, generation: u64) -> Condition {
-    let observed = condition.observed_generation;
-    match condition.status == Status::True && observed != generation {
-        true => Condition {
-            status: Status::Unknown,
-            reason: Reason::Waiting,
-            message: format!(
-                "generation {generation} has not been observed yet; it was True of generation {observed}"
-            ),
-            ..condition.clone()
-        },
-        false => condition.clone(),
-    }
-}
-
-fn shown(kind: String, condition: &Condition) -> ConditionView {
-    ConditionView {
-        kind,
-        status: condition.status,
-        reason: condition.reason,
-        message: condition.message.clone(),
-        since: condition.since,
-        observed_generation: condition.observed_generation,
-    }
-}
-
 /// That no change is accepted now: what is there stays as it is, and is still looked after.
 pub fn not_writable(meta: &Meta, read_only: &ReadOnly) -> ConditionView {
     ConditionView {
@@ -451,12 +378,5 @@ pub fn not_writable(meta: &Meta, read_only: &ReadOnly) -> ConditionView {
         message: format!("{}: changes are refused until there is room", read_only.why),
         since: read_only.since,
         observed_generation: meta.generation,
-    }
-}
-
-fn truth(holds: bool) -> Status {
-    match holds {
-        true => Status::True,
-        false => Status::False,
     }
 }

@@ -39,7 +39,14 @@ impl World {
         // The namespace is where the host's rules begin to matter.
         match rung {
             Rung::Net | Rung::Firewall if !self.ground_carries(vm, rung) => {
-                Err("waits for the host's rules".into())
+                let found = self.ground.as_ref().map(|ground| &ground.condition);
+                let cause = found.filter(|found| found.status != Status::True);
+                Err(match cause.map(|found| found.message.as_str()) {
+                    Some(cause) if !cause.is_empty() => {
+                        format!("waits for the host's rules: {cause}")
+                    }
+                    Some(_) | None => "waits for the host's rules".into(),
+                })
             }
             _ => Ok(()),
         }

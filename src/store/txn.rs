@@ -310,8 +310,17 @@ impl<'w> Txn<'w> {
             return Ok(());
         }
         self.write_as(Kind::Observation, "ground".to_owned(), Some(&ground))?;
+        let told = |ground: &Ground| (ground.unenforced.clone(), ground.warnings.clone());
+        let is_news = self.world.ground.as_ref().map(told).unwrap_or_default() != told(&ground);
         let before = self.world.ground.replace(ground);
-        self.note([], move |world| world.ground = before);
+        // Whether VMs and groups are Ready depends on it.
+        let vms = self.world.vms.keys().map(|uid| Change::Vm(*uid));
+        let groups = self.world.groups.keys().cloned().map(Change::Group);
+        let changes: Vec<Change> = match is_news {
+            true => vms.chain(groups).collect(),
+            false => Vec::new(),
+        };
+        self.note(changes, move |world| world.ground = before);
         Ok(())
     }
 

@@ -88,6 +88,12 @@ pub struct Ground {
     pub leaves: Footing,
     /// In which boot.
     pub boot_id: String,
+    /// Why the rules that restrict VMs are not known to stand; meanwhile nothing is forwarded for VMs. None: they were read back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unenforced: Option<Condition>,
+    /// What of the host, not ours to change, keeps VMs' packets from passing, each with its remedy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 impl Ground {
@@ -347,15 +353,28 @@ impl World {
     /// Every rung is Ready at this edition of the VM.
     pub fn is_ready(&self, vm: &Vm) -> bool {
         !vm.meta.deleting
+            && self.unenforced(vm).is_none()
             && LADDER.iter().all(|rung| {
                 self.page(vm.meta.uid, *rung)
                     .is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
             })
     }
 
+    /// Why the host's rules for a VM's mode are not known to stand, if that is so. What a chain of plugins connects is restricted by the
+    /// plugins' rules.
+    pub fn unenforced(&self, vm: &Vm) -> Option<&Condition> {
+        match vm.spec.network {
+            NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) => {
+                self.ground.as_ref()?.unenforced.as_ref()
+            }
+            NetworkSpec::Cni(_) => None,
+        }
+    }
+
     /// Every rung is Ready at this edition of the VM, but that its VMM may be paused or down where it is to be.
     pub fn is_settled(&self, vm: &Vm) -> bool {
         !vm.meta.deleting
+            && self.unenforced(vm).is_none()
             && LADDER.iter().all(|rung| {
                 self.page(vm.meta.uid, *rung)
                     .is_some_and(|page| page.condition.is_settled_at(vm.meta.generation))

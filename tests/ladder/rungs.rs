@@ -210,6 +210,8 @@ fn ground(status: Status) -> Ground {
         carries,
         leaves: Footing::default(),
         boot_id: "boot".into(),
+        unenforced: None,
+        warnings: Vec::new(),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 use slicectl::api::lease::subnet;
+use slicectl::host::routing_rule::RoutingRule;
 use slicectl::host::rule::{Chain, Policy as ChainPolicy, Rule, Ruleset, Table, TableName, Target};
 use slicectl::owner::Instance;
 use slicectl::reconcile::ground::limits::Limits;
@@ -75,6 +76,13 @@ impl Model for GroundModel {
 
     fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
         match action {
+            Action::AddRoutingRule(priority, to) => {
+                world.routing.push(RoutingRule::by_main(*priority, *to));
+            }
+            Action::RemoveRoutingRule(priority, to) => {
+                let gone = RoutingRule::by_main(*priority, *to);
+                world.routing.retain(|rule| *rule != gone);
+            }
             Action::EnableForwarding => world.forwarding = true,
             Action::SetTimeouts => world.timeouts = Some(timeouts()),
             Action::RemoveTimeouts => {
@@ -337,6 +345,7 @@ fn with_carried<T>(desired: &Desired, world: &Observed, of: impl Fn(&Carried<'_>
             share: Limit::share(world.conntrack_max),
             on_link: world.on_link.clone(),
         },
+        foreign: &world.foreign,
     })
 }
 

@@ -132,6 +132,8 @@ pub fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
         Action::Commit(_)
         | Action::SetTimeouts
         | Action::RemoveTimeouts
+        | Action::AddRoutingRule(..)
+        | Action::RemoveRoutingRule(..)
         | Action::EnableForwarding => unreachable!("no bridge's"),
     }
 }

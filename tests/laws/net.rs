@@ -122,6 +122,7 @@ impl Model for NetModel {
                     neighbours: BTreeMap::new(),
                     routes: BTreeSet::new(),
                     program: None,
+                    port: false,
                 });
             }
             Action::SetTapFilter { digest } => tap(world).program = Some(digest.clone()),
@@ -130,6 +131,9 @@ impl Model for NetModel {
                 let host = host(desired, world);
                 (host.alias, host.bare) = (Some(desired.label.to_string()), true);
             }
+            Action::Release(Side::Host) => host(desired, world).port = false,
+            Action::Release(Side::Tap) => tap(world).port = false,
+            Action::Release(Side::Uplink) => uplink(world).port = false,
             Action::Configure(side) => configure(desired, world, *side),
             Action::AddAddress(side, address) => add_address(desired, world, *side, *address),
             Action::AddNeighbour(side, ip, mac) => {
@@ -322,7 +326,9 @@ fn create_veth(desired: &Desired, world: &mut Observed) {
         addresses: BTreeSet::new(),
         neighbours: BTreeMap::new(),
         routed: false,
+        taken: None,
         bare: false,
+        port: false,
     });
     inside(world).uplink = Some(Uplink {
         index: 3,
@@ -331,6 +337,7 @@ fn create_veth(desired: &Desired, world: &mut Observed) {
         up: false,
         mtu: MTU,
         neighbours: BTreeMap::new(),
+        port: false,
     });
 }
 

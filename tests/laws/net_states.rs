@@ -61,7 +61,9 @@ pub fn converged(desired: &Desired, index: u32) -> Observed {
             addresses: [gateway(slot.block)].into(),
             neighbours: [(slot.block.guest(), names.uplink_mac)].into(),
             routed: true,
+            taken: None,
             bare: true,
+            port: false,
         }),
         inside: Some(Inside {
             tap: Some(TapSeen {
@@ -73,6 +75,7 @@ pub fn converged(desired: &Desired, index: u32) -> Observed {
                 neighbours: [(slot.block.guest(), names.guest_mac)].into(),
                 routes: [slot.block.network()].into(),
                 program: Some(program()),
+                port: false,
             }),
             uplink: Some(Uplink {
                 index,
@@ -81,6 +84,7 @@ pub fn converged(desired: &Desired, index: u32) -> Observed {
                 up: true,
                 mtu: MTU,
                 neighbours: [(NEXT_HOP, names.host_mac)].into(),
+                port: false,
             }),
             default_via: Some(NEXT_HOP),
             strayed: BTreeMap::new(),
@@ -133,6 +137,8 @@ pub fn host_link(indices: impl Strategy<Value = Option<u32>>) -> impl Strategy<V
                 up,
                 mtu,
                 routed: routed && up,
+                taken: None,
+                port: mtu != MTU && bare,
                 addresses,
                 neighbours,
                 bare,
@@ -167,6 +173,7 @@ pub fn tap_seen() -> impl Strategy<Value = TapSeen> {
     )
         .prop_map(
             |(owner, mac, [up, routed], mtu, addresses, neighbours, program)| TapSeen {
+                port: mtu != MTU && routed,
                 program,
                 owner,
                 mac,
@@ -202,6 +209,7 @@ pub fn uplink_seen() -> impl Strategy<Value = (Uplink, Option<Ipv4Addr>)> {
                 up,
                 mtu,
                 neighbours,
+                port: false,
             };
             (uplink, (up && routed).then_some(NEXT_HOP))
         })

@@ -296,6 +296,7 @@ fn converged(desired: &Desired, bridge: BridgeSeen) -> Observed {
         bridge: Some(bridge),
         entry: Some(Entry::Sticky),
         pinned: Some(desired.names().guest_mac),
+        taken: None,
     }
 }
 
@@ -348,6 +349,7 @@ fn world(
                 bridge: Some(bridge),
                 entry: entry.filter(|entry| leads || *entry == Entry::Other),
                 pinned,
+                taken: None,
             }
         })
 }

@@ -155,6 +155,8 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
             carries: txn.world().footing(),
             leaves: Footing::default(),
             boot_id: boot_id.clone(),
+            unenforced: None,
+            warnings: Vec::new(),
         }),
     }
 }

@@ -222,12 +222,12 @@ impl Canaries {
     }
 }
 
-/// Only what is the canaries', so that other things may come and go.
+/// Only what is the canaries', so that other things may come and go; rules of ours may name a canary's bridge.
 fn look() -> String {
     run("ip -o link show canary0
          ip -4 -o addr show dev canary0
          ip route show dev canary0
          ip neigh show dev canary0 nud permanent
-         iptables-save | grep -i -E '^(:|-A).*(canary|192\\.0\\.2\\.)' | sed 's/ \\[.*//'
+         iptables-save | grep -v '^-A SLICE-' | grep -i -E '^(:|-A).*(canary|192\\.0\\.2\\.)' | sed 's/ \\[.*//'
          ip -n canary -o link show canary0")
 }

@@ -30,6 +30,7 @@ impl Activity {
     pub(super) fn note(&mut self, change: &Result<Change, RecvError>) {
         let vm = match change {
             Ok(Change::Vm(uid) | Change::Page(uid)) => Some(*uid),
+            Ok(Change::Observed(_)) => return,
             Ok(_) | Err(_) => None,
         };
         self.note_told(std::iter::once(vm));

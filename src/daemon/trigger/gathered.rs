@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use ipnetwork::Ipv4Network;
 use tracing::debug;
 
 use crate::api::meta::Uid;
@@ -10,6 +11,10 @@ use crate::api::network::NetworkSpec;
 use crate::api::vm::Vm;
 use crate::host::rule::Generation;
 use crate::reconcile::engine::{Engine, Key};
+use crate::store::World;
+
+/// Routes that are told apart within one moment.
+const MOST_ROUTES: usize = 64;
 
 /// Whom to nudge.
 #[derive(Default)]
@@ -22,6 +27,13 @@ pub(super) struct Gathered {
     pub(super) moved: HashSet<String>,
     /// Bridges whose addresses changed: filters of VMs that are kept apart know them.
     pub(super) addressed: HashSet<String>,
+    /// Networks that routes came or went for: packets to VMs in them may go another way.
+    pub(super) routed: HashSet<Ipv4Network>,
+    /// Whose link's own settings changed.
+    pub(super) configured: HashSet<Key>,
+    /// A setting of all links changed. The kernel sets each link's own with it (`inet_forward_change`), and so it does when the
+    /// ground sets it back.
+    pub(super) switched: bool,
     /// A TAP has taken another's MAC: somebody is cut off, so nothing more is gathered.
     pub(super) urgent: bool,
     /// Everybody.
@@ -39,10 +51,13 @@ impl Gathered {
             |(uid, generation): &(Uid, Generation)| !engine.seen_rules.covers(*uid, *generation);
         let by_rules = self.rules.values().copied().filter(news);
         let by_rules = by_rules.map(|(uid, _)| Key::Vm(uid));
+        let configured = self.configured.iter().filter(|_| !self.switched).cloned();
         let on_bridges = self.on_bridges(engine).into_iter();
         let on_bridges = on_bridges.map(Key::Vm);
         let keys: HashSet<Key> = by_rules
             .chain(on_bridges)
+            .chain(configured)
+            .chain(self.in_networks(engine))
             .chain(self.keys.iter().cloned())
             .collect();
         for key in keys {
@@ -56,6 +71,12 @@ impl Gathered {
         self.rules.extend(other.rules);
         self.moved.extend(other.moved);
         self.addressed.extend(other.addressed);
+        other
+            .routed
+            .into_iter()
+            .for_each(|network| self.route(network));
+        self.configured.extend(other.configured);
+        self.switched |= other.switched;
         self.urgent |= other.urgent;
         self.everything |= other.everything;
     }
@@ -68,20 +89,54 @@ impl Gathered {
         };
         let by_rules = self.rules.values().map(|(uid, _)| Some(*uid));
         let bridges = self.moved.iter().chain(&self.addressed).map(|_| None);
+        let routes = self.routed.iter().map(|_| None);
         let all = self.everything.then_some(None);
-        self.keys
-            .iter()
-            .map(vm)
+        let keys = self.keys.iter().chain(&self.configured);
+        keys.map(vm)
+            .chain(routes)
             .chain(by_rules)
             .chain(bridges)
             .chain(all)
+    }
+
+    /// A route daemon may bring thousands: they are taken together.
+    pub(super) fn route(&mut self, dst: Ipv4Network) {
+        if self.routed.len() < MOST_ROUTES {
+            self.routed.insert(dst);
+        } else if self
+            .routed
+            .iter()
+            .all(|known| !known.contains(dst.network()))
+        {
+            let wider = Ipv4Network::new(dst.network(), 8).map(|net| net.network());
+            let wider = wider.and_then(|start| Ipv4Network::new(start, 8));
+            self.routed.extend(wider);
+        }
+    }
+
+    /// The VMs whose addresses are in networks that routes came or went for.
+    fn in_networks(&self, engine: &Engine) -> Vec<Key> {
+        if self.routed.is_empty() {
+            return Vec::new();
+        }
+        let is_in = |vm: &&Vm, world: &World| {
+            let ip = world.lease(&vm.meta.name).map(|lease| lease.address.ip());
+            let is_in = |ip| self.routed.iter().any(|network| network.contains(ip));
+            !matches!(vm.spec.network, NetworkSpec::Cni(_)) && ip.is_some_and(is_in)
+        };
+        engine.store.read(|world| {
+            let found = world.vms().filter(|vm| is_in(vm, world));
+            found.map(|vm| Key::Vm(vm.meta.uid)).collect()
+        })
     }
 
     pub(super) fn is_something(&self) -> bool {
         let nothing = self.keys.is_empty()
             && self.rules.is_empty()
             && self.moved.is_empty()
-            && self.addressed.is_empty();
+            && self.addressed.is_empty()
+            && self.routed.is_empty()
+            && self.configured.is_empty();
         self.everything || !nothing
     }
 

@@ -1,8 +1,11 @@
 //! What a message of the kernel's says has changed.
 //! Not here: how messages come in.
 
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::route::RouteAttribute;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{HEADER, LinkChange, What};
@@ -23,6 +26,8 @@ mod rtm {
     pub const DELQDISC: u16 = 37;
     pub const NEWTFILTER: u16 = 44;
     pub const DELTFILTER: u16 = 45;
+    pub const NEWRULE: u16 = 32;
+    pub const DELRULE: u16 = 33;
     pub const NEWNETCONF: u16 = 80;
     pub const DELNETCONF: u16 = 81;
 }
@@ -39,16 +44,20 @@ pub(super) fn change(message: &[u8]) -> Option<What> {
         rtm::NEWADDR | rtm::DELADDR => Some(What::Addr {
             index: index(message)?,
         }),
-        rtm::NEWROUTE | rtm::DELROUTE => Some(What::Route {
-            index: out_link(message),
-        }),
+        rtm::NEWROUTE | rtm::DELROUTE => {
+            let (index, dst) = route(message).unwrap_or_default();
+            Some(What::Route { index, dst })
+        }
+        rtm::NEWRULE | rtm::DELRULE => Some(What::RoutingRule),
         rtm::NEWNEIGH | rtm::DELNEIGH => is_told(message)?.then_some(What::Neigh {
             index: index(message)?,
         }),
         rtm::NEWQDISC | rtm::DELQDISC | rtm::NEWTFILTER | rtm::DELTFILTER => Some(What::Filter {
             index: index(message)?,
         }),
-        rtm::NEWNETCONF | rtm::DELNETCONF => Some(What::Netconf),
+        rtm::NEWNETCONF | rtm::DELNETCONF => Some(What::Netconf {
+            index: netconf_link(message),
+        }),
         _ => None,
     }
 }
@@ -60,7 +69,16 @@ fn index(message: &[u8]) -> Option<u32> {
     bytes.try_into().ok().map(u32::from_ne_bytes)
 }
 
-fn out_link(message: &[u8]) -> Option<u32> {
+/// `NETCONFA_IFINDEX`, the first attribute behind `struct netconfmsg`, which has one byte; -1 is all and -2 what new links start with.
+fn netconf_link(message: &[u8]) -> Option<u32> {
+    let body = message.get(HEADER + 4..)?;
+    let kind = u16::from_ne_bytes(body.get(2..4)?.try_into().ok()?);
+    let index = i32::from_ne_bytes(body.get(4..8)?.try_into().ok()?);
+    u32::try_from(index).ok().filter(|_| kind == 1)
+}
+
+/// The link that a route leads over, and what it leads to.
+fn route(message: &[u8]) -> Option<(Option<u32>, Option<Ipv4Network>)> {
     let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
     let NetlinkPayload::InnerMessage(
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
@@ -68,13 +86,18 @@ fn out_link(message: &[u8]) -> Option<u32> {
     else {
         return None;
     };
-    route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        })
+    let (mut link, mut dst) = (None, Ipv4Addr::UNSPECIFIED);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => dst = *ip,
+            _ => {}
+        }
+    }
+    Some((
+        link,
+        Ipv4Network::new(dst, route.header.destination_prefix_length).ok(),
+    ))
 }
 
 /// A link's message that we can't read may mean anything.
@@ -92,6 +115,8 @@ fn read_link(message: &[u8]) -> What {
         name: link.name,
         index: link.index,
         mac: link.mac,
+        bridge: link.bridge.is_some() || link.kind.as_deref() == Some("bridge"),
+        master: link.master,
         deleted,
         peer_nsid: link.peer_nsid,
     })

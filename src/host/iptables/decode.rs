@@ -187,12 +187,13 @@ fn conntrack(draft: &mut Match, info: &[u8]) -> Decoded {
 
 /// `XT_CONNTRACK_STATE_*`; nf_tables' `ct state` has the same lower four bits.
 pub fn ct_state(draft: &mut Match, mask: u32) -> Decoded {
-    const BITS: [(u32, CtState); 5] = [
+    const BITS: [(u32, CtState); 6] = [
         (1, CtState::Invalid),
         (2, CtState::Established),
         (4, CtState::Related),
         (8, CtState::New),
         (128, CtState::Dnat),
+        (256, CtState::Untracked),
     ];
     bits(&mut draft.ctstate, mask, &BITS)
 }

@@ -19,6 +19,7 @@ use crate::api::vm::{Hypervisor, Power, Vm};
 use crate::clock;
 use crate::host::image::Progress;
 use crate::host::process::user_lives;
+use crate::reconcile::contest::CALM;
 use crate::reconcile::disk;
 use crate::reconcile::life::Verdict;
 use crate::reconcile::record::Record;
@@ -50,6 +51,7 @@ impl Engine {
             engine: self,
             vm: &vm,
             taken,
+            contested: None,
         };
         let climbed = match self.connect(&vm, lease, &mut climbing).await {
             Ok(Some(connection)) => climbing.run_process(&connection, failures).await,
@@ -57,6 +59,8 @@ impl Engine {
             Err(stop) => Err(stop),
         };
         match climbed {
+            // Looks again when the contest may be over.
+            Ok(Outcome::Converged) if climbing.contested.is_some() => Ok(Outcome::After(CALM)),
             Ok(outcome) | Err(Stop::Outcome(outcome)) => Ok(outcome),
             Err(Stop::Store(error)) => Err(error),
         }

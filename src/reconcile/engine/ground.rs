@@ -29,6 +29,9 @@ impl Engine {
     pub(super) async fn run_ground(&self) -> Result<Outcome, store::Error> {
         let (footing, before) = self.let_go().await?;
         let was_firm = before.as_ref().is_some_and(|g| g.is_firm(&footing));
+        let was_contested = before.as_ref().is_some_and(|ground| {
+            ground.condition.reason == Reason::Contested && ground.carries == footing
+        });
         let carried = before.as_ref().map(|ground| {
             let carried = ground.carries.clone();
             carried.and_bridges_of(&ground.leaves)
@@ -39,12 +42,21 @@ impl Engine {
             before: carried.unwrap_or_default(),
         };
         let done = self
-            .told_slow(self.converge(&self.ground(), &desired, &[Change::Ground]))
+            .told_slow(self.unless_unsure(
+                &desired,
+                self.converge(&self.ground(), &desired, &[Change::Ground]),
+            ))
             .await;
         let mut found = describe(&done.result);
         // What follows from another size of the host's tables or another network of its links is no repair.
         let resized = self.is_resized(done.result.as_ref().ok());
-        let drift = Some(done.taken).filter(|taken| was_firm && !resized && !taken.is_empty());
+        let seen = done.result.as_ref().ok().cloned();
+        let warnings = seen.as_ref().map(|seen| seen.warnings.clone());
+        let expected = was_firm || was_contested;
+        let drift = Some(done.taken).filter(|taken| expected && !resized && !taken.is_empty());
+        let of_rules = drift
+            .as_ref()
+            .is_some_and(|taken| taken.iter().any(|step| ground::restricts(step)));
         let contested = drift.and_then(|taken| self.tell_of_ground_drift(&taken));
         let outcome = match (&contested, found.0) {
             (Some(_), _) => Outcome::Shun(GROUND_SLOW),
@@ -56,9 +68,35 @@ impl Engine {
             self.note(EventType::Warning, "ground", &found.1.to_string(), &found.2);
         }
         let is_firm = found.0 == Status::True;
-        let page = self.ground_page(found, desired, before.as_ref());
+        let footing = desired.footing.clone();
+        // Contested rules are left alone for a while: nobody knows that they stand.
+        let is_lost = !is_firm
+            && (found.1 == Reason::Contested && of_rules || !self.still_enforces(&desired).await);
+        if is_lost {
+            self.shut_restricted().await;
+        }
+        let was_lost = before
+            .as_ref()
+            .is_some_and(|page| page.unenforced.is_some());
+        if is_lost && !was_lost {
+            let message = format!(
+                "forwarding is disabled for all isolated and bridge VMs: {}",
+                found.2
+            );
+            self.note(EventType::Warning, "ground", "ForwardingDisabled", &message);
+        }
+        let said = before.as_ref().map(|page| page.condition.message.clone());
+        let is_news = said.as_ref() != Some(&found.2);
+        let mut page = self.ground_page(found, desired, before.as_ref());
+        page.unenforced = is_lost.then(|| page.condition.clone());
+        let known = before.map(|page| page.warnings);
+        page.warnings = warnings.or(known).unwrap_or_default();
         self.write(|txn| txn.put_ground(page)).await?;
-        if is_firm && !was_firm {
+        if let Some(seen) = seen.filter(|_| is_firm) {
+            self.enforced(&footing, seen);
+        }
+        // Who waits says why.
+        if (is_firm && !was_firm) || is_news {
             self.call_back();
         }
         Ok(outcome)
@@ -69,7 +107,12 @@ impl Engine {
         let Some(seen) = seen else {
             return false;
         };
-        let now = (seen.conntrack_max, seen.on_link.clone());
+        let now = (
+            seen.conntrack_max,
+            seen.on_link.clone(),
+            seen.foreign.clone(),
+            seen.foreign_routing(),
+        );
         let mut sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
         let before = sized.replace(now);
         before.is_some() && before != *sized
@@ -153,6 +196,8 @@ impl Engine {
                 Status::False | Status::Unknown => desired.before,
             },
             boot_id: self.hands.boot_id.clone(),
+            unenforced: None,
+            warnings: Vec::new(),
         }
     }
 

@@ -95,7 +95,7 @@ impl Engine {
     /// `nf_conntrack_max`, as the host had it when it was last looked at. When that changes, all VMs are looked at again.
     fn conntrack_max(&self) -> Option<u32> {
         let sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = sized.as_ref().map(|(max, _)| *max);
+        let known = sized.as_ref().map(|(max, ..)| *max);
         drop(sized);
         known.unwrap_or_else(conntrack::max)
     }

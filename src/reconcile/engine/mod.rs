@@ -9,6 +9,7 @@
 mod bridged;
 mod climb;
 mod descend;
+mod enforce;
 mod ground;
 mod groups;
 mod isolated;
@@ -47,11 +48,13 @@ use crate::cni::Runtime;
 use crate::host::iptables::Backend;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
+use crate::host::routing_rule::RoutingRule;
 use crate::owner::{self, Instance, Label, RunDir};
 use crate::runtime::controller::Waker;
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Store, Txn};
 
+pub use enforce::Enforcement;
 pub use life::remember;
 pub use preview::Preview;
 pub use seen_rules::SeenRules;
@@ -119,8 +122,10 @@ pub struct Engine {
     pub seen_rules: SeenRules,
     /// Packets beyond its limit of connections that each VM's rules had dropped when they were looked at.
     pub refused: Mutex<HashMap<Uid, u64>>,
-    /// The size of the host's connection tracking table and the networks of its links that the host's rules were made for.
-    pub sized: Mutex<Option<(Option<u32>, BTreeSet<Ipv4Network>)>>,
+    /// What of the host its rules were made for.
+    pub sized: Mutex<Option<Sized>>,
+    /// What the host's rules were last read back to carry, and whether they are known to stand.
+    pub enforcement: Enforcement,
     /// Deletes the host's connection tracking entries of VMs that are gone.
     pub flows: Flows,
     /// VMs that the ground did not carry when they were looked at.
@@ -128,6 +133,14 @@ pub struct Engine {
     /// Who waits for the removal of orphans.
     pub removals: Removals,
 }
+
+/// The size of the host's connection tracking table, the networks of its links, and the bridges and routing rules that are others'.
+type Sized = (
+    Option<u32>,
+    BTreeSet<Ipv4Network>,
+    BTreeSet<String>,
+    Vec<RoutingRule>,
+);
 
 /// The link of the host namespace that tells of a VM.
 pub struct HostLink {

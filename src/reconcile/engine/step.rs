@@ -8,12 +8,12 @@ use std::sync::{Mutex, PoisonError};
 use tracing::debug;
 
 use super::pending::Current;
-use super::{Engine, Key, SLOW};
+use super::{Engine, GROUND_SLOW, Key, SLOW};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
-use crate::api::network::Connection;
+use crate::api::network::{Connection, Mode};
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::{Hypervisor, Vm};
 use crate::clock;
@@ -86,6 +86,8 @@ pub(super) struct Climbing<'a> {
     pub(super) vm: &'a Vm,
     /// Of the transaction that took the next rung.
     pub(super) taken: Durable,
+    /// Somebody keeps undoing what the Net stage does, which goes on nevertheless.
+    pub(super) contested: Option<String>,
 }
 
 /// A stage whose intent was written a moment ago: it is observed while the disk works, and changed when the disk has it.
@@ -159,7 +161,10 @@ impl Meet for Climbing<'_> {
         let (engine, vm) = (self.engine, self.vm);
         let was_ready = engine.store.read(|world| {
             let page = world.page(vm.meta.uid, rung);
-            page.is_some_and(|page| page.condition.is_settled_at(vm.meta.generation))
+            page.is_some_and(|page| {
+                let contested = page.condition.reason == Reason::Contested;
+                contested || page.condition.is_settled_at(vm.meta.generation)
+            })
         });
         let current = Current::default();
         let reconciler = Taken {
@@ -180,7 +185,12 @@ impl Meet for Climbing<'_> {
         if !taken.is_empty() {
             debug!(vm = %vm.meta.name, %rung, ?taken, "acted");
         }
-        if was_ready && !taken.is_empty() {
+        let was_shut = match rung {
+            Rung::Firewall => engine.enforcement.was_shut(vm.meta.uid),
+            // To disable forwarding is to enable `accept_redirects` (`inet_forward_change`).
+            _ => engine.enforcement.is_shut(vm.meta.uid),
+        };
+        if was_ready && !was_shut && !taken.is_empty() {
             self.tell_of_drift(rung, &object, &taken).await?;
         }
         let Err(error) = &result else {
@@ -203,13 +213,24 @@ impl Meet for Climbing<'_> {
             (Some(_), _) => {}
         }
         engine.set_condition(vm, rung, found).await?;
-        Err(Stop::Outcome(awaited.unwrap_or(Outcome::Failed)))
+        // What is in the way goes by itself, and that is an event.
+        let in_the_way = matches!(error, Error::Conflict(_)) && rung == Rung::Net;
+        let otherwise = match in_the_way {
+            true => Outcome::After(GROUND_SLOW),
+            false => Outcome::Failed,
+        };
+        Err(Stop::Outcome(awaited.unwrap_or(otherwise)))
     }
 }
 
 impl Climbing<'_> {
     /// Stops if somebody keeps wanting the opposite.
-    async fn tell_of_drift(&self, rung: Rung, object: &str, taken: &[String]) -> Result<(), Stop> {
+    async fn tell_of_drift(
+        &mut self,
+        rung: Rung,
+        object: &str,
+        taken: &[String],
+    ) -> Result<(), Stop> {
         let (engine, vm) = (self.engine, self.vm);
         let steps = taken.join("; ");
         let message = format!("{rung} repaired: {steps}");
@@ -230,6 +251,15 @@ impl Climbing<'_> {
             ),
         };
         engine.note(EventType::Warning, object, &reason.to_string(), &message);
+        if rung == Rung::Net && vm.spec.network.mode() != Mode::Cni {
+            // Netlink messages: cheap enough to go on with as often as events are gathered, so that few packets are lost.
+            self.contested = Some(message);
+            return Ok(());
+        }
+        if rung == Rung::Firewall {
+            // The rules are left alone for a while: nobody knows that they stand.
+            engine.shut(vm).await;
+        }
         let found = (Status::False, reason, message);
         engine.set_condition(vm, rung, found).await?;
         Err(Stop::Outcome(Outcome::Shun(SLOW)))
@@ -242,6 +272,26 @@ impl Ascent for Climbing<'_> {
     }
 
     async fn ready(&mut self, rung: Rung, ready: Ready) -> Result<(), Stop> {
+        let (engine, vm) = (self.engine, self.vm);
+        if rung == Rung::Net {
+            let count = engine.contests.lasts(vm.meta.uid, rung, clock::monotonic());
+            let lasting = count.map(|count| {
+                format!("repaired {count} times in a minute: somebody wants the opposite")
+            });
+            self.contested = self.contested.take().or(lasting);
+            let next_is_held = engine.store.read(|world| {
+                let page = world.page(vm.meta.uid, Rung::Firewall);
+                page.is_some_and(|page| page.held)
+            });
+            if let Some(message) = self.contested.clone().filter(|_| next_is_held) {
+                let found = (Status::False, Reason::Contested, message);
+                return Ok(engine.set_condition(vm, rung, found).await?);
+            }
+        }
+        // The host's rules were lost while this VM's forwarding was being opened.
+        if rung == Rung::Firewall && self.engine.enforcement.is_lost() {
+            self.engine.shut(self.vm).await;
+        }
         if let Some(generation) = ready.rules {
             self.engine.seen_rules.note(self.vm.meta.uid, generation);
         }

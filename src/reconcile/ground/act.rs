@@ -8,6 +8,7 @@ use super::plan::{Action, Commit, Desired};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::iptables::{self, Edit, Input, Lock};
 use crate::host::link::{Change, Ipv6Addresses, Link, State};
+use crate::host::routing_rule::{self, RoutingRule};
 use crate::host::rule::TableName;
 use crate::host::{Error, addr, bridge, conntrack, cttimeout, link, sysctl};
 use crate::owner::{self, link_group};
@@ -25,6 +26,14 @@ const TABLES: [TableName; 4] = [
 pub(super) async fn act(ground: &Ground, desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
         Action::EnableForwarding => ground.home.run(|| sysctl::write(FORWARDING, "1")).await,
+        Action::AddRoutingRule(priority, to) => {
+            let rule = RoutingRule::by_main(*priority, *to);
+            exists_is_done(routing_rule::add(&ground.netlink, &rule).await)
+        }
+        Action::RemoveRoutingRule(priority, to) => {
+            let rule = RoutingRule::by_main(*priority, *to);
+            absent_is_done(routing_rule::delete(&ground.netlink, &rule).await)
+        }
         Action::SetTimeouts => {
             let name = timeouts_name(&desired.instance);
             let set = move || cttimeout::set(&name, &timeouts());
@@ -113,11 +122,15 @@ async fn close(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Err
 }
 
 async fn configure(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Error> {
+    let found = find(ground, desired, name).await?;
+    let mac = owner::bridge_mac(&desired.instance, name).0;
     let right = Change {
-        mac: Some(owner::bridge_mac(&desired.instance, name).0),
+        // With the same MAC again the kernel forgets the bridge's permanent neighbours, too (`neigh_changeaddr`).
+        mac: (found.mac != Some(mac)).then_some(mac),
         mtu: Some(MTU),
         group: Some(link_group::BRIDGE),
         ipv6_addresses: Some(Ipv6Addresses::Bare),
+        master: Some(0),
         ..Change::default()
     };
     close(ground, desired, name).await?;

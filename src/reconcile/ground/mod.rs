@@ -28,6 +28,16 @@ pub struct Ground {
     pub backend: Backend,
 }
 
+/// Whether the rules that restrict VMs are the ones to be, whatever else is still to do.
+pub fn enforces(desired: &Desired, observed: &Observed) -> bool {
+    plan::enforces(desired, observed)
+}
+
+/// Whether a step, by its message, was one for the rules that restrict VMs.
+pub fn restricts(step: &str) -> bool {
+    plan::restricts(step)
+}
+
 impl Reconcile for Ground {
     type Desired = Desired;
     type Observed = Observed;

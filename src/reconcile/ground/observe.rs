@@ -2,6 +2,7 @@
 //! Not here: what ought to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
@@ -13,7 +14,7 @@ use crate::api::lease::subnet;
 use crate::api::network::{Block, Mac};
 use crate::host::link::Link;
 use crate::host::rule::TableName;
-use crate::host::{self, addr, bridge, conntrack, cttimeout, link, sysctl};
+use crate::host::{self, addr, bridge, conntrack, cttimeout, link, route, routing_rule, sysctl};
 use crate::owner::link_group;
 use crate::reconcile::limits::Timeouts;
 use crate::reconcile::net::host_links;
@@ -24,7 +25,15 @@ pub(super) const FORWARDING: &str = "net.ipv4.ip_forward";
 pub(super) async fn observe(ground: &Ground, desired: &Desired) -> Result<Observed, host::Error> {
     let backend = ground.backend.clone();
     let bridges = observe_bridges(ground, desired).await?;
-    let on_link = observe_on_link(ground).await?;
+    let listed = link::list_bridges(&ground.netlink).await?;
+    let on_link = observe_on_link(ground, &listed).await?;
+    let uplink = observe_uplink(ground).await?;
+    let foreign = foreign(&listed, uplink.as_ref());
+    let warnings = match &uplink {
+        Some(uplink) => warnings(ground, uplink).await?,
+        None => Vec::new(),
+    };
+    let routing = routing_rule::list(&ground.netlink).await?;
     let policy = timeouts_name(&desired.instance);
     ground
         .home
@@ -41,6 +50,9 @@ pub(super) async fn observe(ground: &Ground, desired: &Desired) -> Result<Observ
                 bridges,
                 conntrack_max: conntrack::max(),
                 on_link,
+                foreign,
+                warnings,
+                routing,
                 timeouts: observe_timeouts(&policy)?,
             })
         })
@@ -59,7 +71,10 @@ fn observe_timeouts(name: &str) -> Result<Option<Timeouts>, host::Error> {
 /// The networks of the host's links that have room for more neighbours than are bounded, and all private ones, of which a host may
 /// have many. An isolated VM's link has its own /30, in which there is nobody else; a small subnet of VMs on a bridge of ours or of
 /// another daemon bounds its neighbours by itself.
-async fn observe_on_link(ground: &Ground) -> Result<BTreeSet<Ipv4Network>, host::Error> {
+async fn observe_on_link(
+    ground: &Ground,
+    bridges: &[Link],
+) -> Result<BTreeSet<Ipv4Network>, host::Error> {
     let addresses = addr::list(&ground.netlink, addr::Of::All).await?;
     let counts = |net: &Ipv4Network| {
         let is_block = net.prefix() == Block::PREFIX_LEN && net.ip().is_link_local();
@@ -67,13 +82,53 @@ async fn observe_on_link(ground: &Ground) -> Result<BTreeSet<Ipv4Network>, host:
         let is_alone = net.prefix() >= 31 || net.ip().is_loopback() || is_block;
         !is_alone && (is_private || net.prefix() < 24)
     };
-    let bridges = link::list_bridges(&ground.netlink).await?;
     let of_vms = |bridge: &&Link| bridge.group == link_group::BRIDGE;
     let of_vms: BTreeSet<u32> = bridges.iter().filter(of_vms).map(|b| b.index).collect();
     let is_small = |addr: &addr::Addr| addr.net.prefix() >= 24 && of_vms.contains(&addr.index);
     let others = addresses.iter().filter(|addr| !is_small(addr));
     let networks = others.map(|addr| addr.net);
     Ok(networks.filter(counts).map(subnet).collect())
+}
+
+/// A public address: the way to it is the host's default route. Nothing is sent to it.
+const ANYWHERE: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
+
+/// Another one.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
+
+/// The link of the host's default route, if there is one.
+async fn observe_uplink(ground: &Ground) -> Result<Option<Link>, host::Error> {
+    match route::lookup(&ground.netlink, ANYWHERE).await? {
+        Some((index, _)) => link::at(&ground.netlink, index).await,
+        None => Ok(None),
+    }
+}
+
+/// Bridges of somebody else. The host's uplink may be a bridge, too: what goes there is the internet and no neighbour's.
+fn foreign(bridges: &[Link], uplink: Option<&Link>) -> BTreeSet<String> {
+    let uplink = uplink.map(|uplink| uplink.index);
+    let foreign = bridges
+        .iter()
+        .filter(|bridge| bridge.group != link_group::BRIDGE && Some(bridge.index) != uplink);
+    foreign.map(|bridge| bridge.name.clone()).collect()
+}
+
+/// What keeps the internet's answers from VMs. The link is not ours to change.
+async fn warnings(ground: &Ground, uplink: &Link) -> Result<Vec<String>, host::Error> {
+    let name = &uplink.name;
+    if uplink.ipv4.is_some_and(|ipv4| ipv4.forwarding == 0) {
+        return Ok(vec![format!(
+            "forwarding is off on {name}, the link of the default route, so that no answer reaches a VM: sysctl -w net.ipv4.conf.{name}.forwarding=1"
+        )]);
+    }
+    // Whatever the destination: the way back to the source is asked for first.
+    let asked = route::lookup_inbound(&ground.netlink, ANYWHERE, ELSEWHERE, uplink.index).await?;
+    Ok(match asked {
+        route::Inbound::Refused(libc::EXDEV) => vec![format!(
+            "rp_filter drops answers that come in at {name}, the link of the default route: sysctl -w net.ipv4.conf.{name}.rp_filter=2"
+        )],
+        route::Inbound::Refused(_) | route::Inbound::To(_) => Vec::new(),
+    })
 }
 
 async fn observe_bridges(
@@ -117,6 +172,7 @@ pub(super) fn look(link: &Link) -> BridgeSeen {
             && info
                 .max_learned
                 .is_none_or(|most| most == bridge::MAX_LEARNED)
+            && link.master.is_none()
             && host_links::is_bridge(link),
         addresses: Default::default(),
     }

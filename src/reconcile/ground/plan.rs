@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::super::Conflict;
 use super::bridges::{self, BridgeSeen};
 use super::limits::{self, Limits};
-use super::rules::{self, Carried};
-use crate::host::rule::{Chain, Rule, Ruleset, TableName, Target};
+use super::rules::{self, Carried, Standing};
+use crate::host::rule::{Chain, RoutingRule, Rule, Ruleset, TableName, Target};
 use crate::owner::{Instance, Owned};
 use crate::reconcile::limits::{Limit, Timeouts, timeouts};
 use crate::store::Footing;
@@ -44,6 +44,14 @@ pub struct Observed {
     pub on_link: BTreeSet<Ipv4Network>,
     /// Our timeout policy for TCP; none: there is none.
     pub timeouts: Option<Timeouts>,
+    /// Bridges that are neither ours nor another daemon's, and that the default route does not use.
+    pub foreign: BTreeSet<String>,
+    /// What of the host, not ours to change, keeps VMs' packets from passing, each with its remedy.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
+    /// All rules of policy routing.
+    #[serde(skip)]
+    pub routing: Vec<RoutingRule>,
 }
 
 /// Rules of ours that stand first in a chain that is not ours.
@@ -68,6 +76,10 @@ pub enum Action {
     RemoveTimeouts,
     /// `ip_forward`.
     EnableForwarding,
+    /// Have packets to a pool or subnet of VMs routed by the main table, whatever other rules say.
+    AddRoutingRule(u32, Ipv4Network),
+    /// Take such a rule of ours away.
+    RemoveRoutingRule(u32, Ipv4Network),
     /// Make a bridge: without a spanning tree, with a MAC of its own, down.
     CreateBridge(String),
     /// Label it.
@@ -102,6 +114,12 @@ impl fmt::Display for Action {
         match self {
             Self::SetTimeouts => f.write_str("set the timeouts of VMs' TCP connections"),
             Self::RemoveTimeouts => f.write_str("remove the timeouts of VMs' TCP connections"),
+            Self::AddRoutingRule(priority, to) => {
+                write!(f, "add routing rule {priority} to {to} lookup main")
+            }
+            Self::RemoveRoutingRule(priority, to) => {
+                write!(f, "remove routing rule {priority} to {to} lookup main")
+            }
             Self::EnableForwarding => f.write_str("switch the host's ip_forward on"),
             Self::CreateBridge(bridge) => write!(f, "create bridge {bridge}"),
             Self::LabelBridge(bridge) => write!(f, "label bridge {bridge}"),
@@ -166,9 +184,79 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     if !desired.footing.is_empty() && !observed.forwarding {
         plan.push(Action::EnableForwarding);
     }
+    plan_routing(desired, observed, &mut plan);
     // After the rules: what keeps isolated VMs from a bridge stands before there is somebody on it.
     plan.extend(bridges::plan(desired, observed));
     Ok(plan)
+}
+
+/// The kernel asks the main table last but one.
+const MAIN_PRIORITY: u32 = 32766;
+
+/// Where rules of ours stand: between 10 and 99, before those of VPNs and of Kubernetes' network plugins. Daemons of one host differ
+/// there, so that each knows its own.
+fn routing_priority(instance: &Instance) -> u32 {
+    let sum = instance.as_str().bytes().fold(0_u32, |sum, byte| {
+        sum.wrapping_mul(31).wrapping_add(u32::from(byte))
+    });
+    10 + sum % 90
+}
+
+/// Only where somebody else has rules: without them the main table decides anyway.
+fn plan_routing(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
+    let priority = routing_priority(&desired.instance);
+    let others = observed
+        .routing
+        .iter()
+        .any(|rule| !rule.is_ours() && rule.priority > 0 && rule.priority < MAIN_PRIORITY);
+    let subnets = bridges::sides(desired, observed);
+    let subnets = subnets
+        .iter()
+        .filter(|side| side.standing != Standing::Joined);
+    let pools = desired.footing.pools.iter().copied();
+    let ranges: BTreeSet<Ipv4Network> = pools.chain(subnets.map(|side| side.subnet)).collect();
+    let wanted = match others {
+        true => ranges,
+        false => BTreeSet::new(),
+    };
+    let ours = observed.routing.iter().filter_map(|rule| {
+        let to = rule.to?;
+        (*rule == RoutingRule::by_main(priority, to)).then_some(to)
+    });
+    let ours: BTreeSet<Ipv4Network> = ours.collect();
+    let missing = wanted.difference(&ours);
+    plan.extend(missing.map(|to| Action::AddRoutingRule(priority, *to)));
+    let stale = ours.difference(&wanted);
+    plan.extend(stale.map(|to| Action::RemoveRoutingRule(priority, *to)));
+}
+
+impl Observed {
+    /// Rules of policy routing that are others'.
+    pub fn foreign_routing(&self) -> Vec<RoutingRule> {
+        let foreign = self.routing.iter().filter(|rule| !rule.is_ours());
+        foreign.cloned().collect()
+    }
+}
+
+/// Whether a step, by its message, was one for the rules that restrict VMs: a [`Commit`]'s.
+pub(super) fn restricts(step: &str) -> bool {
+    [
+        "write host chains",
+        "put our jumps",
+        "take our jumps",
+        "remove host chains",
+    ]
+    .iter()
+    .any(|beginning| step.starts_with(beginning))
+}
+
+/// Whether nothing is left to do for our chains and the jumps into them.
+pub(super) fn enforces(desired: &Desired, observed: &Observed) -> bool {
+    let mut commit = Commit::default();
+    match desired.footing.is_empty() {
+        true => true,
+        false => plan_chains(desired, observed, &mut commit).is_ok() && commit == Commit::default(),
+    }
 }
 
 /// Whether a chain that stays, because it is not ours, refers to the timeouts: the kernel keeps them then.
@@ -204,6 +292,7 @@ fn plan_chains(
             share: Limit::share(observed.conntrack_max),
             on_link: observed.on_link.clone(),
         },
+        foreign: &observed.foreign,
     };
     let wanted = rules::chains(&carried);
     for (table, chain) in &wanted {

@@ -18,7 +18,7 @@ use super::apart;
 use super::limits::{self, Limits};
 use super::plan::Jump;
 use crate::api::policy::{self, Entry};
-use crate::host::rule::{AddrType, Chain, CtState, Protocol, Rule, TableName, Target};
+use crate::host::rule::{AddrType, Chain, CtState, Match, Protocol, Rule, TableName, Target};
 use crate::owner::Instance;
 
 /// A chain of ours and where it stands.
@@ -40,6 +40,8 @@ pub struct Carried<'a> {
     pub max_connections: &'a BTreeMap<Ipv4Network, u32>,
     /// What keeps VMs from filling the host's tables.
     pub limits: &'a Limits,
+    /// Bridges of this host that are neither ours nor another daemon's, and that the default route does not use.
+    pub foreign: &'a BTreeSet<String>,
 }
 
 /// A subnet on a bridge.
@@ -74,7 +76,8 @@ pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
     let mut chains = vec![
         (TableName::Raw, "RAW", isolated(raw(carried))),
         (TableName::Raw, "CT", limits::timeouts(carried)),
-        (TableName::Mangle, "MSS", isolated(mss())),
+        (TableName::Raw, "SRC", isolated(astray(carried))),
+        (TableName::Mangle, "MSS", mss(carried)),
         (TableName::Mangle, "LIMIT", limits::from_vms(carried)),
         (TableName::Mangle, "NEAR", limits::by_destination(carried)),
         (TableName::Mangle, "ODD", limits::odd_sources(carried)),
@@ -85,6 +88,7 @@ pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
         (TableName::Filter, "OUT", isolated(out(carried))),
         (TableName::Filter, "IN", isolated(back_in())),
         (TableName::Filter, "HOST", isolated(to_host(carried))),
+        (TableName::Filter, "SRC", isolated(astray(carried))),
         (TableName::Filter, "BR", over_bridges(carried)),
     ];
     chains.retain(|(_, _, rules)| !rules.is_empty());
@@ -122,18 +126,30 @@ pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
             .chain(bridges.iter().map(on_bridge))
             .collect::<Vec<_>>()
     };
-    let mut raw = vec![from("RAW")];
+    // A packet that comes in at a port of a bridge enters the host as the bridge's.
+    let not_from = |role: &str| Rule::when().not_in_if(&ours).jump(instance.chain(role));
+    let mut mss = vec![from("MSS"), to("MSS")];
+    if carried.pools.is_empty() {
+        mss.clear();
+    }
+    for bridge in routed_bridges(carried.sides) {
+        let (out, back) = (Rule::when().in_if(bridge), Rule::when().out_if(bridge));
+        let pair = [out.not_out_if(bridge), back.not_in_if(bridge)];
+        mss.extend(pair.map(|rule| rule.jump(instance.chain("MSS"))));
+    }
+    let marks = [vec![all(apart::ROLE)], mss, vec![all("LIMITIN")]].concat();
+    let mut raw = vec![from("RAW"), not_from("SRC")];
     raw.extend(from_each("CT"));
     let mut jumps = vec![
         jump(TableName::Raw, "PREROUTING", raw),
         jump(TableName::Mangle, "PREROUTING", from_each("LIMIT")),
-        jump(
-            TableName::Mangle,
-            "FORWARD",
-            vec![all(apart::ROLE), from("MSS"), to("MSS"), all("LIMITIN")],
-        ),
+        jump(TableName::Mangle, "FORWARD", marks),
         jump(TableName::Nat, "POSTROUTING", vec![all("NAT")]),
-        jump(TableName::Filter, "INPUT", vec![from("HOST")]),
+        jump(
+            TableName::Filter,
+            "INPUT",
+            vec![from("HOST"), not_from("SRC")],
+        ),
         jump(TableName::Filter, "FORWARD", forward()),
     ];
     if docker_user {
@@ -162,6 +178,16 @@ fn raw(carried: &Carried<'_>) -> Vec<Rule> {
         .chain(local)
         .chain(sources)
         .chain([Rule::when().then(Target::Drop)])
+        .collect()
+}
+
+/// What bears an isolated VM's address and did not come in at a link of ours: somebody has made such a link a port of a bridge, or
+/// took it over otherwise. What the host sends to itself comes in at `lo`.
+fn astray(carried: &Carried<'_>) -> Vec<Rule> {
+    let drop = |pool: &Ipv4Network| Rule::when().src(*pool).then(Target::Drop);
+    [Rule::when().in_if("lo").then(Target::Return)]
+        .into_iter()
+        .chain(carried.pools.iter().map(drop))
         .collect()
 }
 
@@ -209,11 +235,31 @@ fn out(carried: &Carried<'_>) -> Vec<Rule> {
     }
     let to_plugged = |subnet: &Ipv4Network| Rule::when().dst(*subnet).then(Target::Drop);
     rules.extend(carried.plugged.iter().map(to_plugged));
-    rules.extend([
-        Rule::when().ctstate([CtState::Invalid]).then(Target::Drop),
-        Rule::when().then(Target::Accept),
-    ]);
+    rules.push(Rule::when().ctstate(NOT_TRANSLATED).then(Target::Drop));
+    rules.extend(to_foreign(carried, &Rule::when()));
+    rules.push(Rule::when().then(Target::Accept));
     rules
+}
+
+/// Packets of no flow are not masqueraded: they would leave with a VM's private address.
+const NOT_TRANSLATED: [CtState; 2] = [CtState::Invalid, CtState::Untracked];
+
+/// Behind a bridge of this host that somebody else keeps, such as Docker's, are that owner's containers: what may reach them is
+/// decided by the owner's rules, which stand after ours.
+fn to_foreign(carried: &Carried<'_>, from: &Match) -> Vec<Rule> {
+    let leave = |bridge: &String| from.clone().out_if(bridge).then(Target::Return);
+    let sides = carried.sides;
+    let other = carried.foreign.iter();
+    let other = other.filter(|name| sides.iter().all(|side| side.bridge != **name));
+    other.map(leave).collect()
+}
+
+/// Bridges that this host routes for.
+fn routed_bridges(sides: &[Side]) -> BTreeSet<&str> {
+    let routed = sides
+        .iter()
+        .filter(|side| side.standing != Standing::Joined);
+    routed.map(|side| side.bridge.as_str()).collect()
 }
 
 /// To our VMs: answers only.
@@ -239,6 +285,22 @@ fn over_bridges(carried: &Carried<'_>) -> Vec<Rule> {
             Rule::when().in_if(bridge).src(*subnet),
             Rule::when().out_if(bridge).dst(*subnet),
         );
+        let routed = match standing {
+            Standing::Ours => Some(Rule::when().in_if(bridge)),
+            Standing::Hosted => Some(from.clone()),
+            // Nothing is translated there.
+            Standing::Joined => None,
+        };
+        if let Some(routed) = routed {
+            let leaving = routed.clone().not_out_if(bridge);
+            push_once(
+                &mut rules,
+                leaving.ctstate(NOT_TRANSLATED).then(Target::Drop),
+            );
+            for rule in to_foreign(carried, &routed) {
+                push_once(&mut rules, rule);
+            }
+        }
         let pair = match standing {
             Standing::Ours => [Rule::when().in_if(bridge), Rule::when().out_if(bridge)],
             Standing::Hosted => [from, to],
@@ -279,6 +341,9 @@ pub(super) fn push_once(rules: &mut Vec<Rule>, rule: Rule) {
     }
 }
 
-fn mss() -> Vec<Rule> {
-    vec![Rule::when().tcp_syn().then(Target::ClampMss)]
+fn mss(carried: &Carried<'_>) -> Vec<Rule> {
+    match carried.pools.is_empty() && routed_bridges(carried.sides).is_empty() {
+        true => Vec::new(),
+        false => vec![Rule::when().tcp_syn().then(Target::ClampMss)],
+    }
 }

@@ -12,7 +12,7 @@ use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::link::{Change, Ipv6Addresses, State, VethEnd};
 use crate::host::netlink::Handle;
-use crate::host::{self, Error, addr, fs, link, neigh, netns, route, tap, tc};
+use crate::host::{self, Error, addr, fs, link, neigh, netns, route, sysctl, tap, tc};
 use crate::owner::{TAP, UPLINK, link_group};
 use crate::reconcile::firewall::port;
 
@@ -39,11 +39,19 @@ pub(super) async fn act(net: &Net, desired: &Desired, action: &Action) -> Result
                 alias: Some(desired.label.to_string()),
                 ipv6_addresses: Some(Ipv6Addresses::Bare),
                 group: Some(link_group::ISOLATED),
+                ipv4: host_links::VETH_IPV4.to_vec(),
                 ..Change::default()
             };
             change(net, desired, Side::Host, label).await?;
             let name = desired.names().host_link;
             host_links::write_veth(&net.home, &name)
+        }
+        Action::Release(side) => {
+            let free = Change {
+                master: Some(0),
+                ..Change::default()
+            };
+            change(net, desired, *side, free).await
         }
         Action::Configure(side) => configure(net, desired, *side).await,
         Action::AddAddress(side, address) => add_address(net, desired, *side, *address).await,
@@ -68,8 +76,13 @@ async fn create_netns(net: &Net, desired: &Desired) -> Result<(), Error> {
 
 fn settle(net: &Net, keys: &BTreeMap<String, String>) -> Result<(), Error> {
     let keys: Vec<(&str, &str)> = keys.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    // Not through directories that are kept open: a link's goes with the link.
+    let (of_links, others): (Vec<_>, Vec<_>) = keys
+        .into_iter()
+        .partition(|(key, _)| settings::is_of_a_link(key));
     let inside = net.door.inside()?;
-    inside.netns.write_sysctls(&keys)
+    inside.netns.write_sysctls(&others)?;
+    inside.netns.run_here(|| sysctl::write_many(&of_links))
 }
 
 async fn delete_inside(net: &Net, side: Side) -> Result<(), Error> {

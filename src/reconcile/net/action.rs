@@ -50,6 +50,8 @@ pub enum Action {
     CreateVeth,
     /// Label the host's end, put it into its group, and turn IPv6 off on it.
     LabelHostLink,
+    /// Take a link out of the bridge or VRF that somebody made it a port of.
+    Release(Side),
     /// Set MAC and MTU, bring up.
     Configure(Side),
     /// Give a link an address.
@@ -93,6 +95,7 @@ impl Action {
             | Self::Settle(_)
             | Self::SetTapFilter { .. }
             | Self::LabelHostLink
+            | Self::Release(_)
             | Self::Configure(_)
             | Self::AddAddress(..)
             | Self::AddNeighbour(..)
@@ -120,6 +123,9 @@ impl fmt::Display for Action {
             Self::SetTapFilter { digest } => write!(f, "set filter {digest} on {TAP}"),
             Self::CreateVeth => f.write_str("create the veth"),
             Self::LabelHostLink => write!(f, "label {}", Side::Host),
+            Self::Release(side) => {
+                write!(f, "take {side} out of its foreign master (nomaster)")
+            }
             Self::Configure(side) => write!(f, "configure {side} and bring it up"),
             Self::AddAddress(side, address) => write!(f, "add address {address} to {side}"),
             Self::AddNeighbour(side, ip, mac) => write!(f, "pin neighbour {ip} {mac} on {side}"),

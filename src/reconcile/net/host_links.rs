@@ -41,6 +41,10 @@ pub(in crate::reconcile) const PORT_IPV4: [(Ipv4Key, u32); 3] = [
 /// disabled, no advertisement or redirect is read (`ip6_rcv_core`), so the other settings are not written for every VM.
 const OF_A_VETH: [Setting; 1] = [("ipv6", "disable_ipv6", "1")];
 
+/// Of the host's end of a veth as well, set with its label in one message. A packet is forwarded if the link that it comes in by
+/// has `forwarding` on; the host's switch sets it on the links that are there, and new links take `conf/default`.
+pub(in crate::reconcile) const VETH_IPV4: [(Ipv4Key, u32); 1] = [(Ipv4Key::Forwarding, 1)];
+
 /// Of a bridge of ours.
 const OF_A_BRIDGE: [Setting; 14] = [
     ("ipv6", "disable_ipv6", "1"),
@@ -99,7 +103,10 @@ pub(in crate::reconcile) fn is_port(link: &Link) -> bool {
 /// The host's end of a veth has its group and settings.
 pub(in crate::reconcile) fn is_veth(link: &Link) -> bool {
     let is_off = |ipv6: Ipv6| ipv6.disabled && ipv6.bare;
-    link.group == link_group::ISOLATED && link.ipv6.is_none_or(is_off)
+    let forwards = |ipv4: Ipv4| ipv4.forwarding == 1;
+    link.group == link_group::ISOLATED
+        && link.ipv6.is_none_or(is_off)
+        && link.ipv4.is_none_or(forwards)
 }
 
 /// A bridge has its group and settings.
@@ -179,8 +186,13 @@ mod tests {
             ipv6: Some(OFF),
             ..Link::default()
         };
+        let forwarding = Ipv4 {
+            forwarding: 1,
+            ..Ipv4::default()
+        };
         let veth = Link {
             group: link_group::ISOLATED,
+            ipv4: Some(forwarding),
             ..port.clone()
         };
         assert!(is_port(&port) && is_veth(&veth));
@@ -196,6 +208,9 @@ mod tests {
             change(&mut veth);
             assert!(!is_port(&port) && !is_veth(&veth));
         }
+        let mut still = veth.clone();
+        still.ipv4.as_mut().unwrap().forwarding = 0;
+        assert!(!is_veth(&still));
         let mut configurable = port.clone();
         configurable.ipv6.as_mut().unwrap().configurable = true;
         assert!(!is_port(&configurable));

@@ -11,6 +11,7 @@ mod observe;
 mod place;
 mod plan;
 pub mod port;
+pub mod routed;
 mod settings;
 
 use std::sync::atomic::{AtomicBool, Ordering};

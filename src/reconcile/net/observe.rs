@@ -8,14 +8,14 @@ use ipnetwork::Ipv4Network;
 
 use super::place::Seen;
 use super::plan::{Desired, HostLink, Inside, NetnsSeen, Observed, TapSeen, Uplink};
-use super::{NEXT_HOP, Net, host_links, settings};
-use crate::api::network::{Mac, TapOwner};
+use super::{NEXT_HOP, Net, host_links, routed, settings};
+use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::link::Link;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 use crate::host::tap::Layer;
 use crate::host::tc::{self, What};
-use crate::host::{self, Kind, addr, link, neigh, route};
+use crate::host::{self, Kind, addr, link, neigh, route, sysctl};
 use crate::owner::{TAP, UPLINK};
 use crate::reconcile::firewall::{antispoof, port};
 
@@ -66,16 +66,32 @@ pub(super) fn record_again(desired: &Desired, seen: Observed) -> Result<Observed
     })
 }
 
+/// The host's switch, which sets `forwarding` of every link.
+const SWITCH: &str = "net.ipv4.ip_forward";
+
 async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLink>, host::Error> {
     let name = desired.names().host_link;
-    let Some(seen) = link::get(&net.netlink, &name).await? else {
+    let Some(mut seen) = link::get(&net.netlink, &name).await? else {
         return Ok(None);
     };
+    // Switched off with all links: the ground sets it back on all of them.
+    if let Some(ipv4) = seen.ipv4.as_mut().filter(|ipv4| ipv4.forwarding == 0)
+        && net.home.run_here(|| sysctl::read(SWITCH))? == "0"
+    {
+        ipv4.forwarding = 1;
+    }
     let guest = desired.slot.as_ref().map(|slot| slot.block.guest());
     let neighbours = pinned(&net.netlink, seen.index, guest).await?;
     let routed = match guest {
-        Some(guest) => route::lookup(&net.netlink, guest).await? == Some((seen.index, None)),
+        Some(guest) => routed::is_routed(&net.netlink, guest, seen.index).await?,
         None => false,
+    };
+    // One that is down has no route yet.
+    let taken = match guest {
+        Some(guest) if seen.up && !routed => {
+            routed::taken(&net.netlink, guest, seen.index, Block::PREFIX_LEN).await?
+        }
+        Some(_) | None => None,
     };
     let addresses = match addresses(&net.netlink, seen.index).await {
         Ok(addresses) => addresses,
@@ -86,6 +102,7 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
     Ok(Some(HostLink {
         addresses,
         bare: host_links::is_veth(&seen),
+        port: seen.master.is_some(),
         alias: seen.alias,
         mac: mac(seen.mac),
         index: seen.index,
@@ -94,6 +111,7 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
         mtu: seen.mtu,
         neighbours,
         routed,
+        taken,
     }))
 }
 
@@ -104,6 +122,7 @@ async fn observe_inside(
 ) -> Result<Inside, host::Error> {
     let tap = link::get(netlink, TAP).await?;
     let uplink = link::get(netlink, UPLINK).await?;
+    let strayed = settings::strayed(netns, &[tap.as_ref(), uplink.as_ref()])?;
     let guest = desired.slot.as_ref().map(|slot| slot.block.guest());
     let routes = route::list(netlink).await?;
     let default_via = routes
@@ -126,6 +145,7 @@ async fn observe_inside(
                 .map(|r| r.dst)
                 .collect(),
             program: program(netlink, tap.index).await?,
+            port: tap.master.is_some(),
         }),
     };
     let uplink = match uplink {
@@ -137,13 +157,14 @@ async fn observe_inside(
             up: up.up,
             mtu: up.mtu,
             neighbours: pinned(netlink, up.index, Some(NEXT_HOP)).await?,
+            port: up.master.is_some(),
         }),
     };
     Ok(Inside {
         tap,
         uplink,
         default_via,
-        strayed: settings::strayed(netns)?,
+        strayed,
     })
 }
 

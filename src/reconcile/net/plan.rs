@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::Conflict;
 use super::place::Place;
+use super::routed::Taken;
 use super::{Action, MTU, NEXT_HOP, Side};
 use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::tc::Insn;
@@ -87,8 +88,15 @@ pub struct HostLink {
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
     /// The host sends the guest's packets straight over it.
     pub routed: bool,
-    /// It is in the group of isolated VMs' links, and the host speaks no IPv6 on it ([`super::host_links`]).
+    /// What takes the guest's packets instead.
+    #[serde(default)]
+    pub taken: Option<Taken>,
+    /// It is in the group of isolated VMs' links, the host speaks no IPv6 on it and forwards what comes in there
+    /// ([`super::host_links`]).
     pub bare: bool,
+    /// It has a master: its packets enter the host as the master's, which rules about our links do not match.
+    #[serde(default)]
+    pub port: bool,
 }
 
 /// The namespace's inside.
@@ -125,6 +133,9 @@ pub struct TapSeen {
     /// The name of the program that judges the guest's frames ([`antispoof::digest`]).
     #[serde(default)]
     pub program: Option<String>,
+    /// It has a master.
+    #[serde(default)]
+    pub port: bool,
 }
 
 /// A link called `up0`.
@@ -142,6 +153,9 @@ pub struct Uplink {
     pub mtu: u32,
     /// Permanent neighbours.
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
+    /// It has a master.
+    #[serde(default)]
+    pub port: bool,
 }
 
 impl Desired {
@@ -220,7 +234,15 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
         inside,
         &mut plan,
     )?;
-    Ok(plan)
+    // Last: what is ours is put right whatever others do.
+    match observed
+        .host_link
+        .as_ref()
+        .and_then(|link| link.taken.as_ref())
+    {
+        Some(taken) if plan.is_empty() => Err(taken.conflict(slot.block.guest())),
+        Some(_) | None => Ok(plan),
+    }
 }
 
 fn plan_netns(
@@ -244,6 +266,9 @@ fn plan_tap(desired: &Desired, slot: &Slot, seen: Option<&TapSeen>, plan: &mut V
             plan.push(Action::DeleteInside(Side::Tap));
         }
         plan.push(Action::CreateTap(slot.tap_owner));
+    }
+    if kept.is_some_and(|tap| tap.port) {
+        plan.push(Action::Release(Side::Tap));
     }
     // Before the TAP is up: nothing is learned from a guest.
     let digest = antispoof::digest(&program(slot, &names));
@@ -317,6 +342,10 @@ fn plan_host_end(
     names: &VmNames,
     plan: &mut Vec<Action>,
 ) {
+    // First: while it has a master, the guest's packets are not seen to come from it.
+    if host.is_some_and(|host| host.port) {
+        plan.push(Action::Release(Side::Host));
+    }
     let label = desired.label.to_string();
     if !host.is_some_and(|host| host.alias.as_ref() == Some(&label) && host.bare) {
         plan.push(Action::LabelHostLink);
@@ -328,7 +357,10 @@ fn plan_host_end(
     if !host.is_some_and(|host| host.addresses.contains(&gateway)) {
         plan.push(Action::AddAddress(Side::Host, gateway));
     }
-    if host.is_some_and(|host| host.up && host.addresses.contains(&gateway) && !host.routed) {
+    let is_taken = host.is_some_and(|host| host.taken.is_some());
+    if !is_taken
+        && host.is_some_and(|host| host.up && host.addresses.contains(&gateway) && !host.routed)
+    {
         plan.push(Action::AddBlockRoute(Side::Host, slot.block));
     }
     let guest = slot.block.guest();
@@ -343,6 +375,9 @@ fn plan_uplink(
     names: &VmNames,
     plan: &mut Vec<Action>,
 ) {
+    if uplink.is_some_and(|up| up.port) {
+        plan.push(Action::Release(Side::Uplink));
+    }
     if !uplink.is_some_and(|up| up.up && up.mtu == MTU && up.mac == names.uplink_mac) {
         plan.push(Action::Configure(Side::Uplink));
     }

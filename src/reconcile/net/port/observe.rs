@@ -2,6 +2,7 @@
 //! Not here: what ought to be.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 
 use super::Port;
 use super::plan::{BridgeSeen, Desired, Entry, Observed, TapSeen};
@@ -9,7 +10,8 @@ use crate::api::network::Mac;
 use crate::host::link::Link;
 use crate::host::{self, addr, fdb, link, neigh};
 use crate::reconcile::net::observe::{mac, tap_owner};
-use crate::reconcile::net::{files, host_links};
+use crate::reconcile::net::routed::Taken;
+use crate::reconcile::net::{files, host_links, routed};
 
 pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, host::Error> {
     let files::Seen { record, dir } = files::observe(&desired.vm_dir())?;
@@ -38,6 +40,9 @@ pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, 
     {
         observed.entry = observe_entry(port, desired, bridge.index, tap.as_ref()).await?;
     }
+    if let (Some(slot), Some(bridge)) = (&desired.slot, &bridge) {
+        observed.taken = observe_taken(port, bridge.index, slot.ip).await?;
+    }
     let master = bridge.as_ref().map(|bridge| bridge.index);
     if let Some(bridge) = &bridge {
         let mut seen = describe(bridge);
@@ -48,6 +53,22 @@ pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, 
     }
     observed.tap = tap.map(|tap| describe_tap(&tap, master));
     Ok(observed)
+}
+
+/// Where the host has no address in the subnet, another machine is the gateway, or the ground is about to add ours.
+async fn observe_taken(
+    port: &Port,
+    bridge: u32,
+    ip: Ipv4Addr,
+) -> Result<Option<Taken>, host::Error> {
+    if routed::is_routed(&port.netlink, ip, bridge).await? {
+        return Ok(None);
+    }
+    let addresses = addr::list(&port.netlink, addr::Of::Link(bridge)).await?;
+    match addresses.iter().find(|addr| addr.net.contains(ip)) {
+        None => Ok(None),
+        Some(gateway) => routed::taken(&port.netlink, ip, bridge, gateway.net.prefix()).await,
+    }
 }
 
 fn describe_tap(tap: &Link, master: Option<u32>) -> TapSeen {

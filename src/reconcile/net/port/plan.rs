@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::network::{Mac, TapOwner};
 use crate::owner::{self, Label, Owned, Owner, RunDir, VmNames};
 use crate::reconcile::Conflict;
+use crate::reconcile::net::routed::Taken;
 
 /// What ought to be for one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +72,8 @@ pub struct Observed {
     pub entry: Option<Entry>,
     /// The permanent neighbour of the VM's address on the bridge.
     pub pinned: Option<Mac>,
+    /// What takes packets to the VM's address from the bridge, where this host is the subnet's gateway.
+    pub taken: Option<Taken>,
 }
 
 /// A link called as the TAP.
@@ -242,7 +245,11 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
         plan.push(Action::PinMac);
     }
     plan_neighbour(desired, slot, bridge, observed.pinned, &mut plan)?;
-    Ok(plan)
+    // Last: what is ours is put right whatever others do.
+    match &observed.taken {
+        Some(taken) if plan.is_empty() => Err(taken.conflict(slot.ip)),
+        Some(_) | None => Ok(plan),
+    }
 }
 
 fn the_bridge<'a>(slot: &Slot, observed: &'a Observed) -> Result<&'a BridgeSeen, Conflict> {

@@ -1,0 +1,155 @@
+//! Which link, namespace and bridge belongs to which VM, so that an event about one of them wakes that VM.
+//! Not here: the events.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use super::{Bridge, Place, Trigger};
+use crate::api::meta::Uid;
+use crate::host::Error;
+use crate::host::link::{self, Link};
+use crate::owner;
+use crate::reconcile::engine::Engine;
+
+impl Trigger {
+    /// Where a VM's host link stands, and by which number we know the namespace of its other end. Not every message that tells of
+    /// a link tells that number.
+    pub(super) fn place(&mut self, uid: Uid, index: u32, nsid: Option<i32>, mac: Option<[u8; 6]>) {
+        let Some(place) = self.places.get(&uid) else {
+            return;
+        };
+        let nsid = nsid.or(place.nsid);
+        self.displace(uid);
+        self.by_index.insert(index, uid);
+        if let Some(nsid) = nsid {
+            self.by_nsid.insert(nsid, uid);
+        }
+        if let Some(place) = self.places.get_mut(&uid) {
+            (place.index, place.nsid, place.mac) = (Some(index), nsid, mac);
+        }
+    }
+
+    /// It stands nowhere. The numbers it had are given to others.
+    pub(super) fn displace(&mut self, uid: Uid) {
+        let Some(place) = self.places.get_mut(&uid) else {
+            return;
+        };
+        let (index, nsid) = (place.index.take(), place.nsid.take());
+        place.mac = None;
+        if let Some(index) = index {
+            remove_of(&mut self.by_index, index, uid);
+        }
+        if let Some(nsid) = nsid {
+            remove_of(&mut self.by_nsid, nsid, uid);
+        }
+    }
+
+    /// Learns all VMs and where they stand now.
+    pub(super) async fn learn(&mut self, engine: &Engine) -> Result<(), Error> {
+        let uids: Vec<Uid> = engine
+            .store
+            .read(|world| world.vms().map(|vm| vm.meta.uid).collect());
+        self.by_link.clear();
+        self.by_mac.clear();
+        self.by_entry.clear();
+        self.by_index.clear();
+        self.by_nsid.clear();
+        self.places.clear();
+        self.bridges = bridges_of(engine).map(|name| (name, None)).collect();
+        for uid in uids {
+            let _all_are_looked_for_below = self.learn_one(engine, uid);
+        }
+        self.foreign.clear();
+        for link in link::list(&engine.hands.netlink).await? {
+            if link.kind.as_deref() == Some("bridge") && !self.bridges.contains_key(&link.name) {
+                self.foreign.insert(link.index, link.name.clone());
+            }
+            if let Some(bridge) = self.bridges.get_mut(&link.name) {
+                *bridge = Some(Bridge::of(&link));
+            }
+            if let Some(uid) = self.by_link.get(&link.name).copied() {
+                self.place(uid, link.index, link.peer_nsid, link.mac);
+            }
+        }
+        Ok(())
+    }
+
+    /// One that was there before any VM was on it makes no event for us to know it by.
+    pub(super) async fn learn_bridges(&mut self, engine: &Engine) -> Result<(), Error> {
+        let mut known = std::mem::take(&mut self.bridges);
+        for name in bridges_of(engine) {
+            let bridge = match known.remove(&name).flatten() {
+                Some(known) => Some(known),
+                None => {
+                    let found = link::get(&engine.hands.netlink, &name).await?;
+                    found.as_ref().map(Bridge::of)
+                }
+            };
+            self.bridges.insert(name, bridge);
+        }
+        Ok(())
+    }
+
+    /// A link that this VM is now known to have, and that may have been made before we knew.
+    pub(super) fn learn_one(&mut self, engine: &Engine, uid: Uid) -> Option<String> {
+        let Some(connected) = engine.host_link(uid) else {
+            let names = owner::vm_names(&self.instance, uid);
+            self.by_entry.remove(&names.netns);
+            self.by_entry.remove(&uid.to_string());
+            self.by_mac.remove(&names.guest_mac.0);
+            self.forget(uid);
+            return None;
+        };
+        let link = connected.link;
+        if self
+            .places
+            .get(&uid)
+            .is_some_and(|place| place.link == link)
+        {
+            return None;
+        }
+        let names = owner::vm_names(&self.instance, uid);
+        self.forget(uid);
+        self.by_mac.insert(names.guest_mac.0, uid);
+        self.by_entry.insert(names.netns, uid);
+        self.by_entry.insert(uid.to_string(), uid);
+        self.by_link.insert(link.clone(), uid);
+        let place = Place {
+            link: link.clone(),
+            index: None,
+            nsid: None,
+            mac: None,
+        };
+        self.places.insert(uid, place);
+        connected.stands.then_some(link)
+    }
+
+    fn forget(&mut self, uid: Uid) {
+        self.displace(uid);
+        self.masters.remove(&uid);
+        if let Some(place) = self.places.remove(&uid) {
+            self.by_link.remove(&place.link);
+        }
+    }
+}
+
+impl Bridge {
+    fn of(link: &Link) -> Self {
+        Self {
+            index: link.index,
+            mac: link.mac,
+        }
+    }
+}
+
+fn bridges_of(engine: &Engine) -> impl Iterator<Item = String> + use<> {
+    let footing = engine.store.read(crate::store::World::footing);
+    footing.bridges.into_keys()
+}
+
+/// Takes a number away from that VM, if it is still its.
+fn remove_of<K: Eq + Hash>(numbers: &mut HashMap<K, Uid>, number: K, uid: Uid) {
+    if numbers.get(&number) == Some(&uid) {
+        numbers.remove(&number);
+    }
+}

@@ -1,0 +1,192 @@
+//! What the host's rules restrict is forwarded only while they are known to stand.
+//! Not here: which rules those are ([`crate::reconcile::ground`]); how a VM's forwarding is opened again (its own run).
+//!
+//! # Why
+//! The rules of a namespace and of a TAP restrict one VM, but what a VM may reach of the host and of other VMs is up to the host's
+//! rules. When these cannot be committed, read or kept, each VM's forwarding is switched off at its own side: `ip_forward` of the
+//! namespace, or the TAP. The namespace's own rules and the guest stay as they are, and its run opens what it finds verified.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use tracing::warn;
+
+use super::{Engine, Key};
+use crate::api::meta::Uid;
+use crate::api::network::NetworkSpec;
+use crate::api::rung::Rung;
+use crate::api::vm::Vm;
+use crate::reconcile::firewall::{self, port as filter};
+use crate::reconcile::{Reconcile, ground, net};
+use crate::store::Footing;
+
+/// Namespaces and TAPs that are shut at the same time.
+const AT_ONCE: usize = 16;
+
+/// How long a step for the host's rules may take before it is asked whether they stand meanwhile.
+const UNSURE: Duration = Duration::from_millis(250);
+
+/// Whether the host's rules are known to stand.
+#[derive(Debug, Default)]
+pub struct Enforcement {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What they were last read back to carry, and the host that they were made for.
+    verified: Option<(Footing, ground::Observed)>,
+    /// They are not known to stand.
+    lost: bool,
+    /// VMs whose own side was shut for that.
+    shut: HashSet<Uid>,
+}
+
+impl Enforcement {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nothing may be forwarded now.
+    pub fn is_lost(&self) -> bool {
+        self.state().lost
+    }
+
+    /// They carry this. Whether they were lost before.
+    fn verify(&self, footing: &Footing, seen: ground::Observed) -> bool {
+        let mut state = self.state();
+        state.verified = Some((footing.clone(), seen));
+        std::mem::take(&mut state.lost)
+    }
+
+    /// Whether this VM's forwarding was disabled by us: that it is enabled again is no repair.
+    pub(super) fn was_shut(&self, uid: Uid) -> bool {
+        self.state().shut.remove(&uid)
+    }
+
+    /// The same, and it stays so.
+    pub(super) fn is_shut(&self, uid: Uid) -> bool {
+        self.state().shut.contains(&uid)
+    }
+
+    fn lose(&self) {
+        self.state().lost = true;
+    }
+}
+
+impl Engine {
+    /// The host's rules carry this footing: who was shut is looked at again.
+    pub(super) fn enforced(&self, footing: &Footing, seen: ground::Observed) {
+        if self.enforcement.verify(footing, seen) {
+            for vm in self.restricted() {
+                self.waker.renew(Key::Vm(vm.meta.uid));
+            }
+        }
+    }
+
+    /// Works on the host's rules. When that takes long, what they restrict is shut unless they stand as before.
+    pub(super) async fn unless_unsure<T>(
+        &self,
+        desired: &ground::Desired,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut work = Box::pin(work);
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = tokio::time::sleep(UNSURE) => {}
+        }
+        let guard = async {
+            let is_known = self.enforcement.state().verified.is_some();
+            if is_known && !self.still_enforces(desired).await {
+                self.shut_restricted().await;
+            }
+        };
+        futures::join!(work, guard).0
+    }
+
+    /// Whether the rules stand for those who were let on before, by a look of its own.
+    pub(super) async fn still_enforces(&self, desired: &ground::Desired) -> bool {
+        // The second time: a read that met a change of somebody else may fail once.
+        let ground = self.ground();
+        let seen = match ground.observe(desired).await {
+            Ok(seen) => Ok(seen),
+            Err(_) => ground.observe(desired).await,
+        };
+        let Ok(seen) = seen else {
+            return false;
+        };
+        if ground::enforces(desired, &seen) {
+            return true;
+        }
+        let Some((footing, host)) = self.enforcement.state().verified.clone() else {
+            return false;
+        };
+        let before = ground::Desired {
+            footing,
+            ..desired.clone()
+        };
+        // The rules that are to be follow the host, too: another network of it takes nothing from those that stand.
+        let ruleset = seen.ruleset;
+        ground::enforces(&before, &ground::Observed { ruleset, ..host })
+    }
+
+    /// Nothing is forwarded any more for VMs that the host's rules restrict.
+    pub(super) async fn shut_restricted(&self) {
+        self.enforcement.lose();
+        let all = futures::stream::iter(self.restricted());
+        all.for_each_concurrent(AT_ONCE, |vm| async move { self.shut(&vm).await })
+            .await;
+    }
+
+    fn restricted(&self) -> Vec<Vm> {
+        self.store.read(|world| {
+            let held = |vm: &&Vm| {
+                let page = world.page(vm.meta.uid, Rung::Firewall);
+                let is_restricted = !matches!(vm.spec.network, NetworkSpec::Cni(_));
+                is_restricted && page.is_some_and(|page| page.held)
+            };
+            world.vms().filter(held).cloned().collect()
+        })
+    }
+
+    /// Shuts one VM's own side.
+    pub(super) async fn shut(&self, vm: &Vm) {
+        let uid = vm.meta.uid;
+        self.enforcement.state().shut.insert(uid);
+        let label = self.instance.vm_label(&vm.meta.name, uid);
+        let result = match &vm.spec.network {
+            NetworkSpec::Isolated(_) => {
+                let desired = firewall::Desired {
+                    netns: net::Desired {
+                        label,
+                        run_dir: self.run_dir.0.clone(),
+                        slot: None,
+                    }
+                    .netns(),
+                    lock: self.run_dir.vm_dir(uid).join(net::LOCK),
+                    rules: None,
+                };
+                let done = self.converge(&self.firewall(), &desired, &[]).await;
+                done.result.map(drop)
+            }
+            NetworkSpec::Bridge(spec) => {
+                let desired = filter::Desired {
+                    label,
+                    tap: spec.tap(vm.index),
+                    pass: None,
+                    before: None,
+                };
+                let done = self.converge(&self.gate(), &desired, &[]).await;
+                done.result.map(drop)
+            }
+            NetworkSpec::Cni(_) => Ok(()),
+        };
+        if let Err(error) = result {
+            warn!(vm = %vm.meta.name, %error, "cannot disable its forwarding");
+        }
+    }
+}

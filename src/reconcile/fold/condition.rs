@@ -1,0 +1,174 @@
+//! Conditions as they are answered: what is known of each stage, and what follows for a VM and its group.
+//! Not here: the other fields of an object.
+
+use crate::api::condition::{Condition, Reason, Status};
+use crate::api::meta::Meta;
+use crate::api::network::NetworkSpec;
+use crate::api::rung::{LADDER, Rung};
+use crate::api::view::ConditionView;
+use crate::api::vm::Vm;
+use crate::store::World;
+
+/// What is known of each stage; nothing of one that has not begun.
+pub(super) type Known = [(Rung, Option<Condition>); 4];
+
+pub(super) fn known(world: &World, vm: &Vm) -> Known {
+    LADDER.map(|rung| {
+        let page = world.page(vm.meta.uid, rung);
+        let condition = page.map(|page| match world.unobserved_since(vm, rung) {
+            None => page.condition.clone(),
+            Some(since) => Condition {
+                status: Status::Unknown,
+                reason: Reason::NotObserved,
+                message: "sliced has not observed it since its start".to_owned(),
+                since,
+                observed_generation: 0,
+            },
+        });
+        (rung, condition)
+    })
+}
+
+/// Every stage is Ready, and this process has observed that.
+pub(super) fn is_known_ready(world: &World, vm: &Vm) -> bool {
+    world.is_ready(vm) && world.is_observed(vm)
+}
+
+/// The host's rules restrict the VM, and are not known to stand.
+pub(super) fn of_host(found: &Condition, generation: u64) -> Condition {
+    Condition {
+        status: Status::False,
+        message: format!(
+            "forwarding is disabled, because the host's rules are not known to stand: {}",
+            found.message
+        ),
+        observed_generation: generation,
+        ..found.clone()
+    }
+}
+
+/// What of the host keeps a VM's packets from passing.
+pub(super) fn host_warnings(world: &World, vm: &Vm) -> Vec<String> {
+    match (&vm.spec.network, world.ground()) {
+        (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), Some(ground)) => {
+            ground.warnings.clone()
+        }
+        (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) | NetworkSpec::Cni(_), _) => Vec::new(),
+    }
+}
+
+/// The same as a condition; none when there is nothing to warn of.
+pub(super) fn host_condition(
+    world: &World,
+    warnings: &[String],
+    generation: u64,
+) -> Option<ConditionView> {
+    let ground = world.ground().filter(|_| !warnings.is_empty())?;
+    let found = Condition {
+        status: Status::False,
+        reason: Reason::Conflict,
+        message: warnings.join("; "),
+        since: ground.condition.since,
+        observed_generation: generation,
+    };
+    Some(shown("HostNetwork".into(), &found))
+}
+
+/// `Ready`: the lowest rung that is not decides what is said.
+pub(super) fn fold(meta: &Meta, ready: bool, known: &Known, host: Option<&Condition>) -> Condition {
+    let since = known
+        .iter()
+        .filter_map(|(_, condition)| Some(condition.as_ref()?.since))
+        .max()
+        .unwrap_or(meta.created_at);
+    let (reason, message) = match (ready, meta.deleting) {
+        (true, _) => (Reason::Converged, String::new()),
+        (false, true) => (Reason::Terminating, String::new()),
+        (false, false) => match host {
+            Some(host) => {
+                let found = of_host(host, meta.generation);
+                (
+                    found.reason,
+                    format!("{}: {}", Rung::Firewall, found.message),
+                )
+            }
+            None => blocking(meta, known),
+        },
+    };
+    Condition {
+        status: match reason {
+            Reason::NotObserved => Status::Unknown,
+            _ => truth(ready),
+        },
+        reason,
+        message,
+        since,
+        observed_generation: meta.generation,
+    }
+}
+
+fn blocking(meta: &Meta, known: &Known) -> (Reason, String) {
+    let is_true = |condition: &Condition| condition.is_true_at(meta.generation);
+    let not_ready = known
+        .iter()
+        .find(|(_, condition)| !condition.as_ref().is_some_and(is_true));
+    match not_ready {
+        None => (Reason::Converged, String::new()),
+        Some((rung, None)) => (Reason::Waiting, format!("{rung} has not begun")),
+        Some((rung, Some(condition))) => {
+            let reason = match condition.status {
+                Status::True => Reason::Converging,
+                Status::False | Status::Unknown => condition.reason,
+            };
+            (reason, format!("{rung}: {}", condition.message))
+        }
+    }
+}
+
+/// What keeps a VM from being Ready is the group's reason when waiting does not help.
+pub(super) fn group_reason(world: &World, vm: &Vm) -> Reason {
+    let reason = fold(&vm.meta, false, &known(world, vm), world.unenforced(vm)).reason;
+    match reason {
+        Reason::Contested | Reason::Conflict => reason,
+        _ => Reason::Converging,
+    }
+}
+
+pub(super) fn why_not(world: &World, vm: &Vm) -> String {
+    let condition = fold(&vm.meta, false, &known(world, vm), world.unenforced(vm));
+    format!("{} {}", condition.reason, condition.message)
+}
+
+/// What was observed of an older generation says nothing of this one.
+pub(super) fn of_generation(condition: &Condition, generation: u64) -> Condition {
+    let observed = condition.observed_generation;
+    match condition.status == Status::True && observed != generation {
+        true => Condition {
+            status: Status::Unknown,
+            reason: Reason::Waiting,
+            message: format!(
+                "generation {generation} has not been observed yet; it was True of generation {observed}"
+            ),
+            ..condition.clone()
+        },
+        false => condition.clone(),
+    }
+}
+
+pub(super) fn shown(kind: String, condition: &Condition) -> ConditionView {
+    ConditionView {
+        kind,
+        status: condition.status,
+        reason: condition.reason,
+        message: condition.message.clone(),
+        since: condition.since,
+        observed_generation: condition.observed_generation,
+    }
+}
+
+pub(super) fn truth(holds: bool) -> Status {
+    match holds {
+        true => Status::True,
+        false => Status::False,
+    }
+}
