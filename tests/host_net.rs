@@ -390,6 +390,91 @@ fn a_sysctl_is_the_namespaces_own() {
     });
 }
 
+/// More namespaces than procfs mounts that they are looked up in, so that several share one.
+#[test]
+fn each_of_many_namespaces_has_its_own_settings_also_after_another_had_its_number() {
+    const KEYS: [(&str, u32); 4] = [
+        ("net.ipv4.conf.all.arp_ignore", 2),
+        ("net.ipv4.conf.default.rp_filter", 3),
+        ("net.ipv4.conf.all.forwarding", 2),
+        ("net.ipv6.conf.all.disable_ipv6", 2),
+    ];
+    let names = KEYS.map(|(key, _)| key);
+    let expected = |n: usize| {
+        let value = |(at, (_, values)): (usize, &(&str, u32))| {
+            Some(((n >> at) as u32 % values).to_string())
+        };
+        KEYS.iter().enumerate().map(value).collect::<Vec<_>>()
+    };
+    kernel::private(async move {
+        let mut numbers = Vec::new();
+        for round in 0..2 {
+            let mut all = Vec::new();
+            for n in 0..2 * sysctl::MOUNTS + 3 {
+                let at = path(&format!("n{n}"));
+                let ns = netns::create(&at, |_| Ok(())).await.unwrap();
+                let values = expected(n + round);
+                let values: Vec<(&str, &str)> = names
+                    .into_iter()
+                    .zip(values.iter().flatten().map(String::as_str))
+                    .collect();
+                ns.write_sysctls(&values).unwrap();
+                all.push(ns);
+            }
+            for again in 0..2 {
+                for (n, ns) in all.iter().enumerate() {
+                    // Opened anew, as the next run of a VM does.
+                    let ns = match again {
+                        0 => ns.clone(),
+                        _ => Netns::open(&path(&format!("n{n}"))).unwrap(),
+                    };
+                    let found = ns.read_sysctls(&names).unwrap();
+                    assert_eq!(found, expected(n + round), "{n}");
+                    let by_path = ns.run(move || sysctl::read_many(&names)).await.unwrap();
+                    assert_eq!(by_path, found, "{n}");
+                }
+            }
+            let inside: Vec<u64> = all.iter().map(|ns| ns.inode().unwrap()).collect();
+            if round > 0 {
+                let reused = inside.iter().any(|number| numbers.contains(number));
+                assert!(reused, "no number came again: this round shows nothing");
+            }
+            numbers = inside;
+            drop(all);
+            for n in 0..2 * sysctl::MOUNTS + 3 {
+                netns::delete(&path(&format!("n{n}"))).await.unwrap();
+            }
+            // Namespaces end some time after their last user.
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        }
+    });
+}
+
+#[test]
+fn who_is_inside_a_namespace_and_enters_it_or_another_again_comes_back_to_it() {
+    kernel::private(async {
+        let [one, two] = [path("one"), path("two")];
+        let one = netns::create(&one, prepare).await.unwrap();
+        let two = netns::create(&two, prepare).await.unwrap();
+        let here = || Netns::current().and_then(|here| here.inode());
+        let home = here().unwrap();
+        let again = Netns::open(&path("one")).unwrap();
+        let seen = one.run_here(|| {
+            let mut seen = vec![here()?];
+            for inner in [&one, &again, &two, &one] {
+                seen.push(inner.run_here(here)?);
+                seen.push(here()?);
+            }
+            seen.push(two.run_here(|| one.run_here(here))?);
+            seen.push(two.run_here(|| one.run_here(here).and_then(|_| here()))?);
+            Ok(seen)
+        });
+        let [a, b] = [one.inode().unwrap(), two.inode().unwrap()];
+        assert_eq!(seen.unwrap(), [a, a, a, a, a, b, a, a, a, a, b]);
+        assert_eq!(here().unwrap(), home);
+    });
+}
+
 #[test]
 fn a_neighbour_is_reached_and_a_dead_canary_is_noticed() {
     kernel::private(async {

@@ -5,10 +5,11 @@
 //! Descriptors are one pool for the engine and the API, and a repair that cannot open a namespace for want of one is no repair. So the
 //! API's part is fixed beforehand, and what a run of the engine holds open at worst is bounded by how many runs there may be.
 
+use crate::host::sysctl;
 use crate::runtime::controller::{ASIDE, SLOW_RUNS};
 
-/// Sockets of the host's namespace, watches, the database, standard streams, and some to spare.
-const BASE: u64 = 128;
+/// Sockets of the host's namespace, watches, the database, standard streams, mounts of procfs, and some to spare.
+const BASE: u64 = 128 + sysctl::MOUNTS as u64;
 /// Of a connection: its socket, and what answering opens for a moment.
 const CONNECTION: u64 = 4;
 /// Of a run at worst: sockets and handles of a namespace, pipes and pidfd of a program, files and locks of a VMM that is started.

@@ -36,7 +36,7 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::sliced::{Args, LogFormat};
 use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
-use crate::host::{self, cpu, fs, process};
+use crate::host::{self, cpu, fs, link, process};
 use crate::owner::Instance;
 use crate::reconcile::contest::Contests;
 use crate::reconcile::engine::{Engine, HostHands, Key};
@@ -199,20 +199,31 @@ impl Daemon {
             path: run_dir.state_seal(),
             boot_id: boot_id.clone(),
         };
+        // A process that tells its version, while the database is read.
+        let backend = tokio::task::spawn_blocking(Backend::detect);
         let (store, opened, recalled) = Store::open_in(&state_dir, &run_dir.0, &seal)?;
         // What cannot be written cannot be closed to others either, and was when it could.
         if store.read_only().is_none() {
             folders::close_state(&state_dir)?;
         }
+        let netlink = home.netlink_for(askers())?;
+        // There may be many, and what the run directory has is read meanwhile.
+        let links = tokio::spawn({
+            let netlink = netlink.clone();
+            async move { link::list(&netlink).await }
+        });
+        let backend = backend
+            .await
+            .map_err(|error| Error::Host(error.to_string()))??;
         let engine = Arc::new(Engine {
             instance: Instance::of(&state_dir),
             store,
             hands: HostHands {
-                netlink: home.netlink_for(askers())?,
+                netlink,
                 home,
                 backend: Backend {
                     deadline: filter_deadline,
-                    ..Backend::detect()?
+                    ..backend
                 },
                 boot_id,
             },
@@ -252,7 +263,12 @@ impl Daemon {
             host::cgroup::sweep(base);
         }
         engine.nudge_everything();
-        for label in engine.orphans(clock::now()).await?.removable {
+        let links = Box::pin(async move {
+            let failed = |error| host::Error::other("list", "links", error);
+            links.await.map_err(failed)?
+        });
+        let orphans = engine.orphans_beside(links, clock::now()).await?;
+        for label in orphans.removable {
             engine.waker.nudge(Key::Stray(label));
         }
         Ok(Self {

@@ -47,7 +47,12 @@ pub struct Flow {
 
 /// How many flows this namespace has. Cheap, where [`list`] walks a hash table that all namespaces share.
 pub fn count() -> Result<u32, Error> {
-    let stats = stats()?;
+    count_over(&mut Netfilter::open()?)
+}
+
+/// The same, over a socket that was opened in the namespace.
+pub fn count_over(netfilter: &mut Netfilter) -> Result<u32, Error> {
+    let stats = stats(netfilter)?;
     let count = attr(&stats, GLOBAL_ENTRIES).and_then(be32);
     count.ok_or_else(|| {
         Error::other(
@@ -61,12 +66,15 @@ pub fn count() -> Result<u32, Error> {
 /// How many flows a namespace may have, the same number for all (`nf_conntrack_max`). None: no limit is to be seen, as while
 /// connection tracking is not in use.
 pub fn max() -> Option<u32> {
-    be32(attr(&stats().ok()?, GLOBAL_MAX_ENTRIES)?)
+    be32(attr(
+        &stats(&mut Netfilter::open().ok()?).ok()?,
+        GLOBAL_MAX_ENTRIES,
+    )?)
 }
 
 /// One message, where a path below /proc/sys/net costs more the more namespaces there are (`proc_sys_compare`).
-fn stats() -> Result<Vec<u8>, Error> {
-    let answer = Netfilter::open()?.get(Message::new(GET_STATS, 0, libc::AF_UNSPEC as u8));
+fn stats(netfilter: &mut Netfilter) -> Result<Vec<u8>, Error> {
+    let answer = netfilter.get(Message::new(GET_STATS, 0, libc::AF_UNSPEC as u8));
     answer.map_err(|e| Error::io("count", "tracked flows", e))
 }
 

@@ -85,6 +85,9 @@ impl Netns {
     /// Runs `act` inside, on the calling thread. For what is brief: code that is not async cannot be left half way, so the
     /// thread is back home before any other task runs on it, and a handful of system calls cost less than a change of thread.
     pub fn run_here<T>(&self, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        if Inside::is(self) {
+            return act();
+        }
         let way_back = WayBack::remember()?;
         enter(self.as_fd()).map_err(|e| Error::io("enter", &*self.name, e))?;
         let _inside = Inside::of(self);
@@ -303,7 +306,7 @@ fn sysctls_of(inode: u64) -> Arc<sysctl::Dirs> {
         return found;
     }
     known.retain(|_, dirs| dirs.strong_count() > 0);
-    let dirs = Arc::default();
+    let dirs = Arc::new(sysctl::Dirs::of(inode));
     known.insert(inode, Arc::downgrade(&dirs));
     dirs
 }
@@ -321,6 +324,14 @@ thread_local! {
 struct Inside;
 
 impl Inside {
+    /// Whether the thread is in this very namespace already: entering it again would change nothing.
+    fn is(netns: &Netns) -> bool {
+        ENTERED.with_borrow(|entered| {
+            let here = entered.last();
+            here.is_some_and(|here| Arc::ptr_eq(here, &netns.file))
+        })
+    }
+
     fn of(netns: &Netns) -> Self {
         ENTERED.with_borrow_mut(|entered| entered.push(Arc::clone(&netns.file)));
         Self

@@ -140,13 +140,18 @@ pub fn is_held(file: &File) -> bool {
 
 /// Made with exactly this mode, whatever the umask is, and those above it for everybody to see.
 fn make(path: &Path, mode: u32) -> io::Result<()> {
-    if let Some(above) = path.parent() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(above)?;
-    }
-    match DirBuilder::new().mode(mode).create(path) {
+    let make = || DirBuilder::new().mode(mode).create(path);
+    let made = match (make(), path.parent()) {
+        (Err(error), Some(above)) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(above)?;
+            make()
+        }
+        (made, _) => made,
+    };
+    match made {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
         other => other,

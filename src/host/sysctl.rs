@@ -4,6 +4,8 @@
 //! `net.*` keys are those of the calling thread's namespace: call from inside [`super::netns::Netns::run_here`] or
 //! [`run`](super::netns::Netns::run).
 
+mod mounts;
+
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
@@ -14,6 +16,8 @@ use rustix::fs::{Mode, OFlags};
 
 use super::error::absent_is_done;
 use super::{Error, Kind};
+
+pub use mounts::MOUNTS;
 
 /// Reads a key such as `net.ipv4.ip_forward`, without the newline. `Absent` when this kernel has it not.
 pub fn read(key: &str) -> Result<String, Error> {
@@ -41,15 +45,26 @@ pub fn write_many(values: &[(&str, &str)]) -> Result<(), Error> {
     Dirs::default().write_many(values)
 }
 
-/// Directories of one namespace below /proc/sys, each walked to once. The kernel keeps the entries of all namespaces under one name, such
-/// as `net/ipv4/conf/all`, in one hash chain (`proc_sys_compare`), so that this step of a path costs more the more namespaces there are;
-/// the step after it does not.
+/// Directories of one namespace below /proc/sys, each walked to once: that is the step that costs more the more namespaces there are
+/// (see `mounts`), and the step after it does not.
 ///
 /// A directory of another namespace than the calling thread's is empty: only [`Netns`](super::netns::Netns) keeps them.
 #[derive(Debug, Default)]
-pub(super) struct Dirs(Mutex<Vec<(PathBuf, OwnedFd)>>);
+pub(super) struct Dirs {
+    /// The namespace's number; none: the calling thread's, for one question.
+    namespace: Option<u64>,
+    known: Mutex<Vec<(PathBuf, OwnedFd)>>,
+}
 
 impl Dirs {
+    /// Of the namespace with this number.
+    pub(super) fn of(namespace: u64) -> Self {
+        Self {
+            namespace: Some(namespace),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn read_many(&self, keys: &[&str]) -> Result<Vec<Option<String>>, Error> {
         keys.iter()
             .map(|key| match self.read(key) {
@@ -71,7 +86,15 @@ impl Dirs {
         // Longer than any value that is asked for here; what is longer still is read in parts.
         let mut value = Vec::with_capacity(64);
         let file = self.open(key, OFlags::RDONLY)?;
-        while rustix::io::read(&file, rustix::buffer::spare_capacity(&mut value))? != 0 {
+        loop {
+            let (room, read) = (
+                value.capacity() - value.len(),
+                rustix::io::read(&file, rustix::buffer::spare_capacity(&mut value))?,
+            );
+            // A handler writes its value whole where there is room for it, and the next read finds the end (`do_proc_dointvec`).
+            if read < room {
+                break;
+            }
             value.reserve(64);
         }
         let value = String::from_utf8(value).map_err(io::Error::other)?;
@@ -89,12 +112,17 @@ impl Dirs {
         let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let at = match known.iter().position(|(known, _)| known == dir) {
             Some(at) => at,
             None => {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let opened = rustix::fs::open(dir, flags, Mode::empty())?;
+                let opened = match self.namespace {
+                    Some(namespace) => mounts::open_dir(namespace, dir)?,
+                    None => {
+                        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                        rustix::fs::open(dir, flags, Mode::empty())?
+                    }
+                };
                 known.push((dir.to_owned(), opened));
                 known.len() - 1
             }

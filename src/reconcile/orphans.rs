@@ -9,6 +9,8 @@
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
+use futures::future::BoxFuture;
+
 use super::adopt::{Found, read_record, subdirectories};
 use super::disk;
 use super::engine::Engine;
@@ -17,10 +19,14 @@ use super::record::Record;
 use crate::api::event::EventType;
 use crate::api::meta::{Meta, Name, Timestamp, Uid};
 use crate::api::vm::Vm;
+use crate::host::link::Link;
 use crate::host::netns::Netns;
 use crate::host::{self, Kind, fs, link, netns};
 use crate::owner::{self, Label, Owner};
 use crate::store::World;
+
+/// The host's links, once they are listed.
+pub type Links<'a> = BoxFuture<'a, Result<Vec<Link>, host::Error>>;
 
 /// What is to become of something that carries a label and has no object.
 #[derive(Debug)]
@@ -50,7 +56,7 @@ impl Engine {
     ///
     /// # Errors
     /// What cannot be looked at is not taken for empty.
-    async fn claimed(&self) -> Result<BTreeSet<Label>, host::Error> {
+    async fn claimed(&self, links: Links<'_>) -> Result<BTreeSet<Label>, host::Error> {
         let known: HashSet<String> = self.store.read(|world| {
             let names = |vm: &Vm| {
                 let uid = vm.meta.uid;
@@ -63,7 +69,7 @@ impl Engine {
             name.is_some_and(|name| known.contains(name))
         };
         let mut labels = BTreeSet::new();
-        for link in link::list(&self.hands.netlink).await? {
+        for link in links.await? {
             labels.extend(self.label(link.alias.as_deref()));
         }
         for path in netns::list(&self.run_dir.netns_dir())? {
@@ -107,8 +113,8 @@ impl Engine {
     }
 
     /// What is claimed and has no object.
-    async fn unreferenced(&self) -> Result<Vec<Label>, host::Error> {
-        let claimed = self.claimed().await?;
+    async fn unreferenced(&self, links: Links<'_>) -> Result<Vec<Label>, host::Error> {
+        let claimed = self.claimed(links).await?;
         Ok(self.store.read(|world| {
             let orphans = claimed.into_iter();
             orphans.filter(|label| is_orphan(world, label)).collect()
@@ -119,8 +125,22 @@ impl Engine {
     /// # Errors
     /// What cannot be looked at is not taken for empty.
     pub async fn orphans(&self, now: Timestamp) -> Result<Orphans, host::Error> {
+        let links = Box::pin(link::list(&self.hands.netlink));
+        self.orphans_beside(links, now).await
+    }
+
+    /// The same, with the host's links that somebody else lists meanwhile. They must be listed after the store was opened: until
+    /// then another daemon may make some.
+    ///
+    /// # Errors
+    /// As [`orphans`](Self::orphans).
+    pub async fn orphans_beside(
+        &self,
+        links: Links<'_>,
+        now: Timestamp,
+    ) -> Result<Orphans, host::Error> {
         let mut found = Orphans::default();
-        for label in self.unreferenced().await? {
+        for label in self.unreferenced(links).await? {
             match self.judge_orphan(&label)? {
                 Verdict::Remove => found.removable.push(label),
                 Verdict::Keep(why) => {

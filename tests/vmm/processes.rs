@@ -98,6 +98,19 @@ fn a_process_is_alone_in_its_session_and_inherits_nothing() {
 }
 
 #[test]
+fn a_process_has_huge_pages_though_the_daemon_has_none() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    // What the daemon's allocator does.
+    rustix::thread::disable_transparent_huge_pages(true).unwrap();
+    let identity = spawn(dir.path(), &net.path, &words("sleep 600"), "huge").unwrap();
+    rustix::thread::disable_transparent_huge_pages(false).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", identity.pid)).unwrap();
+    let enabled = status.lines().find(|line| line.starts_with("THP_enabled:"));
+    assert_eq!(enabled, Some("THP_enabled:\t1"));
+    kill(&identity);
+}
+
+#[test]
 fn many_processes_born_at_once_do_not_hold_each_others_records() {
     let net = PrivateNet::new();
     std::thread::scope(|scope| {

@@ -27,8 +27,9 @@ use super::Error;
 use super::process;
 use super::rule::{Generation, Policy, Ruleset, TableName};
 
+pub use netlink::Netfilter;
 pub use restore::{Edit, Input, Lock, restore, restore_whole};
-pub use seal::{ipv6_sealed, seal_ipv6};
+pub use seal::{ipv6_sealed, ipv6_sealed_over, seal_ipv6};
 pub use translations::Translations;
 
 /// Which half of the kernel's packet filter `iptables` writes to.
@@ -115,7 +116,19 @@ impl Backend {
     /// [`read`](Self::read), and the generation that was read. None: the back end has none.
     pub fn read_dated(&self, tables: &[TableName]) -> Result<(Ruleset, Option<Generation>), Error> {
         match self.flavour {
-            Flavour::Nft => nft::read(tables),
+            Flavour::Nft => nft::read(&mut Netfilter::open()?, tables),
+            Flavour::Legacy => legacy::read(tables).map(|ruleset| (ruleset, None)),
+        }
+    }
+
+    /// The same, over a socket that was opened in the calling thread's namespace.
+    pub fn read_over(
+        &self,
+        netfilter: &mut Netfilter,
+        tables: &[TableName],
+    ) -> Result<(Ruleset, Option<Generation>), Error> {
+        match self.flavour {
+            Flavour::Nft => nft::read(netfilter, tables),
             Flavour::Legacy => legacy::read(tables).map(|ruleset| (ruleset, None)),
         }
     }

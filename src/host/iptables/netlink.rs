@@ -142,13 +142,13 @@ impl Netfilter {
     /// Opens one.
     pub fn open() -> Result<Self, Error> {
         let open = || {
-            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            let socket = Socket::new(NETLINK_NETFILTER)?;
             // SAFETY: the socket owns its descriptor, which is open as long as it lives.
             let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
             for timeout in [Timeout::Recv, Timeout::Send] {
                 rustix::net::sockopt::set_socket_timeout(fd, timeout, Some(ANSWER_DEADLINE))?;
             }
-            socket.bind_auto()?;
+            // Binds it, too (`netlink_connect`).
             socket.connect(&SocketAddr::new(0, 0))?;
             Ok(socket)
         };

@@ -16,9 +16,11 @@ const GETRULE: u16 = NFTABLES | 7;
 const ATTEMPTS: usize = 16;
 
 /// Reads tables of family `ip`, and the generation that they are of.
-pub fn read(tables: &[TableName]) -> Result<(Ruleset, Option<Generation>), Error> {
-    let mut netfilter = Netfilter::open()?;
-    let (tables, generation) = consistent(&mut netfilter, |netfilter| {
+pub fn read(
+    netfilter: &mut Netfilter,
+    tables: &[TableName],
+) -> Result<(Ruleset, Option<Generation>), Error> {
+    let (tables, generation) = consistent(netfilter, |netfilter| {
         read_once(netfilter, libc::AF_INET as u8, tables)
     })?;
     Ok((Ruleset::new(tables), Some(Generation::of_id(generation))))
@@ -44,8 +46,8 @@ pub fn counted(chain: &str) -> Result<Vec<(Rule, u64)>, Error> {
 }
 
 /// [`read`], in family `ip6`.
-pub fn read_ipv6(tables: &[TableName]) -> Result<Ruleset, Error> {
-    let (tables, _) = consistent(&mut Netfilter::open()?, |netfilter| {
+pub fn read_ipv6(netfilter: &mut Netfilter, tables: &[TableName]) -> Result<Ruleset, Error> {
+    let (tables, _) = consistent(netfilter, |netfilter| {
         read_once(netfilter, libc::AF_INET6 as u8, tables)
     })?;
     Ok(Ruleset::new(tables))

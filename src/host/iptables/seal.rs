@@ -116,7 +116,12 @@ fn new_chain(family: u8, table: TableName, chain: &str, policy: Policy) -> Messa
 
 /// Whether IPv6 is shut: every builtin chain is hooked where it should be, drops, and holds no rule.
 pub fn ipv6_sealed() -> Result<bool, Error> {
-    let ruleset = nft::read_ipv6(&[TableName::Filter])?;
+    ipv6_sealed_over(&mut Netfilter::open()?)
+}
+
+/// The same, over a socket that was opened in the calling thread's namespace.
+pub fn ipv6_sealed_over(netfilter: &mut Netfilter) -> Result<bool, Error> {
+    let ruleset = nft::read_ipv6(netfilter, &[TableName::Filter])?;
     Ok(builtin_chains(TableName::Filter).iter().all(|name| {
         ruleset
             .chain(TableName::Filter, name)

@@ -4,30 +4,69 @@
 //! # Why
 //! rtnetlink answers within the call that asks (`netlink_rcv_skb`), and continues a listing within the call that reads: what
 //! there is to read is there when the question has been sent. So nobody need be woken by a runtime for it, and a question
-//! costs its system calls and no change of thread.
+//! costs its system calls and no change of thread. Nor is anything there after the end of an answer until the next question, and
+//! whoever looks once more, as `netlink-proto` does, is told so without a system call.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::BufMut;
+use netlink_packet_core::{NLMSG_DONE, NLMSG_ERROR};
 use netlink_sys::{AsyncSocket, Socket, SocketAddr};
 
 /// Answers [`Poll::Pending`] for "nothing there", and wakes nobody: who polls it looks again by themselves.
-pub(super) struct AtOnce(Socket);
+pub(super) struct AtOnce {
+    socket: Socket,
+    /// The last question was answered to its end.
+    answered: AtomicBool,
+}
+
+thread_local! {
+    /// A datagram, before it is given to whoever asked.
+    static DATAGRAM: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(super::ANSWER));
+}
 
 impl AtOnce {
+    fn over(socket: Socket) -> Self {
+        Self {
+            socket,
+            answered: AtomicBool::new(false),
+        }
+    }
+
+    /// Sends a question: an answer is to come.
+    fn ask<T>(&self, send: impl FnOnce(&Socket) -> io::Result<T>) -> Poll<io::Result<T>> {
+        self.answered.store(false, Ordering::Relaxed);
+        there(send(&self.socket))
+    }
+
+    fn receive(&self, buffer: &mut impl BufMut) -> Poll<io::Result<SocketAddr>> {
+        if self.answered.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        there(DATAGRAM.with_borrow_mut(|datagram| {
+            datagram.clear();
+            let (_, from) = self.socket.recv_from(datagram, 0)?;
+            self.answered.store(ends(datagram), Ordering::Relaxed);
+            buffer.put_slice(datagram);
+            Ok(from)
+        }))
+    }
+
     /// The same socket for a new conversation, with what is left of the old one read away.
     pub(super) fn anew(&self) -> io::Result<Self> {
         // SAFETY: a socket owns its descriptor, which is open as long as it lives.
-        let ours = unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) };
+        let ours = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
         let copy = ours.try_clone_to_owned()?;
         // SAFETY: the descriptor is a netlink socket's, and nobody else has it.
-        let anew = Self(unsafe { Socket::from_raw_fd(copy.into_raw_fd()) });
+        let anew = Self::over(unsafe { Socket::from_raw_fd(copy.into_raw_fd()) });
         let mut rest = Vec::with_capacity(super::ANSWER);
         loop {
             rest.clear();
-            match anew.0.recv(&mut rest, 0) {
+            match anew.socket.recv(&mut rest, 0) {
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(anew),
@@ -39,22 +78,22 @@ impl AtOnce {
 
 impl AsyncSocket for AtOnce {
     fn socket_ref(&self) -> &Socket {
-        &self.0
+        &self.socket
     }
 
     fn socket_mut(&mut self) -> &mut Socket {
-        &mut self.0
+        &mut self.socket
     }
 
     /// In the calling thread's namespace.
     fn new(protocol: isize) -> io::Result<Self> {
         let socket = Socket::new(protocol)?;
         socket.set_non_blocking(true)?;
-        Ok(Self(socket))
+        Ok(Self::over(socket))
     }
 
     fn poll_send(&self, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        there(self.0.send(bytes, 0))
+        self.ask(|socket| socket.send(bytes, 0))
     }
 
     fn poll_send_to(
@@ -63,11 +102,11 @@ impl AsyncSocket for AtOnce {
         bytes: &[u8],
         to: &SocketAddr,
     ) -> Poll<io::Result<usize>> {
-        there(self.0.send_to(bytes, to, 0))
+        self.ask(|socket| socket.send_to(bytes, to, 0))
     }
 
     fn poll_recv<B: BufMut>(&self, _: &mut Context<'_>, buffer: &mut B) -> Poll<io::Result<()>> {
-        there(self.0.recv(buffer, 0).map(drop))
+        self.receive(buffer).map_ok(drop)
     }
 
     fn poll_recv_from<B: BufMut>(
@@ -75,12 +114,28 @@ impl AsyncSocket for AtOnce {
         _: &mut Context<'_>,
         buffer: &mut B,
     ) -> Poll<io::Result<SocketAddr>> {
-        there(self.0.recv_from(buffer, 0).map(|(_, from)| from))
+        self.receive(buffer)
     }
 
     fn poll_recv_from_full(&self, _: &mut Context<'_>) -> Poll<io::Result<(Vec<u8>, SocketAddr)>> {
-        there(self.0.recv_from_full())
+        let mut datagram = Vec::with_capacity(super::ANSWER);
+        self.receive(&mut datagram).map_ok(|from| (datagram, from))
     }
+}
+
+/// Whether the last message of a datagram is the last of an answer: every question is asked for with `NLM_F_ACK` or `NLM_F_DUMP`.
+fn ends(mut datagram: &[u8]) -> bool {
+    let mut last = None;
+    while let Some(header) = datagram.first_chunk::<8>() {
+        let [a, b, c, d, kind @ .., _, _] = *header;
+        last = Some(u16::from_ne_bytes(kind));
+        // A header is 16 bytes long at least; a shorter one is not walked over.
+        let length = (u32::from_ne_bytes([a, b, c, d]) as usize).max(16);
+        datagram = datagram
+            .get(length.next_multiple_of(4)..)
+            .unwrap_or_default();
+    }
+    matches!(last, Some(NLMSG_DONE | NLMSG_ERROR))
 }
 
 fn there<T>(result: io::Result<T>) -> Poll<io::Result<T>> {
@@ -91,5 +146,39 @@ fn there<T>(result: io::Result<T>) -> Poll<io::Result<T>> {
             io::Error::other("the kernel lost a part of its answer"),
         )),
         result => Poll::Ready(result),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, body: usize) -> Vec<u8> {
+        let length = (16 + body) as u32;
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.resize((length as usize).next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn an_answer_ends_with_its_done_or_its_ack_and_not_before() {
+        let (link, ack, done) = (message(16, 30), message(2, 20), message(3, 4));
+        for (datagram, expected) in [
+            (vec![], false),
+            (link.clone(), false),
+            (ack.clone(), true),
+            (done.clone(), true),
+            ([link.clone(), link.clone()].concat(), false),
+            ([link.clone(), done.clone()].concat(), true),
+            ([link.clone(), ack.clone()].concat(), true),
+            ([done, link.clone()].concat(), false),
+            (link[..12].to_vec(), false),
+            (vec![0; 7], false),
+            (vec![0; 64], false),
+            ([vec![255; 4], ack[4..].to_vec()].concat(), true),
+        ] {
+            assert_eq!(ends(&datagram), expected, "{datagram:?}");
+        }
     }
 }

@@ -165,6 +165,9 @@ impl Birth {
         // SAFETY: plain system calls; every pointer is to memory of this function or of `self`.
         unsafe {
             check(libc::setsid())?;
+            // Our allocator takes no huge pages (`no_thp`) and has the whole process go without. That outlives exec, and the memory of a
+            // guest is to have them. A kernel that knows of none has nothing to give back.
+            libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0);
             check(libc::setns(self.netns, libc::CLONE_NEWNET))?;
             // A VMM that runs as root would make the TAP itself, without address, rules or label.
             if libc::if_nametoindex(self.link.as_ptr()) == 0 {

@@ -5,6 +5,7 @@ use super::plan::{Desired, Observed, Rules};
 use super::{Firewall, rules};
 use crate::api::policy::{Packet, Protocol, Verdict};
 use crate::host::conntrack::{self, Flow};
+use crate::host::iptables::Netfilter;
 use crate::host::netns::Netns;
 use crate::host::rule::TableName;
 use crate::host::{self, Kind, iptables};
@@ -57,14 +58,17 @@ fn look(
     let Some(rules) = &desired.rules else {
         return Ok((gate, 0));
     };
-    let (ruleset, generation) = firewall.backend.read_dated(&[TableName::Filter])?;
-    let flows = conntrack::count()?;
+    let mut netfilter = Netfilter::open()?;
+    let (ruleset, generation) = firewall
+        .backend
+        .read_over(&mut netfilter, &[TableName::Filter])?;
+    let flows = conntrack::count_over(&mut netfilter)?;
     let refused = match flows >= rules.limit / 2 {
         true => Some(firewall.backend.matched(rules::ALLOW, rules::LIMIT)?),
         false => None,
     };
     let seen = Observed {
-        ipv6_sealed: iptables::ipv6_sealed()?,
+        ipv6_sealed: iptables::ipv6_sealed_over(&mut netfilter)?,
         ruleset,
         generation,
         refused,

@@ -120,6 +120,8 @@ async fn observe_inside(
     netlink: &Handle,
     desired: &Desired,
 ) -> Result<Inside, host::Error> {
+    // Not one list of both: a question about one link also has the kernel take note at once of its carrier, without which the link
+    // drops every packet (`linkwatch_sync_dev` in `rtnl_getlink`; by itself that may take a second).
     let tap = link::get(netlink, TAP).await?;
     let uplink = link::get(netlink, UPLINK).await?;
     let strayed = settings::strayed(netns, &[tap.as_ref(), uplink.as_ref()])?;

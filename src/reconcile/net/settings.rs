@@ -81,7 +81,8 @@ pub(super) fn strayed(
 ) -> Result<BTreeMap<String, String>, Error> {
     let mut keys = SETTINGS.map(|(key, _)| key).to_vec();
     keys.push(GATE);
-    let mut found = netns.read_sysctls(&keys)?;
+    let look = || Ok((netns.read_sysctls(&keys)?, cttimeout::defaults()?));
+    let (mut found, timeouts) = netns.run_here(look)?;
     let gate = found.pop().flatten();
     let differ = SETTINGS
         .iter()
@@ -103,7 +104,6 @@ pub(super) fn strayed(
             differs("forwarding", ipv4.forwarding, gate);
         }
     }
-    let timeouts = netns.run_here(cttimeout::defaults)?;
     for (state, attribute, seconds) in limits::TIMEOUTS {
         // There is no sysctl for simultaneous opening.
         if state != "syn_sent2"
