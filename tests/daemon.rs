@@ -43,8 +43,10 @@ mod daemon {
     mod bridge_drift;
     mod cni;
     mod cni_faults;
+    mod cni_flows;
     mod cni_guest;
     mod confinement;
+    mod connections;
     mod converge;
     mod damage;
     mod difference;
@@ -55,6 +57,7 @@ mod daemon {
     mod hanging;
     mod hung_files;
     mod input;
+    mod lanes;
     mod leftovers;
     mod linux;
     mod linux_disks;

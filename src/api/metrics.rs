@@ -1,4 +1,4 @@
-//! `Metrics`: what a VM's VMM has counted, in the VMM's own words.
+//! `Metrics`: what a VM's VMM has counted, in the VMM's own words, and what the kernel has counted of its connections.
 //! Not here: asking it.
 
 use std::collections::BTreeMap;
@@ -20,6 +20,9 @@ pub struct Metrics {
     pub since: Since,
     /// Each by its name, as its VMM calls it, after those of the parts that it is in: `net_eth0.rx_bytes_count`.
     pub counters: Counters,
+    /// Why its VMM's own counters are missing; none: they are not, or there is no VMM that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm_error: Option<String>,
 }
 
 /// Counters by name.

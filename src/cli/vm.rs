@@ -18,7 +18,7 @@ use crate::api::on_demand::NewVm;
 use crate::api::policy::Entry;
 use crate::api::tag::{self, TagKey, TagValue};
 use crate::api::view::{Applied, Kind};
-use crate::api::vm::PowerVerb;
+use crate::api::vm::{Hypervisor, PowerVerb};
 use crate::wire::Client;
 
 /// The verbs for single VMs.
@@ -183,14 +183,16 @@ fn counted(metrics: &Metrics) -> String {
         Since::LastAsked => "it was asked last, at most a minute ago",
     };
     let hypervisor = metrics.hypervisor;
+    let counted_by = match (&metrics.vmm_error, hypervisor) {
+        (Some(why), _) => format!("Counted by the kernel alone: {why}."),
+        (None, Hypervisor::None) => "Counted by the kernel: there is no VMM.".to_owned(),
+        (None, _) => format!("Counted by {hypervisor} since {since}."),
+    };
     match rows.is_empty() {
         true => format!("{hypervisor} has counted nothing since {since}.\n"),
         false => {
             let mut table = Table::new(vec!["COUNTER", "COUNT"], Colours::of_stdout());
-            format!(
-                "{}\nCounted by {hypervisor} since {since}.\n",
-                table.draw(rows)
-            )
+            format!("{}\n{counted_by}\n", table.draw(rows))
         }
     }
 }

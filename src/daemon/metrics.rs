@@ -1,15 +1,15 @@
-//! What a VM's VMM has counted, as it is asked for on the socket.
+//! What a VM's VMM and the kernel have counted of it, as it is asked for on the socket.
 //! Not here: talking with the VMM ([`crate::reconcile::vmm::Control`]), HTTP.
 
 use super::orders::{nearest, not_found};
 use crate::api::meta::Name;
-use crate::api::metrics::{Metrics, Since};
+use crate::api::metrics::{Counters, Metrics, Since};
 use crate::reconcile::engine::Engine;
 use crate::reconcile::fold::House;
 use crate::reconcile::vmm::Control;
 use crate::wire::Refusal;
 
-/// Asks the VMM.
+/// Asks the kernel and the VMM. A VMM that does not answer keeps nobody from what the kernel has counted.
 pub async fn ask(engine: &Engine, house: &House, name: Name) -> Result<Metrics, Refusal> {
     let found: Result<_, Refusal> = engine.store.read(|world| {
         let vm = world.vm_named(&name).ok_or_else(|| {
@@ -21,8 +21,24 @@ pub async fn ask(engine: &Engine, house: &House, name: Name) -> Result<Metrics, 
     let (vm, vmm) = found?;
     let uid = vm.meta.uid;
     let refuse = |why: &str| Err(Refusal::Conflict(vec![format!("vm/{name} {why}")]));
+    let metrics = |counters: Counters, vmm_error| Metrics {
+        vm: name.clone(),
+        hypervisor: vmm.hypervisor,
+        since: Since::of(vmm.hypervisor),
+        counters,
+        vmm_error,
+    };
+    let ours = async || -> Counters {
+        let ours = engine.connections(&vm).await.into_iter();
+        ours.map(|(name, count)| (name, count.into())).collect()
+    };
     let Some(control) = Control::of(vmm.hypervisor) else {
-        return refuse("has no VMM of ours that could count: its hypervisor is none");
+        return match ours().await {
+            ours if ours.is_empty() => {
+                refuse("has no VMM of ours that could count: its hypervisor is none")
+            }
+            ours => Ok(metrics(ours, None)),
+        };
     };
     let dir = vmm.api_socket.as_deref().and_then(std::path::Path::parent);
     let (Some(pid), Some(dir)) = (vmm.pid, dir) else {
@@ -30,14 +46,8 @@ pub async fn ask(engine: &Engine, house: &House, name: Name) -> Result<Metrics, 
     };
     match control.metrics(dir, pid).await {
         Ok(mut counters) => {
-            let ours = engine.connections(&vm).into_iter();
-            counters.extend(ours.map(|(name, count)| (name, count.into())));
-            Ok(Metrics {
-                vm: name,
-                hypervisor: vmm.hypervisor,
-                since: Since::of(vmm.hypervisor),
-                counters,
-            })
+            counters.extend(ours().await);
+            Ok(metrics(counters, None))
         }
         Err(_) if !engine.processes.runs(uid) => refuse("does not run: nothing is counted"),
         Err(error) => {
@@ -45,7 +55,10 @@ pub async fn ask(engine: &Engine, house: &House, name: Name) -> Result<Metrics, 
                 "its VMM does not tell what it has counted: {error}: {}",
                 error.source
             );
-            Err(Refusal::Failed(format!("vm/{name}: {why}")))
+            match ours().await {
+                ours if ours.is_empty() => Err(Refusal::Failed(format!("vm/{name}: {why}"))),
+                ours => Ok(metrics(ours, Some(why))),
+            }
         }
     }
 }

@@ -247,6 +247,8 @@ impl Daemon {
             vmm_ids,
             seen_rules: Default::default(),
             refused: Default::default(),
+            refusals: Default::default(),
+            entries: Default::default(),
             sized: Default::default(),
             flows: Default::default(),
             turned_away: Default::default(),
@@ -271,6 +273,8 @@ impl Daemon {
         for label in orphans.removable {
             engine.waker.nudge(Key::Stray(label));
         }
+        let lanes = engine.clone();
+        let controller = controller.with_lanes(move |key| lanes.lane(key));
         Ok(Self {
             engine,
             controller,

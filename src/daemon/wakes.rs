@@ -83,7 +83,7 @@ pub(super) async fn resync(engine: Arc<Engine>, every: Duration) {
     loop {
         ticks.tick().await;
         engine.ask_plugins_again();
-        engine.nudge_everything();
+        engine.sweep_everything();
         match engine.orphans(clock::now()).await {
             Ok(orphans) => {
                 for label in orphans.removable {

@@ -3,7 +3,7 @@
 //!
 //! - Over rtnetlink ([`netlink`]): [`link`], [`bridge`] and what is particular to its ports, [`fdb`] (a bridge's forwarding entries),
 //!   [`tap`], [`addr`], [`route`], [`routing_rule`], [`neigh`], [`tc`] (filters where frames come into a link); [`events`] tells of changes.
-//! - Packet filters: [`iptables`], whose rules are [`rule`]s; [`conntrack`].
+//! - Packet filters: [`iptables`], whose rules are [`rule`]s; [`conntrack`], [`hashlimit`].
 //! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`ramdir`], [`image`], [`named`] (files that an unprivileged person
 //!   has named), [`acl`]; what may block, for a bounded time: [`blocking`].
 
@@ -19,6 +19,7 @@ pub mod error;
 pub mod events;
 pub mod fdb;
 pub mod fs;
+pub mod hashlimit;
 pub mod holders;
 pub mod image;
 pub mod iptables;

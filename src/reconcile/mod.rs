@@ -14,6 +14,7 @@ pub mod explain;
 pub mod firewall;
 pub mod flows;
 pub mod fold;
+pub mod fresh;
 pub mod ground;
 pub mod group;
 pub mod life;

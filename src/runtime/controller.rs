@@ -22,7 +22,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{Id, JoinSet};
 use tracing::{error, trace};
 
-use super::queue::{Outcome, Queue};
+use super::queue::{Lane, Outcome, Queue};
 use crate::clock;
 
 /// A wake-up for a key.
@@ -32,6 +32,8 @@ pub enum Wake<K> {
     Nudge(K),
     /// The intent moved.
     Renew(K),
+    /// Nothing is known to have moved: look at the key when there is time.
+    Sweep(K),
 }
 
 /// Where wake-ups go in. Cheap to clone.
@@ -45,6 +47,11 @@ impl<K> Waker<K> {
     pub fn nudge(&self, key: K) {
         // A controller that has stopped needs no wake-up.
         let _ = self.wakes.send(Wake::Nudge(key));
+    }
+
+    /// Nothing is known to have moved: look at the key when there is time.
+    pub fn sweep(&self, key: K) {
+        let _ = self.wakes.send(Wake::Sweep(key));
     }
 
     /// The intent moved: forget failures, look now.
@@ -218,6 +225,7 @@ pub struct Controller<K> {
     idle: watch::Sender<bool>,
     width: usize,
     slow: usize,
+    lane: Box<dyn Fn(&K) -> Lane + Send>,
 }
 
 /// A controller that runs `width` keys at once, its waker, and whether nothing is due or running.
@@ -230,6 +238,7 @@ pub fn controller<K>(width: usize) -> (Controller<K>, Waker<K>, watch::Receiver<
         idle,
         width,
         slow: SLOW_RUNS,
+        lane: Box::new(|_| Lane::Prompt),
     };
     (controller, Waker { wakes }, is_idle)
 }
@@ -243,6 +252,12 @@ impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
     /// The same, with so many slow runs beside.
     pub fn with_slow(self, slow: usize) -> Self {
         Self { slow, ..self }
+    }
+
+    /// The same, where this says in which lane a key is looked at when it is woken.
+    pub fn with_lanes(self, lane: impl Fn(&K) -> Lane + Send + 'static) -> Self {
+        let lane = Box::new(lane);
+        Self { lane, ..self }
     }
 
     /// Until `stop` completes: then no new run starts, and the ones under way are finished.
@@ -304,8 +319,9 @@ impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
 
     fn wake(&mut self, wake: Wake<K>) {
         match wake {
-            Wake::Nudge(key) => self.queue.nudge(key),
-            Wake::Renew(key) => self.queue.renew(key),
+            Wake::Nudge(key) => self.queue.nudge_in((self.lane)(&key), key),
+            Wake::Renew(key) => self.queue.renew_in((self.lane)(&key), key),
+            Wake::Sweep(key) => self.queue.nudge_in(Lane::Bulk, key),
         }
     }
 

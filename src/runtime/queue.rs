@@ -5,8 +5,13 @@
 //! One run per key at a time. Every nudge is followed by a look that starts after it. A nudge (the world moved) does not
 //! clear a backoff, a renewal (the intent moved) does. Failures grow only when a full backoff has passed. Success forgets.
 //! An idle key costs no memory. There is no last try.
+//!
+//! # Lanes
+//! A look in the prompt lane goes before all looks in the bulk lane, but after [`PROMPT_IN_A_ROW`] prompt looks one bulk look is
+//! given if any is due: neither lane starves, however long the other is. Within a lane, who is due first goes first. A key whose look
+//! is due in the bulk lane changes over when it is woken in the prompt lane, and never the other way.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
@@ -27,9 +32,24 @@ pub enum Outcome {
     Shun(Duration),
 }
 
+/// How urgent a look is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// One of many that may take their time.
+    Bulk,
+    /// Before those.
+    #[default]
+    Prompt,
+}
+
+/// So many looks of the prompt lane are given before one of the bulk lane.
+pub const PROMPT_IN_A_ROW: u32 = 4;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Ready,
+    Ready {
+        place: u64,
+    },
     Running {
         again: Again,
     },
@@ -58,13 +78,18 @@ enum Again {
 struct Entry {
     state: State,
     failures: u32,
+    /// Of the look that is due, or of the last wake-up.
+    lane: Lane,
 }
 
 /// The queue.
 #[derive(Debug)]
 pub struct Queue<K> {
     entries: HashMap<K, Entry>,
-    ready: VecDeque<K>,
+    prompt: BTreeMap<u64, K>,
+    bulk: BTreeMap<u64, K>,
+    /// Prompt looks since the last bulk one, while one is due.
+    in_a_row: u32,
     timers: BTreeMap<(Instant, u64), K>,
     ticket: u64,
 }
@@ -73,7 +98,9 @@ impl<K> Default for Queue<K> {
     fn default() -> Self {
         Self {
             entries: HashMap::new(),
-            ready: VecDeque::new(),
+            prompt: BTreeMap::new(),
+            bulk: BTreeMap::new(),
+            in_a_row: 0,
             timers: BTreeMap::new(),
             ticket: 0,
         }
@@ -83,30 +110,59 @@ impl<K> Default for Queue<K> {
 impl<K: Clone + Eq + Hash> Queue<K> {
     /// The world moved: look at the key. A key that backs off stays where it is, but a look will come.
     pub fn nudge(&mut self, key: K) {
-        self.wake(key, Again::Nudged);
+        self.nudge_in(Lane::Prompt, key);
+    }
+
+    /// The same, in that lane.
+    pub fn nudge_in(&mut self, lane: Lane, key: K) {
+        self.wake(key, Again::Nudged, lane);
     }
 
     /// The intent moved: failures are forgotten, look now.
     pub fn renew(&mut self, key: K) {
-        self.wake(key, Again::Renewed);
+        self.renew_in(Lane::Prompt, key);
     }
 
-    fn wake(&mut self, key: K, how: Again) {
+    /// The same, in that lane.
+    pub fn renew_in(&mut self, lane: Lane, key: K) {
+        self.wake(key, Again::Renewed, lane);
+    }
+
+    fn wake(&mut self, key: K, how: Again, lane: Lane) {
         let Some(entry) = self.entries.get_mut(&key) else {
-            self.make_ready(key, 0);
+            self.make_ready(key, 0, lane);
             return;
+        };
+        // What waits, or is owed to a run under way, keeps the better lane.
+        let is_owed = match entry.state {
+            State::Ready { .. } | State::BackingOff { .. } => true,
+            State::Running { again } => again != Again::No,
+            State::Resting { .. } | State::Awaiting { .. } => false,
+        };
+        let before = entry.lane;
+        entry.lane = match is_owed {
+            true => before.max(lane),
+            false => lane,
         };
         if how == Again::Renewed {
             entry.failures = 0;
         }
         match (&mut entry.state, how) {
             (State::Running { again }, how) => *again = (*again).max(how),
-            (State::Ready, _) | (State::BackingOff { .. }, Again::Nudged | Again::No) => {}
+            (State::Ready { place }, _) => {
+                if entry.lane > before
+                    && let Some(key) = self.bulk.remove(place)
+                {
+                    let failures = entry.failures;
+                    self.make_ready(key, failures, lane);
+                }
+            }
+            (State::BackingOff { .. }, Again::Nudged | Again::No) => {}
             (State::Resting { until } | State::Awaiting { until }, _)
             | (State::BackingOff { until }, Again::Renewed) => {
                 self.timers.remove(until);
-                let failures = entry.failures;
-                self.make_ready(key, failures);
+                let (failures, lane) = (entry.failures, entry.lane);
+                self.make_ready(key, failures, lane);
             }
         }
     }
@@ -115,14 +171,32 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     pub fn take(&mut self, now: Instant) -> Option<K> {
         while let Some((&timer, _)) = self.timers.first_key_value().filter(|(at, _)| at.0 <= now) {
             if let Some(key) = self.timers.remove(&timer) {
-                let failures = self.entries.get(&key).map_or(0, |entry| entry.failures);
-                self.make_ready(key, failures);
+                let entry = self.entries.get(&key);
+                let (failures, lane) = entry.map_or((0, Lane::Prompt), |e| (e.failures, e.lane));
+                self.make_ready(key, failures, lane);
             }
         }
-        let key = self.ready.pop_front()?;
+        let key = self.next_in_turn()?;
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.state = State::Running { again: Again::No };
         }
+        Some(key)
+    }
+
+    fn next_in_turn(&mut self) -> Option<K> {
+        let turn = match (self.prompt.is_empty(), self.bulk.is_empty()) {
+            (false, false) if self.in_a_row >= PROMPT_IN_A_ROW => Lane::Bulk,
+            (false, _) => Lane::Prompt,
+            (true, _) => Lane::Bulk,
+        };
+        let (_, key) = match turn {
+            Lane::Prompt => self.prompt.pop_first()?,
+            Lane::Bulk => self.bulk.pop_first()?,
+        };
+        self.in_a_row = match (turn, self.bulk.is_empty()) {
+            (Lane::Prompt, false) => self.in_a_row + 1,
+            _ => 0,
+        };
         Some(key)
     }
 
@@ -134,39 +208,42 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         let State::Running { again } = entry.state else {
             return;
         };
+        let lane = entry.lane;
         match (outcome, again) {
             (Outcome::Converged, Again::No) => {
                 self.entries.remove(&key);
             }
             (Outcome::Converged | Outcome::After(_), Again::Nudged | Again::Renewed)
-            | (Outcome::Failed | Outcome::Shun(_), Again::Renewed) => self.make_ready(key, 0),
+            | (Outcome::Failed | Outcome::Shun(_), Again::Renewed) => {
+                self.make_ready(key, 0, lane);
+            }
             (Outcome::After(wait), Again::No) => {
                 let until = self.timer(key.clone(), now + wait);
-                self.set(key, State::Resting { until }, 0);
+                self.set(key, State::Resting { until }, 0, lane);
             }
             // Nothing has come out well yet.
             (Outcome::Awaits(_), Again::Nudged | Again::Renewed) => {
-                self.make_ready(key, entry.failures);
+                self.make_ready(key, entry.failures, lane);
             }
             (Outcome::Awaits(wait), Again::No) => {
                 let until = self.timer(key.clone(), now + wait);
-                self.set(key, State::Awaiting { until }, entry.failures);
+                self.set(key, State::Awaiting { until }, entry.failures, lane);
             }
             (Outcome::Shun(wait), Again::No | Again::Nudged) => {
                 let until = self.timer(key.clone(), now + wait);
-                self.set(key, State::BackingOff { until }, entry.failures);
+                self.set(key, State::BackingOff { until }, entry.failures, lane);
             }
             (Outcome::Failed, Again::No | Again::Nudged) => {
                 let failures = entry.failures.saturating_add(1);
                 let until = self.timer(key.clone(), now + backoff::after(failures));
-                self.set(key, State::BackingOff { until }, failures);
+                self.set(key, State::BackingOff { until }, failures, lane);
             }
         }
     }
 
     /// When [`Queue::take`] will have something, if nobody wakes a key before.
     pub fn next_due(&self, now: Instant) -> Option<Instant> {
-        match self.ready.is_empty() {
+        match self.prompt.is_empty() && self.bulk.is_empty() {
             false => Some(now),
             true => self.timers.first_key_value().map(|(at, _)| at.0),
         }
@@ -197,13 +274,23 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.entries.is_empty()
     }
 
-    fn make_ready(&mut self, key: K, failures: u32) {
-        self.ready.push_back(key.clone());
-        self.set(key, State::Ready, failures);
+    fn make_ready(&mut self, key: K, failures: u32, lane: Lane) {
+        self.ticket += 1;
+        let place = self.ticket;
+        match lane {
+            Lane::Prompt => self.prompt.insert(place, key.clone()),
+            Lane::Bulk => self.bulk.insert(place, key.clone()),
+        };
+        self.set(key, State::Ready { place }, failures, lane);
     }
 
-    fn set(&mut self, key: K, state: State, failures: u32) {
-        self.entries.insert(key, Entry { state, failures });
+    fn set(&mut self, key: K, state: State, failures: u32, lane: Lane) {
+        let entry = Entry {
+            state,
+            failures,
+            lane,
+        };
+        self.entries.insert(key, entry);
     }
 
     fn timer(&mut self, key: K, at: Instant) -> (Instant, u64) {

@@ -16,6 +16,7 @@ use super::open::{self, Opened};
 use super::readonly;
 use super::seal::RunCopy;
 use super::tombstones::Tombstones;
+use super::witness::Witnesses;
 use super::writer::Failure;
 use crate::api::meta::Uid;
 
@@ -122,7 +123,7 @@ impl Backing {
         let pending = match &mut journal {
             Some(journal) => {
                 let whole = || content(database);
-                let appended = journal.append(&batch.entries, whole);
+                let appended = journal.append(&batch.entries, database.next(), whole);
                 Some(appended.map_err(Refused::Before)?)
             }
             None => None,
@@ -146,7 +147,11 @@ impl Backing {
     /// Opens again a database that could not be written, once there is room. One that turns out damaged is filled from the journal.
     fn reopen(&mut self) -> Result<Database, Failure> {
         self.probe().map_err(Failure::Refused)?;
-        let found = open::open(&self.dir, self.seal.as_ref())
+        let witnesses = Witnesses {
+            journal: self.journal.as_ref(),
+            deleted: self.tombstones.known(),
+        };
+        let found = open::open(&self.dir, self.seal.as_ref(), &witnesses)
             .map_err(|error| Failure::Refused(error.to_string()))?;
         let mut database = found.database;
         if found.opened == Opened::Existing {

@@ -8,6 +8,7 @@ use super::journal::{JOURNAL, Journal};
 use super::open::Opened;
 use super::seal::RunCopy;
 use super::tombstones::{TOMBSTONES, Tombstones};
+use super::witness::Witnesses;
 use super::{Beginning, Error, Recalled, Store, readonly, writer};
 
 impl Store {
@@ -55,19 +56,23 @@ impl Store {
         let boot = seal.map_or("", |seal| seal.boot_id.as_str());
         let journal = run_dir.map(|run_dir| Journal::new(run_dir, boot));
         let recallable = run_dir.is_some_and(|dir| dir.join(JOURNAL).exists());
+        let mut tombstones = Tombstones::read(dir, run_dir, boot)
+            .map_err(|error| refuse(format!("{TOMBSTONES}: {error}")))?;
+        let witnesses = Witnesses {
+            journal: journal.as_ref(),
+            deleted: tombstones.known(),
+        };
         let readonly::Found {
             database,
             world,
             opened,
             notes,
             why,
-        } = readonly::open(dir, seal, recallable)?;
+        } = readonly::open(dir, seal, &witnesses, recallable)?;
         let unknown = world.unknown.fields().into_iter().map(|field| {
             format!("{field} was stored by a newer version; it is kept, and has no effect")
         });
         let notes = notes.into_iter().chain(unknown).collect();
-        let mut tombstones = Tombstones::read(dir, run_dir, boot)
-            .map_err(|error| refuse(format!("{TOMBSTONES}: {error}")))?;
         let recalled = match (&opened, &journal) {
             (Opened::Existing, _) | (_, None) => Recalled::Nothing,
             (Opened::Fresh | Opened::SetAside { .. }, Some(journal)) => journal.recall(),

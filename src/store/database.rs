@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::disk::{self, Pair, Raw};
 use super::format::FORMAT;
 use super::load::{FORMAT_KEY, MARK_KEY};
-use super::mark::Mark;
+use super::mark::{Mark, Position};
 use super::seal::Seal;
 use super::sync::Written;
 use super::writer::Failure;
@@ -49,6 +49,14 @@ impl Database {
             mark,
             tried: mark.seq,
             unsure: Batch::new(),
+        }
+    }
+
+    /// Which position the next batch gets.
+    pub fn next(&self) -> Position {
+        Position {
+            id: self.mark.id,
+            seq: self.tried + 1,
         }
     }
 

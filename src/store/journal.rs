@@ -5,7 +5,10 @@
 //! One line a batch: 64 hexadecimal digits, a blank, JSON. The digits are the BLAKE3 hash of the line before, so that
 //! no line can be missing from the middle, and of the JSON. The first line names the format and the boot. A last line that is not
 //! whole is of a daemon that was killed while it wrote it: nobody was told that it is stored.
+//! Under the key of the database's mark each batch has its position: which database, and the number that the batch has there. So a
+//! database that is older than the journal is noticed where the run directory's copy of the seal is missing.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -15,6 +18,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::disk::Pair;
+use super::load::MARK_KEY;
+use super::mark::Position;
 use super::{Recalled, load};
 
 /// The file's name, in the run directory.
@@ -77,6 +82,20 @@ impl Journal {
     /// # Errors
     /// It cannot be read, or is damaged.
     pub(super) fn read(&self) -> Result<Option<BTreeMap<String, Vec<u8>>>, String> {
+        Ok(self.replay()?.map(|(all, _)| all))
+    }
+
+    /// The position of the last batch. `None`: there is no journal of this boot, or an earlier version wrote it.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged.
+    pub(super) fn position(&self) -> Result<Option<Position>, String> {
+        Ok(self.replay()?.and_then(|(_, position)| position))
+    }
+
+    /// Every key with its last value, and the position of the last batch.
+    #[allow(clippy::type_complexity, reason = "both of its callers take one half")]
+    fn replay(&self) -> Result<Option<(BTreeMap<String, Vec<u8>>, Option<Position>)>, String> {
         let fail = |why: &dyn std::fmt::Display| format!("{}: {why}", self.path.display());
         let text = match fs::read(&self.path) {
             Ok(text) => text,
@@ -94,7 +113,7 @@ impl Journal {
         if header.boot != self.boot {
             return Ok(None);
         }
-        let mut all = BTreeMap::new();
+        let (mut all, mut position) = (BTreeMap::new(), None);
         for line in lines {
             if !line.ends_with(b"\n") {
                 break;
@@ -103,13 +122,17 @@ impl Journal {
             let batch: BTreeMap<String, Option<String>> =
                 serde_json::from_slice(batch).map_err(|e| fail(&e))?;
             for (key, value) in batch {
+                if key == MARK_KEY {
+                    position = value.as_deref().and_then(Position::parse);
+                    continue;
+                }
                 match value {
                     Some(value) => all.insert(key, value.into_bytes()),
                     None => all.remove(&key),
                 };
             }
         }
-        Ok(Some(all))
+        Ok(Some((all, position)))
     }
 
     /// The same as a world.
@@ -137,20 +160,21 @@ impl Journal {
         written.map_err(|error| self.refusal(&error))
     }
 
-    /// Writes a batch. `whole` tells what the database has, for a file that must be written anew.
+    /// Writes the batch that gets this position. `whole` tells what the database has, for a file that must be written anew.
     ///
     /// # Errors
     /// In words; the file is as it was.
     pub(super) fn append(
         &mut self,
         batch: &Entries,
+        position: Position,
         whole: impl FnOnce() -> Result<BTreeMap<String, Vec<u8>>, String>,
     ) -> Result<Pending, String> {
         let full = |open: &Open| open.length > LONG && open.length > GROWTH * open.started;
         match self.open.as_mut().filter(|open| !full(open)) {
             Some(open) => {
                 let before = Pending::Appended(open.length, open.last);
-                match open.push(&text(batch)) {
+                match open.push(&text(batch, position)) {
                     Ok(()) => Ok(before),
                     Err(error) => {
                         self.roll_back(before);
@@ -163,7 +187,7 @@ impl Journal {
                     whole()?.into_iter().map(|(k, v)| (k, Some(v))).collect();
                 entries.extend(batch.clone());
                 entries.retain(|_, value| value.is_some());
-                let draft = self.draft(&entries).map_err(|error| {
+                let draft = self.draft(&entries, position).map_err(|error| {
                     let _ = fs::remove_file(self.draft_path());
                     self.refusal(&error)
                 })?;
@@ -203,7 +227,7 @@ impl Journal {
         }
     }
 
-    fn draft(&self, entries: &Entries) -> io::Result<Open> {
+    fn draft(&self, entries: &Entries, position: Position) -> io::Result<Open> {
         let path = self.draft_path();
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -225,7 +249,7 @@ impl Journal {
             boot: self.boot.clone(),
         };
         open.push(&serde_json::to_vec(&header).map_err(io::Error::other)?)?;
-        open.push(&text(entries))?;
+        open.push(&text(entries, position))?;
         open.started = open.length;
         Ok(open)
     }
@@ -255,14 +279,15 @@ impl Open {
 }
 
 /// Values are JSON already, and so text.
-fn text(entries: &Entries) -> Vec<u8> {
-    let entries: BTreeMap<&str, Option<std::borrow::Cow<'_, str>>> = entries
+fn text(entries: &Entries, position: Position) -> Vec<u8> {
+    let mut entries: BTreeMap<&str, Option<Cow<'_, str>>> = entries
         .iter()
         .map(|(key, value)| {
             let value = value.as_deref().map(String::from_utf8_lossy);
             (key.as_str(), value)
         })
         .collect();
+    entries.insert(MARK_KEY, Some(position.to_string().into()));
     serde_json::to_vec(&entries).unwrap_or_default()
 }
 
@@ -297,8 +322,12 @@ mod tests {
             .collect()
     }
 
+    fn at(seq: u64) -> Position {
+        Position { id: [7; 16], seq }
+    }
+
     fn write(journal: &mut Journal, batch: &[(&str, Option<&str>)]) {
-        let pending = journal.append(&entries(batch), || Ok(BTreeMap::new()));
+        let pending = journal.append(&entries(batch), at(1), || Ok(BTreeMap::new()));
         journal.confirm(pending.unwrap()).unwrap();
     }
 
@@ -315,7 +344,7 @@ mod tests {
         assert_eq!(shown(&journal), Ok(None));
         write(&mut journal, &[("a", Some("1")), ("b", Some("\"x\\ny\""))]);
         write(&mut journal, &[("a", Some("2")), ("c", Some("3"))]);
-        let refused = journal.append(&entries(&[("a", Some("9"))]), || unreachable!());
+        let refused = journal.append(&entries(&[("a", Some("9"))]), at(2), || unreachable!());
         journal.roll_back(refused.unwrap());
         write(&mut journal, &[("c", None)]);
         let expected = vec![
@@ -360,13 +389,37 @@ mod tests {
     }
 
     #[test]
+    fn the_position_is_that_of_the_last_whole_line_that_was_not_rolled_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::new(dir.path(), "boot");
+        assert_eq!(journal.position(), Ok(None));
+        let path = dir.path().join(JOURNAL);
+        for seq in [3, 4, 9] {
+            let batch = entries(&[("a", Some("1"))]);
+            let pending = journal.append(&batch, at(seq), || Ok(BTreeMap::new()));
+            journal.confirm(pending.unwrap()).unwrap();
+            assert_eq!(journal.position(), Ok(Some(at(seq))));
+        }
+        let refused = journal.append(&entries(&[("a", None)]), at(10), || unreachable!());
+        assert_eq!(journal.position(), Ok(Some(at(10))));
+        journal.roll_back(refused.unwrap());
+        assert_eq!(journal.position(), Ok(Some(at(9))));
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        assert_eq!(journal.position(), Ok(Some(at(4))), "a torn line");
+        assert_eq!(Journal::new(dir.path(), "other").position(), Ok(None));
+        let expected = vec![("a".to_owned(), "1".to_owned())];
+        assert_eq!(shown(&journal), Ok(Some(expected)), "no part of the state");
+    }
+
+    #[test]
     fn it_is_written_anew_before_it_grows_without_end() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::new(dir.path(), "boot");
         let value = "x".repeat(1 << 20);
         for _ in 0..20 {
             let whole = || Ok(BTreeMap::from([("a".to_owned(), b"old".to_vec())]));
-            let pending = journal.append(&entries(&[("a", Some(&value))]), whole);
+            let pending = journal.append(&entries(&[("a", Some(&value))]), at(3), whole);
             journal.confirm(pending.unwrap()).unwrap();
         }
         let length = fs::metadata(dir.path().join(JOURNAL)).unwrap().len();

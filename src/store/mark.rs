@@ -5,6 +5,8 @@
 //! sled 0.34 recovers to the last position of its log that it can read and reports nothing, so a damaged database looks like
 //! an older one. The position is therefore compared with marks that are kept outside the log, and the content with its digest.
 
+use std::fmt;
+
 /// Bytes of an encoded mark.
 pub(super) const LENGTH: usize = 72;
 
@@ -21,6 +23,34 @@ pub(super) struct Mark {
     pub content: Content,
     /// The chain's value: everything above, hashed. It verifies an encoded mark as well.
     pub chain: u128,
+}
+
+/// Which batch of which database: what is known of a mark without its digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    /// [`Mark::id`].
+    pub id: [u8; 16],
+    /// [`Mark::seq`].
+    pub seq: u64,
+}
+
+impl Position {
+    /// Out of its text. None: that is no position.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (id, seq) = text.split_once(' ')?;
+        let (id, seq) = (u128::from_str_radix(id, 16).ok()?, seq.parse().ok()?);
+        let position = Self {
+            id: id.to_be_bytes(),
+            seq,
+        };
+        (position.to_string() == text).then_some(position)
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x} {}", u128::from_be_bytes(self.id), self.seq)
+    }
 }
 
 impl Mark {
@@ -117,7 +147,7 @@ pub(super) fn short(hasher: &blake3::Hasher) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Content, Mark};
+    use super::{Content, Mark, Position};
 
     #[test]
     fn a_mark_is_read_back_and_any_flipped_bit_is_noticed() {
@@ -152,6 +182,19 @@ mod tests {
         long_key.add(b"ab", b"c");
         long_value.add(b"a", b"bc");
         assert_ne!(long_key, long_value);
+    }
+
+    #[test]
+    fn a_position_is_read_back_and_nothing_else_is() {
+        for (id, seq) in [([0; 16], 0), ([7; 16], 12), ([255; 16], u64::MAX)] {
+            let position = Position { id, seq };
+            assert_eq!(Position::parse(&position.to_string()), Some(position));
+        }
+        let short = "07 3";
+        let signed = format!("{} +3", "0".repeat(32));
+        for other in ["", "3", short, &signed, &format!("{} ", "0".repeat(32))] {
+            assert_eq!(Position::parse(other), None, "{other:?}");
+        }
     }
 
     #[test]

@@ -41,6 +41,7 @@ mod txn;
 mod unknown;
 mod unobserved;
 mod verify;
+mod witness;
 mod world;
 mod writer;
 

@@ -19,6 +19,7 @@ use super::mark::{Content, Mark};
 use super::seal::RunCopy;
 use super::sync::{self, Written};
 use super::verify::{Inside, Verdict, verify};
+use super::witness::Witnesses;
 use super::world::{Recovery, World};
 use super::writer::Failure;
 
@@ -54,19 +55,25 @@ struct Place<'a> {
     seal: PathBuf,
     format: PathBuf,
     run: Option<&'a RunCopy>,
+    witnesses: &'a Witnesses<'a>,
 }
 
 /// Opens or creates the database in `dir`.
 ///
 /// # Errors
 /// [`Error::Open`]: nothing was changed, unless it says that a damaged one was to be set aside.
-pub(super) fn open(dir: &Path, run: Option<&RunCopy>) -> Result<Open, Error> {
+pub(super) fn open(
+    dir: &Path,
+    run: Option<&RunCopy>,
+    witnesses: &Witnesses<'_>,
+) -> Result<Open, Error> {
     let place = Place {
         dir,
         db: dir.join("db"),
         seal: dir.join("seal"),
         format: dir.join("format"),
         run,
+        witnesses,
     };
     let refuse = |why: String| Error::Open {
         path: place.db.display().to_string(),
@@ -112,6 +119,12 @@ impl Place<'_> {
         let (inside, pairs) = look_inside(&raw)?;
         let verdict = verify(&evidence, &inside).map_err(OpenError::Damaged)?;
         let world = load::world(&pairs).map_err(not_understood)?;
+        if let Verdict::Whole(mark) = &verdict
+            && evidence.run.is_none()
+            && let Some(why) = self.witnesses.objection(mark, &world)
+        {
+            return Err(OpenError::Damaged(why));
+        }
         let mut notes = Vec::new();
         if said == Said::Nonsense || (said == Said::Nothing && inside.mark.is_some()) {
             notes.push(format!(

@@ -18,6 +18,7 @@ use super::database::Database;
 use super::disk::{self, OpenError};
 use super::open::{self, Opened};
 use super::seal::RunCopy;
+use super::witness::Witnesses;
 use super::world::World;
 
 /// So much must be free before the database is opened: sled preallocates, and does not expect to fail in the middle.
@@ -39,10 +40,15 @@ pub(super) struct Found {
 ///
 /// # Errors
 /// [`Error::Open`].
-pub(super) fn open(dir: &Path, seal: Option<&RunCopy>, recallable: bool) -> Result<Found, Error> {
+pub(super) fn open(
+    dir: &Path,
+    seal: Option<&RunCopy>,
+    witnesses: &Witnesses<'_>,
+    recallable: bool,
+) -> Result<Found, Error> {
     let why = match no_room(dir) {
         Some(why) => why,
-        None => match open::open(dir, seal) {
+        None => match open::open(dir, seal, witnesses) {
             Ok(open) => {
                 return Ok(Found {
                     database: Some(open.database),
@@ -73,7 +79,7 @@ pub(super) fn open(dir: &Path, seal: Option<&RunCopy>, recallable: bool) -> Resu
             notes: Vec::new(),
             why: None,
         },
-        true => from_a_copy(dir, seal).map_err(|error| Error::Open {
+        true => from_a_copy(dir, seal, witnesses).map_err(|error| Error::Open {
             path: path.display().to_string(),
             why: format!("it cannot be written ({why}), and cannot be read: {error}"),
         })?,
@@ -126,7 +132,11 @@ fn has_database(dir: &Path) -> bool {
         .any(|name| fs::symlink_metadata(dir.join(name)).is_ok())
 }
 
-fn from_a_copy(dir: &Path, seal: Option<&RunCopy>) -> Result<Found, String> {
+fn from_a_copy(
+    dir: &Path,
+    seal: Option<&RunCopy>,
+    witnesses: &Witnesses<'_>,
+) -> Result<Found, String> {
     let words = |error: io::Error| error.to_string();
     let _lock = match disk::lock(&dir.join("db")) {
         Ok(lock) => Some(lock),
@@ -153,7 +163,7 @@ fn from_a_copy(dir: &Path, seal: Option<&RunCopy>) -> Result<Found, String> {
         }
         None => None,
     };
-    let open = open::open(&state, seal.as_ref()).map_err(|error| error.to_string())?;
+    let open = open::open(&state, seal.as_ref(), witnesses).map_err(|error| error.to_string())?;
     let opened = match open.opened {
         // The database itself is set aside when that can be written.
         Opened::SetAside { why, .. } => Opened::SetAside {

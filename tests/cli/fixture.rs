@@ -379,6 +379,7 @@ impl Backend for World {
             hypervisor,
             since: Since::of(hypervisor),
             counters: counters.into(),
+            vmm_error: None,
         })
     }
 

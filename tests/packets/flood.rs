@@ -330,3 +330,92 @@ fn a_guest_that_runs_into_its_limit_is_counted_and_reported_and_its_connections_
         );
     });
 }
+
+/// What a VM's counters of that name say.
+fn counter(lab: &Lab, vm: &str, name: &str) -> u64 {
+    let text = lab.house.ctl(&format!("vm metrics {vm} -o json"));
+    let metrics: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let count = metrics["counters"][format!("connections.{name}")].as_u64();
+    count.unwrap_or_else(|| panic!("no {name} in {text}"))
+}
+
+/// The floods that exceed a limit, each in another way: open connections, new ones a second, other protocols than TCP.
+const REFUSED: [&str; 6] = [
+    "SYN to a server, then its ACK",
+    "SYN to many hosts",
+    "UDP to many hosts",
+    "ICMP echo",
+    "GRE",
+    "an unknown protocol",
+];
+
+#[test]
+fn in_each_mode_a_guest_beyond_its_limit_is_counted_and_reported_and_no_other_is() {
+    let floods: Vec<_> = VARIANTS
+        .iter()
+        .filter(|(what, _)| REFUSED.contains(what))
+        .collect();
+    assert_eq!(floods.len(), REFUSED.len());
+    let count = floods.len() as u32 + 1;
+    for mode in [
+        "isolated",
+        "antispoof: true\n",
+        "antispoof: false\n",
+        "isolate_ports: true\n",
+    ] {
+        lab(|lab| {
+            let _server = server(lab);
+            let isolated = mode == "isolated";
+            match isolated {
+                true => lab.apply(count, &format!("allow: []\nmax_connections: {LIMIT}")),
+                false => {
+                    let network = format!("{mode}max_connections: {LIMIT}");
+                    lab.apply_bridge("sandbox", count, &network);
+                }
+            }
+            let attach = |n: u32| match isolated {
+                true => lab.guest(n, Framing::VnetHdr),
+                false => lab.port(&format!("sandbox-{n}")),
+            };
+            // Within its limit.
+            let modest = attach(count);
+            for i in 0..8 {
+                modest.send_ip(&udp(&modest, far(i), 2000, 53));
+            }
+            for (n, (what, variant)) in (1..).zip(&floods) {
+                let (vm, guest) = (format!("sandbox-{n}"), attach(n));
+                let what = format!("{mode}: {what}");
+                assert_eq!(counter(lab, &vm, "refused_packets"), 0, "{what}: before");
+                flood(&guest, *variant);
+                // Something happens to the VM, and it is looked at.
+                let link = lab.house.get(&format!("vm {vm}"))["status"]["network"].clone();
+                let link = match isolated {
+                    true => lab.house.place(&vm).link,
+                    false => link["tap"].as_str().expect("a TAP").to_owned(),
+                };
+                crate::support::kernel::run(&format!("ip link set {link} mtu 1400"));
+                let told = lab.house.until(&format!("the event: {what}"), || {
+                    let told = lab.house.messages(&format!("vm/{vm}"), "ConnectionLimit");
+                    told.first().cloned()
+                });
+                assert!(told.contains("limit of 64 "), "{what}: {told}");
+                let entries = lab.house.until(&format!("entries: {what}"), || {
+                    Some(counter(lab, &vm, "entries")).filter(|entries| *entries > 0)
+                });
+                let refused = counter(lab, &vm, "refused_packets");
+                println!("{what}: {told}; {entries} entries, {refused} refused");
+                assert!(entries <= most() as u64, "{what}: {entries}");
+                assert!(
+                    refused > 0 && refused <= u64::from(FRAMES),
+                    "{what}: {refused}"
+                );
+                assert_eq!(counter(lab, &vm, "limit"), u64::from(LIMIT), "{what}");
+            }
+            let vm = format!("sandbox-{count}");
+            assert_eq!(counter(lab, &vm, "refused_packets"), 0, "{mode}");
+            assert_eq!(counter(lab, &vm, "entries"), 8, "{mode}");
+            let told = lab.house.messages(&format!("vm/{vm}"), "ConnectionLimit");
+            assert_eq!(told, [""; 0], "{mode}");
+        });
+    }
+}

@@ -1,12 +1,14 @@
 //! A guest that forges senders and asks for everybody: what is left of the kernel's one neighbour table.
 //! Not here: the connection tracking table (`flood`).
 //!
-//! The table is the machine's: fewer than 500 entries are made in any test.
+//! The table is the machine's: fewer than 500 entries are made in any test, and a flood ends at [`TOO_MANY`].
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use slicectl::host::netns::Netns;
 use slicectl::host::tap::Framing;
 
 use crate::support::frames::{self, Ip, UDP};
@@ -296,5 +298,141 @@ fn guests_that_sweep_a_network_of_the_hosts_leave_room_for_its_own_neighbours() 
         lab.apply_bridge("sandbox", 2, "");
         let guests: Vec<Guest> = [1, 2].map(|n| lab.port(&format!("sandbox-{n}"))).into();
         sweep(lab, &guests);
+    });
+}
+
+/// A flood that has made so many entries has failed, and ends before it takes the machine's table.
+const TOO_MANY: usize = 600;
+
+/// Frames of one guest in a second: four of them make fewer than [`TOO_MANY`] between two counts if nothing holds them back.
+const PER_SECOND: u32 = 1000;
+
+/// How long the guests flood, and for how long of that with IPv6, too.
+const FLOOD: Duration = Duration::from_secs(10);
+const WITH_IPV6: Duration = Duration::from_secs(3);
+
+/// What all guests send and the host has while they do.
+struct Floods {
+    end: AtomicBool,
+    frames: AtomicU32,
+    /// The most entries of this namespace and of the VMs' together that were counted.
+    most: AtomicUsize,
+}
+
+impl Floods {
+    /// Sends until the end, for so long at most.
+    fn send(&self, guest: &Guest, most: Duration, frame: impl Fn(u32) -> Vec<u8>) {
+        let started = Instant::now();
+        let mut n = 0;
+        while !self.end.load(SeqCst) && started.elapsed() < most {
+            for _ in 0..20 {
+                guest.send(&frame(n));
+                n += 1;
+            }
+            while guest.read().is_some() {}
+            std::thread::sleep(Duration::from_secs(20) / PER_SECOND);
+        }
+        self.frames.fetch_add(n, SeqCst);
+    }
+
+    /// Counts until the end, and ends everything when there are too many.
+    fn watch(&self, namespaces: &[Netns]) {
+        while !self.end.load(SeqCst) {
+            let count = |netns: &Netns| {
+                let found = netns.run_here(|| Ok(kernel::run("ip -j neigh show nud all")));
+                let text = found.expect("a namespace");
+                learned(&serde_json::from_str(&text).unwrap_or(Value::Array(Vec::new())))
+            };
+            let entries = namespaces.iter().map(count).sum();
+            self.most.fetch_max(entries, SeqCst);
+            if entries > TOO_MANY {
+                self.end.store(true, SeqCst);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn swept(guest: &Guest, n: u32) -> Vec<u8> {
+    let to = Ipv4Addr::from(u32::from_be_bytes([172, 30, 1, 0]) + n % 60_000);
+    let packet = Ip::new(guest.ip, to, UDP, frames::udp(2000, 7, b"x"));
+    frames::ethernet(guest.gateway_mac, guest.mac, 0x0800, &packet.bytes())
+}
+
+#[test]
+fn while_guests_flood_for_ten_seconds_the_host_finds_each_new_neighbour_within_a_second() {
+    lab(|lab| {
+        kernel::run("ip addr add 172.30.0.1/16 dev lan0");
+        lab.apply(2, "allow: [\"172.30.0.0/16\"]");
+        lab.apply_bridge("web", 3, "bridge: brvm0\ngateway: 192.168.137.1/24");
+        let open = "bridge: brvm1\ngateway: 192.168.138.1/24\nantispoof: false";
+        lab.apply_bridge("open", 1, open);
+        lab.house.until("the limit for the network", || {
+            let rules = kernel::run("iptables -t mangle -S");
+            rules.contains("172.30.0.0/16").then_some(())
+        });
+        let isolated = [1, 2].map(|n| lab.guest(n, Framing::VnetHdr));
+        let bridged = [1, 2, 3].map(|n| lab.port(&format!("web-{n}")));
+        let unfiltered = lab.port("open-1");
+        let mut namespaces = vec![Netns::current().expect("this namespace")];
+        for n in [1, 2] {
+            let place = lab.house.place(&format!("sandbox-{n}"));
+            namespaces.push(Netns::open(place.netns.as_ref()).expect("a namespace"));
+        }
+        let floods = Floods {
+            end: AtomicBool::new(false),
+            frames: AtomicU32::new(0),
+            most: AtomicUsize::new(0),
+        };
+        let forged = |guest: &Guest, n: u32| {
+            // The ways of ARP and RARP, one after the other.
+            let (_, variant) = VARIANTS[n as usize % 8];
+            variant(guest, n as u16)
+        };
+        let discovery = |guest: &Guest, n: u32| {
+            let (_, variant) = VARIANTS[11 + n as usize % 2];
+            variant(guest, n as u16)
+        };
+        let mut slowest = Duration::ZERO;
+        std::thread::scope(|scope| {
+            let floods = &floods;
+            for (forger, sweeper) in [(&isolated[0], &isolated[1]), (&bridged[0], &bridged[1])] {
+                scope.spawn(move || floods.send(forger, FLOOD * 2, |n| forged(forger, n)));
+                scope.spawn(move || floods.send(sweeper, FLOOD * 2, |n| swept(sweeper, n)));
+            }
+            for guest in [&bridged[2], &unfiltered] {
+                scope.spawn(move || floods.send(guest, WITH_IPV6, |n| discovery(guest, n)));
+            }
+            let namespaces = &namespaces;
+            scope.spawn(move || floods.watch(namespaces));
+            // A failed assertion must end the floods, too.
+            let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let started = Instant::now();
+                let mut last = 20;
+                while started.elapsed() < FLOOD && !floods.end.load(SeqCst) {
+                    let other = Ipv4Addr::new(192, 168, 1, last);
+                    last += 1;
+                    let neighbour = &lab.lan.neighbour;
+                    neighbour.run(&format!("ip addr add {other}/24 dev eth0"));
+                    let asked = Instant::now();
+                    kernel::run(&format!("busybox ping -c1 -W1 -I {HOST} {other}"));
+                    slowest = slowest.max(asked.elapsed());
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                last - 20
+            }));
+            floods.end.store(true, SeqCst);
+            let found = found.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            println!("{found} new neighbours, the slowest after {slowest:?}");
+            assert!(found >= 10, "only {found} new neighbours were asked for");
+        });
+        let (frames, most) = (floods.frames.load(SeqCst), floods.most.load(SeqCst));
+        println!("{frames} frames, {most} entries at most");
+        assert!(most <= TOO_MANY, "{most} entries: the flood was ended");
+        // What sweeps may make, and some of the lab's own.
+        assert!(most <= 256 + 64, "{most} entries");
+        assert!(most > 16, "{most} entries: nothing was swept");
+        assert!(frames > 4 * 10 * PER_SECOND / 4, "only {frames} frames");
+        assert!(slowest <= Duration::from_secs(1), "{slowest:?}");
     });
 }

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use slicectl::runtime::backoff;
-use slicectl::runtime::queue::{Outcome, Queue};
+use slicectl::runtime::queue::{Lane, Outcome, PROMPT_IN_A_ROW, Queue};
 
 type Key = u8;
 const KEYS: Key = 4;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Nudge(Key),
-    Renew(Key),
+    Nudge(Key, Lane),
+    Renew(Key, Lane),
     Take,
     /// Ends the run of the n-th running key, round and round.
     Done(usize, Outcome),
@@ -38,6 +38,8 @@ struct Story {
     /// What it rests for comes to its end by itself.
     awaits: bool,
     failures: u32,
+    /// Of the look that is owed.
+    lane: Lane,
 }
 
 struct Check {
@@ -46,6 +48,8 @@ struct Check {
     stories: BTreeMap<Key, Story>,
     /// Numbers wake-ups and expiries in order.
     ticket: u64,
+    /// Prompt looks given while a bulk one was owed.
+    in_a_row: u32,
 }
 
 proptest! {
@@ -53,7 +57,7 @@ proptest! {
 
     #[test]
     fn whatever_happens_the_queue_keeps_its_laws(steps in prop::collection::vec(step(), 1..80)) {
-        let mut check = Check { queue: Queue::default(), now: start(), stories: BTreeMap::new(), ticket: 0 };
+        let mut check = Check { queue: Queue::default(), now: start(), stories: BTreeMap::new(), ticket: 0, in_a_row: 0 };
         for step in steps {
             check.step(step)?;
             check.agrees()?;
@@ -74,6 +78,44 @@ proptest! {
         }
         seen.sort_unstable();
         prop_assert_eq!(seen, (0..=others).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn neither_lane_starves_however_long_the_other_is(prompt in 1_u16..40, bulk in 1_u16..40) {
+        let (mut queue, now) = (Queue::default(), start());
+        (0..bulk).for_each(|key| queue.nudge_in(Lane::Bulk, key));
+        (0..prompt).for_each(|key| queue.nudge_in(Lane::Prompt, 1000 + key));
+        // All are woken again at once, for ever; how long each has waited for its last look.
+        let mut waited = BTreeMap::new();
+        for look in 0..400_u32 {
+            let key = queue.take(now).unwrap();
+            let (lane, most) = match key {
+                // One bulk look comes between so many prompt ones.
+                1000.. => (Lane::Prompt, u32::from(prompt) + u32::from(prompt) / PROMPT_IN_A_ROW + 1),
+                _ => (Lane::Bulk, u32::from(bulk) * (PROMPT_IN_A_ROW + 1)),
+            };
+            let last = waited.insert(key, look).map_or(0, |last| last);
+            prop_assert!(look - last <= most, "{key} at {last} and {look}");
+            queue.nudge_in(lane, key);
+            queue.done(key, now, Outcome::Converged);
+        }
+        prop_assert_eq!(waited.len(), usize::from(prompt + bulk), "all were looked at");
+    }
+
+    #[test]
+    fn one_prompt_key_waits_for_one_of_thousands_at_most(bulk in 1_u16..5000, before in 0_u16..20) {
+        let (mut queue, now) = (Queue::default(), start());
+        (0..bulk).for_each(|key| queue.nudge_in(Lane::Bulk, key));
+        for _ in 0..before.min(bulk - 1) {
+            queue.take(now);
+        }
+        // One of those that wait, and another one.
+        for key in [bulk - 1, bulk] {
+            queue.nudge_in(Lane::Prompt, key);
+            queue.nudge_in(Lane::Bulk, key);
+        }
+        let looks: Vec<u16> = (0..3).filter_map(|_| queue.take(now)).collect();
+        prop_assert!(looks.contains(&(bulk - 1)) && looks.contains(&bulk), "{looks:?}");
     }
 
     #[test]
@@ -98,13 +140,13 @@ proptest! {
 impl Check {
     fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
         match step {
-            Step::Nudge(key) => {
-                self.queue.nudge(key);
-                self.nudged(key);
+            Step::Nudge(key, lane) => {
+                self.queue.nudge_in(lane, key);
+                self.nudged(key, lane);
             }
-            Step::Renew(key) => {
-                self.queue.renew(key);
-                self.renewed(key);
+            Step::Renew(key, lane) => {
+                self.queue.renew_in(lane, key);
+                self.renewed(key, lane);
             }
             Step::Take => self.take()?,
             Step::Done(nth, outcome) => {
@@ -132,9 +174,10 @@ impl Check {
         self.ticket
     }
 
-    fn nudged(&mut self, key: Key) {
+    fn nudged(&mut self, key: Key, lane: Lane) {
         let ticket = self.next_ticket();
-        let story = self.stories.entry(key).or_default();
+        let story = self.stories.entry(key).or_insert(Story::new(lane));
+        story.woken_in(lane, ticket);
         if story.running {
             story.woken = true;
         } else if story.backing_off.is_none() {
@@ -143,9 +186,10 @@ impl Check {
         }
     }
 
-    fn renewed(&mut self, key: Key) {
+    fn renewed(&mut self, key: Key, lane: Lane) {
         let ticket = self.next_ticket();
-        let story = self.stories.entry(key).or_default();
+        let story = self.stories.entry(key).or_insert(Story::new(lane));
+        story.woken_in(lane, ticket);
         story.failures = 0;
         if story.running {
             story.renewed = true;
@@ -160,7 +204,7 @@ impl Check {
         let story = self.stories.entry(key).or_default();
         let (woken, renewed) = (story.woken, story.renewed);
         let failures = story.failures;
-        *story = Story::default();
+        *story = Story::new(story.lane);
         match outcome {
             _ if renewed => story.owed = Some(ticket),
             Outcome::Converged | Outcome::After(_) if woken => story.owed = Some(ticket),
@@ -185,16 +229,26 @@ impl Check {
         }
     }
 
-    /// The queue gives the key that has been owed a look the longest, and none that runs.
+    /// The queue gives the key that has been owed a look the longest in the lane whose turn it is, and none that runs.
     fn take(&mut self) -> Result<(), TestCaseError> {
         self.ripen();
-        let longest = self
-            .stories
-            .iter()
-            .filter_map(|(key, story)| Some((story.owed?, *key)))
-            .min();
+        let longest = |lane: Lane| {
+            let owed = self.stories.iter().filter(|(_, story)| story.lane == lane);
+            let owed = owed.filter_map(|(key, story)| Some((story.owed?, *key)));
+            owed.min().map(|(_, key)| key)
+        };
+        let (prompt, bulk) = (longest(Lane::Prompt), longest(Lane::Bulk));
+        let expected = match (prompt, bulk) {
+            (Some(_), Some(bulk)) if self.in_a_row == PROMPT_IN_A_ROW => Some(bulk),
+            (prompt, bulk) => prompt.or(bulk),
+        };
+        self.in_a_row = match expected.is_some() && expected == prompt && bulk.is_some() {
+            true => self.in_a_row + 1,
+            false if expected.is_some() => 0,
+            false => self.in_a_row,
+        };
         let taken = self.queue.take(self.now);
-        prop_assert_eq!(taken, longest.map(|(_, key)| key));
+        prop_assert_eq!(taken, expected);
         if let Some(key) = taken {
             let story = self.stories.entry(key).or_default();
             prop_assert!(!story.running, "two runs of one key");
@@ -255,7 +309,28 @@ impl Check {
     }
 }
 
+impl Story {
+    fn new(lane: Lane) -> Self {
+        Self {
+            lane,
+            ..Self::default()
+        }
+    }
+
+    /// The better lane counts as long as a look is owed; a look that changes over is the last one there.
+    fn woken_in(&mut self, lane: Lane, ticket: u64) {
+        let owed = self.owed.is_some() || self.woken || self.renewed || self.backing_off.is_some();
+        if !owed {
+            self.lane = lane;
+        } else if lane > self.lane {
+            self.lane = lane;
+            self.owed = self.owed.map(|_| ticket);
+        }
+    }
+}
+
 fn step() -> impl Strategy<Value = Step> {
+    let lane = || prop_oneof![Just(Lane::Prompt), Just(Lane::Bulk)];
     let outcome = prop_oneof![
         2 => Just(Outcome::Converged),
         2 => Just(Outcome::Failed),
@@ -264,8 +339,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1_u64..5000).prop_map(|ms| Outcome::Shun(Duration::from_millis(ms))),
     ];
     prop_oneof![
-        3 => (0..KEYS).prop_map(Step::Nudge),
-        1 => (0..KEYS).prop_map(Step::Renew),
+        3 => (0..KEYS, lane()).prop_map(|(key, lane)| Step::Nudge(key, lane)),
+        1 => (0..KEYS, lane()).prop_map(|(key, lane)| Step::Renew(key, lane)),
         4 => Just(Step::Take),
         3 => (0_usize..8, outcome).prop_map(|(nth, outcome)| Step::Done(nth, outcome)),
         2 => (1_u64..3000).prop_map(|ms| Step::Wait(Duration::from_millis(ms))),

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use slicectl::store::{Opened, RunCopy, Store};
+use slicectl::store::{JOURNAL, Opened, Recalled, RunCopy, Store};
 
 use crate::support::dice::Dice;
 use crate::whole::{Step, apply, fill, whole};
@@ -325,6 +325,157 @@ async fn each_copy_of_the_seal_may_be_lost_and_the_loss_is_reported() {
         let (store, opened) = history.open().unwrap();
         assert_eq!(opened, Opened::Existing, "{name}: it is repaired");
         assert!(store.notes().is_empty(), "{name}: {:?}", store.notes());
+        store.close();
+    }
+}
+
+/// What is left of the run directory's seal and of its journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Whole,
+    Gone,
+    Damaged,
+    OfAnotherBoot,
+    /// The journal's last line is not whole.
+    Torn,
+}
+
+#[tokio::test]
+async fn an_older_state_with_its_own_seal_is_noticed_by_what_the_run_directory_has_left() {
+    let home = tempfile::tempdir().unwrap();
+    let (state, run) = (home.path().join("state"), home.path().join("run"));
+    fs::create_dir_all(&run).unwrap();
+    let open = |boot: &str| {
+        let copy = RunCopy {
+            path: run.join("state.seal"),
+            boot_id: boot.into(),
+        };
+        Store::open_in(&state, &run, &copy).unwrap()
+    };
+    // A journal is kept from the second start on.
+    open("this boot").0.close();
+    let (store, _, _) = open("this boot");
+    let mut copies = Vec::new();
+    for count in 1..6 {
+        let step = Step::Group(0, count);
+        store.write(|txn| apply(txn, &step)).await.unwrap();
+        copies.push((files(home.path()), whole(&store)));
+    }
+    store.close();
+    let (last, newest) = copies.last().unwrap().clone();
+    let mut variants = 0;
+    for (changes, (older, known)) in copies.iter().rev().enumerate() {
+        for seal in [Left::Whole, Left::Gone, Left::Damaged, Left::OfAnotherBoot] {
+            for journal in [
+                Left::Whole,
+                Left::Torn,
+                Left::Damaged,
+                Left::OfAnotherBoot,
+                Left::Gone,
+            ] {
+                let what = format!("{changes} changes older, seal {seal:?}, journal {journal:?}");
+                write(home.path(), &last);
+                let is_state = |path: &&PathBuf| path.starts_with("state");
+                let mut mixed = last.clone();
+                mixed.retain(|path, _| !is_state(&path));
+                mixed.extend(
+                    older
+                        .iter()
+                        .filter(|(path, _)| is_state(path))
+                        .map(|(p, b)| (p.clone(), b.clone())),
+                );
+                let spoil = |mixed: &mut Files, name: &str, left: Left| {
+                    let path = PathBuf::from("run").join(name);
+                    let bytes = mixed.get_mut(&path).unwrap();
+                    match left {
+                        Left::Whole | Left::OfAnotherBoot => {}
+                        Left::Gone => drop(mixed.remove(&path)),
+                        Left::Damaged if name == JOURNAL => bytes[70] ^= 1,
+                        Left::Damaged => {
+                            [0, 1].iter().for_each(|slot| bytes[slot * 4096 + 40] ^= 1)
+                        }
+                        Left::Torn => drop(bytes.pop()),
+                    }
+                };
+                spoil(&mut mixed, "state.seal", seal);
+                spoil(&mut mixed, JOURNAL, journal);
+                write(home.path(), &mixed);
+                // What is of another boot is all of it.
+                let other = [seal, journal].contains(&Left::OfAnotherBoot);
+                let (store, opened, recalled) =
+                    open(if other { "another boot" } else { "this boot" });
+                let by_seal = changes > 0 && seal == Left::Whole && !other;
+                let by_journal = match journal {
+                    Left::Whole => changes > 0,
+                    Left::Torn => changes > 1,
+                    _ => false,
+                };
+                let noticed = by_seal || (by_journal && !other);
+                let aside = matches!(opened, Opened::SetAside { .. });
+                assert_eq!(aside, noticed, "{what}: {opened:?}");
+                match recalled {
+                    Recalled::World(world) if journal == Left::Whole => {
+                        let counts: Vec<u32> =
+                            world.groups().map(|group| group.spec.count).collect();
+                        assert_eq!(counts, [5], "{what}");
+                    }
+                    Recalled::Nothing if !aside => assert_eq!(&whole(&store), known, "{what}"),
+                    _ => {}
+                }
+                if changes == 0 {
+                    assert_eq!(&whole(&store), &newest, "{what}");
+                }
+                store.close();
+                variants += 1;
+            }
+        }
+    }
+    assert_eq!(variants, 100);
+}
+
+#[tokio::test]
+async fn a_database_that_has_as_living_what_a_tombstone_says_is_deleted_is_an_older_one() {
+    // What the run directory has left: the seal, the journal, the tombstones. The state disk's tombstones are as old as the rest.
+    for left in 0..8_u8 {
+        let has = |part: u8| left & (1 << part) != 0;
+        let home = tempfile::tempdir().unwrap();
+        let (state, run) = (home.path().join("state"), home.path().join("run"));
+        fs::create_dir_all(&run).unwrap();
+        let open = || {
+            let copy = RunCopy {
+                path: run.join("state.seal"),
+                boot_id: "this-boot".into(),
+            };
+            Store::open_in(&state, &run, &copy).unwrap()
+        };
+        open().0.close();
+        let (store, _, _) = open();
+        for step in [Step::Group(0, 1), Step::Vm(0, 1)] {
+            store.write(|txn| apply(txn, &step)).await.unwrap();
+        }
+        let uid = store.read(|world| world.vms().next().unwrap().meta.uid);
+        let older = files(&state);
+        let delete = |txn: &mut slicectl::store::Txn<'_>| {
+            let mut vm = txn.world().vm(uid).unwrap().clone();
+            vm.meta.deleting = true;
+            txn.put_vm(vm)
+        };
+        store.write(delete).await.unwrap();
+        assert!(store.has_tombstone(uid));
+        store.close();
+        write(&state, &older);
+        for (part, name) in (0..).zip(["state.seal", JOURNAL, "tombstones"]) {
+            if !has(part) {
+                fs::remove_file(run.join(name)).unwrap();
+            }
+        }
+        let what = format!("seal {}, journal {}, tombstones {}", has(0), has(1), has(2));
+        let (store, opened, _) = open();
+        let aside = matches!(opened, Opened::SetAside { .. });
+        assert_eq!(aside, left != 0, "{what}: {opened:?}");
+        assert_eq!(store.has_tombstone(uid), has(2), "{what}");
+        let lives = store.read(|world| world.vm(uid).is_some());
+        assert_eq!(lives, left == 0, "{what}");
         store.close();
     }
 }

@@ -76,13 +76,14 @@ pub fn hashlimit(draft: &mut Match, info: &[u8]) -> Decoded {
     let rate = Rate::exactly(per_second as u32, burst).ok_or(Unknown)?;
     match (mode, destination_mask) {
         (mode, 32) if mode == BY_SOURCE | ABOVE => {
-            if (size, most, expire) != (SourceRate::SIZE, 0, SourceRate::EXPIRE) {
+            if (size, most) != (SourceRate::SIZE, 0) {
                 return Err(Unknown);
             }
             let found = SourceRate {
                 name,
                 rate,
                 prefix: source_mask,
+                expire,
             };
             once(&mut draft.source_rate, found)
         }

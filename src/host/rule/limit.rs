@@ -83,6 +83,8 @@ pub struct SourceRate {
     pub rate: Rate,
     /// How many bits of the source are the key.
     pub prefix: u8,
+    /// How long a source's bucket is kept after its last packet, in milliseconds.
+    pub expire: u32,
 }
 
 /// Passes at most so many distinct destinations within the expiry time: the packet to one more is dropped by the match itself.
@@ -95,7 +97,7 @@ pub struct Distinct {
 }
 
 impl SourceRate {
-    /// How long a source's bucket is kept after its last packet, in milliseconds: by then it is full again.
+    /// [`SourceRate::expire`] of a limit, in milliseconds: by then the bucket is full again.
     pub const EXPIRE: u32 = 20_000;
     /// Buckets of the kernel's table, which holds eight times as many sources (`htable_create`).
     pub const SIZE: u32 = 1024;
@@ -137,15 +139,19 @@ impl fmt::Display for Rate {
 
 impl fmt::Display for SourceRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, rate, prefix } = self;
+        let Self {
+            name,
+            rate,
+            prefix,
+            expire,
+        } = self;
         write!(
             f,
             "-m hashlimit --hashlimit-above {}/sec --hashlimit-burst {} --hashlimit-mode srcip --hashlimit-name {name} \
-             --hashlimit-htable-size {} --hashlimit-htable-expire {} --hashlimit-srcmask {prefix} ",
+             --hashlimit-htable-size {} --hashlimit-htable-expire {expire} --hashlimit-srcmask {prefix} ",
             rate.per_second,
             rate.burst,
             Self::SIZE,
-            Self::EXPIRE
         )
     }
 }
@@ -181,8 +187,6 @@ impl HashOptions {
         }
         let name = self.0.remove("name").unwrap_or_default();
         let number = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(0);
-        let text = when.clone().then(Target::Return).to_string();
-        let before = text.trim_end_matches("-j RETURN").len();
         match self.0.remove("above") {
             Some(above) => {
                 let per_second = number(above.strip_suffix("/sec").map(str::to_owned));
@@ -191,6 +195,7 @@ impl HashOptions {
                     name: name.clone(),
                     rate: Rate::exactly(per_second, burst).ok_or("not an exact rate")?,
                     prefix: number(self.0.get("srcmask").cloned()) as u8,
+                    expire: number(self.0.get("htable-expire").cloned()),
                 });
                 self.0.insert("above".to_owned(), above);
             }
@@ -204,7 +209,6 @@ impl HashOptions {
         self.0.insert("name".to_owned(), name);
         // What is written for it must hold exactly the options that were read.
         let written = when.clone().then(Target::Return).to_string();
-        let written = &written[before.min(written.len())..];
         let words: Vec<&str> = written.split_whitespace().collect();
         let same = self.0.iter().all(|(option, value)| {
             let flag = format!("--hashlimit-{option}");

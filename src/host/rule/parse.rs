@@ -288,6 +288,8 @@ mod tests {
             "-p tcp -m limit --limit 25/sec --limit-burst 256 -j RETURN",
             "-m hashlimit --hashlimit-above 25/sec --hashlimit-burst 256 --hashlimit-mode srcip --hashlimit-name sl-a \
              --hashlimit-htable-size 1024 --hashlimit-htable-expire 20000 --hashlimit-srcmask 30 -j DROP",
+            "-m hashlimit --hashlimit-above 1/sec --hashlimit-burst 10000 --hashlimit-mode srcip --hashlimit-name sl-c \
+             --hashlimit-htable-size 1024 --hashlimit-htable-expire 3600000 --hashlimit-srcmask 32 -m comment --comment \"x\" -j DROP",
             "-m hashlimit --hashlimit-upto 1/sec --hashlimit-burst 1 --hashlimit-mode dstip --hashlimit-name sl-b \
              --hashlimit-htable-size 256 --hashlimit-htable-max 256 --hashlimit-htable-expire 5000 -j RETURN",
             "-p tcp -j CT --timeout slice-abcde",

@@ -1,6 +1,8 @@
 //! The two middle rungs of a VM on a bridge: its TAP as a port, and the filter and the gate at it.
 //! Not here: the bridge itself (the ground); the lease below and the VMM above, which are the same in every mode.
 
+use tracing::debug;
+
 use super::Engine;
 use super::step::{Ascent, Ready};
 use crate::api::lease::Address;
@@ -68,9 +70,13 @@ impl Engine {
             pass: Some(pass),
             before: self.mark(uid, Rung::Firewall),
         };
+        let is_new = desired.before.is_none();
         let hands = self.gate();
         ascent.meet(Rung::Firewall, &hands, &desired).await?;
         ascent.ready(Rung::Firewall, ready).await?;
+        if let Err(error) = self.look_at_refused(vm, address.ip(), is_new).await {
+            debug!(vm = %vm.meta.name, %error, "cannot count what it was refused");
+        }
         Ok(connected)
     }
 

@@ -8,6 +8,7 @@
 
 mod bridged;
 mod climb;
+mod connections;
 mod descend;
 mod enforce;
 mod ground;
@@ -22,8 +23,9 @@ mod step;
 mod stray;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
@@ -33,6 +35,8 @@ use super::Probe;
 use super::contest::Contests;
 use super::firewall::Firewall;
 use super::flows::Flows;
+use super::fresh::Fresh;
+use super::ground::{Refusals, Refused};
 use super::group::{Claims, Hindrance};
 use super::net::Net;
 use super::processes::Processes;
@@ -45,13 +49,14 @@ use crate::api::vm::Vm;
 use crate::api::vmm_ids::IdRange;
 use crate::clock;
 use crate::cni::Runtime;
+use crate::host::Error;
 use crate::host::iptables::Backend;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 use crate::host::routing_rule::RoutingRule;
 use crate::owner::{self, Instance, Label, RunDir};
 use crate::runtime::controller::Waker;
-use crate::runtime::queue::Outcome;
+use crate::runtime::queue::{Lane, Outcome};
 use crate::store::{self, Store, Txn};
 
 pub use enforce::Enforcement;
@@ -122,6 +127,10 @@ pub struct Engine {
     pub seen_rules: SeenRules,
     /// Packets beyond its limit of connections that each VM's rules had dropped when they were looked at.
     pub refused: Mutex<HashMap<Uid, u64>>,
+    /// What VMs on bridges were refused.
+    pub refusals: Refusals,
+    /// How many entries of the host's connection tracking table each address has.
+    pub entries: Fresh<HashMap<Ipv4Addr, u32>>,
     /// What of the host its rules were made for.
     pub sized: Mutex<Option<Sized>>,
     /// What the host's rules were last read back to carry, and whether they are known to stand.
@@ -152,6 +161,9 @@ pub struct HostLink {
 
 /// Looks again at what cannot be helped by trying harder.
 const SLOW: Duration = Duration::from_secs(30);
+
+/// A VM that has had its lease for less is one that is built.
+const YOUNG: Duration = Duration::from_secs(3);
 
 /// The same for the ground: every VM stands on it.
 const GROUND_SLOW: Duration = Duration::from_secs(5);
@@ -191,6 +203,40 @@ impl Engine {
     pub fn nudge_everything(&self) {
         for key in self.keys() {
             self.waker.nudge(key);
+        }
+    }
+
+    /// The same, where nothing is known to have happened: whatever has goes first.
+    pub fn sweep_everything(&self) {
+        for key in self.keys() {
+            self.waker.sweep(key);
+        }
+    }
+
+    /// In which lane a key is looked at: what is there already, and is repaired or gets another policy, does not wait for thousands of
+    /// others that are built for the first time or deleted. The kernel reports what was done for a VM in several messages: as long as
+    /// these may come, its looks are those of a VM that is built, or each message would have a look of its own before the next VM.
+    pub fn lane(&self, key: &Key) -> Lane {
+        let now = clock::now();
+        let is_bulk = self.store.read(|world| match key {
+            Key::Ground => false,
+            Key::Stray(_) => true,
+            Key::Group(name) => world.vms_of(name).next().is_none(),
+            Key::Vm(uid) => world.vm(*uid).is_none_or(|vm| {
+                // What was noted when the stage was last True; in each mode one of the two has it.
+                let noted = |rung| {
+                    world
+                        .page(*uid, rung)
+                        .is_some_and(|page| page.mark.is_some())
+                };
+                let lease = world.page(*uid, Rung::Lease);
+                let is_young = lease.is_none_or(|page| now < page.condition.since + YOUNG);
+                vm.meta.deleting || is_young || !(noted(Rung::Net) || noted(Rung::Firewall))
+            }),
+        });
+        match is_bulk {
+            true => Lane::Bulk,
+            false => Lane::Prompt,
         }
     }
 
@@ -255,6 +301,9 @@ impl Engine {
         let Some(vm) = self.store.read(|world| world.vm(uid).cloned()) else {
             self.contests.forget(uid);
             self.seen_rules.forget(uid);
+            self.refusals.forget(uid);
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            refused.remove(&uid);
             return Ok(Outcome::Converged);
         };
         let before = self.store.read(|world| Standing::of(world, &vm));
@@ -304,6 +353,19 @@ impl Engine {
     fn note(&self, kind: EventType, object: &str, reason: &str, message: &str) {
         let events = self.store.events();
         events.note(clock::now(), kind, object, reason, message);
+    }
+
+    /// What a VM on a bridge was refused since the last look.
+    async fn refused_on_a_bridge(&self, vm: (Uid, Ipv4Addr, bool)) -> Result<Refused, Error> {
+        let (home, now) = (&self.hands.home, clock::monotonic());
+        self.refusals.look(home, &self.instance, vm, now).await
+    }
+
+    /// How many entries of the host's connection tracking table each address has, or had so long ago.
+    async fn host_entries(&self, age: Duration) -> Result<Arc<HashMap<Ipv4Addr, u32>>, Error> {
+        let read = async || self.hands.home.run(connections::entries).await;
+        let found = self.entries.get(age, clock::monotonic(), read).await;
+        Ok(found?.1)
     }
 
     /// Hands for the Net rung in isolated mode, for one run.

@@ -13,12 +13,15 @@
 //! - A neighbour that does not answer takes a place in the kernel's one neighbour table for seconds, and only a destination on one
 //!   of the host's own links is a neighbour. The number of those that have not answered is bounded, in equal parts for each pool
 //!   and subnet of VMs, so that the VMs of one group leave the others theirs.
+//! - The counter of a rule on the host is that of all VMs on a bridge. So what a VM on a bridge is refused takes tokens from a bucket of
+//!   its own ([`super::refusals`]): there is no rule for each VM.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
+use super::refusals;
 use super::rules::{Carried, Side, Standing};
 use crate::api::lease::subnet;
 use crate::host::conntrack::Flow;
@@ -32,6 +35,9 @@ use crate::store::Footing;
 /// Distinct destinations on the host's links that do not answer, for all VMs together: a quarter of the kernel's default size of
 /// the neighbour table (`gc_thresh3`).
 const NEIGHBOURS: u32 = 256;
+
+/// The chain that counts what VMs on bridges are refused, and drops it.
+pub(super) const REFUSED: &str = "REFUSED";
 
 /// And for the VMs of one pool or subnet at least.
 const FEWEST_NEIGHBOURS: u32 = 16;
@@ -72,7 +78,8 @@ pub(super) fn from_vms(carried: &Carried<'_>) -> Vec<Rule> {
     rules.push(tcp.then(Target::Return));
     let others = |sources: Sources<'_>| {
         let limit = sources.connlimit(sources.limit.other_protocols());
-        sources.new_entries().connlimit(limit).then(Target::Drop)
+        let refuse = sources.refuse(carried);
+        sources.new_entries().connlimit(limit).then(refuse)
     };
     rules.extend(sources(carried).into_iter().map(others));
     rules
@@ -131,6 +138,17 @@ pub(super) fn to_neighbours(carried: &Carried<'_>) -> Vec<Rule> {
     sources.iter().map(bounded).collect()
 }
 
+/// `mangle`: what exceeds the limit of a VM on a bridge. Both rules drop; the first takes a token from the source's bucket, which is
+/// how it is counted.
+pub(super) fn refused(carried: &Carried<'_>) -> Vec<Rule> {
+    if carried.sides.is_empty() {
+        return Vec::new();
+    }
+    let counted = Rule::when().source_rate(refusals::bucket(carried.instance));
+    let drop = |when: Match| when.then(Target::Drop);
+    vec![drop(counted), drop(Rule::when())]
+}
+
 /// `mangle`: what others open to VMs on bridges. Isolated VMs get answers only.
 pub(super) fn to_vms(carried: &Carried<'_>) -> Vec<Rule> {
     let mut rules = Vec::new();
@@ -181,10 +199,19 @@ impl Sources<'_> {
     fn open(&self, carried: &Carried<'_>) -> [Rule; 2] {
         let rate = self.rate(carried);
         let open = self.connlimit(self.limit.all());
+        let refuse = self.refuse(carried);
         [
-            self.new_entries().connlimit(open).then(Target::Drop),
-            self.new_entries().source_rate(rate).then(Target::Drop),
+            self.new_entries().connlimit(open).then(refuse.clone()),
+            self.new_entries().source_rate(rate).then(refuse),
         ]
+    }
+
+    /// What is dropped of VMs on a bridge is counted for each source.
+    fn refuse(&self, carried: &Carried<'_>) -> Target {
+        match (self.bridge, self.network) {
+            (Some(_), Some(_)) => Target::Jump(carried.instance.chain(REFUSED)),
+            _ => Target::Drop,
+        }
     }
 
     fn connlimit(&self, above: u32) -> ConnLimit {
@@ -206,6 +233,7 @@ impl Sources<'_> {
             name: format!("{links}-{per_second}-{burst}-{prefix}"),
             rate,
             prefix,
+            expire: SourceRate::EXPIRE,
         }
     }
 }

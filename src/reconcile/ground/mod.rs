@@ -7,6 +7,7 @@ mod bridges;
 pub mod limits;
 mod observe;
 mod plan;
+mod refusals;
 pub mod rules;
 
 use super::{Conflict, Reconcile};
@@ -17,6 +18,7 @@ use crate::host::netns::Netns;
 
 pub use bridges::BridgeSeen;
 pub use plan::{Action, Commit, Desired, Jump, Observed};
+pub use refusals::{Refusals, Refused};
 
 /// The ground's hands.
 pub struct Ground {

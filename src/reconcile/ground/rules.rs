@@ -82,6 +82,7 @@ pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
         (TableName::Mangle, "NEAR", limits::by_destination(carried)),
         (TableName::Mangle, "ODD", limits::odd_sources(carried)),
         (TableName::Mangle, "LAN", limits::to_neighbours(carried)),
+        (TableName::Mangle, limits::REFUSED, limits::refused(carried)),
         (TableName::Mangle, "LIMITIN", limits::to_vms(carried)),
         (TableName::Mangle, apart::ROLE, apart::rules(carried)),
         (TableName::Nat, "NAT", nat(carried)),

@@ -1,0 +1,78 @@
+//! Token buckets of the calling thread's network namespace, as `xt_hashlimit` shows them.
+//! Not here: what they limit.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use super::{Error, fs};
+
+/// The bucket of one source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    credit: u64,
+    most: u64,
+    cost: u64,
+}
+
+impl Bucket {
+    /// How many tokens are missing now.
+    pub fn missing(&self) -> f64 {
+        self.most.saturating_sub(self.credit) as f64 / self.cost.max(1) as f64
+    }
+
+    /// One that lacks so many tokens.
+    #[cfg(test)]
+    pub(crate) fn lacking(tokens: f64) -> Self {
+        const COST: u64 = 1000;
+        let most = 1_000_000 * COST;
+        Self {
+            credit: most - (tokens * COST as f64) as u64,
+            most,
+            cost: COST,
+        }
+    }
+}
+
+/// The buckets of the table with this name, by source. None of a table that is not there.
+///
+/// # Errors
+/// The kernel does not show them.
+pub fn buckets(table: &str) -> Result<HashMap<Ipv4Addr, Bucket>, Error> {
+    // Of the thread's namespace, where /proc/net is of the process's first thread's.
+    let path = PathBuf::from("/proc/thread-self/net/ipt_hashlimit").join(table);
+    let text = fs::read_text(&path)?.unwrap_or_default();
+    Ok(text.lines().filter_map(bucket).collect())
+}
+
+/// `dl_seq_print` (xt_hashlimit.c): seconds until it expires, source and destination with ports, credit, most credit, cost.
+fn bucket(line: &str) -> Option<(Ipv4Addr, Bucket)> {
+    let mut words = line.split_whitespace().skip(1);
+    let source = words.next()?.split_once(':')?.0.parse().ok()?;
+    let mut number = || words.next()?.parse().ok();
+    let (credit, most, cost) = (number()?, number()?, number()?);
+    Some((source, Bucket { credit, most, cost }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_kernel_are_read_and_others_are_not() {
+        let line = "3599 192.168.137.2:0->0.0.0.0:0 320000 10000000 32000";
+        let (source, bucket) = bucket(line).unwrap();
+        assert_eq!(source, Ipv4Addr::new(192, 168, 137, 2));
+        assert_eq!(bucket.missing(), 302.5);
+        for line in [
+            "",
+            "3599",
+            "3599 192.168.137.2:0->0.0.0.0:0",
+            "3599 192.168.137.2:0->0.0.0.0:0 1 2",
+            "3599 fe80::1:0->::0 1 2 3",
+            "3599 192.168.137.2:0->0.0.0.0:0 -1 2 3",
+        ] {
+            assert_eq!(super::bucket(line), None, "{line}");
+        }
+    }
+}

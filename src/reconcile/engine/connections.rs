@@ -1,0 +1,135 @@
+//! The connections of a VM: its limit, what it has of it, what it was refused beyond it.
+//! Not here: the rules that enforce the limit.
+//!
+//! Nothing is asked of the kernel for this alone, except for whoever asks for the counters: an event is noted by a look that
+//! happens anyway.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tracing::debug;
+
+use super::Engine;
+use crate::api::event::EventType;
+use crate::api::network::NetworkSpec;
+use crate::api::vm::Vm;
+use crate::host::netns::Netns;
+use crate::host::{Error, conntrack};
+use crate::owner;
+use crate::reconcile::firewall;
+use crate::reconcile::limits::Limit;
+
+/// The host's table of connections is walked at most this often for those who ask for counters.
+const FRESH: Duration = Duration::from_millis(200);
+
+impl Engine {
+    /// Reports an isolated guest that has run into its limit since the last look: so many packets had been dropped by then.
+    pub(super) fn note_dropped(&self, vm: &Vm, dropped: u64) {
+        let before = {
+            let mut seen = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.insert(vm.meta.uid, dropped).unwrap_or(0)
+        };
+        // Rules that were written again count from 0.
+        self.note_refused(vm, dropped.checked_sub(before).unwrap_or(dropped));
+    }
+
+    /// The same of a guest on a bridge, which is new if it has not been connected before. What was refused in all, since this
+    /// process has first looked.
+    pub(super) async fn look_at_refused(
+        &self,
+        vm: &Vm,
+        address: Ipv4Addr,
+        is_new: bool,
+    ) -> Result<u64, Error> {
+        let of = (vm.meta.uid, address, is_new);
+        let refused = self.refused_on_a_bridge(of).await?;
+        self.note_refused(vm, refused.more);
+        Ok(refused.total)
+    }
+
+    fn note_refused(&self, vm: &Vm, more: u64) {
+        if more == 0 {
+            return;
+        }
+        let limit = self.limit(vm).all();
+        let message = format!(
+            "{more} packets were dropped that would have opened connections beyond the limit of {limit} (max_connections)"
+        );
+        let object = format!("vm/{}", vm.meta.name);
+        self.note(EventType::Warning, &object, "ConnectionLimit", &message);
+    }
+
+    /// How many connections a VM may have.
+    pub(super) fn limit(&self, vm: &Vm) -> Limit {
+        let own = vm.spec.network.max_connections().map(Limit::of);
+        own.unwrap_or_else(|| Limit::share(self.conntrack_max()))
+    }
+
+    /// `nf_conntrack_max`, as the host had it when it was last looked at. When that changes, all VMs are looked at again.
+    fn conntrack_max(&self) -> Option<u32> {
+        let sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = sized.as_ref().map(|(max, ..)| *max);
+        drop(sized);
+        known.unwrap_or_else(conntrack::max)
+    }
+
+    /// What a VM's connections come to, by name, as counters: a question to the kernel. None of a VM on a CNI network, which has no
+    /// limit.
+    pub async fn connections(&self, vm: &Vm) -> Vec<(String, u64)> {
+        let asked = match &vm.spec.network {
+            NetworkSpec::Isolated(_) => self.isolated_connections(vm).map(Some),
+            NetworkSpec::Bridge(_) => self.bridged_connections(vm).await,
+            NetworkSpec::Cni(_) => Ok(None),
+        };
+        let (entries, refused) = match asked {
+            Ok(Some(found)) => found,
+            Ok(None) => return Vec::new(),
+            Err(error) => {
+                debug!(vm = %vm.meta.name, %error, "cannot count its connections");
+                return Vec::new();
+            }
+        };
+        let counter = |name: &str, count: u64| (format!("connections.{name}"), count);
+        vec![
+            counter("limit", u64::from(self.limit(vm).all())),
+            counter("entries", u64::from(entries)),
+            counter("refused_packets", refused),
+        ]
+    }
+
+    fn isolated_connections(&self, vm: &Vm) -> Result<(u32, u64), Error> {
+        let names = owner::vm_names(&self.instance, vm.meta.uid);
+        let backend = &self.hands.backend;
+        Netns::open(&self.run_dir.netns(&names))?.run_here(|| {
+            let refused = backend.matched(firewall::rules::ALLOW, firewall::rules::LIMIT)?;
+            Ok((conntrack::count()?, refused))
+        })
+    }
+
+    /// None: it has no address.
+    async fn bridged_connections(&self, vm: &Vm) -> Result<Option<(u32, u64)>, Error> {
+        let leased = self.store.read(|world| world.lease(&vm.meta.name).cloned());
+        let Some(address) = leased.map(|lease| lease.address.ip()) else {
+            return Ok(None);
+        };
+        let entries = self.host_entries(FRESH).await?;
+        let refused = self.look_at_refused(vm, address, false).await?;
+        Ok(Some((entries.get(&address).copied().unwrap_or(0), refused)))
+    }
+}
+
+/// How many entries of the calling thread's namespace each address has that begin or end at it.
+pub(super) fn entries() -> Result<HashMap<Ipv4Addr, u32>, Error> {
+    let mut entries = HashMap::new();
+    for flow in conntrack::list()? {
+        let mut ends = vec![flow.src, flow.dst, flow.answers];
+        ends.sort_unstable();
+        ends.dedup();
+        for end in ends {
+            *entries.entry(end).or_default() += 1;
+        }
+    }
+    Ok(entries)
+}
