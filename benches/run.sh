@@ -117,8 +117,36 @@ by_hand_cni() { # SLOTS
   fresh bash benches/yardsticks/by-hand-cni.sh "$1" 0 "$work/bridge.json" "$work/firewall.json"
 }
 
+# Milliseconds of CPU for a change of somebody else among 29,000 rules of his, as Kubernetes has them. Longer apart than changes are gathered.
+beside_foreign_rules() {
+  export SLICE_CONFIG_DIR=/run/groups.d SLICE_STATE_DIR=$(mktemp -d "$work/state.XXXXXX") SLICE_RUN_DIR=/run/slice
+  export SLICE_SOCKET=/run/slice/sliced.sock
+  mkdir -p /run/groups.d
+  manifest 1 2 192.168.1.0/24 >"$work/m.yaml"
+  begin
+  slicectl apply -f "$work/m.yaml" --wait=60s >/dev/null
+  {
+    echo '*nat'
+    for ((n = 0; n < 5000; n++)); do echo ":KUBE-SVC-$n - [0:0]"; done
+    for ((n = 0; n < 29000; n++)); do
+      echo "-A KUBE-SVC-$((n % 5000)) -d 10.96.$((n / 250)).$((n % 250))/32 -p tcp -m tcp --dport 80 -j RETURN"
+    done
+    echo COMMIT
+  } | iptables-restore -n
+  sleep 3
+  local ticks
+  ticks=$(cpu_ticks)
+  for ((n = 0; n < 20; n++)); do
+    nft add rule ip nat KUBE-SVC-1 counter
+    sleep 0.7
+  done
+  echo "each $((($(cpu_ticks) - ticks) * 10))"
+  kill "$daemon"
+  wait "$daemon"
+}
+
 export MODE=isolated
-export -f network manifest host_rules cpu_ticks resident_kb life
+export -f network manifest host_rules cpu_ticks resident_kb life beside_foreign_rules
 
 cc -O2 -o "$work/floor" benches/yardsticks/floor.c
 echo "$(nproc) cores, $(uname -r), $(iptables --version), $slots slots"
@@ -149,6 +177,9 @@ say "1024 slots in four groups, restart: adopted and quiet, seconds" "$(per "$(o
 say "1024 slots in four groups, restart: actions taken" "$(of "$large" actions)" 0 '=='
 one=$(fresh bash -euc "life 1 1")
 say "host rules for 1 slot" "$(of "$one" rules)" "$(of "$whole" rules)" '=='
+
+foreign=$(fresh bash -euc beside_foreign_rules)
+say "29,000 foreign rules: ms of CPU for a foreign change" "$(per "$(of "$foreign" each)" 20)" 5 '<'
 
 built=$(by_turns 3 "by_hand by-hand-bridge.sh" ours_on_bridge few_on_bridge)
 hand=$(of "$built" hand) ours=$(of "$built" ours) few=$(of "$built" few)

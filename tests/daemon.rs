@@ -10,6 +10,8 @@
 //! | `reload` | a saved file, live and not |
 //! | `difference` | what `diff` says, and what is then done |
 //! | `damage` | a state that is damaged, lost or replaced under VMs that run |
+//! | `dependents` | what depends on a bridge or on the host's switch, after that was broken |
+//! | `foreign_rules` | hosts with tens of thousands of rules of others |
 //! | `disks` | made, kept, refused |
 //! | `origin` | whose a group is: a file's or an apply's |
 //! | `drift` | everything that somebody can break, seen and repaired |
@@ -49,9 +51,11 @@ mod daemon {
     mod connections;
     mod converge;
     mod damage;
+    mod dependents;
     mod difference;
     mod disks;
     mod drift;
+    mod foreign_rules;
     mod full_disk;
     mod guests;
     mod hanging;

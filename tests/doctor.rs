@@ -9,10 +9,18 @@ use slicectl::api::view::{Check, CheckVerdict};
 use slicectl::doctor::{self, Host};
 use slicectl::host::netns::Netns;
 use slicectl::owner::Instance;
+use slicectl::reconcile::ground::unmanaged::{OurLinks, write_unmanaged};
 use support::kernel;
 
 fn instance() -> Instance {
     Instance::of("/var/lib/slice".as_ref())
+}
+
+fn links() -> OurLinks {
+    OurLinks {
+        veth_prefix: instance().link_prefix(),
+        ..OurLinks::default()
+    }
 }
 
 fn host() -> Host {
@@ -26,6 +34,8 @@ fn host() -> Host {
         vmm_ids: Default::default(),
         allowed: Default::default(),
         cni: slicectl::cni::Runtime::new(),
+        guarded: Vec::new(),
+        links: links(),
     }
 }
 
@@ -223,47 +233,48 @@ fn a_foreign_chain_that_drops_what_is_forwarded_is_told_until_its_remedy_is_take
 }
 
 #[test]
-fn network_managers_are_seen_only_where_they_run_and_are_told_to_leave_our_links_alone() {
+fn network_managers_are_told_to_leave_our_links_alone_before_they_run() {
     kernel::private(async {
         let home = Netns::current().unwrap();
-        let prefix = instance().link_prefix();
-        assert_eq!(
-            doctor::write_unmanaged(&home, &prefix).await.unwrap(),
-            [] as [std::path::PathBuf; 0]
-        );
+        // A process of that name is what is looked for; it lives in this namespace, and ends with the test.
+        kernel::run("mkdir /run/p; cp $(command -v sleep) /run/p/NetworkManager");
+        let start = || {
+            let mut command = std::process::Command::new("/run/p/NetworkManager");
+            command.arg("60").spawn().unwrap()
+        };
         assert!(
             find(&examine().await, "NetworkManager")
                 .found
                 .contains("does not run")
         );
-
-        // A process of that name is what is looked for; it lives in this namespace, and ends with the test.
-        kernel::run(
-            "cp $(command -v sleep) /run/NetworkManager-program; mkdir /run/p; mv /run/NetworkManager-program /run/p/NetworkManager",
-        );
-        let mut program = std::process::Command::new("/run/p/NetworkManager")
-            .arg("60")
-            .spawn()
-            .unwrap();
+        let mut program = start();
         let told = find(&examine().await, "NetworkManager").clone();
-        let written = doctor::write_unmanaged(&home, &prefix).await;
-        let again = doctor::write_unmanaged(&home, &prefix).await;
+        program.kill().unwrap();
+        program.wait().unwrap();
+        assert_eq!(told.verdict, CheckVerdict::Warn, "{told:#?}");
+
+        let written = write_unmanaged(&home, &links()).await.unwrap();
+        assert_eq!(written.len(), 2, "one for each, though none runs");
+        assert!(
+            told.remedy.contains(written[1].to_str().unwrap()),
+            "{told:#?}"
+        );
+        let again = write_unmanaged(&home, &links()).await.unwrap();
+        assert!(again.is_empty(), "what is there is not written again");
+        let mut program = start();
         let after = find(&examine().await, "NetworkManager").clone();
         program.kill().unwrap();
         program.wait().unwrap();
-
-        assert_eq!(told.verdict, CheckVerdict::Warn, "{told:#?}");
-        let written = written.unwrap();
-        assert_eq!(written.len(), 1);
-        assert!(
-            told.remedy.contains(written[0].to_str().unwrap()),
-            "{told:#?}"
-        );
-        assert!(
-            again.unwrap().is_empty(),
-            "what is there is not written again"
-        );
         assert_eq!(after.verdict, CheckVerdict::Ok, "{after:#?}");
+
+        let more = OurLinks {
+            bridges: ["slbr0".to_owned()].into(),
+            tap_prefixes: ["tp".to_owned()].into(),
+            ..links()
+        };
+        assert_eq!(write_unmanaged(&home, &more).await.unwrap().len(), 2);
+        kernel::run("rm /run/systemd/network/*");
+        assert_eq!(write_unmanaged(&home, &more).await.unwrap().len(), 1);
     });
 }
 

@@ -371,7 +371,7 @@ const NOT_QUITE: &[&str] = &[
     "-s 10.0.0.1/255.0.255.255 -j ACCEPT",
     "-f -j ACCEPT",
     "-m conntrack ! --ctstate NEW -j ACCEPT",
-    "-m conntrack --ctstate NEW,UNTRACKED -j ACCEPT",
+    "-m conntrack --ctstate NEW,SNAT -j ACCEPT",
     "-m conntrack --ctstate NEW --ctproto tcp -j ACCEPT",
     "-m conntrack --ctdir REPLY -j ACCEPT",
     "-m addrtype --src-type LOCAL -j ACCEPT",
@@ -880,6 +880,7 @@ fn rules_are_read_as_they_were_before_a_commit_or_after_it_and_never_in_between(
     let chain = tables[0].chains.iter_mut().find(|c| c.name == CHANGED);
     chain.unwrap().rules.insert(0, rule("-j SLICE-DENY"));
     let after = Ruleset::new(tables);
+    let places = places(&before);
     for input in [whole_tables, one_chain] {
         alone(Flavour::Nft, |world| {
             world.commit(&before);
@@ -900,13 +901,94 @@ fn rules_are_read_as_they_were_before_a_commit_or_after_it_and_never_in_between(
                 });
                 let (mut reads, mut torn) = (0, 0);
                 while !done.load(Ordering::Relaxed) && !committer.is_finished() {
-                    let found = world.backend.read(&[TableName::Filter]).unwrap();
+                    let whole = world.backend.read(&[TableName::Filter]).unwrap();
+                    let named = world.backend.read_named(&places).unwrap();
                     reads += 1;
-                    torn += usize::from(found != before && found != after);
+                    let is_torn = |found: &Ruleset| *found != before && *found != after;
+                    torn += usize::from(is_torn(&whole) || is_torn(&named));
                 }
                 assert!(reads > 100, "{reads} reads");
                 assert_eq!(torn, 0, "of {reads} reads");
             });
         });
     }
+}
+
+/// Every chain of a rule set, and some that there are not.
+fn places(ruleset: &Ruleset) -> Vec<(TableName, String)> {
+    let known = ruleset.tables().iter().flat_map(|table| {
+        let names = table.chains.iter().map(|chain| chain.name.clone());
+        names.map(|name| (table.name, name))
+    });
+    let absent = [
+        (TableName::Raw, "PREROUTING"),
+        (TableName::Nat, "POSTROUTING"),
+        (TableName::Filter, "OUTPUT"),
+        (TableName::Filter, "SLICE-NONE"),
+    ];
+    let absent = absent.map(|(table, name)| (table, name.to_owned()));
+    known.chain(absent).collect()
+}
+
+#[test]
+fn chains_read_by_name_are_those_of_the_whole_tables_whatever_stands_beside_them() {
+    for flavour in [Flavour::Nft, Flavour::Legacy] {
+        alone(flavour, |world| {
+            let ours = a_vms_rules();
+            let places = places(&ours);
+            let read = || world.backend.read_named(&places).unwrap();
+            assert_eq!(read(), Ruleset::default());
+            world.commit(&ours);
+            assert_eq!(read(), ours);
+            let program = match flavour {
+                Flavour::Nft => "iptables-nft",
+                Flavour::Legacy => "iptables-legacy",
+            };
+            // Rules behind ours in a builtin chain, in chains of others, and in a table that was not there.
+            run(&format!(
+                "for n in 1 2 3; do {program} -N KUBE-$n; {program} -A KUBE-$n -j ACCEPT; {program} -t nat -N KUBE-$n; done"
+            ));
+            let whole = world.backend.read(&[TableName::Filter]).unwrap();
+            let found = read();
+            for (table, chain) in &places {
+                assert_eq!(
+                    found.chain(*table, chain),
+                    whole.chain(*table, chain),
+                    "{chain}"
+                );
+            }
+        });
+    }
+    alone(Flavour::Nft, |world| {
+        let places = [(TableName::Filter, "FORWARD".to_owned())];
+        let read = || world.backend.read_named(&places).unwrap();
+        let rules: String = (0..1000)
+            .map(|n| format!("add rule ip filter FORWARD tcp dport {n} counter drop\n"))
+            .collect();
+        let chain = "type filter hook forward priority 0;";
+        let file = world.tools.path().join("rules");
+        std::fs::write(
+            &file,
+            format!("add table ip filter\nadd chain ip filter FORWARD {{ {chain} }}\n{rules}"),
+        )
+        .unwrap();
+        run(&format!("nft -f {}", file.display()));
+        // As many as it takes to see that our jumps stand first.
+        let found = read().rules(TableName::Filter, "FORWARD").len();
+        assert!((256..1000).contains(&found), "{found}");
+        // A second list by the same socket, after one that was left half read.
+        let twice = [places[0].clone(), places[0].clone()];
+        assert!(world.backend.read_named(&twice).is_ok());
+        // A table that is switched off, and a chain of that name that hooks elsewhere, guard nothing.
+        run("nft add table ip filter '{ flags dormant; }'");
+        let foreign = |found: &Ruleset| {
+            let first = found.rules(TableName::Filter, "FORWARD").first().cloned();
+            matches!(first, Some(Rule::Foreign(_)))
+        };
+        assert!(foreign(&read()));
+        run("nft delete table ip filter
+             nft add table ip filter
+             nft 'add chain ip filter FORWARD { type filter hook input priority 0; }'");
+        assert!(foreign(&read()));
+    });
 }

@@ -17,10 +17,14 @@ mod configuration;
 mod daemons;
 #[path = "packets/flood.rs"]
 mod flood;
+#[path = "packets/foreign_chains.rs"]
+mod foreign_chains;
 #[path = "packets/host.rs"]
 mod host;
 #[path = "packets/live.rs"]
 mod live;
+#[path = "packets/managers.rs"]
+mod managers;
 #[path = "packets/modes.rs"]
 mod modes;
 #[path = "packets/neighbours.rs"]

@@ -33,9 +33,9 @@ missing=$(echo "$needs" | while read -r program package; do
     # CNI plugins are in a folder of their own.
     command -v "$program" >/dev/null || [ -x "/usr/lib/cni/$program" ] || echo "$package"
 done | sort -u | tr '\n' ' ')
-[ -n "$missing" ] || exit 0
-
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+if [ -z "$missing" ]; then
+    :
+elif [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "setup.sh: installing $missing"
     export DEBIAN_FRONTEND=noninteractive
     apt-get -qq update
@@ -44,4 +44,23 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
 else
     echo "setup.sh: missing: $missing- some tests will fail; as root: apt-get install $missing" >&2
     [ -z "${CI:-}" ]
+fi
+
+# The network managers and firewalls that tests run are unpacked and not installed: a package that is installed is started, here or at the
+# next boot. Below target/managers/root lies what tests put over /usr, /etc and /var of a private host.
+managers=${SLICE_MANAGERS_DIR:-target/managers}
+if [ ! -e "$managers/done" ] && command -v apt-get >/dev/null; then
+    echo "setup.sh: unpacking firewalld, network-manager and ufw into $managers"
+    mkdir -p "$managers/debs" "$managers/root"
+    packages=$(apt-get -s install --no-install-recommends dbus systemd firewalld network-manager ufw 2>/dev/null |
+        awk '$1 == "Inst" && $3 !~ /^\[/ && $2 != "udev" && $2 != "libudev1" { print $2 }')
+    # An index that is old names packages that are there no more.
+    # shellcheck disable=SC2086 # a list of words
+    (cd "$managers/debs" && { apt-get -qq download $packages 2>/dev/null || { apt-get -qq update && apt-get -qq download $packages; }; })
+    for package in "$managers"/debs/*.deb; do
+        dpkg-deb -x "$package" "$managers/root"
+    done
+    # In a package /lib is not yet a link.
+    [ ! -d "$managers/root/lib" ] || cp -a "$managers/root/lib/." "$managers/root/usr/lib/"
+    touch "$managers/done"
 fi

@@ -140,7 +140,12 @@ fn peek(path: &Path) -> Result<(String, String), Error> {
 
 fn read(path: &Path) -> Result<String, Error> {
     let bytes = fs::read(path).map_err(|error| Error::io("read", path, error))?;
-    String::from_utf8(bytes).map_err(|error| Error::not_a(path, "UTF-8", &error))
+    let text = String::from_utf8(bytes).map_err(|error| Error::not_a(path, "UTF-8", &error))?;
+    // Editors of Windows begin a text with this mark of its encoding, which is no JSON.
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(text) => text.to_owned(),
+        None => text,
+    })
 }
 
 /// The files with one of the extensions, sorted; none when the folder is absent.

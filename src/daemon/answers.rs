@@ -38,6 +38,7 @@ use crate::owner::{Label, Owner};
 use crate::reconcile::engine::Engine;
 use crate::reconcile::explain::{self, Way};
 use crate::reconcile::fold::House;
+use crate::reconcile::ground;
 use crate::reconcile::group::{self, Removed};
 use crate::reconcile::vmm;
 use crate::store;
@@ -357,6 +358,11 @@ impl Backend for Answers {
     }
 
     async fn doctor(&self) -> Result<Vec<Check>, Refusal> {
+        let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
+        let desired = self.engine.ground_desired();
+        let hands = self.engine.ground();
+        let guarded = ground::guarded(&hands, &desired).await.map_err(fail)?;
+        let links = self.engine.our_links(&desired).await.map_err(fail)?;
         Ok(doctor::examine(&doctor::Host {
             home: self.engine.hands.home.clone(),
             instance: self.engine.instance.clone(),
@@ -367,6 +373,8 @@ impl Backend for Answers {
             vmm_ids: self.engine.vmm_ids,
             allowed: self.engine.processes.places().allowed.clone(),
             cni: self.engine.cni.clone(),
+            guarded,
+            links,
         })
         .await)
     }

@@ -252,6 +252,8 @@ impl Daemon {
             sized: Default::default(),
             flows: Default::default(),
             turned_away: Default::default(),
+            forward_chains: Default::default(),
+            whole_tables: true.into(),
             enforcement: Default::default(),
             removals: Default::default(),
         });
@@ -399,10 +401,6 @@ async fn serve(
     let engine = daemon.engine.clone();
     let stop = CancellationToken::new();
     let intake = Arc::new(intake);
-    let prefix = engine.instance.link_prefix();
-    if let Err(error) = crate::doctor::write_unmanaged(&engine.hands.home, &prefix).await {
-        warn!(%error, "cannot ask the host's network managers to leave our links alone");
-    }
     let door = Door::open(&engine.run_dir.socket(), &args.socket_group)
         .map_err(|error| Error::Door(error.to_string()))?;
     let answers = Answers::new(engine.clone(), intake.clone(), &args);

@@ -266,7 +266,16 @@ impl Trigger {
                 let key = self.on_link(Some(index)).unwrap_or(Key::Ground);
                 gathered.keys.insert(key);
             }
-            What::Neigh { index } | What::Filter { index } => {
+            What::Neigh { index, ip } => {
+                gathered.keys.extend(self.on_link(Some(index)));
+                // A VM's own, on a bridge that it shares with others.
+                if self.bridge_at(index).is_some()
+                    && let Some(ip) = ip
+                {
+                    gathered.route(Ipv4Network::from(ip));
+                }
+            }
+            What::Filter { index } | What::Ipv6 { index } => {
                 gathered.keys.extend(self.on_link(Some(index)));
             }
             What::Route { index, dst } => {

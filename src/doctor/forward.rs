@@ -1,10 +1,9 @@
-//! Whether forwarded packets of VMs can pass: the switch, the FORWARD chain and who else owns it, foreign forward chains.
-//! Not here: which back end the rules are in.
+//! Whether forwarded packets of VMs can pass: the switch, the FORWARD chain and who else owns it.
+//! Not here: which back end the rules are in; foreign forward chains (`native`).
 
 use std::net::Ipv4Addr;
 
 use super::filter::Seen;
-use super::native::{Base, End, Mention};
 use super::{Host, fail, ok, unseen, warn, words};
 use crate::api::view::Check;
 use crate::host::iptables::Flavour;
@@ -17,7 +16,6 @@ const UPLINK: &str = "uplink forwarding";
 /// A public address: the way to it is the default route. Nothing is sent to it.
 const ANYWHERE: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
 const CHAIN: &str = "FORWARD chain";
-const OTHERS: &str = "other forward filters";
 const BRIDGED: &str = "bridge-nf-call-iptables";
 const RP_FILTER: &str = "rp_filter";
 
@@ -28,11 +26,7 @@ const KEYS: [&str; 4] = [
     "net.ipv4.conf.default.rp_filter",
 ];
 
-pub(super) async fn checks(
-    cx: &Host,
-    seen: &Seen,
-    native: &Result<Vec<Base>, String>,
-) -> Vec<Check> {
+pub(super) async fn checks(cx: &Host, seen: &Seen) -> Vec<Check> {
     let mut checks = match cx.home.run(|| sysctl::read_many(&KEYS)).await {
         Ok(values) => {
             let value = |index: usize| values.get(index).and_then(Option::as_deref);
@@ -46,7 +40,6 @@ pub(super) async fn checks(
     };
     checks.push(uplink(cx).await);
     checks.push(judge_chain(seen, &cx.instance.chain("")));
-    checks.push(judge_others(native, &cx.instance.link_prefix()));
     checks
 }
 
@@ -194,63 +187,6 @@ fn company(ruleset: &Ruleset) -> String {
 
 fn jumps_to(rule: &Rule, prefix: &str) -> bool {
     rule.jump().is_some_and(|chain| chain.starts_with(prefix))
-}
-
-fn judge_others(native: &Result<Vec<Base>, String>, link_prefix: &str) -> Check {
-    let bases = match native {
-        Ok(bases) => bases,
-        Err(why) => {
-            let remedy = "Install nft so that chains which iptables does not show can be seen: `apt-get install nftables`.";
-            return warn(OTHERS, format!("could not look: {why}"), remedy);
-        }
-    };
-    let stops = |base: &&Base| {
-        base.ours == Mention::Nowhere && (base.end == End::Shut || base.table == "firewalld")
-    };
-    let stopping: Vec<&Base> = bases.iter().filter(stops).collect();
-    let names = |bases: &[&Base]| -> String {
-        let names: Vec<_> = bases.iter().map(|base| name(base)).collect();
-        names.join(", ")
-    };
-    match (bases.len(), stopping.first()) {
-        (0, _) => ok(
-            OTHERS,
-            "no nf_tables chain but iptables' own sees forwarded packets",
-        ),
-        (_, None) => {
-            let all: Vec<&Base> = bases.iter().collect();
-            ok(
-                OTHERS,
-                format!("{}: open, or opened for our links", names(&all)),
-            )
-        }
-        (_, Some(first)) => warn(
-            OTHERS,
-            format!(
-                "{} may drop what sliced lets pass: a packet must pass every chain at this hook",
-                names(&stopping)
-            ),
-            remedy(first, link_prefix),
-        ),
-    }
-}
-
-fn name(base: &Base) -> String {
-    format!("{} {} {}", base.family, base.table, base.chain)
-}
-
-fn remedy(base: &Base, link_prefix: &str) -> String {
-    match base.table.as_str() {
-        "firewalld" => format!(
-            "Tell firewalld that sliced guards these links: `firewall-cmd --permanent --zone=trusted \
-             --add-interface={link_prefix}+ && firewall-cmd --reload`."
-        ),
-        _ => format!(
-            "Open it for VMs' links, which sliced guards: `nft insert rule {0} iifname \"{link_prefix}*\" accept; nft insert rule \
-             {0} oifname \"{link_prefix}*\" ct state established,related accept`, and put the same into /etc/nftables.conf.",
-            name(base)
-        ),
-    }
 }
 
 #[cfg(test)]

@@ -34,16 +34,6 @@ fn seen(policy: Policy, forward: Vec<Rule>, chains: &[&str]) -> Seen {
     }
 }
 
-fn base(table: &str, end: End, ours: Mention) -> Base {
-    Base {
-        family: "inet".into(),
-        table: table.into(),
-        chain: "forward".into(),
-        end,
-        ours,
-    }
-}
-
 #[test]
 fn forwarding_that_is_off_is_told_with_the_line_that_turns_it_on() {
     assert_eq!(judge_switch(Some("1")).verdict, CheckVerdict::Ok);
@@ -87,40 +77,6 @@ fn all_who_keep_chains_are_named() {
         "{}",
         check.found
     );
-}
-
-#[test]
-fn a_shut_chain_that_we_cannot_overrule_comes_with_the_rule_that_opens_it() {
-    let shut = base("mine", End::Shut, Mention::Nowhere);
-    let check = judge_others(&Ok(vec![shut]), "slabcde");
-    assert_eq!(check.verdict, CheckVerdict::Warn);
-    assert!(
-        check
-            .remedy
-            .contains("nft insert rule inet mine forward iifname \"slabcde*\" accept")
-    );
-}
-
-#[test]
-fn firewalld_is_asked_in_its_own_words_until_it_knows_our_links() {
-    let of = |ours| judge_others(&Ok(vec![base("firewalld", End::Open, ours)]), "slabcde");
-    assert!(
-        of(Mention::Nowhere)
-            .remedy
-            .contains("--add-interface=slabcde+")
-    );
-    assert_eq!(of(Mention::Somewhere).verdict, CheckVerdict::Ok);
-}
-
-#[test]
-fn open_chains_and_no_chains_are_fine_and_not_having_looked_is_not() {
-    let verdict = |native| judge_others(&native, "slabcde").verdict;
-    assert_eq!(verdict(Ok(Vec::new())), CheckVerdict::Ok);
-    assert_eq!(
-        verdict(Ok(vec![base("mine", End::Open, Mention::Nowhere)])),
-        CheckVerdict::Ok
-    );
-    assert_eq!(verdict(Err("no nft".into())), CheckVerdict::Warn);
 }
 
 #[test]

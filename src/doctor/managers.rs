@@ -1,14 +1,14 @@
-//! Programs that take links over: systemd-networkd and NetworkManager, and how they are told to leave ours alone.
-//! Not here: addresses and routes themselves.
+//! Programs that take links over: systemd-networkd and NetworkManager, and whether they leave ours alone.
+//! Not here: addresses and routes themselves; telling them ([`crate::reconcile::ground::unmanaged`]).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Host, ask, ok, unseen, warn, words};
+use super::{Host, ok, unseen, warn, words};
 use crate::api::view::Check;
 use crate::host::Error;
-use crate::host::fs::{self, Dir, Durability};
-use crate::host::netns::Netns;
+use crate::host::fs::{self, Dir};
+use crate::reconcile::ground::unmanaged::{self, Manager, OurLinks};
 
 mod networkd;
 mod nm;
@@ -16,15 +16,20 @@ mod nm;
 const NETWORKD: &str = "systemd-networkd";
 const NM: &str = "NetworkManager";
 
-/// Where a file of ours lies that a reboot takes away.
-const NETWORKD_RUN: &str = "/run/systemd/network";
-const NM_RUN: &str = "/run/NetworkManager/conf.d";
+/// A link such as ours are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Example {
+    /// Its name.
+    name: String,
+    kind: Kind,
+}
 
-/// Whether a program runs in our network namespace.
+/// What it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Runs {
-    Yes,
-    No,
+enum Kind {
+    Veth,
+    Bridge,
+    Tap,
 }
 
 /// What a program would do to a link of ours.
@@ -37,169 +42,93 @@ enum Fate {
 }
 
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
-    let prefix = cx.instance.link_prefix();
-    let (networkd, nm) = match running(&cx.home) {
-        Ok(running) => running,
-        Err(error) => return vec![unseen(NETWORKD, &words(&error)), unseen(NM, &words(&error))],
-    };
-    let networkd = match networkd {
-        Runs::No => ok(NETWORKD, "does not run here"),
-        Runs::Yes => match networkd::fate(&prefix) {
-            Ok(fate) => judge(NETWORKD, &fate, &networkd_remedy(&prefix)),
-            Err(error) => unseen(NETWORKD, &words(&error)),
-        },
-    };
-    let nm = match nm {
-        Runs::No => ok(NM, "does not run here"),
-        Runs::Yes => match nm::fate(&prefix) {
-            Ok(fate) => judge(NM, &fate, &nm_remedy(&prefix)),
-            Err(error) => unseen(NM, &words(&error)),
-        },
-    };
-    vec![networkd, nm]
-}
-
-fn judge(name: &str, fate: &Fate, remedy: &str) -> Check {
-    match fate {
-        Fate::LeftAlone(Some(file)) => ok(
-            name,
-            format!("runs and leaves our links alone ({})", file.display()),
-        ),
-        Fate::LeftAlone(None) => ok(name, "runs, and none of its files speaks of our links"),
-        Fate::Captured(file) => {
-            let by = file
-                .as_ref()
-                .map_or("its defaults".into(), |file| file.display().to_string());
-            warn(
-                name,
-                format!("runs and would take our links over, by {by}"),
-                remedy,
-            )
-        }
-    }
-}
-
-/// A `.network` file (systemd.network(5)) that makes systemd-networkd leave alone every link whose name starts so.
-pub fn unmanaged_networkd_text(link_prefix: &str) -> String {
-    format!(
-        "# Links of slice's VMs: sliced sets them up.\n[Match]\nName={link_prefix}*\n\n[Link]\nUnmanaged=yes\n"
-    )
-}
-
-/// A snippet (NetworkManager.conf(5)) that makes NetworkManager leave alone every link whose name starts so. The section
-/// has a name of its own: `unmanaged-devices` in `[keyfile]` would replace another file's.
-pub fn unmanaged_nm_text(link_prefix: &str) -> String {
-    format!(
-        "# Links of slice's VMs: sliced sets them up.\n[device-{link_prefix}]\nmatch-device=interface-name:{link_prefix}*\nmanaged=0\n"
-    )
-}
-
-/// Writes those files where the programs run that read them, has them read, and answers which were written. A file that is
-/// there as it should be is not written again. The daemon calls this once, at its start.
-pub async fn write_unmanaged(home: &Netns, link_prefix: &str) -> Result<Vec<PathBuf>, Error> {
-    let (networkd, nm) = running(home)?;
-    let mut written = Vec::new();
-    if networkd == Runs::Yes
-        && write(
-            &networkd_file(link_prefix),
-            &unmanaged_networkd_text(link_prefix),
-        )?
-    {
-        written.push(networkd_file(link_prefix));
-        reload(&["networkctl", "reload"]).await;
-    }
-    if nm == Runs::Yes && write(&nm_file(link_prefix), &unmanaged_nm_text(link_prefix))? {
-        written.push(nm_file(link_prefix));
-        reload(&["nmcli", "general", "reload", "conf"]).await;
-    }
-    Ok(written)
-}
-
-/// Whether it had to be written.
-fn write(path: &Path, text: &str) -> Result<bool, Error> {
-    if fs::read_text(path)?.as_deref() == Some(text) {
-        return Ok(false);
-    }
-    if let Some(dir) = path.parent() {
-        fs::make_dir(dir, 0o755)?;
-    }
-    fs::write(path, text.as_bytes(), 0o644, Durability::Process)?;
-    Ok(true)
-}
-
-/// A program that is not told reads the file when it starts next; doctor and this line say what to do until then.
-async fn reload(argv: &[&str]) {
-    if let Err(error) = ask(argv).await {
-        tracing::warn!(
-            command = argv.join(" "),
-            error = words(&error),
-            "cannot have a network manager read its files again"
-        );
-    }
-}
-
-/// Low, so that it comes before any file that matches by the kind of link.
-fn networkd_file(link_prefix: &str) -> PathBuf {
-    Path::new(NETWORKD_RUN).join(format!("05-slice-{link_prefix}.network"))
-}
-
-fn nm_file(link_prefix: &str) -> PathBuf {
-    Path::new(NM_RUN).join(format!("90-slice-{link_prefix}.conf"))
-}
-
-fn networkd_remedy(link_prefix: &str) -> String {
-    format!(
-        "Restart sliced, which writes {}; or keep it: `printf '[Match]\\nName={link_prefix}*\\n\\n[Link]\\nUnmanaged=yes\\n' \
-         > /etc/systemd/network/05-slice.network && networkctl reload`.",
-        networkd_file(link_prefix).display()
-    )
-}
-
-fn nm_remedy(link_prefix: &str) -> String {
-    format!(
-        "Restart sliced, which writes {}; or keep it: `printf '[device-slice]\\nmatch-device=interface-name:{link_prefix}*\\n\
-         managed=0\\n' > /etc/NetworkManager/conf.d/90-slice.conf && nmcli general reload conf`.",
-        nm_file(link_prefix).display()
-    )
-}
-
-/// Whether each runs in this network namespace. By the kernel's name of the process, 15 characters of it (proc_pid_comm(5)).
-fn running(home: &Netns) -> Result<(Runs, Runs), Error> {
-    let home = home.inode()?;
-    let (mut networkd, mut nm) = (Runs::No, Runs::No);
-    for (pid, comm) in processes()? {
-        let program = match comm.as_str() {
-            "systemd-network" => &mut networkd,
-            NM => &mut nm,
-            _ => continue,
+    let check = |manager: Manager| {
+        let name = match manager {
+            Manager::Networkd => NETWORKD,
+            Manager::NetworkManager => NM,
         };
-        // One that ends while we look does not run.
-        let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        if Netns::open(&path)
-            .and_then(|netns| netns.inode())
-            .is_ok_and(|inode| inode == home)
-        {
-            *program = Runs::Yes;
+        match unmanaged::runs(&cx.home, manager) {
+            Err(error) => return unseen(name, &words(&error)),
+            Ok(false) => return ok(name, "does not run here"),
+            Ok(true) => {}
         }
-    }
-    Ok((networkd, nm))
+        let fates = examples(&cx.links).into_iter().map(|example| {
+            let fate = match manager {
+                Manager::Networkd => networkd::fate(&example),
+                Manager::NetworkManager => nm::fate(&example),
+            };
+            fate.map(|fate| (example, fate))
+        });
+        match fates.collect::<Result<Vec<_>, Error>>() {
+            Ok(fates) => judge(name, &fates, &remedy(manager, &cx.links)),
+            Err(error) => unseen(name, &words(&error)),
+        }
+    };
+    Manager::ALL.map(check).into()
 }
 
-fn processes() -> Result<Vec<(u32, String)>, Error> {
-    let names = match fs::look_at_dir(Path::new("/proc"))? {
-        Dir::Present(names) => names,
-        Dir::Absent | Dir::NotADirectory => Vec::new(),
+/// One link of each sort.
+fn examples(links: &OurLinks) -> Vec<Example> {
+    let veth = Example {
+        name: format!("{}aaaaaaaa", links.veth_prefix),
+        kind: Kind::Veth,
     };
-    let pids = names
-        .into_iter()
-        .filter_map(|name| name.parse::<u32>().ok());
-    Ok(pids
-        .filter_map(|pid| {
-            let path = PathBuf::from(format!("/proc/{pid}/comm"));
-            let comm = fs::read_text(&path).ok().flatten()?;
-            Some((pid, comm.trim_end().to_owned()))
-        })
-        .collect())
+    let bridges = links.bridges.iter().map(|name| Example {
+        name: name.clone(),
+        kind: Kind::Bridge,
+    });
+    let taps = links.tap_prefixes.iter().map(|prefix| Example {
+        name: format!("{prefix}0"),
+        kind: Kind::Tap,
+    });
+    [veth].into_iter().chain(bridges).chain(taps).collect()
+}
+
+fn judge(name: &str, fates: &[(Example, Fate)], remedy: &str) -> Check {
+    let captured = fates.iter().find_map(|(_, fate)| match fate {
+        Fate::Captured(file) => Some(file),
+        Fate::LeftAlone(_) => None,
+    });
+    let Some(by) = captured else {
+        let file = fates.iter().find_map(|(_, fate)| match fate {
+            Fate::LeftAlone(file) => file.clone(),
+            Fate::Captured(_) => None,
+        });
+        return match file {
+            Some(file) => ok(
+                name,
+                format!("runs and leaves our links alone ({})", file.display()),
+            ),
+            None => ok(name, "runs, and none of its files speaks of our links"),
+        };
+    };
+    let taken = fates
+        .iter()
+        .filter(|(_, fate)| matches!(fate, Fate::Captured(_)));
+    let taken: Vec<&str> = taken.map(|(example, _)| example.name.as_str()).collect();
+    let by = by
+        .as_ref()
+        .map_or("its defaults".into(), |file| file.display().to_string());
+    warn(
+        name,
+        format!("runs and would take {} over, by {by}", taken.join(", ")),
+        remedy,
+    )
+}
+
+fn remedy(manager: Manager, links: &OurLinks) -> String {
+    let file = manager.file(&links.veth_prefix);
+    let (file, text) = (file.display(), manager.text(links).replace('\n', "\\n"));
+    let (kept, reload) = match manager {
+        Manager::Networkd => ("/etc/systemd/network/05-slice.network", "networkctl reload"),
+        Manager::NetworkManager => (
+            "/etc/NetworkManager/conf.d/90-slice.conf",
+            "nmcli general reload conf",
+        ),
+    };
+    format!(
+        "Restart sliced, which writes {file}; or keep it: `printf '%b' \"{text}\" > {kept} && {reload}`."
+    )
 }
 
 /// The files with this ending in several directories, by name; of two with one name the earlier directory's counts.
@@ -236,7 +165,7 @@ fn settings(text: &str) -> impl Iterator<Item = (&str, &str, &str)> {
     })
 }
 
-/// A shell pattern with `*` and `?` (fnmatch(3)); sets in brackets match nothing here.
+/// A shell pattern with `*`, `?` and sets in brackets (glob(7)).
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern, text) {
         ([], []) => true,
@@ -247,14 +176,28 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
                     .is_some_and(|(_, tail)| glob(pattern, tail))
         }
         ([b'?', rest @ ..], [_, tail @ ..]) => glob(rest, tail),
+        ([b'[', set @ ..], [c, tail @ ..]) if set.contains(&b']') => {
+            let end = set.iter().position(|byte| *byte == b']').unwrap_or(0);
+            in_set(&set[..end], *c) && glob(&set[end + 1..], tail)
+        }
         ([c, rest @ ..], [d, tail @ ..]) => c == d && glob(rest, tail),
         _ => false,
     }
 }
 
-/// A name such as our links have.
-fn example(link_prefix: &str) -> String {
-    format!("{link_prefix}aaaaaaaa")
+fn in_set(set: &[u8], c: u8) -> bool {
+    let (mut set, wanted) = match set {
+        [b'!' | b'^', rest @ ..] => (rest, false),
+        _ => (set, true),
+    };
+    let mut found = false;
+    while let [first, rest @ ..] = set {
+        (found, set) = match rest {
+            [b'-', last, rest @ ..] => (found || (*first..=*last).contains(&c), rest),
+            _ => (found || *first == c, rest),
+        };
+    }
+    found == wanted
 }
 
 #[cfg(test)]
@@ -262,35 +205,79 @@ mod tests {
     use super::*;
     use crate::api::view::CheckVerdict;
 
-    #[test]
-    fn what_we_write_makes_both_leave_our_links_alone() {
-        let link = example("slabcde");
-        let text = unmanaged_networkd_text("slabcde");
-        assert_eq!(
-            networkd::verdict(&text, &link),
-            Some(networkd::Says::LeaveAlone)
-        );
-        assert_eq!(networkd::verdict(&text, "slaves0"), None);
-        let text = unmanaged_nm_text("slabcde");
-        assert!(nm::leaves_alone(&text, &link));
-        assert!(!nm::leaves_alone(&text, "slaves0"));
+    fn links() -> OurLinks {
+        OurLinks {
+            veth_prefix: "slabcde".into(),
+            bridges: ["slbr0".to_owned(), "br-vm".to_owned()].into(),
+            tap_prefixes: ["tp".to_owned(), "e".to_owned()].into(),
+        }
+    }
+
+    fn example(name: &str, kind: Kind) -> Example {
+        Example {
+            name: name.into(),
+            kind,
+        }
     }
 
     #[test]
-    fn being_taken_over_is_told_with_the_file_and_the_remedy() {
+    fn what_we_write_makes_both_leave_our_links_alone_and_no_others() {
+        let ours = [
+            ("slabcdeaaaaaaaa", Kind::Veth),
+            ("slbr0", Kind::Bridge),
+            ("br-vm", Kind::Bridge),
+            ("tp0", Kind::Tap),
+            ("tp1023", Kind::Tap),
+            ("tpx7", Kind::Tap),
+            ("e0", Kind::Tap),
+        ];
+        let others = [
+            ("slaves0", Kind::Veth),
+            ("slbr01", Kind::Bridge),
+            ("slbr", Kind::Bridge),
+            ("br-vm2", Kind::Bridge),
+            ("eth0", Kind::Veth),
+            ("enp3s0", Kind::Veth),
+            ("t0", Kind::Tap),
+        ];
+        let networkd = Manager::Networkd.text(&links());
+        let nm = Manager::NetworkManager.text(&links());
+        for (name, kind) in ours {
+            let link = example(name, kind);
+            let said = networkd::verdict(&networkd, &link);
+            assert_eq!(said, Some(networkd::Says::LeaveAlone), "{name}");
+            assert!(nm::leaves_alone(&nm, &link), "{name}: {nm}");
+        }
+        for (name, kind) in others {
+            let link = example(name, kind);
+            assert_eq!(networkd::verdict(&networkd, &link), None, "{name}");
+            assert!(!nm::leaves_alone(&nm, &link), "{name}");
+        }
+    }
+
+    #[test]
+    fn being_taken_over_is_told_with_the_link_the_file_and_the_remedy() {
         let file = Some(PathBuf::from("/etc/systemd/network/all.network"));
-        let check = judge(NETWORKD, &Fate::Captured(file), &networkd_remedy("slabcde"));
+        let fates = [
+            (
+                example("slabcdeaaaaaaaa", Kind::Veth),
+                Fate::LeftAlone(None),
+            ),
+            (example("tp0", Kind::Tap), Fate::Captured(file)),
+        ];
+        let check = judge(NETWORKD, &fates, &remedy(Manager::Networkd, &links()));
         assert_eq!(check.verdict, CheckVerdict::Warn);
-        assert!(check.found.contains("/etc/systemd/network/all.network"));
+        assert_eq!(
+            check.found,
+            "runs and would take tp0 over, by /etc/systemd/network/all.network"
+        );
         assert!(
             check
                 .remedy
                 .contains("/run/systemd/network/05-slice-slabcde.network")
         );
-        assert_eq!(
-            judge(NM, &Fate::LeftAlone(None), "").verdict,
-            CheckVerdict::Ok
-        );
+        assert!(!check.remedy.contains('\n'), "{}", check.remedy);
+        assert_eq!(judge(NM, &fates[..1], "").verdict, CheckVerdict::Ok);
     }
 
     #[test]
@@ -298,6 +285,11 @@ mod tests {
         let matches = |pattern: &str, text: &str| glob(pattern.as_bytes(), text.as_bytes());
         assert!(matches("*", "") && matches("sl*", "slx") && matches("s?x*", "slx"));
         assert!(!matches("sl", "slx") && !matches("?", "") && !matches("eth*", "slx"));
+        assert!(
+            matches("tp[0-9]*", "tp07") && !matches("tp[0-9]*", "tpx") && !matches("tp[0-9]", "tp")
+        );
+        assert!(matches("[!a-c]x", "dx") && !matches("[!a-c]x", "bx") && matches("[ab]", "b"));
+        assert!(matches("[", "[") && !matches("[", "a"));
     }
 
     #[test]

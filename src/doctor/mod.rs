@@ -1,5 +1,5 @@
 //! EXAMINES: whether this host can do what is asked of it, and the remedy where it cannot.
-//! Not here: changing anything but [`write_unmanaged`]'s two files; the state of VMs.
+//! Not here: changing anything; the state of VMs.
 //!
 //! Each check is a look and a judgement. Looking may fail, and then that is what is found; judging is a pure function of
 //! what was seen. Looks run at the same time and each has a deadline of [`PATIENCE`], so all of them take less than a second.
@@ -26,8 +26,9 @@ use crate::cni::Runtime;
 use crate::host::netns::Netns;
 use crate::host::{Error, process};
 use crate::owner::Instance;
+use crate::reconcile::ground::drops::Guarded;
+use crate::reconcile::ground::unmanaged::OurLinks;
 
-pub use managers::{unmanaged_networkd_text, unmanaged_nm_text, write_unmanaged};
 pub use place::lacking;
 
 /// How long a program that is asked something may take.
@@ -54,6 +55,10 @@ pub struct Host {
     pub allowed: Allowed,
     /// Where it finds CNI networks and plugins.
     pub cni: Runtime,
+    /// The ranges that the host routes for, and the links that their packets come by.
+    pub guarded: Vec<Guarded>,
+    /// What network managers are to leave alone.
+    pub links: OurLinks,
 }
 
 /// Looks at everything. Changes nothing: what must be tried is tried in a namespace that ends with the trial.
@@ -76,9 +81,10 @@ pub async fn examine(cx: &Host) -> Vec<Check> {
 }
 
 async fn packet_filter(cx: &Host) -> Vec<Check> {
-    let (filter, native) = tokio::join!(filter::look(cx), native::look(cx));
+    let (filter, native) = tokio::join!(filter::look(cx), native::check(cx));
     let mut checks = filter::judge(&filter);
-    checks.extend(forward::checks(cx, &filter, &native).await);
+    checks.extend(forward::checks(cx, &filter).await);
+    checks.push(native);
     checks
 }
 

@@ -1,192 +1,241 @@
 //! Forward chains of nf_tables that iptables does not know: firewalld's, and those of hand-written rule sets.
-//! Not here: iptables' own chains.
+//! Not here: iptables' own chains; how a chain is asked ([`crate::host::iptables::foreign`]).
 //!
 //! # Why
 //! Every base chain of a hook has to let a packet pass (nft(8), "CHAINS": an accept ends only the chain it is in). So no rule
-//! of ours can overrule one of these, whatever its priority.
+//! of ours can overrule one of these, whatever its priority. A remedy names the links of every mode, and each of them is asked for
+//! afterwards.
 
-use serde_json::Value;
+use std::collections::BTreeMap;
 
-use super::{Host, ask, words};
+use super::{Host, ok, unseen, warn, words};
+use crate::api::view::Check;
+use crate::host::iptables::foreign::BaseChain;
+use crate::host::iptables::{Backend, Flavour};
+use crate::host::{Error, link, route};
+use crate::reconcile::ground::drops::{self, Found, Guarded, Links};
 
-/// A base chain at the hook `forward`, IPv4 or both families.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Base {
-    /// `ip` or `inet`.
-    pub family: String,
-    /// The table.
-    pub table: String,
-    /// The chain.
-    pub chain: String,
-    /// What becomes of a packet that no rule takes out.
-    pub end: End,
-    /// Whether a rule of the same table names our links: then somebody has thought of us.
-    pub ours: Mention,
-}
+const OTHERS: &str = "other forward filters";
+/// A public address: the way to it is the default route. Nothing is sent to it.
+const ANYWHERE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(1, 1, 1, 1);
 
-/// The end of a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// By policy, and no rule drops or rejects everything.
-    Open,
-    /// By policy or by a rule without a condition.
-    Shut,
-}
-
-/// Whether our links are named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mention {
-    /// By no rule.
-    Nowhere,
-    /// By a rule.
-    Somewhere,
-}
-
-/// All of them; an `Err` says in words why none was seen.
-pub(super) async fn look(cx: &Host) -> Result<Vec<Base>, String> {
-    // Terse: without the elements of sets, of which there may be very many.
-    let said = ask(&["nft", "-j", "-t", "list", "ruleset"])
-        .await
-        .map_err(|e| words(&e))?;
-    read(&said, &cx.instance.link_prefix())
-}
-
-/// Reads the JSON of `nft -j list ruleset` (libnftables-json(5)).
-fn read(json: &str, link_prefix: &str) -> Result<Vec<Base>, String> {
-    let unreadable = |why: &dyn std::fmt::Display| format!("nft's answer cannot be read: {why}");
-    let document: Value = serde_json::from_str(json).map_err(|e| unreadable(&e))?;
-    let items = document["nftables"]
-        .as_array()
-        .ok_or_else(|| unreadable(&"it is no list"))?;
-    let rules: Vec<&Value> = items.iter().filter_map(|item| item.get("rule")).collect();
-    let chains = items.iter().filter_map(|item| item.get("chain"));
-    Ok(chains
-        .filter(|chain| chain["hook"] == "forward" && chain["type"] == "filter")
-        .filter(|chain| matches!(text(chain, "family"), "ip" | "inet"))
-        .filter(|chain| !of_iptables(chain))
-        .map(|chain| base(chain, &rules, link_prefix))
-        .collect())
-}
-
-fn base(chain: &Value, rules: &[&Value], link_prefix: &str) -> Base {
-    let same = |rule: &Value, key: &str, of: &str| rule[key] == chain[of];
-    let in_table = || {
-        rules
-            .iter()
-            .filter(|rule| same(rule, "family", "family") && same(rule, "table", "table"))
-    };
-    let shut = chain["policy"] == "drop"
-        || in_table().any(|rule| same(rule, "chain", "name") && takes_all(rule));
-    let named = in_table().any(|rule| rule["expr"].to_string().contains(link_prefix));
-    Base {
-        family: text(chain, "family").into(),
-        table: text(chain, "table").into(),
-        chain: text(chain, "name").into(),
-        end: if shut { End::Shut } else { End::Open },
-        ours: if named {
-            Mention::Somewhere
-        } else {
-            Mention::Nowhere
-        },
+pub(super) async fn check(cx: &Host) -> Check {
+    match look(cx).await {
+        Ok(found) => judge(&found, &asked(cx)),
+        Err(error) => unseen(OTHERS, &words(&error)),
     }
 }
 
-/// `FORWARD` of the tables that iptables keeps in nf_tables: seen by `filter`.
-fn of_iptables(chain: &Value) -> bool {
-    let table = text(chain, "table");
-    text(chain, "family") == "ip"
-        && text(chain, "name") == "FORWARD"
-        && matches!(table, "filter" | "mangle" | "security")
+/// A host without VMs is asked for isolated ones.
+fn asked(cx: &Host) -> Vec<Guarded> {
+    let mut asked = cx.guarded.clone();
+    let is_veth = |guarded: &Guarded| matches!(guarded.links, Links::Veths(_));
+    if !asked.iter().any(is_veth)
+        && let Ok(range) = "169.254.100.0/22".parse()
+    {
+        asked.push(Guarded {
+            links: Links::Veths(cx.instance.link_prefix()),
+            range,
+        });
+    }
+    asked
 }
 
-/// A rule that drops or rejects whatever comes.
-fn takes_all(rule: &Value) -> bool {
-    let Some(parts) = rule["expr"].as_array() else {
-        return false;
+async fn look(cx: &Host) -> Result<Found, Error> {
+    let netlink = cx.home.netlink()?;
+    let uplink = match route::lookup(&netlink, ANYWHERE).await? {
+        Some((index, _)) => link::at(&netlink, index).await?,
+        None => None,
     };
-    let is = |part: &Value, words: &[&str]| words.iter().any(|word| part.get(word).is_some());
-    parts.iter().any(|part| is(part, &["drop", "reject"]))
-        && parts
-            .iter()
-            .all(|part| is(part, &["drop", "reject", "counter", "log", "comment"]))
+    let flavour = Backend::detect().map_or(Flavour::Nft, |found| found.flavour);
+    let chains = Default::default();
+    drops::look(
+        &cx.home,
+        &netlink,
+        &chains,
+        flavour,
+        asked(cx),
+        uplink.as_ref(),
+    )
+    .await
 }
 
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or_default()
+fn judge(found: &Found, asked: &[Guarded]) -> Check {
+    let chains: Vec<String> = found.chains.iter().map(BaseChain::to_string).collect();
+    if chains.is_empty() {
+        return ok(
+            OTHERS,
+            "no nf_tables chain but iptables' own sees forwarded packets",
+        );
+    }
+    let mut by_chain: BTreeMap<&BaseChain, Vec<&Guarded>> = BTreeMap::new();
+    for dropped in &found.dropped {
+        let of = by_chain.entry(&dropped.by).or_default();
+        if !of.contains(&&dropped.of) {
+            of.push(&dropped.of);
+        }
+    }
+    if by_chain.is_empty() {
+        let found = format!("{}: open for {}", chains.join(", "), names(asked));
+        return ok(OTHERS, found);
+    }
+    let told: Vec<String> = by_chain
+        .iter()
+        .map(|(chain, of)| format!("{chain} drops packets of {}", names(of.iter().copied())))
+        .collect();
+    let remedies: Vec<String> = by_chain
+        .iter()
+        .map(|(chain, of)| remedy(chain, of))
+        .collect();
+    warn(
+        OTHERS,
+        format!(
+            "{}: a packet must pass every chain at this hook",
+            told.join(", ")
+        ),
+        remedies.join(" "),
+    )
+}
+
+fn names<'g>(guarded: impl IntoIterator<Item = &'g Guarded>) -> String {
+    let mut names: Vec<String> = guarded.into_iter().map(Guarded::to_string).collect();
+    names.dedup();
+    names.join(", ")
+}
+
+fn remedy(chain: &BaseChain, of: &[&Guarded]) -> String {
+    if chain.table == "firewalld" {
+        let commands: String = zoned(of)
+            .iter()
+            .map(|words| format!("firewall-cmd --permanent --zone=trusted{words} && "))
+            .collect();
+        return format!(
+            "Tell firewalld that sliced guards these links: `{commands}firewall-cmd --reload`."
+        );
+    }
+    let mut rules: Vec<String> = Vec::new();
+    for rule in of.iter().flat_map(|guarded| inserted(chain, guarded)) {
+        if !rules.contains(&rule) {
+            rules.push(rule);
+        }
+    }
+    format!(
+        "Open {chain} for VMs' links, which sliced guards: `{}`, and put the same into /etc/nftables.conf.",
+        rules.join("; ")
+    )
+}
+
+/// Links and sources: firewall-cmd takes one sort in a command.
+fn zoned(of: &[&Guarded]) -> Vec<String> {
+    let (mut links, mut sources) = (String::new(), String::new());
+    for guarded in of {
+        let (to, word) = match &guarded.links {
+            Links::Veths(prefix) => (&mut links, format!(" --add-interface={prefix}+")),
+            Links::Bridge(name) => (&mut links, format!(" --add-interface={name}")),
+            Links::OfPlugin => (&mut sources, format!(" --add-source={}", guarded.range)),
+        };
+        if !to.contains(&word) {
+            to.push_str(&word);
+        }
+    }
+    let mut words = vec![links, sources];
+    words.retain(|words| !words.is_empty());
+    words
+}
+
+fn inserted(chain: &BaseChain, guarded: &Guarded) -> Vec<String> {
+    let (from, to) = match &guarded.links {
+        Links::Veths(prefix) => (
+            format!("iifname \"{prefix}*\""),
+            format!("oifname \"{prefix}*\""),
+        ),
+        Links::Bridge(name) => (format!("iifname \"{name}\""), format!("oifname \"{name}\"")),
+        Links::OfPlugin => (
+            format!("ip saddr {}", guarded.range),
+            format!("ip daddr {}", guarded.range),
+        ),
+    };
+    vec![
+        format!("nft insert rule {chain} {from} accept"),
+        format!("nft insert rule {chain} {to} ct state established,related accept"),
+    ]
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+    use crate::api::view::CheckVerdict;
+    use crate::reconcile::ground::drops::Dropped;
 
-    fn chain(family: &str, table: &str, name: &str, policy: &str) -> Value {
-        json!({"chain": {"family": family, "table": table, "name": name, "handle": 1, "type": "filter",
-            "hook": "forward", "prio": 10, "policy": policy}})
+    fn chain(table: &str) -> BaseChain {
+        BaseChain {
+            family: "inet".into(),
+            table: table.into(),
+            chain: "forward".into(),
+        }
     }
 
-    fn rule(table: &str, chain: &str, expr: Value) -> Value {
-        json!({"rule": {"family": "inet", "table": table, "chain": chain, "handle": 2, "expr": expr}})
-    }
-
-    fn bases(items: &[Value]) -> Vec<Base> {
-        read(&json!({ "nftables": items }).to_string(), "slabcde").unwrap()
-    }
-
-    #[test]
-    fn chains_of_iptables_and_of_other_families_are_passed_over() {
-        let found = bases(&[
-            chain("ip", "filter", "FORWARD", "drop"),
-            chain("ip6", "filter", "forward", "drop"),
-            chain("bridge", "filter", "forward", "drop"),
-        ]);
-        assert_eq!(found, []);
-    }
-
-    #[test]
-    fn a_chain_is_shut_by_its_policy_or_by_a_rule_without_a_condition() {
-        let drop_all = rule(
-            "t",
-            "f",
-            json!([{"counter": {"packets": 0}}, {"drop": null}]),
-        );
-        let reject_all = rule("t", "f", json!([{"reject": {"type": "icmpx"}}]));
-        let drop_some = rule(
-            "t",
-            "f",
-            json!([{"match": {"op": "==", "left": 1, "right": 2}}, {"drop": null}]),
-        );
-        let elsewhere = rule("t", "g", json!([{"drop": null}]));
-        let end = |items: &[Value]| bases(items)[0].end;
-        assert_eq!(end(&[chain("inet", "t", "f", "drop")]), End::Shut);
-        let open = chain("inet", "t", "f", "accept");
-        assert_eq!(end(&[open.clone(), drop_all]), End::Shut);
-        assert_eq!(end(&[open.clone(), reject_all]), End::Shut);
-        assert_eq!(end(&[open.clone(), drop_some, elsewhere]), End::Open);
-    }
-
-    #[test]
-    fn a_rule_anywhere_in_the_table_that_names_our_links_is_seen() {
-        let named = |glob: &str| {
-            rule(
-                "t",
-                "zones",
-                json!([{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": glob}}]),
-            )
+    fn everybody() -> Vec<Guarded> {
+        let guarded = |links, range: &str| Guarded {
+            links,
+            range: range.parse().unwrap(),
         };
-        let base = chain("inet", "t", "f", "drop");
-        assert_eq!(
-            bases(&[base.clone(), named("slabcde*")])[0].ours,
-            Mention::Somewhere
-        );
-        assert_eq!(bases(&[base, named("eth0")])[0].ours, Mention::Nowhere);
+        vec![
+            guarded(Links::Veths("slabcde".into()), "169.254.100.0/22"),
+            guarded(Links::Bridge("slbr0".into()), "10.55.0.0/24"),
+            guarded(Links::OfPlugin, "10.88.0.0/16"),
+        ]
+    }
+
+    fn found(table: &str, dropped: &[Guarded]) -> Found {
+        let drop = |of: &Guarded| Dropped {
+            by: chain(table),
+            of: of.clone(),
+            answers: false,
+        };
+        Found {
+            chains: vec![chain(table)],
+            dropped: dropped.iter().map(drop).collect(),
+        }
     }
 
     #[test]
-    fn half_an_answer_is_an_error() {
-        assert!(read("{\"nftables\": [{\"chain\"", "slabcde").is_err());
-        assert!(read("{}", "slabcde").is_err());
-        assert!(read("", "slabcde").is_err());
+    fn a_shut_chain_that_we_cannot_overrule_comes_with_rules_for_the_links_of_every_mode() {
+        let check = judge(&found("mine", &everybody()), &everybody());
+        assert_eq!(check.verdict, CheckVerdict::Warn);
+        for rule in [
+            "nft insert rule inet mine forward iifname \"slabcde*\" accept",
+            "nft insert rule inet mine forward oifname \"slbr0\" ct state established,related accept",
+            "nft insert rule inet mine forward ip saddr 10.88.0.0/16 accept",
+        ] {
+            assert!(check.remedy.contains(rule), "{}", check.remedy);
+        }
+    }
+
+    #[test]
+    fn firewalld_is_asked_in_its_own_words_for_those_that_it_drops_only() {
+        let all = everybody();
+        let remedy = judge(&found("firewalld", &all), &all).remedy;
+        assert!(remedy.contains(
+            "--zone=trusted --add-interface=slabcde+ --add-interface=slbr0 && firewall-cmd --permanent --zone=trusted --add-source=10.88.0.0/16 && firewall-cmd --reload`"
+        ), "{remedy}");
+        let remedy = judge(&found("firewalld", &all[1..2]), &all).remedy;
+        assert!(
+            remedy.contains("--zone=trusted --add-interface=slbr0 &&"),
+            "{remedy}"
+        );
+        let check = judge(&found("firewalld", &[]), &all);
+        assert_eq!(check.verdict, CheckVerdict::Ok);
+        assert!(
+            check
+                .found
+                .contains("open for slabcde*, slbr0, 10.88.0.0/16")
+        );
+    }
+
+    #[test]
+    fn no_chains_are_fine() {
+        let check = judge(&Found::default(), &everybody());
+        assert_eq!(check.verdict, CheckVerdict::Ok);
     }
 }

@@ -162,9 +162,9 @@ pub async fn create(handle: &Handle, birth: &Birth) -> Result<(), Error> {
         .map_err(fail)
 }
 
-/// Turns off the spanning tree, the forward delay and the snooping of a bridge, as [`create`] makes it, has it forward no frame
+/// Turns off the spanning tree, the forward delay, the VLAN filter and the snooping of a bridge, as [`create`] makes it, has it forward no frame
 /// that is for the next bridge alone, and bounds how many addresses it learns.
-pub async fn calm(handle: &Handle, index: u32) -> Result<(), Error> {
+pub async fn calm(handle: &Handle, index: u32, found: BridgeInfo) -> Result<(), Error> {
     let calm = LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Bridge),
         LinkInfo::Data(InfoData::Bridge(vec![
@@ -172,14 +172,21 @@ pub async fn calm(handle: &Handle, index: u32) -> Result<(), Error> {
             InfoBridge::StpState(BridgeStpState::Disabled),
         ])),
     ]);
+    let mut rest = vec![
+        InfoBridge::ForwardDelay(0),
+        InfoBridge::GroupFwdMask(0),
+        InfoBridge::MulticastSnooping(false),
+        InfoBridge::FdbMaxLearned(MAX_LEARNED),
+    ];
+    // With it, a port passes the VLANs of its list only. A kernel may have been built without, and refuses the attribute.
+    rest.extend(
+        found
+            .vlan_filtering
+            .then_some(InfoBridge::VlanFiltering(false)),
+    );
     let delay = LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Bridge),
-        LinkInfo::Data(InfoData::Bridge(vec![
-            InfoBridge::ForwardDelay(0),
-            InfoBridge::GroupFwdMask(0),
-            InfoBridge::MulticastSnooping(false),
-            InfoBridge::FdbMaxLearned(MAX_LEARNED),
-        ])),
+        LinkInfo::Data(InfoData::Bridge(rest)),
     ]);
     for attribute in [calm, delay] {
         let mut message = LinkMessage::default();

@@ -13,6 +13,7 @@ mod read;
 use std::collections::VecDeque;
 use std::io;
 use std::mem::size_of;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use ipnetwork::Ipv4Network;
@@ -23,8 +24,8 @@ use super::Error;
 use super::rule::Generation;
 
 /// `enum rtnetlink_groups` of `include/uapi/linux/rtnetlink.h`: LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR,
-/// IPV4_NETCONF, and IPV4_RULE.
-const ROUTE_GROUPS: [libc::c_int; 8] = [1, 3, 4, 5, 7, 8, 9, 24];
+/// IPV4_NETCONF, and IPV4_RULE; IPV6_ROUTE and IPV6_NETCONF.
+const ROUTE_GROUPS: [libc::c_int; 10] = [1, 3, 4, 5, 7, 8, 9, 11, 24, 25];
 
 /// `NFNLGRP_NFTABLES` of `include/uapi/linux/netfilter/nfnetlink.h`.
 const NFTABLES_GROUP: [libc::c_int; 1] = [7];
@@ -72,6 +73,13 @@ pub enum What {
     /// A permanent neighbour. What ARP learns and forgets is left out.
     Neigh {
         /// The link it is on.
+        index: u32,
+        /// Its address; none: it is a forwarding entry of a bridge, or one of IPv6.
+        ip: Option<Ipv4Addr>,
+    },
+    /// A setting or a route of IPv6: a link has a route while IPv6 is enabled on it, which no other message tells of.
+    Ipv6 {
+        /// The link.
         index: u32,
     },
     /// A filter of a link's frames, or what such filters hang on.

@@ -2,11 +2,10 @@
 //! Not here: words for people, the host.
 
 mod condition;
+mod of_host;
 
-use condition::{
-    fold, group_reason, host_condition, host_warnings, is_known_ready, known, of_generation,
-    of_host, shown, truth, why_not,
-};
+use condition::{fold, is_known_ready, known, of_generation, shown, truth, why_not};
+use of_host::{group_reason, host_condition, host_warnings, of_host};
 
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::host_group::HostGroup;

@@ -310,7 +310,15 @@ impl<'w> Txn<'w> {
             return Ok(());
         }
         self.write_as(Kind::Observation, "ground".to_owned(), Some(&ground))?;
-        let told = |ground: &Ground| (ground.unenforced.clone(), ground.warnings.clone());
+        let told = |ground: &Ground| {
+            let Ground {
+                unenforced,
+                warnings,
+                drops,
+                ..
+            } = ground.clone();
+            (unenforced, warnings, drops)
+        };
         let is_news = self.world.ground.as_ref().map(told).unwrap_or_default() != told(&ground);
         let before = self.world.ground.replace(ground);
         // Whether VMs and groups are Ready depends on it.

@@ -94,6 +94,9 @@ pub struct Ground {
     /// What of the host, not ours to change, keeps VMs' packets from passing, each with its remedy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Foreign chains that drop packets of the VMs of a range: the range, and what to tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drops: Vec<(Ipv4Network, String)>,
 }
 
 impl Ground {

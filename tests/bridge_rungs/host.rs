@@ -90,6 +90,9 @@ impl Host {
             home: self.home.clone(),
             netlink: self.netlink.clone(),
             backend: self.backend.clone(),
+            scope: ground::Scope::Whole,
+            forward_chains: Default::default(),
+            touched: Default::default(),
         };
         let desired = ground::Desired {
             instance: self.instance.clone(),

@@ -90,6 +90,43 @@ fn a_file_that_cannot_be_read_does_not_hide_another() {
 }
 
 #[test]
+fn a_file_of_any_sort_may_begin_with_a_byte_order_mark() {
+    let marked = |value: &serde_json::Value| format!("\u{feff}{value}");
+    let stage = Stage::new();
+    let single = json!({"cniVersion": "0.4.0", "name": "net", "type": "alone"});
+    let added = json!({"type": "added"});
+    for (file, value, expected) in [
+        ("10.conflist", &list("net", "listed"), vec!["listed"]),
+        ("20.conf", &single, vec!["alone"]),
+        ("30.json", &single, vec!["alone"]),
+    ] {
+        stage.conf_text(file, marked(value));
+        let network = stage.runtime.find("net").unwrap();
+        assert_eq!(plugins(&network), expected, "{file}");
+        assert!(!network.config().contains('\u{feff}'));
+        assert_eq!(stage.runtime.networks().unwrap(), ["net"]);
+        let plain = Network::parse(&network.path, network.config()).unwrap();
+        assert_eq!(plain.digest(), network.digest());
+        std::fs::remove_file(&network.path).unwrap();
+    }
+    stage.conf_text("10.conflist", marked(&list("net", "listed")));
+    stage.conf_text("net/10.conf", marked(&added));
+    assert_eq!(
+        plugins(&stage.runtime.find("net").unwrap()),
+        ["listed", "added"]
+    );
+    // The mark of another encoding, or one in the middle, is none.
+    for bytes in [
+        b"\xff\xfe{\0}\0".to_vec(),
+        "\u{feff}\u{feff}{}".as_bytes().to_vec(),
+        "{\u{feff}}".as_bytes().to_vec(),
+    ] {
+        stage.conf_text("10.conflist", bytes);
+        assert!(stage.runtime.find("net").is_err());
+    }
+}
+
+#[test]
 fn plugins_of_the_drop_in_folder_are_appended_sorted() {
     let stage = Stage::new();
     stage.conf("10.conflist", &list("net", "inlined"));

@@ -113,7 +113,9 @@ fn a_spanning_tree_that_somebody_turned_on_is_seen_and_turned_off() {
             max_learned: Some(0),
         };
         assert_eq!(found.bridge, Some(busy));
-        bridge::calm(&handle, found.index).await.unwrap();
+        bridge::calm(&handle, found.index, found.bridge.unwrap_or_default())
+            .await
+            .unwrap();
         let found = link::get(&handle, "br0").await.unwrap().unwrap();
         let calm = BridgeInfo {
             stp: false,

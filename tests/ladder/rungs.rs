@@ -212,6 +212,7 @@ fn ground(status: Status) -> Ground {
         boot_id: "boot".into(),
         unenforced: None,
         warnings: Vec::new(),
+        drops: Vec::new(),
     }
 }
 

@@ -547,7 +547,9 @@ fn routes_of_others_are_undone_or_named_in_both_modes() {
             lab.house
                 .ctl("wait hg/sandbox hg/web --for ready --timeout 10s");
         }
-        assert!(!run("ip rule").contains("169.254"), "{}", run("ip rule"));
+        soon(lab, "our rules are gone", || {
+            !run("ip rule").contains("169.254")
+        });
     });
 }
 

@@ -157,6 +157,7 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
             boot_id: boot_id.clone(),
             unenforced: None,
             warnings: Vec::new(),
+            drops: Vec::new(),
         }),
     }
 }

@@ -6,7 +6,7 @@
 //! - [`lab`]: neighbours around a house, [`sniffer`]s in them; [`guest_stack`]: a guest at a TAP; [`frames`]: what it sends.
 //! - [`house`]: the real `sliced` and `slicectl` in one.
 //! - [`fuse`]: a file system that does not answer.
-//! - [`plugs`]: CNI networks for it.
+//! - [`plugs`]: CNI networks for it; [`managers`]: network managers and firewalls beside it.
 //! - [`tiny`]: guests for it, by the dozen; [`linux`]: full ones; [`vmm`]: programs that stand for VMMs.
 #![allow(
     dead_code,
@@ -21,6 +21,7 @@ pub mod house;
 pub mod kernel;
 pub mod lab;
 pub mod linux;
+pub mod managers;
 pub mod objects;
 pub mod plugs;
 pub mod power;

@@ -3,13 +3,13 @@
 
 use std::path::Path;
 
-use super::{Fate, NETWORKD_RUN, example, files, glob, settings};
+use super::{Example, Fate, Kind, files, glob, settings};
 use crate::host::{Error, fs};
 
 /// In the order of systemd.network(5), the strongest first.
 const DIRS: [&str; 5] = [
     "/etc/systemd/network",
-    NETWORKD_RUN,
+    "/run/systemd/network",
     "/usr/local/lib/systemd/network",
     "/usr/lib/systemd/network",
     "/lib/systemd/network",
@@ -25,10 +25,9 @@ pub(super) enum Says {
 }
 
 /// The first file that matches, by name, decides (systemd.network(5)).
-pub(super) fn fate(link_prefix: &str) -> Result<Fate, Error> {
-    let link = example(link_prefix);
+pub(super) fn fate(link: &Example) -> Result<Fate, Error> {
     for path in files(&DIRS, ".network")?.into_values() {
-        match verdict(&read(&path)?, &link) {
+        match verdict(&read(&path)?, link) {
             None => {}
             Some(Says::LeaveAlone) => return Ok(Fate::LeftAlone(Some(path))),
             Some(Says::SetUp) => return Ok(Fate::Captured(Some(path))),
@@ -47,19 +46,33 @@ fn read(path: &Path) -> Result<String, Error> {
     }
 }
 
-/// What the file says of a veth of this name; `None` if it does not match.
-pub(super) fn verdict(text: &str, link: &str) -> Option<Says> {
-    let mut conditions = settings(text)
-        .filter(|(section, _, _)| *section == "Match")
-        .peekable();
+/// What the file says of such a link; `None` if it does not match.
+pub(super) fn verdict(text: &str, link: &Example) -> Option<Says> {
+    let conditions = settings(text).filter(|(section, _, _)| *section == "Match");
+    // Several assignments of a key are one list; an empty one begins it again.
+    let mut lists: Vec<(&str, String)> = Vec::new();
+    for (_, key, value) in conditions {
+        match lists.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, list)) if value.is_empty() => list.clear(),
+            Some((_, list)) => list.extend([" ", value]),
+            None => lists.push((key, value.to_owned())),
+        }
+    }
     // A file without conditions matches nothing (it was everything before version 243).
-    conditions.peek()?;
-    let matches = conditions.all(|(_, key, value)| match key {
-        "Name" => one_of(value, &[link]),
-        // Both names of the sort: udev's type and the kernel's kind.
-        "Type" => one_of(value, &["ether"]),
-        "Kind" | "Driver" => one_of(value, &["veth"]),
-        // Hardware, host, architecture…: nothing that a veth of ours has.
+    if lists.is_empty() {
+        return None;
+    }
+    // udev's type and the kernel's kind.
+    let (sort, kind) = match link.kind {
+        Kind::Veth => ("ether", "veth"),
+        Kind::Bridge => ("bridge", "bridge"),
+        Kind::Tap => ("ether", "tun"),
+    };
+    let matches = lists.iter().all(|(key, value)| match *key {
+        "Name" => one_of(value, &[&link.name]),
+        "Type" => one_of(value, &[sort]),
+        "Kind" | "Driver" => one_of(value, &[kind]),
+        // Hardware, host, architecture…: nothing that a link of ours has.
         _ => false,
     });
     let unmanaged = || {
@@ -95,7 +108,25 @@ mod tests {
     use super::*;
 
     fn says(text: &str) -> Option<Says> {
-        verdict(text, "slabcdeaaaaaaaa")
+        let name = "slabcdeaaaaaaaa".to_owned();
+        let kind = Kind::Veth;
+        verdict(text, &Example { name, kind })
+    }
+
+    #[test]
+    fn bridges_and_taps_are_matched_by_their_own_kinds() {
+        let says = |text: &str, name: &str, kind| {
+            let name = name.to_owned();
+            verdict(text, &Example { name, kind })
+        };
+        let all = "[Match]\nName=!lo uplink0 lan0 docker0\n[Network]\nDHCP=ipv4\n";
+        assert_eq!(says(all, "slbr0", Kind::Bridge), Some(Says::SetUp));
+        assert_eq!(says(all, "tp0", Kind::Tap), Some(Says::SetUp));
+        let bridges = "[Match]\nKind=bridge\n[Network]\nDHCP=ipv4\n";
+        assert_eq!(says(bridges, "slbr0", Kind::Bridge), Some(Says::SetUp));
+        assert_eq!(says(bridges, "tp0", Kind::Tap), None);
+        let two = "[Match]\nName=br9\nName=slbr*\n[Link]\nUnmanaged=yes\n";
+        assert_eq!(says(two, "slbr0", Kind::Bridge), Some(Says::LeaveAlone));
     }
 
     #[test]

@@ -1,32 +1,54 @@
 //! What NetworkManager's configuration says of a link.
 //! Not here: whether it runs.
 
-use super::{Fate, NM_RUN, example, files, glob, settings};
+use std::path::PathBuf;
+
+use super::{Example, Fate, Kind, files, glob, settings};
 use crate::host::{Error, fs};
 
 /// In the order of NetworkManager.conf(5), the strongest first.
 const DIRS: [&str; 3] = [
     "/etc/NetworkManager/conf.d",
-    NM_RUN,
+    "/run/NetworkManager/conf.d",
     "/usr/lib/NetworkManager/conf.d",
 ];
 const MAIN: &str = "/etc/NetworkManager/NetworkManager.conf";
 
-/// Any file that says so is enough; by default a link that comes up is taken.
-pub(super) fn fate(link_prefix: &str) -> Result<Fate, Error> {
-    let link = example(link_prefix);
+/// By default a link that comes up is taken.
+pub(super) fn fate(link: &Example) -> Result<Fate, Error> {
+    // A file in /etc is read after those in /run, and what is read last counts.
     let snippets = files(&DIRS, ".conf")?.into_values();
-    for path in snippets.chain([MAIN.into()]) {
+    let (own, others): (Vec<PathBuf>, Vec<PathBuf>) =
+        snippets.partition(|path| path.starts_with("/etc"));
+    let order = others.into_iter().chain([MAIN.into()]).chain(own);
+    let mut fate = Fate::Captured(None);
+    for path in order {
         let text = fs::read_text(&path)?.unwrap_or_default();
-        if leaves_alone(&text, &link) {
-            return Ok(Fate::LeftAlone(Some(path)));
+        if leaves_alone(&text, link) {
+            fate = Fate::LeftAlone(Some(path));
+        } else if takes(&text, link) {
+            fate = Fate::Captured(Some(path));
         }
     }
-    Ok(Fate::Captured(None))
+    Ok(fate)
+}
+
+/// A `[device…]` section with `managed=1` that matches.
+fn takes(text: &str, link: &Example) -> bool {
+    let of = |wanted: &str, key: &str| {
+        settings(text)
+            .find(|(section, name, _)| *section == wanted && *name == key)
+            .map(|(_, _, value)| value)
+    };
+    settings(text).any(|(section, _, _)| {
+        section.starts_with("device")
+            && matches!(of(section, "managed"), Some("1" | "true" | "yes" | "on"))
+            && of(section, "match-device").is_none_or(|specs| names(specs, link))
+    })
 }
 
 /// `unmanaged-devices=` of `[keyfile]`, or a `[device…]` section with `managed=0` that matches.
-pub(super) fn leaves_alone(text: &str, link: &str) -> bool {
+pub(super) fn leaves_alone(text: &str, link: &Example) -> bool {
     let of = |wanted: &str, key: &str| {
         settings(text)
             .find(|(section, name, _)| *section == wanted && *name == key)
@@ -45,7 +67,7 @@ pub(super) fn leaves_alone(text: &str, link: &str) -> bool {
 
 /// A list of device specifications (NetworkManager.conf(5), "Device List Format"): parted by `;` or `,`, `except:` turns one
 /// round and wins.
-fn names(specs: &str, link: &str) -> bool {
+fn names(specs: &str, link: &Example) -> bool {
     let mut named = false;
     for spec in specs.split([';', ',']).map(str::trim) {
         match spec.strip_prefix("except:") {
@@ -57,14 +79,21 @@ fn names(specs: &str, link: &str) -> bool {
     named
 }
 
-fn is(spec: &str, link: &str) -> bool {
+fn is(spec: &str, link: &Example) -> bool {
+    let (kind, driver) = match link.kind {
+        Kind::Veth => ("veth", "veth"),
+        Kind::Bridge => ("bridge", "bridge"),
+        Kind::Tap => ("tun", "tun"),
+    };
     match spec.split_once(':') {
-        Some(("interface-name", pattern)) => {
-            let pattern = pattern.strip_prefix('=').unwrap_or(pattern);
-            glob(pattern.as_bytes(), link.as_bytes())
-        }
-        Some(("type", kind)) => matches!(kind, "veth" | "ethernet"),
-        Some(("driver", driver)) => glob(driver.as_bytes(), b"veth"),
+        Some(("interface-name", pattern)) => match pattern.strip_prefix('=') {
+            Some(name) => name == link.name,
+            None => glob(pattern.as_bytes(), link.name.as_bytes()),
+        },
+        // Veths are Ethernet, too.
+        Some(("type", "ethernet")) => link.kind == Kind::Veth,
+        Some(("type", named)) => named == kind,
+        Some(("driver", pattern)) => glob(pattern.as_bytes(), driver.as_bytes()),
         Some(_) => false,
         None => spec == "*",
     }
@@ -75,7 +104,9 @@ mod tests {
     use super::*;
 
     fn left(text: &str) -> bool {
-        leaves_alone(text, "slabcdeaaaaaaaa")
+        let name = "slabcdeaaaaaaaa".to_owned();
+        let kind = Kind::Veth;
+        leaves_alone(text, &Example { name, kind })
     }
 
     #[test]
@@ -90,6 +121,21 @@ mod tests {
             "[keyfile]\nunmanaged-devices=*;except:interface-name:sl*\n"
         ));
         assert!(!left("[main]\nunmanaged-devices=interface-name:sl*\n"));
+    }
+
+    #[test]
+    fn a_section_that_manages_every_device_takes_ours() {
+        let link = Example {
+            name: "slabcdeaaaaaaaa".to_owned(),
+            kind: Kind::Veth,
+        };
+        assert!(takes("[device-all]\nmatch-device=*\nmanaged=1\n", &link));
+        assert!(takes("[device]\nmanaged=true\n", &link));
+        assert!(!takes(
+            "[device-x]\nmatch-device=interface-name:eth*\nmanaged=1\n",
+            &link
+        ));
+        assert!(!takes("[device-x]\nmatch-device=*\nmanaged=0\n", &link));
     }
 
     #[test]

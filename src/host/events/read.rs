@@ -44,6 +44,12 @@ pub(super) fn change(message: &[u8]) -> Option<What> {
         rtm::NEWADDR | rtm::DELADDR => Some(What::Addr {
             index: index(message)?,
         }),
+        rtm::NEWROUTE | rtm::DELROUTE if family(message)? == libc::AF_INET6 => {
+            // `rtm_table`. Of the main table's routes a router has very many.
+            let is_local = *message.get(HEADER + 4)? == libc::RT_TABLE_LOCAL;
+            let (index, _) = is_local.then(|| route(message)).flatten()?;
+            Some(What::Ipv6 { index: index? })
+        }
         rtm::NEWROUTE | rtm::DELROUTE => {
             let (index, dst) = route(message).unwrap_or_default();
             Some(What::Route { index, dst })
@@ -51,10 +57,14 @@ pub(super) fn change(message: &[u8]) -> Option<What> {
         rtm::NEWRULE | rtm::DELRULE => Some(What::RoutingRule),
         rtm::NEWNEIGH | rtm::DELNEIGH => is_told(message)?.then_some(What::Neigh {
             index: index(message)?,
+            ip: neighbour(message),
         }),
         rtm::NEWQDISC | rtm::DELQDISC | rtm::NEWTFILTER | rtm::DELTFILTER => Some(What::Filter {
             index: index(message)?,
         }),
+        rtm::NEWNETCONF | rtm::DELNETCONF if family(message)? == libc::AF_INET6 => {
+            netconf_link(message).map(|index| What::Ipv6 { index })
+        }
         rtm::NEWNETCONF | rtm::DELNETCONF => Some(What::Netconf {
             index: netconf_link(message),
         }),
@@ -67,6 +77,28 @@ pub(super) fn change(message: &[u8]) -> Option<What> {
 fn index(message: &[u8]) -> Option<u32> {
     let bytes = message.get(HEADER + 4..HEADER + 8)?;
     bytes.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// The first byte of every rtnetlink message's own header.
+fn family(message: &[u8]) -> Option<i32> {
+    message.get(HEADER).map(|family| i32::from(*family))
+}
+
+/// `NDA_DST`, behind `struct ndmsg`.
+fn neighbour(message: &[u8]) -> Option<Ipv4Addr> {
+    if family(message)? != libc::AF_INET {
+        return None;
+    }
+    let mut rest = message.get(HEADER + 12..)?;
+    loop {
+        let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?);
+        if kind == 1 {
+            let bytes: [u8; 4] = rest.get(4..8)?.try_into().ok()?;
+            return Some(bytes.into());
+        }
+        rest = rest.get(length.max(4).next_multiple_of(4)..)?;
+    }
 }
 
 /// `NETCONFA_IFINDEX`, the first attribute behind `struct netconfmsg`, which has one byte; -1 is all and -2 what new links start with.

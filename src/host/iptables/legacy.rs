@@ -42,6 +42,28 @@ pub fn read(names: &[TableName]) -> Result<Ruleset, Error> {
     Ok(Ruleset::new(tables))
 }
 
+/// Whether the policy of `FORWARD` is to drop. A table that this namespace has never used is not made by looking.
+pub fn drops_forwarded() -> Result<bool, Error> {
+    const NAMES: &str = "/proc/thread-self/net/ip_tables_names";
+    const HOOK: usize = 2;
+    // A kernel without ip_tables has no such file.
+    let used = std::fs::read_to_string(NAMES).unwrap_or_default();
+    if !used.lines().any(|line| line == "filter") {
+        return Ok(false);
+    }
+    let (info, blob) = fetch(&raw_socket()?, TableName::Filter)
+        .map_err(|e| Error::io("read the table", "filter", e))?;
+    // `underflow`, behind the name, the hooks and `hook_entry`: where a builtin chain's policy stands.
+    let number = |bytes: &[u8], at| array(bytes, at).map(u32::from_ne_bytes);
+    let policy = || {
+        let entry = number(&info, 32 + 4 + 20 + 4 * HOOK)? as usize;
+        let target = u16::from_ne_bytes(array(&blob, entry + 88)?);
+        number(&blob, entry + usize::from(target) + EXTENSION)
+    };
+    // `-NF_DROP - 1`.
+    Ok(policy().is_ok_and(|verdict: u32| verdict as i32 == -1))
+}
+
 fn raw_socket() -> Result<OwnedFd, Error> {
     rustix::net::socket_with(
         rustix::net::AddressFamily::INET,

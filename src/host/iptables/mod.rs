@@ -10,14 +10,18 @@
 
 mod decode;
 mod expr;
+pub mod foreign;
 mod legacy;
 mod limits;
+mod machine;
 pub(in crate::host) mod netlink;
 mod nft;
 mod restore;
 mod seal;
 mod translations;
+mod walk;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -101,6 +105,18 @@ impl Backend {
         self.read_dated(tables).map(|(ruleset, _)| ruleset)
     }
 
+    /// Reads the chains of these names, as far as they are there; of a builtin chain its first rules, at least 256. In nf_tables this
+    /// costs the same however many other chains and rules there are; `ip_tables` gives whole tables only.
+    pub fn read_named(&self, wanted: &[(TableName, String)]) -> Result<Ruleset, Error> {
+        match self.flavour {
+            Flavour::Nft => nft::read_named(wanted),
+            Flavour::Legacy => {
+                let tables: BTreeSet<TableName> = wanted.iter().map(|(table, _)| *table).collect();
+                legacy::read(&Vec::from_iter(tables))
+            }
+        }
+    }
+
     /// How many packets the rules with this comment have matched in a chain of `filter` that is no builtin one.
     pub fn matched(&self, chain: &str, comment: &str) -> Result<u64, Error> {
         let counted = match self.flavour {
@@ -132,6 +148,11 @@ impl Backend {
             Flavour::Legacy => legacy::read(tables).map(|ruleset| (ruleset, None)),
         }
     }
+}
+
+/// Whether `FORWARD` of iptables-legacy has the policy to drop, whatever sliced writes to. In the calling thread's namespace.
+pub fn legacy_drops_forwarded() -> Result<bool, Error> {
+    legacy::drops_forwarded()
 }
 
 /// A table's builtin chains.

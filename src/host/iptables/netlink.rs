@@ -6,6 +6,7 @@
 //! Format: linux/netlink.h, linux/netfilter/nfnetlink.h.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
@@ -167,13 +168,38 @@ impl Netfilter {
         message: Message,
         mut each: impl FnMut(&[u8]),
     ) -> Result<(), Error> {
-        let listed = self.list(message, |body| {
-            each(body.get(GENERIC_HEADER..).unwrap_or(&[]));
-        });
-        listed.map_err(|e| Error::io("list", thing, e))
+        self.dump_until(thing, message, |attributes| {
+            each(attributes);
+            ControlFlow::Continue(())
+        })
     }
 
-    fn list(&mut self, mut message: Message, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    /// The same, until `each` has had enough. The kernel fills a list as it is read, so that the rest costs nothing; but it makes no other
+    /// list for the same socket before: a new one is opened.
+    pub fn dump_until(
+        &mut self,
+        thing: &'static str,
+        message: Message,
+        mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let mut enough = false;
+        let listed = self.list(message, |body| {
+            let found = each(body.get(GENERIC_HEADER..).unwrap_or(&[]));
+            enough = found.is_break();
+            found
+        });
+        listed.map_err(|e| Error::io("list", thing, e))?;
+        if enough {
+            self.socket = Self::open()?.socket;
+        }
+        Ok(())
+    }
+
+    fn list(
+        &mut self,
+        mut message: Message,
+        mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> io::Result<()> {
         self.sequence += 1;
         self.send(message.seal(DUMP, self.sequence))?;
         let mut interrupted = false;
@@ -188,7 +214,8 @@ impl Netfilter {
                             true => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
                         };
                     }
-                    _ => each(body),
+                    _ if each(body).is_break() => return Ok(()),
+                    _ => {}
                 }
             }
         }

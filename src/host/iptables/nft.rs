@@ -2,6 +2,7 @@
 //! Not here: what one rule's expressions mean.
 
 use std::io;
+use std::ops::ControlFlow;
 
 use super::expr;
 use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
@@ -24,6 +25,68 @@ pub fn read(
         read_once(netfilter, libc::AF_INET as u8, tables)
     })?;
     Ok((Ruleset::new(tables), Some(Generation::of_id(generation))))
+}
+
+/// The chains of these names that there are, of family `ip`; of a builtin one the first [`FIRST_RULES`] rules. The cost does not
+/// depend on what else is in the tables.
+pub fn read_named(wanted: &[(TableName, String)]) -> Result<Ruleset, Error> {
+    let (tables, _) = consistent(&mut Netfilter::open()?, |netfilter| {
+        read_named_once(netfilter, wanted)
+    })?;
+    Ok(Ruleset::new(tables))
+}
+
+/// Rules of a builtin chain that [`read_named`] reads: our jumps stand first.
+const FIRST_RULES: usize = 256;
+
+fn read_named_once(
+    netfilter: &mut Netfilter,
+    wanted: &[(TableName, String)],
+) -> Result<Vec<Table>, Error> {
+    let family = libc::AF_INET as u8;
+    let dormant = dormant_tables(netfilter, family)?;
+    let mut tables: Vec<Table> = Vec::new();
+    for (name, chain) in wanted {
+        let in_table = name.to_string();
+        let query = Message::new(GETCHAIN, 0, family)
+            .text(1, &in_table)
+            .text(3, chain);
+        let mut found = match netfilter.get(query) {
+            Ok(attributes) => one_chain(*name, &attributes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::io("read", format!("chain {chain}"), error)),
+        };
+        let most = found.policy.map_or(usize::MAX, |_| FIRST_RULES);
+        let query = Message::new(GETRULE, 0, family)
+            .text(1, &in_table)
+            .text(2, chain);
+        netfilter.dump_until("packet filter rules", query, |rule| {
+            let is = |kind, name: &str| attr(rule, kind).map(text).as_deref() == Some(name);
+            if is(1, &in_table) && is(2, chain) {
+                found.rules.push(expr::rule(rule));
+            }
+            match found.rules.len() < most {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
+        })?;
+        if dormant.contains(&in_table) {
+            found.rules.insert(0, asleep());
+        }
+        match tables.iter_mut().find(|table| table.name == *name) {
+            Some(table) => table.chains.push(found),
+            None => tables.push(Table {
+                name: *name,
+                chains: vec![found],
+            }),
+        }
+    }
+    Ok(tables)
+}
+
+/// Stands in every chain of a table that is switched off.
+fn asleep() -> Rule {
+    Rule::Foreign("the table is dormant".into())
 }
 
 /// The packets that each rule of a chain of `filter` has matched.
@@ -107,9 +170,7 @@ fn read_once(
         })?;
         if dormant.contains(&name) {
             for chain in &mut table.chains {
-                chain
-                    .rules
-                    .insert(0, Rule::Foreign("the table is dormant".into()));
+                chain.rules.insert(0, asleep());
             }
         }
     }

@@ -111,10 +111,13 @@ impl Engine {
     /// Whether the rules stand for those who were let on before, by a look of its own.
     pub(super) async fn still_enforces(&self, desired: &ground::Desired) -> bool {
         // The second time: a read that met a change of somebody else may fail once.
-        let ground = self.ground();
-        let seen = match ground.observe(desired).await {
+        let hands = ground::Ground {
+            scope: ground::Scope::Glance,
+            ..self.ground()
+        };
+        let seen = match hands.observe(desired).await {
             Ok(seen) => Ok(seen),
-            Err(_) => ground.observe(desired).await,
+            Err(_) => hands.observe(desired).await,
         };
         let Ok(seen) = seen else {
             return false;

@@ -5,17 +5,25 @@
 //! A group may go and come again while the ground is at work. Were its page to say until the end of the run that it carries the
 //! group's bridge, new VMs would be plugged into the bridge that is being deleted, and run beside its successor.
 
+use std::collections::BTreeSet;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use tracing::{debug, warn};
 
 use super::step::describe;
 use super::{Engine, GROUND_SLOW, Key};
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::event::EventType;
 use crate::api::meta::Uid;
+use crate::api::network::NetworkSpec;
 use crate::api::rung::Rung;
+use crate::api::vm::Vm;
 use crate::clock;
+use crate::host::{self, link};
 use crate::owner;
-use crate::reconcile::ground::{self, Ground};
+use crate::reconcile::ground::unmanaged::{self, OurLinks};
+use crate::reconcile::ground::{self, Ground, Scope};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Change, Footing};
 
@@ -41,12 +49,24 @@ impl Engine {
             footing,
             before: carried.unwrap_or_default(),
         };
+        self.keep_unmanaged(&desired).await;
+        let scope = match self.whole_tables.swap(false, Ordering::Relaxed) {
+            true => Scope::Whole,
+            false => Scope::Named,
+        };
+        let hands = Ground {
+            scope,
+            ..self.ground()
+        };
         let done = self
-            .told_slow(self.unless_unsure(
-                &desired,
-                self.converge(&self.ground(), &desired, &[Change::Ground]),
-            ))
+            .told_slow(
+                self.unless_unsure(&desired, self.converge(&hands, &desired, &[Change::Ground])),
+            )
             .await;
+        if done.result.is_err() {
+            self.whole_tables
+                .fetch_or(scope == Scope::Whole, Ordering::Relaxed);
+        }
         let mut found = describe(&done.result);
         // What follows from another size of the host's tables or another network of its links is no repair.
         let resized = self.is_resized(done.result.as_ref().ok());
@@ -89,17 +109,96 @@ impl Engine {
         let is_news = said.as_ref() != Some(&found.2);
         let mut page = self.ground_page(found, desired, before.as_ref());
         page.unenforced = is_lost.then(|| page.condition.clone());
-        let known = before.map(|page| page.warnings);
+        let known = before.map(|page| (page.warnings, page.drops));
+        let drops = seen.as_ref().and_then(|seen| seen.drops.clone());
+        let drops = drops.map(|all| all.into_iter().map(|drop| (drop.range, drop.message)));
+        let (known, known_drops) = known.unzip();
         page.warnings = warnings.or(known).unwrap_or_default();
+        page.drops = drops
+            .map(Iterator::collect)
+            .or(known_drops)
+            .unwrap_or_default();
         self.write(|txn| txn.put_ground(page)).await?;
         if let Some(seen) = seen.filter(|_| is_firm) {
             self.enforced(&footing, seen);
         }
+        self.look_at_dependents(&hands);
         // Who waits says why.
         if (is_firm && !was_firm) || is_news {
             self.call_back();
         }
         Ok(outcome)
+    }
+
+    /// The kernel forgets permanent neighbours and entries of a bridge with its last address, with its MAC, and when it goes down: VMs on
+    /// a bridge that was repaired are looked at again, after it was.
+    fn look_at_dependents(&self, hands: &Ground) {
+        let touched = hands.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        if touched.is_empty() {
+            return;
+        }
+        let is_on = |vm: &&Vm| match &vm.spec.network {
+            NetworkSpec::Bridge(spec) => touched.contains(&spec.bridge),
+            NetworkSpec::Isolated(_) | NetworkSpec::Cni(_) => false,
+        };
+        let vms = self.store.read(|world| {
+            let on_them = world.vms().filter(is_on);
+            on_them.map(|vm| vm.meta.uid).collect::<Vec<_>>()
+        });
+        for uid in vms {
+            self.waker.nudge(Key::Vm(uid));
+        }
+    }
+
+    /// Network managers are told of links before these are made.
+    async fn keep_unmanaged(&self, desired: &ground::Desired) {
+        let links = self.our_links(desired).await;
+        let written = match links {
+            Ok(links) => unmanaged::write_unmanaged(&self.hands.home, &links).await,
+            Err(error) => Err(error),
+        };
+        match written {
+            Ok(written) => {
+                for path in written {
+                    debug!(path = %path.display(), "told network managers which links are ours");
+                }
+            }
+            Err(error) => warn!(%error, "cannot tell network managers to leave our links alone"),
+        }
+    }
+
+    /// The links of ours that there are, or are to be.
+    pub async fn our_links(&self, desired: &ground::Desired) -> Result<OurLinks, host::Error> {
+        let mut bridges = BTreeSet::new();
+        for name in desired.footing.bridges.keys() {
+            let found = link::get(&self.hands.netlink, name).await?;
+            if found.is_none_or(|found| ground::is_ours(desired, &found)) {
+                bridges.insert(name.clone());
+            }
+        }
+        let tap_prefix = |network: &NetworkSpec| match network {
+            NetworkSpec::Bridge(spec) => Some(spec.tap_prefix.clone()),
+            NetworkSpec::Isolated(_) | NetworkSpec::Cni(_) => None,
+        };
+        let tap_prefixes = self.store.read(|world| {
+            let groups = world.groups().map(|group| &group.spec.template.network);
+            let vms = world.vms().map(|vm| &vm.spec.network);
+            groups.chain(vms).filter_map(tap_prefix).collect()
+        });
+        Ok(OurLinks {
+            veth_prefix: self.instance.link_prefix(),
+            bridges,
+            tap_prefixes,
+        })
+    }
+
+    /// What the host's rules and bridges are to be.
+    pub fn ground_desired(&self) -> ground::Desired {
+        ground::Desired {
+            instance: self.instance.clone(),
+            footing: self.store.read(crate::store::World::footing),
+            before: Footing::default(),
+        }
     }
 
     /// Whether the limits were made for other tables or networks of the host's than when it was last looked at.
@@ -198,6 +297,7 @@ impl Engine {
             boot_id: self.hands.boot_id.clone(),
             unenforced: None,
             warnings: Vec::new(),
+            drops: Vec::new(),
         }
     }
 
@@ -224,6 +324,9 @@ impl Engine {
             home: self.hands.home.clone(),
             netlink: self.hands.netlink.clone(),
             backend: self.hands.backend.clone(),
+            scope: Scope::Named,
+            forward_chains: self.forward_chains.clone(),
+            touched: Default::default(),
         }
     }
 }

@@ -24,7 +24,7 @@ mod stray;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +51,7 @@ use crate::clock;
 use crate::cni::Runtime;
 use crate::host::Error;
 use crate::host::iptables::Backend;
+use crate::host::iptables::foreign::ForwardChains;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 use crate::host::routing_rule::RoutingRule;
@@ -133,6 +134,10 @@ pub struct Engine {
     pub entries: Fresh<HashMap<Ipv4Addr, u32>>,
     /// What of the host its rules were made for.
     pub sized: Mutex<Option<Sized>>,
+    /// The foreign chains that forwarded packets come to.
+    pub forward_chains: Arc<ForwardChains>,
+    /// The host's tables are to be read whole at the next look: at the start, and at every resync.
+    pub whole_tables: AtomicBool,
     /// What the host's rules were last read back to carry, and whether they are known to stand.
     pub enforcement: Enforcement,
     /// Deletes the host's connection tracking entries of VMs that are gone.
@@ -201,6 +206,7 @@ impl Engine {
 
     /// Every key that an object stands for: something may have happened anywhere.
     pub fn nudge_everything(&self) {
+        self.whole_tables.store(true, Ordering::Relaxed);
         for key in self.keys() {
             self.waker.nudge(key);
         }
@@ -208,6 +214,7 @@ impl Engine {
 
     /// The same, where nothing is known to have happened: whatever has goes first.
     pub fn sweep_everything(&self) {
+        self.whole_tables.store(true, Ordering::Relaxed);
         for key in self.keys() {
             self.waker.sweep(key);
         }
@@ -242,6 +249,7 @@ impl Engine {
 
     /// The same, and backoffs are over: what failed may succeed now.
     pub fn renew_everything(&self) {
+        self.whole_tables.store(true, Ordering::Relaxed);
         for key in self.keys() {
             self.waker.renew(key);
         }

@@ -1,9 +1,9 @@
 //! Conditions as they are answered: what is known of each stage, and what follows for a VM and its group.
 //! Not here: the other fields of an object.
 
+use super::of_host::of_host;
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::meta::Meta;
-use crate::api::network::NetworkSpec;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::view::ConditionView;
 use crate::api::vm::Vm;
@@ -32,46 +32,6 @@ pub(super) fn known(world: &World, vm: &Vm) -> Known {
 /// Every stage is Ready, and this process has observed that.
 pub(super) fn is_known_ready(world: &World, vm: &Vm) -> bool {
     world.is_ready(vm) && world.is_observed(vm)
-}
-
-/// The host's rules restrict the VM, and are not known to stand.
-pub(super) fn of_host(found: &Condition, generation: u64) -> Condition {
-    Condition {
-        status: Status::False,
-        message: format!(
-            "forwarding is disabled, because the host's rules are not known to stand: {}",
-            found.message
-        ),
-        observed_generation: generation,
-        ..found.clone()
-    }
-}
-
-/// What of the host keeps a VM's packets from passing.
-pub(super) fn host_warnings(world: &World, vm: &Vm) -> Vec<String> {
-    match (&vm.spec.network, world.ground()) {
-        (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), Some(ground)) => {
-            ground.warnings.clone()
-        }
-        (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) | NetworkSpec::Cni(_), _) => Vec::new(),
-    }
-}
-
-/// The same as a condition; none when there is nothing to warn of.
-pub(super) fn host_condition(
-    world: &World,
-    warnings: &[String],
-    generation: u64,
-) -> Option<ConditionView> {
-    let ground = world.ground().filter(|_| !warnings.is_empty())?;
-    let found = Condition {
-        status: Status::False,
-        reason: Reason::Conflict,
-        message: warnings.join("; "),
-        since: ground.condition.since,
-        observed_generation: generation,
-    };
-    Some(shown("HostNetwork".into(), &found))
 }
 
 /// `Ready`: the lowest rung that is not decides what is said.
@@ -122,15 +82,6 @@ fn blocking(meta: &Meta, known: &Known) -> (Reason, String) {
             };
             (reason, format!("{rung}: {}", condition.message))
         }
-    }
-}
-
-/// What keeps a VM from being Ready is the group's reason when waiting does not help.
-pub(super) fn group_reason(world: &World, vm: &Vm) -> Reason {
-    let reason = fold(&vm.meta, false, &known(world, vm), world.unenforced(vm)).reason;
-    match reason {
-        Reason::Contested | Reason::Conflict => reason,
-        _ => Reason::Converging,
     }
 }
 

@@ -136,7 +136,12 @@ async fn configure(ground: &Ground, desired: &Desired, name: &str) -> Result<(),
     close(ground, desired, name).await?;
     change(ground, desired, name, right).await?;
     let bridge = find(ground, desired, name).await?;
-    bridge::calm(&ground.netlink, bridge.index).await
+    bridge::calm(
+        &ground.netlink,
+        bridge.index,
+        bridge.bridge.unwrap_or_default(),
+    )
+    .await
 }
 
 async fn change(

@@ -31,7 +31,7 @@ pub struct BridgeSeen {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
-    /// It makes no spanning tree, forwards without delay, learns no multicast groups, is in its group, and the host takes no
+    /// It makes no spanning tree, forwards without delay, tells no VLANs apart, learns no multicast groups, is in its group, and the host takes no
     /// configuration in on it ([`crate::reconcile::net::host_links`]).
     pub calm: bool,
     /// IPv4 addresses of the host on it.

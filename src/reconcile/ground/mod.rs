@@ -4,15 +4,22 @@
 mod act;
 pub mod apart;
 mod bridges;
+pub mod drops;
 pub mod limits;
 mod observe;
 mod plan;
 mod refusals;
 pub mod rules;
+pub mod unmanaged;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Conflict, Reconcile};
 use crate::host;
 use crate::host::iptables::Backend;
+use crate::host::iptables::foreign::ForwardChains;
+use crate::host::link::Link;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 
@@ -28,11 +35,41 @@ pub struct Ground {
     pub netlink: Handle,
     /// Which kernel interface the host's iptables speaks.
     pub backend: Backend,
+    /// How much of the host's tables is read.
+    pub scope: Scope,
+    /// The foreign chains that forwarded packets come to.
+    pub forward_chains: Arc<ForwardChains>,
+    /// The bridges that steps were taken for: what depends on them is to be looked at again.
+    pub touched: Arc<Mutex<BTreeSet<String>>>,
+}
+
+/// How much of the host's tables is read. Others may have tens of thousands of rules there, which change all the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of them: jumps to our chains are looked for in others' chains, too.
+    Whole,
+    /// Our chains and those that our jumps are in. When something is to be changed there, all is read before.
+    Named,
+    /// The same, and all is not read in any case: nothing is to be changed, and it must be quick.
+    Glance,
 }
 
 /// Whether the rules that restrict VMs are the ones to be, whatever else is still to do.
 pub fn enforces(desired: &Desired, observed: &Observed) -> bool {
     plan::enforces(desired, observed)
+}
+
+/// Whether a link that bears a bridge's name is a bridge of ours.
+pub fn is_ours(desired: &Desired, link: &Link) -> bool {
+    observe::look(link).owned(desired, &link.name).is_some()
+}
+
+/// The ranges that the host routes for, by a look at its bridges.
+pub async fn guarded(
+    hands: &Ground,
+    desired: &Desired,
+) -> Result<Vec<drops::Guarded>, host::Error> {
+    observe::guarded(hands, desired).await
 }
 
 /// Whether a step, by its message, was one for the rules that restrict VMs.
@@ -54,6 +91,10 @@ impl Reconcile for Ground {
     }
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
+        if let Some(bridge) = action.bridge() {
+            let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+            touched.insert(bridge.to_owned());
+        }
         act::act(self, desired, action).await
     }
 }

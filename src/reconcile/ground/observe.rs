@@ -5,17 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
+use tracing::debug;
 
-use super::Ground;
 use super::bridges::BridgeSeen;
 use super::limits::timeouts_name;
 use super::plan::{Desired, Observed};
+use super::{Ground, Scope, drops, plan, rules};
 use crate::api::lease::subnet;
 use crate::api::network::{Block, Mac};
+use crate::host::iptables::{Flavour, builtin_chains, legacy_drops_forwarded};
 use crate::host::link::Link;
-use crate::host::rule::TableName;
+use crate::host::rule::{Ruleset, TableName};
 use crate::host::{self, addr, bridge, conntrack, cttimeout, link, route, routing_rule, sysctl};
-use crate::owner::link_group;
+use crate::owner::{Instance, link_group};
 use crate::reconcile::limits::Timeouts;
 use crate::reconcile::net::host_links;
 
@@ -35,29 +37,99 @@ pub(super) async fn observe(ground: &Ground, desired: &Desired) -> Result<Observ
     };
     let routing = routing_rule::list(&ground.netlink).await?;
     let policy = timeouts_name(&desired.instance);
-    ground
+    let named = places(&desired.instance);
+    let scope = ground.scope;
+    let mut observed = ground
         .home
         .run(move || {
-            let tables = [
-                TableName::Raw,
-                TableName::Mangle,
-                TableName::Nat,
-                TableName::Filter,
-            ];
             Ok(Observed {
-                ruleset: backend.read(&tables)?,
+                ruleset: match scope {
+                    Scope::Whole => Ruleset::default(),
+                    Scope::Named | Scope::Glance => backend.read_named(&named)?,
+                },
                 forwarding: sysctl::read(FORWARDING)? == "1",
                 bridges,
                 conntrack_max: conntrack::max(),
                 on_link,
                 foreign,
                 warnings,
+                drops: None,
                 routing,
                 timeouts: observe_timeouts(&policy)?,
             })
         })
-        .await
+        .await?;
+    let reads_all = match scope {
+        Scope::Whole => true,
+        Scope::Named => !plan::is_settled(desired, &observed),
+        Scope::Glance => false,
+    };
+    if reads_all {
+        let backend = ground.backend.clone();
+        let read = ground.home.run(move || backend.read(&TABLES));
+        observed.ruleset = read.await?;
+    }
+    observed.drops = observe_drops(ground, desired, &observed, uplink.as_ref()).await;
+    Ok(observed)
 }
+
+/// A kernel without nf_tables has no foreign chains there; whatever else keeps us from seeing them does not stop the host's rules.
+async fn observe_drops(
+    ground: &Ground,
+    desired: &Desired,
+    observed: &Observed,
+    uplink: Option<&Link>,
+) -> Option<Vec<drops::HostDrop>> {
+    let guarded = drops::guarded(desired, observed);
+    let chains = &ground.forward_chains;
+    let flavour = ground.backend.flavour;
+    let found = drops::look(
+        &ground.home,
+        &ground.netlink,
+        chains,
+        flavour,
+        guarded,
+        uplink,
+    )
+    .await;
+    found
+        .inspect_err(|error| debug!(%error, "foreign chains cannot be seen"))
+        .ok()
+        .map(|found| drops::told(&found))
+}
+
+pub(super) async fn guarded(
+    ground: &Ground,
+    desired: &Desired,
+) -> Result<Vec<drops::Guarded>, host::Error> {
+    let observed = Observed {
+        bridges: observe_bridges(ground, desired).await?,
+        ..Observed::default()
+    };
+    Ok(drops::guarded(desired, &observed))
+}
+
+/// Where what is ours stands if it stands as it is to be: our chains, and those that our jumps are in. A jump of ours in another chain
+/// is found when whole tables are read.
+fn places(instance: &Instance) -> Vec<(TableName, String)> {
+    let mut places = Vec::new();
+    for table in TABLES {
+        let builtin = builtin_chains(table).iter();
+        places.extend(builtin.map(|chain| (table, (*chain).to_owned())));
+        let ours = rules::PLACES.iter().filter(|(at, _)| *at == table);
+        places.extend(ours.map(|(_, role)| (table, instance.chain(role))));
+    }
+    places.push((TableName::Filter, rules::DOCKER_USER.to_owned()));
+    places
+}
+
+/// All that we write to.
+const TABLES: [TableName; 4] = [
+    TableName::Raw,
+    TableName::Mangle,
+    TableName::Nat,
+    TableName::Filter,
+];
 
 /// A kernel that has no timeout policies has none of ours; that none can be made is said when one is.
 fn observe_timeouts(name: &str) -> Result<Option<Timeouts>, host::Error> {
@@ -123,12 +195,20 @@ async fn warnings(ground: &Ground, uplink: &Link) -> Result<Vec<String>, host::E
     }
     // Whatever the destination: the way back to the source is asked for first.
     let asked = route::lookup_inbound(&ground.netlink, ANYWHERE, ELSEWHERE, uplink.index).await?;
-    Ok(match asked {
+    let mut warnings = match asked {
         route::Inbound::Refused(libc::EXDEV) => vec![format!(
             "rp_filter drops answers that come in at {name}, the link of the default route: sysctl -w net.ipv4.conf.{name}.rp_filter=2"
         )],
         route::Inbound::Refused(_) | route::Inbound::To(_) => Vec::new(),
-    })
+    };
+    // What iptables-legacy denies, no rule in nf_tables allows. The other way round it is a foreign chain.
+    if ground.backend.flavour == Flavour::Nft && ground.home.run(legacy_drops_forwarded).await? {
+        warnings.push(
+            "FORWARD of iptables-legacy has policy DROP, and sliced writes to nf_tables: iptables-legacy -P FORWARD ACCEPT"
+                .to_owned(),
+        );
+    }
+    Ok(warnings)
 }
 
 async fn observe_bridges(
@@ -168,7 +248,7 @@ pub(super) fn look(link: &Link) -> BridgeSeen {
         mtu: link.mtu,
         up: link.up,
         calm: (info.stp, info.forward_delay) == (false, 0)
-            && (info.snooping, info.group_fwd_mask) == (false, 0)
+            && (info.snooping, info.vlan_filtering, info.group_fwd_mask) == (false, false, 0)
             && info
                 .max_learned
                 .is_none_or(|most| most == bridge::MAX_LEARNED)

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::Conflict;
 use super::bridges::{self, BridgeSeen};
+use super::drops::HostDrop;
 use super::limits::{self, Limits};
 use super::rules::{self, Carried, Standing};
 use crate::host::rule::{Chain, RoutingRule, Rule, Ruleset, TableName, Target};
@@ -49,6 +50,9 @@ pub struct Observed {
     /// What of the host, not ours to change, keeps VMs' packets from passing, each with its remedy.
     #[serde(skip)]
     pub warnings: Vec<String>,
+    /// Foreign chains that drop packets of VMs; none: not to be seen.
+    #[serde(skip)]
+    pub drops: Option<Vec<HostDrop>>,
     /// All rules of policy routing.
     #[serde(skip)]
     pub routing: Vec<RoutingRule>,
@@ -94,6 +98,27 @@ pub enum Action {
     RaiseBridge(String),
     /// Remove it.
     DeleteBridge(Owned<String>),
+}
+
+impl Action {
+    /// The bridge that it is about.
+    pub(super) fn bridge(&self) -> Option<&str> {
+        match self {
+            Self::CreateBridge(bridge)
+            | Self::LabelBridge(bridge)
+            | Self::ConfigureBridge(bridge)
+            | Self::AddGateway(bridge, _)
+            | Self::RemoveGateway(bridge, _)
+            | Self::RaiseBridge(bridge) => Some(bridge),
+            Self::DeleteBridge(bridge) => Some(bridge.thing()),
+            Self::Commit(_)
+            | Self::SetTimeouts
+            | Self::RemoveTimeouts
+            | Self::EnableForwarding
+            | Self::AddRoutingRule(..)
+            | Self::RemoveRoutingRule(..) => None,
+        }
+    }
 }
 
 /// One transaction over the host's tables.
@@ -259,6 +284,19 @@ pub(super) fn enforces(desired: &Desired, observed: &Observed) -> bool {
     }
 }
 
+/// Whether nothing is to be changed in the host's tables, by what was read of them; and nothing else depends on the rest of them.
+pub(super) fn is_settled(desired: &Desired, observed: &Observed) -> bool {
+    let mut commit = Commit::default();
+    match desired.footing.is_empty() {
+        true => plan_nothing(desired, observed, &mut commit),
+        false if plan_chains(desired, observed, &mut commit).is_err() => return false,
+        false => {}
+    }
+    // What still refers to the timeouts may stand anywhere.
+    let is_bare = desired.footing.is_empty() && observed.timeouts.is_some();
+    commit == Commit::default() && !is_bare
+}
+
 /// Whether a chain that stays, because it is not ours, refers to the timeouts: the kernel keeps them then.
 fn stays_referred_to(desired: &Desired, observed: &Observed, commit: &Commit) -> bool {
     let policy = Target::Timeout(limits::timeouts_name(&desired.instance));
@@ -307,7 +345,9 @@ fn plan_chains(
             commit.write.push((*table, chain.clone()));
         }
     }
-    let docker = observed.ruleset.chain(TableName::Filter, "DOCKER-USER");
+    let docker = observed
+        .ruleset
+        .chain(TableName::Filter, rules::DOCKER_USER);
     let jumps = rules::jumps(&carried, docker.is_some());
     sweep(desired, observed, commit, |table, chain| {
         let keeps = |(at, kept): &rules::Placed| *at == table && kept.name == chain;

@@ -66,6 +66,30 @@ pub enum Standing {
     Joined,
 }
 
+/// Every place where a chain of ours may stand: its table and its role.
+pub(super) const PLACES: [(TableName, &str); 17] = [
+    (TableName::Raw, "RAW"),
+    (TableName::Raw, "CT"),
+    (TableName::Raw, "SRC"),
+    (TableName::Mangle, "MSS"),
+    (TableName::Mangle, "LIMIT"),
+    (TableName::Mangle, "NEAR"),
+    (TableName::Mangle, "ODD"),
+    (TableName::Mangle, "LAN"),
+    (TableName::Mangle, limits::REFUSED),
+    (TableName::Mangle, "LIMITIN"),
+    (TableName::Mangle, apart::ROLE),
+    (TableName::Nat, "NAT"),
+    (TableName::Filter, "OUT"),
+    (TableName::Filter, "IN"),
+    (TableName::Filter, "HOST"),
+    (TableName::Filter, "SRC"),
+    (TableName::Filter, "BR"),
+];
+
+/// The chain that Docker leaves to its users, and does not put its own before.
+pub(super) const DOCKER_USER: &str = "DOCKER-USER";
+
 /// Every chain of ours. The first rule of each carries our label.
 pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
     let label = carried.instance.ground_label().to_string();
@@ -96,6 +120,7 @@ pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
     chains
         .drain(..)
         .map(|(table, role, mut rules)| {
+            debug_assert!(PLACES.contains(&(table, role)), "{table} {role}");
             if let Some(Rule::Known { when, .. }) = rules.first_mut() {
                 when.comment = Some(label.clone());
             }
@@ -154,7 +179,7 @@ pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
         jump(TableName::Filter, "FORWARD", forward()),
     ];
     if docker_user {
-        jumps.push(jump(TableName::Filter, "DOCKER-USER", forward()));
+        jumps.push(jump(TableName::Filter, DOCKER_USER, forward()));
     }
     let made = chains(carried);
     for jump in &mut jumps {

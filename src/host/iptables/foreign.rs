@@ -1,0 +1,174 @@
+//! Chains of nf_tables at the hook `forward` that iptables does not write to: firewalld's, and those of hand-written rules.
+//! Not here: what one rule does to a packet ([`super::walk`]); the tables of iptables.
+//!
+//! # Why
+//! Every base chain of a hook has to let a packet pass: an accept ends only the chain that it is in (nft(8), "CHAINS"). No rule of ours
+//! overrules one of these, whatever its priority. So each is asked what it does to a packet of a VM, by walking through the rules that
+//! such a packet comes to.
+//!
+//! The kernel has no list of the base chains of a hook (`NFNL_SUBSYS_HOOK` is an option of recent kernels), only one of all chains, of
+//! which there may be thousands. It is made again when a table has come or has another number of chains.
+
+use std::net::Ipv4Addr;
+use std::sync::{Mutex, PoisonError};
+
+use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
+use super::walk::{Fate, Walk};
+use super::{Flavour, nft};
+use crate::host::Error;
+
+const GETTABLE: u16 = NFTABLES | 1;
+const GETCHAIN: u16 = NFTABLES | 4;
+const FAMILIES: [(u8, &str); 2] = [(1, "inet"), (2, "ip")];
+/// `NF_INET_FORWARD`.
+const FORWARD: u32 = 2;
+
+/// A packet of a VM that the host forwards, as far as rules ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The link that it comes in by.
+    pub in_if: Link,
+    /// The link that it leaves by.
+    pub out_if: Link,
+    /// Its source.
+    pub src: Ipv4Addr,
+    /// Its destination.
+    pub dst: Ipv4Addr,
+    /// An answer in a connection that is known, and not its first packet.
+    pub answers: bool,
+}
+
+/// A link, as rules name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Its index; none: an example of links that come and go.
+    pub index: Option<u32>,
+}
+
+/// A base chain.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BaseChain {
+    /// `ip` or `inet`.
+    pub family: String,
+    /// The table.
+    pub table: String,
+    /// The chain.
+    pub chain: String,
+}
+
+impl std::fmt::Display for BaseChain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {}", self.family, self.table, self.chain)
+    }
+}
+
+/// What foreign chains there are, and which of them drop each probe.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Verdicts {
+    /// All base chains that were asked.
+    pub chains: Vec<BaseChain>,
+    /// For each probe, in order, the chains that drop or reject it.
+    pub drops: Vec<Vec<BaseChain>>,
+}
+
+/// A table: family, name, handle, and how many chains, sets and objects it has (`NFTA_TABLE_USE`).
+type TableState = (u8, String, Vec<u8>, u32);
+
+/// The base chains as they were listed last, and the tables that there were.
+#[derive(Debug, Default)]
+pub struct ForwardChains(Mutex<Option<(Vec<TableState>, Vec<BaseChain>)>>);
+
+impl ForwardChains {
+    /// What becomes of packets. In the calling thread's namespace. `flavour` is what iptables writes to: its own chains are not asked.
+    pub fn ask(&self, flavour: Flavour, probes: &[Probe]) -> Result<Verdicts, Error> {
+        let (found, _) = nft::consistent(&mut Netfilter::open()?, |netfilter| {
+            let chains = self.list(netfilter, flavour)?;
+            let mut verdicts = Verdicts {
+                chains,
+                drops: vec![Vec::new(); probes.len()],
+            };
+            for base in &verdicts.chains {
+                let mut walk = Walk::new(netfilter, base);
+                for (probe, drops) in probes.iter().zip(&mut verdicts.drops) {
+                    if walk.fate(probe)? == Fate::Dropped {
+                        drops.push(base.clone());
+                    }
+                }
+            }
+            Ok(verdicts)
+        })?;
+        Ok(found)
+    }
+
+    fn list(&self, netfilter: &mut Netfilter, flavour: Flavour) -> Result<Vec<BaseChain>, Error> {
+        let tables = tables(netfilter)?;
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, chains)) = &*known
+            && *of == tables
+        {
+            return Ok(chains.clone());
+        }
+        let mut chains = Vec::new();
+        for (family, word) in FAMILIES {
+            // An empty family costs nothing.
+            let query = Message::new(GETCHAIN, 0, family);
+            netfilter.dump("packet filter chains", query, |attributes| {
+                let is_on = |base: &BaseChain| {
+                    let mut tables = tables.iter();
+                    tables.any(|(of, name, ..)| *of == family && *name == base.table)
+                };
+                if let Some(base) = base_chain(attributes, word)
+                    && !is_iptables(&base, flavour)
+                    && is_on(&base)
+                {
+                    chains.push(base);
+                }
+            })?;
+        }
+        *known = Some((tables, chains.clone()));
+        Ok(chains)
+    }
+}
+
+/// Those whose chains a packet of IPv4 may come to: a dormant table's are at no hook. How many chains `nat` of iptables has is not asked:
+/// Kubernetes makes and removes some all the time, at no hook.
+fn tables(netfilter: &mut Netfilter) -> Result<Vec<TableState>, Error> {
+    let mut tables = Vec::new();
+    for (family, _) in FAMILIES {
+        let query = Message::new(GETTABLE, 0, family);
+        netfilter.dump("packet filter tables", query, |table| {
+            let name = attr(table, 1).map(text).unwrap_or_default();
+            let handle = attr(table, 4).unwrap_or_default().to_vec();
+            let uses = attr(table, 3).and_then(be32).unwrap_or_default();
+            let uses = match (family, name.as_str()) {
+                (2, "nat") => 0,
+                _ => uses,
+            };
+            // `NFT_TABLE_F_DORMANT`.
+            if attr(table, 2).and_then(be32).unwrap_or(0) & 1 == 0 {
+                tables.push((family, name, handle, uses));
+            }
+        })?;
+    }
+    Ok(tables)
+}
+
+fn base_chain(attributes: &[u8], family: &str) -> Option<BaseChain> {
+    let hook = attr(attributes, 4)?;
+    let at_forward = attr(hook, 1).and_then(be32) == Some(FORWARD);
+    let named = |kind| attr(attributes, kind).map(text).unwrap_or_default();
+    (at_forward && named(7) == "filter").then(|| BaseChain {
+        family: family.to_owned(),
+        table: named(1),
+        chain: named(3),
+    })
+}
+
+/// Where iptables-nft writes our rules, our jumps stand first.
+fn is_iptables(base: &BaseChain, flavour: Flavour) -> bool {
+    let tables = ["filter", "mangle", "security"];
+    let is = base.family == "ip" && base.chain == "FORWARD";
+    is && flavour == Flavour::Nft && tables.contains(&base.table.as_str())
+}

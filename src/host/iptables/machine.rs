@@ -1,0 +1,356 @@
+//! One rule of nf_tables at work on one packet: registers, headers, sets.
+//! Not here: reading rules and sets from the kernel.
+//!
+//! A register whose value is not known makes what is compared with it unsure, never a match or a mismatch.
+
+use std::collections::HashMap;
+
+use super::foreign::Probe;
+use super::netlink::{attr, be32, text};
+
+/// What an expression does.
+pub(super) enum Step {
+    /// The next expression is asked.
+    Next,
+    /// The same, and it is not known whether the rule matches.
+    Unsure,
+    /// The rule does not match.
+    NoMatch,
+    /// The rule's verdict.
+    End(Verdict),
+}
+
+/// What becomes of a packet that matches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Continue,
+    Accept,
+    Drop,
+    Return,
+    Jump(String),
+    Goto(String),
+}
+
+/// A set or a map of verdicts.
+pub(super) struct Set {
+    intervals: bool,
+    concatenated: bool,
+    elements: Vec<Element>,
+    otherwise: Option<Element>,
+}
+
+#[derive(Clone)]
+struct Element {
+    key: Vec<u8>,
+    ends: bool,
+    verdict: Option<Verdict>,
+}
+
+/// `NFT_SET_INTERVAL`, `NFT_SET_CONCAT`.
+const INTERVAL: u32 = 4;
+const CONCAT: u32 = 0x80;
+
+impl Set {
+    pub(super) fn new(flags: u32) -> Self {
+        Self {
+            intervals: flags & INTERVAL != 0,
+            concatenated: flags & CONCAT != 0,
+            elements: Vec::new(),
+            otherwise: None,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.elements.len()
+    }
+
+    /// Adds an element, as the kernel tells it.
+    pub(super) fn push(&mut self, element: &[u8]) {
+        let flags = attr(element, 3).and_then(be32).unwrap_or(0);
+        let found = Element {
+            key: value(element, 1).unwrap_or_default().to_vec(),
+            ends: flags & 1 != 0,
+            verdict: attr(element, 2).and_then(verdict),
+        };
+        match flags & 2 {
+            0 => self.elements.push(found),
+            // `NFT_SET_ELEM_CATCHALL`.
+            _ => self.otherwise = Some(found),
+        }
+    }
+
+    pub(super) fn sorted(mut self) -> Self {
+        self.elements.sort_by(|a, b| a.key.cmp(&b.key));
+        self
+    }
+
+    /// An interval begins at an element, and ends before the next one.
+    fn find(&self, key: &[u8]) -> Option<&Element> {
+        let long = |element: &&Element| key.len() >= element.key.len();
+        let found = match self.intervals {
+            true => {
+                let at = self.elements.partition_point(|element| {
+                    element.key.as_slice() <= key.get(..element.key.len()).unwrap_or(key)
+                });
+                at.checked_sub(1).and_then(|at| self.elements.get(at))
+            }
+            false => {
+                let is = |element: &&Element| key.starts_with(&element.key);
+                self.elements.iter().filter(long).find(is)
+            }
+        };
+        let found = found.filter(|element| !element.ends);
+        found.or(self.otherwise.as_ref())
+    }
+}
+
+/// A rule at work.
+pub(super) struct Machine<'p> {
+    probe: &'p Probe,
+    /// By the number of its first four bytes; none: not known.
+    registers: HashMap<u32, Option<Vec<u8>>>,
+}
+
+/// Ports of the packet: any of TCP.
+const FROM_PORT: u16 = 40_000;
+const TO_PORT: u16 = 443;
+
+impl<'p> Machine<'p> {
+    pub(super) fn new(probe: &'p Probe) -> Self {
+        Self {
+            probe,
+            registers: HashMap::new(),
+        }
+    }
+
+    pub(super) fn step(&mut self, name: &str, data: &[u8], set: Option<&Set>) -> Step {
+        match name {
+            // `NFTA_*_SREG`: written, not read.
+            "meta" | "ct" if attr(data, if name == "meta" { 3 } else { 4 }).is_some() => Step::Next,
+            "payload" if attr(data, 5).is_some() => Step::Next,
+            "meta" => {
+                let loaded = number(data, 2).and_then(|key| self.meta(key));
+                self.load(data, 1, loaded)
+            }
+            "ct" => {
+                let loaded = number(data, 2).and_then(|key| self.conntrack(key));
+                self.load(data, 1, loaded)
+            }
+            "payload" => {
+                let loaded = self.payload(data);
+                self.load(data, 1, loaded)
+            }
+            "bitwise" => {
+                let loaded = self.bitwise(data);
+                self.load(data, 2, loaded)
+            }
+            "byteorder" => self.load(data, 2, None),
+            "immediate" => match attr(data, 2).and_then(verdict) {
+                Some(found) => Step::End(found),
+                None => {
+                    let constant = value(data, 2).map(<[u8]>::to_vec);
+                    self.load(data, 1, constant)
+                }
+            },
+            "cmp" => matched(self.compare(data)),
+            "range" => matched(self.range(data)),
+            "lookup" => self.lookup(data, set),
+            "reject" => Step::End(Verdict::Drop),
+            // One packet is within every limit.
+            "limit" => match number(data, 5).unwrap_or(0) & 1 {
+                0 => Step::Next,
+                _ => Step::NoMatch,
+            },
+            "counter" | "log" | "objref" | "last" | "flow_offload" | "notrack" => Step::Next,
+            "target" => match attr(data, 1).map(text).as_deref() {
+                Some("REJECT") => Step::End(Verdict::Drop),
+                Some(_) | None => Step::Next,
+            },
+            "match" if attr(data, 1).map(text).as_deref() == Some("comment") => Step::Next,
+            "queue" => Step::End(Verdict::Accept),
+            _ => {
+                self.registers.clear();
+                Step::Unsure
+            }
+        }
+    }
+
+    fn load(&mut self, data: &[u8], kind: u16, loaded: Option<Vec<u8>>) -> Step {
+        if let Some(register) = register(data, kind) {
+            self.registers.insert(register, loaded);
+        }
+        Step::Next
+    }
+
+    fn get(&self, data: &[u8], kind: u16) -> Option<&[u8]> {
+        self.registers.get(&register(data, kind)?)?.as_deref()
+    }
+
+    /// `enum nft_meta_keys`.
+    fn meta(&self, key: u32) -> Option<Vec<u8>> {
+        let (input, output) = (&self.probe.in_if, &self.probe.out_if);
+        let index = |index: Option<u32>| index.unwrap_or(u32::MAX).to_ne_bytes().to_vec();
+        let name = |name: &str| {
+            let mut bytes = name.as_bytes().to_vec();
+            bytes.resize(16, 0);
+            bytes
+        };
+        Some(match key {
+            // Ethernet's name for IPv4, and IPv4's for TCP.
+            1 => 0x0800_u16.to_be_bytes().to_vec(),
+            15 => vec![libc::AF_INET as u8],
+            16 => vec![libc::IPPROTO_TCP as u8],
+            // No mark.
+            3 => vec![0; 4],
+            4 => index(input.index),
+            5 => index(output.index),
+            6 => name(&input.name),
+            7 => name(&output.name),
+            // `ARPHRD_ETHER`.
+            8 | 9 => 1_u16.to_ne_bytes().to_vec(),
+            // `PACKET_HOST`.
+            19 => vec![0],
+            _ => return None,
+        })
+    }
+
+    /// `enum nft_ct_keys`. A state is a bit: established 2, new 8 (`NF_CT_STATE_BIT`).
+    fn conntrack(&self, key: u32) -> Option<Vec<u8>> {
+        let answers = self.probe.answers;
+        let number = |number: u32| Some(number.to_ne_bytes().to_vec());
+        match key {
+            0 => number(if answers { 2 } else { 8 }),
+            1 => Some(vec![u8::from(answers)]),
+            // Seen both ways, confirmed, with another source; no other destination.
+            2 => number(if answers { 0x1e } else { 0 }),
+            // No mark.
+            3 => number(0),
+            _ => None,
+        }
+    }
+
+    fn payload(&self, data: &[u8]) -> Option<Vec<u8>> {
+        let header = match number(data, 2)? {
+            1 => self.ip_header().to_vec(),
+            2 => self.tcp_header().to_vec(),
+            _ => return None,
+        };
+        let (offset, length) = (number(data, 3)? as usize, number(data, 4)? as usize);
+        Some(header.get(offset..offset.checked_add(length)?)?.to_vec())
+    }
+
+    fn ip_header(&self) -> [u8; 20] {
+        let mut header = [0; 20];
+        header[0] = 0x45;
+        header[3] = 40;
+        header[8] = 63;
+        header[9] = libc::IPPROTO_TCP as u8;
+        header[12..16].copy_from_slice(&self.probe.src.octets());
+        header[16..20].copy_from_slice(&self.probe.dst.octets());
+        header
+    }
+
+    fn tcp_header(&self) -> [u8; 20] {
+        let (from, to, flags) = match self.probe.answers {
+            false => (FROM_PORT, TO_PORT, 0x02),
+            true => (TO_PORT, FROM_PORT, 0x12),
+        };
+        let mut header = [0; 20];
+        header[..2].copy_from_slice(&from.to_be_bytes());
+        header[2..4].copy_from_slice(&to.to_be_bytes());
+        (header[12], header[13]) = (0x50, flags);
+        header
+    }
+
+    /// `NFT_BITWISE_BOOL`: `(value & mask) ^ xor`.
+    fn bitwise(&self, data: &[u8]) -> Option<Vec<u8>> {
+        if number(data, 6).unwrap_or(0) != 0 {
+            return None;
+        }
+        let (mask, xor) = (value(data, 4)?, value(data, 5)?);
+        let bytes = self.get(data, 1)?.iter().zip(mask).zip(xor);
+        Some(
+            bytes
+                .map(|((byte, mask), xor)| (byte & mask) ^ xor)
+                .collect(),
+        )
+    }
+
+    /// Bytes are compared as they stand (`memcmp`).
+    fn compare(&self, data: &[u8]) -> Option<bool> {
+        let right = value(data, 3)?;
+        let left = self.get(data, 1)?.get(..right.len())?;
+        Some(match number(data, 2)? {
+            0 => left == right,
+            1 => left != right,
+            2 => left < right,
+            3 => left <= right,
+            4 => left > right,
+            5 => left >= right,
+            _ => return None,
+        })
+    }
+
+    fn range(&self, data: &[u8]) -> Option<bool> {
+        let (from, to) = (value(data, 3)?, value(data, 4)?);
+        let found = self.get(data, 1)?.get(..from.len())?;
+        let within = from <= found && found <= to;
+        Some(within == (number(data, 2)? == 0))
+    }
+
+    fn lookup(&mut self, data: &[u8], set: Option<&Set>) -> Step {
+        let inverted = number(data, 5).unwrap_or(0) & 1 != 0;
+        let known = set.filter(|set| !set.concatenated);
+        let (Some(set), Some(key)) = (known, self.get(data, 2)) else {
+            self.load(data, 3, None);
+            return Step::Unsure;
+        };
+        match (set.find(key), attr(data, 3).is_some()) {
+            (Some(element), true) => match element.verdict.clone() {
+                Some(verdict) => Step::End(verdict),
+                None => self.load(data, 3, None),
+            },
+            (None, true) => Step::NoMatch,
+            (found, false) => matched(Some(found.is_some() != inverted)),
+        }
+    }
+}
+
+fn matched(found: Option<bool>) -> Step {
+    match found {
+        Some(true) => Step::Next,
+        Some(false) => Step::NoMatch,
+        None => Step::Unsure,
+    }
+}
+
+fn number(data: &[u8], kind: u16) -> Option<u32> {
+    attr(data, kind).and_then(be32)
+}
+
+/// `NFTA_DATA_VALUE` within an attribute.
+fn value(data: &[u8], kind: u16) -> Option<&[u8]> {
+    attr(data, kind).and_then(|data| attr(data, 1))
+}
+
+/// Old numbers stand for 16 bytes, new ones for 4 (`enum nft_registers`).
+fn register(data: &[u8], kind: u16) -> Option<u32> {
+    Some(match number(data, kind)? {
+        old @ 1..=4 => (old - 1) * 4,
+        new => new.checked_sub(8)?,
+    })
+}
+
+/// `NFTA_DATA_VERDICT`: the code, and the chain.
+fn verdict(data: &[u8]) -> Option<Verdict> {
+    let verdict = attr(data, 2)?;
+    let chain = || attr(verdict, 2).map(text).unwrap_or_default();
+    Some(match attr(verdict, 1).and_then(be32)? as i32 {
+        0 => Verdict::Drop,
+        -3 => Verdict::Jump(chain()),
+        -4 => Verdict::Goto(chain()),
+        -5 => Verdict::Return,
+        -1 | -2 => Verdict::Continue,
+        _ => Verdict::Accept,
+    })
+}

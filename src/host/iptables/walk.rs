@@ -1,0 +1,206 @@
+//! What a chain of nf_tables does to one packet: the rules that it comes to are read and gone through.
+//! Not here: which chains there are.
+//!
+//! # Why
+//! Whatever is not understood is taken for passing: nobody is warned of a drop that is none. Formats: linux/netfilter/nf_tables.h.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::ControlFlow;
+
+use super::foreign::{BaseChain, Probe};
+use super::machine::{Machine, Set, Step, Verdict};
+use super::netlink::{Message, NFTABLES, Netfilter, attr, attrs, be32, text};
+use crate::host::Error;
+
+const GETCHAIN: u16 = NFTABLES | 4;
+const GETRULE: u16 = NFTABLES | 7;
+const GETSET: u16 = NFTABLES | 10;
+const GETSETELEM: u16 = NFTABLES | 13;
+
+/// Rules and elements of sets that are read for one base chain. A packet that comes to more is not followed.
+const MOST: usize = 1024;
+
+/// The kernel's limit (`NFT_JUMP_STACK_SIZE`).
+const DEEPEST: usize = 16;
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It goes on.
+    Passes,
+    /// It does not.
+    Dropped,
+    /// It comes to more rules than are read.
+    Unknown,
+}
+
+/// What ends the way through a chain.
+enum End {
+    Accepted,
+    Dropped,
+    /// Nothing: the chain that jumped here goes on.
+    Returned,
+    TooMuch,
+}
+
+/// One base chain and what was read of its table.
+pub(super) struct Walk<'n> {
+    netfilter: &'n mut Netfilter,
+    family: u8,
+    base: &'n BaseChain,
+    rules: HashMap<String, Vec<Vec<u8>>>,
+    sets: HashMap<String, Option<Set>>,
+    read: usize,
+}
+
+impl<'n> Walk<'n> {
+    pub(super) fn new(netfilter: &'n mut Netfilter, base: &'n BaseChain) -> Self {
+        Self {
+            netfilter,
+            family: if base.family == "inet" { 1 } else { 2 },
+            base,
+            rules: HashMap::new(),
+            sets: HashMap::new(),
+            read: 0,
+        }
+    }
+
+    /// What becomes of a packet that comes to the base chain.
+    pub(super) fn fate(&mut self, probe: &Probe) -> Result<Fate, Error> {
+        let query = Message::new(GETCHAIN, 0, self.family)
+            .text(1, &self.base.table)
+            .text(3, &self.base.chain);
+        let policy = match self.netfilter.get(query) {
+            Ok(chain) => attr(&chain, 5).and_then(be32),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Fate::Passes),
+            Err(error) => return Err(Error::io("read", self.base.to_string(), error)),
+        };
+        let chain = self.base.chain.clone();
+        Ok(match self.chain(&chain, probe, 0)? {
+            End::Accepted => Fate::Passes,
+            End::Dropped => Fate::Dropped,
+            End::Returned if policy == Some(0) => Fate::Dropped,
+            End::Returned => Fate::Passes,
+            End::TooMuch => Fate::Unknown,
+        })
+    }
+
+    fn chain(&mut self, name: &str, probe: &Probe, depth: usize) -> Result<End, Error> {
+        if depth > DEEPEST || !self.read_chain(name)? {
+            return Ok(End::TooMuch);
+        }
+        let rules = self.rules.get(name).cloned().unwrap_or_default();
+        for rule in &rules {
+            let (sure, verdict) = self.rule(rule, probe)?;
+            let (next, goes) = match verdict {
+                Verdict::Continue => continue,
+                Verdict::Accept => return Ok(End::Accepted),
+                Verdict::Drop if sure => return Ok(End::Dropped),
+                Verdict::Drop => continue,
+                Verdict::Return if sure => return Ok(End::Returned),
+                Verdict::Return => continue,
+                Verdict::Jump(next) => (next, false),
+                Verdict::Goto(next) => (next, true),
+            };
+            match self.chain(&next, probe, depth + 1)? {
+                End::Accepted => return Ok(End::Accepted),
+                End::Dropped if sure => return Ok(End::Dropped),
+                End::TooMuch => return Ok(End::TooMuch),
+                End::Returned if goes && sure => return Ok(End::Returned),
+                End::Dropped | End::Returned => {}
+            }
+        }
+        Ok(End::Returned)
+    }
+
+    /// What a rule does, and whether it is sure that it matches.
+    fn rule(&mut self, rule: &[u8], probe: &Probe) -> Result<(bool, Verdict), Error> {
+        let mut machine = Machine::new(probe);
+        let mut sure = true;
+        let expressions = attrs(attr(rule, 4).unwrap_or(&[]));
+        for (_, expression) in expressions {
+            let name = attr(expression, 1).map(text).unwrap_or_default();
+            let data = attr(expression, 2).unwrap_or(&[]);
+            let set = match name.as_str() {
+                "lookup" => match attr(data, 1).map(text) {
+                    Some(set) => self.set(&set)?,
+                    None => None,
+                },
+                _ => None,
+            };
+            match machine.step(&name, data, set) {
+                Step::Next => {}
+                Step::Unsure => sure = false,
+                Step::NoMatch => return Ok((true, Verdict::Continue)),
+                Step::End(verdict) => return Ok((sure, verdict)),
+            }
+        }
+        Ok((sure, Verdict::Continue))
+    }
+
+    /// Whether the chain could be read, now or before.
+    fn read_chain(&mut self, name: &str) -> Result<bool, Error> {
+        if self.rules.contains_key(name) {
+            return Ok(true);
+        }
+        let query = Message::new(GETRULE, 0, self.family)
+            .text(1, &self.base.table)
+            .text(2, name);
+        let mut rules = Vec::new();
+        let most = MOST.saturating_sub(self.read);
+        self.netfilter
+            .dump_until("packet filter rules", query, |rule| {
+                if attr(rule, 2).map(text).as_deref() == Some(name) {
+                    rules.push(rule.to_vec());
+                }
+                match rules.len() <= most {
+                    true => ControlFlow::Continue(()),
+                    false => ControlFlow::Break(()),
+                }
+            })?;
+        self.read += rules.len();
+        let fits = rules.len() <= most;
+        if fits {
+            self.rules.insert(name.to_owned(), rules);
+        }
+        Ok(fits)
+    }
+
+    /// A set; none: it is not understood.
+    fn set(&mut self, name: &str) -> Result<Option<&Set>, Error> {
+        if !self.sets.contains_key(name) {
+            let set = self.read_set(name)?;
+            self.sets.insert(name.to_owned(), set);
+        }
+        Ok(self.sets.get(name).and_then(Option::as_ref))
+    }
+
+    fn read_set(&mut self, name: &str) -> Result<Option<Set>, Error> {
+        let table = &self.base.table;
+        let query = Message::new(GETSET, 0, self.family)
+            .text(1, table)
+            .text(2, name);
+        let Ok(about) = self.netfilter.get(query) else {
+            return Ok(None);
+        };
+        let flags = attr(&about, 3).and_then(be32).unwrap_or(0);
+        let mut set = Set::new(flags);
+        let most = MOST.saturating_sub(self.read);
+        let query = Message::new(GETSETELEM, 0, self.family)
+            .text(1, table)
+            .text(2, name);
+        self.netfilter
+            .dump_until("elements of a set", query, |attributes| {
+                for (_, element) in attrs(attr(attributes, 3).unwrap_or(&[])) {
+                    set.push(element);
+                }
+                match set.len() <= most {
+                    true => ControlFlow::Continue(()),
+                    false => ControlFlow::Break(()),
+                }
+            })?;
+        self.read += set.len();
+        Ok((set.len() <= most).then(|| set.sorted()))
+    }
+}

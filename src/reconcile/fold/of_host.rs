@@ -1,0 +1,67 @@
+//! What VMs and groups tell of the host: its rules that are not known to stand, and what keeps their packets from passing.
+//! Not here: finding it (`reconcile::ground`).
+
+use ipnetwork::Ipv4Network;
+
+use crate::api::condition::{Condition, Reason, Status};
+use crate::api::network::NetworkSpec;
+use crate::api::view::ConditionView;
+use crate::api::vm::Vm;
+use crate::store::World;
+
+use super::{fold, known, shown};
+
+/// The host's rules restrict the VM, and are not known to stand.
+pub(super) fn of_host(found: &Condition, generation: u64) -> Condition {
+    Condition {
+        status: Status::False,
+        message: format!(
+            "forwarding is disabled, because the host's rules are not known to stand: {}",
+            found.message
+        ),
+        observed_generation: generation,
+        ..found.clone()
+    }
+}
+
+/// What of the host keeps a VM's packets from passing.
+pub(super) fn host_warnings(world: &World, vm: &Vm) -> Vec<String> {
+    let Some(ground) = world.ground() else {
+        return Vec::new();
+    };
+    let of_all = match &vm.spec.network {
+        NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) => ground.warnings.clone(),
+        NetworkSpec::Cni(_) => Vec::new(),
+    };
+    let ip = world.lease(&vm.meta.name).map(|lease| lease.address.ip());
+    let concerns = |range: &Ipv4Network| ip.is_some_and(|ip| range.contains(ip));
+    let drops = ground.drops.iter().filter(|(range, _)| concerns(range));
+    let of_range = drops.map(|(_, message)| message.clone());
+    of_all.into_iter().chain(of_range).collect()
+}
+
+/// The same as a condition; none when there is nothing to warn of.
+pub(super) fn host_condition(
+    world: &World,
+    warnings: &[String],
+    generation: u64,
+) -> Option<ConditionView> {
+    let ground = world.ground().filter(|_| !warnings.is_empty())?;
+    let found = Condition {
+        status: Status::False,
+        reason: Reason::Conflict,
+        message: warnings.join("; "),
+        since: ground.condition.since,
+        observed_generation: generation,
+    };
+    Some(shown("HostNetwork".into(), &found))
+}
+
+/// What keeps a VM from being Ready is the group's reason when waiting does not help.
+pub(super) fn group_reason(world: &World, vm: &Vm) -> Reason {
+    let reason = fold(&vm.meta, false, &known(world, vm), world.unenforced(vm)).reason;
+    match reason {
+        Reason::Contested | Reason::Conflict => reason,
+        _ => Reason::Converging,
+    }
+}

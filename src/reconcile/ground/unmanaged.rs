@@ -1,0 +1,184 @@
+//! The files that tell network managers to leave links of ours alone: systemd-networkd and NetworkManager.
+//! Not here: whether they do ([`crate::doctor`]).
+//!
+//! # Why
+//! The files stand before the links do, and whether the programs run or not: one that starts later reads them before it looks at any
+//! link. They lie in `/run`, so that nothing of ours outlives the boot. A bridge of somebody else is left to its owner's manager.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::host::fs::{self, Dir, Durability};
+use crate::host::netns::Netns;
+use crate::host::{Error, process};
+
+const NETWORKD_RUN: &str = "/run/systemd/network";
+const NM_RUN: &str = "/run/NetworkManager/conf.d";
+
+/// How long a manager may take to read its files again.
+const PATIENCE: Duration = Duration::from_millis(800);
+
+/// Links of ours, by the names that they have now or are given later.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct OurLinks {
+    /// What the names of isolated VMs' veths start with.
+    pub veth_prefix: String,
+    /// Bridges of ours.
+    pub bridges: BTreeSet<String>,
+    /// What the names of bridge VMs' TAPs start with; a number follows, or `x` and a number.
+    pub tap_prefixes: BTreeSet<String>,
+}
+
+/// A program that takes links over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manager {
+    /// systemd-networkd.
+    Networkd,
+    /// NetworkManager.
+    NetworkManager,
+}
+
+impl Manager {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Networkd, Self::NetworkManager];
+
+    /// The file that it reads. Of networkd's files the first that matches counts, by name: ours has a low number.
+    pub fn file(self, veth_prefix: &str) -> PathBuf {
+        match self {
+            Self::Networkd => {
+                Path::new(NETWORKD_RUN).join(format!("05-slice-{veth_prefix}.network"))
+            }
+            Self::NetworkManager => Path::new(NM_RUN).join(format!("90-slice-{veth_prefix}.conf")),
+        }
+    }
+
+    /// What is to stand in it.
+    pub fn text(self, links: &OurLinks) -> String {
+        match self {
+            Self::Networkd => networkd_text(links),
+            Self::NetworkManager => nm_text(links),
+        }
+    }
+
+    /// The first 15 characters of its process' name (proc_pid_comm(5)).
+    fn comm(self) -> &'static str {
+        match self {
+            Self::Networkd => "systemd-network",
+            Self::NetworkManager => "NetworkManager",
+        }
+    }
+
+    fn reload(self) -> &'static [&'static str] {
+        match self {
+            Self::Networkd => &["networkctl", "reload"],
+            Self::NetworkManager => &["nmcli", "general", "reload", "conf"],
+        }
+    }
+}
+
+/// A `.network` file (systemd.network(5)). Several `Name=` are one list. A TAP's name is its prefix and a number, so that a short prefix
+/// matches no link of somebody else.
+fn networkd_text(links: &OurLinks) -> String {
+    let veths = format!("{}*", links.veth_prefix);
+    let taps = links.tap_prefixes.iter();
+    let taps = taps.flat_map(|prefix| [format!("{prefix}[0-9]*"), format!("{prefix}x[0-9]*")]);
+    let names = [veths].into_iter().chain(links.bridges.iter().cloned());
+    let names: String = names
+        .chain(taps)
+        .map(|name| format!("Name={name}\n"))
+        .collect();
+    format!(
+        "# Links of slice's VMs: sliced sets them up.\n[Match]\n{names}\n[Link]\nUnmanaged=yes\n"
+    )
+}
+
+/// Kinds of links that no TAP is of.
+const NO_TAPS: [&str; 6] = ["ethernet", "wifi", "bridge", "bond", "vlan", "veth"];
+
+/// A snippet (NetworkManager.conf(5)). The sections have names of their own: `unmanaged-devices` in `[keyfile]` would replace another
+/// file's. Its patterns know no digits: `except:` keeps a short prefix from matching the host's own links.
+fn nm_text(links: &OurLinks) -> String {
+    let prefix = &links.veth_prefix;
+    let mut text = format!(
+        "# Links of slice's VMs: sliced sets them up.\n[device-{prefix}]\nmatch-device=interface-name:{prefix}*"
+    );
+    for bridge in &links.bridges {
+        text.push_str(&format!(";interface-name:={bridge}"));
+    }
+    text.push_str("\nmanaged=0\n");
+    if !links.tap_prefixes.is_empty() {
+        let taps = links.tap_prefixes.iter();
+        let taps = taps.map(|prefix| format!("interface-name:{prefix}*"));
+        let but = NO_TAPS.iter().map(|kind| format!("except:type:{kind}"));
+        let specs: Vec<String> = taps.chain(but).collect();
+        let specs = specs.join(";");
+        text.push_str(&format!(
+            "\n[device-{prefix}-taps]\nmatch-device={specs}\nmanaged=0\n"
+        ));
+    }
+    text
+}
+
+/// Writes the files where they are not as they are to be, has the programs that run read them, and answers which were written.
+pub async fn write_unmanaged(home: &Netns, links: &OurLinks) -> Result<Vec<PathBuf>, Error> {
+    let mut written = Vec::new();
+    for manager in Manager::ALL {
+        let path = manager.file(&links.veth_prefix);
+        if !write(&path, &manager.text(links))? {
+            continue;
+        }
+        written.push(path);
+        if runs(home, manager)? {
+            reload(manager).await;
+        }
+    }
+    Ok(written)
+}
+
+/// Whether it had to be written.
+fn write(path: &Path, text: &str) -> Result<bool, Error> {
+    if fs::read_text(path)?.as_deref() == Some(text) {
+        return Ok(false);
+    }
+    if let Some(dir) = path.parent() {
+        fs::make_dir(dir, 0o755)?;
+    }
+    fs::write(path, text.as_bytes(), 0o644, Durability::Process)?;
+    Ok(true)
+}
+
+/// A program that does not answer reads the file when it starts next; doctor and this line say what to do until then.
+async fn reload(manager: Manager) {
+    let outcome = process::run_until(manager.reload(), PATIENCE, |_| false).await;
+    if let Err(error) = outcome {
+        tracing::warn!(
+            command = manager.reload().join(" "),
+            %error,
+            "cannot have a network manager read its files again"
+        );
+    }
+}
+
+/// Whether a program runs in this network namespace.
+pub fn runs(home: &Netns, manager: Manager) -> Result<bool, Error> {
+    let home = home.inode()?;
+    let names = match fs::look_at_dir(Path::new("/proc"))? {
+        Dir::Present(names) => names,
+        Dir::Absent | Dir::NotADirectory => Vec::new(),
+    };
+    let pids = names
+        .into_iter()
+        .filter_map(|name| name.parse::<u32>().ok());
+    Ok(pids.into_iter().any(|pid| {
+        let comm = fs::read_text(Path::new(&format!("/proc/{pid}/comm")));
+        if comm.ok().flatten().as_deref().map(str::trim_end) != Some(manager.comm()) {
+            return false;
+        }
+        // One that ends while we look does not run.
+        let netns = Netns::open(Path::new(&format!("/proc/{pid}/ns/net")));
+        netns
+            .and_then(|netns| netns.inode())
+            .is_ok_and(|inode| inode == home)
+    }))
+}
