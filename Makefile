@@ -13,7 +13,7 @@ CARGO ?= cargo
 help:
 	@echo 'make build      release binaries in $(TARGET)/release'
 	@echo 'make test       all tests; as root installs what they need'
-	@echo 'make soak       long fuzzing, with seeds printed: 2,000 damages'
+	@echo 'make soak       long fuzzing, with seeds printed: 2,000 damages, 100 concurrent applies'
 	@echo 'make lint       format, clippy, and cargo deny where it is installed'
 	@echo 'make demo       six guests in a private lab, judged line by line; KEEP=1 leaves it up'
 	@echo 'make bench      ratios against shell scripts, against the floor and against the plugins alone'

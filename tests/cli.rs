@@ -13,6 +13,9 @@ mod streams;
 #[path = "cli/world.rs"]
 mod world;
 
+use slicectl::api::host_group::HostGroupSpec;
+use slicectl::api::manifest::{self, Source};
+
 use fixture::Fixture;
 use golden::{Run, slicectl};
 
@@ -438,14 +441,16 @@ fn what_new_prints_is_read_back_as_it_was_asked_for() {
     let group = &minimal["config"]["host_groups"][0];
     assert_eq!(group["name"].as_str(), Some("true"));
     assert_eq!(group["network"]["mode"].as_str(), Some("isolated"));
-    assert_eq!(group["ram_gb"].as_u64(), Some(4));
-    assert_eq!(minimal["config"]["hypervisor"].as_str(), Some("none"));
+    let keys: Vec<_> = group.as_mapping().unwrap().keys().collect();
+    assert_eq!(keys, ["name", "network"]);
+    let keys: Vec<_> = minimal["config"].as_mapping().unwrap().keys().collect();
+    assert_eq!(keys, ["host_groups"]);
     let full = read(
         "new a --net=isolated --kernel-file /a:#b --drop 10.0.0.0/8,1.1.1.1:1-9/udp --ram-mb 64",
     );
     let group = &full["config"]["host_groups"][0];
     assert_eq!(full["config"]["kernel_file"].as_str(), Some("/a:#b"));
-    assert_eq!(full["config"]["hypervisor"].as_str(), Some("qemu"));
+    assert!(full["config"].get("hypervisor").is_none());
     assert_eq!(group["ram_mb"].as_u64(), Some(64));
     assert!(group.get("ram_gb").is_none());
     assert_eq!(
@@ -463,6 +468,231 @@ fn what_new_prints_is_read_back_as_it_was_asked_for() {
     let known = ["name", "count", "vcpu", "ram_mb", "dns_servers", "network"];
     for key in group.as_mapping().unwrap().keys() {
         assert!(known.contains(&key.as_str().unwrap()), "{key:?}");
+    }
+}
+
+/// What a manifest means, and the values that it has: `config` before the groups, the group beside its network, the network.
+fn meant(text: &str) -> (HostGroupSpec, [Vec<String>; 3]) {
+    let source = Source {
+        name: "new".to_owned(),
+        text: text.to_owned(),
+    };
+    let parsed = manifest::parse(&source).unwrap_or_else(|error| panic!("{error:?}\n{text}"));
+    let spec = parsed.into_iter().next().expect("a group").spec;
+    let yaml: serde_yaml::Value = serde_yaml::from_str(text).unwrap();
+    let keys = |value: &serde_yaml::Value, but: &str| -> Vec<String> {
+        let keys = value.as_mapping().into_iter().flat_map(|map| map.keys());
+        let keys = keys.map(|key| key.as_str().unwrap().to_owned());
+        keys.filter(|key| key != but).collect()
+    };
+    let (config, group) = (&yaml["config"], &yaml["config"]["host_groups"][0]);
+    let network = group.get("network").cloned().unwrap_or_default();
+    let keys = [
+        keys(config, "host_groups"),
+        keys(group, "network"),
+        keys(&network, ""),
+    ];
+    (spec, keys)
+}
+
+/// The flags; what is printed of `config`, the group, and its network; the same group with every value written out.
+#[test]
+fn new_prints_what_is_given_or_needed_and_no_default() {
+    let table = [
+        (
+            "--net=isolated --drop 192.168.1.0/24",
+            "",
+            "name",
+            "mode drop",
+            "hypervisor: none",
+            "mode: isolated, drop: [192.168.1.0/24], on_deny: drop",
+        ),
+        (
+            "--net=isolated",
+            "",
+            "name",
+            "mode",
+            "hypervisor: none",
+            "mode: isolated",
+        ),
+        (
+            "--net=isolated --allow 10.0.0.0/8:1-9/udp",
+            "",
+            "name",
+            "mode allow",
+            "hypervisor: none",
+            "mode: isolated, allow: ['10.0.0.0/8:1-9/udp']",
+        ),
+        (
+            "--net=isolated --allow 10.0.0.0/8 --drop 10.1.0.0/16",
+            "",
+            "name",
+            "mode allow drop",
+            "hypervisor: none",
+            "mode: isolated, allow: [10.0.0.0/8], drop: [10.1.0.0/16]",
+        ),
+        (
+            "--net=isolated --on-deny drop",
+            "",
+            "name",
+            "mode on_deny",
+            "hypervisor: none",
+            "mode: isolated",
+        ),
+        (
+            "--net=isolated --on-deny reject --drop 10.0.0.0/8",
+            "",
+            "name",
+            "mode drop on_deny",
+            "hypervisor: none",
+            "mode: isolated, drop: [10.0.0.0/8], on_deny: reject",
+        ),
+        (
+            "--net=isolated --range 169.254.100.0/22",
+            "",
+            "name",
+            "mode range",
+            "hypervisor: none",
+            "mode: isolated, range: 169.254.100.0/22",
+        ),
+        (
+            "--net=isolated --tap-owner 1000:36",
+            "",
+            "name",
+            "mode tap_owner",
+            "hypervisor: none",
+            "mode: isolated, tap_owner: '1000:36'",
+        ),
+        (
+            "--net=isolated --count 1 --vcpu 2 --ram-gb 4",
+            "",
+            "name count vcpu ram_gb",
+            "mode",
+            "hypervisor: none",
+            "mode: isolated",
+        ),
+        (
+            "--net=isolated --hypervisor none",
+            "hypervisor",
+            "name",
+            "mode",
+            "hypervisor: none",
+            "mode: isolated",
+        ),
+        (
+            "--net=isolated --kernel-file /boot/vmlinuz",
+            "kernel_file",
+            "name",
+            "mode",
+            "hypervisor: qemu, kernel_file: /boot/vmlinuz",
+            "mode: isolated",
+        ),
+        (
+            "--net=isolated --kernel-file /boot/vmlinuz --hypervisor qemu",
+            "hypervisor kernel_file",
+            "name",
+            "mode",
+            "hypervisor: qemu, kernel_file: /boot/vmlinuz",
+            "mode: isolated",
+        ),
+        (
+            "--net=isolated --kernel-file /boot/vmlinuz --hypervisor firecracker",
+            "hypervisor kernel_file",
+            "name",
+            "mode",
+            "hypervisor: firecracker, kernel_file: /boot/vmlinuz",
+            "mode: isolated",
+        ),
+        (
+            "--net=isolated --dns 1.1.1.1",
+            "",
+            "name dns_servers",
+            "mode",
+            "hypervisor: none, dns_servers: [1.1.1.1]",
+            "mode: isolated",
+        ),
+        (
+            "--net=bridge",
+            "",
+            "name",
+            "",
+            "hypervisor: none",
+            "mode: bridge, bridge: br-web, tap_prefix: t-web-, antispoof: true, isolate_ports: false",
+        ),
+        (
+            "--net=bridge --bridge br0",
+            "",
+            "name",
+            "bridge",
+            "hypervisor: none",
+            "mode: bridge, bridge: br0",
+        ),
+        (
+            "--net=bridge --bridge br-web --tap-prefix t-web-",
+            "",
+            "name",
+            "bridge tap_prefix",
+            "hypervisor: none",
+            "mode: bridge",
+        ),
+        (
+            "--net=bridge --gateway 192.168.137.1/24 --range 192.168.137.20-192.168.137.80",
+            "",
+            "name",
+            "gateway range",
+            "hypervisor: none",
+            "gateway: 192.168.137.1/24, range: 192.168.137.20-192.168.137.80",
+        ),
+        (
+            "--net=bridge --gateway 192.168.137.1/24 --addresses 192.168.137.2",
+            "",
+            "name",
+            "gateway addresses",
+            "hypervisor: none",
+            "gateway: 192.168.137.1/24, addresses: [192.168.137.2]",
+        ),
+        (
+            "--net=bridge --no-antispoof --isolate-ports",
+            "",
+            "name",
+            "antispoof isolate_ports",
+            "hypervisor: none",
+            "mode: bridge, antispoof: false, isolate_ports: true",
+        ),
+        (
+            "--net=cni",
+            "network_name",
+            "name",
+            "",
+            "hypervisor: none, network_name: slicer",
+            "mode: cni",
+        ),
+        (
+            "--net=cni --network-name other --tap-owner 7",
+            "network_name",
+            "name",
+            "mode tap_owner",
+            "hypervisor: none, network_name: other",
+            "mode: cni, tap_owner: 7",
+        ),
+    ];
+    let fixture = Fixture::start();
+    for (flags, config, group, network, of_group, of_network) in table {
+        let run = slicectl(&fixture).args(&format!("new web {flags}")).run();
+        assert_eq!(run.code, 0, "{run:?}");
+        let (spec, printed) = meant(&run.stdout);
+        let wanted = [config, group, network];
+        let wanted = wanted.map(|keys| {
+            keys.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        });
+        assert_eq!(printed, wanted, "{flags}\n{}", run.stdout);
+        let (count, vcpu, ram) = ("count: 1", "vcpu: 2", "ram_gb: 4");
+        let (full, _) = meant(&format!(
+            "config: {{host_groups: [{{name: web, {count}, {vcpu}, {ram}, {of_group}, network: {{{of_network}}}}}]}}"
+        ));
+        assert_eq!(spec, full, "{flags}\n{}", run.stdout);
     }
 }
 

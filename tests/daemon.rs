@@ -16,6 +16,7 @@
 //! | `origin` | whose a group is: a file's or an apply's |
 //! | `drift` | everything that somebody can break, seen and repaired |
 //! | `bridge_drift` | the same in bridge mode |
+//! | `claims` | ranges, subnets and addresses, held by one daemon or by two |
 //! | `power` | what a power failure leaves of what was answered |
 //! | `recovery` | kill -9, lost and broken state, two daemons |
 //! | `hung_files` | file systems that do not answer |
@@ -43,6 +44,7 @@ mod support;
 mod daemon {
     mod bridge;
     mod bridge_drift;
+    mod claims;
     mod cni;
     mod cni_faults;
     mod cni_flows;

@@ -1,6 +1,8 @@
 //! The ladder's laws: random interleavings of taking, leaving and deleting, and who gets which block.
 //! Not here: what a rung does; the disk (`tests/store.rs`).
 
+#[path = "ladder/claims.rs"]
+mod claims;
 #[path = "ladder/leases.rs"]
 mod leases;
 #[path = "ladder/on_demand.rs"]

@@ -1,11 +1,15 @@
 #!/bin/sh
-# Long fuzzing: what `make soak` runs. Root. SLICE_DAMAGES says how many damages (2000), SLICE_SEED with which seed; both are printed.
+# Long fuzzing: what `make soak` runs. Root. SLICE_DAMAGES says how many damages (2000), SLICE_CLAIM_ROUNDS how often groups of one daemon
+# and of two choose their addresses at once (100), SLICE_SEED with which seed; all are printed.
 set -eu
 cd "$(dirname "$0")/.."
 SLICE_DAMAGES="${SLICE_DAMAGES:-2000}"
 SLICE_SEED="${SLICE_SEED:-$(date +%s)}"
-export SLICE_DAMAGES SLICE_SEED
-echo "soak: SLICE_DAMAGES=$SLICE_DAMAGES SLICE_SEED=$SLICE_SEED"
+SLICE_CLAIM_ROUNDS="${SLICE_CLAIM_ROUNDS:-100}"
+export SLICE_DAMAGES SLICE_SEED SLICE_CLAIM_ROUNDS
+echo "soak: SLICE_DAMAGES=$SLICE_DAMAGES SLICE_CLAIM_ROUNDS=$SLICE_CLAIM_ROUNDS SLICE_SEED=$SLICE_SEED"
 tests/setup.sh
 cargo test --locked --test store whatever_happens_to_the_files -- --nocapture
 cargo test --locked --test daemon after_any_damage -- --nocapture
+cargo test --locked --test ladder claims:: -- --nocapture
+cargo test --locked --test daemon daemon::claims:: -- --nocapture

@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use slicectl::api::meta::Name;
-use slicectl::store::{Error, Store};
+use slicectl::reconcile::group::{Claim, Claims};
+use slicectl::store::{Error, Pool, Store};
 
 mod support;
 #[allow(dead_code, reason = "shared with tests/store.rs")]
@@ -12,7 +13,7 @@ mod support;
 mod whole;
 
 use support::kernel;
-use support::objects::{group, name, spec};
+use support::objects::{group, name, owner, spec};
 use whole::whole;
 
 #[test]
@@ -22,10 +23,32 @@ fn on_a_full_disk_a_change_is_taken_back_and_nothing_committed_is_lost() {
         let dir = Path::new("/run/small/state");
         let (store, _) = Store::open(dir).unwrap();
         let mut kept: Vec<Name> = Vec::new();
+        let claims = Claims::new(Path::new("/run/claims"), owner(dir));
+        let pooled = name("pooled");
         let failed = loop {
+            if let Err(error) = choose(&store, &claims, &pooled).await {
+                break error;
+            }
             let before = whole(&store);
             let next = big(kept.len());
-            match store.write(|txn| txn.put_group(next.clone())).await {
+            // With a choice that is given up: its claim goes when that is on the disk, not before.
+            let begun = store.begin(|txn| {
+                txn.put_group(next.clone())?;
+                txn.remove_pool(&pooled)
+            });
+            let done = match begun {
+                Ok(((), durable)) => {
+                    claims.release_unused(&store).await;
+                    durable.wait().await
+                }
+                Err(error) => Err(error),
+            };
+            let claimed = std::fs::read_dir("/run/claims")
+                .unwrap()
+                .flatten()
+                .any(|entry| entry.path().extension().is_some_and(|kind| kind == "json"));
+            assert_eq!(claimed, done.is_err(), "{done:?}");
+            match done {
                 Ok(()) => kept.push(next.meta.name),
                 Err(error) => {
                     assert_eq!(whole(&store), before, "the change was not taken back");
@@ -65,6 +88,18 @@ fn on_a_full_disk_a_change_is_taken_back_and_nothing_committed_is_lost() {
             .unwrap_or_else(|e: Error| panic!("{e}"));
         again.close();
     });
+}
+
+/// Claims a range and stores it.
+async fn choose(store: &Store, claims: &Claims, group: &Name) -> Result<(), Error> {
+    let range = "169.254.100.0/22".parse().unwrap();
+    let _held = claims.hold(vec![Claim::Range(range)]).await.unwrap();
+    let pool = Pool {
+        range,
+        gateway: None,
+        in_use: Default::default(),
+    };
+    store.write(|txn| txn.put_pool(group, pool)).await
 }
 
 /// A group of about 32 KiB, of text that does not shrink.

@@ -40,11 +40,11 @@ use crate::host::{self, cpu, fs, link, process};
 use crate::owner::Instance;
 use crate::reconcile::contest::Contests;
 use crate::reconcile::engine::{Engine, HostHands, Key};
-use crate::reconcile::group::{CLAIMS_DIR, Claims};
+use crate::reconcile::group::{CLAIMS_DIR, ClaimOwner, Claims};
 use crate::reconcile::processes::Processes;
 use crate::reconcile::{Probe, unprobed};
 use crate::runtime::controller::{Controller, controller};
-use crate::store::{self, Change, RunCopy, Store};
+use crate::store::{self, Change, Opened, Recalled, RunCopy, Store};
 use crate::wire::limits::Limits;
 use crate::wire::{self, Door};
 use crate::{clock, cni};
@@ -215,8 +215,15 @@ impl Daemon {
         let backend = backend
             .await
             .map_err(|error| Error::Host(error.to_string()))??;
+        let instance = Instance::of(&state_dir);
+        let claim_owner = ClaimOwner {
+            instance: instance.clone(),
+            state_dir: state_dir.clone(),
+            run_dir: run_dir.0.clone(),
+            boot_id: boot_id.clone(),
+        };
         let engine = Arc::new(Engine {
-            instance: Instance::of(&state_dir),
+            instance,
             store,
             hands: HostHands {
                 netlink,
@@ -235,7 +242,7 @@ impl Daemon {
             )
             .with_users(vmm_ids),
             run_dir,
-            claims: Claims::new(Path::new(CLAIMS_DIR)),
+            claims: Claims::new(Path::new(CLAIMS_DIR), claim_owner),
             waker,
             probe,
             contests: Contests::default(),
@@ -261,7 +268,12 @@ impl Daemon {
         engine.processes.recover_owners();
         // Before anything can change: a change that nobody hears wakes nobody.
         let changes = engine.store.watch();
+        let whole = opened == Opened::Existing || matches!(recalled, Recalled::World(_));
         take_over::take_over(&engine, opened, recalled).await?;
+        if let Err(error) = engine.hold_claims(whole).await {
+            // Every group says so when it needs a claim.
+            error!(%error, "what is stored cannot be claimed on this host");
+        }
         engine.store.begin_observation(clock::now());
         if let Ok(base) = host::cgroup::base() {
             host::cgroup::sweep(base);

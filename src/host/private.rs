@@ -7,9 +7,10 @@
 //! does his lock: such a file is replaced, and the lock stays on the old one.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use super::Error;
 use super::holders::{self, Holder};
@@ -94,6 +95,75 @@ pub fn try_lock(path: &Path) -> Result<Option<File>, Error> {
     take().map_err(|error| Error::io("lock", shown(path), error))
 }
 
+/// As [`try_lock`], and waits for it. For locks that are held for the time of a few system calls.
+///
+/// # Errors
+/// Somebody holds it for longer than `deadline`.
+pub async fn lock(path: &Path, deadline: Duration) -> Result<File, Error> {
+    /// Between two attempts.
+    const STEP: Duration = Duration::from_millis(1);
+    /// Whose a lock is costs a look at every process.
+    const LOOK_EVERY: u32 = 64;
+    let take = async {
+        for attempt in 1_u32.. {
+            let taken = match attempt % LOOK_EVERY {
+                0 => try_lock(path)?,
+                _ => lock_at_once(path).map_err(|error| Error::io("lock", shown(path), error))?,
+            };
+            if let Some(file) = taken {
+                return Ok(file);
+            }
+            tokio::time::sleep(STEP).await;
+        }
+        Err(Error::other("lock", shown(path), "it goes on being locked"))
+    };
+    let timed_out = |_| {
+        Err(Error::other(
+            "lock",
+            shown(path),
+            "another process holds it",
+        ))
+    };
+    tokio::time::timeout(deadline, take)
+        .await
+        .unwrap_or_else(timed_out)
+}
+
+/// `None`: not now.
+fn lock_at_once(path: &Path) -> io::Result<Option<File>> {
+    let Some(file) = open_plain(path)? else {
+        remove(path)?;
+        return Ok(None);
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file).filter(|file| is_at(file, path))),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// The text of a file in a directory of ours ([`dir`]). What is not a file of our making is removed, and not read.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read_text(path: &Path) -> Result<Option<String>, Error> {
+    let read = || -> io::Result<Option<String>> {
+        let mut file = match open_plain_with(path, false) {
+            Ok(Some(file)) => file,
+            Ok(None) => {
+                remove(path)?;
+                return Ok(None);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+    };
+    read().map_err(|error| Error::io("read", shown(path), error))
+}
+
 /// Takes unprivileged locks off a file of ours that somebody else is to lock, by replacing it with a copy. One that is free, not there or
 /// locked by a process that counts stays as it is.
 pub fn free(path: &Path) -> Result<(), Error> {
@@ -173,12 +243,16 @@ fn open_ours(path: &Path) -> io::Result<File> {
     }
 }
 
-/// `None`: something stands there that we have not made.
+/// Makes the file if need be. `None`: something stands there that we have not made.
 fn open_plain(path: &Path) -> io::Result<Option<File>> {
+    open_plain_with(path, true)
+}
+
+fn open_plain_with(path: &Path, create: bool) -> io::Result<Option<File>> {
     let opened = OpenOptions::new()
         .read(true)
         .write(true)
-        .create(true)
+        .create(create)
         .truncate(false)
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)

@@ -56,15 +56,19 @@ impl Txn<'_> {
     /// [`LeaseError`].
     pub fn lease(&mut self, vm: &Vm, now: Timestamp) -> Result<Option<Lease>, LeaseError> {
         let world = self.world();
-        if matches!(vm.spec.network, NetworkSpec::Cni(_)) {
-            let noted = world.lease(&vm.meta.name);
-            let noted = noted.filter(|lease| matches!(lease.address, Address::Plugged { .. }));
-            return Ok(noted.cloned());
-        }
-        let pool = world.pool(&vm.group).cloned().ok_or(LeaseError::NoPool)?;
         // Under a VM that stands, a lease never moves, whatever the group says now.
         let standing = world.page(vm.meta.uid, Rung::Net);
         let standing = standing.is_some_and(|page| page.held);
+        if matches!(vm.spec.network, NetworkSpec::Cni(_)) {
+            let noted = world.lease(&vm.meta.name).cloned();
+            let plugged = |lease: &Lease| matches!(lease.address, Address::Plugged { .. });
+            // That of a VM of this name before the group was switched to CNI.
+            if !standing && noted.as_ref().is_some_and(|lease| !plugged(lease)) {
+                self.remove_lease(&vm.meta.name)?;
+            }
+            return Ok(noted.filter(plugged));
+        }
+        let pool = world.pool(&vm.group).cloned().ok_or(LeaseError::NoPool)?;
         if let Some(lease) = world.lease(&vm.meta.name)
             && (standing || gives(&pool, vm.index, &vm.spec.network, &lease.address))
         {

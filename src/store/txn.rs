@@ -121,6 +121,21 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
+    /// Forgets where a group's addresses came from: it has a mode now in which others give them.
+    pub fn remove_pool(&mut self, group: &Name) -> Result<(), Error> {
+        if self.world.pool(group).is_none() {
+            return Ok(());
+        }
+        self.write::<()>(format!("pool/{group}"), None)?;
+        let pool = self.world.pools.remove(group);
+        let group = group.clone();
+        self.note(
+            [Change::Group(group.clone()), Change::Ground],
+            move |world| restore(&mut world.pools, group, pool),
+        );
+        Ok(())
+    }
+
     /// Writes a VM.
     pub fn put_vm(&mut self, vm: Vm) -> Result<(), Error> {
         let uid = vm.meta.uid;
@@ -239,8 +254,10 @@ impl<'w> Txn<'w> {
     /// Writes a lease.
     pub fn put_lease(&mut self, lease: Lease) -> Result<(), Error> {
         let (name, address) = (lease.name.clone(), lease.address.clone());
-        self.world.cursors.insert(address.range(), address.ip());
         self.write(format!("lease/{name}"), Some(&lease))?;
+        let range = address.range();
+        // Taken back with the lease: a transaction that runs again leases the same address.
+        let cursor = self.world.cursors.insert(range, address.ip());
         let before = self.world.take_lease(&name);
         // A subnet that plugins gave its first address in is news to the ground; ranges of ours come with their group.
         let news = matches!(address, Address::Plugged { .. })
@@ -254,6 +271,10 @@ impl<'w> Txn<'w> {
                 if let Some(before) = before {
                     world.note_lease(before);
                 }
+                match cursor {
+                    Some(ip) => world.cursors.insert(range, ip),
+                    None => world.cursors.remove(&range),
+                };
             },
         );
         Ok(())

@@ -333,7 +333,7 @@ fn as_user(user: u32, group: u32, attempt: fn(&std::ffi::CStr) -> bool, path: &P
     }
 }
 
-/// Whatever stands where a range is to be claimed: it is neither followed, nor waited for, nor in the way.
+/// Whatever is in the place of a file of the claims: it is neither followed, nor waited for, nor in the way.
 #[test]
 fn what_a_stranger_has_put_in_the_place_of_a_lock_is_removed_and_not_followed() {
     type Put = fn(&Path, &Path);
@@ -356,17 +356,29 @@ fn what_a_stranger_has_put_in_the_place_of_a_lock_is_removed_and_not_followed() 
             std::os::unix::fs::chown(at, Some(STRANGER), Some(STRANGER)).unwrap();
         }),
     ];
+    // Of a claims directory: of this daemon, of all, and of another daemon.
     inhabited(|house| {
+        let instance = slicectl::owner::Instance::of(&house.state().canonicalize().unwrap());
+        let places = || {
+            [
+                format!("{instance}.json"),
+                format!("{instance}.lock"),
+                "lock".to_owned(),
+                "abcde.json".to_owned(),
+                "abcde.lock".to_owned(),
+            ]
+        };
         // On the file system of the ranges, so that it can have a second name there.
         let victim = Path::new("/run/victim");
         fs::write(victim, "the host's own words").unwrap();
         for (at, (what, put)) in PUTS.into_iter().enumerate() {
             let (name, third) = (format!("g{at}"), 112 + 4 * at);
             fs::create_dir_all(RANGES).unwrap();
-            put(
-                &Path::new(RANGES).join(format!("169.254.{third}.0")),
-                victim,
-            );
+            for name in places() {
+                let at = Path::new(RANGES).join(name);
+                run(&format!("rm -rf {}", at.display()));
+                put(&at, victim);
+            }
             let range = format!("169.254.{third}.0/22");
             house.save(
                 &format!("{name}.yaml"),

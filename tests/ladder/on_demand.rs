@@ -16,7 +16,7 @@ use slicectl::reconcile::group::{self, AddError, Added, Claims, Fitness, HostUse
 use slicectl::store::Store;
 
 use crate::support::kernel;
-use crate::support::objects::{bridged, group, name, plugged, spec};
+use crate::support::objects::{bridged, group, name, owner, plugged, spec};
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 /// Two blocks.
@@ -36,7 +36,7 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(dir.path()).unwrap();
         let place = Self {
-            claims: Claims::new(&dir.path().join("claims")),
+            claims: Claims::new(&dir.path().join("claims"), owner(dir.path())),
             netlink: Netns::current().unwrap().netlink().unwrap(),
             instance: Instance::of(dir.path()),
             store,

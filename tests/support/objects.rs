@@ -1,11 +1,15 @@
 //! Groups and VMs for tests that need some.
 //! Not here: how they come about (manifests).
 
+use std::path::Path;
+
 use slicectl::api::host_group::{HostGroup, HostGroupSpec, Origin, UpdatePolicy};
 use slicectl::api::meta::{Meta, Name, Timestamp};
 use slicectl::api::network::{Addresses, BridgeSpec, CniSpec, IsolatedSpec, NetworkSpec, TapOwner};
 use slicectl::api::policy::Policy;
 use slicectl::api::vm::{Hypervisor, Vm, VmSpec};
+use slicectl::owner::Instance;
+use slicectl::reconcile::group::ClaimOwner;
 
 /// A `none` slot with an optional range, and destinations to drop, separated by blanks.
 pub fn spec(range: Option<&str>, drop: &str) -> VmSpec {
@@ -74,6 +78,16 @@ pub fn group(name: &str, count: u32, template: VmSpec) -> HostGroup {
             template,
         },
         orders: Default::default(),
+    }
+}
+
+/// The owner of claims of a daemon with its state, and the copy of it, in that directory.
+pub fn owner(dir: &Path) -> ClaimOwner {
+    ClaimOwner {
+        instance: Instance::of(dir),
+        state_dir: dir.to_owned(),
+        run_dir: dir.join("run"),
+        boot_id: "this-boot".to_owned(),
     }
 }
 

@@ -7,10 +7,8 @@ use super::text::Text;
 use super::{NewArgs, tap_owner};
 use crate::api::link_name;
 
-/// `network:` with what is derived written out.
+/// `network:` with what is not derived. Bridge mode is the default.
 pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
-    text.line(3, "network:");
-    text.note(4, "mode: bridge", "the default mode");
     names(text, args)?;
     match &args.gateway {
         Some(gateway) => text.note(
@@ -25,41 +23,44 @@ pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
         ),
     }
     addresses(text, args)?;
-    match args.no_antispoof {
-        true => text.note(4, "antispoof: false", "VMs may send as anybody"),
-        false => text.note(
-            4,
-            "antispoof: true",
-            "VMs send with their own MAC and address only",
-        ),
+    if args.no_antispoof {
+        text.note(4, "antispoof: false", "VMs may send as anybody");
     }
-    let isolate = format!("isolate_ports: {}", args.isolate_ports);
-    text.note(4, &isolate, "true: VMs do not reach each other");
+    if args.isolate_ports {
+        text.note(4, "isolate_ports: true", "VMs do not reach each other");
+    }
     tap_owner(text, args);
     Ok(())
 }
 
 fn names(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
-    let bridge = match &args.bridge {
-        Some(bridge) => bridge.clone(),
-        None => link_name::bridge_of(&args.name),
-    };
-    let bridge = format!("bridge: {}", yaml::scalar(&bridge)?);
-    text.note(
-        4,
-        &bridge,
-        "made if absent; one that exists is left as it is",
-    );
+    match &args.bridge {
+        Some(bridge) => text.note(
+            4,
+            &format!("bridge: {}", yaml::scalar(bridge)?),
+            "created if absent; an existing one is left as it is",
+        ),
+        None => {
+            let derived = yaml::scalar(&link_name::bridge_of(&args.name))?;
+            let why = format!("else {derived}, from the group's name");
+            text.note(4, "# bridge: brvm0", &why);
+        }
+    }
     let prefix = match &args.tap_prefix {
         Some(prefix) => prefix.clone(),
         None => link_name::tap_prefix_of(&args.name),
     };
-    let taps = match args.count {
+    let taps = match args.count() {
         0 | 1 => format!("the TAP is {prefix}0"),
         count => format!("the TAPs are {prefix}0 to {prefix}{}", count - 1),
     };
-    let prefix = format!("tap_prefix: {}", yaml::scalar(&prefix)?);
-    text.note(4, &prefix, &taps);
+    match &args.tap_prefix {
+        Some(prefix) => {
+            let prefix = format!("tap_prefix: {}", yaml::scalar(prefix)?);
+            text.note(4, &prefix, &taps);
+        }
+        None => text.note(4, "# tap_prefix: vmtap", &format!("else {taps}")),
+    }
     Ok(())
 }
 

@@ -20,7 +20,7 @@ pub fn network_name(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
 /// A section only for who may open the TAP: addresses, gateway and routes are the plugins'.
 pub fn network(text: &mut Text, args: &NewArgs) {
     if args.tap_owner.is_some() {
-        text.line(3, "network:");
+        // `network_name` alone makes a group without this section a CNI group.
         text.line(4, "mode: cni");
         tap_owner(text, args);
     }

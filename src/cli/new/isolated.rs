@@ -15,7 +15,6 @@ pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
             "--allow {entry} lies in {closed}, which is always closed"
         )));
     }
-    text.line(3, "network:");
     text.line(4, "mode: isolated");
     match args.range.as_deref().map(range).transpose()? {
         Some(range) => text.note(4, &format!("range: {range}"), "a /30 of it for each VM"),
@@ -43,7 +42,10 @@ pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
         [] => text.line(4, "# drop: [\"192.168.1.0/24\"]"),
         drop => text.line(4, &format!("drop: {}", flow(drop))),
     }
-    text.note(4, &format!("on_deny: {}", policy.on_deny), "drop or reject");
+    if args.on_deny.is_some() {
+        let on_deny = format!("on_deny: {}", policy.on_deny);
+        text.note(4, &on_deny, "the default is drop: no answer");
+    }
     tap_owner(text, args);
     for warning in policy.warnings() {
         failure::warn(&warning);

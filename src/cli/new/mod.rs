@@ -76,9 +76,9 @@ pub struct NewArgs {
     /// The data path
     #[arg(long, value_enum)]
     pub net: Net,
-    /// How many VMs
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub count: u32,
+    /// How many VMs; 1 when it is not said
+    #[arg(long, value_name = "N")]
+    pub count: Option<u32>,
     /// Where addresses are taken from. isolated: a block of 169.254.0.0/16 such as 169.254.100.0/22; bridge: FIRST-LAST of the
     /// gateway's subnet
     #[arg(long, value_name = "CIDR|FIRST-LAST")]
@@ -125,9 +125,9 @@ pub struct NewArgs {
     /// Name servers for the guest, two at most; may be repeated
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub dns: Vec<Ipv4Addr>,
-    /// Virtual processors of each VM
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
-    pub vcpu: u32,
+    /// Virtual processors of each VM; 2 when it is not said
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
+    pub vcpu: Option<u32>,
     /// Memory of each VM, in MiB
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     pub ram_mb: Option<u64>,
@@ -143,6 +143,13 @@ pub struct NewArgs {
     /// Who runs the VMs; qemu when there is a kernel to boot, else none
     #[arg(long, value_enum)]
     pub hypervisor: Option<Vmm>,
+}
+
+impl NewArgs {
+    /// How many VMs the group has.
+    fn count(&self) -> u32 {
+        self.count.unwrap_or(1)
+    }
 }
 
 /// `new NAME --net=…`.
@@ -237,25 +244,40 @@ fn group(args: &NewArgs) -> Result<String, Failure> {
     }
     text.line(1, "host_groups:");
     text.line(2, &format!("- name: {}", yaml::scalar(args.name.as_str())?));
-    text.note(3, &format!("count: {}", args.count), &vms(args));
-    text.line(3, &format!("vcpu: {}", args.vcpu));
-    memory(&mut text, args);
+    size(&mut text, args);
     dns(&mut text, args);
+    let mut network = Text::default();
     match args.net {
-        Net::Isolated => isolated::network(&mut text, args)?,
-        Net::Bridge => bridge::network(&mut text, args)?,
-        Net::Cni => cni::network(&mut text, args),
+        Net::Isolated => isolated::network(&mut network, args)?,
+        Net::Bridge => bridge::network(&mut network, args)?,
+        Net::Cni => cni::network(&mut network, args),
+    }
+    if !network.0.is_empty() {
+        text.section(3, "network", &network);
     }
     Ok(text.0)
 }
 
+/// What is not given has a default, which the file follows if it changes.
+fn size(text: &mut Text, args: &NewArgs) {
+    match args.count {
+        Some(count) => text.note(3, &format!("count: {count}"), &vms(args)),
+        None => text.note(3, "# count: 2", &format!("else {}", vms(args))),
+    }
+    match args.vcpu {
+        Some(vcpu) => text.line(3, &format!("vcpu: {vcpu}")),
+        None => text.note(3, "# vcpu: 4", "else 2"),
+    }
+    memory(text, args);
+}
+
 fn memory(text: &mut Text, args: &NewArgs) {
-    let memory = match (args.ram_mb, args.ram_gb) {
-        (Some(mib), _) => format!("ram_mb: {mib}"),
-        (None, Some(gib)) => format!("ram_gb: {gib}"),
-        (None, None) => "ram_gb: 4".to_owned(),
-    };
-    text.note(3, &memory, "ram_mb, ram_gb or ram_bytes: exactly one");
+    const ONE: &str = "ram_mb, ram_gb or ram_bytes: one of them";
+    match (args.ram_mb, args.ram_gb) {
+        (Some(mib), _) => text.note(3, &format!("ram_mb: {mib}"), ONE),
+        (None, Some(gib)) => text.note(3, &format!("ram_gb: {gib}"), ONE),
+        (None, None) => text.note(3, "# ram_gb: 8", &format!("{ONE}, else 4 GiB")),
+    }
 }
 
 fn dns(text: &mut Text, args: &NewArgs) {
@@ -273,24 +295,20 @@ fn dns(text: &mut Text, args: &NewArgs) {
 }
 
 fn boot(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
-    let vmm = match (args.hypervisor, &args.kernel_file) {
-        (Some(vmm), _) => vmm,
-        (None, Some(_)) => Vmm::Qemu,
-        (None, None) => Vmm::None,
-    };
-    match vmm {
-        Vmm::Qemu => text.note(
-            1,
-            "hypervisor: qemu",
-            "or firecracker, cloud-hypervisor, none (a VMM of your own)",
-        ),
-        Vmm::Firecracker => text.line(1, "hypervisor: firecracker"),
-        Vmm::CloudHypervisor => text.line(1, "hypervisor: cloud-hypervisor"),
-        Vmm::None => text.note(
-            1,
-            "hypervisor: none",
-            "a slot for a VMM of your own; or qemu, firecracker, cloud-hypervisor",
-        ),
+    const NONE: &str = "a slot for a VMM of your own";
+    match (args.hypervisor, &args.kernel_file) {
+        (Some(Vmm::Qemu), _) => text.line(1, "hypervisor: qemu"),
+        (Some(Vmm::Firecracker), _) => text.line(1, "hypervisor: firecracker"),
+        (Some(Vmm::CloudHypervisor), _) => text.line(1, "hypervisor: cloud-hypervisor"),
+        (Some(Vmm::None), _) => text.note(1, "hypervisor: none", NONE),
+        (None, Some(_)) => {
+            let why = format!("or cloud-hypervisor, none ({NONE}); else qemu");
+            text.note(1, "# hypervisor: firecracker", &why);
+        }
+        (None, None) => {
+            let why = format!("or firecracker, cloud-hypervisor; else none, {NONE}");
+            text.note(1, "# hypervisor: qemu", &why);
+        }
     }
     match &args.kernel_file {
         None => text.line(1, "# kernel_file: /var/lib/slice/images/vmlinuz"),
@@ -314,7 +332,7 @@ fn tap_owner(text: &mut Text, args: &NewArgs) {
 }
 
 fn vms(args: &NewArgs) -> String {
-    match args.count {
+    match args.count() {
         0 => "no VM for now".to_owned(),
         1 => format!("VM {}-1", args.name),
         count => format!("VMs {0}-1 to {0}-{count}", args.name),

@@ -20,4 +20,17 @@ impl Text {
         let width = 42usize.saturating_sub(level * 2);
         self.line(level, &format!("{text:<width$} # {comment}"));
     }
+
+    /// A section at a level, with its lines; one of comments alone is a comment itself, as an empty section means nothing.
+    pub fn section(&mut self, level: usize, key: &str, lines: &Self) {
+        let has_values = lines
+            .0
+            .lines()
+            .any(|line| !line.trim_start().starts_with('#'));
+        match has_values {
+            true => self.line(level, &format!("{key}:")),
+            false => self.line(level, &format!("# {key}:")),
+        }
+        self.0.push_str(&lines.0);
+    }
 }

@@ -21,6 +21,7 @@ use crate::host::image::Progress;
 use crate::host::process::user_lives;
 use crate::reconcile::contest::CALM;
 use crate::reconcile::disk;
+use crate::reconcile::group::{self, Claim};
 use crate::reconcile::life::Verdict;
 use crate::reconcile::record::Record;
 use crate::reconcile::storage::Disks;
@@ -32,6 +33,19 @@ use crate::store::{self, Durable, Gate, LeaseError};
 /// A VM with its lease, if it has one that is ours to give; or why it goes no further.
 type Leased = Result<(Vm, Option<Lease>), Outcome>;
 
+/// Why the transaction of a lease was rolled back.
+enum NoLease {
+    /// This must be claimed on the host before.
+    Unclaimed(Vec<Claim>),
+    Store(store::Error),
+}
+
+impl From<store::Error> for NoLease {
+    fn from(error: store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
 /// Between two words about a copy under way.
 const COPY_WORDS: Duration = Duration::from_secs(2);
 /// What is pending while they are looked at.
@@ -42,7 +56,7 @@ const COPY_STEP: Duration = Duration::from_millis(250);
 impl Engine {
     /// Up: each rung is taken, converged, written down together with the taking of the next.
     pub(super) async fn climb(&self, vm: &Vm, failures: u32) -> Result<Outcome, store::Error> {
-        let (leased, taken) = self.take_lease(vm.meta.uid)?;
+        let (leased, taken) = self.take_claimed_lease(vm.meta.uid).await?;
         let (vm, lease) = match leased {
             Ok(leased) => leased,
             Err(outcome) => return Ok(outcome),
@@ -119,8 +133,28 @@ impl Engine {
             .await
     }
 
-    /// Both transactions of the lease rung in one: its world is the store itself.
-    fn take_lease(&self, uid: Uid) -> Result<(Leased, Durable), store::Error> {
+    /// As [`Self::take_lease`], with the address claimed on the host. It is in most cases: by the group, when it chose it.
+    async fn take_claimed_lease(&self, uid: Uid) -> Result<(Leased, Durable), store::Error> {
+        let mut unclaimed = None;
+        let mut awaited = Vec::new();
+        loop {
+            match self.take_lease(uid, unclaimed.take()) {
+                Ok(done) => return Ok(done),
+                Err(NoLease::Store(error)) => return Err(error),
+                Err(NoLease::Unclaimed(lacking)) => match self.claims.hold(lacking).await {
+                    Ok(held) => awaited.push(held),
+                    Err(error) => unclaimed = Some(error.to_string()),
+                },
+            }
+        }
+    }
+
+    /// Both transactions of the lease rung in one: its world is the store itself. `unclaimed`: why no address can be claimed.
+    fn take_lease(
+        &self,
+        uid: Uid,
+        unclaimed: Option<String>,
+    ) -> Result<(Leased, Durable), NoLease> {
         let now = clock::now();
         let wants_user = self.wants_user(uid);
         self.store.begin(|txn| {
@@ -129,9 +163,14 @@ impl Engine {
                 Gate::Closed(_) | Gate::Gone => return Ok(Err(Outcome::Converged)),
             };
             let generation = vm.meta.generation;
+            if let Some(why) = unclaimed {
+                let found = (Status::False, Reason::Waiting, why);
+                txn.set_condition(uid, Rung::Lease, found, generation, now)?;
+                return Ok(Err(Outcome::After(SLOW)));
+            }
             let lease = match txn.lease(&vm, now) {
                 Ok(lease) => lease,
-                Err(LeaseError::Store(error)) => return Err(error),
+                Err(LeaseError::Store(error)) => return Err(error.into()),
                 Err(error) => {
                     let reason = match error {
                         LeaseError::NoBlock(_)
@@ -149,6 +188,18 @@ impl Engine {
                     return Ok(Err(Outcome::After(SLOW)));
                 }
             };
+            // A VM that exists keeps its address, and its rules are kept up, whatever others claim.
+            let exists = txn
+                .world()
+                .page(uid, Rung::Net)
+                .is_some_and(|page| page.held);
+            if let Some(lease) = lease.as_ref().filter(|_| !exists) {
+                let wanted = group::of_address(&lease.address).into_iter();
+                let lacking = self.claims.lacking(wanted.collect());
+                if !lacking.is_empty() {
+                    return Err(NoLease::Unclaimed(lacking));
+                }
+            }
             if wants_user && !self.give_user(txn, uid)? {
                 let why = format!(
                     "no user is left for its VMM in {} (--vmm-ids)",

@@ -11,11 +11,26 @@ use crate::api::network::Connection;
 use crate::api::rung::Rung;
 use crate::api::vm::{Vm, VmSpec};
 use crate::clock;
+use crate::host::link;
 use crate::reconcile::group::{self, Fitness, Hindrance, HostUse, Progress};
 use crate::runtime::queue::Outcome;
 use crate::store;
 
 impl Engine {
+    /// Claims on the host what groups have chosen in an earlier run, before any group chooses again; `whole`: the state is what that
+    /// run left.
+    pub async fn hold_claims(&self, whole: bool) -> Result<(), group::Error> {
+        let links = link::list(&self.hands.netlink).await?;
+        self.claims.reap(&links).await?;
+        let stored = self.store.read(group::needed);
+        self.claims.hold_stored(stored).await?;
+        match whole {
+            true => self.claims.release_unused(&self.store).await,
+            false => self.claims.keep_all(),
+        }
+        Ok(())
+    }
+
     pub(super) async fn run_group(&self, name: &Name) -> Result<Outcome, store::Error> {
         let host_use = HostUse {
             netlink: &self.hands.netlink,

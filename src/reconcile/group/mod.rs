@@ -1,6 +1,9 @@
 //! A group's reconciler. Its world is the store: it writes VMs and leases, and touches nothing on the host.
 //! Not here: building a VM (the ladder).
 
+mod choosing;
+mod claim;
+mod claims;
 mod fitness;
 mod on_demand;
 mod plan;
@@ -18,10 +21,14 @@ use crate::api::vm::{Power, Vm};
 use crate::host;
 use crate::store::{self, LeaseError, Store, Txn, World};
 
+pub use claim::{Claim, needed, of_address};
+pub use claims::{CLAIMS_DIR, ClaimOwner, Claims};
 pub use fitness::{Fitness, Hindrance, Question};
 pub use on_demand::{AddError, Added, Removed, add, remove};
 pub use plan::{Action, Desired, Extra, Member, Observed, plan};
-pub use range::{CLAIMS_DIR, Claims, HostUse, RangeError};
+pub use range::{HostUse, RangeError};
+
+use choosing::{Stop, choose, choosing, claimed, living};
 
 /// How far a group has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,40 +69,55 @@ pub async fn reconcile(
     fitness: &Fitness,
     now: Timestamp,
 ) -> Result<Progress, Error> {
-    let living = store.read(|world| world.group(name).filter(|g| !g.meta.deleting).cloned());
-    let pool = match &living {
-        Some(group) => range::choose(store, claims, host_use, group, group.size()).await?,
-        None => None,
+    let plan = |txn: &mut Txn<'_>, seen: &range::Seen| {
+        choose_and_plan(txn, claims, seen, name, fitness, now)
     };
-    let progress = store
-        .write(|txn| {
-            if let Some(pool) = pool {
-                txn.put_pool(name, pool)?;
-            }
-            let desired = desired(txn.world(), name);
-            let observed = observed(txn.world(), name, &desired, fitness);
-            let plan = plan(&desired, &observed);
-            if let Some(question) = fitness.asks(txn.world(), &desired, &plan) {
-                return Ok(Progress::Asks(Box::new(question)));
-            }
-            for action in &plan {
-                debug!(group = %name, %action, "group");
-                carry_out(txn, name, action, now)?;
-            }
-            let held = held(txn.world(), name, &desired, fitness);
-            Ok::<_, Error>(match plan.is_empty() && !held.is_empty() {
-                true => Progress::Held(held),
-                false => plan::progress(&desired, &observed, &plan),
-            })
-        })
-        .await?;
-    // A range that nobody leases from any more may be claimed by another daemon.
-    claims.release_unused(&store.read(World::footing).pools);
-    // Another group's run may have come by between our claim and its being written down.
-    if let Some(range) = store.read(|world| world.pool(name).map(|pool| pool.range)) {
-        claims.hold(range)?;
+    let progress = choosing(store, claims, host_use, name, plan).await?;
+    claims.release_unused(store).await;
+    Ok(progress)
+}
+
+/// One transaction: the choice of addresses, the VMs and their leases. None of it is committed before all of it is claimed.
+fn choose_and_plan(
+    txn: &mut Txn<'_>,
+    claims: &Claims,
+    seen: &range::Seen,
+    name: &Name,
+    fitness: &Fitness,
+    now: Timestamp,
+) -> Result<Progress, Stop<Error>> {
+    let group = living(txn.world(), name).cloned();
+    if let Some(group) = &group {
+        choose(txn, seen, group, group.size())?;
+    }
+    let progress = carry_out_plan(txn, name, fitness, now)?;
+    if group.is_some() {
+        claimed(txn.world(), claims, name)?;
     }
     Ok(progress)
+}
+
+fn carry_out_plan(
+    txn: &mut Txn<'_>,
+    name: &Name,
+    fitness: &Fitness,
+    now: Timestamp,
+) -> Result<Progress, store::Error> {
+    let desired = desired(txn.world(), name);
+    let observed = observed(txn.world(), name, &desired, fitness);
+    let plan = plan(&desired, &observed);
+    if let Some(question) = fitness.asks(txn.world(), &desired, &plan) {
+        return Ok(Progress::Asks(Box::new(question)));
+    }
+    for action in &plan {
+        debug!(group = %name, %action, "group");
+        carry_out(txn, name, action, now)?;
+    }
+    let held = held(txn.world(), name, &desired, fitness);
+    Ok(match plan.is_empty() && !held.is_empty() {
+        true => Progress::Held(held),
+        false => plan::progress(&desired, &observed, &plan),
+    })
 }
 
 fn desired(world: &World, name: &Name) -> Desired {

@@ -8,7 +8,9 @@
 
 use std::collections::BTreeSet;
 
-use super::range::{self, Claims, HostUse};
+use super::choosing::{Stop, choose, choosing, claimed};
+use super::claims::Claims;
+use super::range::{HostUse, Seen};
 use super::{Action, carry_out};
 use crate::api::host_group::HostGroup;
 use crate::api::link_name::{MAX_PORTS, tap_number};
@@ -50,6 +52,12 @@ pub enum AddError {
     Store(#[from] store::Error),
 }
 
+impl From<AddError> for Stop<AddError> {
+    fn from(error: AddError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// What has become of a VM that was to be removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removed {
@@ -73,43 +81,46 @@ pub async fn add(
     (name, ask): (Option<Name>, Ask),
     now: Timestamp,
 ) -> Result<(Name, Added), AddError> {
-    let before = store.read(|world| living(world, group).cloned())?;
-    let wanted = before.size() + 1;
-    let pool = range::choose(store, claims, host_use, &before, wanted).await?;
-    let template = before.spec.template;
-    store
-        .write(|txn| {
-            let mut living = living(txn.world(), group)?.clone();
-            if let Some(name) = &name
-                && let Some(done) = met_again(txn.world(), &living, name, &ask)?
-            {
-                return Ok((name.clone(), done));
-            }
-            if let Some(pool) = pool
-                && living.spec.template.network == template.network
-                && txn.world().pool(group) != Some(&pool)
-            {
-                txn.put_pool(group, pool)?;
-            }
-            let who = match &name {
-                Some(name) => format!("vm/{name}"),
-                None => "the VM".to_owned(),
-            };
-            let name = free_name(txn.world(), group, name)?;
-            let order = Order { name, ask };
-            let place = place(txn.world(), &living, &order, &who)?;
-            living.orders.insert(place, order.clone());
-            let create = Action::Create {
-                index: place,
-                spec: Box::new(order.ask.spec(&living.spec.template)),
-                order: Some(Box::new(order.clone())),
-            };
-            txn.put_group(living)?;
-            carry_out(txn, group, &create, now)?;
-            has_address(txn, &order.name, now)?;
-            Ok((order.name, Added::Created))
-        })
-        .await
+    choosing(store, claims, host_use, group, |txn, seen| {
+        add_in(txn, claims, seen, group, (name.clone(), ask.clone()), now)
+    })
+    .await
+}
+
+/// The transaction of [`add`].
+fn add_in(
+    txn: &mut Txn<'_>,
+    claims: &Claims,
+    seen: &Seen,
+    group: &Name,
+    (name, ask): (Option<Name>, Ask),
+    now: Timestamp,
+) -> Result<(Name, Added), Stop<AddError>> {
+    let mut living = living(txn.world(), group)?.clone();
+    if let Some(name) = &name
+        && let Some(done) = met_again(txn.world(), &living, name, &ask)?
+    {
+        return Ok((name.clone(), done));
+    }
+    choose(txn, seen, &living, living.size() + 1)?;
+    let who = match &name {
+        Some(name) => format!("vm/{name}"),
+        None => "the VM".to_owned(),
+    };
+    let name = free_name(txn.world(), group, name)?;
+    let order = Order { name, ask };
+    let place = place(txn.world(), &living, &order, &who)?;
+    living.orders.insert(place, order.clone());
+    let create = Action::Create {
+        index: place,
+        spec: Box::new(order.ask.spec(&living.spec.template)),
+        order: Some(Box::new(order.clone())),
+    };
+    txn.put_group(living)?;
+    carry_out(txn, group, &create, now)?;
+    has_address(txn, &order.name, now)?;
+    claimed(txn.world(), claims, group)?;
+    Ok((order.name, Added::Created))
 }
 
 /// Takes an order back, and its VM down.

@@ -1,10 +1,7 @@
 //! Where a group's addresses come from: as written, or derived from its name and kept.
 //! Not here: the arithmetic of the address plan (`api::pool`), blocks of single VMs (the Lease rung).
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeSet;
 
 use ipnetwork::Ipv4Network;
 
@@ -12,11 +9,14 @@ use crate::api::host_group::HostGroup;
 use crate::api::meta::Name;
 use crate::api::network::{Block, NetworkSpec};
 use crate::api::pool;
+use crate::host::link::Link;
 use crate::host::netlink::Handle;
-use crate::host::{self, addr, link, private, route};
+use crate::host::{self, addr, link, route};
 use crate::owner::Instance;
-use crate::store::{Pool, Store};
+use crate::store::{Pool, World};
 
+use super::claim::Claim;
+use super::claims::Claims;
 use super::subnet;
 
 /// Why a group has no range.
@@ -24,13 +24,17 @@ use super::subnet;
 pub enum RangeError {
     /// Another daemon on this host has it.
     #[error(
-        "range {range} is claimed by another sliced on this host ({path}); choose another `range`"
+        "{claim} is claimed by another sliced on this host (state directory {state_dir}{}); choose another `{}`",
+        if *.running { "" } else { ", which does not run now" },
+        .claim.field()
     )]
     Claimed {
-        /// As wanted.
-        range: Ipv4Network,
-        /// Where the claim stands.
-        path: String,
+        /// What is wanted.
+        claim: Claim,
+        /// Whose it is.
+        state_dir: String,
+        /// Whether that daemon runs.
+        running: bool,
     },
     /// Another group has leases there.
     #[error(
@@ -83,9 +87,8 @@ pub struct HostUse<'a> {
 
 impl HostUse<'_> {
     /// Addresses and routes of links that are not ours, longer than /16. One look for a whole group.
-    async fn look(&self) -> Result<Vec<Ipv4Network>, host::Error> {
+    async fn look(&self, links: Vec<Link>) -> Result<Vec<Ipv4Network>, host::Error> {
         let prefix = self.instance.link_prefix();
-        let links = link::list(self.netlink).await?;
         let ours: BTreeSet<u32> = links
             .into_iter()
             .filter(|link| link.name.starts_with(&prefix))
@@ -109,93 +112,153 @@ impl HostUse<'_> {
     }
 }
 
-/// Chooses a group's range if it has none, or if its spec now says another; looks at what the host uses of it if fewer VMs
-/// than `wanted` have an address. `None`: what is stored stands.
-pub(super) async fn choose(
-    store: &Store,
+/// What was observed before a choice is made.
+#[derive(Default)]
+pub(super) struct Seen {
+    host: SeenHost,
+    /// What other daemons have claimed.
+    foreign: Vec<Claim>,
+}
+
+/// What the host uses.
+#[derive(Default)]
+enum SeenHost {
+    /// It was not observed.
+    #[default]
+    Nothing,
+    /// Of 169.254.0.0/16.
+    Isolated(Vec<Ipv4Network>),
+    /// Beside the bridge of this name.
+    Bridge(String, subnet::Seen),
+}
+
+/// What a transaction finds out about a group's addresses.
+pub(super) enum Choice {
+    /// What is stored stays.
+    Keep,
+    /// These are to be stored.
+    Take(Pool),
+    /// What is stored is to be forgotten: others give the addresses.
+    Forget,
+    /// The host must be observed before a choice can be made.
+    LookFirst,
+}
+
+/// Observes the host and the other daemons' claims for a group's choice: that takes too long for a transaction.
+pub(super) async fn look(
     claims: &Claims,
     host_use: &HostUse<'_>,
     group: &HostGroup,
-    wanted: usize,
-) -> Result<Option<Pool>, super::Error> {
-    let name = &group.meta.name;
-    let isolated = match &group.spec.template.network {
-        NetworkSpec::Isolated(isolated) => isolated,
+) -> Result<Seen, super::Error> {
+    let links = link::list(host_use.netlink).await?;
+    claims.reap(&links).await?;
+    let host = match &group.spec.template.network {
+        NetworkSpec::Isolated(_) => SeenHost::Isolated(host_use.look(links).await?),
         NetworkSpec::Bridge(bridge) => {
-            return subnet::choose(store, host_use, group, bridge, wanted).await;
+            let name = bridge.bridge.clone();
+            let seen = subnet::Seen::look(host_use.netlink, &links, &name).await?;
+            SeenHost::Bridge(name, seen)
         }
-        NetworkSpec::Cni(_) => return Ok(None),
+        NetworkSpec::Cni(_) => SeenHost::Nothing,
     };
-    let stored = store.read(|world| {
-        let pool = world.pool(name).filter(|pool| pool.gateway.is_none());
-        pool.map(|pool| pool.range)
-    });
-    let kept = stored.filter(|range| isolated.range.is_none_or(|wanted| wanted == *range));
-    if let Some(range) = kept {
-        claims.hold(range)?;
-        let leased = store.read(|world| world.leases_of(name).count());
-        if leased >= wanted {
-            return Ok(None);
+    let foreign = claims.foreign()?;
+    Ok(Seen { host, foreign })
+}
+
+/// Whether the stored choice is what the spec asks for, and as many VMs as `wanted` have an address from it.
+fn stands(world: &World, group: &HostGroup, wanted: usize) -> bool {
+    match &group.spec.template.network {
+        NetworkSpec::Isolated(isolated) => {
+            let name = &group.meta.name;
+            kept(world, name, isolated.range).is_some() && world.leases_of(name).count() >= wanted
         }
+        NetworkSpec::Bridge(bridge) => subnet::stands(world, group, bridge, wanted),
+        NetworkSpec::Cni(_) => world.pool(&group.meta.name).is_none(),
     }
-    let used = host_use.look().await?;
-    let others: Vec<(Name, Ipv4Network)> = store.read(|world| {
-        let pools = world.pools().map(|(name, pool)| (name.clone(), pool.range));
-        let leases = world
-            .leases()
-            .map(|lease| (lease.group.clone(), lease.address.range()));
-        pools
-            .chain(leases)
-            .filter(|(other, _)| other != name)
-            .collect()
-    });
-    let range = match kept.or(isolated.range) {
-        Some(range) => {
-            if let Some((other, theirs)) = others.iter().find(|(_, o)| pool::overlaps(range, *o)) {
-                return Err(RangeError::Taken {
-                    range,
-                    theirs: *theirs,
-                    other: other.clone(),
-                }
-                .into());
-            }
-            range
+}
+
+/// The stored range of an isolated group, if its spec does not ask for another.
+fn kept(world: &World, name: &Name, spec: Option<Ipv4Network>) -> Option<Ipv4Network> {
+    let pool = world.pool(name).filter(|pool| pool.gateway.is_none())?;
+    Some(pool.range).filter(|range| spec.is_none_or(|spec| spec == *range))
+}
+
+/// Chooses a group's addresses if it has none, or if its spec now says others. Runs inside the transaction that stores the choice: no
+/// other group can choose, and nothing is released, between the two.
+pub(super) fn choose(
+    world: &World,
+    seen: &Seen,
+    group: &HostGroup,
+    wanted: usize,
+) -> Result<Choice, RangeError> {
+    if stands(world, group, wanted) {
+        return Ok(Choice::Keep);
+    }
+    match (&group.spec.template.network, &seen.host) {
+        (NetworkSpec::Cni(_), _) => Ok(Choice::Forget),
+        (NetworkSpec::Isolated(isolated), SeenHost::Isolated(used)) => {
+            let foreign = &seen.foreign;
+            let range = isolated_range(world, foreign, used, &group.meta.name, isolated.range)?;
+            let in_use = used
+                .iter()
+                .filter(|used| pool::overlaps(range, **used))
+                .flat_map(|used| blocks_of(range, *used))
+                .map(Block::network)
+                .collect();
+            Ok(Choice::Take(Pool {
+                range,
+                gateway: None,
+                in_use,
+            }))
         }
-        None => {
-            let written: Vec<Ipv4Network> = store.read(|world| {
-                world
-                    .groups()
-                    .filter_map(|group| match &group.spec.template.network {
-                        NetworkSpec::Isolated(isolated) => isolated.range,
-                        NetworkSpec::Bridge(_) | NetworkSpec::Cni(_) => None,
-                    })
-                    .collect()
-            });
-            let taken = |range: Ipv4Network| {
-                let overlap = |other: &Ipv4Network| pool::overlaps(range, *other);
-                others
-                    .iter()
-                    .map(|(_, other)| other)
-                    .chain(&written)
-                    .chain(&used)
-                    .any(overlap)
-                    || claims.is_foreign(range)
-            };
-            pool::derive(name, taken).ok_or(RangeError::NoneLeft)?
+        (NetworkSpec::Bridge(bridge), SeenHost::Bridge(name, host)) if *name == bridge.bridge => {
+            subnet::choose(world, &seen.foreign, host, group, bridge).map(Choice::Take)
         }
-    };
-    claims.hold(range)?;
-    let in_use = used
-        .iter()
-        .filter(|used| pool::overlaps(range, **used))
-        .flat_map(|used| blocks_of(range, *used))
-        .map(Block::network)
+        (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), _) => Ok(Choice::LookFirst),
+    }
+}
+
+/// The range of an isolated group.
+fn isolated_range(
+    world: &World,
+    foreign: &[Claim],
+    used: &[Ipv4Network],
+    name: &Name,
+    spec: Option<Ipv4Network>,
+) -> Result<Ipv4Network, RangeError> {
+    let pools = world.pools().map(|(name, pool)| (name, pool.range));
+    let leases = world
+        .leases()
+        .map(|lease| (&lease.group, lease.address.range()));
+    let others: Vec<(&Name, Ipv4Network)> = pools
+        .chain(leases)
+        .filter(|(other, _)| *other != name)
         .collect();
-    Ok(Some(Pool {
-        range,
-        gateway: None,
-        in_use,
-    }))
+    if let Some(range) = kept(world, name, spec).or(spec) {
+        return match others.iter().find(|(_, o)| pool::overlaps(range, *o)) {
+            None => Ok(range),
+            Some((other, theirs)) => Err(RangeError::Taken {
+                range,
+                theirs: *theirs,
+                other: (*other).clone(),
+            }),
+        };
+    }
+    let written = world
+        .groups()
+        .filter_map(|group| match &group.spec.template.network {
+            NetworkSpec::Isolated(isolated) => isolated.range,
+            NetworkSpec::Bridge(_) | NetworkSpec::Cni(_) => None,
+        });
+    let taken: BTreeSet<Ipv4Network> = others
+        .iter()
+        .map(|(_, other)| *other)
+        .chain(written)
+        .chain(used.iter().copied())
+        .chain(foreign.iter().map(Claim::network))
+        .collect();
+    let is_taken = |range| taken.iter().any(|other| pool::overlaps(range, *other));
+    pool::derive(name, is_taken).ok_or(RangeError::NoneLeft)
 }
 
 /// The blocks of `range` that `used` touches.
@@ -206,72 +269,4 @@ fn blocks_of(range: Ipv4Network, used: Ipv4Network) -> Vec<Block> {
         .step_by(4)
         .map(|address| Block::around(address.into()))
         .collect()
-}
-
-/// Where all daemons of a host see each other's claims.
-pub const CLAIMS_DIR: &str = "/run/slice-ranges";
-
-/// Ranges claimed on this host, by locks on files that every daemon sees: one a /22. A lock ends with its process.
-pub struct Claims {
-    dir: PathBuf,
-    held: Mutex<BTreeMap<Ipv4Network, File>>,
-}
-
-impl Claims {
-    /// Claims in `dir`, which all daemons of the host share.
-    pub fn new(dir: &Path) -> Self {
-        Self {
-            dir: dir.to_owned(),
-            held: Mutex::default(),
-        }
-    }
-
-    /// Claims every /22 that `range` touches; those held already stay held.
-    ///
-    /// # Errors
-    /// [`RangeError::Claimed`], or the folder cannot be used.
-    pub fn hold(&self, range: Ipv4Network) -> Result<(), super::Error> {
-        for part in pool::slash_22s(range) {
-            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-            if held.contains_key(&part) {
-                continue;
-            }
-            private::dir(&self.dir, |_| false)?;
-            let path = self.path(part);
-            match private::try_lock(&path)? {
-                Some(file) => held.insert(part, file),
-                None => {
-                    let path = path.display().to_string();
-                    return Err(RangeError::Claimed { range, path }.into());
-                }
-            };
-        }
-        Ok(())
-    }
-
-    /// Whether another daemon has claimed a part of it. What cannot be looked at is not free.
-    fn is_foreign(&self, range: Ipv4Network) -> bool {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        pool::slash_22s(range)
-            .filter(|part| !held.contains_key(part))
-            .any(|part| {
-                let path = self.path(part);
-                match private::try_lock(&path) {
-                    Ok(lock) => lock.is_none(),
-                    // No daemon has ever claimed anything here.
-                    Err(error) if error.kind == host::Kind::Absent => false,
-                    Err(_) => true,
-                }
-            })
-    }
-
-    /// Lets go of what no pool needs.
-    pub fn release_unused(&self, pools: &BTreeSet<Ipv4Network>) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.retain(|part, _| pools.iter().any(|pool| pool::overlaps(*part, *pool)));
-    }
-
-    fn path(&self, part: Ipv4Network) -> PathBuf {
-        self.dir.join(part.network().to_string())
-    }
 }

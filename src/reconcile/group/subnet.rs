@@ -6,15 +6,17 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
-use super::range::{HostUse, RangeError};
+use super::claim::Claim;
+use super::range::RangeError;
 use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, subnet};
 use crate::api::meta::Name;
 use crate::api::network::{BridgeSpec, NetworkSpec};
 use crate::api::pool;
+use crate::host::link::Link;
 use crate::host::netlink::Handle;
-use crate::host::{self, addr, link, neigh, route};
-use crate::store::{Pool, Store};
+use crate::host::{self, addr, neigh, route};
+use crate::store::{Pool, World};
 
 /// A gateway on a bridge, and whose group it is.
 struct Other {
@@ -23,78 +25,84 @@ struct Other {
     gateway: Ipv4Network,
 }
 
-/// Chooses a group's gateway if it has none, or if its spec now says another, and looks who is on the subnet already.
-/// `None`: what is stored stands.
-pub(super) async fn choose(
-    store: &Store,
-    host_use: &HostUse<'_>,
+/// Whether the stored gateway is what the spec asks for, and as many VMs as `wanted` have an address by it.
+pub(super) fn stands(world: &World, group: &HostGroup, spec: &BridgeSpec, wanted: usize) -> bool {
+    let name = &group.meta.name;
+    let Some(kept) = kept(world, name, spec) else {
+        return false;
+    };
+    let on_bridge = world.leases_of(name).filter(
+        |lease| matches!(&lease.address, Address::Bridged { gateway, .. } if *gateway == kept),
+    );
+    on_bridge.count() >= wanted
+}
+
+fn kept(world: &World, name: &Name, spec: &BridgeSpec) -> Option<Ipv4Network> {
+    let stored = world.pool(name).and_then(network_of)?;
+    Some(stored).filter(|kept| spec.gateway.is_none_or(|wanted| wanted == *kept))
+}
+
+/// Chooses a group's gateway, and says which addresses of its subnet are in use: by the host, by its neighbours, and by other daemons that
+/// use the same bridge.
+pub(super) fn choose(
+    world: &World,
+    foreign: &[Claim],
+    seen: &Seen,
     group: &HostGroup,
     spec: &BridgeSpec,
-    wanted: usize,
-) -> Result<Option<Pool>, super::Error> {
+) -> Result<Pool, RangeError> {
     let name = &group.meta.name;
-    let stored = store.read(|world| world.pool(name).cloned());
-    let stored = stored.and_then(|pool| network_of(&pool));
-    let kept = stored.filter(|kept| spec.gateway.is_none_or(|wanted| wanted == *kept));
-    if kept.is_some() {
-        let leased = store.read(|world| {
-            let on_bridge = world.leases_of(name).filter(|lease| {
-                matches!(&lease.address, Address::Bridged { gateway, .. } if Some(*gateway) == kept)
-            });
-            on_bridge.count()
-        });
-        if leased >= wanted {
-            return Ok(None);
-        }
-    }
-    let others = others(store, name);
-    let seen = Seen::look(host_use.netlink, &spec.bridge).await?;
-    let gateway = match kept.or(spec.gateway) {
-        Some(gateway) => {
-            check(gateway, spec, &others, &seen)?;
+    let others = others(world, name);
+    // Whoever shares a bridge shares its gateway.
+    let shared = others.iter().find(|other| other.bridge == spec.bridge);
+    let gateway = match (kept(world, name, spec).or(spec.gateway), shared) {
+        (Some(gateway), _) => {
+            check(gateway, spec, &others, seen)?;
             gateway
         }
-        // Whoever shares a bridge shares its gateway.
-        None => match others.iter().find(|other| other.bridge == spec.bridge) {
-            Some(other) => other.gateway,
-            None => derive(name, &others, &seen).ok_or(RangeError::NoneLeft)?,
-        },
+        (None, Some(other)) => other.gateway,
+        (None, None) => derive(foreign, name, &others, seen)?,
     };
-    let ours: BTreeSet<Ipv4Addr> =
-        store.read(|world| world.leases().map(|lease| lease.address.ip()).collect());
     let range = subnet(gateway);
+    let theirs = foreign.iter().filter_map(|claim| match claim {
+        Claim::Address { bridge, ip } => Some(*ip).filter(|_| *bridge == spec.bridge),
+        Claim::Gateway { bridge, gateway } => Some(gateway.ip()).filter(|_| *bridge == spec.bridge),
+        Claim::Range(_) => None,
+    });
+    let ours: BTreeSet<Ipv4Addr> = world.leases().map(|lease| lease.address.ip()).collect();
     let in_use = seen
         .hosts
-        .into_iter()
-        .filter(|ip| range.contains(*ip) && *ip != gateway.ip() && !ours.contains(ip))
+        .iter()
+        .copied()
+        .filter(|ip| !ours.contains(ip))
+        .chain(theirs)
+        .filter(|ip| range.contains(*ip) && *ip != gateway.ip())
         .map(Ipv4Network::from)
         .collect();
-    Ok(Some(Pool {
+    Ok(Pool {
         range,
         gateway: Some(gateway.ip()),
         in_use,
-    }))
+    })
 }
 
 fn network_of(pool: &Pool) -> Option<Ipv4Network> {
     Ipv4Network::new(pool.gateway?, pool.range.prefix()).ok()
 }
 
-fn others(store: &Store, name: &Name) -> Vec<Other> {
-    store.read(|world| {
-        let groups = world.groups().filter(|group| group.meta.name != *name);
-        let bridged = groups.filter_map(|group| {
-            let NetworkSpec::Bridge(spec) = &group.spec.template.network else {
-                return None;
-            };
-            Some(Other {
-                group: group.meta.name.clone(),
-                bridge: spec.bridge.clone(),
-                gateway: network_of(world.pool(&group.meta.name)?)?,
-            })
-        });
-        bridged.collect()
-    })
+fn others(world: &World, name: &Name) -> Vec<Other> {
+    let groups = world.groups().filter(|group| group.meta.name != *name);
+    let bridged = groups.filter_map(|group| {
+        let NetworkSpec::Bridge(spec) = &group.spec.template.network else {
+            return None;
+        };
+        Some(Other {
+            group: group.meta.name.clone(),
+            bridge: spec.bridge.clone(),
+            gateway: network_of(world.pool(&group.meta.name)?)?,
+        })
+    });
+    bridged.collect()
 }
 
 fn check(
@@ -137,7 +145,12 @@ fn check(
 
 /// 192.168.100.1/24 to 192.168.250.1/24 (RFC 1918), the first by the hash of the group's name, then the next ones past what is
 /// taken: home routers and other programs' bridges have lower numbers.
-fn derive(name: &Name, others: &[Other], seen: &Seen) -> Option<Ipv4Network> {
+fn derive(
+    foreign: &[Claim],
+    name: &Name,
+    others: &[Other],
+    seen: &Seen,
+) -> Result<Ipv4Network, RangeError> {
     const FIRST: u8 = 100;
     const LAST: u8 = 250;
     let digest = blake3::derive_key("slicectl subnet of a host group", name.as_str().as_bytes());
@@ -149,6 +162,7 @@ fn derive(name: &Name, others: &[Other], seen: &Seen) -> Option<Ipv4Network> {
         by_others
             .chain(by_host)
             .chain(seen.routes.iter().copied())
+            .chain(foreign.iter().map(Claim::network))
             .any(|taken| pool::overlaps(taken, subnet(net)))
     };
     (FIRST..=LAST)
@@ -157,10 +171,11 @@ fn derive(name: &Name, others: &[Other], seen: &Seen) -> Option<Ipv4Network> {
         .take(usize::from(LAST - FIRST) + 1)
         .filter_map(|third| Ipv4Network::new(Ipv4Addr::new(192, 168, third, 1), 24).ok())
         .find(|net| !taken(*net))
+        .ok_or(RangeError::NoneLeft)
 }
 
 /// What the host has of IPv4.
-struct Seen {
+pub(super) struct Seen {
     /// Subnets of links other than the bridge.
     elsewhere: Vec<(Ipv4Network, String)>,
     /// Where the host routes to, the default route apart.
@@ -170,8 +185,11 @@ struct Seen {
 }
 
 impl Seen {
-    async fn look(netlink: &Handle, bridge: &str) -> Result<Self, host::Error> {
-        let links = link::list(netlink).await?;
+    pub(super) async fn look(
+        netlink: &Handle,
+        links: &[Link],
+        bridge: &str,
+    ) -> Result<Self, host::Error> {
         let name_of = |index: u32| links.iter().find(|link| link.index == index);
         let addresses = addr::list(netlink, addr::Of::All).await?;
         let own = links.iter().find(|link| link.name == bridge);

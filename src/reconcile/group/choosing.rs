@@ -1,0 +1,104 @@
+//! Transactions that choose addresses: each is committed only if all that it chose is claimed on the host already.
+//! Not here: the choice ([`super::range`]), the claims' files ([`super::claims`]).
+
+use super::claim;
+use super::claims::Claims;
+use super::range::{self, Choice, HostUse, RangeError, Seen};
+use crate::api::host_group::HostGroup;
+use crate::api::meta::Name;
+use crate::host;
+use crate::store::{self, Store, Txn, World};
+
+/// More than there are ranges to be refused.
+const MOST_ATTEMPTS: usize = 256;
+
+/// Why a transaction was rolled back.
+pub(super) enum Stop<E> {
+    /// It needs a choice, and the host was not observed for it.
+    LookFirst,
+    /// These must be claimed before.
+    Claim(Vec<claim::Claim>),
+    /// It cannot be done.
+    Failed(E),
+}
+
+impl<E: From<store::Error>> From<store::Error> for Stop<E> {
+    fn from(error: store::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Runs a transaction about a group until it is committed with everything claimed that it chose, or fails. Each time that it was rolled
+/// back something was done for it: the host was observed, or a claim was made or found to be another daemon's.
+pub(super) async fn choosing<T, E: From<super::Error> + From<store::Error>>(
+    store: &Store,
+    claims: &Claims,
+    host_use: &HostUse<'_>,
+    group: &Name,
+    mut change: impl FnMut(&mut Txn<'_>, &Seen) -> Result<T, Stop<E>>,
+) -> Result<T, E> {
+    let look = async || match store.read(|world| living(world, group).cloned()) {
+        Some(group) => range::look(claims, host_use, &group).await,
+        None => Ok(Seen::default()),
+    };
+    let mut seen = Seen::default();
+    let mut refused = None;
+    let mut awaited = Vec::new();
+    for _ in 0..MOST_ATTEMPTS {
+        let lacking = match store.write(|txn| change(txn, &seen)).await {
+            Ok(done) => return Ok(done),
+            Err(Stop::Failed(error)) => return Err(error),
+            Err(Stop::LookFirst) => {
+                seen = look().await?;
+                continue;
+            }
+            Err(Stop::Claim(lacking)) => lacking,
+        };
+        match claims.hold(lacking.clone()).await {
+            Ok(held) => awaited.push(held),
+            // Another daemon was faster, or is gone for good: with its claims known, another choice may be possible.
+            Err(super::Error::Range(RangeError::Claimed { .. }))
+                if refused.as_ref() != Some(&lacking) =>
+            {
+                seen = look().await?;
+                refused = Some(lacking);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let why = "what is free changes faster than it can be claimed";
+    let error = host::Error::other("choose the addresses of hostgroup", group.as_str(), why);
+    Err(super::Error::from(error).into())
+}
+
+/// The first part of such a transaction: the choice.
+pub(super) fn choose<E: From<super::Error> + From<store::Error>>(
+    txn: &mut Txn<'_>,
+    seen: &Seen,
+    group: &HostGroup,
+    wanted: usize,
+) -> Result<(), Stop<E>> {
+    let name = &group.meta.name;
+    let choice = range::choose(txn.world(), seen, group, wanted);
+    match choice.map_err(|error| Stop::Failed(super::Error::from(error).into()))? {
+        Choice::Keep => {}
+        Choice::Take(pool) if txn.world().pool(name) == Some(&pool) => {}
+        Choice::Take(pool) => txn.put_pool(name, pool)?,
+        Choice::Forget => txn.remove_pool(name)?,
+        Choice::LookFirst => return Err(Stop::LookFirst),
+    }
+    Ok(())
+}
+
+/// The last part: nothing is stored that is not claimed.
+pub(super) fn claimed<E>(world: &World, claims: &Claims, group: &Name) -> Result<(), Stop<E>> {
+    let lacking = claims.lacking(claim::of_group(world, group));
+    match lacking.is_empty() {
+        true => Ok(()),
+        false => Err(Stop::Claim(lacking)),
+    }
+}
+
+pub(super) fn living<'w>(world: &'w World, name: &Name) -> Option<&'w HostGroup> {
+    world.group(name).filter(|group| !group.meta.deleting)
+}

@@ -1,0 +1,448 @@
+//! Claims on the host: what each daemon has chosen, in one file a daemon, which all daemons of the host read before they choose.
+//! Not here: what is claimed ([`super::claim`]), the choice ([`super::range`], [`super::subnet`]).
+//!
+//! | file in `/run/slice-ranges` | what it is |
+//! |---|---|
+//! | `<instance>.json` | the claims of one daemon; replaced by `rename(2)`, so it is always whole |
+//! | `<instance>.lock` | locked while that daemon runs |
+//! | `lock` | locked while one of the files is read and changed |
+//!
+//! # Why
+//! A claim is in force from before its choice is stored until after its removal is stored: also while its daemon is down, because the VMs
+//! run on. So it is a file and not a lock, which ends with its process. It ends with the boot (`/run` is a tmpfs) or when nothing
+//! can come back for it: its daemon does not run, has neither state nor a copy of it, and no link on the host has its label.
+//!
+//! No file is touched under the world's lock. A transaction is committed only if all that it chose is held already
+//! ([`Claims::lacking`]); if not, it is rolled back, the claim is made, and it runs again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::claim::{Claim, needed};
+use super::range::RangeError;
+use crate::host::link::Link;
+use crate::host::{self, fs, private};
+use crate::owner::{Instance, Label};
+use crate::store::{self, JOURNAL, Store, World};
+
+/// Where all daemons of a host see each other's claims.
+pub const CLAIMS_DIR: &str = "/run/slice-ranges";
+
+/// Another daemon has the directory's lock for the time of a few system calls.
+const LOCK_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Whose claims they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimOwner {
+    /// The daemon.
+    pub instance: Instance,
+    /// Where its state is.
+    pub state_dir: PathBuf,
+    /// Where the copy of its state is.
+    pub run_dir: PathBuf,
+    /// When the host was booted that the claims are about.
+    pub boot_id: String,
+}
+
+/// A daemon's file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct ClaimFile {
+    #[serde(flatten)]
+    owner: ClaimOwner,
+    claims: BTreeSet<Claim>,
+}
+
+/// The claims of this daemon.
+pub struct Claims {
+    dir: PathBuf,
+    owner: ClaimOwner,
+    held: Mutex<Held>,
+    /// One access of this process to the files at a time.
+    files: tokio::sync::Mutex<Files>,
+}
+
+/// What is known to be in our file.
+#[derive(Default)]
+struct Held {
+    /// With the number of the last time that somebody relied on each.
+    claims: BTreeMap<Claim, u64>,
+    last: u64,
+    /// Claimed for transactions that have not run yet.
+    awaited: BTreeMap<Claim, usize>,
+    /// Of an earlier run whose state is lost: VMs that nobody remembers may have them.
+    kept: BTreeSet<Claim>,
+}
+
+#[derive(Default)]
+struct Files {
+    /// The lock that says that we run.
+    alive: Option<File>,
+    loaded: bool,
+}
+
+impl Claims {
+    /// Claims in `dir`, which all daemons of the host share.
+    pub fn new(dir: &Path, owner: ClaimOwner) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            owner,
+            held: Mutex::default(),
+            files: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Those of `wanted` that are not held. Only of what is held may a choice be stored, and in the transaction that asked.
+    pub fn lacking(&self, wanted: BTreeSet<Claim>) -> Vec<Claim> {
+        let mut held = self.held();
+        held.last += 1;
+        let last = held.last;
+        let lacking = |claim: &Claim| match held.claims.get_mut(claim) {
+            Some(relied) => {
+                *relied = last;
+                false
+            }
+            None => true,
+        };
+        wanted.into_iter().filter(lacking).collect()
+    }
+
+    /// Claims all of `wanted`, or none. They are not released before the answer is dropped.
+    ///
+    /// # Errors
+    /// [`RangeError::Claimed`], or the files cannot be used.
+    pub async fn hold(&self, wanted: Vec<Claim>) -> Result<Awaited<'_>, super::Error> {
+        let awaited = Awaited::new(self, wanted);
+        self.locked(|claims| {
+            let others = claims.others()?;
+            for claim in &awaited.wanted {
+                claims.check(claim, &others)?;
+            }
+            claims.add(awaited.wanted.iter().cloned())
+        })
+        .await?;
+        Ok(awaited)
+    }
+
+    /// Claims what this daemon has stored, as far as nobody else has it. For its start.
+    ///
+    /// # Errors
+    /// The files cannot be used.
+    pub async fn hold_stored(&self, stored: BTreeSet<Claim>) -> Result<(), super::Error> {
+        self.locked(|claims| {
+            let others = claims.others()?;
+            let free = |claim: &Claim| match claims.check(claim, &others) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::warn!(%claim, %error, "what is stored cannot be claimed");
+                    false
+                }
+            };
+            claims.add(stored.into_iter().filter(free))
+        })
+        .await
+    }
+
+    /// What was claimed in an earlier run stays claimed until the next start, whether it is stored or not: the state is lost.
+    pub fn keep_all(&self) {
+        let mut held = self.held();
+        held.kept = held.claims.keys().cloned().collect();
+    }
+
+    /// Gives up what is needed no more, once it is on the disk that it is not: a removal that the disk refuses is taken back, and the
+    /// claim must not have been given up meanwhile. What cannot be given up now is by the next call.
+    pub async fn release_unused(&self, store: &Store) {
+        let unused = store.read(|world| self.unused(world));
+        if unused.is_empty() {
+            return self.restore().await;
+        }
+        if store.read_only().is_some() {
+            return;
+        }
+        // Changes nothing, and waits for all that was changed before.
+        let settled = store.write(|_| Ok::<_, store::Error>(())).await;
+        if settled.is_err() || store.read_only().is_some() {
+            return;
+        }
+        // Under the world's lock: no transaction relies on a claim at the same time.
+        store.read(|world| self.forget(&unused, &needed(world)));
+        if let Err(error) = self.locked(|claims| claims.add([])).await {
+            tracing::warn!(%error, "a claim cannot be released");
+        }
+    }
+
+    /// Writes our file again if somebody has removed it: we rely on what was in it.
+    async fn restore(&self) {
+        let path = self.path(&self.owner.instance, "json");
+        if self.held().claims.is_empty() || path.exists() {
+            return;
+        }
+        match self.locked(|claims| claims.add([])).await {
+            Ok(()) => {
+                tracing::warn!(path = %shown(&path), "our claims were gone and are made again")
+            }
+            Err(error) => tracing::warn!(%error, "our claims are gone and cannot be made again"),
+        }
+    }
+
+    /// What other daemons have claimed.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub(super) fn foreign(&self) -> Result<Vec<Claim>, host::Error> {
+        let others = self.others()?.into_iter();
+        Ok(others.flat_map(|other| other.claims).collect())
+    }
+
+    /// Removes the claims of daemons that nothing can come back from; `links` are the host's.
+    ///
+    /// # Errors
+    /// The files cannot be used.
+    pub async fn reap(&self, links: &[Link]) -> Result<(), super::Error> {
+        // Nobody else is the usual case.
+        if self.others()?.is_empty() {
+            return Ok(());
+        }
+        let labels = links.iter().filter_map(|link| link.alias.as_deref());
+        let labelled: BTreeSet<Instance> = labels
+            .filter_map(|alias| alias.parse::<Label>().ok())
+            .map(|label| label.instance)
+            .collect();
+        self.locked(|claims| {
+            for other in claims.others()? {
+                if claims.is_abandoned(&other.owner, &labelled)? {
+                    let instance = &other.owner.instance;
+                    tracing::info!(%instance, "the claims of a daemon that is gone are removed");
+                    claims.remove(instance)?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    fn unused(&self, world: &World) -> Vec<(Claim, u64)> {
+        let needed = needed(world);
+        let held = self.held();
+        let unused = held.claims.iter();
+        let unused = unused.filter(|(claim, _)| !needed.contains(claim));
+        unused
+            .filter(|(claim, _)| !held.kept.contains(claim) && !held.awaited.contains_key(claim))
+            .map(|(claim, relied)| (claim.clone(), *relied))
+            .collect()
+    }
+
+    /// Forgets those that nobody has relied on since they were seen to be unused.
+    fn forget(&self, unused: &[(Claim, u64)], needed: &BTreeSet<Claim>) {
+        let mut held = self.held();
+        for (claim, relied) in unused {
+            let awaited = held.awaited.contains_key(claim);
+            if held.claims.get(claim) == Some(relied) && !needed.contains(claim) && !awaited {
+                held.claims.remove(claim);
+            }
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `act` while no other daemon reads or changes the files.
+    async fn locked<T>(
+        &self,
+        act: impl FnOnce(&Self) -> Result<T, super::Error>,
+    ) -> Result<T, super::Error> {
+        let mut files = self.files.lock().await;
+        private::dir(&self.dir, |_| false)?;
+        let lock = private::lock(&self.dir.join("lock"), LOCK_DEADLINE).await?;
+        let done = self.load(&mut files).and_then(|()| act(self));
+        // A child between fork and exec has a copy of the descriptor, and closing ours alone would leave the lock to it (`flock(2)`).
+        if let Err(error) = lock.unlock() {
+            tracing::warn!(%error, "the directory of claims cannot be unlocked");
+        }
+        done
+    }
+
+    /// What an earlier run of ours claimed, by whatever name: who has our state or run directory now was we.
+    fn load(&self, files: &mut Files) -> Result<(), super::Error> {
+        if files.alive.is_none() {
+            files.alive = private::try_lock(&self.path(&self.owner.instance, "lock"))?;
+        }
+        if files.loaded {
+            return Ok(());
+        }
+        let mut earlier = BTreeSet::new();
+        let mut renamed = Vec::new();
+        if let Some(own) = self.own() {
+            earlier.extend(own);
+        }
+        for other in self.others()? {
+            let moved = other.owner.state_dir == self.owner.state_dir
+                || other.owner.run_dir == self.owner.run_dir;
+            if moved && !self.runs(&other.owner.instance)? {
+                earlier.extend(other.claims);
+                renamed.push(other.owner.instance);
+            }
+        }
+        self.add(earlier)?;
+        for instance in renamed {
+            self.remove(&instance)?;
+        }
+        files.loaded = true;
+        Ok(())
+    }
+
+    /// Our file has these, too; then we know that it does.
+    fn add(&self, more: impl IntoIterator<Item = Claim>) -> Result<(), super::Error> {
+        let more: BTreeSet<Claim> = more.into_iter().collect();
+        let held = self.held().claims.keys().cloned().collect::<BTreeSet<_>>();
+        let file = ClaimFile {
+            owner: self.owner.clone(),
+            claims: held.union(&more).cloned().collect(),
+        };
+        let path = self.path(&self.owner.instance, "json");
+        // What somebody else put in its place is not written to.
+        private::read_text(&path)?;
+        match file.claims.is_empty() {
+            true => fs::remove(&path)?,
+            false => {
+                let text = serde_json::to_vec(&file)
+                    .map_err(|error| host::Error::other("write", shown(&path), error))?;
+                fs::write(&path, &text, 0o600, fs::Durability::Process)?;
+            }
+        }
+        let mut held = self.held();
+        held.last += 1;
+        let last = held.last;
+        held.claims
+            .extend(more.into_iter().map(|claim| (claim, last)));
+        Ok(())
+    }
+
+    fn check(&self, claim: &Claim, others: &[ClaimFile]) -> Result<(), super::Error> {
+        let conflict = |other: &&ClaimFile| other.claims.iter().any(|c| c.conflicts(claim));
+        let Some(other) = others.iter().find(conflict) else {
+            return Ok(());
+        };
+        Err(RangeError::Claimed {
+            claim: claim.clone(),
+            state_dir: shown(&other.owner.state_dir),
+            running: self.runs(&other.owner.instance)?,
+        }
+        .into())
+    }
+
+    /// Our own file, if it is of this boot. What is in it is also known from the state, so that one that cannot be read is no obstacle.
+    fn own(&self) -> Option<BTreeSet<Claim>> {
+        match self.file(&self.path(&self.owner.instance, "json")) {
+            Ok(file) => file.map(|file| file.claims),
+            Err(error) => {
+                tracing::warn!(%error, "our own claims are made again from the state");
+                None
+            }
+        }
+    }
+
+    /// The files of all other daemons. One that cannot be understood may claim anything.
+    fn others(&self) -> Result<Vec<ClaimFile>, host::Error> {
+        let fs::Dir::Present(names) = fs::look_at_dir(&self.dir)? else {
+            return Ok(Vec::new());
+        };
+        let own = self.path(&self.owner.instance, "json");
+        let files = names
+            .iter()
+            .filter(|name| name.ends_with(".json") && !name.starts_with('.'))
+            .map(|name| self.dir.join(name))
+            .filter(|path| *path != own);
+        files
+            .filter_map(|path| self.file(&path).transpose())
+            .collect()
+    }
+
+    /// `None`: there is none of this boot.
+    fn file(&self, path: &Path) -> Result<Option<ClaimFile>, host::Error> {
+        let Some(text) = private::read_text(path)? else {
+            return Ok(None);
+        };
+        let file: ClaimFile = serde_json::from_str(&text).map_err(|error| {
+            let why = format!("{error}; if its sliced is gone for good, remove the file");
+            host::Error::other("understand the claims in", shown(path), why)
+        })?;
+        Ok(Some(file).filter(|file| file.owner.boot_id == self.owner.boot_id))
+    }
+
+    /// Whether nothing can come back that has these claims. What cannot be looked at may.
+    fn is_abandoned(
+        &self,
+        owner: &ClaimOwner,
+        labelled: &BTreeSet<Instance>,
+    ) -> Result<bool, host::Error> {
+        let left = [owner.state_dir.join("db"), owner.run_dir.join(JOURNAL)];
+        let gone = |path: &PathBuf| {
+            let found = std::fs::symlink_metadata(path);
+            found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        };
+        Ok(left.iter().all(gone)
+            && !labelled.contains(&owner.instance)
+            && !self.runs(&owner.instance)?)
+    }
+
+    /// Whether a daemon runs: nobody else has its lock.
+    fn runs(&self, instance: &Instance) -> Result<bool, host::Error> {
+        let Some(file) = private::try_lock(&self.path(instance, "lock"))? else {
+            return Ok(true);
+        };
+        if let Err(error) = file.unlock() {
+            tracing::warn!(%error, "a lock cannot be released");
+        }
+        Ok(false)
+    }
+
+    fn remove(&self, instance: &Instance) -> Result<(), host::Error> {
+        fs::remove(&self.path(instance, "json"))?;
+        fs::remove(&self.path(instance, "lock"))
+    }
+
+    fn path(&self, instance: &Instance, kind: &str) -> PathBuf {
+        self.dir.join(format!("{instance}.{kind}"))
+    }
+}
+
+/// Claims that a transaction is about to rely on.
+pub struct Awaited<'c> {
+    claims: &'c Claims,
+    wanted: Vec<Claim>,
+}
+
+impl<'c> Awaited<'c> {
+    fn new(claims: &'c Claims, wanted: Vec<Claim>) -> Self {
+        let mut held = claims.held();
+        for claim in &wanted {
+            *held.awaited.entry(claim.clone()).or_default() += 1;
+        }
+        drop(held);
+        Self { claims, wanted }
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        let mut held = self.claims.held();
+        for claim in &self.wanted {
+            if let Some(count) = held.awaited.get_mut(claim) {
+                *count -= 1;
+                if *count == 0 {
+                    held.awaited.remove(claim);
+                }
+            }
+        }
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
