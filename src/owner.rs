@@ -37,7 +37,7 @@ pub mod link_group {
     pub const PORT: u32 = ANY | 3;
 }
 
-/// Which daemon: five characters made from the state directory's path.
+/// Which daemon: five characters, stored beside its state.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Instance(String);
@@ -46,13 +46,19 @@ impl Instance {
     /// What every chain in the host's tables starts with, whichever daemon's it is.
     pub const CHAIN_PREFIX: &str = "SLICE-";
 
-    /// The daemon that keeps its state in `state_dir` (canonical). Pure, so that it survives the loss of the state.
+    /// The id of a state that begins in `state_dir` (canonical), and of one from before ids were stored.
     pub fn of(state_dir: &Path) -> Self {
-        Self(hash(
-            "instance",
-            state_dir.as_os_str().as_encoded_bytes(),
-            5,
-        ))
+        Self::new(state_dir.as_os_str().as_encoded_bytes())
+    }
+
+    /// The id that these bytes come to.
+    pub fn new(seed: &[u8]) -> Self {
+        Self(hash("instance", seed, 5))
+    }
+
+    /// What [`Instance::as_str`] says, read back.
+    pub fn parse(text: &str) -> Option<Self> {
+        is_instance(text).then(|| Self(text.to_owned()))
     }
 
     /// The five characters.

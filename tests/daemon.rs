@@ -27,6 +27,8 @@
 //! | `cni_guest` | QEMU in a CNI network |
 //! | `full_disk` | a state disk or a run directory that is full or read-only |
 //! | `guests` | QEMU |
+//! | `holders` | deletions of what others hold |
+//! | `identity` | a state directory that was moved, copied or mounted elsewhere |
 //! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
 //! | `linux_disks` | what they read and write |
 //! | `hanging` | programs that do not end |
@@ -61,7 +63,9 @@ mod daemon {
     mod full_disk;
     mod guests;
     mod hanging;
+    mod holders;
     mod hung_files;
+    mod identity;
     mod input;
     mod lanes;
     mod leftovers;

@@ -19,3 +19,5 @@ mod net;
 mod port;
 #[path = "laws/redirect.rs"]
 mod redirect;
+#[path = "laws/restriction.rs"]
+mod restriction;

@@ -178,6 +178,40 @@ impl NetworkSpec {
         }
     }
 
+    /// Whether a VM whose network becomes this one from `before`, while it runs, may send nothing that it could not send. On `false` it may
+    /// still be so.
+    pub fn is_no_looser_than(&self, before: &Self) -> bool {
+        let fewer = |now: Option<u32>, before: Option<u32>| {
+            now == before || now.zip(before).is_some_and(|(now, before)| now <= before)
+        };
+        match (self, before) {
+            (Self::Isolated(now), Self::Isolated(before)) => {
+                let same = IsolatedSpec {
+                    policy: now.policy.clone(),
+                    max_connections: now.max_connections,
+                    ..before.clone()
+                };
+                same == *now
+                    && fewer(now.max_connections, before.max_connections)
+                    && now.policy.is_no_looser_than(&before.policy)
+            }
+            (Self::Bridge(now), Self::Bridge(before)) => {
+                let same = BridgeSpec {
+                    antispoof: now.antispoof,
+                    isolate_ports: now.isolate_ports,
+                    max_connections: now.max_connections,
+                    ..before.clone()
+                };
+                same == *now
+                    && fewer(now.max_connections, before.max_connections)
+                    && (now.antispoof || !before.antispoof)
+                    && (now.isolate_ports || !before.isolate_ports)
+            }
+            (Self::Cni(_), Self::Cni(_)) => self == before,
+            (Self::Isolated(_) | Self::Bridge(_) | Self::Cni(_), _) => false,
+        }
+    }
+
     /// Takes over from `other` all that may change under a running VM. Where a group's addresses come from is such a thing,
     /// too: a VM whose own address is no longer among them is replaced for that (see the group's reconciler).
     pub fn change_live_to(&mut self, other: &Self) {

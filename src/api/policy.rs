@@ -230,6 +230,21 @@ impl Entry {
         network && ports && protocol
     }
 
+    /// Whether some packet may be matched by both.
+    fn meets(&self, other: &Self) -> bool {
+        let network =
+            self.network.is_subnet_of(other.network) || other.network.is_subnet_of(self.network);
+        let ports = match (self.ports, other.ports) {
+            (Some(ours), Some(theirs)) => ours.first <= theirs.last && theirs.first <= ours.last,
+            (None, _) | (_, None) => true,
+        };
+        let protocol = match (self.protocol, other.protocol) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            (None, _) | (_, None) => true,
+        };
+        network && ports && protocol
+    }
+
     /// One address and a port: the only way to open something on the host itself.
     pub fn may_open_the_host(&self) -> bool {
         self.network.prefix() == 32 && self.ports.is_some()
@@ -384,6 +399,26 @@ impl Policy {
             }
         }
         warnings
+    }
+
+    /// Whether every packet that this policy lets pass, `before` let pass, too. A sufficient test: false may also mean that it takes more
+    /// than a comparison of single entries to tell.
+    pub fn is_no_looser_than(&self, before: &Self) -> bool {
+        let metadata = before.allow_metadata || !self.allow_metadata;
+        let passes = Verdict::Allow;
+        let passed = |entry: &Entry| {
+            let listed = before.allow.iter().any(|allow| allow.covers(entry));
+            let by_default = before.default_verdict() == passes
+                && !before.drop.iter().any(|drop| drop.meets(entry));
+            listed || by_default
+        };
+        let closed = |drop: &Entry| {
+            let covers = |entry: &Entry| entry.covers(drop);
+            self.drop.iter().any(covers) || before.allow.iter().any(covers)
+        };
+        let default = self.default_verdict() != passes
+            || (before.default_verdict() == passes && before.drop.iter().all(closed));
+        metadata && self.allow.iter().all(passed) && default
     }
 
     /// `allow` entries of one address and a port: the only way to open something on the host itself.

@@ -15,7 +15,7 @@ pub(super) use self::failure::Failure;
 use super::drafts::{delete_group, store_draft};
 use super::intake_loop::IntakeLoop;
 use super::objects::{self, objects};
-use super::{console, metrics, orders, power, reach, streams};
+use super::{console, metrics, orders, power, reach, restrictions, streams};
 use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::lease::subnet;
@@ -41,7 +41,7 @@ use crate::reconcile::fold::House;
 use crate::reconcile::ground;
 use crate::reconcile::group::{self, Removed};
 use crate::reconcile::vmm;
-use crate::store;
+use crate::store::{self, Txn};
 use crate::wire::{Backend, Effect, Refusal, Span, packet};
 
 /// One for all connections.
@@ -162,10 +162,11 @@ impl Backend for Answers {
         effect: Effect,
     ) -> Result<Vec<ApplyResult>, Refusal> {
         let drafts = self.checked(sources).await?;
+        let mut tries = restrictions::TRIES;
         if effect == Effect::DryRun {
             return Ok(self.thought_through(&drafts));
         }
-        let stored = self.engine.store.write(|txn| {
+        let change = |txn: &mut Txn<'_>| {
             // Again, now that nobody can come between.
             let standing: Vec<HostGroup> = txn.world().groups().cloned().collect();
             if let Err(problems) = validate::check_apply(&standing, &drafts) {
@@ -176,9 +177,21 @@ impl Backend for Answers {
                 let applied = store_draft(txn, draft, &Origin::Apply, None)?;
                 results.push(result(draft, applied));
             }
-            Ok(results)
-        });
-        let results: Vec<ApplyResult> = stored.await?;
+            Ok::<_, Failure>(results)
+        };
+        let store = &self.engine.store;
+        let mut results: Vec<ApplyResult> = loop {
+            match store.write(change).await {
+                // It was refused with what others wanted at the same time. Alone it may be one that only closes.
+                Err(Failure::Store(store::Error::Write(_)))
+                    if tries > 0 && restrictions::only(store, &drafts) =>
+                {
+                    tries -= 1;
+                }
+                stored => break stored?,
+            }
+        };
+        restrictions::warn(store, &mut results);
         for done in results.iter().filter(|r| r.applied != Applied::Unchanged) {
             let object = format!("hostgroup/{}", done.name);
             let events = self.engine.store.events();

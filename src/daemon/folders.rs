@@ -76,7 +76,16 @@ fn is_ours(dir: &Path) -> Result<bool, Error> {
     // That is how the database lays itself out.
     let used = dir.join("db/conf").is_file() && dir.join("db/db").is_file();
     let known = |name: &String| {
-        let names = ["disks", "images", "seal", "format", "lost+found"];
+        let names = [
+            "disks",
+            "images",
+            "seal",
+            "format",
+            "instance",
+            ".instance.new",
+            "tombstones",
+            "lost+found",
+        ];
         names.contains(&name.as_str()) || name.starts_with("db")
     };
     Ok(used || names.iter().all(known))

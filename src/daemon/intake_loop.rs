@@ -17,9 +17,11 @@ use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use super::drafts::{delete_group, store_draft};
+use super::restrictions;
 use crate::api::event::EventType;
 use crate::api::host_group::{DirectoryId, HostGroup, Origin};
 use crate::api::meta::Name;
+use crate::api::view::Applied;
 use crate::clock;
 use crate::host::mounts::Mounts;
 use crate::intake::{self, Folder, Intake, Watch};
@@ -351,6 +353,7 @@ impl IntakeLoop {
             .await;
         if let Err(error) = stored {
             warn!(%error, "cannot store what the config folder says");
+            self.carry_out_what_closes(&intake).await;
             // The folder does not change by that, and what it asks for is still to be done.
             let soon = clock::monotonic() + PAUSE;
             lock(&self.pace).again.get_or_insert(soon);
@@ -365,6 +368,33 @@ impl IntakeLoop {
             info!(group = %name, "its file is gone");
             let why = "no file names it any more";
             self.note_group(EventType::Normal, name, "Deleted", why);
+        }
+    }
+
+    /// Of files that cannot be stored as a whole, the groups that become stricter: each by itself.
+    async fn carry_out_what_closes(&self, intake: &Intake) {
+        let store = &self.engine.store;
+        let seen_in = intake.directory.as_ref();
+        for (draft, origin) in &intake.upserts {
+            for _ in 0..restrictions::TRIES {
+                if !restrictions::closes(store, draft, Some(origin)) {
+                    break;
+                }
+                let stored = store
+                    .write(|txn| store_draft(txn, draft, origin, seen_in))
+                    .await;
+                if let Ok(applied) = stored {
+                    if applied != Applied::Unchanged {
+                        info!(group = %draft.name, %origin, "taken in, for it only closes");
+                        let object = format!("hostgroup/{}", draft.name);
+                        let message = format!(
+                            "from {origin}; what else changed waits until it can be stored"
+                        );
+                        self.note(EventType::Normal, &object, "Configured", &message);
+                    }
+                    break;
+                }
+            }
         }
     }
 

@@ -8,19 +8,23 @@ mod console;
 mod difference;
 mod drafts;
 mod folders;
+mod instance;
 mod intake_loop;
+mod log;
 mod metrics;
 mod objects;
 mod orders;
 mod power;
 mod reach;
 mod removals;
+mod restrictions;
 mod settings;
 mod streams;
 mod take_over;
 mod trigger;
 mod wakes;
 
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -37,7 +41,6 @@ use crate::cli::sliced::{Args, LogFormat};
 use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
 use crate::host::{self, cpu, fs, link, process};
-use crate::owner::Instance;
 use crate::reconcile::contest::Contests;
 use crate::reconcile::engine::{Engine, HostHands, Key};
 use crate::reconcile::group::{CLAIMS_DIR, ClaimOwner, Claims};
@@ -108,7 +111,21 @@ pub fn main(args: Args) -> ExitCode {
     // What we make has the mode that it is made with, whoever has started us and how: network managers read some of it, and a umask of
     // nothing would leave the rest to be written by all.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    log_to_stderr(&args);
+    let log = match log::Log::to_stderr() {
+        Ok(log) => log,
+        Err(error) => {
+            // Nobody can be told, where standard error takes nothing either.
+            let _ = writeln!(std::io::stderr(), "sliced: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    log_to_stderr(&args, log);
+    let status = run_to_the_end(args);
+    log::end();
+    status
+}
+
+fn run_to_the_end(args: Args) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_keep_alive(IDLE_THREADS)
@@ -135,12 +152,12 @@ pub fn main(args: Args) -> ExitCode {
     }
 }
 
-fn log_to_stderr(args: &Args) {
+fn log_to_stderr(args: &Args, log: log::Log) {
     let filter = EnvFilter::try_new(&args.log).unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr);
+        .with_writer(move || log.clone());
     match args.log_format {
         LogFormat::Text => lines.with_target(false).init(),
         LogFormat::Json => lines.json().init(),
@@ -155,6 +172,8 @@ pub struct Daemon {
     idle: watch::Receiver<bool>,
     /// From before anybody could write: what is told between preparing and running is not missed.
     changes: broadcast::Receiver<Change>,
+    /// While we live, no other daemon has our instance id.
+    _claim: std::fs::File,
 }
 
 impl Daemon {
@@ -195,6 +214,12 @@ impl Daemon {
         let home = Netns::current()?;
         let (controller, waker, idle) = controller(WIDTH);
         let boot_id = fs::boot_id()?.to_owned();
+        let dirs = instance::Dirs {
+            state: &state_dir,
+            run: &run_dir,
+            boot_id: &boot_id,
+        };
+        let claimed = instance::claim(&dirs, &home).await?;
         let seal = RunCopy {
             path: run_dir.state_seal(),
             boot_id: boot_id.clone(),
@@ -215,15 +240,14 @@ impl Daemon {
         let backend = backend
             .await
             .map_err(|error| Error::Host(error.to_string()))??;
-        let instance = Instance::of(&state_dir);
         let claim_owner = ClaimOwner {
-            instance: instance.clone(),
+            instance: claimed.instance.clone(),
             state_dir: state_dir.clone(),
             run_dir: run_dir.0.clone(),
             boot_id: boot_id.clone(),
         };
         let engine = Arc::new(Engine {
-            instance,
+            instance: claimed.instance,
             store,
             hands: HostHands {
                 netlink,
@@ -264,6 +288,11 @@ impl Daemon {
             enforcement: Default::default(),
             removals: Default::default(),
         });
+        for message in &claimed.notes {
+            warn!(%message, "the instance id");
+            let (events, kind) = (engine.store.events(), crate::api::event::EventType::Warning);
+            events.note(clock::now(), kind, "ground", "InstanceNoticed", message);
+        }
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
         engine.processes.recover_owners();
         // Before anything can change: a change that nobody hears wakes nobody.
@@ -273,6 +302,10 @@ impl Daemon {
         if let Err(error) = engine.hold_claims(whole).await {
             // Every group says so when it needs a claim.
             error!(%error, "what is stored cannot be claimed on this host");
+        }
+        // No VM is looked at by what its group said before it was restricted.
+        for group in engine.store.restricted().to_vec() {
+            engine.give_to_vms(&group).await;
         }
         engine.store.begin_observation(clock::now());
         if let Ok(base) = host::cgroup::base() {
@@ -294,6 +327,7 @@ impl Daemon {
             controller,
             idle,
             changes,
+            _claim: claimed.lock,
         })
     }
 

@@ -28,6 +28,13 @@ try() {
     feature=$1; shift
     if said=$("$@" 2>&1); then echo "$feature yes"; else echo "$feature no" $said; fi
 }
+setting() {
+    for key in ipv4/ip_forward ipv4/conf/lo/rp_filter ipv6/conf/lo/disable_ipv6; do
+        path=/proc/sys/net/$key
+        [ ! -e $path ] || echo 1 >$path || return 1
+    done
+}
+try setting setting
 if command -v ip >/dev/null; then
     try veth ip link add v0 type veth peer name v1
     try tap ip tuntap add t0 mode tap
@@ -199,7 +206,10 @@ fn judge_trial(said: &str) -> Vec<Check> {
         let remedy = "Run sliced as root (CAP_SYS_ADMIN) on a kernel with CONFIG_NET_NS, outside of a container that forbids unshare(2).";
         return vec![fail(NAMESPACES, "none can be made", remedy)];
     }
-    let mut checks = vec![ok(NAMESPACES, "one was made and left")];
+    let mut checks = vec![match answer("setting") {
+        None | Some("yes") => ok(NAMESPACES, "one was made and left"),
+        Some(said) => unwritable(said),
+    }];
     for name in ["veth links", "TAP links", BRIDGES, FILTERS, "netfilter"] {
         let parts = FEATURES.iter().filter(|(_, check, _)| *check == name);
         let parts: Vec<_> = parts
@@ -208,6 +218,21 @@ fn judge_trial(said: &str) -> Vec<Check> {
         checks.push(judge_parts(name, &parts));
     }
     checks
+}
+
+/// In a container `/proc/sys` is read-only as a rule, for the settings of new namespaces, too.
+fn unwritable(said: &str) -> Check {
+    // The shell says first who it is, and in which line.
+    let why = said.split_once("create ").map_or(said, |(_, why)| why);
+    fail(
+        NAMESPACES,
+        format!(
+            "one was made, but no setting in it can be written: {}",
+            why.trim_start_matches("no ")
+        ),
+        "Make /proc/sys writable for sliced: start it outside of a container, or with `--privileged` or `--security-opt \
+         systempaths=unconfined`, and without ProtectKernelTunables= in its unit.",
+    )
 }
 
 /// A check out of its parts: what was tried, the kernel option that brings it, and what came of it.
@@ -331,6 +356,29 @@ mod tests {
         let verdicts: Vec<_> = checks.iter().map(|check| check.verdict).collect();
         use CheckVerdict::{Ok, Warn};
         assert_eq!(verdicts, [Ok, Ok, Ok, Ok, Warn, Warn]);
+    }
+
+    #[test]
+    fn settings_that_cannot_be_written_are_named() {
+        let said = "no sh: 8: cannot create /proc/sys/net/ipv4/ip_forward: Read-only file system";
+        let told = all_but("", "").replace(
+            "namespace yes\n",
+            &format!("namespace yes\nsetting {said}\n"),
+        );
+        let checks = judge_trial(&told);
+        assert_eq!(checks[0].verdict, CheckVerdict::Fail);
+        assert!(
+            checks[0]
+                .found
+                .ends_with("written: /proc/sys/net/ipv4/ip_forward: Read-only file system"),
+            "{}",
+            checks[0].found
+        );
+        assert!(
+            checks[1..]
+                .iter()
+                .all(|check| check.verdict == CheckVerdict::Ok)
+        );
     }
 
     #[test]

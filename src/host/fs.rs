@@ -7,6 +7,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use rustix::fs::IFlags;
+use rustix::mount::UnmountFlags;
+
 use super::error::absent_is_done;
 use super::{Error, Kind};
 
@@ -187,6 +190,67 @@ pub fn make_dir(path: &Path, mode: u32) -> Result<(), Error> {
 /// Removes a file. One that is not there is no error.
 pub fn remove(path: &Path) -> Result<(), Error> {
     absent_is_done(fs::remove_file(path).map_err(|error| Error::io("remove", shown(path), error)))
+}
+
+/// Removes a file of ours in a directory of ours, whatever somebody has done to keep it: what is mounted on it is taken off, and stays with
+/// whoever uses it; that it must not be changed (`chattr +i`, `+a`) is taken back. One that is not there is no error.
+pub fn remove_ours(path: &Path) -> Result<(), Error> {
+    match remove(path) {
+        Err(error) if matches!(error.kind, Kind::Busy | Kind::Denied) => {
+            free(path)?;
+            remove(path)
+        }
+        removed => removed,
+    }
+}
+
+/// The same for a directory, as [`remove_empty_dir`].
+pub fn remove_our_empty_dir(path: &Path) -> Result<(), Error> {
+    match remove_empty_dir(path) {
+        Err(error) if matches!(error.kind, Kind::Busy | Kind::Denied) => {
+            free(path)?;
+            remove_empty_dir(path)
+        }
+        removed => removed,
+    }
+}
+
+/// Takes off what keeps a path of ours, and the directory that it is in, from being changed.
+pub fn free(path: &Path) -> Result<(), Error> {
+    let fail = |error: io::Error| Error::io("free", shown(path), error);
+    // More than one mount may lie there; EINVAL: none (any more).
+    loop {
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        match rustix::mount::unmount(path, flags) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => break,
+            Err(error) => return Err(fail(error.into())),
+        }
+    }
+    for path in [parent(path), path] {
+        match make_changeable(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Clears the attributes of ioctl_iflags(2) that keep a file or directory as it is.
+fn make_changeable(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    let fixed = IFlags::IMMUTABLE | IFlags::APPEND;
+    match rustix::fs::ioctl_getflags(&file) {
+        Ok(flags) if flags.intersects(fixed) => {
+            rustix::fs::ioctl_setflags(&file, flags.difference(fixed))?;
+            Ok(())
+        }
+        // Not every file system has any.
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// Removes what a crash in [`write`] of this file left beside it, if anything.

@@ -294,7 +294,7 @@ fn delete_here(path: &Path) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    fs::remove_file(path)
+    super::fs::remove_ours(path).map_err(|error| error.source)
 }
 
 /// The directories of a namespace's settings, for all who have it open. A number is a namespace's as long as somebody has it open, and

@@ -14,6 +14,7 @@ use super::journal::{Entries, Journal};
 use super::load::{MARK_KEY, RECOVERY_KEY};
 use super::open::{self, Opened};
 use super::readonly;
+use super::reserve::Reserve;
 use super::seal::RunCopy;
 use super::tombstones::Tombstones;
 use super::witness::Witnesses;
@@ -30,6 +31,10 @@ pub(super) struct Batch {
     pub(super) buried: Vec<Uid>,
     /// What was lost is back: from now on the journal is kept.
     pub(super) begins: bool,
+    /// It only closes, in part: it is not tried on a disk that has no room, which sled may never answer about.
+    pub(super) restricts: bool,
+    /// It is for the reserve, not for the database.
+    pub(super) to_reserve: bool,
 }
 
 /// The files behind a store.
@@ -43,6 +48,8 @@ pub(super) struct Backing {
     /// While the state that was lost is put back, the journal is what it is put back from.
     keeps_journal: bool,
     tombstones: Tombstones,
+    /// None: no daemon's.
+    reserve: Option<Reserve>,
     /// A batch was refused: the next one is tried only when there is room for more than that.
     was_refused: bool,
 }
@@ -62,8 +69,14 @@ impl Backing {
             journal,
             keeps_journal: false,
             tombstones,
+            reserve: None,
             was_refused: false,
         }
+    }
+
+    /// With room for what only closes.
+    pub(super) fn with_reserve(self, reserve: Option<Reserve>) -> Self {
+        Self { reserve, ..self }
     }
 
     /// Whether the journal is written from now on.
@@ -76,9 +89,33 @@ impl Backing {
     /// # Errors
     /// [`Failure`], with words that name the file.
     pub(super) fn write(&mut self, batch: &Batch) -> Result<(), Failure> {
-        if self.was_refused {
+        if batch.to_reserve {
+            let reserve = self.reserve.as_mut();
+            let reserve = reserve.ok_or_else(|| Failure::Refused("no room is kept".into()))?;
+            return reserve.write(&batch.entries).map_err(Failure::Refused);
+        }
+        if self.was_refused || batch.restricts {
+            self.was_refused = true;
             self.probe().map_err(Failure::Refused)?;
         }
+        let mut batch = batch.clone();
+        // While the state that was lost is put back, it is what the reserve says that is put back.
+        let reserve = self
+            .reserve
+            .as_ref()
+            .filter(|_| self.keeps_journal || batch.begins);
+        let joins = reserve.is_some();
+        if let Some(reserve) = reserve {
+            reserve.join(&mut batch.entries);
+        }
+        self.write_to_database(&batch)?;
+        if let Some(reserve) = self.reserve.as_mut().filter(|_| joins) {
+            reserve.is_taken_over();
+        }
+        Ok(())
+    }
+
+    fn write_to_database(&mut self, batch: &Batch) -> Result<(), Failure> {
         let mut database = match self.database.take() {
             Some(database) => database,
             None => self.reopen()?,
@@ -231,6 +268,7 @@ pub(super) fn joined<'b>(batches: impl IntoIterator<Item = &'b Batch>) -> Batch 
         all.condemned.extend(&batch.condemned);
         all.buried.extend(&batch.buried);
         all.begins |= batch.begins;
+        all.restricts |= batch.restricts;
     }
     all
 }

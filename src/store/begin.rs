@@ -6,12 +6,21 @@ use std::path::Path;
 use super::backing::{Backing, Batch};
 use super::journal::{JOURNAL, Journal};
 use super::open::Opened;
+use super::reserve::Reserve;
 use super::seal::RunCopy;
 use super::tombstones::{TOMBSTONES, Tombstones};
 use super::witness::Witnesses;
-use super::{Beginning, Error, Recalled, Store, readonly, writer};
+use super::world::World;
+use super::writer::Failure;
+use super::{Beginning, Error, Recalled, Store, load, readonly, writer};
+use crate::api::meta::Name;
 
 impl Store {
+    /// Groups that were restricted while the database could not be written: their VMs may not be up to that yet.
+    pub fn restricted(&self) -> &[Name] {
+        &self.shared.restricted
+    }
+
     /// Opens, or creates, the database in `dir`. One that is not what was acknowledged is set aside, never overwritten; one
     /// that cannot be read, or that another version wrote, is refused and left as it is.
     ///
@@ -72,11 +81,28 @@ impl Store {
         let unknown = world.unknown.fields().into_iter().map(|field| {
             format!("{field} was stored by a newer version; it is kept, and has no effect")
         });
-        let notes = notes.into_iter().chain(unknown).collect();
+        let mut notes: Vec<String> = notes.into_iter().chain(unknown).collect();
+        let mut world = world;
         let recalled = match (&opened, &journal) {
             (Opened::Existing, _) | (_, None) => Recalled::Nothing,
             (Opened::Fresh | Opened::SetAside { .. }, Some(journal)) => journal.recall(),
         };
+        let mut recalled = recalled;
+        let reserve = run_dir.map(|_| {
+            let mut reserve = Reserve::open(dir, taken_over(&world, &recalled), why.is_none());
+            match opened == Opened::Existing {
+                true => {
+                    put_restrictions(&mut world, &reserve, &mut notes);
+                    reserve.all_are_due();
+                }
+                false => recall_restrictions(&mut recalled, &reserve, &mut notes),
+            }
+            reserve
+        });
+        let restricted = reserve.as_ref().map(restricted).unwrap_or_default();
+        let owes = reserve
+            .as_ref()
+            .is_some_and(|reserve| !reserve.entries().is_empty());
         let trusted = match &recalled {
             Recalled::World(world) => Some(&**world),
             Recalled::Nothing if opened == Opened::Existing => Some(&world),
@@ -86,18 +112,73 @@ impl Store {
             tombstones.withdraw_useless(|uid| world.vm(uid).map(|vm| vm.meta.deleting))
         });
         let known = tombstones.known();
-        let mut backing = Backing::new(dir, seal, database, journal, tombstones);
+        let mut backing =
+            Backing::new(dir, seal, database, journal, tombstones).with_reserve(reserve);
         backing.journal_from_now(opened == Opened::Existing);
-        let why = why.or(withdrawn.err()).or_else(|| backing.probe().err());
+        let mut why = why.or(withdrawn.err()).or_else(|| backing.probe().err());
+        if owes && why.is_none() && opened == Opened::Existing {
+            why = match backing.write(&Batch::default()) {
+                Ok(()) => None,
+                Err(Failure::Refused(why) | Failure::Unknown(why)) => Some(why),
+                Err(Failure::Silent) => Some("it does not answer".into()),
+            };
+        }
         let write = move |batch: Batch| backing.write(&batch);
         let state = Beginning {
             world,
             tombstones: known,
             why_read_only: why,
             notes,
+            restricted,
         };
         let store = Self::start(state, write, writer::PATIENCE)
             .map_err(|error| refuse(error.to_string()))?;
         Ok((store, opened, recalled))
     }
+}
+
+/// The number of the reserve that the state has, wherever it comes from.
+fn taken_over(world: &World, recalled: &Recalled) -> u64 {
+    let recalled = match recalled {
+        Recalled::World(world) => world.reserve_taken,
+        Recalled::Nothing | Recalled::Unreadable(_) => 0,
+    };
+    world.reserve_taken.max(recalled)
+}
+
+/// The groups that it tells of.
+fn restricted(reserve: &Reserve) -> Vec<Name> {
+    let names = reserve.entries().keys();
+    names
+        .filter_map(|key| key.strip_prefix("group/")?.parse().ok())
+        .collect()
+}
+
+/// Has a state say what was only in the reserve.
+fn put_restrictions(world: &mut World, reserve: &Reserve, notes: &mut Vec<String>) {
+    for (key, value) in reserve.entries() {
+        let Some(value) = value else { continue };
+        if let Err(why) = load::take_in(world, key, value) {
+            notes.push(format!(
+                "what the reserve has of {key} cannot be understood: {why}"
+            ));
+        }
+    }
+}
+
+/// The same where the state is put back from the run directory.
+fn recall_restrictions(recalled: &mut Recalled, reserve: &Reserve, notes: &mut Vec<String>) {
+    if reserve.entries().is_empty() {
+        return;
+    }
+    let mut world = match std::mem::replace(recalled, Recalled::Nothing) {
+        Recalled::World(world) => *world,
+        Recalled::Nothing => World::default(),
+        Recalled::Unreadable(why) => {
+            notes.push(why);
+            World::default()
+        }
+    };
+    put_restrictions(&mut world, reserve, notes);
+    *recalled = Recalled::World(Box::new(world));
 }

@@ -56,7 +56,11 @@ impl Shared {
     pub(super) fn keep(&self, world: &World, commit: &Commit) -> bool {
         let mut degraded = lock(&self.degraded);
         match degraded.as_mut() {
-            Some(now) if commit.kind == Kind::Observation => {
+            // What it follows from may not be durable yet: then it takes its turn behind that.
+            Some(now)
+                if commit.kind == Kind::Observation
+                    || (commit.kind == Kind::Consequence && self.progress.pending().is_none()) =>
+            {
                 note(&mut now.pending, world, &commit.batch);
                 true
             }
@@ -96,6 +100,27 @@ impl Shared {
         // What was refused meanwhile is tried again.
         let _ = self.changes.send(Change::Everything);
         true
+    }
+
+    /// What of a batch had to be is in the reserve, and memory remembers the rest until the database can be written.
+    pub(super) fn reserved(&self, batch: Vec<Commit>, why: &str) {
+        let _world = lock(&self.world);
+        let mut degraded = lock(&self.degraded);
+        let is_news = degraded.as_ref().is_none_or(|it| it.now.why != why);
+        let it = degraded.get_or_insert_with(|| Degraded::new(String::new()));
+        why.clone_into(&mut it.now.why);
+        for commit in &batch {
+            it.pending.extend(commit.batch.entries.clone());
+        }
+        drop(degraded);
+        if is_news {
+            self.tell_degraded(why);
+        }
+        let last = batch.iter().map(|commit| commit.number).max();
+        self.progress.written(last.unwrap_or_default());
+        for told in batch.into_iter().filter_map(|commit| commit.told) {
+            let _ = told.send(Ok(()));
+        }
     }
 
     /// A batch did not become durable: the world goes back to what the disk says.

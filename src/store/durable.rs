@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use super::backing::Batch;
 use super::progress::Number;
 use super::txn::Kind;
-use super::{Change, Commit, Error, Shared, Store, World, closed, lock, taken_back};
+use super::{Awaited, Change, Commit, Error, Shared, Store, Txn, World, closed, lock, taken_back};
 
 /// Tells that a transaction is on the disk, or that it was taken back. By default, of nothing that must be waited for.
 #[derive(Default)]
@@ -60,6 +60,19 @@ impl Store {
             }
         }
         self.read(look)
+    }
+
+    /// As [`Store::begin`], of a transaction that reads nothing but these: where it changes nothing, changes of others are not waited for,
+    /// which a full disk may refuse.
+    ///
+    /// # Errors
+    /// As [`Store::begin`].
+    pub fn begin_about<T, E: From<Error>>(
+        &self,
+        about: &[Change],
+        change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
+    ) -> Result<(T, Durable), E> {
+        self.queue(&Awaited::Of(about), change)
     }
 
     /// To wait for what is being written about these: nothing is done on the host by what is only in memory.

@@ -18,6 +18,8 @@ pub(super) const FORMAT_KEY: &str = "format";
 pub(super) const MARK_KEY: &str = "seal";
 /// There while the state of the database that was set aside is not yet taken over.
 pub(super) const RECOVERY_KEY: &str = "recovery";
+/// Which number of the reserve ([`super::reserve`]) is in the database.
+pub(super) const RESERVE_KEY: &str = "reserve";
 
 /// All of it.
 ///
@@ -32,12 +34,15 @@ pub(super) fn world(pairs: &[Pair]) -> Result<World, String> {
     Ok(world)
 }
 
-fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), String> {
+pub(super) fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), String> {
     let (kind, id) = key.split_once('/').unwrap_or((key, ""));
     let name = || id.parse().map_err(|e| format!("{e}"));
     let unknown = &mut world.unknown;
     match kind {
         FORMAT_KEY | MARK_KEY => {}
+        RESERVE_KEY => {
+            world.reserve_taken = serde_json::from_slice(value).map_err(|e| e.to_string())?;
+        }
         RECOVERY_KEY => world.recovery = Some(json::<Recovery>(unknown, key, value)?),
         "group" => {
             world.groups.insert(name()?, json(unknown, key, value)?);

@@ -32,6 +32,7 @@ mod mark;
 mod open;
 mod progress;
 mod readonly;
+mod reserve;
 mod seal;
 mod sync;
 #[cfg(test)]
@@ -122,6 +123,7 @@ struct Beginning {
     tombstones: Known,
     why_read_only: Option<String>,
     notes: Vec<String>,
+    restricted: Vec<Name>,
 }
 
 /// What the run directory knows of a database that is gone.
@@ -153,6 +155,8 @@ struct Shared {
     progress: Progress,
     /// What was noticed on opening.
     notes: Vec<String>,
+    /// Groups of which the reserve said more than the database.
+    restricted: Vec<Name>,
 }
 
 /// One transaction on its way to the disk.
@@ -168,9 +172,10 @@ struct Commit {
 }
 
 /// Whether somebody waits until a transaction is on the disk.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Awaited {
+enum Awaited<'a> {
     Yes,
+    /// And, where it changes nothing, until what was changed about these is.
+    Of(&'a [Change]),
     No,
 }
 
@@ -208,6 +213,7 @@ impl Store {
             progress: Progress::default(),
             tombstones: state.tombstones,
             notes: state.notes,
+            restricted: state.restricted,
         });
         if let Some(why) = state.why_read_only {
             shared.tell_degraded(&why);
@@ -261,7 +267,7 @@ impl Store {
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
     ) -> Result<(T, Durable), E> {
-        self.queue(Awaited::Yes, change)
+        self.queue(&Awaited::Yes, change)
     }
 
     /// As [`Store::write`], but does not wait: durable soon, and after all that was written before. For what was found out and
@@ -273,7 +279,7 @@ impl Store {
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let (value, _nobody_waits) = self.queue(Awaited::No, change)?;
+        let (value, _nobody_waits) = self.queue(&Awaited::No, change)?;
         Ok(value)
     }
 
@@ -296,7 +302,7 @@ impl Store {
     /// Changes the world, and has it written.
     fn queue<T, E: From<Error>>(
         &self,
-        awaited: Awaited,
+        awaited: &Awaited<'_>,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
     ) -> Result<(T, Durable), E> {
         let mut world = lock(&self.shared.world);
@@ -310,16 +316,18 @@ impl Store {
         };
         let done = txn.finish();
         if done.writes.is_empty() && done.buried.is_empty() && !done.begins {
-            // It was so already; perhaps by a change that is not on the disk yet.
-            let seen = self.shared.progress.pending();
-            let seen = seen.filter(|_| awaited == Awaited::Yes);
+            let seen = match awaited {
+                Awaited::Yes => self.shared.progress.pending(),
+                Awaited::Of(about) => self.shared.progress.pending_of(about),
+                Awaited::No => None,
+            };
             drop(world);
             self.shared.tell(done.changes);
             return Ok((value, self.seen(seen)));
         }
         let (told, durable) = match awaited {
             Awaited::No => (None, Awaits::Nothing),
-            Awaited::Yes => {
+            Awaited::Yes | Awaited::Of(_) => {
                 let (told, durable) = oneshot::channel();
                 (Some(told), Awaits::Told(durable))
             }
@@ -332,6 +340,8 @@ impl Store {
                 condemned: done.condemned,
                 buried: done.buried,
                 begins: done.begins,
+                restricts: done.kind == Kind::Restriction,
+                to_reserve: false,
             },
             kind: done.kind,
             undo: done.undo,

@@ -5,12 +5,12 @@ use super::load::RECOVERY_KEY;
 use super::world::{Ground, Pool, World};
 use super::{Change, Error};
 use crate::api::condition::Status;
-use crate::api::host_group::HostGroup;
+use crate::api::host_group::{HostGroup, HostGroupSpec};
 use crate::api::lease::{Address, Lease};
-use crate::api::meta::{Name, Uid};
+use crate::api::meta::{Meta, Name, Uid};
 use crate::api::policy::Entry;
 use crate::api::rung::{Rung, RungPage};
-use crate::api::vm::Vm;
+use crate::api::vm::{Vm, VmSpec};
 use crate::api::vmm_ids::IdRange;
 
 /// A database key and its new value; none removes it.
@@ -32,10 +32,14 @@ pub struct Txn<'w> {
 }
 
 /// Whether a transaction decides something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// It says what was found. After a crash it would be found again, so memory keeps it while nothing can be written.
     Observation,
+    /// It gives to a VM what its group says already, and only closes. It follows again from the group after a crash.
+    Consequence,
+    /// It says what is to be of groups that exist, and only closes: on a full disk the reserve has room for it ([`super::reserve`]).
+    Restriction,
     /// It says what is to be, or that a stage may touch the host: acknowledged only when it is on stable storage.
     Intent,
 }
@@ -76,7 +80,11 @@ impl<'w> Txn<'w> {
     /// Writes a group.
     pub fn put_group(&mut self, group: HostGroup) -> Result<(), Error> {
         let name = group.meta.name.clone();
-        self.write(format!("group/{name}"), Some(&group))?;
+        let kind = match self.world.group(&name) {
+            Some(before) if closes_only(before, &group) => Kind::Restriction,
+            Some(_) | None => Kind::Intent,
+        };
+        self.write_as(kind, format!("group/{name}"), Some(&group))?;
         let news = self.world.group(&name).is_none_or(|before| {
             (&before.meta, &before.origin, &before.spec)
                 != (&group.meta, &group.origin, &group.spec)
@@ -143,7 +151,11 @@ impl<'w> Txn<'w> {
         if vm.meta.deleting && before.is_none_or(|before| !before.meta.deleting) {
             self.condemned.push(uid);
         }
-        self.write(format!("vm/{uid}"), Some(&vm))?;
+        let kind = match self.world.vm(uid) {
+            Some(before) if vm_closes_only(before, &vm) => Kind::Consequence,
+            Some(_) | None => Kind::Intent,
+        };
+        self.write_as(kind, format!("vm/{uid}"), Some(&vm))?;
         let (group, index) = (vm.group.clone(), vm.index);
         let name = vm.on_demand.is_some().then(|| vm.meta.name.clone());
         let before = self.world.vms.insert(uid, vm);
@@ -413,9 +425,7 @@ impl<'w> Txn<'w> {
         key: String,
         value: Option<&T>,
     ) -> Result<(), Error> {
-        if kind == Kind::Intent {
-            self.kind = kind;
-        }
+        self.kind = self.kind.max(kind);
         let unknown = &mut self.world.unknown;
         let value = match value {
             Some(value) => Some(
@@ -447,6 +457,48 @@ impl<'w> Txn<'w> {
             }
         }
         self.undo.push(Box::new(undo));
+    }
+}
+
+/// Whether a group becomes another only in that its VMs may send less.
+fn closes_only(before: &HostGroup, after: &HostGroup) -> bool {
+    let same = HostGroup {
+        meta: Meta {
+            generation: after.meta.generation,
+            ..before.meta.clone()
+        },
+        spec: HostGroupSpec {
+            template: spec_of(&before.spec.template, &after.spec.template),
+            ..before.spec.clone()
+        },
+        ..before.clone()
+    };
+    let (old, new) = (&before.spec.template, &after.spec.template);
+    old != new && same == *after && new.network.is_no_looser_than(&old.network)
+}
+
+/// The same of a VM, and of what it remembers of its group.
+fn vm_closes_only(before: &Vm, after: &Vm) -> bool {
+    let same = Vm {
+        meta: Meta {
+            generation: after.meta.generation,
+            ..before.meta.clone()
+        },
+        spec: spec_of(&before.spec, &after.spec),
+        on_demand: after.on_demand.clone(),
+        ..before.clone()
+    };
+    before.spec.network != after.spec.network
+        && same == *after
+        && before.on_demand.is_some() == after.on_demand.is_some()
+        && after.spec.network.is_no_looser_than(&before.spec.network)
+}
+
+/// `spec` with the network of `after`.
+fn spec_of(spec: &VmSpec, after: &VmSpec) -> VmSpec {
+    VmSpec {
+        network: after.network.clone(),
+        ..spec.clone()
     }
 }
 

@@ -49,6 +49,8 @@ pub struct World {
     pub(super) id_cursor: Option<u32>,
     /// The database was set aside, and its state is not yet taken over.
     pub(super) recovery: Option<Recovery>,
+    /// Which number of the reserve the database has taken over.
+    pub(super) reserve_taken: u64,
     /// What a newer version has stored in objects.
     pub(super) unknown: Unknown,
     /// Stages that this process has not observed yet.

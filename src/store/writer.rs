@@ -13,6 +13,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use super::backing::{Batch, joined};
+use super::txn::Kind;
 use super::{Commit, Shared};
 
 /// As many commits as go into one flush.
@@ -147,6 +148,12 @@ pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Wea
                     shared.recovered(pending);
                 }
             }
+            Err(Failure::Refused(error))
+                if is_reservable(&batch) && disk.write(for_the_reserve(&batch)).is_ok() =>
+            {
+                tracing::warn!(%error, "a change that only closes is kept in the reserve");
+                shared.reserved(batch, &error);
+            }
             Err(Failure::Refused(error)) => {
                 if !batch.is_empty() {
                     tracing::error!(%error, "cannot write the state; the changes are taken back");
@@ -186,9 +193,32 @@ fn next(commits: &Receiver<Commit>, shared: &Weak<Shared>, crowded: bool) -> Opt
         };
     }
     match commits.recv_timeout(RETRY) {
+        // Alone: what others want is refused.
+        Ok(first) if first.kind == Kind::Restriction => Some(vec![first]),
         Ok(first) => Some(gather(first, commits, crowded)),
         Err(RecvTimeoutError::Disconnected) => None,
         Err(RecvTimeoutError::Timeout) => Some(Vec::new()),
+    }
+}
+
+/// Whether all of a batch that must be durable now only closes.
+fn is_reservable(batch: &[Commit]) -> bool {
+    let any = |kind| batch.iter().any(|commit| commit.kind == kind);
+    (any(Kind::Restriction) || any(Kind::Consequence)) && !any(Kind::Intent)
+}
+
+/// What the reserve is to keep of it: the rest follows from that, or would be found again.
+fn for_the_reserve(batch: &[Commit]) -> Batch {
+    let restrictions = batch
+        .iter()
+        .filter(|commit| commit.kind == Kind::Restriction);
+    let entries = restrictions.flat_map(|commit| commit.batch.entries.clone());
+    Batch {
+        entries: entries
+            .filter(|(key, _)| key.starts_with("group/"))
+            .collect(),
+        to_reserve: true,
+        ..Batch::default()
     }
 }
 

@@ -63,7 +63,15 @@ impl Door {
             }
             _ => {}
         }
-        let listener = UnixListener::bind(&cradle).map_err(fail("bind"))?;
+        let bound = UnixListener::bind(&cradle).or_else(|error| match error.kind() {
+            // A directory without room for one file more: nobody answers on the old socket.
+            io::ErrorKind::StorageFull => {
+                fs::remove_file(path)?;
+                UnixListener::bind(&cradle)
+            }
+            _ => Err(error),
+        });
+        let listener = bound.map_err(fail("bind"))?;
         let opened = dress(&cradle, group)
             .map_err(fail("set the mode and group of"))
             .and_then(|meta| {

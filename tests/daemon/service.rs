@@ -298,3 +298,88 @@ fn a_daemon_that_is_to_go_first_does_so_and_what_it_starts_does_not() {
         daemon.wait().unwrap();
     });
 }
+
+/// A daemon in a container finds the kernel's settings read-only, all of them or a part.
+#[test]
+fn doctor_and_the_condition_name_settings_that_cannot_be_written() {
+    for below in ["/proc/sys", "/proc/sys/net"] {
+        empty(|mut house| {
+            house.start();
+            let healthy = String::from_utf8(house.try_ctl("doctor").stdout).unwrap();
+            assert!(healthy.contains("one was made and left"), "{healthy}");
+            run(&format!(
+                "mount --bind {below} {below} && mount -o remount,ro,bind {below}"
+            ));
+            let output = house.try_ctl("doctor");
+            let told = String::from_utf8(output.stdout).unwrap();
+            let row = told
+                .lines()
+                .find(|line| line.contains("network namespaces"));
+            let row = row.unwrap_or_else(|| panic!("{told}"));
+            assert!(
+                row.contains("no setting in it can be written"),
+                "{below}: {row}"
+            );
+            assert!(
+                row.contains("Read-only file system") && row.contains(below),
+                "{below}: {row}"
+            );
+            assert!(!output.status.success(), "{below}");
+            let file = house.write("m.yaml", &slots(1, ""));
+            house.ctl(&format!("apply -f {file}"));
+            let told = house.until("the condition", || {
+                let told = house.get("vm sandbox-1")["status"]["conditions"].to_string();
+                let events = house.try_ctl("events").stdout;
+                let events = String::from_utf8_lossy(&events).into_owned();
+                [told, events]
+                    .into_iter()
+                    .find(|told| told.contains("Read-only file system"))
+            });
+            assert!(told.contains("sysctl"), "{told}");
+        });
+    }
+}
+
+/// A log that takes nothing: its device is full, its file system is, nobody reads the pipe, or it is closed.
+#[test]
+fn a_log_that_takes_nothing_holds_nothing_up() {
+    for (what, log) in [
+        ("a full device", "ln -s /dev/full LOG"),
+        (
+            "a full file system",
+            "mkdir LOGS; mount -t tmpfs -o size=64k logs LOGS; dd if=/dev/zero of=LOGS/log bs=1 2>/dev/null || true; ln -s LOGS/log LOG",
+        ),
+        ("a pipe that nobody reads", "mkfifo LOG"),
+    ] {
+        eprintln!("{what}");
+        empty(|mut house| {
+            let dir = house.dir.path().display().to_string();
+            run(&log
+                .replace("LOGS", &format!("{dir}/logs"))
+                .replace("LOG", &format!("{dir}/log")));
+            let path = house.dir.path().join("log");
+            // Read and write: it has a reader from the start.
+            let reader = std::fs::File::options().read(true).write(true).open(&path);
+            house.env.push(("SLICE_LOG", "trace".into()));
+            house.start();
+            house.ctl(&format!(
+                "apply -f {} --wait=30s",
+                house.write("m.yaml", &slots(2, ""))
+            ));
+            let closed = slots(2, "drop: [\"203.0.113.0/24\"]");
+            house.ctl(&format!(
+                "apply -f {} --wait=30s",
+                house.write("m.yaml", &closed)
+            ));
+            let place = house.place("sandbox-1");
+            let rules = run(&format!("ip netns exec {} iptables-save", place.name));
+            assert!(rules.contains("203.0.113.0/24"), "{what}: {rules}");
+            let (status, took) = house.stop();
+            assert!(
+                status.success() && took < Duration::from_secs(5),
+                "{what}: {status} {took:?}"
+            );
+            drop(reader);
+        });
+    }
+}

@@ -89,12 +89,17 @@ pub fn lab(test: impl FnOnce(&Lab) + Send) {
 
 /// The same, with something done before the daemon starts.
 pub fn lab_with(before: impl FnOnce(&mut House) + Send, test: impl FnOnce(&Lab) + Send) {
+    lab_mut(before, |lab| test(lab));
+}
+
+/// The same for a test that kills or restarts the daemon.
+pub fn lab_mut(before: impl FnOnce(&mut House) + Send, test: impl FnOnce(&mut Lab) + Send) {
     house::empty(|mut house| {
         let (lan, net, container) = neighbourhood();
         before(&mut house);
         let canaries = Canaries::release();
         house.start();
-        let lab = Lab {
+        let mut lab = Lab {
             house,
             lan,
             net,
@@ -102,7 +107,7 @@ pub fn lab_with(before: impl FnOnce(&mut House) + Send, test: impl FnOnce(&Lab) 
             canaries,
             next: Cell::new(1),
         };
-        test(&lab);
+        test(&mut lab);
         lab.canaries.assert_alive();
     });
 }
@@ -139,7 +144,12 @@ impl Lab {
 
     /// Attaches to the TAP of `sandbox-N`.
     pub fn guest(&self, n: u32, framing: Framing) -> Guest {
-        let found = self.house.get(&format!("vm sandbox-{n}"));
+        self.guest_of(&format!("sandbox-{n}"), framing)
+    }
+
+    /// Attaches to the TAP of an isolated VM.
+    pub fn guest_of(&self, vm: &str, framing: Framing) -> Guest {
+        let found = self.house.get(&format!("vm {vm}"));
         let network = &found["status"]["network"];
         let text = |key: &str| network[key].as_str().expect(key);
         let ip = text("ip").parse().expect("an address");

@@ -34,12 +34,19 @@ pub(super) async fn act(
         Action::RemoveDraft => fs::remove(&desired.draft()),
         Action::RemoveDisk(disk) => {
             // Held while it goes: whoever runs on it must end first.
-            let _held = match image::hold(disk, Use::Write) {
+            let held = match image::hold(disk, Use::Write) {
+                Err(error) if error.kind == Kind::Denied => {
+                    fs::free(disk)?;
+                    image::hold(disk, Use::Write)
+                }
+                held => held,
+            };
+            let _held = match held {
                 Ok(held) => held,
                 Err(error) if error.kind == Kind::Absent => return Ok(()),
                 Err(error) => return Err(error),
             };
-            fs::remove(disk)
+            fs::remove_ours(disk)
         }
         Action::Note(record) => note(desired, record),
         Action::Copy {
@@ -57,7 +64,7 @@ pub(super) async fn act(
         }
         Action::Forget => {
             fs::remove_draft(&desired.record())?;
-            fs::remove(&desired.record())
+            fs::remove_ours(&desired.record())
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::api::network::{BridgeSpec, Connection};
 use crate::api::rung::Rung;
 use crate::api::vm::Vm;
 use crate::owner;
+use crate::reconcile::Reconcile;
 use crate::reconcile::firewall::antispoof::Apart;
 use crate::reconcile::firewall::port::{self as filter, Gate, Pass};
 use crate::reconcile::net::port::{self, BridgeSeen, Port};
@@ -51,7 +52,18 @@ impl Engine {
             }),
             remains: None,
         };
-        let seen = ascent.meet(Rung::Net, &self.port(), &desired).await?;
+        let hands = self.port();
+        let (seen, unrecorded) = match ascent.meet(Rung::Net, &hands, &desired).await {
+            Ok(seen) => (seen, None),
+            // As in isolated mode: a full run directory does not delay what closes.
+            Err(stop) if hands.lacks_record() && self.held(uid).contains(&Rung::Firewall) => {
+                match hands.observe(&desired).await {
+                    Ok(seen) => (seen, Some(stop)),
+                    Err(_) => return Err(stop),
+                }
+            }
+            Err(stop) => return Err(stop),
+        };
         let mtu = seen.bridge.as_ref().map_or(net::MTU, |bridge| bridge.mtu);
         // One that is not there yet is made by us.
         let managed = match &seen.bridge {
@@ -60,8 +72,10 @@ impl Engine {
         };
         let place = (spec.bridge.as_str(), tap.clone());
         let connected = connection::bridged(&self.instance, uid, address, place, mtu);
-        let ready = Ready::connected(&connected);
-        ascent.ready(Rung::Net, ready).await?;
+        if unrecorded.is_none() {
+            let ready = Ready::connected(&connected);
+            ascent.ready(Rung::Net, ready).await?;
+        }
         let pass = self.pass(vm, spec, address, managed, seen.bridge);
         let ready = Ready::marked(pass.digest());
         let desired = filter::Desired {
@@ -73,10 +87,14 @@ impl Engine {
         let is_new = desired.before.is_none();
         let hands = self.gate();
         ascent.meet(Rung::Firewall, &hands, &desired).await?;
-        ascent.ready(Rung::Firewall, ready).await?;
+        let ready = ascent.ready(Rung::Firewall, ready).await;
         if let Err(error) = self.look_at_refused(vm, address.ip(), is_new).await {
             debug!(vm = %vm.meta.name, %error, "cannot count what it was refused");
         }
+        if let Some(stop) = unrecorded {
+            return Err(stop);
+        }
+        ready?;
         Ok(connected)
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::step::{Ascent, Climbing, Meet, Ready, Stop};
+use super::step::{Ascent, Climbing, Meet, Ready, Stop, about};
 use super::{Engine, SLOW};
 use crate::api::condition::{Reason, Status};
 use crate::api::host_group::{Origin, UpdatePolicy};
@@ -157,7 +157,11 @@ impl Engine {
     ) -> Result<(Leased, Durable), NoLease> {
         let now = clock::now();
         let wants_user = self.wants_user(uid);
-        self.store.begin(|txn| {
+        let name = self
+            .store
+            .read(|world| world.vm(uid).map(|vm| vm.meta.name.clone()));
+        let about = name.map(|name| about(uid, &name).to_vec());
+        self.store.begin_about(&about.unwrap_or_default(), |txn| {
             let vm = match txn.take_rung(uid, Rung::Lease, now)? {
                 Gate::Open(vm) => *vm,
                 Gate::Closed(_) | Gate::Gone => return Ok(Err(Outcome::Converged)),
@@ -347,16 +351,22 @@ impl Climbing<'_> {
         if vm.power == Power::Paused && process.is_some() {
             return self.held(mark).await;
         }
+        // A look that fails says nothing; the process was seen a moment ago.
+        let copied = process.and_then(|it| vmm::uses_another_disk(&desired, it.pid).ok().flatten());
         self.ready(
             Rung::Vmm,
             Ready {
                 mark,
-                message: [remark, engine.processes.places().not_again(&vm.spec)]
-                    .into_iter()
-                    .flatten()
-                    .collect::<Vec<_>>()
-                    .join("; ")
-                    .into(),
+                message: [
+                    remark,
+                    copied,
+                    engine.processes.places().not_again(&vm.spec),
+                ]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join("; ")
+                .into(),
                 ..Ready::default()
             },
         )

@@ -3,6 +3,8 @@
 
 use std::sync::PoisonError;
 
+use tracing::warn;
+
 use super::{Engine, SLOW};
 use crate::api::condition::Reason;
 use crate::api::event::EventType;
@@ -17,6 +19,13 @@ use crate::runtime::queue::Outcome;
 use crate::store;
 
 impl Engine {
+    /// Has the VMs of a group be what the group says, before any of them is looked at.
+    pub async fn give_to_vms(&self, group: &Name) {
+        if let Err(error) = self.run_group(group).await {
+            warn!(%group, %error, "the VMs of a restricted group are not up to it yet");
+        }
+    }
+
     /// Claims on the host what groups have chosen in an earlier run, before any group chooses again; `whole`: the state is what that
     /// run left.
     pub async fn hold_claims(&self, whole: bool) -> Result<(), group::Error> {

@@ -34,8 +34,17 @@ impl Engine {
             // A new one counts its generations from the start.
             self.seen_rules.forget(uid);
         }
-        met?;
-        ascent.ready(Rung::Net, Ready::default()).await?;
+        let unrecorded = match met {
+            Ok(_) => {
+                ascent.ready(Rung::Net, Ready::default()).await?;
+                None
+            }
+            // A full run directory does not delay what closes. Rules replace rules: the slot had some before.
+            Err(stop) if hands.lacks_record() && self.held(uid).contains(&Rung::Firewall) => {
+                Some(stop)
+            }
+            Err(stop) => return Err(stop),
+        };
         let rules = self.rules(vm, block, self.mark(uid, Rung::Firewall));
         let ready = Ready::marked(rules.digest.clone());
         let desired = firewall::Desired {
@@ -52,7 +61,11 @@ impl Engine {
             rules: seen.generation,
             ..ready
         };
-        ascent.ready(Rung::Firewall, ready).await?;
+        let ready = ascent.ready(Rung::Firewall, ready).await;
+        if let Some(stop) = unrecorded {
+            return Err(stop);
+        }
+        ready?;
         Ok(connection::isolated(
             &self.instance,
             &self.run_dir,

@@ -367,7 +367,9 @@ impl Engine {
         let nothing_to_run =
             vm.spec.hypervisor == Hypervisor::None && vm.spec.storage.image.is_none();
         match next {
-            Some(rung) if rung < Rung::Vmm || !nothing_to_run => self.store.begin(change),
+            Some(rung) if rung < Rung::Vmm || !nothing_to_run => {
+                self.store.begin_about(&about(uid, &vm.meta.name), change)
+            }
             // The host will not be touched.
             Some(_) | None => {
                 let open = self.store.write_behind(change)?;

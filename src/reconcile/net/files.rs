@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{LOCK, RECORD};
 use crate::host::fs::{self, Durability};
-use crate::host::{Error, Kind};
+use crate::host::{Error, Kind, ramdir};
 
 /// What of a run directory is there.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -18,11 +18,17 @@ pub(super) struct Seen {
 
 pub(super) fn observe(dir: &Path) -> Result<Seen, Error> {
     let record = fs::read_text(&dir.join(RECORD))?;
-    let dir = match fs::look_at_dir(dir)? {
-        fs::Dir::Present(_) => true,
+    let is_there = match fs::look_at_dir(dir)? {
+        // With nothing but files of others in it, all that is ours is gone.
+        fs::Dir::Present(names) => {
+            names.is_empty() || names.iter().any(|name| is_ours(name)) || ramdir::is_mounted(dir)?
+        }
         fs::Dir::Absent | fs::Dir::NotADirectory => false,
     };
-    Ok(Seen { record, dir })
+    Ok(Seen {
+        record,
+        dir: is_there,
+    })
 }
 
 pub(super) fn write_record(dir: &Path, record: &str) -> Result<(), Error> {
@@ -35,13 +41,36 @@ pub(super) fn write_record(dir: &Path, record: &str) -> Result<(), Error> {
     )
 }
 
-/// The record goes last: while it is there, the directory says whose it is.
+/// The record goes last: while it is there, the directory says whose it is. What is mounted on the directory is taken off, if it is in the
+/// way.
 pub(super) fn remove(dir: &Path) -> Result<(), Error> {
-    fs::remove(&dir.join(LOCK))?;
+    if ramdir::is_mounted(dir)? {
+        fs::free(dir)?;
+    }
+    if remove_all(dir).is_err() {
+        fs::free(dir)?;
+        remove_all(dir)?;
+    }
+    if let fs::Dir::Present(names) = fs::look_at_dir(dir)? {
+        tracing::warn!(dir = %dir.display(), ?names, "files that are not ours are left in the directory of a VM that is gone");
+    }
+    Ok(())
+}
+
+fn remove_all(dir: &Path) -> Result<(), Error> {
+    fs::remove_ours(&dir.join(LOCK))?;
     let record = dir.join(RECORD);
     fs::remove_draft(&record)?;
-    fs::remove(&record)?;
-    fs::remove_empty_dir(dir)
+    fs::remove_ours(&record)?;
+    fs::remove_our_empty_dir(dir)
+}
+
+fn is_ours(name: &str) -> bool {
+    name == RECORD
+        || name == LOCK
+        || name
+            .strip_prefix('.')
+            .is_some_and(|draft| draft.starts_with(RECORD))
 }
 
 /// The empty file below a namespace's mount, which a crash leaves when it comes just before mounting or just after unmounting.

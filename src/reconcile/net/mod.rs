@@ -50,6 +50,7 @@ pub struct Net {
     found: Found,
     seen: Mutex<Option<Observed>>,
     made_netns: AtomicBool,
+    lacks_record: AtomicBool,
 }
 
 impl Net {
@@ -62,12 +63,18 @@ impl Net {
             found: Found::default(),
             seen: Mutex::new(None),
             made_netns: AtomicBool::new(false),
+            lacks_record: AtomicBool::new(false),
         }
     }
 
     /// Whether a namespace was made in this run: what was known of one before is of no use.
     pub fn made_netns(&self) -> bool {
         self.made_netns.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing but the VM's record could not be written, which says nothing about the data path.
+    pub fn lacks_record(&self) -> bool {
+        self.lacks_record.load(Ordering::Relaxed)
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Option<Observed>> {
@@ -116,6 +123,10 @@ impl Reconcile for Net {
         if *action == Action::CreateNetns {
             self.made_netns.store(true, Ordering::Relaxed);
         }
-        act::act(self, desired, action).await
+        let done = act::act(self, desired, action).await;
+        if *action == Action::WriteRecord {
+            self.lacks_record.store(done.is_err(), Ordering::Relaxed);
+        }
+        done
     }
 }

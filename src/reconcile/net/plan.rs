@@ -217,9 +217,10 @@ fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
 
 fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let mut plan = Vec::new();
-    if observed.record.as_ref() != Some(&slot.record) {
-        plan.push(Action::WriteRecord);
-    }
+    let record = (observed.record.as_ref() != Some(&slot.record)).then_some(Action::WriteRecord);
+    // Where the slot exists the record goes last: what cannot be noted for want of room must not keep anything from being repaired.
+    let exists = observed.record.is_some() && observed.inside.is_some();
+    plan.extend(record.clone().filter(|_| !exists));
     plan_netns(desired, observed, &mut plan)?;
     let blank = Inside::default();
     let inside = observed.inside.as_ref().unwrap_or(&blank);
@@ -234,6 +235,7 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
         inside,
         &mut plan,
     )?;
+    plan.extend(record.filter(|_| exists));
     // Last: what is ours is put right whatever others do.
     match observed
         .host_link

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::moved::OwnDisk;
 use super::{ConfinedBy, Desired, Launch, NOTE, NewFile, Program, RECORD, Version};
 use crate::host;
 use crate::host::fs::{self, Durability};
@@ -92,10 +93,24 @@ impl Note {
     }
 
     /// Which files of `launch` are not what it has read.
-    pub(super) fn stale(noted: Option<&Self>, launch: &Launch) -> Vec<String> {
-        let read = |file: &&NewFile| noted.is_some_and(|noted| noted.files.contains(file));
+    pub(super) fn stale(
+        noted: Option<&Self>,
+        launch: &Launch,
+        own: Option<&OwnDisk>,
+    ) -> Vec<String> {
+        let is = |file: &NewFile, told: &NewFile| {
+            file == told || own.is_some_and(|own| own.is_file(file, told))
+        };
+        let read = |file: &&NewFile| {
+            noted.is_some_and(|noted| noted.files.iter().any(|told| is(file, told)))
+        };
         let stale = launch.files.iter().filter(|file| !read(file));
         stale.map(|file| file.name.clone()).collect()
+    }
+
+    /// What it has read.
+    pub(super) fn files(&self) -> &[NewFile] {
+        &self.files
     }
 
     pub(super) fn is_there(desired: &Desired) -> bool {

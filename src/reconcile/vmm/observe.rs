@@ -6,6 +6,7 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::identity::{Evidence, Owner as Belongs, Users};
+use super::moved::OwnDisk;
 use super::note::Note;
 use super::{
     Control, Desired, Guest, GuestState, INPUT, LABEL_VAR, NOTE, OURS, Observed, Plug, RECORD,
@@ -362,7 +363,7 @@ async fn describe(
         asked_ms: ending::asked_ms(desired, process.thing())?,
         guest: None,
         process,
-        argv: jailer::told(argv, desired.want.as_ref()),
+        argv: told(desired, argv),
         recorded: recorded == Recorded::Yes,
         plug: plug(desired, pid).await?,
         polite: Control::in_dir(&desired.dir).is_some(),
@@ -370,10 +371,24 @@ async fn describe(
     }))
 }
 
+/// What a process was started with, as it would be if it were started now from the same spec.
+fn told(desired: &Desired, argv: Vec<String>) -> Vec<String> {
+    let argv = jailer::told(argv, desired.want.as_ref());
+    match OwnDisk::of(desired).zip(desired.want.as_ref()) {
+        Some((own, launch)) => own.argv_now(launch, argv),
+        None => argv,
+    }
+}
+
 fn stale(desired: &Desired) -> Result<Vec<String>, Error> {
     match &desired.want {
         Some(launch) if !launch.files.is_empty() => {
-            Ok(Note::stale(Note::read(desired)?.as_ref(), launch))
+            let own = OwnDisk::of(desired);
+            Ok(Note::stale(
+                Note::read(desired)?.as_ref(),
+                launch,
+                own.as_ref(),
+            ))
         }
         Some(_) | None => Ok(Vec::new()),
     }

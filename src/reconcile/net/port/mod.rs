@@ -16,6 +16,8 @@ mod act;
 mod observe;
 mod plan;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::found::Found;
 use crate::host;
 use crate::host::netlink::Handle;
@@ -31,6 +33,7 @@ pub struct Port {
     /// Sockets in it.
     pub netlink: Handle,
     found: Found,
+    lacks_record: AtomicBool,
 }
 
 impl Port {
@@ -40,7 +43,13 @@ impl Port {
             home,
             netlink,
             found: Found::default(),
+            lacks_record: AtomicBool::new(false),
         }
+    }
+
+    /// Whether nothing but the VM's record could not be written, which says nothing about the data path.
+    pub fn lacks_record(&self) -> bool {
+        self.lacks_record.load(Ordering::Relaxed)
     }
 }
 
@@ -63,6 +72,10 @@ impl Reconcile for Port {
     }
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
-        act::act(self, desired, action).await
+        let done = act::act(self, desired, action).await;
+        if *action == Action::WriteRecord {
+            self.lacks_record.store(done.is_err(), Ordering::Relaxed);
+        }
+        done
     }
 }

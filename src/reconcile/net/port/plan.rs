@@ -227,9 +227,10 @@ fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
 fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let bridge = the_bridge(slot, observed)?;
     let mut plan = Vec::new();
-    if observed.record.as_ref() != Some(&slot.record) {
-        plan.push(Action::WriteRecord);
-    }
+    let record = (observed.record.as_ref() != Some(&slot.record)).then_some(Action::WriteRecord);
+    // As in isolated mode: the record of a port that exists goes last.
+    let exists = observed.record.is_some() && observed.tap.is_some();
+    plan.extend(record.clone().filter(|_| !exists));
     let kept = plan_tap(desired, slot, bridge, observed.tap.as_ref(), &mut plan)?;
     let enslaved = kept.is_some_and(|tap| tap.enslaved);
     // A new TAP is born a port of a bridge of ours, whose MAC is its own whatever its ports'.
@@ -245,6 +246,7 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
         plan.push(Action::PinMac);
     }
     plan_neighbour(desired, slot, bridge, observed.pinned, &mut plan)?;
+    plan.extend(record.filter(|_| exists));
     // Last: what is ours is put right whatever others do.
     match &observed.taken {
         Some(taken) if plan.is_empty() => Err(taken.conflict(slot.ip)),

@@ -1,0 +1,349 @@
+//! Which daemon this is: its instance id, stored when the state is created, and claimed on the host while the daemon runs.
+//! Not here: the names that are made from it ([`crate::owner`]).
+//!
+//! # Why
+//! Every link, chain, namespace and disk carries the id. An id that follows from the path of the state directory changes when the directory
+//! is moved, and the daemon then builds everything a second time beside what it does not recognise any more. So the id is a file of its own:
+//! it neither depends on the path nor on the database.
+//!
+//! | where | what for |
+//! |---|---|
+//! | `<state>/instance` | the id |
+//! | `<run>/instance` | a copy for this boot, for a state directory that was lost |
+//! | labels of links, namespaces and disks | a state directory from before the id was stored, and moved since |
+//! | `/run/slice-instances/<id>` | locked by the daemon that has the id: a copied state directory must not be used beside the original |
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::Error;
+use crate::host::fs::{self, Durability};
+use crate::host::netns::{self, Netns};
+use crate::host::{self, holders, link, private};
+use crate::owner::{self, Instance, Label, Owner, RunDir};
+use crate::reconcile::disk;
+use crate::store;
+
+/// Of the file in the state directory and of the one in the run directory.
+pub(super) const FILE: &str = "instance";
+
+/// Where the daemons of this host claim their ids.
+const CLAIMS: &str = "/run/slice-instances";
+
+const BEFORE: &str = "slicectl instance ";
+
+/// How long a claim of a daemon that is just ending is waited for: a child between fork and exec holds it a moment longer.
+const PATIENCE: Duration = Duration::from_secs(2);
+const STEP: Duration = Duration::from_millis(50);
+
+/// A daemon's directories.
+pub(super) struct Dirs<'a> {
+    /// Where its state is (canonical).
+    pub(super) state: &'a Path,
+    /// Where this boot's files are.
+    pub(super) run: &'a RunDir,
+    /// Which boot this is.
+    pub(super) boot_id: &'a str,
+}
+
+/// The id, held until this is dropped.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    pub(super) instance: Instance,
+    /// What somebody should know about where it comes from.
+    pub(super) notes: Vec<String>,
+    pub(super) lock: File,
+}
+
+/// What the file in the state directory says.
+enum Stored {
+    Absent,
+    Damaged,
+    Id(Instance),
+}
+
+/// Finds or makes the id, claims it, and stores it. Nothing else was done before.
+///
+/// # Errors
+/// [`Error`]: another daemon has it, or what tells it cannot be read.
+pub(super) async fn claim(dirs: &Dirs<'_>, home: &Netns) -> Result<Claimed, Error> {
+    let mut notes = Vec::new();
+    let stored = stored(&dirs.state.join(FILE))?;
+    let this_boots = of_this_boot(dirs)?;
+    let (instance, lock) = match (&stored, this_boots) {
+        (Stored::Id(id), of_run) => {
+            if let Some(other) = of_run.filter(|other| other != id) {
+                refuse_foreign_vms(dirs, &other)?;
+            }
+            (id.clone(), lock(dirs, id).await?)
+        }
+        (_, Some(id)) => {
+            notes.push(format!(
+                "the instance id {id} is taken from the run directory: {} is not there",
+                at(dirs)
+            ));
+            let lock = lock(dirs, &id).await?;
+            (id, lock)
+        }
+        (missing, None) => {
+            let derived = Instance::of(dirs.state);
+            match on_the_host(dirs, home, &derived).await? {
+                Some(id) => {
+                    if id != derived {
+                        notes.push(format!(
+                            "the instance id {id} is taken from the labels of what is on this host: the state directory was moved"
+                        ));
+                    }
+                    let lock = lock(dirs, &id).await?;
+                    (id, lock)
+                }
+                None if is_fresh(dirs.state) => first(dirs, derived)?,
+                None => {
+                    if matches!(missing, Stored::Damaged) {
+                        notes.push(format!(
+                            "{} is damaged; the instance id {derived} is derived from its path",
+                            at(dirs)
+                        ));
+                    }
+                    let lock = lock(dirs, &derived).await?;
+                    (derived, lock)
+                }
+            }
+        }
+    };
+    if !matches!(stored, Stored::Id(_)) {
+        store(dirs, &instance, &mut notes);
+    }
+    copy_to_run(dirs, &instance);
+    Ok(Claimed {
+        instance,
+        notes,
+        lock,
+    })
+}
+
+fn at(dirs: &Dirs<'_>) -> String {
+    dirs.state.join(FILE).display().to_string()
+}
+
+fn stored(path: &Path) -> Result<Stored, Error> {
+    Ok(match fs::read_text(path)? {
+        None => Stored::Absent,
+        Some(text) => parse(&text).map_or(Stored::Damaged, Stored::Id),
+    })
+}
+
+fn text(id: &Instance) -> String {
+    format!("{BEFORE}{id}\n")
+}
+
+fn parse(text: &str) -> Option<Instance> {
+    Instance::parse(text.strip_prefix(BEFORE)?.strip_suffix('\n')?)
+}
+
+/// The id that the run directory has of this boot. One of an earlier boot, in a run directory that is no tmpfs, says nothing.
+fn of_this_boot(dirs: &Dirs<'_>) -> Result<Option<Instance>, Error> {
+    let text = fs::read_text(&dirs.run.0.join(FILE))?;
+    Ok(text.and_then(|text| {
+        let (id, boot) = text.split_once("\nboot ")?;
+        let same = boot.strip_suffix('\n')? == dirs.boot_id;
+        same.then(|| parse(&format!("{id}\n")))?
+    }))
+}
+
+/// What is in the run directory would be adopted under names that it does not have.
+fn refuse_foreign_vms(dirs: &Dirs<'_>, other: &Instance) -> Result<(), Error> {
+    match vms_of(dirs)?.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Host(format!(
+            "the run directory {} holds VMs of another sliced (instance {other}): give this one a --run-dir of its own, or start it with the state directory that they belong to",
+            dirs.run.0.display()
+        ))),
+    }
+}
+
+/// Names of the directories of VMs in the run directory.
+fn vms_of(dirs: &Dirs<'_>) -> Result<Vec<String>, Error> {
+    Ok(match fs::look_at_dir(&dirs.run.vm_dirs())? {
+        fs::Dir::Present(names) => names,
+        fs::Dir::Absent | fs::Dir::NotADirectory => Vec::new(),
+    })
+}
+
+/// Neither a database nor anything that tells of one.
+fn is_fresh(state: &Path) -> bool {
+    let there = |name: &str| std::fs::symlink_metadata(state.join(name)).is_ok();
+    !["db", "seal", "format", "disks"].into_iter().any(there)
+}
+
+/// The id that our VMs' links, namespaces and disks carry: for a state directory in which none is stored.
+async fn on_the_host(
+    dirs: &Dirs<'_>,
+    home: &Netns,
+    derived: &Instance,
+) -> Result<Option<Instance>, Error> {
+    let ours: BTreeSet<String> = vms_of(dirs)?.into_iter().collect();
+    let mut labels: Vec<Label> = disk::claimed(&dirs.state.join("disks"), &Default::default())?;
+    let mut note = |alias: Option<String>| {
+        let label = alias.and_then(|alias| alias.parse::<Label>().ok());
+        labels.extend(label.filter(|label| ours.contains(&owner::uid_of(label).to_string())));
+    };
+    if !ours.is_empty() {
+        for link in link::list(&home.netlink()?).await? {
+            note(link.alias);
+        }
+        for path in netns::list(&dirs.run.netns_dir())? {
+            match Netns::open(&path) {
+                Ok(inside) => note(
+                    link::get(&inside.netlink()?, "lo")
+                        .await?
+                        .and_then(|lo| lo.alias),
+                ),
+                // An empty file that a crash left.
+                Err(error) if error.kind == host::Kind::Absent => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    let of_vms = labels
+        .into_iter()
+        .filter(|label| matches!(label.owner, Owner::Vm { .. }));
+    let ids: BTreeSet<Instance> = of_vms.map(|label| label.instance).collect();
+    if ids.contains(derived) {
+        return Ok(Some(derived.clone()));
+    }
+    let mut ids = ids.into_iter();
+    match (ids.next(), ids.next()) {
+        (first, None) => Ok(first),
+        (Some(one), Some(other)) => Err(Error::Host(format!(
+            "what is on this host for the VMs of {} carries several instance ids ({one}, {other}); write the right one into {}: `echo '{BEFORE}{one}' > {}`",
+            dirs.state.display(),
+            at(dirs),
+            at(dirs)
+        ))),
+        (None, Some(_)) => Ok(None),
+    }
+}
+
+/// The id of a state that begins. It is the one of its path, which the leftovers of a lost state carry, unless a daemon whose state
+/// directory has been moved from here has that one.
+fn first(dirs: &Dirs<'_>, derived: Instance) -> Result<(Instance, File), Error> {
+    let mut id = derived;
+    loop {
+        let path = claim_of(&id);
+        let theirs = || holder(&path).is_some_and(|dir| is_anothers(&dir, dirs.state, &id));
+        if !theirs()
+            && let Some(lock) = try_lock(dirs, &path)?
+        {
+            return Ok((id, lock));
+        }
+        info!(%id, "another sliced has this instance id; a new one is made");
+        id = Instance::new(uuid::Uuid::new_v4().as_bytes());
+    }
+}
+
+/// Whether another state directory has stored this id.
+fn is_anothers(dir: &Path, ours: &Path, id: &Instance) -> bool {
+    !is_same(dir, ours)
+        && matches!(stored(&dir.join(FILE)), Ok(Stored::Id(theirs)) if theirs == *id)
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let id = |dir: &Path| std::fs::metadata(dir).map(|found| (found.dev(), found.ino()));
+    matches!((id(one), id(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+fn claim_of(id: &Instance) -> PathBuf {
+    Path::new(CLAIMS).join(id.as_str())
+}
+
+/// The state directory of the daemon that claimed last, as the claim says.
+fn holder(claim: &Path) -> Option<PathBuf> {
+    let text = fs::read_text(claim).ok().flatten()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("state "))?;
+    Some(PathBuf::from(line))
+}
+
+fn try_lock(dirs: &Dirs<'_>, path: &Path) -> Result<Option<File>, Error> {
+    private::dir(Path::new(CLAIMS), |_| false)?;
+    let Some(mut lock) = private::try_lock(path)? else {
+        return Ok(None);
+    };
+    // For whoever finds it locked; a full /run leaves it empty.
+    let words = format!("state {}\n", dirs.state.display());
+    let mut before = String::new();
+    let _ = lock.read_to_string(&mut before);
+    if before != words {
+        let written = lock
+            .set_len(0)
+            .and_then(|()| lock.rewind())
+            .and_then(|()| lock.write_all(words.as_bytes()));
+        if let Err(error) = written {
+            warn!(path = %path.display(), %error, "cannot note whose the instance id is");
+        }
+    }
+    Ok(Some(lock))
+}
+
+async fn lock(dirs: &Dirs<'_>, id: &Instance) -> Result<File, Error> {
+    let path = claim_of(id);
+    let tries = PATIENCE.as_millis() / STEP.as_millis();
+    for _ in 0..tries {
+        if let Some(lock) = try_lock(dirs, &path)? {
+            return Ok(lock);
+        }
+        tokio::time::sleep(STEP).await;
+    }
+    Err(in_use(dirs, id, &path))
+}
+
+fn in_use(dirs: &Dirs<'_>, id: &Instance, claim: &Path) -> Error {
+    let theirs = holder(claim);
+    let process = File::open(claim).ok().and_then(|file| {
+        let holders = holders::of(&file);
+        let holder = holders.iter().find(|holder| holder.locks)?;
+        Some(format!("process {} ({})", holder.pid, holder.name))
+    });
+    let process = process.unwrap_or_else(|| "a process that cannot be seen from here".into());
+    match theirs {
+        Some(theirs) if !is_same(&theirs, dirs.state) => Error::Host(format!(
+            "the state directory {} is a copy of {}, which {process} is using; both stand for the same VMs (instance {id}): stop that sliced, or give this one a state directory of its own",
+            dirs.state.display(),
+            theirs.display()
+        )),
+        Some(_) | None => store::Error::Open {
+            path: dirs.state.join("db").display().to_string(),
+            why: format!("another sliced is using it; give each daemon its own --state-dir ({process} has the instance id {id})"),
+        }
+        .into(),
+    }
+}
+
+/// A state disk that takes nothing now does not keep the daemon from its VMs: the run directory has the id until the next start.
+fn store(dirs: &Dirs<'_>, id: &Instance, notes: &mut Vec<String>) {
+    let path = dirs.state.join(FILE);
+    match fs::write(&path, text(id).as_bytes(), 0o600, Durability::Disk) {
+        Ok(()) => info!(%id, path = %path.display(), "the instance id is stored"),
+        Err(error) => {
+            let error = format!("{error}: {}", error.source);
+            notes.push(format!("the instance id {id} cannot be stored: {error}; do not move the state directory before the next start"));
+        }
+    }
+}
+
+fn copy_to_run(dirs: &Dirs<'_>, id: &Instance) {
+    let path = dirs.run.0.join(FILE);
+    let wanted = format!("{}boot {}\n", text(id), dirs.boot_id);
+    if matches!(fs::read_text(&path), Ok(Some(text)) if text == wanted) {
+        return;
+    }
+    if let Err(error) = fs::write(&path, wanted.as_bytes(), 0o600, Durability::Process) {
+        warn!(path = %path.display(), %error, "cannot keep a copy of the instance id");
+    }
+}

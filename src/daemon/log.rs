@@ -1,0 +1,97 @@
+//! Log lines to standard error, for which nothing in the daemon ever waits.
+//! Not here: what is logged.
+//!
+//! # Why
+//! Standard error may be a file on a full disk, or a pipe whose reader has stopped: a write then fails, or never returns. Neither may keep a
+//! policy from being enforced. So a thread of its own writes the lines, and those that it cannot write are counted and left out.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Lines that wait to be written.
+const QUEUE: usize = 4096;
+
+/// How long the end of the process waits for them.
+const LAST_LINES: Duration = Duration::from_secs(1);
+const STEP: Duration = Duration::from_millis(5);
+
+/// Where lines go. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Log {
+    lines: SyncSender<Vec<u8>>,
+}
+
+static WAITING: AtomicU64 = AtomicU64::new(0);
+static LOST: AtomicU64 = AtomicU64::new(0);
+static THREAD: Mutex<Option<Log>> = Mutex::new(None);
+
+impl Log {
+    /// The process' own: its thread is started once.
+    ///
+    /// # Errors
+    /// There can be no thread.
+    pub(super) fn to_stderr() -> io::Result<Self> {
+        let mut thread = lock();
+        if let Some(log) = &*thread {
+            return Ok(log.clone());
+        }
+        let (lines, queued) = sync_channel(QUEUE);
+        std::thread::Builder::new()
+            .name("log".into())
+            .spawn(move || write_all(&queued))?;
+        let log = Self { lines };
+        *thread = Some(log.clone());
+        Ok(log)
+    }
+}
+
+impl Write for Log {
+    /// A whole line.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        WAITING.fetch_add(1, Ordering::AcqRel);
+        match self.lines.try_send(line.to_vec()) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                WAITING.fetch_sub(1, Ordering::AcqRel);
+                LOST.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Waits a moment for the lines that are still to be written: the process ends.
+pub(super) fn end() {
+    let steps = LAST_LINES.as_millis() / STEP.as_millis();
+    for _ in 0..steps {
+        if WAITING.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        std::thread::sleep(STEP);
+    }
+}
+
+fn write_all(lines: &Receiver<Vec<u8>>) {
+    let mut stderr = io::stderr();
+    for line in lines {
+        let lost = LOST.swap(0, Ordering::Relaxed);
+        let mut put = |text: &[u8]| stderr.write_all(text).is_ok();
+        let noted =
+            lost == 0 || put(format!("{lost} lines of the log could not be written\n").as_bytes());
+        if !noted || !put(&line) {
+            LOST.fetch_add(if noted { 1 } else { lost + 1 }, Ordering::Relaxed);
+        }
+        WAITING.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn lock() -> MutexGuard<'static, Option<Log>> {
+    THREAD.lock().unwrap_or_else(PoisonError::into_inner)
+}

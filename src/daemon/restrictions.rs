@@ -1,0 +1,43 @@
+//! Changes that only close, while nothing else can be stored.
+//! Not here: where they are kept then ([`crate::store`]).
+
+use crate::api::host_group::Origin;
+use crate::api::manifest::Draft;
+use crate::api::view::{Applied, ApplyResult};
+use crate::store::Store;
+
+/// So often such a change is tried again that was refused together with others.
+pub(super) const TRIES: u32 = 8;
+
+/// Whether each of these groups exists and becomes stricter at most.
+pub(super) fn only(store: &Store, drafts: &[Draft]) -> bool {
+    drafts.iter().all(|draft| closes(store, draft, None))
+}
+
+/// Says of what was accepted that it is still to be put into the database.
+pub(super) fn warn(store: &Store, results: &mut [ApplyResult]) {
+    let Some(now) = store.read_only() else {
+        return;
+    };
+    let warning = format!(
+        "{}: this change is in force and kept in the reserve until it can be stored",
+        now.why
+    );
+    let changed = results
+        .iter_mut()
+        .filter(|done| done.applied != Applied::Unchanged);
+    changed.for_each(|done| done.warnings.push(warning.clone()));
+}
+
+/// Whether this group exists, comes from there, and becomes stricter at most.
+pub(super) fn closes(store: &Store, draft: &Draft, origin: Option<&Origin>) -> bool {
+    store.read(|world| {
+        let group = world.group(&draft.name);
+        let group = group.filter(|group| !group.meta.deleting);
+        let group = group.filter(|group| origin.is_none_or(|origin| group.origin == *origin));
+        group.is_some_and(|group| {
+            let (now, before) = (&draft.spec.template.network, &group.spec.template.network);
+            now.is_no_looser_than(before)
+        })
+    })
+}

@@ -1,0 +1,128 @@
+//! A VMM that was started while the state directory, and so the VM's own disk, had another path: it is still what is desired.
+//! Not here: where disks lie ([`crate::reconcile::disk`]).
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::note::{self, Note};
+use super::recipe::{Launch, NewFile};
+use super::{Desired, jailer};
+use crate::host::{Error, process};
+use crate::owner::Owner;
+
+/// The disk of the VM's own, below `<state>/disks`.
+pub(super) struct OwnDisk {
+    path: String,
+    /// What its path ends with, whatever the state directory is.
+    end: String,
+}
+
+impl OwnDisk {
+    /// None: it has no disk of its own, or no path that can be an argument.
+    pub(super) fn of(desired: &Desired) -> Option<Self> {
+        let Owner::Vm { name, .. } = &desired.label.owner else {
+            return None;
+        };
+        let end = format!("/disks/{name}.img");
+        let mut paths = desired.disks.iter().filter_map(|disk| disk.path.to_str());
+        let path = paths.find(|path| path.ends_with(&end))?.to_owned();
+        Some(Self { path, end })
+    }
+
+    /// The disk's earlier path, if that alone makes the difference between what is desired and what was told.
+    fn before<'t>(&self, desired: &str, told: &'t str) -> Option<&'t str> {
+        let (head, tail) = desired.split_once(&self.path)?;
+        let path = told.strip_prefix(head)?.strip_suffix(tail)?;
+        let is_path =
+            path.starts_with('/') && path.ends_with(&self.end) && !path.contains([',', '"']);
+        (is_path && path != self.path).then_some(path)
+    }
+
+    /// The arguments that a VMM was started with, as they would be now.
+    pub(super) fn argv_now(&self, launch: &Launch, told: Vec<String>) -> Vec<String> {
+        if launch.argv.len() != told.len() {
+            return told;
+        }
+        let now = |(desired, told): (&String, String)| match self.before(desired, &told) {
+            Some(_) => desired.clone(),
+            None => told,
+        };
+        launch.argv.iter().zip(told).map(now).collect()
+    }
+
+    /// Whether a VMM has read this file, but for the disk's path.
+    pub(super) fn is_file(&self, desired: &NewFile, told: &NewFile) -> bool {
+        desired.name == told.name && self.before(&desired.text, &told.text).is_some()
+    }
+
+    fn place_of(&self, launch: &Launch, argv: &[String], noted: Option<&Note>) -> Option<PathBuf> {
+        let arguments = launch.argv.iter().zip(argv);
+        let of_argv = arguments.filter_map(|(desired, told)| self.before(desired, told));
+        let files = noted.into_iter().flat_map(|noted| noted.files().iter());
+        let pairs = files.flat_map(|told| launch.files.iter().map(move |desired| (desired, told)));
+        let of_files = pairs.filter_map(|(desired, told)| self.before(&desired.text, &told.text));
+        of_argv.chain(of_files).next().map(PathBuf::from)
+    }
+}
+
+/// What is to be said of a VMM whose disk is not the one below the state directory any more: that one is a copy, made while it ran.
+///
+/// # Errors
+/// The process cannot be looked at.
+pub fn uses_another_disk(desired: &Desired, pid: u32) -> Result<Option<String>, Error> {
+    let (Some(own), Some(launch)) = (OwnDisk::of(desired), &desired.want) else {
+        return Ok(None);
+    };
+    let argv = jailer::told(process::argv(pid)?, Some(launch));
+    let noted = note::read(&desired.dir)?;
+    let Some(old) = own.place_of(launch, &argv, noted.as_ref()) else {
+        return Ok(None);
+    };
+    // As the process sees it, which has a root of its own.
+    let seen = Path::new("/proc").join(pid.to_string()).join("root");
+    let seen = seen.join(old.strip_prefix("/").unwrap_or(&old));
+    let id = |path: &Path| {
+        std::fs::metadata(path)
+            .map(|found| (found.dev(), found.ino()))
+            .ok()
+    };
+    let (used, now) = (id(&seen), id(Path::new(&own.path)));
+    Ok((used.is_some() && used != now).then(|| {
+        format!(
+            "it still writes to {}, of which {} is a copy: stop the VM before its state directory is copied to another file system",
+            old.display(),
+            own.path
+        )
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_directory_before_the_disk_may_differ() {
+        let own = OwnDisk {
+            path: "/big/disks/web-1.img".into(),
+            end: "/disks/web-1.img".into(),
+        };
+        let wanted = "path=/big/disks/web-1.img,readonly=off";
+        for (told, same) in [
+            ("path=/old/state/disks/web-1.img,readonly=off", true),
+            ("path=/disks/web-1.img,readonly=off", true),
+            ("path=/big/disks/web-1.img,readonly=off", false),
+            ("path=/old/disks/web-1.img,readonly=on", false),
+            ("path=/old/disks/web-2.img,readonly=off", false),
+            (
+                "path=/old/disks/web-1.img,path=/x/disks/web-1.img,readonly=off",
+                false,
+            ),
+            ("path=old/disks/web-1.img,readonly=off", false),
+            ("path=/old/web-1.img,readonly=off", false),
+            ("", false),
+        ] {
+            assert_eq!(own.before(wanted, told).is_some(), same, "{told}");
+        }
+        assert_eq!(own.before("--kernel /k", "--kernel /other"), None);
+    }
+}
