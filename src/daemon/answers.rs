@@ -3,6 +3,7 @@
 
 mod failure;
 mod onward;
+mod sources;
 
 use std::io;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub(super) use self::failure::Failure;
+use self::sources::{off_thread, parse_all, shortened};
 use super::drafts::{delete_group, store_draft};
 use super::intake_loop::IntakeLoop;
 use super::objects::{self, objects};
@@ -19,7 +21,7 @@ use super::{console, metrics, orders, power, reach, restrictions, streams};
 use crate::api::event::{Event, EventType};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::lease::subnet;
-use crate::api::manifest::{self, Draft};
+use crate::api::manifest::Draft;
 use crate::api::meta::{Name, Timestamp};
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
@@ -107,51 +109,6 @@ impl Answers {
             }
         })
         .await
-    }
-}
-
-fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
-    let mut drafts = Vec::new();
-    let mut problems = Vec::new();
-    for Source { name, text } in sources {
-        match manifest::parse_some(&manifest::Source { name, text }) {
-            Ok(parsed) => drafts.extend(parsed),
-            Err(found) => problems.extend(found.iter().map(ToString::to_string)),
-        }
-        // Each file has been held to that by itself.
-        if let Some(beyond) = drafts.get(validate::MAX_GROUPS) {
-            let found = drafts.len();
-            let most = validate::MAX_GROUPS;
-            let message = format!("found {found} groups so far, expected at most {most} on a host");
-            problems.push(beyond.problem("name", message).to_string());
-        }
-        if problems.len() > MOST_PROBLEMS || drafts.len() > validate::MAX_GROUPS {
-            break;
-        }
-    }
-    match problems.is_empty() {
-        true => Ok(drafts),
-        false => Err(Refusal::Invalid(problems)),
-    }
-}
-
-/// Lines about what is wrong, after which no further manifest is read.
-const MOST_PROBLEMS: usize = 200;
-
-fn shortened(problems: &[manifest::Problem]) -> Vec<String> {
-    let more = problems.len().saturating_sub(MOST_PROBLEMS);
-    let more = (more > 0).then(|| format!("and {more} more problems"));
-    let first = problems.iter().take(MOST_PROBLEMS);
-    first.map(ToString::to_string).chain(more).collect()
-}
-
-/// Where it may take its time: to read a megabyte of YAML on a thread of the runtime would keep the engine waiting.
-async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
-) -> Result<T, Refusal> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => Err(Refusal::Failed(error.to_string())),
     }
 }
 

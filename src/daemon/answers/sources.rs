@@ -1,0 +1,52 @@
+//! Manifests that a client sent, off the threads that serve others.
+//! Not here: what is done with their groups.
+
+use crate::api::manifest::{self, Draft};
+use crate::api::validate;
+use crate::api::view::Source;
+use crate::wire::Refusal;
+
+pub(super) fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
+    let mut drafts = Vec::new();
+    let mut problems = Vec::new();
+    for Source { name, text } in sources {
+        match manifest::parse_some(&manifest::Source { name, text }) {
+            Ok(parsed) => drafts.extend(parsed),
+            Err(found) => problems.extend(found.iter().map(ToString::to_string)),
+        }
+        // Each file has been held to that by itself.
+        if let Some(beyond) = drafts.get(validate::MAX_GROUPS) {
+            let found = drafts.len();
+            let most = validate::MAX_GROUPS;
+            let message = format!("found {found} groups so far, expected at most {most} on a host");
+            problems.push(beyond.problem("name", message).to_string());
+        }
+        if problems.len() > MOST_PROBLEMS || drafts.len() > validate::MAX_GROUPS {
+            break;
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(drafts),
+        false => Err(Refusal::Invalid(problems)),
+    }
+}
+
+/// Lines about what is wrong, after which no further manifest is read.
+const MOST_PROBLEMS: usize = 200;
+
+pub(super) fn shortened(problems: &[manifest::Problem]) -> Vec<String> {
+    let more = problems.len().saturating_sub(MOST_PROBLEMS);
+    let more = (more > 0).then(|| format!("and {more} more problems"));
+    let first = problems.iter().take(MOST_PROBLEMS);
+    first.map(ToString::to_string).chain(more).collect()
+}
+
+/// Where it may take its time: to read a megabyte of YAML on a thread of the runtime would keep the engine waiting.
+pub(super) async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Refusal::Failed(error.to_string())),
+    }
+}

@@ -1,0 +1,184 @@
+//! A daemon that looks around: opens its state, adopts what stands, and finds what has no object.
+//! Not here: what it does then.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use tracing::{error, info, warn};
+
+use super::settings::Settings;
+use super::{Daemon, Error, WIDTH, folders, instance, take_over};
+use crate::clock;
+use crate::host::iptables::Backend;
+use crate::host::netns::Netns;
+use crate::host::{self, fs, link};
+use crate::reconcile::Probe;
+use crate::reconcile::contest::Contests;
+use crate::reconcile::engine::{Engine, HostHands, Key};
+use crate::reconcile::group::{CLAIMS_DIR, ClaimOwner, Claims};
+use crate::reconcile::processes::Processes;
+use crate::runtime::controller::controller;
+use crate::store::{Opened, Recalled, RunCopy, Store};
+
+/// The runtime's threads, and one who waits for a late answer.
+fn askers() -> NonZeroUsize {
+    let threads = std::thread::available_parallelism();
+    threads.map_or(NonZeroUsize::MIN, |threads| threads.saturating_add(1))
+}
+
+impl Daemon {
+    /// Opens the store in `state_dir`, adopts what stands, and looks for strays. Touches nothing on the host yet.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn prepare(state_dir: &Path, run_dir: &Path, probe: Probe) -> Result<Self, Error> {
+        Self::prepare_with(state_dir, run_dir, probe, Settings::default()).await
+    }
+
+    /// The same, with settings of the caller's.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn prepare_with(
+        state_dir: &Path,
+        run_dir: &Path,
+        probe: Probe,
+        settings: Settings,
+    ) -> Result<Self, Error> {
+        let Settings {
+            cni,
+            vmm_ids,
+            allowed,
+            filter_deadline,
+        } = settings;
+        let lacking = crate::doctor::lacking();
+        if !lacking.is_empty() {
+            let why = format!(
+                "sliced must be run as root: it is without {}",
+                lacking.join(", ")
+            );
+            return Err(Error::Host(why));
+        }
+        let state_dir = folders::state(state_dir)?;
+        let run_dir = folders::run(run_dir)?;
+        let home = Netns::current()?;
+        let (controller, waker, idle) = controller(WIDTH);
+        let boot_id = fs::boot_id()?.to_owned();
+        let dirs = instance::Dirs {
+            state: &state_dir,
+            run: &run_dir,
+            boot_id: &boot_id,
+        };
+        let claimed = instance::claim(&dirs, &home).await?;
+        let seal = RunCopy {
+            path: run_dir.state_seal(),
+            boot_id: boot_id.clone(),
+        };
+        // A process that tells its version, while the database is read.
+        let backend = tokio::task::spawn_blocking(Backend::detect);
+        let (store, opened, recalled) = Store::open_in(&state_dir, &run_dir.0, &seal)?;
+        // What cannot be written cannot be closed to others either, and was when it could.
+        if store.read_only().is_none() {
+            folders::close_state(&state_dir)?;
+        }
+        let netlink = home.netlink_for(askers())?;
+        // There may be many, and what the run directory has is read meanwhile.
+        let links = tokio::spawn({
+            let netlink = netlink.clone();
+            async move { link::list(&netlink).await }
+        });
+        let backend = backend
+            .await
+            .map_err(|error| Error::Host(error.to_string()))??;
+        let claim_owner = ClaimOwner {
+            instance: claimed.instance.clone(),
+            state_dir: state_dir.clone(),
+            run_dir: run_dir.0.clone(),
+            boot_id: boot_id.clone(),
+        };
+        let engine = Arc::new(Engine {
+            instance: claimed.instance,
+            store,
+            hands: HostHands {
+                netlink,
+                home,
+                backend: Backend {
+                    deadline: filter_deadline,
+                    ..backend
+                },
+                boot_id,
+            },
+            processes: Processes::new(
+                run_dir.clone(),
+                state_dir.join("disks"),
+                allowed,
+                waker.clone(),
+            )
+            .with_users(vmm_ids),
+            run_dir,
+            claims: Claims::new(Path::new(CLAIMS_DIR), claim_owner),
+            waker,
+            probe,
+            contests: Contests::default(),
+            steps: Default::default(),
+            hindrances: Default::default(),
+            waiting: Default::default(),
+            cni,
+            checked: Default::default(),
+            vmm_ids,
+            seen_rules: Default::default(),
+            refused: Default::default(),
+            refusals: Default::default(),
+            entries: Default::default(),
+            sized: Default::default(),
+            flows: Default::default(),
+            turned_away: Default::default(),
+            forward_chains: Default::default(),
+            whole_tables: true.into(),
+            enforcement: Default::default(),
+            removals: Default::default(),
+        });
+        for message in &claimed.notes {
+            warn!(%message, "the instance id");
+            let (events, kind) = (engine.store.events(), crate::api::event::EventType::Warning);
+            events.note(clock::now(), kind, "ground", "InstanceNoticed", message);
+        }
+        info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
+        engine.processes.recover_owners();
+        // Before anything can change: a change that nobody hears wakes nobody.
+        let changes = engine.store.watch();
+        let whole = opened == Opened::Existing || matches!(recalled, Recalled::World(_));
+        take_over::take_over(&engine, opened, recalled).await?;
+        if let Err(error) = engine.hold_claims(whole).await {
+            // Every group says so when it needs a claim.
+            error!(%error, "what is stored cannot be claimed on this host");
+        }
+        // No VM is looked at by what its group said before it was restricted.
+        for group in engine.store.restricted().to_vec() {
+            engine.give_to_vms(&group).await;
+        }
+        engine.store.begin_observation(clock::now());
+        if let Ok(base) = host::cgroup::base() {
+            host::cgroup::sweep(base);
+        }
+        engine.nudge_everything();
+        let links = Box::pin(async move {
+            let failed = |error| host::Error::other("list", "links", error);
+            links.await.map_err(failed)?
+        });
+        let orphans = engine.orphans_beside(links, clock::now()).await?;
+        for label in orphans.removable {
+            engine.waker.nudge(Key::Stray(label));
+        }
+        let lanes = engine.clone();
+        let controller = controller.with_lanes(move |key| lanes.lane(key));
+        Ok(Self {
+            engine,
+            controller,
+            idle,
+            changes,
+            _claim: claimed.lock,
+        })
+    }
+}
