@@ -16,6 +16,7 @@
 
 mod backing;
 mod begin;
+mod closing;
 mod database;
 mod degraded;
 mod disk;
@@ -35,6 +36,7 @@ mod readonly;
 mod reserve;
 mod seal;
 mod sync;
+mod taking_back;
 #[cfg(test)]
 mod tests;
 mod tombstones;
@@ -46,7 +48,6 @@ mod witness;
 mod world;
 mod writer;
 
-use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -408,80 +409,6 @@ impl Store {
         {
             tracing::error!("the store's writer panicked");
         }
-    }
-}
-
-impl Shared {
-    /// Why nothing can be queued.
-    fn no_more(&self) -> Error {
-        match self.stuck.is_cancelled() {
-            true => Error::Stuck,
-            false => closed(),
-        }
-    }
-
-    fn tell(&self, changes: Vec<Change>) {
-        for change in changes {
-            // No watcher is no error.
-            let _ = self.changes.send(change);
-        }
-    }
-
-    /// The disk has fallen silent with this batch: it is taken back, and nothing can be queued any more.
-    fn silent(&self, batch: Vec<Commit>, behind: &Receiver<Commit>) {
-        let mut world = lock(&self.world);
-        self.stuck.cancel();
-        lock(&self.queue).take();
-        let commits: Vec<Commit> = batch.into_iter().chain(behind.try_iter()).collect();
-        self.settle_taken_back(&commits);
-        for mut commit in commits.into_iter().rev() {
-            let told = commit.told.take();
-            self.take_back(commit, &mut world);
-            if let Some(told) = told {
-                let _ = told.send(Err(Error::Stuck));
-            }
-        }
-    }
-
-    /// Nobody waits for these any more.
-    fn settle_taken_back(&self, commits: &[Commit]) {
-        let numbers = || {
-            commits
-                .iter()
-                .map(|commit| commit.number)
-                .filter(|n| *n > 0)
-        };
-        if let (Some(first), Some(last)) = (numbers().min(), numbers().max()) {
-            self.progress.taken_back(first, last);
-        }
-    }
-
-    /// The world goes back to what it was before a commit that was the last one.
-    fn take_back(&self, commit: Commit, world: &mut World) {
-        for change in commit.undo(world) {
-            if let Change::Page(uid) = change {
-                // Whoever wrote it may not have waited, and go by what it said.
-                let _ = self.changes.send(Change::Vm(uid));
-            }
-            let _ = self.changes.send(change);
-        }
-    }
-}
-
-impl Commit {
-    /// Of keys and values.
-    fn bytes(&self) -> usize {
-        let value = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
-        let writes = self.batch.entries.iter();
-        writes.map(|(key, of)| key.len() + value(of)).sum()
-    }
-
-    /// Takes its steps back, the last first. What they had changed.
-    fn undo(self, world: &mut World) -> Vec<Change> {
-        for undo in self.undo.into_iter().rev() {
-            undo(world);
-        }
-        self.changes
     }
 }
 

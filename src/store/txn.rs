@@ -1,16 +1,16 @@
 //! One transaction over the world: every step is written down twice, for the disk and for taking it back.
 //! Not here: what the steps mean.
 
+use super::closing::{closes_only, openings, vm_closes_only};
 use super::load::RECOVERY_KEY;
 use super::world::{Ground, Pool, World};
 use super::{Change, Error};
 use crate::api::condition::Status;
-use crate::api::host_group::{HostGroup, HostGroupSpec};
+use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, Lease};
-use crate::api::meta::{Meta, Name, Uid};
-use crate::api::policy::Entry;
+use crate::api::meta::{Name, Uid};
 use crate::api::rung::{Rung, RungPage};
-use crate::api::vm::{Vm, VmSpec};
+use crate::api::vm::Vm;
 use crate::api::vmm_ids::IdRange;
 
 /// A database key and its new value; none removes it.
@@ -458,54 +458,6 @@ impl<'w> Txn<'w> {
         }
         self.undo.push(Box::new(undo));
     }
-}
-
-/// Whether a group becomes another only in that its VMs may send less.
-fn closes_only(before: &HostGroup, after: &HostGroup) -> bool {
-    let same = HostGroup {
-        meta: Meta {
-            generation: after.meta.generation,
-            ..before.meta.clone()
-        },
-        spec: HostGroupSpec {
-            template: spec_of(&before.spec.template, &after.spec.template),
-            ..before.spec.clone()
-        },
-        ..before.clone()
-    };
-    let (old, new) = (&before.spec.template, &after.spec.template);
-    old != new && same == *after && new.network.is_no_looser_than(&old.network)
-}
-
-/// The same of a VM, and of what it remembers of its group.
-fn vm_closes_only(before: &Vm, after: &Vm) -> bool {
-    let same = Vm {
-        meta: Meta {
-            generation: after.meta.generation,
-            ..before.meta.clone()
-        },
-        spec: spec_of(&before.spec, &after.spec),
-        on_demand: after.on_demand.clone(),
-        ..before.clone()
-    };
-    before.spec.network != after.spec.network
-        && same == *after
-        && before.on_demand.is_some() == after.on_demand.is_some()
-        && after.spec.network.is_no_looser_than(&before.spec.network)
-}
-
-/// `spec` with the network of `after`.
-fn spec_of(spec: &VmSpec, after: &VmSpec) -> VmSpec {
-    VmSpec {
-        network: after.network.clone(),
-        ..spec.clone()
-    }
-}
-
-/// What a group's VMs made on demand may open of the host.
-fn openings(group: &HostGroup) -> impl Iterator<Item = Entry> + '_ {
-    let orders = group.orders.values();
-    orders.flat_map(|order| order.ask.host_openings())
 }
 
 fn restore<K: Ord, V>(map: &mut std::collections::BTreeMap<K, V>, key: K, before: Option<V>) {

@@ -198,7 +198,7 @@ fn a_live_change_of_a_bridge_group_is_foretold_step_by_step() {
         let open = comes_true(&house, &web(2, "antispoof: false"), 2);
         assert_eq!(
             open["vm/web-1"],
-            [record, port, "remove the filter from the TAP"]
+            [port, record, "remove the filter from the TAP"]
         );
         for more in [
             "",
@@ -207,7 +207,7 @@ fn a_live_change_of_a_bridge_group_is_foretold_step_by_step() {
         ] {
             let told = comes_true(&house, &web(2, more), 2);
             assert_eq!(told.len(), 2);
-            assert_in_order(&told["vm/web-2"], &[record, port, "set filter"]);
+            assert_in_order(&told["vm/web-2"], &[port, record, "set filter"]);
         }
     });
 }
@@ -375,8 +375,8 @@ fn stopping_a_running_guest_is_foretold_and_a_live_change_leaves_it_alone() {
         assert_eq!(
             json!(told),
             json!({"vm/web-1": [
-                "write the VM's record",
                 "set isolation, learning and flooding of the port",
+                "write the VM's record",
                 "remove the filter from the TAP",
             ]})
         );

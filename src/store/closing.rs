@@ -1,0 +1,55 @@
+//! Changes that only close: what may be kept in the reserve while the database cannot be written.
+//! Not here: the reserve.
+
+use crate::api::host_group::{HostGroup, HostGroupSpec};
+use crate::api::meta::Meta;
+use crate::api::policy::Entry;
+use crate::api::vm::{Vm, VmSpec};
+
+/// Whether a group becomes another only in that its VMs may send less.
+pub(super) fn closes_only(before: &HostGroup, after: &HostGroup) -> bool {
+    let same = HostGroup {
+        meta: Meta {
+            generation: after.meta.generation,
+            ..before.meta.clone()
+        },
+        spec: HostGroupSpec {
+            template: spec_of(&before.spec.template, &after.spec.template),
+            ..before.spec.clone()
+        },
+        ..before.clone()
+    };
+    let (old, new) = (&before.spec.template, &after.spec.template);
+    old != new && same == *after && new.network.is_no_looser_than(&old.network)
+}
+
+/// The same of a VM, and of what it remembers of its group.
+pub(super) fn vm_closes_only(before: &Vm, after: &Vm) -> bool {
+    let same = Vm {
+        meta: Meta {
+            generation: after.meta.generation,
+            ..before.meta.clone()
+        },
+        spec: spec_of(&before.spec, &after.spec),
+        on_demand: after.on_demand.clone(),
+        ..before.clone()
+    };
+    before.spec.network != after.spec.network
+        && same == *after
+        && before.on_demand.is_some() == after.on_demand.is_some()
+        && after.spec.network.is_no_looser_than(&before.spec.network)
+}
+
+/// `spec` with the network of `after`.
+fn spec_of(spec: &VmSpec, after: &VmSpec) -> VmSpec {
+    VmSpec {
+        network: after.network.clone(),
+        ..spec.clone()
+    }
+}
+
+/// What a group's VMs made on demand may open of the host.
+pub(super) fn openings(group: &HostGroup) -> impl Iterator<Item = Entry> + '_ {
+    let orders = group.orders.values();
+    orders.flat_map(|order| order.ask.host_openings())
+}
