@@ -6,7 +6,8 @@
 //! from there. So whoever waits for the thread stops waiting, and the thread is left behind. Those are counted: when too many are
 //! left behind, nothing new is begun, so that the runtime's pool is never used up.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,8 +22,11 @@ const MOST_LEFT: usize = 64;
 
 static LEFT: AtomicUsize = AtomicUsize::new(0);
 
-/// What operations that are under way or left behind are about, where there is to be one at a time.
-static ALONE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+/// How many operations are under way or left behind by what they are about, where these are to be few at a time.
+static FEW: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
+
+/// So many with the same key: of many VMs that start with the same files none waits long for the others' looks.
+const AT_ONCE: usize = 4;
 
 /// One of them has come back.
 static RELEASED: Notify = Notify::const_new();
@@ -30,11 +34,10 @@ static RELEASED: Notify = Notify::const_new();
 /// For a look at a file that a user named.
 pub const FILE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// As [`within`], one at a time with the same key: another one waits until the earlier has come back, and is refused when that takes
-/// longer than `deadline`. Retries of what hangs would otherwise use up the threads that everything else needs.
+/// As [`few`], one at a time.
 ///
 /// # Errors
-/// As [`within`]; or an earlier one has not come back.
+/// As [`few`].
 pub async fn alone<T: Send + 'static>(
     key: String,
     deadline: Duration,
@@ -42,9 +45,35 @@ pub async fn alone<T: Send + 'static>(
     thing: impl Into<String>,
     act: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
+    limited(1, key, deadline, doing, thing, act).await
+}
+
+/// As [`within`], a few at a time with the same key: another one waits until an earlier one has come back, and is refused when that
+/// takes longer than `deadline`. Retries of what hangs would otherwise use up the threads that everything else needs.
+///
+/// # Errors
+/// As [`within`]; or the earlier ones have not come back.
+pub async fn few<T: Send + 'static>(
+    key: String,
+    deadline: Duration,
+    doing: &'static str,
+    thing: impl Into<String>,
+    act: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    limited(AT_ONCE, key, deadline, doing, thing, act).await
+}
+
+async fn limited<T: Send + 'static>(
+    most: usize,
+    key: String,
+    deadline: Duration,
+    doing: &'static str,
+    thing: impl Into<String>,
+    act: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     let thing = thing.into();
-    let Ok(claim) = tokio::time::timeout(deadline, Claim::wait(&key)).await else {
-        let why = "an earlier operation on it has not come back from the kernel";
+    let Ok(claim) = tokio::time::timeout(deadline, Claim::wait(&key, most)).await else {
+        let why = "earlier operations on it have not come back from the kernel";
         return Err(Error {
             kind: Kind::Busy,
             ..Error::other(doing, thing, why)
@@ -57,39 +86,48 @@ pub async fn alone<T: Send + 'static>(
     .await
 }
 
-/// A key that nobody else has.
+/// One of the few places of a key.
 struct Claim(String);
 
 impl Claim {
-    /// Until nobody has it.
-    async fn wait(key: &str) -> Self {
+    /// Until one is free.
+    async fn wait(key: &str, most: usize) -> Self {
         loop {
             // Before the try: a release between the two is not missed.
             let mut released = pin!(RELEASED.notified());
             released.as_mut().enable();
-            if let Some(claim) = Self::take(key) {
+            if let Some(claim) = Self::take(key, most) {
                 return claim;
             }
             released.await;
         }
     }
 
-    fn take(key: &str) -> Option<Self> {
-        // Not then_some: a claim that is made in vain would, dropped, release the other one's key, under the lock.
-        let key = key.to_owned();
-        keys().insert(key.clone()).then(|| Self(key))
+    fn take(key: &str, most: usize) -> Option<Self> {
+        let mut keys = keys();
+        let taken = keys.entry(key.to_owned()).or_default();
+        if *taken >= most {
+            return None;
+        }
+        *taken += 1;
+        Some(Self(key.to_owned()))
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        keys().remove(&self.0);
+        if let Entry::Occupied(mut taken) = keys().entry(std::mem::take(&mut self.0)) {
+            *taken.get_mut() -= 1;
+            if *taken.get() == 0 {
+                taken.remove();
+            }
+        }
         RELEASED.notify_waiters();
     }
 }
 
-fn keys() -> MutexGuard<'static, BTreeSet<String>> {
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+fn keys() -> MutexGuard<'static, BTreeMap<String, usize>> {
+    FEW.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whoever waits for a thread. Dropped before the thread has come back, it leaves it behind.
@@ -253,33 +291,41 @@ mod tests {
     async fn what_hangs_is_not_begun_again_until_it_has_come_back() {
         let short = Duration::from_millis(20);
         let before = LEFT.load(Ordering::Relaxed);
-        let (stop, stopped) = channel::<()>();
-        let hang = move || {
-            let _ = stopped.recv();
-            Ok(())
-        };
-        let first = alone("a".into(), short, "look at", "it", hang).await;
-        assert_eq!(
-            first.unwrap_err().source.kind(),
-            std::io::ErrorKind::TimedOut
-        );
+        let (stop, stopped) = std::sync::mpsc::sync_channel::<()>(0);
+        let stopped = Arc::new(Mutex::new(stopped));
+        for _ in 0..AT_ONCE {
+            let stopped = Arc::clone(&stopped);
+            let hang = move || {
+                let _ = stopped.lock().unwrap().recv();
+                Ok(())
+            };
+            let first = few("a".into(), short, "look at", "it", hang).await;
+            assert_eq!(
+                first.unwrap_err().source.kind(),
+                std::io::ErrorKind::TimedOut
+            );
+        }
         for _ in 0..3 {
-            let again = alone("a".into(), short, "look at", "it", || Ok(())).await;
+            let again = few("a".into(), short, "look at", "it", || Ok(())).await;
             assert_eq!(again.unwrap_err().kind, Kind::Busy);
         }
         assert_eq!(
             LEFT.load(Ordering::Relaxed),
-            before + 1,
-            "one thread, however often it is tried"
+            before + AT_ONCE,
+            "so many threads, however often it is tried"
         );
-        let other = alone("b".into(), short, "look at", "it", || Ok(7)).await;
+        let other = few("b".into(), short, "look at", "it", || Ok(7)).await;
         assert_eq!(other.unwrap(), 7);
         drop(stop);
         while LEFT.load(Ordering::Relaxed) != before {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let again = alone("a".into(), short, "look at", "it", || Ok(7)).await;
+        let again = few("a".into(), short, "look at", "it", || Ok(7)).await;
         assert_eq!(again.unwrap(), 7);
+        let running = Claim::wait("b", 1).await;
+        let second = alone("b".into(), short, "copy", "it", || Ok(())).await;
+        assert_eq!(second.unwrap_err().kind, Kind::Busy);
+        drop(running);
     }
 
     #[tokio::test]
@@ -289,7 +335,7 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(1));
                 Ok(n)
             };
-            alone("same".into(), FILE_DEADLINE, "look at", "it", pause)
+            few("same".into(), FILE_DEADLINE, "look at", "it", pause)
         });
         let found = futures::future::join_all(looks).await;
         let found: Vec<_> = found.into_iter().map(Result::unwrap).collect();

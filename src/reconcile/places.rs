@@ -126,7 +126,7 @@ pub(super) async fn off_thread<T: Send + 'static>(
     key: String,
     look: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
-    let looked = blocking::alone(key, FILE_DEADLINE, "look at", "the files of the VM", || {
+    let looked = blocking::few(key, FILE_DEADLINE, "look at", "the files of the VM", || {
         Ok(look())
     });
     looked
