@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use rustix::mount::UnmountFlags;
 use serde_json::{Value, json};
 use slicectl::host::tap::Framing;
 
@@ -309,8 +310,13 @@ repaired! {
     a_vm_whose_veth_was_removed_on_the_host_is_attached_anew: "attach to the CNI network",
         |place| format!("ip link del {}", place.link);
     a_vm_whose_namespace_was_removed_is_attached_anew: "attach to the CNI network",
-        // Each may fail: between two of them the daemon repairs what the first one did.
-        |place| format!("umount {1} || true; rm -f {1} || true; ip netns del {0} || true", place.name, place.netns);
+        |place| {
+            // Not by commands: between two of them the daemon repairs what the first one did. The name is a link to the namespace.
+            rustix::mount::unmount(&*place.netns, UnmountFlags::DETACH).expect("umount");
+            std::fs::remove_file(&place.netns).expect("rm");
+            std::fs::remove_file(format!("/run/netns/{}", place.name)).expect("rm");
+            "true".to_owned()
+        };
 }
 
 #[test]

@@ -378,7 +378,7 @@ fn locks_of_others_hold_no_deletion_up() {
         let what = format!("{mode}: the lock of iptables, and every claim");
         deleted_while(&what, &manifest, &Ends::ByItself, |_| {
             Holder::shell(
-                "exec 5>/run/xtables.lock; flock 5; for f in /run/slice-ranges/*; do exec 6<$f; flock -n 6; done",
+                "exec 5>/run/xtables.lock; flock 5; for f in /run/slice-ranges/*.*; do exec 6<$f; flock -n 6; done",
             )
         });
     }
