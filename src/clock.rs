@@ -1,5 +1,5 @@
 //! TELLS: the only `now()`.
-//! Not here: sleeping, timers, formatting.
+//! Out of scope: sleeping, timers, formatting.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
 //! `slicectl`: keeps the networking of one host's microVMs as its YAML says.
-//! Not here: any work; that is in the rooms.
+//! Out of scope: any work; that is in the rooms.
 //!
 //! # The map of the house
 //! | room | what it does | imports |

@@ -1,5 +1,5 @@
 //! OWNS: whose a kernel thing is. Identity to link, chain, namespace and directory names and labels; and back.
-//! Not here: the kernel, the store; everything is a pure function.
+//! Out of scope: the kernel, the store; everything is a pure function.
 //!
 //! # Why
 //! The design's label is `slice/<kind>/<name>@<uid>`. Ours names the daemon too, `slice/<instance>/<kind>/…`, and the same

@@ -1,5 +1,5 @@
 //! Bridge mode's rungs and its ground on a real kernel: bridges, ports, filters, gates, and frames through the TAPs.
-//! Not here: the daemon; single calls to the kernel (`host_bridge.rs`).
+//! Out of scope: the daemon; single calls to the kernel (`host_bridge.rs`).
 
 mod support;
 

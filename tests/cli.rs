@@ -1,6 +1,6 @@
 //! The real `slicectl` against the real server on a real socket, over a world in memory: every verb, every format, every
 //! exit status. Golden transcripts stand in `tests/cli/goldens`; `BLESS=1` writes them anew.
-//! Not here: the daemon.
+//! Out of scope: the daemon.
 
 #[path = "cli/door.rs"]
 mod door;

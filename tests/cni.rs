@@ -1,5 +1,5 @@
 //! The CNI runtime, against a plugin that writes down what it hears and against Debian's real ones.
-//! Not here: what VMs do with it.
+//! Out of scope: what VMs do with it.
 
 #[path = "cni/cache.rs"]
 mod cache;

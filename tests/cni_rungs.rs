@@ -1,5 +1,5 @@
 //! CNI mode's two rungs on the real kernel: Debian's plugins, a guest at the TAP, crashes before every step.
-//! Not here: the runtime alone (`tests/cni.rs`); plans (`tests/plans.rs`, `tests/laws.rs`).
+//! Out of scope: the runtime alone (`tests/cni.rs`); plans (`tests/plans.rs`, `tests/laws.rs`).
 
 mod support;
 

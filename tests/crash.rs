@@ -1,6 +1,6 @@
 //! Crash after every single action, error at every single action, state lost at every single action; reboots, neighbours,
 //! strangers. All in private kernels, with the real loop and a real database.
-//! Not here: events and drift (the daemon's tests); packets.
+//! Out of scope: events and drift (the daemon's tests); packets.
 
 #[path = "crash/bridges.rs"]
 mod bridges;

@@ -1,5 +1,5 @@
 //! What `doctor` says of hosts that are private kernels.
-//! Not here: judging without a kernel, see the tests in `src/doctor`.
+//! Out of scope: judging without a kernel, see the tests in `src/doctor`.
 
 mod support;
 

@@ -1,5 +1,5 @@
 //! Bridges, their ports and entries, and filters on links, over a real kernel.
-//! Not here: other links, see `host_net.rs`.
+//! Out of scope: other links, see `host_net.rs`.
 
 mod support;
 

@@ -1,5 +1,5 @@
 //! That changes in any namespace with a veth to us are heard, and that noise is not.
-//! Not here: what is done about them.
+//! Out of scope: what is done about them.
 
 mod support;
 

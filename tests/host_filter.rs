@@ -1,5 +1,5 @@
 //! Packet filter rules through the real kernel: written, read back, compared; on both back ends.
-//! Not here: what rules a VM gets.
+//! Out of scope: what rules a VM gets.
 
 use std::collections::BTreeSet;
 use std::net::UdpSocket;

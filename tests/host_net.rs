@@ -1,5 +1,5 @@
 //! Namespaces, links, addresses, routes, neighbours, TAPs and sysctls, over a real kernel.
-//! Not here: events, see `host_events.rs`.
+//! Out of scope: events, see `host_events.rs`.
 
 mod support;
 

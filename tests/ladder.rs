@@ -1,5 +1,5 @@
 //! The ladder's laws: random interleavings of taking, leaving and deleting, and who gets which block.
-//! Not here: what a rung does; the disk (`tests/store.rs`).
+//! Out of scope: what a rung does; the disk (`tests/store.rs`).
 
 #[path = "ladder/claims.rs"]
 mod claims;

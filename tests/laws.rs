@@ -1,5 +1,5 @@
 //! Laws that hold for every plan, whatever was found: rest, convergence, modesty, deletion, safety of every prefix.
-//! Not here: the kernel. Small models of the host carry out the actions; `tests/host_*.rs` and `tests/crash.rs` hold the real one to it.
+//! Out of scope: the kernel. Small models of the host carry out the actions; `tests/host_*.rs` and `tests/crash.rs` hold the real one to it.
 
 #[path = "laws/cni.rs"]
 mod cni;

@@ -1,5 +1,5 @@
 //! The house rules, read off the sources: who may import whom, where the dangerous things are, how long a file may be.
-//! Not here: what any of it does.
+//! Out of scope: what any of it does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -337,7 +337,7 @@ fn now_is_told_by_the_clock_alone() {
 }
 
 #[test]
-fn every_module_begins_with_a_door_sign() {
+fn every_module_begins_with_its_purpose_and_what_is_out_of_scope() {
     let signed = |source: &Source| {
         let mut lines = source.text.lines();
         lines
@@ -345,14 +345,14 @@ fn every_module_begins_with_a_door_sign() {
             .is_some_and(|line| line.len() > 8 && line.starts_with("//! "))
             && lines
                 .next()
-                .is_some_and(|line| line.starts_with("//! Not here"))
+                .is_some_and(|line| line.starts_with("//! Out of scope:"))
     };
     let unsigned: Vec<String> = sources()
         .into_iter()
         .filter(|source| !signed(source))
         .map(|source| source.path)
         .collect();
-    assert_none("what it is for, then `//! Not here: …`", &unsigned);
+    assert_none("what it is for, then `//! Out of scope: …`", &unsigned);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What people write: every refusal word for word, the samples of `manifests/`, and no panic on anything.
-//! Not here: the folder's watcher (`src/intake`).
+//! Out of scope: the folder's watcher (`src/intake`).
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,6 +1,6 @@
 //! Random lists and random destinations: an oracle that knows nothing of our rules says what must happen, and the kernel and
 //! `explain` must agree with it.
-//! Not here: the path beyond the namespace (`packets`).
+//! Out of scope: the path beyond the namespace (`packets`).
 
 mod support;
 

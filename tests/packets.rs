@@ -1,5 +1,5 @@
 //! Packets through a real TAP, the test being the guest, and neighbours that see all that arrives.
-//! Not here: random lists (`oracle`), a guest with a kernel of its own (`vmm`).
+//! Out of scope: random lists (`oracle`), a guest with a kernel of its own (`vmm`).
 
 mod support;
 

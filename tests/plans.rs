@@ -1,5 +1,5 @@
 //! Golden plans: `tests/plans/<rung>/<case>/{desired,observed,plan}.yaml`. `BLESS=1` rewrites the plans.
-//! Not here: laws that hold for every plan (`tests/laws.rs`).
+//! Out of scope: laws that hold for every plan (`tests/laws.rs`).
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;

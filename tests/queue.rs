@@ -1,5 +1,5 @@
 //! The queue's laws and the controller's, in simulated time.
-//! Not here: what a run does.
+//! Out of scope: what a run does.
 
 #[path = "queue/controller.rs"]
 mod controller;

@@ -1,5 +1,5 @@
 //! A disk that is full: changes that did not become durable are taken back, and those that did are there again.
-//! Not here: any other test. sled's locks and threads are a process's, not a database's, and on a full disk they may be lost.
+//! Out of scope: any other test. sled's locks and threads are a process's, not a database's, and on a full disk they may be lost.
 
 use std::path::Path;
 

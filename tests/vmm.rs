@@ -1,5 +1,5 @@
 //! The Vmm rung: its laws, real processes, and a real guest.
-//! Not here: the other rungs, the daemon.
+//! Out of scope: the other rungs, the daemon.
 
 #[path = "vmm/api.rs"]
 mod api;

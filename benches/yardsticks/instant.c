@@ -1,6 +1,6 @@
 // A stand-in for QEMU that takes no time: tells a version, opens the TAP that its arguments name, answers on qmp.sock in its working directory,
 // and ends when asked to power down. What is left of the start of a VM is then the daemon's own share.
-// Not here: a guest.
+// Out of scope: a guest.
 #include <fcntl.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>

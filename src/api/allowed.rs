@@ -1,5 +1,5 @@
 //! Below which directories of the host a manifest may name programs and images. A setting of the daemon, never of a manifest.
-//! Not here: opening what is named ([`crate::host::named`]).
+//! Out of scope: opening what is named ([`crate::host::named`]).
 //!
 //! # Why
 //! Whoever may talk to the socket may write any path into a manifest, and the daemon is root. So what a path may lead to is the

@@ -1,5 +1,5 @@
 //! What a rung, or a whole object, says of itself.
-//! Not here: when one changes.
+//! Out of scope: when one changes.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
 //! What happened, for people: one line a thing, repeated things counted.
-//! Not here: raising and keeping them.
+//! Out of scope: raising and keeping them.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
 //! `HostGroup`: what people write, and the only kind they write.
-//! Not here: making VMs out of one.
+//! Out of scope: making VMs out of one.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,5 +1,5 @@
 //! `Lease`: which address a VM's name has.
-//! Not here: who gets which.
+//! Out of scope: who gets which.
 //!
 //! It outlives the VM's uid, so that a replaced VM keeps its address. In CNI mode it is a note of what the plugins gave: their own
 //! address management decides.

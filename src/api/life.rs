@@ -1,5 +1,5 @@
 //! How a VM's VMM is started and stopped.
-//! Not here: doing it.
+//! Out of scope: doing it.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
 //! Names of links that people may write, and those made from a group's name when they write none.
-//! Not here: the names of the links that only we name (`owner`).
+//! Out of scope: the names of the links that only we name (`owner`).
 //!
 //! # Why
 //! A derived TAP prefix does not depend on the group's count: a group that grows must not rename what it has. So it leaves room

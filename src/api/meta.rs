@@ -1,5 +1,5 @@
 //! Who an object is: its name, its uid, and which edition of its spec this is.
-//! Not here: where they come from.
+//! Out of scope: where they come from.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,5 +1,5 @@
 //! `Metrics`: what a VM's VMM has counted, in the VMM's own words, and what the kernel has counted of its connections.
-//! Not here: asking it.
+//! Out of scope: asking it.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
 //! SAYS: the types a person may write and the types we answer with.
-//! Not here: I/O, the clock, the kernel, the store.
+//! Out of scope: I/O, the clock, the kernel, the store.
 
 pub mod allowed;
 pub mod condition;

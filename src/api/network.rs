@@ -1,5 +1,5 @@
 //! The `network:` section, once its values are checked.
-//! Not here: reading YAML; address pools.
+//! Out of scope: reading YAML; address pools.
 
 use std::fmt;
 use std::net::Ipv4Addr;

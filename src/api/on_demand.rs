@@ -1,5 +1,5 @@
 //! VMs made on demand: what a person asks of one, and what its group has to say to that.
-//! Not here: making them, giving them names.
+//! Out of scope: making them, giving them names.
 
 use serde::{Deserialize, Serialize};
 

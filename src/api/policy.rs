@@ -1,5 +1,5 @@
 //! Where a VM may send: the lists people write, and the one ordered list of verdicts they stand for.
-//! Not here: rules of the packet filter.
+//! Out of scope: rules of the packet filter.
 //!
 //! The firewall's rules, `explain` and the cutting of flows are all made from that one list.
 //!

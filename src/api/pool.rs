@@ -1,5 +1,5 @@
 //! Link-local address pools: which /22s may be used, which one a group gets, and the /30s in it.
-//! Not here: who has leased what.
+//! Out of scope: who has leased what.
 //!
 //! 169.254.0.0/16 (RFC 3927) is 64 /22s; the index of one is the upper six bits of the third octet.
 

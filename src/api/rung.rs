@@ -1,5 +1,5 @@
 //! The ladder: what is built for a VM, in which order, and each rung's page about one VM.
-//! Not here: taking and leaving one.
+//! Out of scope: taking and leaving one.
 
 use std::fmt;
 

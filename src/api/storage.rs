@@ -1,5 +1,5 @@
 //! What disks a VM is to have.
-//! Not here: making them.
+//! Out of scope: making them.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
 //! Tags: what people write on VMs to find them again, in Kubernetes' label syntax; and what selects by them.
-//! Not here: who bears them.
+//! Out of scope: who bears them.
 //!
 //! Syntax: `[PREFIX/]NAME=VALUE` (Kubernetes, "Labels and Selectors": NAME and VALUE at most 63 of `A-Za-z0-9-_.`, starting and
 //! ending with a letter or a digit; VALUE may be empty; PREFIX a DNS subdomain of at most 253 characters).

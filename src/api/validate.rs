@@ -1,5 +1,5 @@
 //! What one group cannot know of itself: whether it is at peace with the others.
-//! Not here: reading YAML, the store, which pools are leased.
+//! Out of scope: reading YAML, the store, which pools are leased.
 //!
 //! # Why
 //! VM names need no check: `<group>-<index>` is unique when group names are, because an index has no `-`, so that all before the

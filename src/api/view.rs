@@ -1,5 +1,5 @@
 //! What we answer: the objects with their status folded in. The keys are a contract, scripts rely on them.
-//! Not here: folding them together; reading them off the wire.
+//! Out of scope: folding them together; reading them off the wire.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

@@ -1,5 +1,5 @@
 //! `Vm`: one microVM slot of a group. Written by the group's reconciler.
-//! Not here: how one is run.
+//! Out of scope: how one is run.
 
 use std::fmt;
 use std::net::Ipv4Addr;

@@ -1,5 +1,5 @@
 //! The users that VMMs run as: a range of the host's uids (and gids of the same numbers), one for each VM.
-//! Not here: who has which (the store), becoming that user ([`crate::host::process`]).
+//! Out of scope: who has which (the store), becoming that user ([`crate::host::process`]).
 //!
 //! # Why 2013265920 to 2080374783
 //! Nobody else gives these out: ordinary and system users end at 65535 (systemd's dynamic users are below that, too), subordinate

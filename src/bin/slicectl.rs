@@ -1,5 +1,5 @@
 //! `slicectl`: see [`slicectl::cli`].
-//! Not here: anything else.
+//! Out of scope: anything else.
 
 fn main() -> std::process::ExitCode {
     slicectl::cli::main()

@@ -1,5 +1,5 @@
 //! `sliced`: see [`slicectl::daemon`].
-//! Not here: anything else.
+//! Out of scope: anything else.
 
 use clap::Parser;
 

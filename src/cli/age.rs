@@ -1,5 +1,5 @@
 //! How long ago, in kubectl's few characters.
-//! Not here: the clock.
+//! Out of scope: the clock.
 
 use crate::api::meta::Timestamp;
 

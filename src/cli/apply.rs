@@ -1,5 +1,5 @@
 //! `apply` and `diff`: manifests to the daemon, and what became of them to the person.
-//! Not here: reading YAML.
+//! Out of scope: reading YAML.
 
 use super::args::{ApplyArgs, DiffArgs, Goal};
 use super::failure::{Failure, warn};

@@ -1,5 +1,5 @@
 //! The verbs of `slicectl`, their arguments and their help.
-//! Not here: doing them.
+//! Out of scope: doing them.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
 //! `doctor`, `gc` and `version`: the host, what is left on it, and who looks after it.
-//! Not here: looking.
+//! Out of scope: looking.
 
 use serde::Serialize;
 

@@ -1,5 +1,5 @@
 //! `console`: a VM's serial port, both ways.
-//! Not here: reading only (`logs`).
+//! Out of scope: reading only (`logs`).
 
 use std::io::{self, IsTerminal, Read};
 

@@ -1,5 +1,5 @@
 //! `delete`: by name, or what a manifest names.
-//! Not here: taking anything down.
+//! Out of scope: taking anything down.
 
 use super::args::{DeleteArgs, Goal};
 use super::failure::Failure;

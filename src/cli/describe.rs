@@ -1,5 +1,5 @@
 //! `describe`: everything about an object, for people.
-//! Not here: formats for scripts (`get -o json`).
+//! Out of scope: formats for scripts (`get -o json`).
 
 use std::fmt::Display;
 

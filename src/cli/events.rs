@@ -1,5 +1,5 @@
 //! `events` and `logs`: what has happened, and what guests say.
-//! Not here: objects.
+//! Out of scope: objects.
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};

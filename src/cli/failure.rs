@@ -1,5 +1,5 @@
 //! What went wrong, one cause a line on standard error, and the exit status that says so.
-//! Not here: deciding that something went wrong.
+//! Out of scope: deciding that something went wrong.
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -1,5 +1,5 @@
 //! `get`: objects in every format, once or as they change.
-//! Not here: the columns (see [`super::rows`]).
+//! Out of scope: the columns (see [`super::rows`]).
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};

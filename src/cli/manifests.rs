@@ -1,5 +1,5 @@
 //! `-f FILE|DIR|-`: manifests on their way to the daemon, which alone understands them.
-//! Not here: YAML.
+//! Out of scope: YAML.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -1,5 +1,5 @@
 //! SPEAKS: words and tables for people. One file a family of verbs.
-//! Not here: anything the daemon decides.
+//! Out of scope: anything the daemon decides.
 
 pub mod age;
 pub mod apply;

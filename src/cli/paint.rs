@@ -1,5 +1,5 @@
 //! Green, yellow, red: what a word of status means, and whether the reader can see it.
-//! Not here: tables.
+//! Out of scope: tables.
 
 use std::io::IsTerminal;
 

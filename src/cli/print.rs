@@ -1,5 +1,5 @@
 //! The way out: standard output, in the format that was asked for.
-//! Not here: what is said.
+//! Out of scope: what is said.
 
 use std::io::{self, Write};
 

@@ -1,5 +1,5 @@
 //! `route`: the command by which another machine reaches a bridge group's VMs.
-//! Not here: finding out the subnet and the host's address.
+//! Out of scope: finding out the subnet and the host's address.
 
 use super::args::RouteArgs;
 use super::failure::Failure;

@@ -1,5 +1,5 @@
 //! Which columns each kind has.
-//! Not here: drawing them.
+//! Out of scope: drawing them.
 
 use super::age::age;
 use super::paint::Tone;

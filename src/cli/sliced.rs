@@ -1,5 +1,5 @@
 //! The arguments of `sliced`.
-//! Not here: what the daemon does with them.
+//! Out of scope: what the daemon does with them.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! Tables as kubectl draws them: no borders, columns aligned, three spaces between, rows that may come later.
-//! Not here: which columns.
+//! Out of scope: which columns.
 
 use comfy_table::{
     Attribute, Cell, ColumnConstraint, ContentArrangement, Table as Grid, Width, presets,

@@ -1,5 +1,5 @@
 //! `KIND NAME`, `KIND/NAME`: which objects a person means.
-//! Not here: whether they exist.
+//! Out of scope: whether they exist.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,5 +1,5 @@
 //! `explain`: whether a packet passes, and what decided.
-//! Not here: judging.
+//! Out of scope: judging.
 
 use super::args::ExplainArgs;
 use super::failure::Failure;

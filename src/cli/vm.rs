@@ -1,5 +1,5 @@
 //! `vm`: verbs for single VMs.
-//! Not here: the daemon's part in them.
+//! Out of scope: the daemon's part in them.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! `wait`, and `--wait` of other verbs: watches until objects are as wished, and says what is missing when time is over.
-//! Not here: looking again and again; a watch tells.
+//! Out of scope: looking again and again; a watch tells.
 
 use std::cell::RefCell;
 use std::time::Duration;

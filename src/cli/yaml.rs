@@ -1,5 +1,5 @@
 //! Writes answers as YAML: the only file of this room that knows the YAML library.
-//! Not here: reading manifests.
+//! Out of scope: reading manifests.
 
 use serde::Serialize;
 

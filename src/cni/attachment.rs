@@ -1,5 +1,5 @@
 //! One interface of one container on one network: what a caller gives with ADD, DEL and CHECK.
-//! Not here: the network.
+//! Out of scope: the network.
 
 use std::path::PathBuf;
 

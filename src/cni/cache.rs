@@ -1,5 +1,5 @@
 //! What was added, in libcni's own format and place (libcni, `cachedInfo`).
-//! Not here: when it is written and removed.
+//! Out of scope: when it is written and removed.
 //!
 //! `cnitool` and other runtimes read what we wrote, and we read what they wrote.
 //!

@@ -1,5 +1,5 @@
 //! What goes wrong between a network configuration and an answer, for a person to read.
-//! Not here: what to do about it.
+//! Out of scope: what to do about it.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! Finding the file that describes a network, and what the drop-in folder beside it adds; finding a plugin's program.
-//! Not here: what stands in the files.
+//! Out of scope: what stands in the files.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,5 +1,5 @@
 //! Reservations of the `host-local` IPAM plugin that a crash left behind.
-//! Not here: which containers are gone.
+//! Out of scope: which containers are gone.
 //!
 //! There is one file per address, named after it, in a folder per network; in it the container id and the interface name
 //! (containernetworking/plugins, `plugins/ipam/host-local/backend/disk`).

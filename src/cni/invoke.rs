@@ -1,5 +1,5 @@
 //! Starting a plugin, feeding it, hearing it out, and the deadline (spec, section 2).
-//! Not here: what it is told; what its answer means.
+//! Out of scope: what it is told; what its answer means.
 
 use std::ffi::OsString;
 use std::fmt;

@@ -1,5 +1,5 @@
 //! JSON objects whose unknown parts stay as they were written.
-//! Not here: what any key means.
+//! Out of scope: what any key means.
 //!
 //! # Why
 //! A configuration is passed on to plugins whose keys we do not know. `serde_json::Value` would turn a number that is neither

@@ -1,5 +1,5 @@
 //! The character sets and lengths of the spec: network names, container ids, interface and plugin names, arguments.
-//! Not here: which names are in use.
+//! Out of scope: which names are in use.
 
 use super::Error;
 

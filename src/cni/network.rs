@@ -1,5 +1,5 @@
 //! A network configuration: a name, a version, a list of plugins.
-//! Not here: where the files are; what a plugin is told.
+//! Out of scope: where the files are; what a plugin is told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! ADD, DEL, CHECK, GC and STATUS of a whole chain (spec, section 3).
-//! Not here: one plugin's call.
+//! Out of scope: one plugin's call.
 
 use super::cache::Shelf;
 use super::invoke::{Call, Command, garbage};

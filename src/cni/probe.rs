@@ -1,5 +1,5 @@
 //! Which versions of the spec a plugin speaks (VERSION), and which one all plugins of a network do.
-//! Not here: which ones a configuration allows.
+//! Out of scope: which ones a configuration allows.
 
 use std::collections::HashMap;
 use std::fs;

@@ -1,5 +1,5 @@
 //! What a plugin hears: its standard input and its environment, derived from the configuration (spec, section 3).
-//! Not here: starting it.
+//! Out of scope: starting it.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

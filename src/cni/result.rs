@@ -1,5 +1,5 @@
 //! What a plugin answers to ADD, of any version of the spec, as one type; and the text itself, for the next plugin.
-//! Not here: what is done with it.
+//! Out of scope: what is done with it.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
 //! Who may run now: one operation at a time for a container, any number for different containers, and GC alone.
-//! Not here: the operations.
+//! Out of scope: the operations.
 //!
 //! The rule is in the spec's section 3, Lifecycle & Ordering.
 

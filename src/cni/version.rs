@@ -1,5 +1,5 @@
 //! The versions of the CNI specification that we speak, and what came with which.
-//! Not here: which of them a configuration asks for.
+//! Out of scope: which of them a configuration asks for.
 
 use std::fmt;
 

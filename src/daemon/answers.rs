@@ -1,5 +1,5 @@
 //! What the daemon answers on its socket.
-//! Not here: HTTP (`wire`), words (`cli`), what is done about it (`reconcile`).
+//! Out of scope: HTTP (`wire`), words (`cli`), what is done about it (`reconcile`).
 
 mod failure;
 mod onward;

@@ -1,5 +1,5 @@
 //! Who may have how many of the daemon's descriptors. Pure.
-//! Not here: raising the limit ([`crate::host::process::raise_file_limit`]), counting connections (`wire`).
+//! Out of scope: raising the limit ([`crate::host::process::raise_file_limit`]), counting connections (`wire`).
 //!
 //! # Why
 //! Descriptors are one pool for the engine and the API, and a repair that cannot open a namespace for want of one is no repair. So the

@@ -1,5 +1,5 @@
 //! The folder of CNI networks: when it changes, the VMs that are made of them are looked at.
-//! Not here: reading it (the rung does, each time).
+//! Out of scope: reading it (the rung does, each time).
 
 use tracing::warn;
 

@@ -1,5 +1,5 @@
 //! What is typed at a VM's serial port, on its way to the VMM.
-//! Not here: what comes back (`streams`); who made the pipe ([`crate::reconcile::vmm`]).
+//! Out of scope: what comes back (`streams`); who made the pipe ([`crate::reconcile::vmm`]).
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};

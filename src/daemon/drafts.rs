@@ -1,5 +1,5 @@
 //! Groups as people write them into the store, and out of it.
-//! Not here: where they come from.
+//! Out of scope: where they come from.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
 //! The daemon's own directories: closed to everybody else, however the daemon was started and whatever an earlier version left open.
-//! Not here: what is kept in them.
+//! Out of scope: what is kept in them.
 //!
 //! | directory | mode |
 //! |---|---|

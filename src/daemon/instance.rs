@@ -1,5 +1,5 @@
 //! Which daemon this is: its instance id, stored when the state is created, and claimed on the host while the daemon runs.
-//! Not here: the names that are made from it ([`crate::owner`]).
+//! Out of scope: the names that are made from it ([`crate::owner`]).
 //!
 //! # Why
 //! Every link, chain, namespace and disk carries the id. An id that follows from the path of the state directory changes when the directory

@@ -1,5 +1,5 @@
 //! The config folder into the store, at every change and at least at every resync.
-//! Not here: reading and judging manifests (`intake`, `api`); how groups are written (`drafts`).
+//! Out of scope: reading and judging manifests (`intake`, `api`); how groups are written (`drafts`).
 //!
 //! # What wakes it
 //! inotify reports what passes through this kernel's own view of a folder. Not reported are a write through a mapping, a change in

@@ -1,5 +1,5 @@
 //! Log lines to standard error, for which nothing in the daemon ever waits.
-//! Not here: what is logged.
+//! Out of scope: what is logged.
 //!
 //! # Why
 //! Standard error may be a file on a full disk, or a pipe whose reader has stopped: a write then fails, or never returns. Neither may keep a

@@ -1,5 +1,5 @@
 //! What a VM's VMM and the kernel have counted of it, as it is asked for on the socket.
-//! Not here: talking with the VMM ([`crate::reconcile::vmm::Control`]), HTTP.
+//! Out of scope: talking with the VMM ([`crate::reconcile::vmm::Control`]), HTTP.
 
 use super::orders::{nearest, not_found};
 use crate::api::meta::Name;

@@ -1,5 +1,5 @@
 //! JOINS: the only room that knows every room. Starts them, wires them together, stops them.
-//! Not here: decisions.
+//! Out of scope: decisions.
 
 mod answers;
 mod budget;

@@ -1,5 +1,5 @@
 //! Objects as they are answered: the fold of the world, with what only the daemon knows of them.
-//! Not here: the fold itself ([`crate::reconcile::fold`]), watching them (`streams`).
+//! Out of scope: the fold itself ([`crate::reconcile::fold`]), watching them (`streams`).
 
 use super::intake_loop::IntakeLoop;
 use crate::api::host_group::HostGroup;

@@ -1,5 +1,5 @@
 //! VMs made on demand, as they are asked for on the socket.
-//! Not here: what an order is held to ([`crate::reconcile::group`]), HTTP.
+//! Out of scope: what an order is held to ([`crate::reconcile::group`]), HTTP.
 
 use crate::api::event::EventType;
 use crate::api::meta::Name;

@@ -1,5 +1,5 @@
 //! What a person tells a running VM, as it is asked for on the socket.
-//! Not here: doing it ([`crate::reconcile::engine`]), HTTP.
+//! Out of scope: doing it ([`crate::reconcile::engine`]), HTTP.
 
 use super::answers::Failure;
 use super::orders::{nearest, not_found};

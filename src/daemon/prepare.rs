@@ -1,5 +1,5 @@
 //! A daemon that looks around: opens its state, adopts what stands, and finds what has no object.
-//! Not here: what it does then.
+//! Out of scope: what it does then.
 
 use std::num::NonZeroUsize;
 use std::path::Path;

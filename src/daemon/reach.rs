@@ -1,5 +1,5 @@
 //! How other machines reach a group's VMs: the subnet, and the host's own address on the LAN.
-//! Not here: the words of a route command (`cli`).
+//! Out of scope: the words of a route command (`cli`).
 
 use std::net::Ipv4Addr;
 

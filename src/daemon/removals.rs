@@ -1,5 +1,5 @@
 //! What is removed from our directories: a namespace hidden from `ip netns`, a VM's run directory.
-//! Not here: what is done about it.
+//! Out of scope: what is done about it.
 //!
 //! # Why
 //! Netlink tells nothing of names in a file system. `ip netns del` on a namespace in which a process still runs takes its

@@ -1,5 +1,5 @@
 //! Changes that only close, while nothing else can be stored.
-//! Not here: where they are kept then ([`crate::store`]).
+//! Out of scope: where they are kept then ([`crate::store`]).
 
 use crate::api::host_group::Origin;
 use crate::api::manifest::Draft;

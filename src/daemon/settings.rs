@@ -1,5 +1,5 @@
 //! The daemon's settings: its file, and what the command line and the environment say instead.
-//! Not here: what a settings file may contain ([`crate::api::manifest::settings`]).
+//! Out of scope: what a settings file may contain ([`crate::api::manifest::settings`]).
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! Answers that go on: changes of objects, events, a VM's log.
-//! Not here: what is in them.
+//! Out of scope: what is in them.
 
 use std::collections::BTreeMap;
 use std::io::{self, SeekFrom};

@@ -1,5 +1,5 @@
 //! What an earlier run, or an earlier boot, has left to this one.
-//! Not here: reading it back ([`Engine::adopt`]).
+//! Out of scope: reading it back ([`Engine::adopt`]).
 
 use tracing::{error, info, warn};
 

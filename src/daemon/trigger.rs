@@ -1,5 +1,5 @@
 //! What the kernel tells, as keys to look at.
-//! Not here: what is found there.
+//! Out of scope: what is found there.
 //!
 //! # Why
 //! An event says *look*, never *what*. Our own actions make events, too: they are gathered for a moment and each key is

@@ -1,5 +1,5 @@
 //! What wakes keys beside the kernel's events: the store, and time; and when there is nothing left to wake for.
-//! Not here: what the kernel tells (`trigger`).
+//! Out of scope: what the kernel tells (`trigger`).
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! The directories of programs and images: whether they are there, and writable by root alone.
-//! Not here: what is in them.
+//! Out of scope: what is in them.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
 //! CNI: which networks are configured, and whether their plugins are there.
-//! Not here: running a plugin.
+//! Out of scope: running a plugin.
 
 use super::{Host, ok, warn, words};
 use crate::api::view::Check;

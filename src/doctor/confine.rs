@@ -1,5 +1,5 @@
 //! Whether VMMs can be confined on this host: the users that they run as, and their control groups.
-//! Not here: the state of single VMs.
+//! Out of scope: the state of single VMs.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
 //! The packet filter that iptables speaks to: which half of the kernel, and whether both are in use.
-//! Not here: what the rules do to forwarded packets.
+//! Out of scope: what the rules do to forwarded packets.
 
 use super::{Host, ask, fail, ok, unseen, warn, words};
 use crate::api::view::Check;

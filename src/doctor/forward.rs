@@ -1,5 +1,5 @@
 //! Whether forwarded packets of VMs can pass: the switch, the FORWARD chain and who else owns it.
-//! Not here: which back end the rules are in; foreign forward chains (`native`).
+//! Out of scope: which back end the rules are in; foreign forward chains (`native`).
 
 use std::net::Ipv4Addr;
 

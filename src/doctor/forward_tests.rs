@@ -1,5 +1,5 @@
 //! What is said of forwarding, without a kernel.
-//! Not here: looking, see tests/doctor.rs.
+//! Out of scope: looking, see tests/doctor.rs.
 
 use super::*;
 use crate::api::view::CheckVerdict;

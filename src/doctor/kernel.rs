@@ -1,5 +1,5 @@
 //! What the kernel has: namespaces, links, and the parts of the packet filter that our rules are made of.
-//! Not here: how any of it is set up on this host.
+//! Out of scope: how any of it is set up on this host.
 //!
 //! # Why it is tried and not looked up
 //! `/proc/net/ip_tables_matches` lists what is loaded, and a modular kernel loads a match when a rule first asks for it. So

@@ -1,5 +1,5 @@
 //! Limits of the kernel that many VMs run into.
-//! Not here: limits of single VMs.
+//! Out of scope: limits of single VMs.
 
 use rustix::process::Resource;
 

@@ -1,5 +1,5 @@
 //! EXAMINES: whether this host can do what is asked of it, and the remedy where it cannot.
-//! Not here: changing anything; the state of VMs.
+//! Out of scope: changing anything; the state of VMs.
 //!
 //! Each check is a look and a judgement. Looking may fail, and then that is what is found; judging is a pure function of
 //! what was seen. Looks run at the same time and each has a deadline of [`PATIENCE`], so all of them take less than a second.

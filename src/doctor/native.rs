@@ -1,5 +1,5 @@
 //! Forward chains of nf_tables that iptables does not know: firewalld's, and those of hand-written rule sets.
-//! Not here: iptables' own chains; how a chain is asked ([`crate::host::iptables::foreign`]).
+//! Out of scope: iptables' own chains; how a chain is asked ([`crate::host::iptables::foreign`]).
 //!
 //! # Why
 //! Every base chain of a hook has to let a packet pass (nft(8), "CHAINS": an accept ends only the chain it is in). So no rule

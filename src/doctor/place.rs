@@ -1,5 +1,5 @@
 //! Where the daemon stands: its rights, its folders, who sees its namespaces, the addresses that are free.
-//! Not here: the kernel's features.
+//! Out of scope: the kernel's features.
 
 use std::path::{Path, PathBuf};
 

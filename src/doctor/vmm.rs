@@ -1,5 +1,5 @@
 //! The programs that run guests, and KVM.
-//! Not here: trying KVM; that boots a kernel and is done once a boot, before the first VM.
+//! Out of scope: trying KVM; that boots a kernel and is done once a boot, before the first VM.
 
 use std::fs::OpenOptions;
 

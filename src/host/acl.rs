@@ -1,5 +1,5 @@
 //! POSIX ACLs of files: one more user, and back.
-//! Not here: who, and why (`crate::reconcile::vmm`).
+//! Out of scope: who, and why (`crate::reconcile::vmm`).
 //!
 //! The form is that of the attribute `system.posix_acl_access` (include/uapi/linux/posix_acl_xattr.h): a version, then entries of a tag,
 //! what is allowed, and an id, ordered by tag and id. The mask bounds everybody but the owner and others, and is what the mode shows as

@@ -1,5 +1,5 @@
 //! Addresses of links.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};

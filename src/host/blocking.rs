@@ -1,5 +1,5 @@
 //! What may block, on threads of its own and for a bounded time.
-//! Not here: programs, which can be killed ([`super::process`]).
+//! Out of scope: programs, which can be killed ([`super::process`]).
 //!
 //! # Why
 //! A system call on a file system whose server does not answer (FUSE, NFS) sleeps until it does, and no thread can be called back

@@ -1,5 +1,5 @@
 //! Bridges and what is particular to their ports.
-//! Not here: forwarding entries (`fdb`), what every link has (`link`); what ought to be.
+//! Out of scope: forwarding entries (`fdb`), what every link has (`link`); what ought to be.
 
 use std::io;
 

@@ -1,5 +1,5 @@
 //! Control groups (version 2): one for each VMM, beside the daemon's own.
-//! Not here: how much a VM may have.
+//! Out of scope: how much a VM may have.
 //!
 //! # Why only beside a group called `sliced`
 //! A group that shares out controllers holds no processes itself (cgroup-v2.rst, "No Internal Process Constraint"), and systemd could

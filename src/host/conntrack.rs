@@ -1,5 +1,5 @@
 //! Tracked flows of the calling thread's network namespace: count them, list them, delete some.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 //!
 //! Over ctnetlink (linux/netfilter/nfnetlink_conntrack.h), IPv4 only.
 

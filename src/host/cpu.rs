@@ -1,5 +1,5 @@
 //! What the processor tells about itself, and going first where there are too few.
-//! Not here: who wants to know; that a VMM goes first no more ([`super::process::spawn`]).
+//! Out of scope: who wants to know; that a VMM goes first no more ([`super::process::spawn`]).
 
 use std::io;
 

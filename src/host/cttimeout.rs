@@ -1,5 +1,5 @@
 //! Timeout policies of connection tracking for TCP over IPv4, in the calling thread's network namespace.
-//! Not here: which timeouts; the rules that apply a policy.
+//! Out of scope: which timeouts; the rules that apply a policy.
 //!
 //! Over nfnetlink (linux/netfilter/nfnetlink_cttimeout.h, net/netfilter/nfnetlink_cttimeout.c).
 

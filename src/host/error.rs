@@ -1,5 +1,5 @@
 //! What the kernel answered, with its errno normalised once.
-//! Not here: what to do about it.
+//! Out of scope: what to do about it.
 
 use std::io;
 use std::sync::atomic::{AtomicI32, Ordering};

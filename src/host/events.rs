@@ -1,5 +1,5 @@
 //! What the kernel tells of changes: rtnetlink and nftables multicasts of every namespace we can see.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 //!
 //! # Why
 //! Two sockets for all namespaces (`NETLINK_LISTEN_ALL_NSID`, `netlink(7)`), not two for each: the kernel names the

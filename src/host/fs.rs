@@ -1,5 +1,5 @@
 //! Files and directories, written whole or not at all.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};

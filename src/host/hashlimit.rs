@@ -1,5 +1,5 @@
 //! Token buckets of the calling thread's network namespace, as `xt_hashlimit` shows them.
-//! Not here: what they limit.
+//! Out of scope: what they limit.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;

@@ -1,5 +1,5 @@
 //! Who has a file open, what for, and whether he holds a lock on it. Through all of `/proc`, so only where something is in the way.
-//! Not here: whether that is in anybody's way (`image`, `private`).
+//! Out of scope: whether that is in anybody's way (`image`, `private`).
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;

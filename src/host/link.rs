@@ -1,5 +1,5 @@
 //! Links: list, create a veth, label, move up.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::OnceLock;

@@ -1,5 +1,5 @@
 //! TOUCHES: thin functions over the kernel. No traits, no VM words.
-//! Not here: what ought to be; whose a thing is.
+//! Out of scope: what ought to be; whose a thing is.
 //!
 //! - Over rtnetlink ([`netlink`]): [`link`], [`bridge`] and what is particular to its ports, [`fdb`] (a bridge's forwarding entries),
 //!   [`tap`], [`addr`], [`route`], [`routing_rule`], [`neigh`], [`tc`] (filters where frames come into a link); [`events`] tells of changes.

@@ -1,5 +1,5 @@
 //! Being woken when the mount table changes.
-//! Not here: what was mounted where.
+//! Out of scope: what was mounted where.
 
 use std::fs::File;
 

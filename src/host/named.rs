@@ -1,5 +1,5 @@
 //! Opening a file that somebody has named who could not open it himself.
-//! Not here: which directories are allowed.
+//! Out of scope: which directories are allowed.
 //!
 //! # How
 //! The path is followed once, one component at a time (openat2(2), `O_PATH`), each step from the descriptor of the one before.

@@ -1,5 +1,5 @@
 //! Neighbour entries.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 
 use std::net::Ipv4Addr;
 

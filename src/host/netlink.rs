@@ -1,5 +1,5 @@
 //! Talking to the kernel over rtnetlink: ask, and know that the answer was whole.
-//! Not here: what is asked (see `link`, `addr`, `route`, `neigh`).
+//! Out of scope: what is asked (see `link`, `addr`, `route`, `neigh`).
 //!
 //! # Why
 //! `rtnetlink`'s own verbs take the end of the stream for the end of the answer, so a connection that breaks half way

@@ -1,5 +1,5 @@
 //! Network namespaces: create, enter, open, delete.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

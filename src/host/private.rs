@@ -1,5 +1,5 @@
 //! Directories and locks that nobody but us can use, whatever umask the daemon was started with and whatever an earlier version left.
-//! Not here: which directories.
+//! Out of scope: which directories.
 //!
 //! # Why
 //! Whoever can open a file can take `flock(2)` on it, also one that he can only read, and hold it for ever; so what we lock lies where

@@ -1,5 +1,5 @@
 //! A small file system in memory over a directory: nothing in it outgrows it, and all of it goes at once.
-//! Not here: what is kept in one.
+//! Out of scope: what is kept in one.
 
 use std::ffi::CString;
 use std::io;

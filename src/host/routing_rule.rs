@@ -1,5 +1,5 @@
 //! Rules of policy routing (`ip rule`) for IPv4.
-//! Not here: routes; which rules ought to be.
+//! Out of scope: routes; which rules ought to be.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
 //! One packet filter rule, as iptables writes it and the kernel holds it.
-//! Not here: what ought to be; writing rules to the kernel or reading them back.
+//! Out of scope: what ought to be; writing rules to the kernel or reading them back.
 //!
 //! # Why
 //! The rule that is meant, the text that `iptables-restore` gets and the rule that the kernel is found to hold are one

@@ -1,5 +1,5 @@
 //! Values under /proc/sys.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 //!
 //! `net.*` keys are those of the calling thread's namespace: call from inside [`super::netns::Netns::run_here`] or
 //! [`run`](super::netns::Netns::run).

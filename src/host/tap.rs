@@ -1,5 +1,5 @@
 //! TAP devices.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 
 use std::fs::{File, OpenOptions};
 use std::io;

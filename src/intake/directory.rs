@@ -1,5 +1,5 @@
 //! Which directory a path leads to, and whether what lies there has changed.
-//! Not here: reading manifests.
+//! Out of scope: reading manifests.
 //!
 //! # Why
 //! A device number and an inode number do not name a directory for ever: the kernel gives the number of a file system that was

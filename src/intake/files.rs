@@ -1,5 +1,5 @@
 //! The manifests of one reading, each by itself and then together.
-//! Not here: what becomes of groups that are in none of them.
+//! Out of scope: what becomes of groups that are in none of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};

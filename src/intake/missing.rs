@@ -1,5 +1,5 @@
 //! Groups that are in no file any more: which are to be deleted, and why the others stay.
-//! Not here: which groups the files have.
+//! Out of scope: which groups the files have.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! READS: the manifests folder into what the store is to be told.
-//! Not here: parsing; the watcher only wakes us, the whole folder is re-read.
+//! Out of scope: parsing; the watcher only wakes us, the whole folder is re-read.
 //!
 //! # Why
 //! A save is not one event. `cp` empties a file before it fills it, vim moves the old one away before it writes the new one,

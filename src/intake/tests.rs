@@ -1,5 +1,5 @@
 //! What follows from readings (pure), and what is read (a folder).
-//! Not here: what wakes.
+//! Out of scope: what wakes.
 
 use std::fs;
 use std::process::Command;

@@ -1,5 +1,5 @@
 //! Being woken when something in the config folder may have changed.
-//! Not here: what changed; whoever is woken reads the whole folder again.
+//! Out of scope: what changed; whoever is woken reads the whole folder again.
 //!
 //! # Why
 //! inotify watches an inode, and a config folder is a *path*: through symbolic links that are swapped, in directories that

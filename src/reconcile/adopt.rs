@@ -1,5 +1,5 @@
 //! What a daemon whose state is lost finds in the run directory, and puts back into the store.
-//! Not here: what no object has and no record tells of ([`super::orphans`]).
+//! Out of scope: what no object has and no record tells of ([`super::orphans`]).
 //!
 //! # What there is
 //! The journal has all that was acknowledged in this boot. Each VM's record has that VM: it is written before the

@@ -1,5 +1,5 @@
 //! How a guest is connected, where that follows from its identity and its address. Pure.
-//! Not here: CNI mode, where the plugins say it.
+//! Out of scope: CNI mode, where the plugins say it.
 
 use crate::api::lease::Address;
 use crate::api::meta::Uid;

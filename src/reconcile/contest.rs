@@ -1,5 +1,5 @@
 //! Who keeps wanting the opposite: the same rung repaired again and again on a converged spec.
-//! Not here: what is done about it.
+//! Out of scope: what is done about it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};

@@ -1,5 +1,5 @@
 //! The host's connection tracking entries of VMs that have gone: deleted together, for as many VMs as wait at the same time.
-//! Not here: which VMs; the entries in a VM's own namespace, which end with it.
+//! Out of scope: which VMs; the entries in a VM's own namespace, which end with it.
 //!
 //! # Why
 //! The kernel has no index by address: to find one VM's entries is to walk the table of all. So one walk serves every VM that waits

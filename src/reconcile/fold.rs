@@ -1,5 +1,5 @@
 //! Objects as they are answered: a pure fold of the world. Nothing of it is stored.
-//! Not here: words for people, the host.
+//! Out of scope: words for people, the host.
 
 mod condition;
 mod of_host;

@@ -1,5 +1,5 @@
 //! What was read a moment ago, for all who ask in that moment.
-//! Not here: what is read.
+//! Out of scope: what is read.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! How much of the host's connection tracking table one VM may take. Pure.
-//! Not here: the rules that enforce it ([`super::firewall::rules`], [`super::ground::limits`]).
+//! Out of scope: the rules that enforce it ([`super::firewall::rules`], [`super::ground::limits`]).
 //!
 //! # The sizes
 //! With `M` for the host's `nf_conntrack_max`, a VM has `N = M / 512` connections, unless its group says otherwise (`max_connections`):

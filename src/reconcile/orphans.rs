@@ -1,5 +1,5 @@
 //! What on the host carries our label and has no object: which of it may be removed.
-//! Not here: removing it ([`super::engine`]).
+//! Out of scope: removing it ([`super::engine`]).
 //!
 //! # Why
 //! That an object is missing may mean that it was deleted, or that the database has lost it. Where there is a record of this

@@ -1,5 +1,5 @@
 //! Which files of the host a VM may use: opened once, by the rules of the daemon's settings, and used through their descriptors.
-//! Not here: following a path safely ([`crate::host::named`]); which settings there are ([`crate::api::allowed`]).
+//! Out of scope: following a path safely ([`crate::host::named`]); which settings there are ([`crate::api::allowed`]).
 
 use std::path::{Path, PathBuf};
 

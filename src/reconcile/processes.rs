@@ -1,5 +1,5 @@
 //! The VMMs of all VMs: what this host can do for one, and who is told when one ends.
-//! Not here: starting and stopping (the Vmm rung).
+//! Out of scope: starting and stopping (the Vmm rung).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! Which disks a VM gets on this host, in which order, or why it cannot have them.
-//! Not here: making its own ([`super::disk`]); holding them ([`crate::host::image`]).
+//! Out of scope: making its own ([`super::disk`]); holding them ([`crate::host::image`]).
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
 //! Whether the host sends a packet elsewhere than its sender said, as far as the rules that were read tell. Pure.
-//! Not here: what is done with such a packet ([`super::ground::apart`]).
+//! Out of scope: what is done with such a packet ([`super::ground::apart`]).
 
 use std::net::Ipv4Addr;
 

@@ -1,5 +1,5 @@
 //! How long a key that failed is left alone.
-//! Not here: jitter. One host has no herd to thunder.
+//! Out of scope: jitter. One host has no herd to thunder.
 
 use std::time::Duration;
 

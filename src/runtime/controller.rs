@@ -1,5 +1,5 @@
 //! Runs keys as they fall due: as tasks, so many at once, none cancelled half way.
-//! Not here: what a run does.
+//! Out of scope: what a run does.
 //!
 //! # Why some runs stand aside
 //! A run that waits for somebody else's process to come up works on nothing meanwhile, and its place is of more use to another key.

@@ -1,5 +1,5 @@
 //! WAITS: which key is looked at next, and when.
-//! Not here: what a key means, what is done for it.
+//! Out of scope: what a key means, what is done for it.
 
 pub mod backoff;
 pub mod controller;

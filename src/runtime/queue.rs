@@ -1,5 +1,5 @@
 //! Which key is looked at next. Pure: time is an argument.
-//! Not here: tasks, timers.
+//! Out of scope: tasks, timers.
 //!
 //! # Laws
 //! One run per key at a time. Every nudge is followed by a look that starts after it. A nudge (the world moved) does not

@@ -1,5 +1,5 @@
 //! Where a batch goes, in this order: tombstones, the journal in the run directory, the database.
-//! Not here: what follows from a batch that was refused.
+//! Out of scope: what follows from a batch that was refused.
 //!
 //! # Why
 //! The tombstone must be there when the database says that a VM goes (see [`super::tombstones`]). The journal comes before the

@@ -1,5 +1,5 @@
 //! Opens a store: the database or a copy of it, and what the run directory knows beside it.
-//! Not here: opening the database itself ([`super::open`], [`super::readonly`]).
+//! Out of scope: opening the database itself ([`super::open`], [`super::readonly`]).
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
 //! Changes that only close: what may be kept in the reserve while the database cannot be written.
-//! Not here: the reserve.
+//! Out of scope: the reserve.
 
 use crate::api::host_group::{HostGroup, HostGroupSpec};
 use crate::api::meta::Meta;

@@ -1,5 +1,5 @@
 //! The open database: a batch is on the disk, and sealed, before anybody is told of it.
-//! Not here: opening, and what is concluded from what was found.
+//! Out of scope: opening, and what is concluded from what was found.
 //!
 //! # Why
 //! A batch is written in three steps, each on the disk before the next: the log, the seal, then the answers. A power failure

@@ -1,5 +1,5 @@
 //! A store whose disk cannot be written: observations stay in memory, changes are refused, and it recovers by itself.
-//! Not here: trying the disk (the writer); opening a database that cannot be written ([`super::readonly`]).
+//! Out of scope: trying the disk (the writer); opening a database that cannot be written ([`super::readonly`]).
 //!
 //! # Why
 //! What runs must stay enforced and repaired, and a repair writes what it found. That is an observation

@@ -1,5 +1,5 @@
 //! sled: opening it, everything in it, and which of its failures are damage.
-//! Not here: what the keys mean; writing ([`super::database`]).
+//! Out of scope: what the keys mean; writing ([`super::database`]).
 
 use std::any::Any;
 use std::fs::File;

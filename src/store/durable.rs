@@ -1,5 +1,5 @@
 //! Waiting for the disk: for a transaction of one's own, or for those of others whose changes were read.
-//! Not here: how far the disk is ([`super::progress`]).
+//! Out of scope: how far the disk is ([`super::progress`]).
 
 use tokio::sync::oneshot;
 

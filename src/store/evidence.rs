@@ -1,5 +1,5 @@
 //! The seal's copies on the state disk and in the run directory: found, and brought up to date once the database is known.
-//! Not here: the comparison ([`super::verify`]).
+//! Out of scope: the comparison ([`super::verify`]).
 
 use std::io;
 use std::path::Path;

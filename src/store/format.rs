@@ -1,5 +1,5 @@
 //! Which layout the state directory has, in a plain file that is read before the database is opened.
-//! Not here: the layouts.
+//! Out of scope: the layouts.
 //!
 //! # Why
 //! Opening a database with sled rewrites files of it. A daemon that does not know the layout must leave every byte as it is.

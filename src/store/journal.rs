@@ -1,5 +1,5 @@
 //! The journal: a copy, in the run directory and for this boot, of every batch, written before the state disk has it.
-//! Not here: the database; records of single VMs, which are what is left when this file is damaged, too.
+//! Out of scope: the database; records of single VMs, which are what is left when this file is damaged, too.
 //!
 //! # Format
 //! One line a batch: 64 hexadecimal digits, a blank, JSON. The digits are the BLAKE3 hash of the line before, so that

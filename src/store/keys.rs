@@ -1,5 +1,5 @@
 //! What the world says for a key of the database.
-//! Not here: reading the database into a world ([`super::load`]).
+//! Out of scope: reading the database into a world ([`super::load`]).
 
 use super::load::RECOVERY_KEY;
 use super::world::World;

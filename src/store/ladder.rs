@@ -1,5 +1,5 @@
 //! Taking and leaving a rung: each ONE transaction that checks the gate and writes the rung together.
-//! Not here: what a rung does.
+//! Out of scope: what a rung does.
 //!
 //! # Why
 //! Check-then-write is a race: the deletion of an object slips in between. Here the gate is asked inside the transaction,

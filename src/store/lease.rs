@@ -1,5 +1,5 @@
 //! Who gets which address: the lease of a VM's name, taken in one transaction.
-//! Not here: where a group's addresses come from (its reconciler chooses the [`Pool`]).
+//! Out of scope: where a group's addresses come from (its reconciler chooses the [`Pool`]).
 
 use std::net::Ipv4Addr;
 

@@ -1,5 +1,5 @@
 //! From keys and values to the world.
-//! Not here: whether they are what was written.
+//! Out of scope: whether they are what was written.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,5 +1,5 @@
 //! Where the database is: a number that grows with every batch, a digest of the whole content and a chain over all batches.
-//! Not here: where marks are kept ([`super::seal`], and the database itself).
+//! Out of scope: where marks are kept ([`super::seal`], and the database itself).
 //!
 //! # Why
 //! sled 0.34 recovers to the last position of its log that it can read and reports nothing, so a damaged database looks like

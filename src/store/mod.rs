@@ -1,5 +1,5 @@
 //! REMEMBERS: the only door to the database, and what is told to those who wait for a change.
-//! Not here: the kernel, decisions; what a transaction does is a pure function over the [`World`].
+//! Out of scope: the kernel, decisions; what a transaction does is a pure function over the [`World`].
 //!
 //! # Why
 //! All state is small (a VM is about 2 kB) and read far more often than written, so reads are served from memory and the

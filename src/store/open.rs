@@ -1,5 +1,5 @@
 //! Opening: the format first, then the database, then whether it is what was acknowledged. One that is not is set aside.
-//! Not here: the comparison itself ([`super::verify`]), sled ([`super::disk`]).
+//! Out of scope: the comparison itself ([`super::verify`]), sled ([`super::disk`]).
 //!
 //! # Why
 //! Damage and a failure to read are different things. A damaged database is moved away as it is and a new one is created;

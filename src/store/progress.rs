@@ -1,5 +1,5 @@
 //! How far the disk is behind the world: which changes are not on it yet, and which were taken back.
-//! Not here: the changes themselves.
+//! Out of scope: the changes themselves.
 //!
 //! # Why
 //! The world shows a change before it is on the disk. Who answers a client, or changes the host, by what it has read there

@@ -1,5 +1,5 @@
 //! Opens a database whose disk cannot be written: a copy of it is opened in memory.
-//! Not here: the store over it ([`super::degraded`]).
+//! Out of scope: the store over it ([`super::degraded`]).
 //!
 //! # Why
 //! sled writes when it opens. On a full disk it fails in the middle of that, and on a read-only one at the beginning. The

@@ -1,5 +1,5 @@
 //! Room that is kept for restrictions: a change that only closes is accepted on a full disk, too.
-//! Not here: which changes only close ([`NetworkSpec::is_no_looser_than`](crate::api::network::NetworkSpec::is_no_looser_than)).
+//! Out of scope: which changes only close ([`NetworkSpec::is_no_looser_than`](crate::api::network::NetworkSpec::is_no_looser_than)).
 //!
 //! # Why
 //! A tightened policy must not wait until somebody has made room, and the host is changed only after the intent is on stable storage. So a

@@ -1,5 +1,5 @@
 //! The seal: which position of the database was acknowledged last, kept outside the database in a small file of two slots.
-//! Not here: what is concluded from it ([`super::verify`]).
+//! Out of scope: what is concluded from it ([`super::verify`]).
 //!
 //! # Why
 //! The two slots are written in turn and in place: a write that is torn by a power failure leaves the other slot as it was,

@@ -1,5 +1,5 @@
 //! Stable storage: files, the directories that name them, and both together.
-//! Not here: what is in them.
+//! Out of scope: what is in them.
 //!
 //! # Why
 //! A file's content is on the disk after `fdatasync`, its name only after an `fsync` of the directory. sled 0.34 does neither

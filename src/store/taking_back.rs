@@ -1,5 +1,5 @@
 //! What becomes of changes that the disk did not take.
-//! Not here: writing them ([`super::writer`]).
+//! Out of scope: writing them ([`super::writer`]).
 
 use std::sync::mpsc::Receiver;
 

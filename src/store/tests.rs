@@ -1,5 +1,5 @@
 //! The store over a disk that says no, or nothing at all.
-//! Not here: a real disk (`tests/store.rs`, `tests/store_full.rs`).
+//! Out of scope: a real disk (`tests/store.rs`, `tests/store_full.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,5 @@
 //! Which VMs are to be removed: a file on the state disk and one in the run directory, written before the database says so.
-//! Not here: removing anything.
+//! Out of scope: removing anything.
 //!
 //! # Why
 //! A VM whose object is missing from the database was deleted, or the database is damaged. What it has on the host may be removed

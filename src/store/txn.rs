@@ -1,5 +1,5 @@
 //! One transaction over the world: every step is written down twice, for the disk and for taking it back.
-//! Not here: what the steps mean.
+//! Out of scope: what the steps mean.
 
 use super::closing::{closes_only, openings, vm_closes_only};
 use super::load::RECOVERY_KEY;

@@ -1,5 +1,5 @@
 //! Fields of stored objects that this program does not know: a newer version of it wrote them. They are kept.
-//! Not here: the fields that it knows.
+//! Out of scope: the fields that it knows.
 
 use std::collections::{BTreeMap, HashMap};
 

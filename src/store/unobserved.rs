@@ -1,5 +1,5 @@
 //! Which stages this process has not observed yet: what is stored of them was observed by an earlier one.
-//! Not here: what is answered of them ([`crate::reconcile::fold`]).
+//! Out of scope: what is answered of them ([`crate::reconcile::fold`]).
 //!
 //! # Why
 //! A stored condition says what was true when it was written. Between two lives of the daemon anything may have changed on the host,

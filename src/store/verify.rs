@@ -1,5 +1,5 @@
 //! Whether a database is what was acknowledged, by the marks that are kept outside it.
-//! Not here: reading any of it. Pure.
+//! Out of scope: reading any of it. Pure.
 
 use super::mark::{Content, Mark};
 

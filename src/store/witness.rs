@@ -1,5 +1,5 @@
 //! What shows that a database is older than what was acknowledged where the run directory's copy of the seal does not say so.
-//! Not here: the seals ([`super::evidence`]).
+//! Out of scope: the seals ([`super::evidence`]).
 //!
 //! # Why
 //! The state disk's own seal may be as old as the database: both come from the same copy. The journal is written before the

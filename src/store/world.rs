@@ -1,5 +1,5 @@
 //! The world as remembered: every object, every rung's page, who has which block.
-//! Not here: how it is changed ([`super::Txn`]), how it reaches the disk.
+//! Out of scope: how it is changed ([`super::Txn`]), how it reaches the disk.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;

@@ -1,5 +1,5 @@
 //! The two threads under the store: one gathers what has queued, the other waits for the disk, so that the first need not.
-//! Not here: how a batch is written; what is done about one that was not.
+//! Out of scope: how a batch is written; what is done about one that was not.
 //!
 //! # Why
 //! A flush may never return: the disk hangs, or sled has lost a wake-up. Whoever waits for it cannot be called back, so a

@@ -1,5 +1,5 @@
 //! Before a request is worked on: who asks, whether there is room for it, and its body, whole and bounded.
-//! Not here: connections ([`super::connections`]), what the request means.
+//! Out of scope: connections ([`super::connections`]), what the request means.
 
 use std::sync::Arc;
 

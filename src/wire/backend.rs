@@ -1,5 +1,5 @@
 //! All that the server needs of the daemon.
-//! Not here: HTTP, JSON.
+//! Out of scope: HTTP, JSON.
 
 use std::future::Future;
 use std::io;

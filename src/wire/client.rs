@@ -1,5 +1,5 @@
 //! The client: one connection a request, answers as our own types.
-//! Not here: words for people beyond one sentence a failure.
+//! Out of scope: words for people beyond one sentence a failure.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! Who is connected, what each connection waits for, and which one goes when there is no place for another.
-//! Not here: accepting ([`super::server`]), HTTP.
+//! Out of scope: accepting ([`super::server`]), HTTP.
 //!
 //! # Why connections that wait for their peer may go
 //! A limit alone would let whoever fills it first keep everybody else out, root too: idle connections cost a client nothing. One that

@@ -1,5 +1,5 @@
 //! The socket: made so that there is no moment at which the wrong people can open it, and who stands before it.
-//! Not here: what is said once somebody is in.
+//! Out of scope: what is said once somebody is in.
 //!
 //! # Why
 //! `bind(2)` makes the file with the umask's mode, and `chmod` comes later; so the socket is bound under another name in

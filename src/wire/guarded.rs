@@ -1,5 +1,5 @@
 //! A socket that tells its connection when its peer takes nothing, and an answer that tells when it has been handed on.
-//! Not here: what follows ([`super::connections`]).
+//! Out of scope: what follows ([`super::connections`]).
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -1,5 +1,5 @@
 //! How much of the daemon its clients may take up.
-//! Not here: counting it ([`super::connections`], [`super::admission`]).
+//! Out of scope: counting it ([`super::connections`], [`super::admission`]).
 //!
 //! # Why
 //! The engine shares descriptors, memory and processors with whoever connects. A client that says nothing, reads nothing or asks for

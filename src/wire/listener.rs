@@ -1,5 +1,5 @@
 //! Accepting connections, and each of them to its end.
-//! Not here: requests ([`super::server`]), who is let in ([`super::door`]), limits ([`super::connections`]).
+//! Out of scope: requests ([`super::server`]), who is let in ([`super::door`]), limits ([`super::connections`]).
 
 use std::io;
 use std::sync::Arc;

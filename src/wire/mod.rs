@@ -1,5 +1,5 @@
 //! CARRIES: HTTP and JSON on a Unix socket: what may be asked ([`backend`]), the door ([`door`]), the server, the client.
-//! Not here: deciding, remembering, words and tables for people.
+//! Out of scope: deciding, remembering, words and tables for people.
 //!
 //! # What is asked where
 //! | request | answer |

@@ -1,5 +1,5 @@
 //! `DST[:PORT[/PROTO]]`: a packet as a person asks about it, and back.
-//! Not here: judging it.
+//! Out of scope: judging it.
 
 use crate::api::policy::{Entry, Packet, Protocol};
 

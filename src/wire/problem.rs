@@ -1,5 +1,5 @@
 //! An answer that is no success.
-//! Not here: why.
+//! Out of scope: why.
 
 use axum::Json;
 use axum::http::StatusCode;

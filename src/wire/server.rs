@@ -1,5 +1,5 @@
 //! The server: HTTP requests to [`Backend`] calls, and answers to JSON.
-//! Not here: who may connect (see [`super::door`]), what the answers mean.
+//! Out of scope: who may connect (see [`super::door`]), what the answers mean.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! Bridges of ours and of others under the ground.
-//! Not here: VMs' ports, but where a bridge must be left as it was found.
+//! Out of scope: VMs' ports, but where a bridge must be left as it was found.
 
 use serde_json::Value;
 use slicectl::host::iptables::Backend;

@@ -1,5 +1,5 @@
 //! A daemon's hands without the daemon: the ground and VMs on bridges, converged by call.
-//! Not here: tests.
+//! Out of scope: tests.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;

@@ -1,5 +1,5 @@
 //! A VM's port: what drifts comes back, what is a stranger's stays.
-//! Not here: frames.
+//! Out of scope: frames.
 
 use crate::host::{Host, footing, identity};
 use crate::support::kernel::{self, Canaries};

@@ -1,5 +1,5 @@
 //! Who reaches whom over a bridge of ours, on a host whose FORWARD drops.
-//! Not here: which rules there are.
+//! Out of scope: which rules there are.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! The socket: who gets in, what is replaced, what never is; and what the server says to requests that make no sense.
-//! Not here: `slicectl`'s words.
+//! Out of scope: `slicectl`'s words.
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,5 +1,5 @@
 //! A daemon for tests of the wire and the words: the real server on a real socket, over a world in memory.
-//! Not here: what is expected.
+//! Out of scope: what is expected.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,5 +1,5 @@
 //! Runs `slicectl` and compares transcripts with those on disk.
-//! Not here: the world it talks to.
+//! Out of scope: the world it talks to.
 
 use std::fs;
 use std::path::{Path, PathBuf};

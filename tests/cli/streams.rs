@@ -1,5 +1,5 @@
 //! What streams, what breaks off, and what a terminal sees.
-//! Not here: answers that end by themselves.
+//! Out of scope: answers that end by themselves.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};

@@ -1,5 +1,5 @@
 //! What is in the test's world at the start.
-//! Not here: how it changes.
+//! Out of scope: how it changes.
 
 use std::sync::OnceLock;
 

@@ -1,5 +1,5 @@
 //! Configurations: which file goes, what is read from it, what is wrong with it.
-//! Not here: what plugins hear of it.
+//! Out of scope: what plugins hear of it.
 
 use std::path::Path;
 

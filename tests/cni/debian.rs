@@ -1,5 +1,5 @@
 //! Debian's own plugins in a private kernel, and the configurations that we ship.
-//! Not here: plugins of ours.
+//! Out of scope: plugins of ours.
 
 use std::fs;
 use std::path::{Path, PathBuf};

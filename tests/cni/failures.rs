@@ -1,5 +1,5 @@
 //! Plugins that fail, hang, babble or are not there.
-//! Not here: configurations that are wrong.
+//! Out of scope: configurations that are wrong.
 
 use std::error::Error as _;
 use std::fs;

@@ -1,5 +1,5 @@
 //! What plugins hear, key by key.
-//! Not here: what they answer.
+//! Out of scope: what they answer.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
 //! A folder of configurations, a folder of plugins that write down what they hear, and a cache; gone with the test.
-//! Not here: tests.
+//! Out of scope: tests.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,5 +1,5 @@
 //! Reservations of host-local that a crash left behind.
-//! Not here: what host-local itself does.
+//! Out of scope: what host-local itself does.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

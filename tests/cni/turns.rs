@@ -1,5 +1,5 @@
 //! Who waits for whom.
-//! Not here: what they do in their turn.
+//! Out of scope: what they do in their turn.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
 //! What differs between the versions of the spec.
-//! Not here: what is the same in all.
+//! Out of scope: what is the same in all.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! A crash before every step, on the way up and on the way down; the next life makes it good.
-//! Not here: a crash between two plugins of one ADD (`tests/cni`).
+//! Out of scope: a crash between two plugins of one ADD (`tests/cni`).
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;

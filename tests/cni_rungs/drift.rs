@@ -1,5 +1,5 @@
 //! What others do to a VM's network is made good; what is theirs stays.
-//! Not here: our own crashes.
+//! Out of scope: our own crashes.
 
 use slicectl::reconcile::Error;
 use slicectl::reconcile::net::cni::IFNAME;

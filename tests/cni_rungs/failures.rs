@@ -1,5 +1,5 @@
 //! What a person is told when a chain fails, and that nothing is left of it.
-//! Not here: every way in which a plugin can fail (`tests/cni`).
+//! Out of scope: every way in which a plugin can fail (`tests/cni`).
 
 use serde_json::json;
 use slicectl::reconcile::Error;

@@ -1,5 +1,5 @@
 //! One VM, its network's configuration, and everything that may be left of it.
-//! Not here: tests.
+//! Out of scope: tests.
 
 use std::collections::BTreeSet;
 use std::fs;

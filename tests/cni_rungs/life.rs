@@ -1,5 +1,5 @@
 //! A VM comes, talks, and goes without a trace.
-//! Not here: crashes, strangers' doings.
+//! Out of scope: crashes, strangers' doings.
 
 use slicectl::api::network::TapOwner;
 

@@ -1,5 +1,5 @@
 //! One life of a daemon: prepared, told what is wanted, run until it rests or is killed.
-//! Not here: what the host looks like afterwards.
+//! Out of scope: what the host looks like afterwards.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

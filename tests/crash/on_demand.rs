@@ -1,5 +1,5 @@
 //! A VM made on demand beside one that is counted: killed, robbed of the state, at every single action.
-//! Not here: how an order is given.
+//! Out of scope: how an order is given.
 
 use crate::plugged::PTP;
 use crate::support::objects::{bridged, spec};

@@ -1,6 +1,6 @@
 //! A VM that runs: adopted by every next life with its process, and gone with it in the end. With each of the VMMs: QEMU, and
 //! a double of the others unless the real one is named.
-//! Not here: what the guest does.
+//! Out of scope: what the guest does.
 
 use std::path::{Path, PathBuf};
 

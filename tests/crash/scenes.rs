@@ -1,5 +1,5 @@
 //! Reboots, neighbours on the same host.
-//! Not here: strangers' things under our names.
+//! Out of scope: strangers' things under our names.
 
 use std::path::Path;
 

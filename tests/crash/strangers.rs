@@ -1,5 +1,5 @@
 //! Strangers' things under our names: a conflict with a remedy in words, never touched, and no hindrance to anything else.
-//! Not here: which of a slot's states are a conflict (`tests/laws/net.rs`).
+//! Out of scope: which of a slot's states are a conflict (`tests/laws/net.rs`).
 
 use std::path::Path;
 

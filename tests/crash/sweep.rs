@@ -1,5 +1,5 @@
 //! Every single action: killed before it, failing at it, the state lost at it; for each scene.
-//! Not here: how a life is lived and ended; the scenes of single modes beside these ([`crate::bridges`]).
+//! Out of scope: how a life is lived and ended; the scenes of single modes beside these ([`crate::bridges`]).
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! What the host and the store look like, in words that do not depend on uids, blocks and times.
-//! Not here: what they ought to look like.
+//! Out of scope: what they ought to look like.
 
 use std::fmt::Write;
 use std::fs;

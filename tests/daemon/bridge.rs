@@ -1,5 +1,5 @@
 //! Bridge groups from the manifest on: what is derived, changed live, adopted after a death, found in the way, and left over.
-//! Not here: drift (`bridge_drift`), packets; a crash after every single action (in process).
+//! Out of scope: drift (`bridge_drift`), packets; a crash after every single action (in process).
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

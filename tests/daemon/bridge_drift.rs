@@ -1,5 +1,5 @@
 //! Drift of what a bridge group has: seen through events and repaired within 2 s, with an event that names it.
-//! Not here: how each repair is planned.
+//! Out of scope: how each repair is planned.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! CNI groups whose plugins fail, hang or talk nonsense, and daemons that die beside them.
-//! Not here: what goes well (`cni`); a crash before every single action (`tests/crash`).
+//! Out of scope: what goes well (`cni`); a crash before every single action (`tests/crash`).
 
 use std::fs;
 use std::path::Path;

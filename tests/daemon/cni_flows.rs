@@ -1,5 +1,5 @@
 //! What the host's connection tracking knows of a CNI VM goes with the VM: real flows through the host, from both sides.
-//! Not here: the other modes (`tests/packets/flood.rs`). A CNI VM has no policy of ours that could tighten.
+//! Out of scope: the other modes (`tests/packets/flood.rs`). A CNI VM has no policy of ours that could tighten.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};

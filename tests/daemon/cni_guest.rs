@@ -1,5 +1,5 @@
 //! A real guest under QEMU in a CNI network.
-//! Not here: slots without VMM (`cni`).
+//! Out of scope: slots without VMM (`cni`).
 
 use std::fs;
 

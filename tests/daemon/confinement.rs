@@ -1,5 +1,5 @@
 //! What a VMM may do on the host: nothing but run its VM. Read off `/proc` of real ones, and tried in their place.
-//! Not here: what a guest's packets may do.
+//! Out of scope: what a guest's packets may do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,5 +1,5 @@
 //! What `vm metrics` says of a VM's connections, whatever its VMM says.
-//! Not here: that the counters are right (`tests/packets/flood.rs`).
+//! Out of scope: that the counters are right (`tests/packets/flood.rs`).
 
 use serde_json::Value;
 

@@ -1,5 +1,5 @@
 //! From a manifest to what stands, and what scripts rely on.
-//! Not here: changes (`reload`), packets.
+//! Out of scope: changes (`reload`), packets.
 
 use std::collections::BTreeSet;
 use std::fs::File;

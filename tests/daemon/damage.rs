@@ -1,6 +1,6 @@
 //! A damaged, lost or replaced state under VMs that run: whatever is done to the files, no VM and no disk is lost, and no policy is older than
 //! the one in the kernel.
-//! Not here: what counts as damage (`tests/store/damage.rs`); a full disk (`full_disk`).
+//! Out of scope: what counts as damage (`tests/store/damage.rs`); a full disk (`full_disk`).
 //!
 //! `SLICE_DAMAGES` says how many (100), `SLICE_SEED` with which seed; both are printed.
 

@@ -1,5 +1,5 @@
 //! What depends on something that VMs share, after that was broken and repaired: a bridge of ours, and what isolated VMs need of the host.
-//! Not here: drift of what one VM has (`drift`, `bridge_drift`).
+//! Out of scope: drift of what one VM has (`drift`, `bridge_drift`).
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! Disks as a user meets them: made before the VM is Ready, kept or not, and why there is none.
-//! Not here: copies and locks by themselves (`tests/disks.rs`).
+//! Out of scope: copies and locks by themselves (`tests/disks.rs`).
 
 use std::fs;
 use std::os::unix::fs::FileExt;

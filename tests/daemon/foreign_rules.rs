@@ -1,5 +1,5 @@
 //! Hosts with tens of thousands of rules of others, as Kubernetes has: what each change of theirs costs, and that ours are kept.
-//! Not here: what is read of the kernel (`tests/host_filter.rs`).
+//! Out of scope: what is read of the kernel (`tests/host_filter.rs`).
 
 use std::fmt::Write;
 use std::time::Duration;

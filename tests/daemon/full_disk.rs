@@ -1,6 +1,6 @@
 //! A state disk or a run directory that takes no more: what runs stays enforced and repaired, changes are refused with the reason, and
 //! everything goes on by itself when there is room again.
-//! Not here: what the store does about a batch that fails (`tests/store_full.rs`, unit tests).
+//! Out of scope: what the store does about a batch that fails (`tests/store_full.rs`, unit tests).
 
 use std::path::PathBuf;
 use std::time::Duration;

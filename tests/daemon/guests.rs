@@ -1,5 +1,5 @@
 //! Real guests under QEMU: what they reach, who brings them back, who lets them be.
-//! Not here: the Vmm rung alone (`tests/vmm`).
+//! Out of scope: the Vmm rung alone (`tests/vmm`).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

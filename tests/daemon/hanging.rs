@@ -1,6 +1,6 @@
 //! Programs in `PATH` that hang, talk without end, stop or leave children behind: whatever they do, they end in time, what is said
 //! of their VM is true meanwhile, and everybody else is served.
-//! Not here: CNI plugins (`cni_faults`), the runner alone (its unit tests).
+//! Out of scope: CNI plugins (`cni_faults`), the runner alone (its unit tests).
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

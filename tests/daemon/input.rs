@@ -1,5 +1,5 @@
 //! Input that is missing, and changes that make no event: what the config folder may suffer, and what follows.
-//! Not here: what is wrong with a text (`manifests`); editors' ways of saving (`reload`).
+//! Out of scope: what is wrong with a text (`manifests`); editors' ways of saving (`reload`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;

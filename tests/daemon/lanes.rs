@@ -1,5 +1,5 @@
 //! Thousands of VMs that are built or deleted keep nobody who is there already from being repaired.
-//! Not here: the queue's laws (`tests/queue`).
+//! Out of scope: the queue's laws (`tests/queue`).
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
 //! Garbage: what is ours and wanted by nobody goes; what is foreign stays.
-//! Not here: what is wanted.
+//! Out of scope: what is wanted.
 
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! The life of a Linux guest as its owner sees it: what it notices of a pause, a stop and a policy, and how it ends.
-//! Not here: the same with dozens of tiny guests (`tests/tiny/life.rs`); what guests reach (`guests`).
+//! Out of scope: the same with dozens of tiny guests (`tests/tiny/life.rs`); what guests reach (`guests`).
 
 use std::time::{Duration, Instant};
 

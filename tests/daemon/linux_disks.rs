@@ -1,5 +1,5 @@
 //! What Linux guests read from their disks and write to them: which of it is there again after a restart, a crash, a deletion.
-//! Not here: disks without guests (`disks`); copies and locks by themselves (`tests/disks.rs`).
+//! Out of scope: disks without guests (`disks`); copies and locks by themselves (`tests/disks.rs`).
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,5 +1,5 @@
 //! Clients that take up what they can: whatever they do, drift is repaired in time and root is answered.
-//! Not here: the limits one by one (unit tests of `wire`).
+//! Out of scope: the limits one by one (unit tests of `wire`).
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,5 +1,5 @@
 //! Groups of all three modes on one host, with the real CNI plugins.
-//! Not here: each mode's own tests.
+//! Out of scope: each mode's own tests.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! Members of the socket's group who name files: nothing of the host is read or executed for them, and nothing is changed.
-//! Not here: which files are accepted, one by one (`tests/vmm/named.rs`).
+//! Out of scope: which files are accepted, one by one (`tests/vmm/named.rs`).
 
 use std::fs::{self, Permissions};
 use std::io::Write;

@@ -1,5 +1,5 @@
 //! VMs made on demand, through everything that may happen to their daemon and to their group.
-//! Not here: names, places and addresses of orders (the ladder's tests); the words of `slicectl` (its own).
+//! Out of scope: names, places and addresses of orders (the ladder's tests); the words of `slicectl` (its own).
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! A group belongs to where it came from: a file, or an apply.
-//! Not here: how a change is carried out (`reload`).
+//! Out of scope: how a change is carried out (`reload`).
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! What the daemon has answered is on the disk after a power failure at the next moment, and the next daemon goes on with it.
-//! Not here: damage; the store alone (`tests/store/power.rs`).
+//! Out of scope: damage; the store alone (`tests/store/power.rs`).
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! Words about bridge and CNI groups that only a daemon on a host can say: the way to them, and their quarrels.
-//! Not here: whether packets find that way.
+//! Out of scope: whether packets find that way.
 
 use crate::support::house::{House, inhabited, slots};
 use crate::support::kernel::run;

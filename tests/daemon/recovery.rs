@@ -1,5 +1,5 @@
 //! What a daemon finds when it starts: its own world, with or without its memory of it.
-//! Not here: a crash after every single action (in process); garbage (`leftovers`).
+//! Out of scope: a crash after every single action (in process); garbage (`leftovers`).
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
 //! The daemon as a process: how it begins, ends, rests, and says what is wrong.
-//! Not here: what it makes.
+//! Out of scope: what it makes.
 
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;

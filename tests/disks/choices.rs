@@ -1,5 +1,5 @@
 //! Which disks a VM gets, and in which words it does not.
-//! Not here: making them.
+//! Out of scope: making them.
 
 use std::fs;
 use std::path::Path;

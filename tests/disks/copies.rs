@@ -1,5 +1,5 @@
 //! Real copies: whole or not there, sparse, kept as their record says.
-//! Not here: who may use them.
+//! Out of scope: who may use them.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};

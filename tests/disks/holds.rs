@@ -1,5 +1,5 @@
 //! Never two writers, whoever the other is.
-//! Not here: what is copied.
+//! Out of scope: what is copied.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,5 +1,5 @@
 //! A file system of a small size, a VM that nobody else has, the loop.
-//! Not here: assertions.
+//! Out of scope: assertions.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
 //! Cloud Hypervisor: its command line, its API (`vmm/src/api/openapi/cloud-hypervisor.yaml`).
-//! Not here: hot plug, snapshots, migration: whoever asks for them is refused.
+//! Out of scope: hot plug, snapshots, migration: whoever asks for them is refused.
 
 mod words;
 

@@ -1,5 +1,5 @@
 //! Firecracker: its arguments, its configuration file, its API (`src/firecracker/swagger/firecracker.yaml`).
-//! Not here: metrics but its card's, snapshots, balloon, hot plug, MMDS: whoever asks for them is refused.
+//! Out of scope: metrics but its card's, snapshots, balloon, hot plug, MMDS: whoever asks for them is refused.
 
 mod arguments;
 mod config;

@@ -1,5 +1,5 @@
 //! A guest of a few lines: it answers ARP and ping on the TAP, says when its gateway answers, goes when it is asked.
-//! Not here: the VMM around it. The words it hears are those of `tests/guest`.
+//! Out of scope: the VMM around it. The words it hears are those of `tests/guest`.
 
 use std::fs::File;
 use std::io::{Read, Write};

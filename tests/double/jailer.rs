@@ -1,5 +1,5 @@
 //! Firecracker's jailer: its arguments and what it does, step by step in the same order (`src/jailer/src/{main,env,chroot}.rs`).
-//! Not here: `--netns`, `--cgroup`, `--daemonize`, `--new-pid-ns`: whoever asks for them is refused.
+//! Out of scope: `--netns`, `--cgroup`, `--daemonize`, `--new-pid-ns`: whoever asks for them is refused.
 //!
 //! One thing it does beside: what it puts in a jail may be a double, which needs the host's libraries and itself. So these are shown
 //! there, itself as `/double`.

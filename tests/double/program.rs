@@ -1,6 +1,6 @@
 //! Doubles of Firecracker, its jailer and Cloud Hypervisor, for machines that can run neither: strict about every word that they are told,
 //! with a guest of a few lines behind the TAP.
-//! Not here: virtual machines.
+//! Out of scope: virtual machines.
 //!
 //! The program's name says which one it is, and of which version: `firecracker-1.10`, `cloud-hypervisor-38`; without a number
 //! it is the newest that is known here. What they take and what they answer is told by `firecracker.yaml` and

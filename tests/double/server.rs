@@ -1,5 +1,5 @@
 //! One request after another on a Unix socket.
-//! Not here: what they mean.
+//! Out of scope: what they mean.
 
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};

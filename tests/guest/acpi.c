@@ -1,5 +1,5 @@
 // As much ACPI as it takes to find Cloud Hypervisor's event device, whose address is nowhere but in the DSDT's byte code.
-// Not here: what is done with it.
+// Out of scope: what is done with it.
 #include "tiny.h"
 
 struct __attribute__((packed)) table { char kind[4]; uint32_t bytes; uint8_t rest[28]; };

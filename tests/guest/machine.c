@@ -1,5 +1,5 @@
 // Ports, the serial line, memory, time.
-// Not here: the network card, the power button.
+// Out of scope: the network card, the power button.
 #include <stdarg.h>
 
 #include "tiny.h"

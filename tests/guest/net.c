@@ -1,5 +1,5 @@
 // ARP (RFC 826) and ICMP echo (RFC 792): answers both, and pings the gateway for ever.
-// Not here: how frames come and go.
+// Out of scope: how frames come and go.
 #include "tiny.h"
 
 enum { ARP_REQUEST = 1, ARP_REPLY = 2, ECHO_REPLY = 0, ECHO_REQUEST = 8, PROTOCOL_ICMP = 1 };

@@ -1,5 +1,5 @@
 // The power button, and turning ourselves off.
-// Not here: when.
+// Out of scope: when.
 #include "tiny.h"
 
 // How a machine is told from another: by where its network card is, and by its host bridge.

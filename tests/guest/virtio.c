@@ -1,5 +1,5 @@
 // A virtio network card (Virtual I/O Device, version 1.2), over MMIO (modern and legacy) or PCI (modern).
-// Not here: what is in the frames.
+// Out of scope: what is in the frames.
 #include "tiny.h"
 
 struct card card;

@@ -1,5 +1,5 @@
 // What we were told: on the kernel command line, and in an initrd that is plain text.
-// Not here: doing it.
+// Out of scope: doing it.
 #include "tiny.h"
 
 // Both texts, a blank between them.

@@ -1,5 +1,5 @@
 //! Programs on links: made, read back, replaced, and strangers' beside them.
-//! Not here: what a program judges.
+//! Out of scope: what a program judges.
 
 use slicectl::host::tc::{self, Hook, Insn, What};
 use slicectl::host::{Kind, link};

@@ -1,5 +1,5 @@
 //! Bridges, ports and forwarding entries.
-//! Not here: filters.
+//! Out of scope: filters.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
 //! A TAP and a veth joined by redirects, both ways.
-//! Not here: programs.
+//! Out of scope: programs.
 
 use std::net::Ipv4Addr;
 

@@ -1,5 +1,5 @@
 //! The program against spoofing, on the real kernel: what goes over a bridge is what the oracle lets pass.
-//! Not here: the program's own tests, which meet many more frames.
+//! Out of scope: the program's own tests, which meet many more frames.
 
 use slicectl::api::network::Mac;
 use slicectl::host::Handle;

@@ -1,5 +1,5 @@
 //! A bridge and TAPs in the test's own namespace, and the guest's end of each TAP.
-//! Not here: tests.
+//! Out of scope: tests.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};

@@ -1,5 +1,5 @@
 //! Ranges and subnets: every group has its own, whatever chooses, is deleted or starts at the same time.
-//! Not here: blocks and addresses of single VMs (`leases`).
+//! Out of scope: blocks and addresses of single VMs (`leases`).
 
 use std::collections::BTreeSet;
 use std::path::Path;

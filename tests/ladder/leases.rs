@@ -1,5 +1,5 @@
 //! Leases: unique under any interleaving, kept by name, never moved under a VM that stands.
-//! Not here: which range a group gets.
+//! Out of scope: which range a group gets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! VMs made on demand, as far as the store knows of them: names, places, addresses, races.
-//! Not here: what is built for them.
+//! Out of scope: what is built for them.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
 //! Rungs: taken from below, left from above, never by a VM that is being deleted.
-//! Not here: leases.
+//! Out of scope: leases.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;

@@ -1,5 +1,5 @@
 //! The laws of CNI mode's Net rung, and a namespace, plugins and their cache made of data.
-//! Not here: the laws in general.
+//! Out of scope: the laws in general.
 
 use proptest::prelude::*;
 use slicectl::reconcile::net::NetnsSeen;

@@ -1,5 +1,5 @@
 //! States of a VM in CNI mode: attached, left by a crash, meddled with, in a stranger's way.
-//! Not here: the laws they are held to.
+//! Out of scope: the laws they are held to.
 
 use std::path::Path;
 

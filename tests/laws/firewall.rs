@@ -1,5 +1,5 @@
 //! The Firewall rung's laws, and a namespace's rules, seal, flows and gate made of data.
-//! Not here: which packets the rules pass.
+//! Out of scope: which packets the rules pass.
 
 use proptest::prelude::*;
 use slicectl::api::network::{Block, Mac};

@@ -1,5 +1,5 @@
 //! The laws of bridge mode's Firewall rung, and a TAP with a filter made of data.
-//! Not here: the laws in general; what the filter lets pass.
+//! Out of scope: the laws in general; what the filter lets pass.
 
 use proptest::prelude::*;
 use slicectl::api::network::Mac;

@@ -1,5 +1,5 @@
 //! The ground's laws, and the host's tables made of data.
-//! Not here: which packets the chains pass.
+//! Out of scope: which packets the chains pass.
 
 use proptest::prelude::*;
 use slicectl::api::lease::subnet;

@@ -1,5 +1,5 @@
 //! The host's bridges made of data: ours and others'.
-//! Not here: the tables.
+//! Out of scope: the tables.
 
 use std::collections::BTreeMap;
 

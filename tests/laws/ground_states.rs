@@ -1,5 +1,5 @@
 //! Footings, and what people do to the host's tables.
-//! Not here: the laws; how a commit is carried out.
+//! Out of scope: the laws; how a commit is carried out.
 
 use std::collections::{BTreeMap, BTreeSet};
 

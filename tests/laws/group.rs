@@ -1,5 +1,5 @@
 //! A group's laws, and VMs and leases made of data.
-//! Not here: ranges; how a VM becomes Ready.
+//! Out of scope: ranges; how a VM becomes Ready.
 
 use std::collections::{BTreeMap, BTreeSet};
 

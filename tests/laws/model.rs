@@ -1,5 +1,5 @@
 //! What a model of the host is, and the laws that every one of them is held to.
-//! Not here: any one reconciler's things.
+//! Out of scope: any one reconciler's things.
 
 use std::fmt::{Debug, Display};
 

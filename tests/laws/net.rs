@@ -1,5 +1,5 @@
 //! The Net rung's laws, and a namespace, a TAP and a veth made of data.
-//! Not here: the laws in general.
+//! Out of scope: the laws in general.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,5 +1,5 @@
 //! States of a slot: built, left by a crash, meddled with, taken by strangers.
-//! Not here: the laws they are held to.
+//! Out of scope: the laws they are held to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

@@ -1,5 +1,5 @@
 //! The laws of bridge mode's Net rung, and a TAP and a bridge made of data.
-//! Not here: the laws in general.
+//! Out of scope: the laws in general.
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;

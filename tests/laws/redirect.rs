@@ -1,5 +1,5 @@
 //! The laws of CNI mode's Firewall rung, and two links with filters made of data.
-//! Not here: the laws in general.
+//! Out of scope: the laws in general.
 
 use proptest::prelude::*;
 use slicectl::owner::Instance;

@@ -1,5 +1,5 @@
 //! What must work: answers, masquerading, the gateway, ICMP errors, other people's firewalls, another uplink.
-//! Not here: what must not.
+//! Out of scope: what must not.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! Guests on bridges: whom they reach, who reaches them, and who does not.
-//! Not here: what a guest may not send (`bridge_guard`).
+//! Out of scope: what a guest may not send (`bridge_guard`).
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! Guests on a user's bridge that are kept apart (`isolate_ports`): what of the host they reach, and no way that leads past it.
-//! Not here: the same on a bridge of ours (`bridge_guard`); the program frame by frame (`reconcile::firewall::antispoof`).
+//! Out of scope: the same on a bridge of ours (`bridge_guard`); the program frame by frame (`reconcile::firewall::antispoof`).
 
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! Two daemons on one host: isolated VMs of either reach no VM of the other, whatever its mode, and none of these reaches them.
-//! Not here: the VMs of one daemon (`modes`).
+//! Out of scope: the VMs of one daemon (`modes`).
 
 use std::fs;
 use std::net::Ipv4Addr;

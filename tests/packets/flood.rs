@@ -1,5 +1,5 @@
 //! A guest that opens as many connections as it can, of every kind: what is left of the host's connection tracking table.
-//! Not here: neighbour tables (`neighbours`).
+//! Out of scope: neighbour tables (`neighbours`).
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

@@ -1,5 +1,5 @@
 //! Chains of others at the hook `forward`: what they do to packets is what VMs, groups and doctor tell of them.
-//! Not here: chains of others under our names (`path`).
+//! Out of scope: chains of others under our names (`path`).
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

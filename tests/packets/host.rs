@@ -1,5 +1,5 @@
 //! The host itself: closed on each of its addresses, but for what an `allow` with a port opens.
-//! Not here: other VMs.
+//! Out of scope: other VMs.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! A policy that changes under running flows.
-//! Not here: how fast an edited file is noticed.
+//! Out of scope: how fast an edited file is noticed.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;

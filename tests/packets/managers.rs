@@ -1,6 +1,6 @@
 //! The real network managers and firewalls of Debian beside VMs of every mode: they leave our links alone, and where one of them keeps VMs'
 //! packets from passing, that is told until it is opened.
-//! Not here: chains written by hand (`foreign_chains`).
+//! Out of scope: chains written by hand (`foreign_chains`).
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! All three modes on one host: who does not reach whom.
-//! Not here: what a guest of one mode reaches (`truth`, `bridge`).
+//! Out of scope: what a guest of one mode reaches (`truth`, `bridge`).
 
 use std::cell::RefCell;
 use std::net::Ipv4Addr;

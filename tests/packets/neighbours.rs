@@ -1,5 +1,5 @@
 //! A guest that forges senders and asks for everybody: what is left of the kernel's one neighbour table.
-//! Not here: the connection tracking table (`flood`).
+//! Out of scope: the connection tracking table (`flood`).
 //!
 //! The table is the machine's: fewer than 500 entries are made in any test, and a flood ends at [`TOO_MANY`].
 

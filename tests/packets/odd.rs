@@ -1,5 +1,5 @@
 //! Frames that no honest guest sends.
-//! Not here: frames that the policy denies.
+//! Out of scope: frames that the policy denies.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! VMs and strangers: nobody reaches a VM that has not spoken to them first.
-//! Not here: the host's own addresses as a destination.
+//! Out of scope: the host's own addresses as a destination.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! What others do to the links, settings and routes that VMs' packets depend on: restrictions hold meanwhile, and it is undone.
-//! Not here: drift of what only sliced makes (`tests/daemon/drift.rs`).
+//! Out of scope: drift of what only sliced makes (`tests/daemon/drift.rs`).
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! What the host sends elsewhere than the guest said (DNAT and its like): the lists of a VM were asked about another address, so nothing passes.
-//! Not here: the host's own addresses (`host`), the lists themselves (`oracle`).
+//! Out of scope: the host's own addresses (`host`), the lists themselves (`oracle`).
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;

@@ -1,5 +1,5 @@
 //! The truth table of `allow` and `drop`, and what is closed whatever they say.
-//! Not here: the host's own addresses, random lists.
+//! Out of scope: the host's own addresses, random lists.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

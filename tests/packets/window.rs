@@ -1,5 +1,5 @@
 //! While a VM's data path is being built and taken down: a guest that sends from the moment there is a TAP.
-//! Not here: what passes once the rules stand.
+//! Out of scope: what passes once the rules stand.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};

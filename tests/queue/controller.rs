@@ -1,5 +1,5 @@
 //! The controller: bounded, no run cancelled, a panic is a failure. Time is tokio's, paused.
-//! Not here: the order of keys.
+//! Out of scope: the order of keys.
 
 use std::collections::HashMap;
 use std::future::pending;

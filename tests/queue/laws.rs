@@ -1,5 +1,5 @@
 //! The queue against a naive model: random wake-ups, runs and waits, every law asked after every step.
-//! Not here: tasks.
+//! Out of scope: tasks.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! A database that is not what was acknowledged is set aside with a reason; one that cannot be read or understood is refused
 //! and left as it is.
-//! Not here: what the daemon does without its state (`tests/crash.rs`).
+//! Out of scope: what the daemon does without its state (`tests/crash.rs`).
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,5 +1,5 @@
 //! A state directory that the system cannot read now is refused, and never taken for a damaged one.
-//! Not here: a full disk, which is served (`tests/daemon/full_disk.rs`); damage.
+//! Out of scope: a full disk, which is served (`tests/daemon/full_disk.rs`); damage.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

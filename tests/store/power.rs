@@ -1,5 +1,5 @@
 //! What was acknowledged is on the disk after a power failure at the next moment.
-//! Not here: the daemon's answers (`tests/daemon/power.rs`).
+//! Out of scope: the daemon's answers (`tests/daemon/power.rs`).
 
 use serde_json::Value;
 use slicectl::api::host_group::{HostGroup, Origin};

@@ -1,5 +1,5 @@
 //! Committed is durable, failed is undone, one opener at a time.
-//! Not here: damage.
+//! Out of scope: damage.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;

@@ -1,5 +1,5 @@
 //! Everything a store remembers as one value; changes that can be made to it.
-//! Not here: assertions.
+//! Out of scope: assertions.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
 //! Ethernet frames made and read by hand, also such as no honest stack would send.
-//! Not here: who sends them.
+//! Out of scope: who sends them.
 
 use std::net::Ipv4Addr;
 

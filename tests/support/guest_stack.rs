@@ -1,5 +1,5 @@
 //! A guest: the test itself, at the other end of a real TAP.
-//! Not here: what lies behind the TAP (`lab`).
+//! Out of scope: what lies behind the TAP (`lab`).
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};

@@ -1,5 +1,5 @@
 //! A house for a test: a private kernel with the real `sliced` in it, asked through the real `slicectl`.
-//! Not here: tests; the private kernel itself (`kernel`).
+//! Out of scope: tests; the private kernel itself (`kernel`).
 //!
 //! # Why
 //! The state directory's path names the daemon, and processes are not in the private kernel: every house has a state

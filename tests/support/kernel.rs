@@ -1,5 +1,5 @@
 //! A private kernel for a test: network and mount namespaces of its own, and things to put into them.
-//! Not here: tests; what `sliced` makes.
+//! Out of scope: tests; what `sliced` makes.
 //!
 //! ```ignore
 //! #[test]

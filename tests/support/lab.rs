@@ -1,5 +1,5 @@
 //! A host with a LAN, an internet, a container with a published port, and VMs on it: each in a namespace of its own.
-//! Not here: the guest's side (`guest_stack`), the daemon (`house`).
+//! Out of scope: the guest's side (`guest_stack`), the daemon (`house`).
 //!
 //! ```text
 //! guest --TAP-- [VM] --veth-- host --- lan0 192.168.1.1, 192.168.222.1 --- LAN host 192.168.1.10, 192.168.222.10

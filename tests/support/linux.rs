@@ -1,5 +1,5 @@
 //! A Linux guest (`examples/guest`) in a house: put into groups, asked through `slicectl console`.
-//! Not here: tests; the tiny guest (`tiny`).
+//! Out of scope: tests; the tiny guest (`tiny`).
 
 use std::io::Write;
 use std::process::{Command, Stdio};

@@ -1,5 +1,5 @@
 //! The real network managers and firewalls of Debian, in a private kernel: systemd-networkd, NetworkManager, firewalld, ufw.
-//! Not here: what they do to our links.
+//! Out of scope: what they do to our links.
 //!
 //! # Why
 //! `tests/setup.sh` unpacks their packages. A private kernel has mounts of its own, in which they are put over `/usr`, `/etc` and `/var`;

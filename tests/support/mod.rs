@@ -1,5 +1,5 @@
 //! What several integration tests need. Every test file says `mod support;`.
-//! Not here: tests.
+//! Out of scope: tests.
 //!
 //! - [`kernel`]: a private kernel per test, hosts in it to talk to, canaries.
 //! - [`objects`]: groups and VMs.

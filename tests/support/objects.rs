@@ -1,5 +1,5 @@
 //! Groups and VMs for tests that need some.
-//! Not here: how they come about (manifests).
+//! Out of scope: how they come about (manifests).
 
 use std::path::Path;
 

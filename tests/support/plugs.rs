@@ -1,6 +1,6 @@
 //! CNI networks for a house: their configurations, plugins that write down what they hear and do as they are told, and all
 //! that may be left over.
-//! Not here: tests; the daemon (`house`).
+//! Out of scope: tests; the daemon (`house`).
 //!
 //! # Why
 //! Everything lies below the private `/run`: it goes with the test, and no path of the machine itself is told to any plugin.

@@ -1,5 +1,5 @@
 //! A disk that can lose its power: what a machine would find on it if that happened now.
-//! Not here: tests.
+//! Out of scope: tests.
 //!
 //! # Why
 //! The disk is an ext4 image in a loop device, and its backing file lies on a second ext4 image in a second loop device. What a

@@ -1,5 +1,5 @@
 //! Sees every frame that comes in at a namespace's links: a proof that something arrived, or that nothing did.
-//! Not here: what is sent.
+//! Out of scope: what is sent.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! The tiny guest (`tests/guest`): built, put into groups, listened to.
-//! Not here: tests; other guests.
+//! Out of scope: tests; other guests.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,5 +1,5 @@
 //! Programs that stand for VMMs, and a guest for them.
-//! Not here: starting them.
+//! Out of scope: starting them.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

@@ -1,5 +1,5 @@
 //! Talking with a guest on its serial port.
-//! Not here: reading what it prints (`tests/daemon`).
+//! Out of scope: reading what it prints (`tests/daemon`).
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};

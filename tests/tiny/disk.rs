@@ -1,5 +1,5 @@
 //! A VM with a disk of its own, in each VMM: made before it starts, the VMM's own, kept or not.
-//! Not here: copying (`tests/disks`), what a guest reads from it (`tests/vmm/guest.rs`).
+//! Out of scope: copying (`tests/disks`), what a guest reads from it (`tests/vmm/guest.rs`).
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! The guest itself, in a QEMU of the test's own.
-//! Not here: `sliced`.
+//! Out of scope: `sliced`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};

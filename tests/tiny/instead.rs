@@ -1,5 +1,5 @@
 //! A manifest that names what is not there, or is no good, while VMs run: they go on until there is something to replace them by.
-//! Not here: what is wrong with a VM that was never there (`tests/daemon/guests.rs`).
+//! Out of scope: what is wrong with a VM that was never there (`tests/daemon/guests.rs`).
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

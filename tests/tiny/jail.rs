@@ -1,5 +1,5 @@
 //! Firecracker's jailer, under the real `sliced`: which VMMs it confines, how, and what holds their disks then.
-//! Not here: a jailed VMM's life (`tests/vmm/real.rs`), deaths of the daemon at every step (`tests/crash`).
+//! Out of scope: a jailed VMM's life (`tests/vmm/real.rs`), deaths of the daemon at every step (`tests/crash`).
 //!
 //! Both are doubles unless `SLICE_TEST_FIRECRACKER` and `SLICE_TEST_JAILER` name the real ones.
 

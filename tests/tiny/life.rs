@@ -1,5 +1,5 @@
 //! The lives of VMs: what people tell them, how they end, what follows, and what a daemon that dies in between makes of it.
-//! Not here: the same decisions without a host (`src/reconcile/life.rs`).
+//! Out of scope: the same decisions without a host (`src/reconcile/life.rs`).
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

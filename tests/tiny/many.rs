@@ -1,5 +1,5 @@
 //! 32 real VMs: up, reached, kept through the death of the daemon, brought back one by one, gone.
-//! Not here: single guests.
+//! Out of scope: single guests.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! The APIs of Firecracker and Cloud Hypervisor, request by request: what a double answers a real one answers, too.
-//! Not here: what we ask of them (`real`).
+//! Out of scope: what we ask of them (`real`).
 //!
 //! Real programs are named as for `real`. They need KVM.
 

@@ -1,5 +1,5 @@
 //! A confined process: the files it was given, the control group it was born into.
-//! Not here: VMMs (`tests/daemon/confinement.rs`).
+//! Out of scope: VMMs (`tests/daemon/confinement.rs`).
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};

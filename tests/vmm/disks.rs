@@ -1,5 +1,5 @@
 //! A VMM and its disks: held while it runs, refused to all others, before anything is started.
-//! Not here: how disks are made (`tests/disks.rs`).
+//! Out of scope: how disks are made (`tests/disks.rs`).
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
 //! A real guest: boots, pings its gateway, powers down when asked. `examples/guest/build.sh` makes it.
-//! Not here: what it may not reach.
+//! Out of scope: what it may not reach.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

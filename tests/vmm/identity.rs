@@ -1,5 +1,5 @@
 //! Whose a process is: what a VMM is known by, and what nobody can pretend.
-//! Not here: under the real daemon (`tests/daemon/identity.rs`).
+//! Out of scope: under the real daemon (`tests/daemon/identity.rs`).
 
 use std::collections::HashMap;
 use std::path::Path;

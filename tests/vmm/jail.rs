@@ -1,5 +1,5 @@
 //! Firecracker under its jailer: what is different from the two other ways to run it.
-//! Not here: what is the same (`real`); under the real daemon (`tests/tiny/jail.rs`).
+//! Out of scope: what is the same (`real`); under the real daemon (`tests/tiny/jail.rs`).
 
 use slicectl::api::vm::Hypervisor;
 use slicectl::host::process::{self, Exit, Life, Stop};

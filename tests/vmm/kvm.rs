@@ -1,5 +1,5 @@
 //! Trying a program: confined, without a way to be fooled.
-//! Not here: what becomes of the result (`recipes`).
+//! Out of scope: what becomes of the result (`recipes`).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! Laws that hold for every plan, whatever was found.
-//! Not here: the kernel; a small model of the host carries out the actions.
+//! Out of scope: the kernel; a small model of the host carries out the actions.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
 //! What may be named: a table of files, by every kind that a stranger could think of.
-//! Not here: manifests (`tests/daemon/named.rs`).
+//! Out of scope: manifests (`tests/daemon/named.rs`).
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};

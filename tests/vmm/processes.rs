@@ -1,5 +1,5 @@
 //! Real processes: started, lost, found again, stopped.
-//! Not here: guests.
+//! Out of scope: guests.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,5 +1,5 @@
 //! What each VMM is told, and by which version: golden files in `tests/vmm/recipes/`. `BLESS=1` rewrites them.
-//! Not here: whether the VMM likes it (`guest`, `real`).
+//! Out of scope: whether the VMM likes it (`guest`, `real`).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

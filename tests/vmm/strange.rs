@@ -1,6 +1,6 @@
 //! A confined VMM that does what it wants with its own directory, its children and its disks: none of it is read back, stands in the
 //! way, grows without end or outlives it.
-//! Not here: what it sees of the host (`confine`, `tests/daemon/confinement.rs`).
+//! Out of scope: what it sees of the host (`confine`, `tests/daemon/confinement.rs`).
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,5 +1,5 @@
 //! A namespace of one's own, a label of one's own, patience.
-//! Not here: assertions.
+//! Out of scope: assertions.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

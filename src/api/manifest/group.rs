@@ -1,5 +1,5 @@
 //! `config:` and its host groups.
-//! Not here: the `network:` section, comparing groups with each other.
+//! Out of scope: the `network:` section, comparing groups with each other.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

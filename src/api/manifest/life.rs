@@ -1,5 +1,5 @@
 //! `cmdline`, `machine`, `restart`, `graceful_shutdown` and the VMMs' programs: how a VM's VMM is started and stopped.
-//! Not here: which VMM; the files that it boots from.
+//! Out of scope: which VMM; the files that it boots from.
 
 use std::path::PathBuf;
 

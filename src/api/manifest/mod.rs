@@ -1,5 +1,5 @@
 //! YAML to objects, or errors that name file, line and field.
-//! Not here: reading files, comparing groups with each other (see [`super::validate`]).
+//! Out of scope: reading files, comparing groups with each other (see [`super::validate`]).
 //!
 //! A manifest is one or more YAML documents, each with one `config:`. All that is wrong with a file is said at once; a file
 //! with a problem yields no group at all, so that half an edit is never acted on.

@@ -1,5 +1,5 @@
 //! Where in a manifest something is, and what is wrong there.
-//! Not here: finding it out.
+//! Out of scope: finding it out.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
 //! Reading typed values out of the tree, each with a message that says found and expected.
-//! Not here: which keys there are.
+//! Out of scope: which keys there are.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;

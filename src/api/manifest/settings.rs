@@ -1,5 +1,5 @@
 //! The daemon's settings file, `/etc/slice/sliced.yaml`.
-//! Not here: settings that are arguments of `sliced` alone.
+//! Out of scope: settings that are arguments of `sliced` alone.
 
 use std::path::PathBuf;
 use std::time::Duration;

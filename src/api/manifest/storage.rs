@@ -1,5 +1,5 @@
 //! The keys of a VM's disks.
-//! Not here: whether the files are there, and how large they are: that is for the host to say.
+//! Out of scope: whether the files are there, and how large they are: that is for the host to say.
 
 use std::path::PathBuf;
 

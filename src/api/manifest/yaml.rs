@@ -1,5 +1,5 @@
 //! YAML text to a tree whose every node knows its line and column. The only file of the manifests that knows `serde_yaml`.
-//! Not here: what the keys mean.
+//! Out of scope: what the keys mean.
 //!
 //! # Why
 //! `serde_yaml` decides what a text means, but its `Value` forgets where things stood, and a second parser for the

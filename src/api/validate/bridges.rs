@@ -1,5 +1,5 @@
 //! Bridge groups beside each other: names of TAPs and bridges, gateways, subnets, addresses, ports.
-//! Not here: what one group can know of itself (the manifest's reader), what the host has of its own.
+//! Out of scope: what one group can know of itself (the manifest's reader), what the host has of its own.
 
 use std::net::Ipv4Addr;
 

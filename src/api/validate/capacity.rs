@@ -1,5 +1,5 @@
 //! What all groups of a host may have together: more than the address plan has cannot be made, so it is not planned either.
-//! Not here: what one group can know of itself; who has which address.
+//! Out of scope: what one group can know of itself; who has which address.
 
 use std::collections::BTreeSet;
 

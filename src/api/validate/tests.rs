@@ -1,5 +1,5 @@
 //! Groups at peace, and groups that are not: each refusal word for word.
-//! Not here: what one manifest can be refused for (`tests/manifests.rs`).
+//! Out of scope: what one manifest can be refused for (`tests/manifests.rs`).
 
 use std::collections::HashSet;
 

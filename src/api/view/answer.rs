@@ -1,5 +1,5 @@
 //! What we answer beside the objects themselves: kinds, changes, checks, leftovers, problems.
-//! Not here: the objects.
+//! Out of scope: the objects.
 
 use std::fmt;
 use std::net::Ipv4Addr;

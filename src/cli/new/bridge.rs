@@ -1,5 +1,5 @@
 //! `new --net=bridge`: names, the gateway, the VMs' addresses.
-//! Not here: the rest of the group.
+//! Out of scope: the rest of the group.
 
 use super::super::failure::Failure;
 use super::super::yaml;

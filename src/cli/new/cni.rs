@@ -1,5 +1,5 @@
 //! `new --net=cni`: the name of a network, and that is nearly all.
-//! Not here: the network.
+//! Out of scope: the network.
 
 use super::super::failure::Failure;
 use super::super::yaml;

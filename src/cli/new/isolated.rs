@@ -1,5 +1,5 @@
 //! `new --net=isolated`: a range, and where VMs may send.
-//! Not here: the rest of the group.
+//! Out of scope: the rest of the group.
 
 use ipnetwork::Ipv4Network;
 

@@ -1,5 +1,5 @@
 //! `new`: the YAML of a host group, with comments, ready to be edited and applied.
-//! Not here: checking what the daemon alone can check.
+//! Out of scope: checking what the daemon alone can check.
 
 mod bridge;
 mod cni;

@@ -1,5 +1,5 @@
 //! Lines of YAML with comments behind them.
-//! Not here: what they say.
+//! Out of scope: what they say.
 
 use std::fmt::Write;
 

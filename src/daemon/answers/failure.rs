@@ -1,5 +1,5 @@
 //! Why a transaction ended without effect, on its way to be a refusal.
-//! Not here: the transactions.
+//! Out of scope: the transactions.
 
 use crate::store;
 use crate::wire::Refusal;

@@ -1,5 +1,5 @@
 //! What of the host decides about a packet that a VM's namespace has let go.
-//! Not here: deciding (`reconcile::explain`).
+//! Out of scope: deciding (`reconcile::explain`).
 
 use std::net::Ipv4Addr;
 

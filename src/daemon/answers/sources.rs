@@ -1,5 +1,5 @@
 //! Manifests that a client sent, off the threads that serve others.
-//! Not here: what is done with their groups.
+//! Out of scope: what is done with their groups.
 
 use crate::api::manifest::{self, Draft};
 use crate::api::validate;

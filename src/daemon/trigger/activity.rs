@@ -1,5 +1,5 @@
 //! What we have changed a moment ago: events about that are likely to be of our own actions.
-//! Not here: what events say.
+//! Out of scope: what events say.
 //!
 //! # Why
 //! Building a VM causes some thirty events. A look at it for each would cost more than the building, and finds nothing. A VM that

@@ -1,5 +1,5 @@
 //! What events of a moment are about, until it is told.
-//! Not here: which events those are.
+//! Out of scope: which events those are.
 
 use std::collections::{HashMap, HashSet};
 

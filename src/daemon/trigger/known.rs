@@ -1,5 +1,5 @@
 //! Which link, namespace and bridge belongs to which VM, so that an event about one of them wakes that VM.
-//! Not here: the events.
+//! Out of scope: the events.
 
 use std::collections::HashMap;
 use std::hash::Hash;

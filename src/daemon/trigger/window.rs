@@ -1,5 +1,5 @@
 //! A span of time in which events are gathered.
-//! Not here: which events.
+//! Out of scope: which events.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
 //! What systemd-networkd's files say of a link.
-//! Not here: whether it runs.
+//! Out of scope: whether it runs.
 
 use std::path::Path;
 

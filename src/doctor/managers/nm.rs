@@ -1,5 +1,5 @@
 //! What NetworkManager's configuration says of a link.
-//! Not here: whether it runs.
+//! Out of scope: whether it runs.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
 //! What a message of the kernel's says has changed.
-//! Not here: how messages come in.
+//! Out of scope: how messages come in.
 
 use std::net::Ipv4Addr;
 

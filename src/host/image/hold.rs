@@ -1,5 +1,5 @@
 //! Never two writers of an image.
-//! Not here: who is to have it.
+//! Out of scope: who is to have it.
 //!
 //! # How
 //! Whoever uses an image holds `flock(2)` on the file itself, exclusive to write, shared to read. A VMM inherits the open file and

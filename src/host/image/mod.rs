@@ -1,5 +1,5 @@
 //! Disk images: what one is, copies of it, and who uses it.
-//! Not here: which VM is to have which.
+//! Out of scope: which VM is to have which.
 //!
 //! | file | what it does |
 //! |---|---|

@@ -1,5 +1,5 @@
 //! What both back ends share: a rule under decoding, and the extensions of x_tables as the kernel holds them.
-//! Not here: how a back end strings them together.
+//! Out of scope: how a back end strings them together.
 //!
 //! Formats: linux/netfilter/xt_*.h, linux/netfilter_ipv4/ipt_*.h; native byte order unless said otherwise.
 

@@ -1,5 +1,5 @@
 //! A rule of nf_tables, expression by expression: a little machine whose registers say where a value came from.
-//! Not here: asking the kernel.
+//! Out of scope: asking the kernel.
 //!
 //! Formats: linux/netfilter/nf_tables.h; numbers are big-endian, what is compared with packets is as in the packet.
 

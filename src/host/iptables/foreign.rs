@@ -1,5 +1,5 @@
 //! Chains of nf_tables at the hook `forward` that iptables does not write to: firewalld's, and those of hand-written rules.
-//! Not here: what one rule does to a packet ([`super::walk`]); the tables of iptables.
+//! Out of scope: what one rule does to a packet ([`super::walk`]); the tables of iptables.
 //!
 //! # Why
 //! Every base chain of a hook has to let a packet pass: an accept ends only the chain that it is in (nft(8), "CHAINS"). No rule of ours

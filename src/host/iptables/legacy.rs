@@ -1,5 +1,5 @@
 //! Reads the tables of iptables out of `ip_tables`, the older half of the kernel's packet filter.
-//! Not here: what matches and targets mean.
+//! Out of scope: what matches and targets mean.
 //!
 //! A table is one blob of `struct ipt_entry` (linux/netfilter_ipv4/ip_tables.h) in native byte order: the builtin chains
 //! at the offsets of `ipt_getinfo`, each ended by its policy; then user chains, each begun by an `ERROR` target that

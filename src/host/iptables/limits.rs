@@ -1,5 +1,5 @@
 //! The matches that count, and the target that sets timeouts, as the kernel holds them.
-//! Not here: what they mean ([`crate::host::rule`]).
+//! Out of scope: what they mean ([`crate::host::rule`]).
 //!
 //! Formats: linux/netfilter/xt_connlimit.h, xt_hashlimit.h, xt_limit.h, xt_CT.h; native byte order.
 

@@ -1,5 +1,5 @@
 //! One rule of nf_tables at work on one packet: registers, headers, sets.
-//! Not here: reading rules and sets from the kernel.
+//! Out of scope: reading rules and sets from the kernel.
 //!
 //! A register whose value is not known makes what is compared with it unsure, never a match or a mismatch.
 

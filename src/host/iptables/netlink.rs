@@ -1,5 +1,5 @@
 //! Messages of nfnetlink: nf_tables and conntrack speak it, in the calling thread's network namespace.
-//! Not here: what the messages mean.
+//! Out of scope: what the messages mean.
 //!
 //! # Why
 //! `netlink-packet-*` has no nf_tables and a tool is a process; headers and attributes are thirty lines.

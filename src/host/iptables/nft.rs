@@ -1,5 +1,5 @@
 //! Reads the tables of iptables out of nf_tables, over netlink.
-//! Not here: what one rule's expressions mean.
+//! Out of scope: what one rule's expressions mean.
 
 use std::io;
 use std::ops::ControlFlow;

@@ -1,5 +1,5 @@
 //! Base chains, made over netlink in the calling thread's network namespace: IPv6 shut, IPv4 tables begun.
-//! Not here: rules.
+//! Out of scope: rules.
 //!
 //! # Why
 //! IPv6 is shut by one batch over netlink instead of `ip6tables-restore`, which would be a second process for every VM. It

@@ -1,5 +1,5 @@
 //! What a host sends elsewhere than was said: the nat chains that packets meet when they come in, of every table of IPv4, iptables' or not.
-//! Not here: what becomes of one packet.
+//! Out of scope: what becomes of one packet.
 
 use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
 use super::{Backend, Flavour, expr, legacy, nft};

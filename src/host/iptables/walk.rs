@@ -1,5 +1,5 @@
 //! What a chain of nf_tables does to one packet: the rules that it comes to are read and gone through.
-//! Not here: which chains there are.
+//! Out of scope: which chains there are.
 //!
 //! # Why
 //! Whatever is not understood is taken for passing: nobody is warned of a drop that is none. Formats: linux/netfilter/nf_tables.h.

@@ -1,5 +1,5 @@
 //! Why a file is not opened, for people.
-//! Not here: finding it out.
+//! Out of scope: finding it out.
 
 use std::io;
 use std::path::{Path, PathBuf};

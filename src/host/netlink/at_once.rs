@@ -1,5 +1,5 @@
 //! A netlink socket that is never waited for.
-//! Not here: what is said over it.
+//! Out of scope: what is said over it.
 //!
 //! # Why
 //! rtnetlink answers within the call that asks (`netlink_rcv_skb`), and continues a listing within the call that reads: what

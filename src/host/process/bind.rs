@@ -1,5 +1,5 @@
 //! Showing one part of a file system in another place, between fork and exec.
-//! Not here: what a confined process is shown.
+//! Out of scope: what a confined process is shown.
 
 use std::ffi::CStr;
 use std::io;

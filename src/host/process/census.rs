@@ -1,5 +1,5 @@
 //! What a running process tells about itself through `/proc`, and finding processes by what they tell.
-//! Not here: whose they are. A process may tell what it likes: what it cannot forge is in [`super::Origin`].
+//! Out of scope: whose they are. A process may tell what it likes: what it cannot forge is in [`super::Origin`].
 //!
 //! # Marks
 //! Variables of the environment that [`super::spawn`] started it with. A jailer clears that: what it jails has the same words as the source of

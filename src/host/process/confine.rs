@@ -1,5 +1,5 @@
 //! What a confined process sees and may do: a user of its own, no capabilities, a file system with next to nothing in it.
-//! Not here: being born ([`super::spawn`]); which user, which files.
+//! Out of scope: being born ([`super::spawn`]); which user, which files.
 //!
 //! # How
 //! All that takes memory is prepared before the fork, as a list of steps with their paths; the child carries it out by system

@@ -1,5 +1,5 @@
 //! Controls of a TAP that a confined process must not use, though it has the TAP open.
-//! Not here: what else a confined process may do ([`super::confine`]).
+//! Out of scope: what else a confined process may do ([`super::confine`]).
 //!
 //! # Why
 //! Whoever holds a TAP's descriptor changes its MAC without any capability (`SIOCSIFHWADDR` of `__tun_chr_ioctl`, drivers/net/tun.c). On

@@ -1,5 +1,5 @@
 //! Whether a program needs anything beside itself.
-//! Not here: running it.
+//! Out of scope: running it.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};

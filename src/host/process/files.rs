@@ -1,5 +1,5 @@
 //! How many descriptors we may have open, and how many what we start may.
-//! Not here: how they are shared out.
+//! Out of scope: how they are shared out.
 //!
 //! # Why
 //! The soft limit of RLIMIT_NOFILE is 1024 on most hosts for the sake of programs that use select(2). The daemon does not, and

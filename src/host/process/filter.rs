@@ -1,5 +1,5 @@
 //! System calls that a confined process is refused (EPERM): those that change whose a file is and who may use it.
-//! Not here: what a VMM refuses itself further (QEMU's `-sandbox`, the filters of Firecracker and Cloud Hypervisor).
+//! Out of scope: what a VMM refuses itself further (QEMU's `-sandbox`, the filters of Firecracker and Cloud Hypervisor).
 //!
 //! # Why
 //! A user's disk is shown to a VMM as its own (`mounts`), and an owner may change a file's mode and its extended attributes, ACLs

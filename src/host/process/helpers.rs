@@ -1,5 +1,5 @@
 //! The short-lived programs that run now: started here, so that each can be ended with all that it has started.
-//! Not here: hearing what they say ([`super::run`]); processes that outlive us.
+//! Out of scope: hearing what they say ([`super::run`]); processes that outlive us.
 //!
 //! # Why a mark
 //! A program leads a process group of its own and is killed with it. What it has started may have left the group (setsid(2)), and

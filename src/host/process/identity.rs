@@ -1,5 +1,5 @@
 //! Which process: pid, start time and boot, and the record of it that a newborn writes about itself.
-//! Not here: whether it still runs.
+//! Out of scope: whether it still runs.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};

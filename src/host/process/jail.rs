@@ -1,5 +1,5 @@
 //! What Firecracker's jailer finds when it is started in our confinement, so that it goes on where we end.
-//! Not here: its command line (`crate::reconcile::vmm`); what a process that confines itself in no further way sees (`confine`).
+//! Out of scope: its command line (`crate::reconcile::vmm`); what a process that confines itself in no further way sees (`confine`).
 //!
 //! # How
 //! The new root holds what the jailer needs: the host's programs, itself, the program that it is to start. In it stands the jail, a

@@ -1,5 +1,5 @@
 //! Files that stay open in a process which closes all its descriptors but the standard three.
-//! Not here: which files; why (`crate::host::image`).
+//! Out of scope: which files; why (`crate::host::image`).
 //!
 //! # How
 //! Firecracker's jailer closes whatever it was born with (`close_inherited_fds` in its `src/jailer/src/main.rs`) but its input, its

@@ -1,5 +1,5 @@
 //! Processes: start, find again, signal, wait.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 //!
 //! # Why a pid is never enough
 //! Pids are reused. A process is named by pid, start time (`/proc/<pid>/stat`, field 22, in clock ticks since boot) and boot id.

@@ -1,5 +1,5 @@
 //! A mount of a file that is open, made before a process is born and put into its file system between fork and exec.
-//! Not here: which files.
+//! Out of scope: which files.
 //!
 //! # How
 //! open_tree(2) with `OPEN_TREE_CLONE` makes a detached mount of what a descriptor leads to: no path is followed again. While it is

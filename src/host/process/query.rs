@@ -1,5 +1,5 @@
 //! Running a program that is asked something, confined: its version, or whether it can use KVM.
-//! Not here: programs that outlive us.
+//! Out of scope: programs that outlive us.
 //!
 //! # How
 //! The program is executed from the descriptor that was opened for it, in a file system with the host's programs and next to nothing

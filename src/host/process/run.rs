@@ -1,5 +1,5 @@
 //! Running a short-lived program: bounded in time and in what it says, and dead with all that it has started when this returns.
-//! Not here: programs that outlive us; which programs run now ([`super::helpers`]).
+//! Out of scope: programs that outlive us; which programs run now ([`super::helpers`]).
 //!
 //! # Why a pipe's end is not waited for
 //! What a program has started may hold its standard output or error open long after it has ended. Its end is its pidfd's, not its

@@ -1,5 +1,5 @@
 //! Starting a process that outlives us and cannot be lost.
-//! Not here: which one, and what it is told.
+//! Out of scope: which one, and what it is told.
 //!
 //! # Why the newborn writes its own record
 //! Between the fork and the moment a parent has noted the pid, the parent may be killed. So the child notes itself, before it

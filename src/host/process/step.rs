@@ -1,5 +1,5 @@
 //! One step of building a confined process' file system, taken between fork and exec.
-//! Not here: which steps (`confine`, `jail`).
+//! Out of scope: which steps (`confine`, `jail`).
 
 use std::ffi::CString;
 use std::io;

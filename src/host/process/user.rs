@@ -1,5 +1,5 @@
 //! The processes of one user, all together.
-//! Not here: whose user it is.
+//! Out of scope: whose user it is.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! Which state of a namespace's rules was seen.
-//! Not here: the rules; seeing them.
+//! Out of scope: the rules; seeing them.
 
 /// Counts the transactions of a namespace's nf_tables: each leaves another behind (`base_seq`, of which messages carry the
 /// lower half in `nfgenmsg`'s `res_id`).

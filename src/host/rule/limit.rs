@@ -1,5 +1,5 @@
 //! Matches that count: how many flows a source has, how fast it opens them, to how many destinations.
-//! Not here: which limits apply.
+//! Out of scope: which limits apply.
 //!
 //! # Why these
 //! - `connlimit` (`nf_conncount`) counts the entries of a source or destination that are in the table, without those that TCP has

@@ -1,5 +1,5 @@
 //! A rule out of its text.
-//! Not here: the whole language of iptables; only the shapes of [`Rule`].
+//! Out of scope: the whole language of iptables; only the shapes of [`Rule`].
 
 use std::str::FromStr;
 

@@ -1,5 +1,5 @@
 //! A rule of policy routing (`ip rule`) as a value.
-//! Not here: the kernel ([`crate::host::routing_rule`]).
+//! Out of scope: the kernel ([`crate::host::routing_rule`]).
 
 use ipnetwork::Ipv4Network;
 

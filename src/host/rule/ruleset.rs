@@ -1,5 +1,5 @@
 //! Rules in their order, chains, tables.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 
 use std::fmt;
 

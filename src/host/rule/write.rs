@@ -1,5 +1,5 @@
 //! A rule as text.
-//! Not here: reading it.
+//! Out of scope: reading it.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -1,5 +1,5 @@
 //! Mounts of procfs for looking up the settings of network namespaces. They are attached nowhere and nobody else sees them.
-//! Not here: reading and writing settings.
+//! Out of scope: reading and writing settings.
 //!
 //! # Why
 //! `/proc/sys/net` is one directory entry for all network namespaces, and what is below it (`ipv4`, `ipv6`) has the same name in each.

@@ -1,5 +1,5 @@
 //! Filters as the kernel tells of them.
-//! Not here: messages of ours (`write`).
+//! Out of scope: messages of ours (`write`).
 
 use netlink_packet_core::{DefaultNla, Nla};
 use netlink_packet_route::tc::{

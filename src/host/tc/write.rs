@@ -1,5 +1,5 @@
 //! Traffic control messages as the kernel wants them.
-//! Not here: what the kernel answers (`read`).
+//! Out of scope: what the kernel answers (`read`).
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::tc::{

@@ -1,5 +1,5 @@
 //! Input that is missing or incomplete: what is kept, and what is a request to delete.
-//! Not here: real folders.
+//! Out of scope: real folders.
 
 use super::*;
 

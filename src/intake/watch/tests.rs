@@ -1,5 +1,5 @@
 //! Every way of saving, with the tools that people save with.
-//! Not here: what follows from what is read.
+//! Out of scope: what follows from what is read.
 
 use std::fs;
 use std::process::Command;

@@ -1,5 +1,5 @@
 //! Takes one step of a plan.
-//! Not here: which, and whether.
+//! Out of scope: which, and whether.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
 //! A VM's own disk: a copy of an image, part of the Vmm rung. It is there before the VMM starts, and goes after it has ended.
-//! Not here: disks that are used where they lie; who holds a disk while it is used ([`crate::host::image`]).
+//! Out of scope: disks that are used where they lie; who holds a disk while it is used ([`crate::host::image`]).
 //!
 //! # The disk directory, `<state>/disks/`
 //! | name | what |

@@ -1,5 +1,5 @@
 //! Looks into the disk directory.
-//! Not here: judging what is found.
+//! Out of scope: judging what is found.
 
 use std::collections::HashSet;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! From the disk that is there to the one that is to be. Pure.
-//! Not here: looking, copying.
+//! Out of scope: looking, copying.
 
 use super::{Action, Desired, Lies, Observed, Record, Want};
 use crate::reconcile::Conflict;

@@ -1,5 +1,5 @@
 //! The two middle rungs of a VM on a bridge: its TAP as a port, and the filter and the gate at it.
-//! Not here: the bridge itself (the ground); the lease below and the VMM above, which are the same in every mode.
+//! Out of scope: the bridge itself (the ground); the lease below and the VMM above, which are the same in every mode.
 
 use tracing::debug;
 

@@ -1,5 +1,5 @@
 //! A VM up its ladder: each rung is taken, converged, and written down together with the taking of the next.
-//! Not here: what a rung does, the way down.
+//! Out of scope: what a rung does, the way down.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! The connections of a VM: its limit, what it has of it, what it was refused beyond it.
-//! Not here: the rules that enforce the limit.
+//! Out of scope: the rules that enforce the limit.
 //!
 //! Nothing is asked of the kernel for this alone, except for whoever asks for the counters: an event is noted by a look that
 //! happens anyway.

@@ -1,5 +1,5 @@
 //! A VM down its ladder: the same plans as on the way up, with nothing desired.
-//! Not here: the way up; what no object wants ([`super::stray`]).
+//! Out of scope: the way up; what no object wants ([`super::stray`]).
 
 use std::net::Ipv4Addr;
 

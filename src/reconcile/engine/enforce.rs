@@ -1,5 +1,5 @@
 //! What the host's rules restrict is forwarded only while they are known to stand.
-//! Not here: which rules those are ([`crate::reconcile::ground`]); how a VM's forwarding is opened again (its own run).
+//! Out of scope: which rules those are ([`crate::reconcile::ground`]); how a VM's forwarding is opened again (its own run).
 //!
 //! # Why
 //! The rules of a namespace and of a TAP restrict one VM, but what a VM may reach of the host and of other VMs is up to the host's

@@ -1,5 +1,5 @@
 //! The ground's run: what it is to carry no more is said before it is taken away, and whoever was turned away is called back.
-//! Not here: what the host's rules and bridges are ([`crate::reconcile::ground`]).
+//! Out of scope: what the host's rules and bridges are ([`crate::reconcile::ground`]).
 //!
 //! # Why
 //! A group may go and come again while the ground is at work. Were its page to say until the end of the run that it carries the

@@ -1,5 +1,5 @@
 //! A group's run: its VMs and leases, what keeps it from what it wants, and whether replacements could run.
-//! Not here: which VMs a group has ([`super::super::group`]); what becomes of one (`climb`, `descend`).
+//! Out of scope: which VMs a group has ([`super::super::group`]); what becomes of one (`climb`, `descend`).
 
 use std::sync::PoisonError;
 

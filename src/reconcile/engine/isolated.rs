@@ -1,5 +1,5 @@
 //! The two middle rungs of an isolated VM: its namespace, and the rules and the gate in it.
-//! Not here: the lease below them and the VMM above, which are the same in every mode.
+//! Out of scope: the lease below them and the VMM above, which are the same in every mode.
 
 use super::Engine;
 use super::step::{Ascent, Ready};

@@ -1,5 +1,5 @@
 //! A VM's VMM over time: how it ended is written down, what is to become of it follows, and it goes down and stays down.
-//! Not here: what follows from what ([`super::super::life`]); starting it (`climb`).
+//! Out of scope: what follows from what ([`super::super::life`]); starting it (`climb`).
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! What is done for a key: the ground, a group, a VM up or down its ladder, a stray that no object wants.
-//! Not here: when ([`crate::runtime`]).
+//! Out of scope: when ([`crate::runtime`]).
 //!
 //! # Why
 //! A VM is one key, not one key a rung: its rungs depend on each other, so their runs would only wait for one another, and

@@ -1,5 +1,5 @@
 //! What is said of a stage while a step of it takes long: that nobody knows, since when, and until when.
-//! Not here: what is said when the step has ended.
+//! Out of scope: what is said when the step has ended.
 //!
 //! # Why
 //! The condition of a stage speaks of what was observed last. While a commit hangs, the rules of the new generation have not been

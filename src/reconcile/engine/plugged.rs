@@ -1,5 +1,5 @@
 //! The two middle rungs of a CNI VM: what the plugins make, and the redirect and the gate between it and the TAP.
-//! Not here: the lease below and the VMM above; how plugins are run.
+//! Out of scope: the lease below and the VMM above; how plugins are run.
 
 use std::collections::BTreeSet;
 use std::sync::PoisonError;

@@ -1,5 +1,5 @@
 //! What would be done for a VM: the same rungs and the same plans as on its way up or down, looked at and not carried out.
-//! Not here: what is wanted of a rung; which VMs are changed or removed ([`super::super::group`]).
+//! Out of scope: what is wanted of a rung; which VMs are changed or removed ([`super::super::group`]).
 //!
 //! # Why
 //! A plan is made from one look. What only the look after a step can find, such as flows to cut once new rules stand, is not known yet.

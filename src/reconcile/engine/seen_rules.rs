@@ -1,5 +1,5 @@
 //! Which rules of each isolated VM the last look saw: what happened before it is no news.
-//! Not here: the look.
+//! Out of scope: the look.
 //!
 //! # Why
 //! Each commit of ours makes an event, and the look that follows the commit has seen what it left behind. A second look would

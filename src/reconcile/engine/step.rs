@@ -1,5 +1,5 @@
 //! One rung: its loop with its events, its condition, and the patience for those who want the opposite; its being written down.
-//! Not here: the order of the rungs; what is wanted of each.
+//! Out of scope: the order of the rungs; what is wanted of each.
 
 use std::borrow::Cow;
 use std::future::Future;

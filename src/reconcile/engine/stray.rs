@@ -1,5 +1,5 @@
 //! What no object wants, off the host: all that bears the label, from the top.
-//! Not here: finding such labels ([`super::super::adopt`]).
+//! Out of scope: finding such labels ([`super::super::adopt`]).
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;

@@ -1,5 +1,5 @@
 //! One step of a namespace's rules and gate.
-//! Not here: which steps, and in which order.
+//! Out of scope: which steps, and in which order.
 
 use super::Firewall;
 use super::observe::{GATE, forbidden};

@@ -1,5 +1,5 @@
 //! What a VM on a bridge may send, as a program that judges every frame before the bridge sees it. Pure.
-//! Not here: putting it on a TAP (`host::tc`).
+//! Out of scope: putting it on a TAP (`host::tc`).
 //!
 //! # What passes
 //! Untagged frames from the VM's own Ethernet address, and of these:

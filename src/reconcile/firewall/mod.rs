@@ -1,5 +1,5 @@
 //! The Firewall rung: a namespace's rules, read back, and then its gate (`ip_forward`).
-//! Not here: the host's own rules (the ground).
+//! Out of scope: the host's own rules (the ground).
 
 mod act;
 pub mod antispoof;

@@ -1,5 +1,5 @@
 //! What stands in a VM's namespace.
-//! Not here: what ought to.
+//! Out of scope: what ought to.
 
 use super::plan::{Desired, Observed, Rules};
 use super::{Firewall, rules};

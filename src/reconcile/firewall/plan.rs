@@ -1,5 +1,5 @@
 //! What is to be done for a namespace's rules and gate. Pure.
-//! Not here: which rules a policy stands for ([`super::rules`]).
+//! Out of scope: which rules a policy stands for ([`super::rules`]).
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
 //! The Firewall rung in CNI mode: all goes from the plugins' interface to the TAP and back; then the gate, the TAP's being up.
-//! Not here: the interface and the TAP (the Net rung).
+//! Out of scope: the interface and the TAP (the Net rung).
 //!
 //! # Why
 //! What is redirected by-passes the namespace's netfilter and its addresses, so the guest is to the network what the plugins' interface

@@ -1,5 +1,5 @@
 //! The rules of a VM's namespace, made from its policy. Pure.
-//! Not here: committing them.
+//! Out of scope: committing them.
 //!
 //! # Why
 //! What leaves the VM is judged on EVERY packet, with no short-cut for established flows, so a destination that is taken off

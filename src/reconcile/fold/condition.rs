@@ -1,5 +1,5 @@
 //! Conditions as they are answered: what is known of each stage, and what follows for a VM and its group.
-//! Not here: the other fields of an object.
+//! Out of scope: the other fields of an object.
 
 use super::of_host::of_host;
 use crate::api::condition::{Condition, Reason, Status};

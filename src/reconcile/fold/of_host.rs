@@ -1,5 +1,5 @@
 //! What VMs and groups tell of the host: its rules that are not known to stand, and what keeps their packets from passing.
-//! Not here: finding it (`reconcile::ground`).
+//! Out of scope: finding it (`reconcile::ground`).
 
 use ipnetwork::Ipv4Network;
 

@@ -1,5 +1,5 @@
 //! One step of the host's own rules and bridges.
-//! Not here: which steps.
+//! Out of scope: which steps.
 
 use super::Ground;
 use super::limits::{excess, timeouts_name};

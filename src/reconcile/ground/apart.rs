@@ -1,5 +1,5 @@
 //! What keeps isolated VMs apart from every other VM on the host, also from those of other daemons, and from what the host translates. Pure.
-//! Not here: the other rules of the host ([`super::rules`]).
+//! Out of scope: the other rules of the host ([`super::rules`]).
 //!
 //! # Why
 //! - These rules only drop, and stand in `mangle FORWARD`, which packets pass before `filter FORWARD` and after the destination was

@@ -1,5 +1,5 @@
 //! The bridges: those that are ours are made and kept as they must be, those of others are used as they are. Pure.
-//! Not here: their ports; the rules about them ([`super::rules`]).
+//! Out of scope: their ports; the rules about them ([`super::rules`]).
 //!
 //! # Why
 //! A link that is called as a wanted bridge and is none stops neither the ground nor other groups: nothing is done and no rule is

@@ -1,5 +1,5 @@
 //! Which foreign chains at the hook `forward` drop what VMs send to the internet, or the answers.
-//! Not here: how a chain is asked ([`crate::host::iptables::foreign`]); opening one, which is not ours to do.
+//! Out of scope: how a chain is asked ([`crate::host::iptables::foreign`]); opening one, which is not ours to do.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;

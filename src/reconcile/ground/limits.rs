@@ -1,5 +1,5 @@
 //! The host's rules that keep one VM from filling the host's kernel tables: connection tracking and neighbours. Pure.
-//! Not here: how large the limits are ([`crate::reconcile::limits`]); the rules that decide who may reach whom.
+//! Out of scope: how large the limits are ([`crate::reconcile::limits`]); the rules that decide who may reach whom.
 //!
 //! # Why so
 //! - New connections are counted in `mangle PREROUTING`: behind connection tracking (priority -200), before any address is

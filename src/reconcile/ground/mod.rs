@@ -1,5 +1,5 @@
 //! The ground: what belongs to the host and to no VM. Our chains, the jumps into them, `ip_forward`, bridges.
-//! Not here: anything that is one VM's. The number of rules does not depend on the number of VMs.
+//! Out of scope: anything that is one VM's. The number of rules does not depend on the number of VMs.
 
 mod act;
 pub mod apart;

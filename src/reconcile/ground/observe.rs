@@ -1,5 +1,5 @@
 //! What stands in the host's own tables, and which bridges.
-//! Not here: what ought to.
+//! Out of scope: what ought to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

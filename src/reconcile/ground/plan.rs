@@ -1,5 +1,5 @@
 //! What is to be done for the host's own rules. Pure.
-//! Not here: which rules they are ([`super::rules`]).
+//! Out of scope: which rules they are ([`super::rules`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -1,5 +1,5 @@
 //! How many packets each VM on a bridge was refused: by the tokens that are missing from its bucket in the kernel.
-//! Not here: the rules that drop them ([`super::limits`]), who is told.
+//! Out of scope: the rules that drop them ([`super::limits`]), who is told.
 //!
 //! # Why so
 //! A token is taken for each packet that is dropped, and one comes back each second (a longer period leaves no room for a burst:

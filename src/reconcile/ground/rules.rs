@@ -1,5 +1,5 @@
 //! The host's own rules: the same number for one VM and for a thousand. Pure.
-//! Not here: committing them; which bridges there are.
+//! Out of scope: committing them; which bridges there are.
 //!
 //! # Why
 //! - What leaves a bridge's subnet for another link is masqueraded, also when the other link is another bridge: its guests may

@@ -1,5 +1,5 @@
 //! The files that tell network managers to leave links of ours alone: systemd-networkd and NetworkManager.
-//! Not here: whether they do ([`crate::doctor`]).
+//! Out of scope: whether they do ([`crate::doctor`]).
 //!
 //! # Why
 //! The files stand before the links do, and whether the programs run or not: one that starts later reads them before it looks at any

@@ -1,5 +1,5 @@
 //! Transactions that choose addresses: each is committed only if all that it chose is claimed on the host already.
-//! Not here: the choice ([`super::range`]), the claims' files ([`super::claims`]).
+//! Out of scope: the choice ([`super::range`]), the claims' files ([`super::claims`]).
 
 use super::claim;
 use super::claims::Claims;

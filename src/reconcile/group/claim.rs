@@ -1,5 +1,5 @@
 //! What a daemon may not share with another one on its host: ranges, subnets and addresses of bridges.
-//! Not here: how a claim is held on the host ([`super::claims`]).
+//! Out of scope: how a claim is held on the host ([`super::claims`]).
 
 use std::collections::BTreeSet;
 use std::fmt;

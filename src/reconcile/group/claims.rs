@@ -1,5 +1,5 @@
 //! Claims on the host: what each daemon has chosen, in one file a daemon, which all daemons of the host read before they choose.
-//! Not here: what is claimed ([`super::claim`]), the choice ([`super::range`], [`super::subnet`]).
+//! Out of scope: what is claimed ([`super::claim`]), the choice ([`super::range`], [`super::subnet`]).
 //!
 //! | file in `/run/slice-ranges` | what it is |
 //! |---|---|

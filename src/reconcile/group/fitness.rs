@@ -1,5 +1,5 @@
 //! Whether what is to replace VMs could run: asked before the VMs that stand are taken down.
-//! Not here: finding out (`processes`), which VMs are to be replaced (`plan`).
+//! Out of scope: finding out (`processes`), which VMs are to be replaced (`plan`).
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,5 +1,5 @@
 //! A group's reconciler. Its world is the store: it writes VMs and leases, and touches nothing on the host.
-//! Not here: building a VM (the ladder).
+//! Out of scope: building a VM (the ladder).
 
 mod choosing;
 mod claim;

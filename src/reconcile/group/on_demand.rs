@@ -1,5 +1,5 @@
 //! VMs made on demand: ordered from a group, and cancelled. Each in one transaction.
-//! Not here: how they are changed and replaced with their group ([`super::plan`]); the host.
+//! Out of scope: how they are changed and replaced with their group ([`super::plan`]); the host.
 //!
 //! # Why
 //! What is wanted is the order, not the VM: the order stands in the group from the moment it is answered, so that a crash, a

@@ -1,5 +1,5 @@
 //! Which VMs a group makes, changes, replaces and removes. Pure.
-//! Not here: ranges.
+//! Out of scope: ranges.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};

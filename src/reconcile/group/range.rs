@@ -1,5 +1,5 @@
 //! Where a group's addresses come from: as written, or derived from its name and kept.
-//! Not here: the arithmetic of the address plan (`api::pool`), blocks of single VMs (the Lease rung).
+//! Out of scope: the arithmetic of the address plan (`api::pool`), blocks of single VMs (the Lease rung).
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
 //! A bridge's subnet: as written, or derived from the group's name and kept.
-//! Not here: isolated mode's ranges (`range`), which VM has which address (the store).
+//! Out of scope: isolated mode's ranges (`range`), which VM has which address (the store).
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;

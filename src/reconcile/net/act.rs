@@ -1,5 +1,5 @@
 //! One step of a VM's data path.
-//! Not here: which steps, and in which order.
+//! Out of scope: which steps, and in which order.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

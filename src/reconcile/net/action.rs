@@ -1,5 +1,5 @@
 //! The steps of a VM's data path, and their words.
-//! Not here: which are to be taken.
+//! Out of scope: which are to be taken.
 
 use std::collections::BTreeMap;
 use std::fmt;

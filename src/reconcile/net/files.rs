@@ -1,5 +1,5 @@
 //! A VM's run directory: made with the record, removed with it. The same in every mode.
-//! Not here: what the record says; what the VMM keeps there.
+//! Out of scope: what the record says; what the VMM keeps there.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
 //! Links by their names, asked for once between two looks.
-//! Not here: what a look sees.
+//! Out of scope: what a look sees.
 //!
 //! # Why
 //! A path in the making is changed ten times over three links. To act on the index that a name had is also to act on that

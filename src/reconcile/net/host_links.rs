@@ -1,5 +1,5 @@
 //! What every link of ours in the host namespace has: its group, and settings by which nothing that a guest says configures the host.
-//! Not here: who makes the links; what guests may send to each other (`firewall::antispoof`).
+//! Out of scope: who makes the links; what guests may send to each other (`firewall::antispoof`).
 //!
 //! # Why
 //! - Packets of bridge VMs come in at the bridge. Only there does the host need IPv4. It needs IPv6 nowhere: VMs are given no IPv6

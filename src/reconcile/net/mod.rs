@@ -1,5 +1,5 @@
 //! The Net rung: a VM's record, namespace, TAP, veth, addresses, neighbours and routes.
-//! Not here: rules and the gate (the Firewall rung); which block a VM has (the Lease rung).
+//! Out of scope: rules and the gate (the Firewall rung); which block a VM has (the Lease rung).
 
 mod act;
 mod action;

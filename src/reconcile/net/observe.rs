@@ -1,5 +1,5 @@
 //! What is there of a VM's data path.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

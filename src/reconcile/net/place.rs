@@ -1,5 +1,5 @@
 //! A VM's own place on the host: its run directory with its record, its namespace, the namespace's handle for `ip netns`.
-//! Not here: what is in the namespace.
+//! Out of scope: what is in the namespace.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,5 +1,5 @@
 //! What is to be done for a VM's data path. Pure.
-//! Not here: rules.
+//! Out of scope: rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

@@ -1,5 +1,5 @@
 //! Whether the host sends packets for a VM's address over the VM's link, and who takes them if it does not.
-//! Not here: the routes and rules of ours.
+//! Out of scope: the routes and rules of ours.
 //!
 //! # Why
 //! The question is what the kernel does with a packet, not which routes of ours there are: a narrower route, or a rule of policy routing

@@ -1,5 +1,5 @@
 //! The settings of a VM's namespace, written before any link in it is up.
-//! Not here: `ip_forward`, which is the gate and the Firewall rung's.
+//! Out of scope: `ip_forward`, which is the gate and the Firewall rung's.
 
 use std::collections::BTreeMap;
 

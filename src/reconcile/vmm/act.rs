@@ -1,5 +1,5 @@
 //! Takes one step of a plan.
-//! Not here: which, and whether.
+//! Out of scope: which, and whether.
 
 use std::fs::File;
 use std::os::fd::AsFd;

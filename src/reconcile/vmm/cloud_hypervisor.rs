@@ -1,5 +1,5 @@
 //! Cloud Hypervisor 38 and newer. Pure.
-//! Not here: other VMMs; starting it.
+//! Out of scope: other VMMs; starting it.
 //!
 //! # Why these words
 //! - With a kernel on its command line it boots at once, and ends with the reason if it cannot.

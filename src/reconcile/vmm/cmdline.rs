@@ -1,5 +1,5 @@
 //! The kernel's command line. Pure.
-//! Not here: how it is handed over; what one VMM needs to say beside it.
+//! Out of scope: how it is handed over; what one VMM needs to say beside it.
 //!
 //! - `ip=` is the kernel's own format (Documentation/admin-guide/nfs/nfsroot.rst); kernels without IP_PNP leave it to the init.
 //! - `ip=` knows one route; the others are for the guest's init: `slice.route=NETWORK[,NEXT HOP]`, as often as there are some.

@@ -1,5 +1,5 @@
 //! What a VMM may have of the host: its run directory, the files of its VM, its share of processor and memory.
-//! Not here: which user it is (the store), how a process is confined ([`crate::host::process`]).
+//! Out of scope: which user it is (the store), how a process is confined ([`crate::host::process`]).
 
 use std::fs::OpenOptions;
 use std::io;

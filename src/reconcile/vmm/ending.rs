@@ -1,5 +1,5 @@
 //! How a VMM ended, its last words, and the note that it was we who stopped it.
-//! Not here: what follows from it.
+//! Out of scope: what follows from it.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};

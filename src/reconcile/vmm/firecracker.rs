@@ -1,5 +1,5 @@
 //! Firecracker 1.10 and newer. Pure.
-//! Not here: other VMMs; starting it.
+//! Out of scope: other VMMs; starting it.
 //!
 //! # Why these words
 //! - One spawn does all: `--config-file` together with `--api-sock` boots at once and leaves the API for later. There is no

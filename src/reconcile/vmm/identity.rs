@@ -1,5 +1,5 @@
 //! Whose a process is, decided by what root alone can have arranged.
-//! Not here: reading it ([`crate::host::process::Origin`]); the process on record, which is the VM's whatever it says of itself.
+//! Out of scope: reading it ([`crate::host::process::Origin`]); the process on record, which is the VM's whatever it says of itself.
 //!
 //! # In which order
 //! 1. The marks on the root file system that the process was started in: they name daemon and VM.

@@ -1,5 +1,5 @@
 //! Firecracker's command line when its jailer starts it, and the jailer's own. Pure.
-//! Not here: whether there is a jailer that can be used (`program`); what it finds when it is started (`crate::host::process::Jail`).
+//! Out of scope: whether there is a jailer that can be used (`program`); what it finds when it is started (`crate::host::process::Jail`).
 //!
 //! # Why these words
 //! - The jailer runs in what we have confined already: network namespace, control group, session and limits are set, a root with next to

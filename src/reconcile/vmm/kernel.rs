@@ -1,5 +1,5 @@
 //! A kernel of our own: what KVM is tried with. Pure.
-//! Not here: booting it (`machine`).
+//! Out of scope: booting it (`machine`).
 //!
 //! # What it does
 //! It switches to 64-bit mode with paging, as Linux does, and does what a processor does and KVM's instruction emulator does not

@@ -1,5 +1,5 @@
 //! What this host can do for a VMM: found out once a boot for each program, remembered in the run directory.
-//! Not here: what is made of it (`qemu`).
+//! Out of scope: what is made of it (`qemu`).
 //!
 //! # Why KVM is tried by booting
 //! `/dev/kvm` opens on hosts whose KVM cannot run an ordinary kernel (nested without hardware help, para-virtual only). So a kernel of

@@ -1,5 +1,5 @@
 //! The Vmm rung: the process that runs a VM.
-//! Not here: what the VM is connected to; how often a dead one is started again.
+//! Out of scope: what the VM is connected to; how often a dead one is started again.
 //!
 //! | file | what it does |
 //! |---|---|

@@ -1,5 +1,5 @@
 //! A VMM that was started while the state directory, and so the VM's own disk, had another path: it is still what is desired.
-//! Not here: where disks lie ([`crate::reconcile::disk`]).
+//! Out of scope: where disks lie ([`crate::reconcile::disk`]).
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! How a VMM was started, noted where it cannot write.
-//! Not here: which process it became ([`crate::host::process::read_record`]).
+//! Out of scope: which process it became ([`crate::host::process::read_record`]).
 //!
 //! # Why
 //! The run directory is the VMM's: whatever is found there it may have written, or be waiting for us to open. What was said to it

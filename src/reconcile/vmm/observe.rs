@@ -1,5 +1,5 @@
 //! Looks at a VM's run directory, and through `/proc` at its process.
-//! Not here: judging what is found.
+//! Out of scope: judging what is found.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{MutexGuard, PoisonError};

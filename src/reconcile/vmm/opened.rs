@@ -1,5 +1,5 @@
 //! Everything of the host's that one VMM is started with, opened once: its program, its boot files, its disks.
-//! Not here: which files those are (`recipe`), which are allowed ([`crate::reconcile::places`]).
+//! Out of scope: which files those are (`recipe`), which are allowed ([`crate::reconcile::places`]).
 
 use std::fs::File;
 use std::io;

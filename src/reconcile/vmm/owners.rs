@@ -1,5 +1,5 @@
 //! What users' files were before they were changed for a VMM, and the way back.
-//! Not here: changing them. Where the file system allows it a user's file is shown to a VMM through an id-mapped mount and stays as
+//! Out of scope: changing them. Where the file system allows it a user's file is shown to a VMM through an id-mapped mount and stays as
 //! it is; elsewhere its ACL gets an entry (`opened`).
 //!
 //! # Why

@@ -1,5 +1,5 @@
 //! From what runs to what is to run. Pure.
-//! Not here: looking, acting, how often; whether a VM that has ended may run again.
+//! Out of scope: looking, acting, how often; whether a VM that has ended may run again.
 
 use super::{
     Action, CONSOLE, CONSOLE_OLD, Desired, Guest, GuestState, Judged, Launch, Left, NOTE, Observed,

@@ -1,5 +1,5 @@
 //! Finds the VMMs' programs, and asks for their versions.
-//! Not here: which version knows what (the recipes).
+//! Out of scope: which version knows what (the recipes).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

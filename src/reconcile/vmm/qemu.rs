@@ -1,5 +1,5 @@
 //! QEMU's machines `microvm` and `q35`. Pure.
-//! Not here: other VMMs; starting it.
+//! Out of scope: other VMMs; starting it.
 //!
 //! # Why these words
 //! - `microvm` has virtio over MMIO only and boots in about two seconds even without KVM. ACPI stays on: Debian's kernel

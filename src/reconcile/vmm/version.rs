@@ -1,5 +1,5 @@
 //! A VMM's program and its version. Pure.
-//! Not here: finding it, asking it (`program`).
+//! Out of scope: finding it, asking it (`program`).
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
 //! Comes back when a VMM has ended; keeps its log short meanwhile.
-//! Not here: what happens then.
+//! Out of scope: what happens then.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom};

@@ -1,5 +1,5 @@
 //! Cloud Hypervisor's command line, word by word, and the body of `vm.create`. A word that a version does not know is an error.
-//! Not here: what they do.
+//! Out of scope: what they do.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
 //! What Firecracker is called with. A word that it does not know is an error.
-//! Not here: what follows from them.
+//! Out of scope: what follows from them.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
 //! Objects of Firecracker's API, field by field (`firecracker.yaml`, definitions). What is not a field is an error.
-//! Not here: what they do.
+//! Out of scope: what they do.
 
 use std::path::PathBuf;
 

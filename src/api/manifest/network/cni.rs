@@ -1,5 +1,5 @@
 //! CNI mode's words: `network_name`, and the little that `network:` may say beside it.
-//! Not here: whether there is such a network.
+//! Out of scope: whether there is such a network.
 
 use super::super::super::network::{CniSpec, NetworkSpec};
 use super::super::section::{Field, Reader, Section};

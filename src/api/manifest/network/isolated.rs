@@ -1,5 +1,5 @@
 //! `network:` of an isolated group: its range and its lists.
-//! Not here: what other groups' ranges are, what the lists mean together (`policy`).
+//! Out of scope: what other groups' ranges are, what the lists mean together (`policy`).
 
 use ipnetwork::Ipv4Network;
 

@@ -1,5 +1,5 @@
 //! A group's `network:` section, and `network_name` that stands for one.
-//! Not here: the rest of the group; whether groups are at peace with each other.
+//! Out of scope: the rest of the group; whether groups are at peace with each other.
 //!
 //! # Which mode
 //! | `network:` | `network_name` of the group | of `config:` | mode |

@@ -1,5 +1,5 @@
 //! Tags that mean nothing here.
-//! Not here: what the values are.
+//! Out of scope: what the values are.
 //!
 //! # Why
 //! `serde_yaml` reports a local tag (`!x`) and passes over every other one it does not know: `!!python/object/apply:os.system` is a plain

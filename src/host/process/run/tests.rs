@@ -1,5 +1,5 @@
 //! Programs that do not end, in all the ways that they do it.
-//! Not here: who runs them.
+//! Out of scope: who runs them.
 
 use std::fs;
 use std::path::Path;

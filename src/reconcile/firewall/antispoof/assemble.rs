@@ -1,5 +1,5 @@
 //! Classic BPF with names for the places to jump to.
-//! Not here: what is judged.
+//! Out of scope: what is judged.
 
 use crate::host::tc::{DROP, Insn, PASS};
 

@@ -1,5 +1,5 @@
 //! What of a guest's IPv6 passes. Pure.
-//! Not here: Ethernet addresses, which are judged before.
+//! Out of scope: Ethernet addresses, which are judged before.
 //!
 //! # What passes from a guest that may send as itself only
 //! IPv6 addresses are not leased. What can be verified is what follows from the VM's MAC: the interface identifier that RFC 4291

@@ -1,5 +1,5 @@
 //! The program against an interpreter of classic BPF, and against the same rules in plain Rust.
-//! Not here: the kernel's opinion, see `tests/host_bridge.rs`.
+//! Out of scope: the kernel's opinion, see `tests/host_bridge.rs`.
 
 use proptest::prelude::*;
 use proptest::test_runner::Config;

@@ -1,5 +1,5 @@
 //! One step of a TAP's filter and gate.
-//! Not here: which steps, and in which order.
+//! Out of scope: which steps, and in which order.
 
 use super::Gate;
 use super::observe::is_ours;

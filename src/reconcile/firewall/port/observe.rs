@@ -1,5 +1,5 @@
 //! What stands at a VM's TAP.
-//! Not here: what ought to.
+//! Out of scope: what ought to.
 
 use super::Gate;
 use super::plan::{Desired, Observed, TapSeen};

@@ -1,5 +1,5 @@
 //! What is to be done for a TAP's filter and gate. Pure.
-//! Not here: the program itself.
+//! Out of scope: the program itself.
 
 use std::fmt;
 use std::net::Ipv4Addr;

@@ -1,5 +1,5 @@
 //! What is to be done for the redirect between a CNI interface and a TAP, and for the gate. Pure.
-//! Not here: who made the two.
+//! Out of scope: who made the two.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
 //! One step of a data path that CNI plugins make.
-//! Not here: which steps, and in which order.
+//! Out of scope: which steps, and in which order.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;

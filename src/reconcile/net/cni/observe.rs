@@ -1,5 +1,5 @@
 //! What is there of a data path that CNI plugins make.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 
 use std::sync::atomic::Ordering;
 

@@ -1,5 +1,5 @@
 //! What ought to be and what is of a data path that CNI plugins make. Pure.
-//! Not here: what is to be done about it.
+//! Out of scope: what is to be done about it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

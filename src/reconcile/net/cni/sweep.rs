@@ -1,5 +1,5 @@
 //! What a daemon that died left with the plugins, of VMs that nobody wants any more.
-//! Not here: VMs that are still known; they go down their ladder.
+//! Out of scope: VMs that are still known; they go down their ladder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,5 +1,5 @@
 //! The guest's connection out of results of every version.
-//! Not here: plans (`tests/plans.rs`, `tests/laws`).
+//! Out of scope: plans (`tests/plans.rs`, `tests/laws`).
 
 use super::guest::{chains_tap, connection, expected, unfit};
 use super::state::Eth;

@@ -1,5 +1,5 @@
 //! One step of a VM's port.
-//! Not here: which steps, and in which order.
+//! Out of scope: which steps, and in which order.
 
 use super::Port;
 use super::observe::describe;

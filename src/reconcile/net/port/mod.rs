@@ -1,5 +1,5 @@
 //! The Net rung in bridge mode: a VM's record, its TAP as a port of a bridge, the bridge's entry for its MAC, the host's for its address.
-//! Not here: the bridge itself (the ground), what may pass and the gate, which is the TAP's being up (the Firewall rung).
+//! Out of scope: the bridge itself (the ground), what may pass and the gate, which is the TAP's being up (the Firewall rung).
 //!
 //! # Why
 //! - The bridge knows the guest's MAC from the start, by an entry that no other port can take away: the first frame to it is not

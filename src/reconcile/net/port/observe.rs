@@ -1,5 +1,5 @@
 //! What is there of a VM's port. No listing: each question names what it asks for, so the answer costs the same beside 1,000 VMs.
-//! Not here: what ought to be.
+//! Out of scope: what ought to be.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;

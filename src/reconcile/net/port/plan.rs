@@ -1,5 +1,5 @@
 //! What is to be done for a VM's port. Pure.
-//! Not here: the TAP's being up; filters.
+//! Out of scope: the TAP's being up; filters.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -1,5 +1,5 @@
 //! Talking with a running VMM through its control socket: one way for all of them.
-//! Not here: when, and what follows.
+//! Out of scope: when, and what follows.
 //!
 //! | VMM | socket | protocol |
 //! |---|---|---|

@@ -1,5 +1,5 @@
 //! The pipe that Firecracker writes its metrics into, a line at a time.
-//! Not here: asking it to.
+//! Out of scope: asking it to.
 //!
 //! # Why
 //! A file would grow without bound, and Firecracker writes to it from its start to its end: it cannot be rotated. A pipe holds

@@ -1,5 +1,5 @@
 //! The few words of QEMU's machine protocol that we speak (docs/interop/qmp-spec.txt).
-//! Not here: connecting, deadlines, when to say them.
+//! Out of scope: connecting, deadlines, when to say them.
 
 use std::io;
 

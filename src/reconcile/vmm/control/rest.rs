@@ -1,5 +1,5 @@
 //! The few requests to the HTTP APIs of Firecracker and Cloud Hypervisor that we make.
-//! Not here: connecting, deadlines, when to make them.
+//! Out of scope: connecting, deadlines, when to make them.
 //!
 //! Their words: `src/firecracker/swagger/firecracker.yaml`, `vmm/src/api/openapi/cloud-hypervisor.yaml` of their sources.
 

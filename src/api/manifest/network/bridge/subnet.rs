@@ -1,5 +1,5 @@
 //! The gateway of a bridge, and lists and ranges of addresses around it.
-//! Not here: names; which of them are free.
+//! Out of scope: names; which of them are free.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;

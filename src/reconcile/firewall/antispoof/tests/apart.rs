@@ -1,5 +1,5 @@
 //! The part of the program that keeps guests apart.
-//! Not here: that the kernel brings nothing round it, see `tests/packets/bridge_apart.rs`.
+//! Out of scope: that the kernel brings nothing round it, see `tests/packets/bridge_apart.rs`.
 
 use super::*;
 use crate::host::tc::LONGEST;

@@ -1,5 +1,5 @@
 //! Neighbour discovery, and what only routers, queriers and servers say: each message by itself.
-//! Not here: random frames.
+//! Out of scope: random frames.
 
 use super::oracle::{LINK_LOCAL, discovery, ipv6_from, mac_option};
 use super::*;

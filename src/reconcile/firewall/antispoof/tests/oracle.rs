@@ -1,5 +1,5 @@
 //! What may pass, by a parser in plain Rust, and frames to try. Also compiled into `tests/host_bridge.rs`.
-//! Not here: how it is compared.
+//! Out of scope: how it is compared.
 
 use std::net::Ipv4Addr;
 
