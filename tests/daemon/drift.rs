@@ -54,6 +54,18 @@ fn look_inside(place: &Place) -> String {
     ))
 }
 
+/// A change of each host chain of ours, in one commit for each table: LAST is the number of its last rule.
+fn in_host_chains(change: &str) -> String {
+    format!(
+        r#"for t in raw mangle nat filter; do
+            (echo "*$t"
+             iptables-save -t $t | awk '/^-A SLICE-/ {{ count[$2]++ }}
+                END {{ for (c in count) {{ line = "{change}"; sub("CHAIN", c, line); sub("LAST", count[c], line); print line }} }}'
+             echo COMMIT) | iptables-restore --noflush || exit 1
+        done"#
+    )
+}
+
 /// A shell command in the slot's namespace.
 fn inside(place: &Place, command: &str) -> String {
     format!("ip netns exec {} {command}", place.name)
@@ -128,6 +140,10 @@ repaired! {
         |place| format!("rm -r /run/slice/vm/{}", place.uid);
     a_flushed_host_chain_comes_back: "ground", "write host chains",
         |_| format!("iptables -F {}", chain("filter", "-OUT"));
+    host_chains_without_their_first_rules_come_back: "ground", "write host chains",
+        |_| in_host_chains("-D CHAIN 1");
+    host_chains_without_their_last_rules_come_back: "ground", "write host chains",
+        |_| in_host_chains("-D CHAIN LAST");
     a_host_chain_deleted_with_its_jumps_comes_back: "ground", "write host chains", |_| {
         let chain = chain("filter", "-OUT");
         format!(

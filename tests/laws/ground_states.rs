@@ -64,6 +64,7 @@ fn bridges(least: usize) -> impl Strategy<Value = BTreeMap<String, BTreeSet<Ipv4
 enum Meddling {
     FlushOurs(usize),
     RemoveOurs(usize),
+    DropFirstRule(usize),
     DropLastRule(usize),
     Unjump(usize),
     JumpTwice(usize),
@@ -78,6 +79,7 @@ fn meddling(strangers: bool) -> impl Strategy<Value = Meddling> {
     let harmless = prop_oneof![
         (0_usize..14).prop_map(Meddling::FlushOurs),
         (0_usize..14).prop_map(Meddling::RemoveOurs),
+        (0_usize..14).prop_map(Meddling::DropFirstRule),
         (0_usize..14).prop_map(Meddling::DropLastRule),
         (0_usize..5).prop_map(Meddling::Unjump),
         (0_usize..5).prop_map(Meddling::JumpTwice),
@@ -105,6 +107,9 @@ fn meddle(desired: &Desired, world: &mut Observed, how: &Meddling) {
     match how {
         Meddling::FlushOurs(at) => edit(world, chain(*at).0, &chain(*at).1.name, Vec::clear),
         Meddling::RemoveOurs(at) => remove(world, chain(*at).0, &chain(*at).1.name),
+        Meddling::DropFirstRule(at) => edit(world, chain(*at).0, &chain(*at).1.name, |rules| {
+            drop(rules.drain(..rules.len().min(1)))
+        }),
         Meddling::DropLastRule(at) => edit(world, chain(*at).0, &chain(*at).1.name, |rules| {
             drop(rules.pop())
         }),

@@ -49,7 +49,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
     })
 }
 
-/// One of each kind that the entries above tell apart.
+/// One of each kind that the entries above distinguish.
 fn packets() -> impl Iterator<Item = Packet> {
     let destinations = (0..5).map(|last| Ipv4Addr::new(10, 0, 0, last));
     let destinations = destinations.chain([Ipv4Addr::new(169, 254, 169, 254)]);

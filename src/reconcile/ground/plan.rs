@@ -80,7 +80,7 @@ pub enum Action {
     RemoveTimeouts,
     /// `ip_forward`.
     EnableForwarding,
-    /// Have packets to a pool or subnet of VMs routed by the main table, whatever other rules say.
+    /// Have packets to a pool or subnet of VMs routed by the main table, regardless of other rules.
     AddRoutingRule(u32, Ipv4Network),
     /// Take such a rule of ours away.
     RemoveRoutingRule(u32, Ipv4Network),
@@ -218,8 +218,8 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
 /// The kernel asks the main table last but one.
 const MAIN_PRIORITY: u32 = 32766;
 
-/// Where rules of ours stand: between 10 and 99, before those of VPNs and of Kubernetes' network plugins. Daemons of one host differ
-/// there, so that each knows its own.
+/// The priority of our rules: between 10 and 99, before those of VPNs and of Kubernetes' network plugins. It differs between the daemons
+/// of one host, so that each recognizes its own.
 fn routing_priority(instance: &Instance) -> u32 {
     let sum = instance.as_str().bytes().fold(0_u32, |sum, byte| {
         sum.wrapping_mul(31).wrapping_add(u32::from(byte))
@@ -292,7 +292,7 @@ pub(super) fn is_settled(desired: &Desired, observed: &Observed) -> bool {
         false if plan_chains(desired, observed, &mut commit).is_err() => return false,
         false => {}
     }
-    // What still refers to the timeouts may stand anywhere.
+    // A rule that still refers to the timeouts may be in any chain.
     let is_bare = desired.footing.is_empty() && observed.timeouts.is_some();
     commit == Commit::default() && !is_bare
 }
@@ -424,7 +424,8 @@ fn sweep(
     }
 }
 
-/// A chain is ours by the label in its first rule. One that somebody has flushed holds nothing foreign.
+/// A chain is ours by the label in its first rule; every rule of ours carries it, so that the next one is first when somebody deletes
+/// rules. One that somebody has flushed holds nothing foreign.
 fn is_ours(instance: &Instance, chain: &Chain) -> bool {
     let label = instance.ground_label();
     match chain.rules.first() {

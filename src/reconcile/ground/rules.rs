@@ -66,7 +66,7 @@ pub enum Standing {
     Joined,
 }
 
-/// Every place where a chain of ours may stand: its table and its role.
+/// Every place where a chain of ours may exist: its table and its role.
 pub(super) const PLACES: [(TableName, &str); 17] = [
     (TableName::Raw, "RAW"),
     (TableName::Raw, "CT"),
@@ -90,7 +90,7 @@ pub(super) const PLACES: [(TableName, &str); 17] = [
 /// The chain that Docker leaves to its users, and does not put its own before.
 pub(super) const DOCKER_USER: &str = "DOCKER-USER";
 
-/// Every chain of ours. The first rule of each carries our label.
+/// Every chain of ours. Every rule of them carries our label.
 pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
     let label = carried.instance.ground_label().to_string();
     let isolated = |rules: Vec<Rule>| match carried.pools.is_empty() {
@@ -121,8 +121,10 @@ pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
         .drain(..)
         .map(|(table, role, mut rules)| {
             debug_assert!(PLACES.contains(&(table, role)), "{table} {role}");
-            if let Some(Rule::Known { when, .. }) = rules.first_mut() {
-                when.comment = Some(label.clone());
+            for rule in &mut rules {
+                if let Rule::Known { when, .. } = rule {
+                    when.comment = Some(label.clone());
+                }
             }
             (table, Chain::user(carried.instance.chain(role), rules))
         })
@@ -271,7 +273,7 @@ fn out(carried: &Carried<'_>) -> Vec<Rule> {
 const NOT_TRANSLATED: [CtState; 2] = [CtState::Invalid, CtState::Untracked];
 
 /// Behind a bridge of this host that somebody else keeps, such as Docker's, are that owner's containers: what may reach them is
-/// decided by the owner's rules, which stand after ours.
+/// decided by the owner's rules, which are evaluated after ours.
 fn to_foreign(carried: &Carried<'_>, from: &Match) -> Vec<Rule> {
     let leave = |bridge: &String| from.clone().out_if(bridge).then(Target::Return);
     let sides = carried.sides;
