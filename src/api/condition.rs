@@ -29,7 +29,7 @@ pub enum Reason {
     Converging,
     /// Something foreign stands in the way; the message names the remedy.
     Conflict,
-    /// Somebody keeps wanting the opposite of what we do.
+    /// A conflicting writer keeps reverting the repairs.
     Contested,
     /// Actions ran and the plan did not become empty.
     NotConverging,

@@ -23,10 +23,10 @@ const MOST_LEFT: usize = 64;
 static LEFT: AtomicUsize = AtomicUsize::new(0);
 
 /// How many operations are under way or left behind by what they are about, where these are to be few at a time.
-static FEW: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
+static KEYS: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
 
-/// So many with the same key: of many VMs that start with the same files none waits long for the others' looks.
-const AT_ONCE: usize = 4;
+/// Lookups of the same files that run at the same time: many VMs start with the same kernel.
+pub const SAME_FILES: usize = 4;
 
 /// One of them has come back.
 static RELEASED: Notify = Notify::const_new();
@@ -34,36 +34,12 @@ static RELEASED: Notify = Notify::const_new();
 /// For a look at a file that a user named.
 pub const FILE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// As [`few`], one at a time.
-///
-/// # Errors
-/// As [`few`].
-pub async fn alone<T: Send + 'static>(
-    key: String,
-    deadline: Duration,
-    doing: &'static str,
-    thing: impl Into<String>,
-    act: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    limited(1, key, deadline, doing, thing, act).await
-}
-
-/// As [`within`], a few at a time with the same key: another one waits until an earlier one has come back, and is refused when that
-/// takes longer than `deadline`. Retries of what hangs would otherwise use up the threads that everything else needs.
+/// As [`within`], at most `most` at a time with the same key: another one waits until an earlier one has come back, and is refused when
+/// that takes longer than `deadline`. Retries of what hangs would otherwise use up the threads that everything else needs.
 ///
 /// # Errors
 /// As [`within`]; or the earlier ones have not come back.
-pub async fn few<T: Send + 'static>(
-    key: String,
-    deadline: Duration,
-    doing: &'static str,
-    thing: impl Into<String>,
-    act: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    limited(AT_ONCE, key, deadline, doing, thing, act).await
-}
-
-async fn limited<T: Send + 'static>(
+pub async fn limited<T: Send + 'static>(
     most: usize,
     key: String,
     deadline: Duration,
@@ -127,7 +103,7 @@ impl Drop for Claim {
 }
 
 fn keys() -> MutexGuard<'static, BTreeMap<String, usize>> {
-    FEW.lock().unwrap_or_else(PoisonError::into_inner)
+    KEYS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whoever waits for a thread. Dropped before the thread has come back, it leaves it behind.
@@ -293,37 +269,37 @@ mod tests {
         let before = LEFT.load(Ordering::Relaxed);
         let (stop, stopped) = std::sync::mpsc::sync_channel::<()>(0);
         let stopped = Arc::new(Mutex::new(stopped));
-        for _ in 0..AT_ONCE {
+        for _ in 0..SAME_FILES {
             let stopped = Arc::clone(&stopped);
             let hang = move || {
                 let _ = stopped.lock().unwrap().recv();
                 Ok(())
             };
-            let first = few("a".into(), short, "look at", "it", hang).await;
+            let first = limited(SAME_FILES, "a".into(), short, "look at", "it", hang).await;
             assert_eq!(
                 first.unwrap_err().source.kind(),
                 std::io::ErrorKind::TimedOut
             );
         }
         for _ in 0..3 {
-            let again = few("a".into(), short, "look at", "it", || Ok(())).await;
+            let again = limited(SAME_FILES, "a".into(), short, "look at", "it", || Ok(())).await;
             assert_eq!(again.unwrap_err().kind, Kind::Busy);
         }
         assert_eq!(
             LEFT.load(Ordering::Relaxed),
-            before + AT_ONCE,
+            before + SAME_FILES,
             "so many threads, however often it is tried"
         );
-        let other = few("b".into(), short, "look at", "it", || Ok(7)).await;
+        let other = limited(SAME_FILES, "b".into(), short, "look at", "it", || Ok(7)).await;
         assert_eq!(other.unwrap(), 7);
         drop(stop);
         while LEFT.load(Ordering::Relaxed) != before {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let again = few("a".into(), short, "look at", "it", || Ok(7)).await;
+        let again = limited(SAME_FILES, "a".into(), short, "look at", "it", || Ok(7)).await;
         assert_eq!(again.unwrap(), 7);
         let running = Claim::wait("b", 1).await;
-        let second = alone("b".into(), short, "copy", "it", || Ok(())).await;
+        let second = limited(1, "b".into(), short, "copy", "it", || Ok(())).await;
         assert_eq!(second.unwrap_err().kind, Kind::Busy);
         drop(running);
     }
@@ -335,7 +311,14 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(1));
                 Ok(n)
             };
-            few("same".into(), FILE_DEADLINE, "look at", "it", pause)
+            limited(
+                SAME_FILES,
+                "same".into(),
+                FILE_DEADLINE,
+                "look at",
+                "it",
+                pause,
+            )
         });
         let found = futures::future::join_all(looks).await;
         let found: Vec<_> = found.into_iter().map(Result::unwrap).collect();

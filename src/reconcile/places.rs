@@ -8,7 +8,7 @@ use crate::api::allowed::{Allowed, Purpose};
 use crate::api::storage::Storage;
 use crate::api::vm::VmSpec;
 use crate::host;
-use crate::host::blocking::{self, FILE_DEADLINE};
+use crate::host::blocking::{self, FILE_DEADLINE, SAME_FILES};
 use crate::host::named::{self, Kind, Named, Refusal};
 
 /// The directories that are allowed, and the daemon's own.
@@ -126,9 +126,14 @@ pub(super) async fn off_thread<T: Send + 'static>(
     key: String,
     look: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
-    let looked = blocking::few(key, FILE_DEADLINE, "look at", "the files of the VM", || {
-        Ok(look())
-    });
+    let looked = blocking::limited(
+        SAME_FILES,
+        key,
+        FILE_DEADLINE,
+        "look at",
+        "the files of the VM",
+        || Ok(look()),
+    );
     looked
         .await
         .map_err(|error| format!("{error}: {}", error.source))?

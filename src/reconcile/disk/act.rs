@@ -106,7 +106,7 @@ async fn copy(
         image::copy(&what, &progress)
     };
     let how = tokio::select! {
-        how = blocking::alone(key, Duration::MAX, "copy", "an image", copy) => how?,
+        how = blocking::limited(1, key, Duration::MAX, "copy", "an image", copy) => how?,
         () = stalled(&watched) => {
             let stall = humantime::format_duration(STALL);
             let why = format!("nothing was copied for {stall}");

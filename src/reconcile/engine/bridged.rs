@@ -1,5 +1,5 @@
-//! The two middle rungs of a VM on a bridge: its TAP as a port, and the filter and the gate at it.
-//! Out of scope: the bridge itself (the ground); the lease below and the VMM above, which are the same in every mode.
+//! The Net and Firewall stages of a VM on a bridge: its TAP as a port, and the filter and the forwarding switch of the TAP.
+//! Out of scope: the bridge itself (host network); the Lease and Vmm stages, which are the same in every mode.
 
 use tracing::debug;
 

@@ -1,5 +1,5 @@
-//! A VM up its ladder: each rung is taken, converged, and written down together with the taking of the next.
-//! Out of scope: what a rung does, the way down.
+//! Brings a VM up: each stage is acquired and converged, and its result is stored together with the acquisition of the next.
+//! Out of scope: what a stage does, teardown.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -73,7 +73,7 @@ impl Engine {
             Err(stop) => Err(stop),
         };
         match climbed {
-            // Looks again when the contest may be over.
+            // Looks again when the conflict may be over.
             Ok(Outcome::Converged) if climbing.contested.is_some() => Ok(Outcome::After(CALM)),
             Ok(outcome) | Err(Stop::Outcome(outcome)) => Ok(outcome),
             Err(Stop::Store(error)) => Err(error),
@@ -149,7 +149,7 @@ impl Engine {
         }
     }
 
-    /// Both transactions of the lease rung in one: its world is the store itself. `unclaimed`: why no address can be claimed.
+    /// Both transactions of the Lease stage in one: its actual state is the store itself. `unclaimed`: why no address can be claimed.
     fn take_lease(
         &self,
         uid: Uid,
@@ -351,7 +351,7 @@ impl Climbing<'_> {
         if vm.power == Power::Paused && process.is_some() {
             return self.held(mark).await;
         }
-        // A look that fails says nothing; the process was seen a moment ago.
+        // A failure to observe is no evidence; the process was seen a moment ago.
         let copied = process.and_then(|it| vmm::uses_another_disk(&desired, it.pid).ok().flatten());
         self.ready(
             Rung::Vmm,

@@ -1,5 +1,5 @@
-//! A VM down its ladder: the same plans as on the way up, with nothing desired.
-//! Out of scope: the way up; what no object wants ([`super::stray`]).
+//! Tears a VM down: the same plans as for bringing it up, with empty desired state.
+//! Out of scope: bringing up; what no object references ([`super::stray`]).
 
 use std::net::Ipv4Addr;
 

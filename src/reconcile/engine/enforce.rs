@@ -1,4 +1,4 @@
-//! What the host's rules restrict is forwarded only while they are known to stand.
+//! Packets that the host's rules restrict are forwarded only while these rules are known to be in place.
 //! Out of scope: which rules those are ([`crate::reconcile::ground`]); how a VM's forwarding is opened again (its own run).
 //!
 //! # Why
@@ -23,13 +23,13 @@ use crate::reconcile::firewall::{self, port as filter};
 use crate::reconcile::{Reconcile, ground, net};
 use crate::store::Footing;
 
-/// Namespaces and TAPs that are shut at the same time.
+/// Namespaces and TAPs for which forwarding is disabled at the same time.
 const AT_ONCE: usize = 16;
 
-/// How long a step for the host's rules may take before it is asked whether they stand meanwhile.
+/// How long a step for the host's rules may take before we check whether they are still in place.
 const UNSURE: Duration = Duration::from_millis(250);
 
-/// Whether the host's rules are known to stand.
+/// Whether the host's rules are known to be in place.
 #[derive(Debug, Default)]
 pub struct Enforcement {
     state: Mutex<State>,
@@ -37,11 +37,11 @@ pub struct Enforcement {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What they were last read back to carry, and the host that they were made for.
+    /// The requirements that the rules last met when they were read back, and the host that they were made for.
     verified: Option<(Footing, ground::Observed)>,
-    /// They are not known to stand.
+    /// They are not known to be in place.
     lost: bool,
-    /// VMs whose own side was shut for that.
+    /// VMs for which forwarding was therefore disabled in the namespace or at the TAP.
     shut: HashSet<Uid>,
 }
 
@@ -55,7 +55,7 @@ impl Enforcement {
         self.state().lost
     }
 
-    /// They carry this. Whether they were lost before.
+    /// The rules meet these requirements. Returns whether they were lost before.
     fn verify(&self, footing: &Footing, seen: ground::Observed) -> bool {
         let mut state = self.state();
         state.verified = Some((footing.clone(), seen));
@@ -63,13 +63,13 @@ impl Enforcement {
     }
 
     /// Whether this VM's forwarding was disabled by us: that it is enabled again is no repair.
-    pub(super) fn was_shut(&self, uid: Uid) -> bool {
-        self.state().shut.remove(&uid)
-    }
-
-    /// The same, and it stays so.
     pub(super) fn is_shut(&self, uid: Uid) -> bool {
         self.state().shut.contains(&uid)
+    }
+
+    /// The VM's forwarding is enabled again, or the VM is gone.
+    pub(super) fn forget(&self, uid: Uid) {
+        self.state().shut.remove(&uid);
     }
 
     fn lose(&self) {
@@ -78,7 +78,7 @@ impl Enforcement {
 }
 
 impl Engine {
-    /// The host's rules carry this footing: who was shut is looked at again.
+    /// The host's rules meet these requirements: VMs with disabled forwarding are looked at again.
     pub(super) fn enforced(&self, footing: &Footing, seen: ground::Observed) {
         if self.enforcement.verify(footing, seen) {
             for vm in self.restricted() {
@@ -87,7 +87,8 @@ impl Engine {
         }
     }
 
-    /// Works on the host's rules. When that takes long, what they restrict is shut unless they stand as before.
+    /// Works on the host's rules. When that takes long, forwarding is disabled for the VMs that they restrict, unless the rules are still
+    /// in place.
     pub(super) async fn unless_unsure<T>(
         &self,
         desired: &ground::Desired,
@@ -100,17 +101,19 @@ impl Engine {
             () = tokio::time::sleep(UNSURE) => {}
         }
         let guard = async {
-            let is_known = self.enforcement.state().verified.is_some();
-            if is_known && !self.still_enforces(desired).await {
+            // After a restart nothing is verified yet, and VMs of the earlier process may have forwarding enabled.
+            let is_open =
+                self.enforcement.state().verified.is_some() || !self.restricted().is_empty();
+            if is_open && !self.still_enforces(desired).await {
                 self.shut_restricted().await;
             }
         };
         futures::join!(work, guard).0
     }
 
-    /// Whether the rules stand for those who were let on before, by a look of its own.
+    /// Observes whether the rules are in place for the requirements that were met before.
     pub(super) async fn still_enforces(&self, desired: &ground::Desired) -> bool {
-        // The second time: a read that met a change of somebody else may fail once.
+        // Read again after an error: a read that coincides with another writer's change may fail once.
         let hands = ground::Ground {
             scope: ground::Scope::Glance,
             ..self.ground()
@@ -132,7 +135,7 @@ impl Engine {
             footing,
             ..desired.clone()
         };
-        // The rules that are to be follow the host, too: another network of it takes nothing from those that stand.
+        // The desired rules depend on the host, too: a new network of the host does not invalidate the rules that are in place.
         let ruleset = seen.ruleset;
         ground::enforces(&before, &ground::Observed { ruleset, ..host })
     }
@@ -156,7 +159,7 @@ impl Engine {
         })
     }
 
-    /// Shuts one VM's own side.
+    /// Disables forwarding for one VM, in its namespace or at its TAP.
     pub(super) async fn shut(&self, vm: &Vm) {
         let uid = vm.meta.uid;
         self.enforcement.state().shut.insert(uid);

@@ -89,7 +89,7 @@ impl Engine {
         }
         let is_firm = found.0 == Status::True;
         let footing = desired.footing.clone();
-        // Contested rules are left alone for a while: nobody knows that they stand.
+        // Contested rules are left alone for a while, so they are not known to be in place.
         let is_lost = !is_firm
             && (found.1 == Reason::Contested && of_rules || !self.still_enforces(&desired).await);
         if is_lost {
@@ -123,7 +123,7 @@ impl Engine {
             self.enforced(&footing, seen);
         }
         self.look_at_dependents(&hands);
-        // Who waits says why.
+        // VMs that wait report why.
         if (is_firm && !was_firm) || is_news {
             self.call_back();
         }
@@ -150,7 +150,7 @@ impl Engine {
         }
     }
 
-    /// Network managers are told of links before these are made.
+    /// Network managers are configured to ignore our links before these are made.
     async fn keep_unmanaged(&self, desired: &ground::Desired) {
         let links = self.our_links(desired).await;
         let written = match links {
@@ -160,10 +160,10 @@ impl Engine {
         match written {
             Ok(written) => {
                 for path in written {
-                    debug!(path = %path.display(), "told network managers which links are ours");
+                    debug!(path = %path.display(), "configured network managers to ignore our links");
                 }
             }
-            Err(error) => warn!(%error, "cannot tell network managers to leave our links alone"),
+            Err(error) => warn!(%error, "cannot configure network managers to ignore our links"),
         }
     }
 
@@ -258,7 +258,7 @@ impl Engine {
         .await
     }
 
-    /// What there is to be said if somebody keeps wanting the opposite.
+    /// The condition, if a conflicting writer keeps reverting the repairs.
     fn tell_of_ground_drift(&self, taken: &[String]) -> Option<Found> {
         let steps = taken.join("; ");
         let repaired = format!("repaired: {steps}");
@@ -266,7 +266,7 @@ impl Engine {
         let uid = owner::uid_of(&self.instance.ground_label());
         self.contests
             .count(uid, Rung::Firewall, clock::monotonic())?;
-        let why = format!("repaired again and again: somebody wants the opposite of: {steps}");
+        let why = format!("repaired again and again: a conflicting writer reverts: {steps}");
         Some((Status::False, Reason::Contested, why))
     }
 

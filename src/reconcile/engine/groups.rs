@@ -19,10 +19,10 @@ use crate::runtime::queue::Outcome;
 use crate::store;
 
 impl Engine {
-    /// Has the VMs of a group be what the group says, before any of them is looked at.
+    /// Applies a group's spec to its VMs before any of them is looked at.
     pub async fn give_to_vms(&self, group: &Name) {
         if let Err(error) = self.run_group(group).await {
-            warn!(%group, %error, "the VMs of a restricted group are not up to it yet");
+            warn!(%group, %error, "the spec of a restricted group is not applied to its VMs yet");
         }
     }
 

@@ -110,7 +110,7 @@ pub struct Engine {
     pub waker: Waker<Key>,
     /// Asked before each step.
     pub probe: Probe,
-    /// Who keeps wanting the opposite.
+    /// Repairs that conflicting writers revert.
     pub contests: Contests,
     /// What keeps groups from what they want, beside their VMs.
     pub hindrances: Mutex<HashMap<Name, Hindrance>>,
@@ -138,7 +138,7 @@ pub struct Engine {
     pub forward_chains: Arc<ForwardChains>,
     /// The host's tables are to be read whole at the next look: at the start, and at every resync.
     pub whole_tables: AtomicBool,
-    /// What the host's rules were last read back to carry, and whether they are known to stand.
+    /// The requirements that the host's rules last met when they were read back, and whether they are known to be in place.
     pub enforcement: Enforcement,
     /// Deletes the host's connection tracking entries of VMs that are gone.
     pub flows: Flows,
@@ -310,6 +310,7 @@ impl Engine {
             self.contests.forget(uid);
             self.seen_rules.forget(uid);
             self.refusals.forget(uid);
+            self.enforcement.forget(uid);
             let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
             refused.remove(&uid);
             return Ok(Outcome::Converged);

@@ -1,8 +1,8 @@
-//! What is said of a stage while a step of it takes long: that nobody knows, since when, and until when.
-//! Out of scope: what is said when the step has ended.
+//! What is reported of a stage while one of its steps takes long: Unknown, since when, and the deadline.
+//! Out of scope: what is reported when the step has ended.
 //!
 //! # Why
-//! The condition of a stage speaks of what was observed last. While a commit hangs, the rules of the new generation have not been
+//! The condition of a stage states what was observed last. While a commit hangs, the rules of the new generation have not been
 //! read back, and of drift that is being repaired the old answer is known to be wrong. So a step that takes longer than a moment makes
 //! the condition Unknown. In that moment nothing is written: hundreds of VMs are set up in less.
 
@@ -19,7 +19,7 @@ use crate::clock;
 use crate::reconcile::{Convergence, Program};
 use crate::store;
 
-/// A step that takes longer is told of.
+/// A step that takes longer is reported.
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// A step under way.
@@ -95,7 +95,7 @@ impl Engine {
         Ok(work.await)
     }
 
-    /// Waits for a stage's loop, and says what it waits for itself as long as it does.
+    /// Waits for a stage's loop, and meanwhile reports what the loop waits for.
     pub(super) async fn told_of<O>(
         &self,
         vm: &Vm,
@@ -105,7 +105,7 @@ impl Engine {
     ) -> Convergence<O> {
         match rung {
             Rung::Net | Rung::Firewall => {}
-            // What a VMM or a copy does meanwhile is told where it is waited for.
+            // What a VMM or a copy does meanwhile is reported where it is waited for.
             Rung::Lease | Rung::Vmm => return work.await,
         }
         let began = clock::now();

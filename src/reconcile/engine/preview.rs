@@ -1,8 +1,9 @@
-//! What would be done for a VM: the same rungs and the same plans as on its way up or down, looked at and not carried out.
-//! Out of scope: what is wanted of a rung; which VMs are changed or removed ([`super::super::group`]).
+//! What would be done for a VM: the same stages and plans as for bringing it up or tearing it down, computed but not carried out.
+//! Out of scope: the desired state of a stage; which VMs are changed or removed ([`super::super::group`]).
 //!
 //! # Why
-//! A plan is made from one look. What only the look after a step can find, such as flows to cut once new rules stand, is not known yet.
+//! A plan is made from one look. What only the look after a step can find is not known yet, such as flows to
+//! delete once new rules are in place.
 
 use super::Engine;
 use super::step::{Ascent, Meet, Ready};

@@ -1,5 +1,5 @@
-//! One rung: its loop with its events, its condition, and the patience for those who want the opposite; its being written down.
-//! Out of scope: the order of the rungs; what is wanted of each.
+//! One stage: its loop with its events, its condition, the delay after conflicting writers, and storing the result.
+//! Out of scope: the order of the stages; the desired state of each.
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -185,11 +185,11 @@ impl Meet for Climbing<'_> {
         if !taken.is_empty() {
             debug!(vm = %vm.meta.name, %rung, ?taken, "acted");
         }
-        let was_shut = match rung {
-            Rung::Firewall => engine.enforcement.was_shut(vm.meta.uid),
-            // To disable forwarding is to enable `accept_redirects` (`inet_forward_change`).
-            _ => engine.enforcement.is_shut(vm.meta.uid),
-        };
+        // Of the Net stage, too: to disable forwarding is to enable `accept_redirects` (`inet_forward_change`).
+        let was_shut = engine.enforcement.is_shut(vm.meta.uid);
+        if rung == Rung::Firewall && result.is_ok() {
+            engine.enforcement.forget(vm.meta.uid);
+        }
         if was_ready && !was_shut && !taken.is_empty() {
             self.tell_of_drift(rung, &object, &taken).await?;
         }
@@ -224,7 +224,7 @@ impl Meet for Climbing<'_> {
 }
 
 impl Climbing<'_> {
-    /// Stops if somebody keeps wanting the opposite.
+    /// Stops if a conflicting writer keeps reverting the repairs.
     async fn tell_of_drift(
         &mut self,
         rung: Rung,
@@ -246,7 +246,7 @@ impl Climbing<'_> {
             Rung::Lease | Rung::Net | Rung::Firewall => (
                 Reason::Contested,
                 format!(
-                    "repaired {count} times in a minute: somebody wants the opposite of: {steps}"
+                    "repaired {count} times in a minute: a conflicting writer reverts: {steps}"
                 ),
             ),
         };
@@ -257,7 +257,7 @@ impl Climbing<'_> {
             return Ok(());
         }
         if rung == Rung::Firewall {
-            // The rules are left alone for a while: nobody knows that they stand.
+            // The rules are left alone for a while, so they are not known to be in place.
             engine.shut(vm).await;
         }
         let found = (Status::False, reason, message);
@@ -276,7 +276,7 @@ impl Ascent for Climbing<'_> {
         if rung == Rung::Net {
             let count = engine.contests.lasts(vm.meta.uid, rung, clock::monotonic());
             let lasting = count.map(|count| {
-                format!("repaired {count} times in a minute: somebody wants the opposite")
+                format!("repaired {count} times in a minute: a conflicting writer reverts it")
             });
             self.contested = self.contested.take().or(lasting);
             let next_is_held = engine.store.read(|world| {

@@ -34,7 +34,7 @@ pub(super) fn is_known_ready(world: &World, vm: &Vm) -> bool {
     world.is_ready(vm) && world.is_observed(vm)
 }
 
-/// `Ready`: the lowest rung that is not decides what is said.
+/// `Ready`: the first stage that is not ready determines reason and message.
 pub(super) fn fold(meta: &Meta, ready: bool, known: &Known, host: Option<&Condition>) -> Condition {
     let since = known
         .iter()
@@ -90,7 +90,7 @@ pub(super) fn why_not(world: &World, vm: &Vm) -> String {
     format!("{} {}", condition.reason, condition.message)
 }
 
-/// What was observed of an older generation says nothing of this one.
+/// An observation of an older generation is no statement about this one.
 pub(super) fn of_generation(condition: &Condition, generation: u64) -> Condition {
     let observed = condition.observed_generation;
     match condition.status == Status::True && observed != generation {
