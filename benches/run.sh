@@ -117,7 +117,8 @@ by_hand_cni() { # SLOTS
   fresh bash benches/yardsticks/by-hand-cni.sh "$1" 0 "$work/bridge.json" "$work/firewall.json"
 }
 
-# Milliseconds of CPU for a change of somebody else among 29,000 rules of his, as Kubernetes has them. Longer apart than changes are gathered.
+# Milliseconds of CPU per change by another program among 29,000 rules of its own, as Kubernetes has them. The interval between changes is
+# longer than the window in which sliced gathers them.
 beside_foreign_rules() {
   export SLICE_CONFIG_DIR=/run/groups.d SLICE_STATE_DIR=$(mktemp -d "$work/state.XXXXXX") SLICE_RUN_DIR=/run/slice
   export SLICE_SOCKET=/run/slice/sliced.sock

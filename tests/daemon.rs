@@ -1,6 +1,6 @@
 //! The daemon as a user sees it: the real `sliced` on a real folder, asked through the real `slicectl`, in a private kernel,
 //! with slots without VMM and with real guests.
-//! Out of scope: single rooms.
+//! Out of scope: single modules.
 //!
 //! | file | what it tests |
 //! |---|---|

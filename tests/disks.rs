@@ -1,5 +1,5 @@
 //! Disks: their plans' laws, real copies on file systems of a small size, and never two writers.
-//! Out of scope: guests; the words of manifests (`tests/manifests.rs`).
+//! Out of scope: guests; the syntax of manifests (`tests/manifests.rs`).
 
 #[path = "disks/choices.rs"]
 mod choices;

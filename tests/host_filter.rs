@@ -856,7 +856,7 @@ fn limits_of_other_shapes_are_foreign() {
     });
 }
 
-/// The chain whose rules change.
+/// The chain in which rules change.
 const CHANGED: &str = "SLICE-POLICY";
 
 fn whole_tables(ruleset: &Ruleset) -> Input {
@@ -973,7 +973,7 @@ fn chains_read_by_name_are_those_of_the_whole_tables_whatever_stands_beside_them
         )
         .unwrap();
         run(&format!("nft -f {}", file.display()));
-        // As many as it takes to see that our jumps stand first.
+        // As many as are needed to see that our jumps are first.
         let found = read().rules(TableName::Filter, "FORWARD").len();
         assert!((256..1000).contains(&found), "{found}");
         // A second list by the same socket, after one that was left half read.

@@ -423,7 +423,7 @@ fn each_of_many_namespaces_has_its_own_settings_also_after_another_had_its_numbe
             }
             for again in 0..2 {
                 for (n, ns) in all.iter().enumerate() {
-                    // Opened anew, as the next run of a VM does.
+                    // Opened again, as the next run of a VM does.
                     let ns = match again {
                         0 => ns.clone(),
                         _ => Netns::open(&path(&format!("n{n}"))).unwrap(),

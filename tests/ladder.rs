@@ -1,5 +1,5 @@
-//! The ladder's laws: random interleavings of taking, leaving and deleting, and who gets which block.
-//! Out of scope: what a rung does; the disk (`tests/store.rs`).
+//! The pipeline's laws: random interleavings of acquiring, releasing and deleting, and the assignment of blocks.
+//! Out of scope: what a stage does; the disk (`tests/store.rs`).
 
 #[path = "ladder/claims.rs"]
 mod claims;

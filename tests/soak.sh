@@ -1,6 +1,6 @@
 #!/bin/sh
-# Long fuzzing: what `make soak` runs. Root. SLICE_DAMAGES says how many damages (2000), SLICE_CLAIM_ROUNDS how often groups of one daemon
-# and of two choose their addresses at once (100), SLICE_SEED with which seed; all are printed.
+# Long fuzzing: what `make soak` runs. Root. SLICE_DAMAGES sets the number of damages (2000), SLICE_CLAIM_ROUNDS how often groups of
+# one daemon and of two choose their addresses at once (100), SLICE_SEED the seed; all are printed.
 set -eu
 cd "$(dirname "$0")/.."
 SLICE_DAMAGES="${SLICE_DAMAGES:-2000}"

@@ -1,5 +1,5 @@
 //! Dozens of real VMs at once, and VMs that misbehave: the tiny guest of `tests/guest` in QEMU, under the real `sliced`.
-//! Out of scope: a Linux guest (`tests/daemon/guests.rs`); the Vmm rung alone (`tests/vmm`).
+//! Out of scope: a Linux guest (`tests/daemon/guests.rs`); the Vmm stage alone (`tests/vmm`).
 //!
 //! | file | what it tests |
 //! |---|---|

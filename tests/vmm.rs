@@ -1,5 +1,5 @@
-//! The Vmm rung: its laws, real processes, and a real guest.
-//! Out of scope: the other rungs, the daemon.
+//! The Vmm stage: its laws, real processes, and a real guest.
+//! Out of scope: the other stages, the daemon.
 
 #[path = "vmm/api.rs"]
 mod api;

@@ -1,5 +1,5 @@
-//! `Metrics`: what a VM's VMM has counted, in the VMM's own words, and what the kernel has counted of its connections.
-//! Out of scope: asking it.
+//! `Metrics`: what a VM's VMM has counted, under the VMM's own names, and what the kernel has counted of its connections.
+//! Out of scope: querying the VMM.
 
 use std::collections::BTreeMap;
 

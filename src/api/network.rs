@@ -178,8 +178,8 @@ impl NetworkSpec {
         }
     }
 
-    /// Whether a VM whose network becomes this one from `before`, while it runs, may send nothing that it could not send. On `false` it may
-    /// still be so.
+    /// Whether a running VM can send nothing new when its network changes from `before` to this one. A sufficient test: the answer
+    /// `false` does not prove that it can.
     pub fn is_no_looser_than(&self, before: &Self) -> bool {
         let fewer = |now: Option<u32>, before: Option<u32>| {
             now == before || now.zip(before).is_some_and(|(now, before)| now <= before)

@@ -13,7 +13,7 @@ use super::vm::VmSpec;
 
 const MIB: u64 = 1 << 20;
 
-/// What is asked of one VM. What is not said is the group's.
+/// What is asked of one VM. What is not specified is the group's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
     /// Virtual processors, at most the group's.

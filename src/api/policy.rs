@@ -401,8 +401,8 @@ impl Policy {
         warnings
     }
 
-    /// Whether every packet that this policy lets pass, `before` let pass, too. A sufficient test: false may also mean that it takes more
-    /// than a comparison of single entries to tell.
+    /// Whether `before` also passes every packet that this policy passes. A sufficient test: `false` may also mean that a comparison of
+    /// single entries cannot decide it.
     pub fn is_no_looser_than(&self, before: &Self) -> bool {
         let metadata = before.allow_metadata || !self.allow_metadata;
         let passes = Verdict::Allow;

@@ -365,7 +365,7 @@ pub struct RouteArgs {
     /// The group, in bridge mode
     #[arg(value_name = "GROUP", value_parser = super::target::group)]
     pub group: Name,
-    /// This host's address on the LAN; that of the link of its default route when it is not said
+    /// This host's address on the LAN; by default that of the link of its default route
     #[arg(long, value_name = "HOST_IP")]
     pub via: Option<Ipv4Addr>,
     /// The format of the answer

@@ -1,5 +1,5 @@
-//! The way out: standard output, in the format that was asked for.
-//! Out of scope: what is said.
+//! Standard output, in the requested format.
+//! Out of scope: the content of the output.
 
 use std::io::{self, Write};
 

@@ -1,5 +1,5 @@
-//! `wait`, and `--wait` of other verbs: watches until objects are as wished, and says what is missing when time is over.
-//! Out of scope: looking again and again; a watch tells.
+//! `wait`, and `--wait` of other verbs: watches until objects reach the goal, and reports what is missing at the timeout.
+//! Out of scope: polling; a watch notifies.
 
 use std::cell::RefCell;
 use std::time::Duration;

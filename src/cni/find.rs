@@ -1,5 +1,5 @@
 //! Finding the file that describes a network, and what the drop-in folder beside it adds; finding a plugin's program.
-//! Out of scope: what stands in the files.
+//! Out of scope: the content of the files.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -141,7 +141,7 @@ fn peek(path: &Path) -> Result<(String, String), Error> {
 fn read(path: &Path) -> Result<String, Error> {
     let bytes = fs::read(path).map_err(|error| Error::io("read", path, error))?;
     let text = String::from_utf8(bytes).map_err(|error| Error::not_a(path, "UTF-8", &error))?;
-    // Editors of Windows begin a text with this mark of its encoding, which is no JSON.
+    // Editors on Windows write a byte order mark at the beginning, which is not valid JSON.
     Ok(match text.strip_prefix('\u{feff}') {
         Some(text) => text.to_owned(),
         None => text,

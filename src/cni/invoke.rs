@@ -1,5 +1,5 @@
-//! Starting a plugin, feeding it, hearing it out, and the deadline (spec, section 2).
-//! Out of scope: what it is told; what its answer means.
+//! Starting a plugin, writing its input, reading its output, and the deadline (spec, section 2).
+//! Out of scope: the content of its input; the meaning of its output.
 
 use std::ffi::OsString;
 use std::fmt;

@@ -1,5 +1,5 @@
 //! CALLS: a CNI runtime to the spec, for configurations of 0.3.1, 0.4.0, 1.0.0 and 1.1.0.
-//! Out of scope: whose containers they are; what becomes of a result; the host.
+//! Out of scope: the owners of the containers; what a result is used for; the host.
 //!
 //! The text is <https://github.com/containernetworking/cni/blob/main/SPEC.md>, the habits are libcni's: the places of files,
 //! the cache, the environment.

@@ -1,5 +1,5 @@
 //! A network configuration: a name, a version, a list of plugins.
-//! Out of scope: where the files are; what a plugin is told.
+//! Out of scope: where the files are; the input of a plugin.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! What the daemon answers on its socket.
-//! Out of scope: HTTP (`wire`), words (`cli`), what is done about it (`reconcile`).
+//! Out of scope: HTTP (`wire`), text output (`cli`), carrying out changes (`reconcile`).
 
 mod failure;
 mod onward;
@@ -139,7 +139,7 @@ impl Backend for Answers {
         let store = &self.engine.store;
         let mut results: Vec<ApplyResult> = loop {
             match store.write(change).await {
-                // It was refused with what others wanted at the same time. Alone it may be one that only closes.
+                // The write failed together with concurrent changes. Alone, this one may be a change that only closes.
                 Err(Failure::Store(store::Error::Write(_)))
                     if tries > 0 && restrictions::only(store, &drafts) =>
                 {

@@ -1,5 +1,5 @@
-//! The folder of CNI networks: when it changes, the VMs that are made of them are looked at.
-//! Out of scope: reading it (the rung does, each time).
+//! The folder of CNI networks: when it changes, the VMs that use them are observed.
+//! Out of scope: reading it (the Net stage does, each time).
 
 use tracing::warn;
 

@@ -1,5 +1,5 @@
 //! What applying drafts would do for their VMs on the host: the plans, printed and not carried out.
-//! Out of scope: the plans themselves; what the ground does meanwhile, which is made for all VMs together (the host's chains, bridges
+//! Out of scope: the plans themselves; changes of the host network, which are made for all VMs together (the host's chains, bridges
 //! with their addresses, `ip_forward`).
 
 use std::collections::BTreeMap;

@@ -11,7 +11,7 @@ use crate::api::vm::Vm;
 use crate::clock;
 use crate::store::{self, Txn};
 
-/// Writes a group as a person wants it.
+/// Writes a group as a draft specifies it.
 ///
 /// # Errors
 /// The store's.
@@ -55,7 +55,7 @@ pub fn store_draft(
     Ok(applied)
 }
 
-/// Each VM's record tells of its group: writing it anew is a new wish, and no drift.
+/// The record of each VM contains data of its group. With a new generation, writing it again is a change of the spec and no drift.
 fn renew_records(txn: &mut Txn<'_>, group: &Name) -> Result<(), store::Error> {
     let vms: Vec<Vm> = txn.world().vms_of(group).cloned().collect();
     for mut vm in vms {
@@ -65,7 +65,7 @@ fn renew_records(txn: &mut Txn<'_>, group: &Name) -> Result<(), store::Error> {
     Ok(())
 }
 
-/// Marks a group as to be removed. False: there is none.
+/// Requests the deletion of a group. `false`: there is none.
 ///
 /// # Errors
 /// The store's.

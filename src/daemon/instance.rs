@@ -61,7 +61,7 @@ pub(super) struct Claimed {
     pub(super) lock: File,
 }
 
-/// What the file in the state directory says.
+/// The content of the file in the state directory.
 enum Stored {
     Absent,
     Damaged,
@@ -71,7 +71,7 @@ enum Stored {
 /// Finds or makes the id, claims it, and stores it. Nothing else was done before.
 ///
 /// # Errors
-/// [`Error`]: another daemon has it, or what tells it cannot be read.
+/// [`Error`]: another daemon has it, or the files that record it cannot be read.
 pub(super) async fn claim(dirs: &Dirs<'_>, home: &Netns) -> Result<Claimed, Error> {
     let mut notes = Vec::new();
     let stored = stored(&dirs.state.join(FILE))?;
@@ -147,7 +147,7 @@ fn parse(text: &str) -> Option<Instance> {
     Instance::parse(text.strip_prefix(BEFORE)?.strip_suffix('\n')?)
 }
 
-/// The id that the run directory has of this boot. One of an earlier boot, in a run directory that is no tmpfs, says nothing.
+/// The id that the run directory has of this boot. One of an earlier boot, in a run directory that is not a tmpfs, is ignored.
 fn of_this_boot(dirs: &Dirs<'_>) -> Result<Option<Instance>, Error> {
     let text = fs::read_text(&dirs.run.0.join(FILE))?;
     Ok(text.and_then(|text| {
@@ -176,7 +176,7 @@ fn vms_of(dirs: &Dirs<'_>) -> Result<Vec<String>, Error> {
     })
 }
 
-/// Neither a database nor anything that tells of one.
+/// Neither a database nor anything that indicates one.
 fn is_fresh(state: &Path) -> bool {
     let there = |name: &str| std::fs::symlink_metadata(state.join(name)).is_ok();
     !["db", "seal", "format", "disks"].into_iter().any(there)
@@ -231,8 +231,8 @@ async fn on_the_host(
     }
 }
 
-/// The id of a state that begins. It is the one of its path, which the leftovers of a lost state carry, unless a daemon whose state
-/// directory has been moved from here has that one.
+/// The id of a new state. It is the one derived from the path, which orphans of a lost state carry, unless another daemon has that id
+/// because its state directory was moved from this path.
 fn first(dirs: &Dirs<'_>, derived: Instance) -> Result<(Instance, File), Error> {
     let mut id = derived;
     loop {
@@ -263,7 +263,7 @@ fn claim_of(id: &Instance) -> PathBuf {
     Path::new(CLAIMS).join(id.as_str())
 }
 
-/// The state directory of the daemon that claimed last, as the claim says.
+/// The state directory of the daemon that claimed the id last, as the claim records it.
 fn holder(claim: &Path) -> Option<PathBuf> {
     let text = fs::read_text(claim).ok().flatten()?;
     let line = text.lines().find_map(|line| line.strip_prefix("state "))?;
@@ -285,7 +285,7 @@ fn try_lock(dirs: &Dirs<'_>, path: &Path) -> Result<Option<File>, Error> {
             .and_then(|()| lock.rewind())
             .and_then(|()| lock.write_all(words.as_bytes()));
         if let Err(error) = written {
-            warn!(path = %path.display(), %error, "cannot note whose the instance id is");
+            warn!(path = %path.display(), %error, "cannot record the owner of the instance id");
         }
     }
     Ok(Some(lock))
@@ -313,7 +313,7 @@ fn in_use(dirs: &Dirs<'_>, id: &Instance, claim: &Path) -> Error {
     let process = process.unwrap_or_else(|| "a process that cannot be seen from here".into());
     match theirs {
         Some(theirs) if !is_same(&theirs, dirs.state) => Error::Host(format!(
-            "the state directory {} is a copy of {}, which {process} is using; both stand for the same VMs (instance {id}): stop that sliced, or give this one a state directory of its own",
+            "the state directory {} is a copy of {}, which {process} is using; both contain the same VMs (instance {id}): stop that sliced, or give this one a state directory of its own",
             dirs.state.display(),
             theirs.display()
         )),

@@ -100,7 +100,7 @@ impl IntakeLoop {
         }
     }
 
-    /// What keeps a group from being as its file says, one cause each.
+    /// What keeps a group from matching its file, one cause each.
     pub fn problems_of(&self, group: &HostGroup) -> Vec<String> {
         let Origin::File(path) = &group.origin else {
             return Vec::new();
@@ -203,7 +203,7 @@ impl IntakeLoop {
                 }
                 () = at_last(again) => self.read(Read::Always).await,
                 () = at_last(next_poll) => {
-                    // Where inotify is used up, there may be room by now.
+                    // Where the inotify limit was reached, a watch may be available by now.
                     if !self.is_hanging() && (watch.is_none() || self.is_elsewhere(&at).await) {
                         *watch = Watch::new(&self.dir).await.ok();
                         if watch.is_some() {
@@ -318,7 +318,7 @@ impl IntakeLoop {
         }
     }
 
-    /// Nothing follows from a folder that cannot be read; it is said once.
+    /// A folder that cannot be read changes nothing; this is reported once.
     fn cannot_read(&self, why: String) {
         let why = format!("{why}: nothing is changed or deleted until it can be read");
         let before = lock(&self.findings).unreadable.replace(why.clone());

@@ -2,7 +2,7 @@
 //! Out of scope: what is logged.
 //!
 //! # Why
-//! Standard error may be a file on a full disk, or a pipe whose reader has stopped: a write then fails, or never returns. Neither may keep a
+//! Standard error may be a file on a full disk, or a pipe that nobody reads: a write then fails, or never returns. Neither may keep a
 //! policy from being enforced. So a thread of its own writes the lines, and those that it cannot write are counted and left out.
 
 use std::io::{self, Write};

@@ -103,7 +103,7 @@ pub fn main(args: Args) -> ExitCode {
     let log = match log::Log::to_stderr() {
         Ok(log) => log,
         Err(error) => {
-            // Nobody can be told, where standard error takes nothing either.
+            // If this write fails, too, there is nowhere left to report the error.
             let _ = writeln!(std::io::stderr(), "sliced: cannot start: {error}");
             return ExitCode::FAILURE;
         }

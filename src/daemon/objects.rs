@@ -1,5 +1,5 @@
-//! Objects as they are answered: the fold of the world, with what only the daemon knows of them.
-//! Out of scope: the fold itself ([`crate::reconcile::fold`]), watching them (`streams`).
+//! Objects as the API returns them: their status as built from the store, with what only the daemon knows of them.
+//! Out of scope: building the status ([`crate::reconcile::fold`]), watching them (`streams`).
 
 use super::intake_loop::IntakeLoop;
 use crate::api::host_group::HostGroup;

@@ -1,5 +1,5 @@
-//! A daemon that looks around: opens its state, adopts what stands, and finds what has no object.
-//! Out of scope: what it does then.
+//! Preparation of a daemon: opens its state, adopts what exists, and finds what has no object.
+//! Out of scope: what it does afterwards.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -28,7 +28,7 @@ fn askers() -> NonZeroUsize {
 }
 
 impl Daemon {
-    /// Opens the store in `state_dir`, adopts what stands, and looks for strays. Touches nothing on the host yet.
+    /// Opens the store in `state_dir`, adopts what exists, and looks for orphans. Changes nothing on the host yet.
     ///
     /// # Errors
     /// [`Error`].
@@ -75,10 +75,10 @@ impl Daemon {
             path: run_dir.state_seal(),
             boot_id: boot_id.clone(),
         };
-        // A process that tells its version, while the database is read.
+        // Runs a process that prints its version, while the database is read.
         let backend = tokio::task::spawn_blocking(Backend::detect);
         let (store, opened, recalled) = Store::open_in(&state_dir, &run_dir.0, &seal)?;
-        // What cannot be written cannot be closed to others either, and was when it could.
+        // On a read-only disk permissions cannot be restricted; that was done while it was writable.
         if store.read_only().is_none() {
             folders::close_state(&state_dir)?;
         }
@@ -146,15 +146,15 @@ impl Daemon {
         }
         info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
         engine.processes.recover_owners();
-        // Before anything can change: a change that nobody hears wakes nobody.
+        // Before anything can change: a change without a receiver wakes nothing.
         let changes = engine.store.watch();
         let whole = opened == Opened::Existing || matches!(recalled, Recalled::World(_));
         take_over::take_over(&engine, opened, recalled).await?;
         if let Err(error) = engine.hold_claims(whole).await {
-            // Every group says so when it needs a claim.
+            // Each group reports it when it needs a claim.
             error!(%error, "what is stored cannot be claimed on this host");
         }
-        // No VM is looked at by what its group said before it was restricted.
+        // No VM is observed with the spec that its group had before it was restricted.
         for group in engine.store.restricted().to_vec() {
             engine.give_to_vms(&group).await;
         }

@@ -1,5 +1,5 @@
 //! How other machines reach a group's VMs: the subnet, and the host's own address on the LAN.
-//! Out of scope: the words of a route command (`cli`).
+//! Out of scope: the text of a route command (`cli`).
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +12,7 @@ use crate::host::{self, addr, route};
 use crate::reconcile::engine::Engine;
 use crate::wire::Refusal;
 
-/// Answers for a bridge group; for others says why there is no way.
+/// Answers for a bridge group; for others reports why there is no route.
 pub(super) async fn of(engine: &Engine, group: Name) -> Result<Reach, Refusal> {
     let known = engine.store.read(|world| {
         let found = world.group(&group).cloned()?;

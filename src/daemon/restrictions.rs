@@ -14,7 +14,7 @@ pub(super) fn only(store: &Store, drafts: &[Draft]) -> bool {
     drafts.iter().all(|draft| closes(store, draft, None))
 }
 
-/// Says of what was accepted that it is still to be put into the database.
+/// Warns, for each accepted change, that it is not in the database yet.
 pub(super) fn warn(store: &Store, results: &mut [ApplyResult]) {
     let Some(now) = store.read_only() else {
         return;

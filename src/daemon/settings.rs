@@ -38,7 +38,7 @@ impl Default for Settings {
     }
 }
 
-/// What the settings file may say, too.
+/// What the settings file may also specify.
 pub(super) struct FromFile {
     /// Where programs and images may lie.
     pub allowed: Allowed,
@@ -46,7 +46,7 @@ pub(super) struct FromFile {
     pub removal_grace: Duration,
 }
 
-/// As the command line or the environment say, else as the file says, else the default.
+/// The values of the command line or the environment, else of the file, else the defaults.
 pub(super) fn read_all(args: &Args) -> Result<FromFile, Error> {
     let file = read(&args.settings)?;
     let default = Allowed::default();

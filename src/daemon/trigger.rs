@@ -178,7 +178,7 @@ impl Trigger {
         change: Result<Change, RecvError>,
     ) -> Result<(), Error> {
         match change {
-            // A page may tell by which link a chain of plugins has connected a VM.
+            // A stage status may name the link by which a chain of plugins has connected a VM.
             Ok(Change::Vm(uid) | Change::Page(uid)) => {
                 if let Some(link) = self.learn_one(engine, uid)
                     && let Some(link) = link::get(&engine.hands.netlink, &link).await?
@@ -280,8 +280,8 @@ impl Trigger {
             }
             What::Route { index, dst } => {
                 gathered.keys.extend(self.on_link(index));
-                // Our own are told with their link; a default route takes nothing that a narrower one leads to, unless a rule has another
-                // table asked first, and that the host's own look sees.
+                // Routes of ours are reported with their link. A default route takes no packets from a more specific one, unless a routing
+                // rule selects another table first; the observation of the host detects that.
                 match dst {
                     Some(dst) if dst.prefix() > 0 => gathered.route(dst),
                     Some(_) | None => drop(gathered.keys.insert(Key::Ground)),

@@ -1,5 +1,5 @@
 //! What wakes keys beside the kernel's events: the store, and time; and when there is nothing left to wake for.
-//! Out of scope: what the kernel tells (`trigger`).
+//! Out of scope: what the kernel reports (`trigger`).
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -60,7 +60,7 @@ fn judge_switch(ip_forward: Option<&str>) -> Check {
     }
 }
 
-/// A packet is forwarded if the link that it comes in by forwards, whatever the switch of all links says.
+/// A packet is forwarded if forwarding is on for its input link, whatever the setting for all links is.
 async fn uplink(cx: &Host) -> Check {
     let asked = async {
         let netlink = cx.home.netlink()?;

@@ -222,7 +222,7 @@ fn judge_trial(said: &str) -> Vec<Check> {
 
 /// In a container `/proc/sys` is read-only as a rule, for the settings of new namespaces, too.
 fn unwritable(said: &str) -> Check {
-    // The shell says first who it is, and in which line.
+    // The shell's message begins with its name and the line number.
     let why = said.split_once("create ").map_or(said, |(_, why)| why);
     fail(
         NAMESPACES,

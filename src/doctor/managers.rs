@@ -1,5 +1,5 @@
 //! Programs that take links over: systemd-networkd and NetworkManager, and whether they leave ours alone.
-//! Out of scope: addresses and routes themselves; telling them ([`crate::reconcile::ground::unmanaged`]).
+//! Out of scope: addresses and routes themselves; configuring these programs ([`crate::reconcile::ground::unmanaged`]).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

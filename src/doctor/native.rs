@@ -110,7 +110,7 @@ fn remedy(chain: &BaseChain, of: &[&Guarded]) -> String {
             .map(|words| format!("firewall-cmd --permanent --zone=trusted{words} && "))
             .collect();
         return format!(
-            "Tell firewalld that sliced guards these links: `{commands}firewall-cmd --reload`."
+            "Configure firewalld to trust these links, which sliced guards: `{commands}firewall-cmd --reload`."
         );
     }
     let mut rules: Vec<String> = Vec::new();

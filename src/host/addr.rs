@@ -1,5 +1,5 @@
 //! Addresses of links.
-//! Out of scope: what ought to be.
+//! Out of scope: the desired state.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,5 +1,5 @@
 //! Bridges and what is particular to their ports.
-//! Out of scope: forwarding entries (`fdb`), what every link has (`link`); what ought to be.
+//! Out of scope: forwarding entries (`fdb`), what every link has (`link`); the desired state.
 
 use std::io;
 

@@ -1,5 +1,5 @@
 //! Tracked flows of the calling thread's network namespace: count them, list them, delete some.
-//! Out of scope: what ought to be.
+//! Out of scope: the desired state.
 //!
 //! Over ctnetlink (linux/netfilter/nfnetlink_conntrack.h), IPv4 only.
 

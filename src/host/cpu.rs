@@ -1,13 +1,14 @@
-//! What the processor tells about itself, and going first where there are too few.
-//! Out of scope: who wants to know; that a VMM goes first no more ([`super::process::spawn`]).
+//! What the processor reports about itself, and priority for our session where processors are scarce.
+//! Out of scope: the users of that; resetting the priority for a VMM ([`super::process::spawn`]).
 
 use std::io;
 
 use rustix::process::{getpid, getpriority_process, getsid};
 
-/// Where the kernel shares processors out to sessions (sched(7), "The autogroup feature"), what a process' nice value says holds within
-/// its session only: among some hundred VMMs, each in one of its own, ours would go last. So our session is as nice as we are. That
-/// of a shell that we were started from is left alone. Needs CAP_SYS_NICE; where control groups share out (systemd) none of it matters.
+/// Where the kernel distributes processor time among sessions (sched(7), "The autogroup feature"), the nice value of a process applies
+/// within its session only: next to hundreds of VMMs, each in a session of its own, we would get too little. So our session gets our nice
+/// value. The session of a shell that started us is not changed. Needs CAP_SYS_NICE; has no effect where control groups distribute
+/// processor time (systemd).
 pub fn go_first_with_our_session() -> io::Result<()> {
     let nice = getpriority_process(None)?;
     if nice >= 0 || getsid(None)? != getpid() {

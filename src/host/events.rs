@@ -1,12 +1,13 @@
-//! What the kernel tells of changes: rtnetlink and nftables multicasts of every namespace we can see.
-//! Out of scope: what ought to be.
+//! What the kernel reports about changes: rtnetlink and nftables multicasts of every namespace we can see.
+//! Out of scope: the desired state.
 //!
 //! # Why
 //! Two sockets for all namespaces (`NETLINK_LISTEN_ALL_NSID`, `netlink(7)`), not two for each: the kernel names the
 //! sender's namespace beside each message, by the number (nsid) that ours has for it. It has one for each namespace that a
 //! veth leads to, see [`super::link::Link::peer_nsid`].
 //!
-//! An event says *look*, never *what*. The legacy iptables back end sends none; a slow look catches that.
+//! An event states *that* something changed, never the new value: that is read. The legacy iptables back end sends no events; a slow
+//! periodic read detects its changes.
 
 mod read;
 
@@ -30,7 +31,7 @@ const ROUTE_GROUPS: [libc::c_int; 10] = [1, 3, 4, 5, 7, 8, 9, 11, 24, 25];
 /// `NFNLGRP_NFTABLES` of `include/uapi/linux/netfilter/nfnetlink.h`.
 const NFTABLES_GROUP: [libc::c_int; 1] = [7];
 
-/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`: the last word of every transaction.
+/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`: the last message of every transaction.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 
 /// Room for what happens while we are busy: some thousand links made at once.
@@ -77,7 +78,7 @@ pub enum What {
         /// Its address; none: it is a forwarding entry of a bridge, or one of IPv6.
         ip: Option<Ipv4Addr>,
     },
-    /// A setting or a route of IPv6: a link has a route while IPv6 is enabled on it, which no other message tells of.
+    /// A setting or a route of IPv6: a link has a route while IPv6 is enabled on it, which no other message reports.
     Ipv6 {
         /// The link.
         index: u32,
@@ -97,7 +98,7 @@ pub enum What {
         /// What the transaction left behind.
         generation: Generation,
     },
-    /// More happened than we were told: look at everything, everywhere.
+    /// Notifications were lost: read everything in every namespace.
     Overrun,
 }
 

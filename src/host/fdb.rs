@@ -1,5 +1,5 @@
 //! Forwarding entries of bridges: which address is behind which port.
-//! Out of scope: what ought to be.
+//! Out of scope: the desired state.
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::neighbour::{

@@ -1,5 +1,5 @@
 //! Files and directories, written whole or not at all.
-//! Out of scope: what ought to be.
+//! Out of scope: the desired state.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -22,7 +22,7 @@ pub enum Durability {
     Disk,
 }
 
-/// What stands at a path where a directory is wanted. Symbolic links are not followed.
+/// What exists at a path where a directory is expected. Symbolic links are not followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Dir {
     /// Nothing.

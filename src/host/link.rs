@@ -1,5 +1,5 @@
 //! Links: list, create a veth, label, move up.
-//! Out of scope: what ought to be.
+//! Out of scope: the desired state.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::OnceLock;
@@ -184,7 +184,7 @@ async fn dump(handle: &Handle, mut message: LinkMessage) -> Result<Vec<Link>, Er
         .collect()
 }
 
-/// One link by its name; `None` when the kernel says that there is none.
+/// One link by its name; `None` when the kernel reports that it does not exist.
 pub async fn get(handle: &Handle, name: &str) -> Result<Option<Link>, Error> {
     let mut message = LinkMessage::default();
     message.attributes.push(without_statistics());
@@ -202,7 +202,7 @@ pub async fn get(handle: &Handle, name: &str) -> Result<Option<Link>, Error> {
     }
 }
 
-/// One link by its index; `None` when the kernel says that there is none.
+/// One link by its index; `None` when the kernel reports that it does not exist.
 pub async fn at(handle: &Handle, index: u32) -> Result<Option<Link>, Error> {
     let mut message = LinkMessage::default();
     message.header.index = index;

@@ -1,9 +1,9 @@
-//! TOUCHES: thin functions over the kernel. No traits, no VM words.
-//! Out of scope: what ought to be; whose a thing is.
+//! TOUCHES: thin functions over the kernel. No traits, no VM terms.
+//! Out of scope: the desired state; the owner of an object.
 //!
 //! - Over rtnetlink ([`netlink`]): [`link`], [`bridge`] and what is particular to its ports, [`fdb`] (a bridge's forwarding entries),
-//!   [`tap`], [`addr`], [`route`], [`routing_rule`], [`neigh`], [`tc`] (filters where frames come into a link); [`events`] tells of changes.
-//! - Packet filters: [`iptables`], whose rules are [`rule`]s; [`conntrack`], [`hashlimit`].
+//!   [`tap`], [`addr`], [`route`], [`routing_rule`], [`neigh`], [`tc`] (filters where frames come into a link); [`events`] reports changes.
+//! - Packet filters: [`iptables`], with each rule as a [`rule`]; [`conntrack`], [`hashlimit`].
 //! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`ramdir`], [`image`], [`named`] (files that an unprivileged person
 //!   has named), [`acl`]; what may block, for a bounded time: [`blocking`].
 

@@ -1,5 +1,5 @@
 //! Neighbour entries.
-//! Out of scope: what ought to be.
+//! Out of scope: the desired state.
 
 use std::net::Ipv4Addr;
 

@@ -1,5 +1,5 @@
 //! Network namespaces: create, enter, open, delete.
-//! Out of scope: what ought to be.
+//! Out of scope: the desired state.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

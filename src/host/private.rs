@@ -102,7 +102,7 @@ pub fn try_lock(path: &Path) -> Result<Option<File>, Error> {
 pub async fn lock(path: &Path, deadline: Duration) -> Result<File, Error> {
     /// Between two attempts.
     const STEP: Duration = Duration::from_millis(1);
-    /// Whose a lock is costs a look at every process.
+    /// To find the owner of a lock, every process is examined.
     const LOOK_EVERY: u32 = 64;
     let take = async {
         for attempt in 1_u32.. {
@@ -243,7 +243,7 @@ fn open_ours(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Makes the file if need be. `None`: something stands there that we have not made.
+/// Creates the file if it does not exist. `None`: the path is something that we have not created.
 fn open_plain(path: &Path) -> io::Result<Option<File>> {
     open_plain_with(path, true)
 }

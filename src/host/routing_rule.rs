@@ -1,5 +1,5 @@
 //! Rules of policy routing (`ip rule`) for IPv4.
-//! Out of scope: routes; which rules ought to be.
+//! Out of scope: routes; the desired rules.
 
 use std::net::IpAddr;
 

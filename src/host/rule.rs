@@ -1,9 +1,9 @@
 //! One packet filter rule, as iptables writes it and the kernel holds it.
-//! Out of scope: what ought to be; writing rules to the kernel or reading them back.
+//! Out of scope: the desired state; writing rules to the kernel or reading them back.
 //!
 //! # Why
 //! The rule that is meant, the text that `iptables-restore` gets and the rule that the kernel is found to hold are one
-//! type, so "the rules stand" is `==`. Whatever the kernel holds beyond the shapes written here is [`Rule::Foreign`]:
+//! type, so "the rules are in force" is `==`. Whatever the kernel holds beyond the shapes written here is [`Rule::Foreign`]:
 //! never equal to a rule of ours, never skipped, so that it shows as a difference.
 
 mod generation;
@@ -220,7 +220,7 @@ pub enum Target {
     Return,
     /// On to another chain, and back here if that one has no verdict.
     Jump(String),
-    /// It is gone and its sender is told.
+    /// It is dropped and its sender is notified.
     Reject(Reject),
     /// Its source becomes the address of the link it leaves by.
     Masquerade,
@@ -233,7 +233,7 @@ pub enum Target {
     Timeout(String),
 }
 
-/// How a sender is told.
+/// How a sender is notified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reject {
     /// A TCP RST (RFC 9293 section 3.5.3). Needs TCP.

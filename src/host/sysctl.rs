@@ -1,5 +1,5 @@
 //! Values under /proc/sys.
-//! Out of scope: what ought to be.
+//! Out of scope: the desired state.
 //!
 //! `net.*` keys are those of the calling thread's namespace: call from inside [`super::netns::Netns::run_here`] or
 //! [`run`](super::netns::Netns::run).
@@ -91,7 +91,7 @@ impl Dirs {
                 value.capacity() - value.len(),
                 rustix::io::read(&file, rustix::buffer::spare_capacity(&mut value))?,
             );
-            // A handler writes its value whole where there is room for it, and the next read finds the end (`do_proc_dointvec`).
+            // A handler writes its whole value if the buffer has space for it, and the next read returns the end (`do_proc_dointvec`).
             if read < room {
                 break;
             }

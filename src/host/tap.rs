@@ -1,5 +1,5 @@
 //! TAP devices.
-//! Out of scope: what ought to be.
+//! Out of scope: the desired state.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -3,8 +3,8 @@
 //!
 //! # Why
 //! A device number and an inode number do not name a directory for ever: the kernel gives the number of a file system that was
-//! unmounted to the next one, and the root of every tmpfs has the same inode number. The time at which the inode was made tells them
-//! apart.
+//! unmounted to the next one, and the root of every tmpfs has the same inode number. The creation time of the inode distinguishes
+//! them.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ use super::folder::{is_manifest, resembles_a_manifest};
 use crate::api::host_group::DirectoryId;
 
 /// File systems where a change need not pass through this kernel's own file (`statfs(2)`): network file systems, FUSE, and overlayfs,
-/// whose lower directories are written behind its back.
+/// which does not notice writes to its lower directories.
 const SILENT: [u32; 17] = [
     0x6969,      // NFS
     0x6573_5546, // FUSE, virtiofs
@@ -71,7 +71,7 @@ pub fn id(dir: &Path) -> io::Result<DirectoryId> {
     })
 }
 
-/// What changes when a folder or one of its manifests does, as far as `stat` tells. Cheap: no file is opened.
+/// What changes when a folder or one of its manifests does, as far as `stat` shows. Cheap: no file is opened.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Stamp(Vec<(OsString, Option<Inode>)>);
 

@@ -12,7 +12,7 @@ use crate::api::manifest::{self, Draft, Location, Place, Problem, Source};
 use crate::api::meta::Name;
 use crate::api::validate::{self, Claim};
 
-/// The files, judged one by one and then together.
+/// The files, validated one by one and then together.
 pub(super) struct Files<'l> {
     sound: BTreeMap<PathBuf, Vec<Draft>>,
     broken: BTreeMap<PathBuf, Vec<Problem>>,
@@ -108,8 +108,8 @@ impl<'l> Files<'l> {
         }
     }
 
-    /// Moves files that are at odds with others to the broken ones. Each that goes leaves its stored groups standing, which
-    /// may put another at odds; every round takes a file away, so this ends.
+    /// Moves files that conflict with others to the broken ones. The stored groups of such a file stay, which may cause another
+    /// conflict; every round removes a file, so this ends.
     pub(super) fn settle_conflicts(&mut self, stored: &[HostGroup], look: &Look<'_>) {
         loop {
             let named = self.names();
@@ -142,7 +142,7 @@ impl<'l> Files<'l> {
         }
     }
 
-    /// Whether a stored group stays as it is whatever the sound files say.
+    /// Whether a stored group stays as it is whatever the sound files contain.
     pub(super) fn holds(&self, group: &HostGroup) -> bool {
         match &group.origin {
             Origin::Apply => true,
@@ -155,13 +155,13 @@ impl<'l> Files<'l> {
         self.written.contains(path)
     }
 
-    /// Whether the file says that it has no groups. One that says nothing at all is broken.
+    /// Whether the file states that it has no groups. A file that states nothing at all is broken.
     pub(super) fn says_none(&self, path: &Path) -> bool {
         self.sound.get(path).is_some_and(Vec::is_empty)
     }
 
-    /// A file that may hold the group and of which nothing is known: its name stands in it, or it cannot be read and is no other
-    /// group's.
+    /// A file that may contain the group and that has not been parsed: the group's name occurs in it, or it cannot be read and is not
+    /// the file of another group.
     pub(super) fn may_hide(&self, name: &Name, stored: &[HostGroup]) -> Option<&PathBuf> {
         let is_home = |path: &Path| {
             let mut origins = stored.iter().map(|group| &group.origin);

@@ -1,5 +1,5 @@
 //! What is in the config folder now.
-//! Out of scope: what follows from it, being told when it changes.
+//! Out of scope: what follows from it, notification of changes.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

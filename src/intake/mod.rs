@@ -4,7 +4,7 @@
 //! # Why
 //! A save is not one event. `cp` empties a file before it fills it, vim moves the old one away before it writes the new one,
 //! `git checkout` does both to many files in a row. A disk that is full, a mount that is missing and a machine that lost its power
-//! leave an emptier folder, too. So input that is missing is no request to delete anything. A group is deleted when its file says that
+//! leave an emptier folder, too. So input that is missing is no request to delete anything. A group is deleted when its file states that
 //! it has no groups (`host_groups: []`), or when the group's file, or the group in it, is gone from the very directory in which it was
 //! last seen. Both must last for as long as the caller asks (`--removal-grace`), over at least two readings.
 
@@ -30,7 +30,7 @@ pub use watch::{Watch, WatchError};
 
 use files::Files;
 
-/// How long a removal must last unless somebody says otherwise.
+/// How long a removal must last by default.
 pub const REMOVAL_GRACE: Duration = Duration::from_secs(2);
 
 /// What follows from one reading of the folder.
@@ -40,9 +40,9 @@ pub struct Intake {
     pub directory: Option<DirectoryId>,
     /// Groups to store: new, changed, or moved to another file. What is stored already is not repeated.
     pub upserts: Vec<(Draft, Origin)>,
-    /// Groups that are stored as their files say, and whose files were last seen in another directory.
+    /// Groups that are stored as their files specify, from files that were last seen in another directory.
     pub seen: Vec<Name>,
-    /// Groups whose removal has lasted.
+    /// Groups that have been absent for the whole removal grace period.
     pub deletions: Vec<Name>,
     /// Groups that are in no file and stay, and why.
     pub kept: BTreeMap<Name, Kept>,
@@ -103,7 +103,7 @@ impl Folder {
         &self.dir
     }
 
-    /// Reads the folder (blocking, at most 1 MiB a file) and says what follows; see [`Intake::again`]. When listing fails
+    /// Reads the folder (blocking, at most 1 MiB a file) and returns what follows; see [`Intake::again`]. When listing fails
     /// nothing follows, and what was missing before must be missing for the whole time again.
     ///
     /// # Errors
@@ -123,7 +123,7 @@ impl Folder {
         Ok(intake)
     }
 
-    /// Whether the folder is, as far as `stat` tells, what the last reading found. Blocking.
+    /// Whether the folder is, as far as `stat` shows, what the last reading found. Blocking.
     pub fn is_unchanged(&self) -> bool {
         let now = directory::stamp(&self.dir).ok();
         now.is_some() && now == self.stamp

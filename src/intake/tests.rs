@@ -27,7 +27,7 @@ fn file(path: &str, text: impl Into<String>) -> FileReading {
     }
 }
 
-/// The directory that all readings are of, unless a test says otherwise.
+/// The directory that all readings are of, unless a test specifies another.
 fn here() -> DirectoryId {
     DirectoryId {
         device: 1,
@@ -104,7 +104,7 @@ fn twice_of(stored: &[HostGroup], listing: &Listing) -> Intake {
     at(stored, listing, &mut memory, REMOVAL_GRACE)
 }
 
-/// What a reading says that finds nothing to do.
+/// The result of a reading that finds nothing to do.
 fn nothing() -> Intake {
     Intake {
         directory: Some(here()),

@@ -4,8 +4,8 @@
 //! # Why
 //! inotify watches an inode, and a config folder is a *path*: through symbolic links that are swapped, in directories that
 //! are deleted and come back. So after every wake the path is walked again and a new watcher is made for what lies there
-//! now, before the old one goes. The path may lead to a file system whose server does not answer: it is walked on a thread that
-//! may block, one at a time, and meanwhile the old watcher stays. Saves are rare and a watcher is cheap; telling a stale watch from a good one is not.
+//! now, before the old one goes. The path may lead to a file system with a server that does not answer: it is walked on a thread that
+//! may block, one at a time, and meanwhile the old watcher stays. Saves are rare and a watcher is cheap; detecting a stale watch is not.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -52,7 +52,7 @@ pub struct Watch {
     dir: PathBuf,
     wanted: Wanted,
     woken: Arc<Notify>,
-    /// Woken, and not yet told: so that dropping the future of [`Watch::changed`] loses nothing.
+    /// Woken, and not yet reported: so that dropping the future of [`Watch::changed`] loses nothing.
     pending: bool,
     /// Held for its thread and its watches. None: the path has not been walked to its end yet.
     _watcher: Option<RecommendedWatcher>,
@@ -94,7 +94,7 @@ impl Watch {
         // Whether quiet came or patience ended, it is time to read.
         let _ = timeout(PATIENCE, quiet).await;
         self.pending = false;
-        // Before the caller reads: what happens after the new watcher stands wakes us again.
+        // Before the caller reads: what happens after the new watcher is in place wakes us again.
         self.arm().await
     }
 

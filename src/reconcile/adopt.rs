@@ -1,10 +1,10 @@
 //! What a daemon whose state is lost finds in the run directory, and puts back into the store.
-//! Out of scope: what no object has and no record tells of ([`super::orphans`]).
+//! Out of scope: resources that no object references and no record describes ([`super::orphans`]).
 //!
 //! # What there is
 //! The journal has all that was acknowledged in this boot. Each VM's record has that VM: it is written before the
 //! rules that follow from it, so it is never older than the policy in the kernel. Where they differ the higher generation of
-//! the VM is the newer one. What a deletion has left is told by its tombstone, and is not adopted.
+//! the VM is the newer one. What a deletion has left is listed in its tombstone, and is not adopted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

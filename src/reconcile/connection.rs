@@ -1,5 +1,5 @@
 //! How a guest is connected, where that follows from its identity and its address. Pure.
-//! Out of scope: CNI mode, where the plugins say it.
+//! Out of scope: CNI mode, where the plugins' result specifies it.
 
 use crate::api::lease::Address;
 use crate::api::meta::Uid;

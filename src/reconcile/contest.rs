@@ -1,4 +1,4 @@
-//! Who keeps wanting the opposite: the same rung repaired again and again on a converged spec.
+//! Detection of conflicting writers: the same stage is repaired again and again on a converged spec.
 //! Out of scope: what is done about it.
 
 use std::collections::{HashMap, VecDeque};
@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 use crate::api::meta::Uid;
 use crate::api::rung::Rung;
 
-/// Repairs within [`WINDOW`] that make a contest.
+/// So many repairs within [`WINDOW`] indicate a conflicting writer.
 const MANY: usize = 6;
 /// How long a repair is remembered.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Without a repair for so long, a contest is over.
+/// Without a repair for so long, the conflict is over.
 pub const CALM: Duration = Duration::from_secs(10);
 
-/// Repairs of late. An object that is not repaired costs nothing.
+/// Recent repairs. An object that is not repaired costs nothing.
 #[derive(Default)]
 pub struct Contests {
     repairs: Mutex<HashMap<Uid, HashMap<Rung, VecDeque<Instant>>>>,
 }
 
 impl Contests {
-    /// Counts a repair; the number within the window, once it is a contest.
+    /// Counts a repair; the number within the window, once it indicates a conflicting writer.
     pub fn count(&self, uid: Uid, rung: Rung, now: Instant) -> Option<usize> {
         let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
         let of_rung = repairs.entry(uid).or_default().entry(rung).or_default();
@@ -31,7 +31,7 @@ impl Contests {
         (of_rung.len() >= MANY).then_some(of_rung.len())
     }
 
-    /// The number of repairs within the window, while the contest lasts: it is over once nothing was repaired for [`CALM`].
+    /// The number of repairs within the window, while the conflict lasts: it is over once nothing was repaired for [`CALM`].
     pub fn lasts(&self, uid: Uid, rung: Rung, now: Instant) -> Option<usize> {
         let repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
         let of_rung = repairs.get(&uid)?.get(&rung)?;

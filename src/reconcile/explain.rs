@@ -1,5 +1,5 @@
 //! Which rule decides about a packet that a VM sends, and which line of the YAML that rule came from. Pure.
-//! Out of scope: what the host's addresses are (an argument), words around it.
+//! Out of scope: what the host's addresses are (an argument), output for people.
 
 use std::net::Ipv4Addr;
 

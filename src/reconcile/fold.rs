@@ -1,5 +1,5 @@
-//! Objects as they are answered: a pure fold of the world. Nothing of it is stored.
-//! Out of scope: words for people, the host.
+//! Builds objects as the API returns them, from the store alone. Pure. Nothing of it is stored.
+//! Out of scope: output for people, the host.
 
 mod condition;
 mod of_host;

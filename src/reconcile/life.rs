@@ -1,5 +1,5 @@
 //! What is remembered of a VM's VMM, and what follows from how it ended. Pure.
-//! Out of scope: looking whether it runs (the Vmm rung), writing it down (the engine).
+//! Out of scope: observing whether it runs (the Vmm stage), storing it (the engine).
 
 use serde::{Deserialize, Serialize};
 

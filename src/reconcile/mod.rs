@@ -1,5 +1,5 @@
 //! DECIDES: desired, observe, plan, act, observe again, until the plan is empty.
-//! Out of scope: waiting, words for people.
+//! Out of scope: waiting, output for people.
 //!
 //! From the one loop fall out: `diff` (print the plan), verification (the next, empty, plan), events (each action taken),
 //! drift (a plan that is not empty on a converged generation), garbage collection (desired is nothing), adoption after a

@@ -1,5 +1,5 @@
-//! The VMMs of all VMs: what this host can do for one, and who is told when one ends.
-//! Out of scope: starting and stopping (the Vmm rung).
+//! The VMMs of all VMs: what this host can do for one, and who is notified when one ends.
+//! Out of scope: starting and stopping (the Vmm stage).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

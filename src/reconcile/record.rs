@@ -1,5 +1,5 @@
-//! What stands in a VM's run directory so that a daemon which has lost its state can adopt the VM.
-//! Out of scope: writing it (the Net rung), reading it back into the store ([`super::adopt`]).
+//! The record in a VM's run directory, with which a daemon that has lost its state can adopt the VM.
+//! Out of scope: writing it (the Net stage), reading it back into the store ([`super::adopt`]).
 
 use serde::{Deserialize, Serialize};
 

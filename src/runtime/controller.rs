@@ -254,7 +254,7 @@ impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
         Self { slow, ..self }
     }
 
-    /// The same, where this says in which lane a key is looked at when it is woken.
+    /// The same, where `lane` determines the lane in which a woken key is looked at.
     pub fn with_lanes(self, lane: impl Fn(&K) -> Lane + Send + 'static) -> Self {
         let lane = Box::new(lane);
         Self { lane, ..self }

@@ -8,8 +8,8 @@
 //!
 //! # Lanes
 //! A look in the prompt lane goes before all looks in the bulk lane, but after [`PROMPT_IN_A_ROW`] prompt looks one bulk look is
-//! given if any is due: neither lane starves, however long the other is. Within a lane, who is due first goes first. A key whose look
-//! is due in the bulk lane changes over when it is woken in the prompt lane, and never the other way.
+//! given if any is due: neither lane starves, however long the other is. Within a lane, the key that is due first goes first. A key
+//! that is due in the bulk lane moves to the prompt lane when it is woken there, and never the other way.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;

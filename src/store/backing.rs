@@ -31,7 +31,7 @@ pub(super) struct Batch {
     pub(super) buried: Vec<Uid>,
     /// What was lost is back: from now on the journal is kept.
     pub(super) begins: bool,
-    /// It only closes, in part: it is not tried on a disk that has no room, which sled may never answer about.
+    /// Part of it only restricts: it is not tried on a full disk, where sled may never return.
     pub(super) restricts: bool,
     /// It is for the reserve, not for the database.
     pub(super) to_reserve: bool,
@@ -74,7 +74,7 @@ impl Backing {
         }
     }
 
-    /// With room for what only closes.
+    /// With space reserved for changes that only restrict.
     pub(super) fn with_reserve(self, reserve: Option<Reserve>) -> Self {
         Self { reserve, ..self }
     }
@@ -87,11 +87,11 @@ impl Backing {
     /// Makes a batch durable, all of it or none.
     ///
     /// # Errors
-    /// [`Failure`], with words that name the file.
+    /// [`Failure`], with a message that names the file.
     pub(super) fn write(&mut self, batch: &Batch) -> Result<(), Failure> {
         if batch.to_reserve {
             let reserve = self.reserve.as_mut();
-            let reserve = reserve.ok_or_else(|| Failure::Refused("no room is kept".into()))?;
+            let reserve = reserve.ok_or_else(|| Failure::Refused("no space is reserved".into()))?;
             return reserve.write(&batch.entries).map_err(Failure::Refused);
         }
         if self.was_refused || batch.restricts {
@@ -99,7 +99,7 @@ impl Backing {
             self.probe().map_err(Failure::Refused)?;
         }
         let mut batch = batch.clone();
-        // While the state that was lost is put back, it is what the reserve says that is put back.
+        // While lost state is being restored, that state already contains the entries of the reserve.
         let reserve = self
             .reserve
             .as_ref()

@@ -146,7 +146,7 @@ fn taken_over(world: &World, recalled: &Recalled) -> u64 {
     world.reserve_taken.max(recalled)
 }
 
-/// The groups that it tells of.
+/// The groups that the reserve has entries for.
 fn restricted(reserve: &Reserve) -> Vec<Name> {
     let names = reserve.entries().keys();
     names
@@ -154,7 +154,7 @@ fn restricted(reserve: &Reserve) -> Vec<Name> {
         .collect()
 }
 
-/// Has a state say what was only in the reserve.
+/// Puts into a state what was only in the reserve.
 fn put_restrictions(world: &mut World, reserve: &Reserve, notes: &mut Vec<String>) {
     for (key, value) in reserve.entries() {
         let Some(value) = value else { continue };
@@ -166,7 +166,7 @@ fn put_restrictions(world: &mut World, reserve: &Reserve, notes: &mut Vec<String
     }
 }
 
-/// The same where the state is put back from the run directory.
+/// The same where the state is restored from the run directory.
 fn recall_restrictions(recalled: &mut Recalled, reserve: &Reserve, notes: &mut Vec<String>) {
     if reserve.entries().is_empty() {
         return;

@@ -1,4 +1,4 @@
-//! Changes that only close: what may be kept in the reserve while the database cannot be written.
+//! Changes that only restrict: what may be kept in the reserve while the database cannot be written.
 //! Out of scope: the reserve.
 
 use crate::api::host_group::{HostGroup, HostGroupSpec};

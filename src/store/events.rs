@@ -1,5 +1,5 @@
 //! What happened, newest last: a ring in memory, the same thing in a row counted instead of repeated.
-//! Out of scope: what is worth telling. Events end with the daemon; conditions are what lasts.
+//! Out of scope: what is reported as an event. Events end with the daemon; conditions are what lasts.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};

@@ -4,9 +4,9 @@
 //! # Format
 //! One line a batch: 64 hexadecimal digits, a blank, JSON. The digits are the BLAKE3 hash of the line before, so that
 //! no line can be missing from the middle, and of the JSON. The first line names the format and the boot. A last line that is not
-//! whole is of a daemon that was killed while it wrote it: nobody was told that it is stored.
+//! whole is of a daemon that was killed while it wrote it: that batch was not acknowledged.
 //! Under the key of the database's mark each batch has its position: which database, and the number that the batch has there. So a
-//! database that is older than the journal is noticed where the run directory's copy of the seal is missing.
+//! database that is older than the journal is detected even if the run directory's copy of the seal is missing.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -160,10 +160,10 @@ impl Journal {
         written.map_err(|error| self.refusal(&error))
     }
 
-    /// Writes the batch that gets this position. `whole` tells what the database has, for a file that must be written anew.
+    /// Writes the batch that gets this position. `whole` returns the content of the database, for a file that must be rewritten.
     ///
     /// # Errors
-    /// In words; the file is as it was.
+    /// A message; the file is unchanged.
     pub(super) fn append(
         &mut self,
         batch: &Entries,
@@ -199,7 +199,7 @@ impl Journal {
     /// The database has it, too.
     ///
     /// # Errors
-    /// In words: the new file cannot take the old one's place.
+    /// A message: the new file cannot replace the old one.
     pub(super) fn confirm(&mut self, pending: Pending) -> Result<(), String> {
         let Pending::Draft(open) = pending else {
             return Ok(());

@@ -1,9 +1,9 @@
-//! Taking and leaving a rung: each ONE transaction that checks the gate and writes the rung together.
-//! Out of scope: what a rung does.
+//! Acquiring and releasing a stage: each is ONE transaction that checks the preconditions and writes the stage.
+//! Out of scope: what a stage does.
 //!
 //! # Why
-//! Check-then-write is a race: the deletion of an object slips in between. Here the gate is asked inside the transaction,
-//! so a VM that is being deleted can take no rung, and one that is held cannot be removed.
+//! Check-then-write is a race: an object may be deleted in between. Here the preconditions are checked inside the transaction,
+//! so a VM that is being deleted cannot acquire a stage, and a VM with an acquired stage cannot be removed.
 
 use super::Error;
 use super::txn::Txn;
@@ -14,12 +14,12 @@ use crate::api::network::NetworkSpec;
 use crate::api::rung::{LADDER, Rung, RungPage};
 use crate::api::vm::Vm;
 
-/// What stands before a rung.
+/// Whether a stage may be acquired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gate {
-    /// The rung is taken, durably: go on.
+    /// The stage is acquired, durably: continue.
     Open(Box<Vm>),
-    /// The rung below, or the ground, is not Ready at this generation. Somebody will nudge.
+    /// The stage below, or the host network, is not Ready at this generation. The VM is enqueued when it is.
     Closed(String),
     /// The VM is gone or being deleted.
     Gone,

@@ -1,5 +1,5 @@
 //! Where the database is: a number that grows with every batch, a digest of the whole content and a chain over all batches.
-//! Out of scope: where marks are kept ([`super::seal`], and the database itself).
+//! Out of scope: where marks are stored ([`super::seal`], and the database itself).
 //!
 //! # Why
 //! sled 0.34 recovers to the last position of its log that it can read and reports nothing, so a damaged database looks like
@@ -25,7 +25,7 @@ pub(super) struct Mark {
     pub chain: u128,
 }
 
-/// Which batch of which database: what is known of a mark without its digests.
+/// Which batch of which database: a [`Mark`] without its digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Position {
     /// [`Mark::id`].

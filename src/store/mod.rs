@@ -137,7 +137,7 @@ pub enum Recalled {
     Unreadable(String),
 }
 
-/// The door. Cheap to clone.
+/// The handle of the store. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
@@ -156,7 +156,7 @@ struct Shared {
     progress: Progress,
     /// What was noticed on opening.
     notes: Vec<String>,
-    /// Groups of which the reserve said more than the database.
+    /// Groups of which the reserve had entries that the database lacked.
     restricted: Vec<Name>,
 }
 

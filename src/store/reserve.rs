@@ -1,9 +1,9 @@
-//! Room that is kept for restrictions: a change that only closes is accepted on a full disk, too.
-//! Out of scope: which changes only close ([`NetworkSpec::is_no_looser_than`](crate::api::network::NetworkSpec::is_no_looser_than)).
+//! Space reserved for restrictions: a change that only restricts is accepted on a full disk, too.
+//! Out of scope: which changes only restrict ([`NetworkSpec::is_no_looser_than`](crate::api::network::NetworkSpec::is_no_looser_than)).
 //!
 //! # Why
-//! A tightened policy must not wait until somebody has made room, and the host is changed only after the intent is on stable storage. So a
-//! file of zeros is written ahead, and such a change is written over a part of it: that needs no block more than the file has.
+//! A tightened policy must not wait until disk space is freed, and the host is changed only after the intent is on stable storage. So a
+//! file of zeros is written in advance, and such a change overwrites a part of it: that needs no additional block.
 //!
 //! # Format
 //! Two slots, used in turn, so that a torn write leaves the one before. Each is a number, the length of what follows, the BLAKE3 hash of all
@@ -26,12 +26,12 @@ pub const RESERVE: &str = "reserve";
 /// Bytes of a slot: some groups with the longest lists.
 const SLOT: u64 = 512 << 10;
 const HEADER: usize = 8 + 8 + 32;
-/// It is made only where it leaves this much.
+/// Bytes: it is created only if this much space remains free.
 const ROOM: u64 = 4 << 20;
 
 /// What is in the reserve and not in the database.
 pub(super) struct Reserve {
-    /// None: there is no room kept, or it cannot be written.
+    /// `None`: no space is reserved, or it cannot be written.
     file: Option<File>,
     path: PathBuf,
     /// Of the newest slot.
@@ -66,7 +66,7 @@ impl Reserve {
             other => other,
         };
         let file = file.and_then(|file| whole(file, &path)).inspect_err(|error| {
-            tracing::warn!(path = %path.display(), %error, "no room is kept: on a full disk a tightened policy is refused, too");
+            tracing::warn!(path = %path.display(), %error, "no space is reserved: on a full disk a tightened policy is refused, too");
         });
         Self {
             file: file.ok(),
@@ -88,7 +88,7 @@ impl Reserve {
         self.due.clone_from(&self.entries);
     }
 
-    /// Adds to a batch for the database what is still to be put there; what the batch says itself is newer.
+    /// Adds to a batch for the database what is still to be put there; the batch's own entries are newer.
     pub(super) fn join(&self, entries: &mut Entries) {
         if self.number == self.taken {
             return;
@@ -119,7 +119,7 @@ impl Reserve {
     /// Makes a batch durable.
     ///
     /// # Errors
-    /// In words that name the file.
+    /// A message that names the file.
     pub(super) fn write(&mut self, batch: &Entries) -> Result<(), String> {
         let mut all = self.entries.clone();
         all.extend(batch.clone());
@@ -136,7 +136,7 @@ impl Reserve {
         let file = self
             .file
             .as_ref()
-            .ok_or_else(|| io::Error::other("no room is kept"))?;
+            .ok_or_else(|| io::Error::other("no space is reserved"))?;
         let text: BTreeMap<&String, Option<std::borrow::Cow<'_, str>>> = entries
             .iter()
             .map(|(key, value)| (key, value.as_deref().map(String::from_utf8_lossy)))
@@ -149,7 +149,7 @@ impl Reserve {
         slot.extend_from_slice(&json);
         if slot.len() as u64 > SLOT {
             return Err(io::Error::other(
-                "the change is larger than the room that is kept",
+                "the change is larger than the reserved space",
             ));
         }
         file.write_all_at(&slot, (number % 2) * SLOT)?;
@@ -157,7 +157,7 @@ impl Reserve {
     }
 }
 
-/// The newest slot that is whole. A file without any says nothing: it was never written, or not acknowledged.
+/// The newest slot that is whole. A file without one has no entries: none was ever written, or none acknowledged.
 fn read(path: &Path) -> io::Result<Option<(u64, Entries)>> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -201,7 +201,7 @@ fn create(dir: &Path, path: &Path) -> io::Result<File> {
     sync::replace(path, &zeros)
 }
 
-/// A file of another length has no room, or not all of it.
+/// A file of another length does not have the reserved space, or not all of it.
 fn whole(file: File, path: &Path) -> io::Result<File> {
     match file.metadata()?.len() == 2 * SLOT {
         true => Ok(file),

@@ -55,7 +55,7 @@ impl Shared {
     pub(super) fn take_back(&self, commit: Commit, world: &mut World) {
         for change in commit.undo(world) {
             if let Change::Page(uid) = change {
-                // Whoever wrote it may not have waited, and go by what it said.
+                // Its writer may not have waited for the disk, and may rely on what was taken back.
                 let _ = self.changes.send(Change::Vm(uid));
             }
             let _ = self.changes.send(change);

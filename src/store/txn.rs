@@ -34,13 +34,14 @@ pub struct Txn<'w> {
 /// Whether a transaction decides something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
-    /// It says what was found. After a crash it would be found again, so memory keeps it while nothing can be written.
+    /// It reports what was found. After a crash it would be found again, so memory keeps it while nothing can be written.
     Observation,
-    /// It gives to a VM what its group says already, and only closes. It follows again from the group after a crash.
+    /// It gives a VM what its group specifies already, and only restricts. It follows again from the group after a crash.
     Consequence,
-    /// It says what is to be of groups that exist, and only closes: on a full disk the reserve has room for it ([`super::reserve`]).
+    /// It specifies the desired state of existing groups, and only restricts: on a full disk the reserve has space for it
+    /// ([`super::reserve`]).
     Restriction,
-    /// It says what is to be, or that a stage may touch the host: acknowledged only when it is on stable storage.
+    /// It specifies the desired state, or that a stage may touch the host: acknowledged only when it is on stable storage.
     Intent,
 }
 

@@ -2,7 +2,7 @@
 //! Out of scope: what is answered of them ([`crate::reconcile::fold`]).
 //!
 //! # Why
-//! A stored condition says what was true when it was written. Between two lives of the daemon anything may have changed on the host,
+//! A stored condition reports what was true when it was written. Between two lives of the daemon anything may have changed on the host,
 //! so until a stage was observed again its condition is not known. This is a fact about the process and is never stored.
 
 use std::collections::{BTreeSet, HashMap};
@@ -53,7 +53,7 @@ impl World {
     }
 
     /// Whether a watch is to be notified of an observation that changes nothing that is stored: once for each VM, or there would be
-    /// more notifications after a restart than the backlog has room for; and of each failure.
+    /// more notifications after a restart than fit into the backlog; and of each failure.
     pub(super) fn completes(&self, uid: Uid, status: Status) -> bool {
         status != Status::True || !self.unobserved.stages.contains_key(&uid)
     }

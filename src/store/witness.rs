@@ -1,4 +1,4 @@
-//! What shows that a database is older than what was acknowledged where the run directory's copy of the seal does not say so.
+//! Evidence that a database is older than what was acknowledged, if the run directory's copy of the seal does not show it.
 //! Out of scope: the seals ([`super::evidence`]).
 //!
 //! # Why
@@ -20,7 +20,7 @@ pub(super) struct Witnesses<'a> {
 }
 
 impl Witnesses<'_> {
-    /// Why the database at this mark is not the last one; none: nothing speaks against it.
+    /// Why the database at this mark is not the last one; `None`: there is no evidence of that.
     pub fn objection(&self, mark: &Mark, world: &World) -> Option<String> {
         // While what was lost is put back, the journal is what it is put back from.
         if world.recovery.is_some() {

@@ -78,7 +78,7 @@ pub struct Pool {
     pub in_use: BTreeSet<Ipv4Network>,
 }
 
-/// The ground's page.
+/// The status of the host network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ground {
     /// What was last found.
@@ -90,13 +90,13 @@ pub struct Ground {
     pub leaves: Footing,
     /// In which boot.
     pub boot_id: String,
-    /// Why the rules that restrict VMs are not known to stand; meanwhile nothing is forwarded for VMs. None: they were read back.
+    /// Why the rules that restrict VMs are not known to be in force; meanwhile nothing is forwarded for VMs. None: they were read back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unenforced: Option<Condition>,
     /// What of the host, not ours to change, keeps VMs' packets from passing, each with its remedy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// Foreign chains that drop packets of the VMs of a range: the range, and what to tell.
+    /// Foreign chains that drop packets of the VMs of a range: the range, and the message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drops: Vec<(Ipv4Network, String)>,
 }
@@ -365,8 +365,8 @@ impl World {
             })
     }
 
-    /// Why the host's rules for a VM's mode are not known to stand, if that is so. What a chain of plugins connects is restricted by the
-    /// plugins' rules.
+    /// Why the host's rules for a VM's mode are not known to be in force, if that is so. A VM that a chain of plugins connects is
+    /// restricted by the plugins' rules.
     pub fn unenforced(&self, vm: &Vm) -> Option<&Condition> {
         match vm.spec.network {
             NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) => {
@@ -408,7 +408,7 @@ impl World {
         Some(id)
     }
 
-    /// The ground's page.
+    /// The status of the host network.
     pub fn ground(&self) -> Option<&Ground> {
         self.ground.as_ref()
     }

@@ -193,7 +193,7 @@ fn next(commits: &Receiver<Commit>, shared: &Weak<Shared>, crowded: bool) -> Opt
         };
     }
     match commits.recv_timeout(RETRY) {
-        // Alone: what others want is refused.
+        // Alone: other commits are refused.
         Ok(first) if first.kind == Kind::Restriction => Some(vec![first]),
         Ok(first) => Some(gather(first, commits, crowded)),
         Err(RecvTimeoutError::Disconnected) => None,
@@ -201,7 +201,7 @@ fn next(commits: &Receiver<Commit>, shared: &Weak<Shared>, crowded: bool) -> Opt
     }
 }
 
-/// Whether all of a batch that must be durable now only closes.
+/// Whether all of a batch that must be durable now only restricts.
 fn is_reservable(batch: &[Commit]) -> bool {
     let any = |kind| batch.iter().any(|commit| commit.kind == kind);
     (any(Kind::Restriction) || any(Kind::Consequence)) && !any(Kind::Intent)

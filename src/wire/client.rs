@@ -1,5 +1,5 @@
 //! The client: one connection a request, answers as our own types.
-//! Out of scope: words for people beyond one sentence a failure.
+//! Out of scope: messages for people beyond one sentence per failure.
 
 use std::io;
 use std::path::{Path, PathBuf};

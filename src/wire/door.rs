@@ -1,5 +1,5 @@
-//! The socket: made so that there is no moment at which the wrong people can open it, and who stands before it.
-//! Out of scope: what is said once somebody is in.
+//! The listening socket: the wrong people can open it at no moment; and the peer of each connection.
+//! Out of scope: the requests on a connection.
 //!
 //! # Why
 //! `bind(2)` makes the file with the umask's mode, and `chmod` comes later; so the socket is bound under another name in
@@ -64,7 +64,7 @@ impl Door {
             _ => {}
         }
         let bound = UnixListener::bind(&cradle).or_else(|error| match error.kind() {
-            // A directory without room for one file more: nobody answers on the old socket.
+            // The directory has no space for one more file. Nobody answers on the old socket, so its file is removed.
             io::ErrorKind::StorageFull => {
                 fs::remove_file(path)?;
                 UnixListener::bind(&cradle)
@@ -97,7 +97,7 @@ impl Door {
         &self.path
     }
 
-    /// The next connection, and whose it is.
+    /// The next connection, and its peer.
     ///
     /// # Errors
     /// accept(2)'s, EMFILE and its like among them.

@@ -1,7 +1,7 @@
-//! CARRIES: HTTP and JSON on a Unix socket: what may be asked ([`backend`]), the door ([`door`]), the server, the client.
-//! Out of scope: deciding, remembering, words and tables for people.
+//! CARRIES: HTTP and JSON on a Unix socket: the requests ([`backend`]), the listening socket ([`door`]), the server, the client.
+//! Out of scope: decisions, storage, messages and tables for people.
 //!
-//! # What is asked where
+//! # Endpoints
 //! | request | answer |
 //! |---|---|
 //! | `GET /v1/version` | [`Server`](crate::api::view::Server) |
@@ -19,7 +19,8 @@
 //! | `GET /v1/route/{group}` | [`Reach`](crate::api::view::Reach) |
 //!
 //! "Lines" are `application/x-ndjson`: one JSON value a line, flushed as it comes. What fails answers 400 (the request
-//! makes no sense), 403 (the peer may not ask), 404, 409, 413, 422, 500 or 503 (too much at once; try again) with a [`Problem`](crate::api::view::Problem).
+//! makes no sense), 403 (the peer may not ask), 404, 409, 413, 422, 500 or 503 (too much at once; try again) with a
+//! [`Problem`](crate::api::view::Problem).
 
 mod admission;
 pub mod backend;

@@ -1,5 +1,5 @@
-//! The socket: who gets in, what is replaced, what never is; and what the server says to requests that make no sense.
-//! Out of scope: `slicectl`'s words.
+//! The socket: who gets access, what is replaced, what never is; and what the server answers to invalid requests.
+//! Out of scope: the output of `slicectl`.
 
 use std::fs;
 use std::io::{Read, Write};

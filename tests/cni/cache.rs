@@ -1,5 +1,5 @@
 //! What is remembered of an ADD, read as libcni reads it.
-//! Out of scope: what plugins hear.
+//! Out of scope: what plugins receive.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,5 @@
-//! Configurations: which file goes, what is read from it, what is wrong with it.
-//! Out of scope: what plugins hear of it.
+//! Configurations: which file is used, what is read from it, what is wrong with it.
+//! Out of scope: what plugins receive of it.
 
 use std::path::Path;
 
@@ -115,7 +115,7 @@ fn a_file_of_any_sort_may_begin_with_a_byte_order_mark() {
         plugins(&stage.runtime.find("net").unwrap()),
         ["listed", "added"]
     );
-    // The mark of another encoding, or one in the middle, is none.
+    // A byte order mark of another encoding, a second one, or one in the middle of the file is invalid.
     for bytes in [
         b"\xff\xfe{\0}\0".to_vec(),
         "\u{feff}\u{feff}{}".as_bytes().to_vec(),

@@ -1,5 +1,5 @@
-//! What the host and the store look like, in words that do not depend on uids, blocks and times.
-//! Out of scope: what they ought to look like.
+//! What the host and the store look like, as text that does not depend on uids, blocks and times.
+//! Out of scope: what they should look like.
 
 use std::fmt::Write;
 use std::fs;

@@ -2,7 +2,8 @@
 //! daemon or by two, and who has them while a daemon is down.
 //! Out of scope: interleavings inside one process (`tests/ladder/claims.rs`).
 //!
-//! `SLICE_CLAIM_ROUNDS` says how often the concurrent tests are repeated (`make soak`), `SLICE_SEED` with which names; both are printed.
+//! `SLICE_CLAIM_ROUNDS` sets how often the concurrent tests are repeated (`make soak`), `SLICE_SEED` the seed of their names; both are
+//! printed.
 
 use std::collections::BTreeSet;
 

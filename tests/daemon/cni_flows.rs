@@ -13,10 +13,10 @@ use crate::support::kernel::{Neighbour, run};
 use crate::support::plugs::{self, inhabited};
 use crate::support::vmm;
 
-/// How the VM `pod-1` goes.
+/// How the VM `pod-1` is stopped or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// Its group wants fewer: `pod-2` goes, in truth.
+    /// The count of its group is reduced: in this case `pod-2` is removed instead of `pod-1`.
     ScaledDown,
     GroupDeleted,
     Stopped,

@@ -1,4 +1,4 @@
-//! What `vm metrics` says of a VM's connections, whatever its VMM says.
+//! What `vm metrics` reports of a VM's connections, whatever its VMM reports.
 //! Out of scope: that the counters are right (`tests/packets/flood.rs`).
 
 use serde_json::Value;

@@ -646,12 +646,13 @@ fn an_older_state_of_the_same_boot_is_noticed_and_loses_no_vm_and_no_policy_in_a
                     assert_eq!(after.running.get(name), Some(running), "{what}: {name}");
                 }
                 no_looser(&before.rules, &after.rules, &format!("{what}: in the end"));
-                // Without both seals and the journal nothing tells that the database is older: see docs/security.md.
+                // Without both `seal` files and the journal nothing shows that the database is older: see docs/security.md.
                 let unknowable = has(0) && has(1) && has(2) && has(3);
                 if !unknowable {
                     assert_eq!(house.messages("", "Drift"), [""; 0], "{what}");
                 }
-                // An older database is noticed by the seal of this boot; without it, by an own seal that is newer, or by the journal.
+                // An older database is detected by `state.seal` of this boot; without it, by a newer `seal` beside the database, or by the
+                // journal.
                 let changed = since != Since::Nothing;
                 let older_and_seen = has(0) && changed && !unknowable;
                 let reported = ["StateSetAside", "StateLost", "StateNoticed"]

@@ -13,8 +13,8 @@ const WEB: &str = "bridge: brvm0\ntap_prefix: vmtap\ngateway: 192.168.137.1/24";
 const APART: &str =
     "bridge: brvm0\ntap_prefix: vmtap\ngateway: 192.168.137.1/24\nisolate_ports: true";
 
-/// Breaks each in a daemon's life of its own, for many repairs are a contest, and waits until all stands as before: each VM's neighbour,
-/// entry, filters, routes and rules.
+/// Applies each sabotage and waits until everything is as before: each VM's neighbour entry, filters, routes and rules. A new daemon is
+/// started for every three of them, because many repairs by one daemon count as a conflicting writer.
 fn all_comes_back(group: &str, manifest: &str, sabotages: &[&str]) {
     for some in sabotages.chunks(3) {
         inhabited(|house| {
@@ -56,7 +56,7 @@ const OF_A_BRIDGE: [&str; 11] = [
     "ip link set brvm0 down; ip link set brvm0 address 02:00:00:00:00:98; ip link set brvm0 up",
     "ip link del brvm0",
     "ip neigh flush dev brvm0 nud permanent",
-    // Not disable_ipv6: of a bridge whose ports have no carrier the kernel reports nothing then, and the next look sets it back.
+    // Not disable_ipv6: the kernel reports no change of it on a bridge without carrier on its ports, and the next look sets it back.
     // A kernel that was built without it has nothing to break.
     "ip link set brvm0 type bridge vlan_filtering 1 || true",
     "ip link set brvm0 type bridge vlan_filtering 1 && bridge vlan del vid 1 dev vmtap0 || true",

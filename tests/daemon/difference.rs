@@ -1,5 +1,5 @@
-//! What `slicectl diff` says will be done to VMs, against what is then done: the same steps in the same order, in every mode.
-//! Out of scope: how it is printed (`tests/cli`); VMs that are to be made, of which it says no single steps.
+//! What `slicectl diff` reports as planned for VMs, against what is then done: the same steps in the same order, in every mode.
+//! Out of scope: how it is printed (`tests/cli`); VMs that are to be created, for which it reports no single steps.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -122,7 +122,7 @@ fn costs_little(place: Where) {
             std::thread::sleep(Duration::from_millis(100));
         }
         eprintln!("{place:?}: repaired after {:?}", begin.elapsed());
-        house.until("it is told", || {
+        house.until("it is reported", || {
             (house.messages("ground", "Drift").len() == 1).then_some(())
         });
     });

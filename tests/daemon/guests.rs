@@ -1,5 +1,5 @@
-//! Real guests under QEMU: what they reach, who brings them back, who lets them be.
-//! Out of scope: the Vmm rung alone (`tests/vmm`).
+//! Real guests under QEMU: what they reach, what restarts them, what leaves them alone.
+//! Out of scope: the Vmm stage alone (`tests/vmm`).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

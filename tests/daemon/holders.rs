@@ -1,5 +1,5 @@
-//! Deletions while somebody else holds what is to be removed: each ends, or its condition names who holds what and it ends with him; and
-//! nobody else waits for it.
+//! Deletions while another process holds what is to be removed: each ends, or its condition names the holder and what it holds, and the
+//! deletion ends when the holder has gone. No other object waits for it.
 //! Out of scope: programs in `PATH` that hang (`hanging`), file systems that do not answer (`hung_files`), CNI plugins.
 
 use std::fs;
@@ -17,15 +17,15 @@ const SOON: Duration = Duration::from_secs(20);
 
 const READ_ONLY: &str = "Read-only file system";
 
-/// How it ends.
+/// How a deletion ends.
 enum Ends {
     /// By itself.
     ByItself,
-    /// The conditions say this, and it ends when the holder has gone.
+    /// The conditions contain these texts, and the deletion ends when the holder has gone.
     After(&'static [&'static str]),
 }
 
-/// Somebody who holds something, with how to make him let go.
+/// What holds something of a VM: processes, or a change that a command undoes.
 #[derive(Default)]
 struct Holder {
     processes: Vec<Child>,

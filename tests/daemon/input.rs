@@ -118,7 +118,7 @@ const MISSING: [Damage; 38] = [
     }),
     ("empty and open", |h| Some(rewrite(h, ""))),
     ("half written and open", |h| Some(rewrite(h, &only("a")))),
-    ("said to be none, and open", |h| {
+    ("an empty list of groups, and open", |h| {
         Some(rewrite(h, "config:\n  host_groups: []\n"))
     }),
     ("a directory", |h| shell(h, "rm $file; mkdir $file")),
@@ -177,7 +177,7 @@ fn restore(house: &House) {
     house.save("groups.yaml", &both());
 }
 
-/// A condition or an event tells it: of the group, of the file or of the folder.
+/// Whether a condition or an event of the group, the file or the folder reports it.
 fn is_reported(house: &House) -> bool {
     let reasons = ["ManifestInvalid", "KeptWithoutFile", "FolderUnreadable"];
     let told = |reason: &&str| !house.messages("", reason).is_empty();
@@ -208,7 +208,7 @@ fn keeps_everything(part: usize, parts: usize) {
                 assert_eq!(uids(house), before, "{name}, restarted: {restarted}");
                 assert!(
                     is_no_fault(name) || is_reported(house),
-                    "{name}, restarted: {restarted}: no word of it\n{}",
+                    "{name}, restarted: {restarted}: not reported\n{}",
                     house.ctl("events")
                 );
                 drop(held);
@@ -357,7 +357,7 @@ fn apply_of_a_manifest_without_groups_is_refused_with_its_place() {
     });
 }
 
-/// A change that no event tells of, and the VMs that it leads to.
+/// A change without an inotify event, and the VMs that it leads to.
 type Silent = (&'static str, fn(&House), &'static [&'static str]);
 
 fn is_followed(arguments: &str, prepare: fn(&House), changes: &[Silent]) {

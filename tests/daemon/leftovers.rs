@@ -1,5 +1,5 @@
-//! Garbage: what is ours and wanted by nobody goes; what is foreign stays.
-//! Out of scope: what is wanted.
+//! Garbage: what is ours and unreferenced is removed; what is foreign stays.
+//! Out of scope: what is referenced.
 
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! What other users of the host may do to the daemon: nothing. Their locks, what they put in its way, and how the daemon was started.
-//! Out of scope: what a VMM may do (`confinement`); whose a process is (`tests/vmm/identity.rs`).
+//! Out of scope: what a VMM may do (`confinement`); the owner of a process (`tests/vmm/identity.rs`).
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;

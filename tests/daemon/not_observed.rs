@@ -111,7 +111,7 @@ fn what_an_earlier_process_observed_is_unknown_until_this_one_has_observed_it() 
                 assert!(!waited.status.success(), "it is not known to be Ready");
                 fs::remove_file(dir.join("hang")).expect("removed");
             }
-            // A wait that begins before the first observation has ended is told of its end, even if nothing has changed.
+            // A wait that begins before the first observation has ended is notified of its end, even if nothing has changed.
             house.ctl(
                 "wait hg/sandbox hg/other vm/sandbox-1 vm/sandbox-2 --for ready --timeout 60s",
             );

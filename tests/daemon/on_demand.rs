@@ -1,5 +1,5 @@
 //! VMs made on demand, through everything that may happen to their daemon and to their group.
-//! Out of scope: names, places and addresses of orders (the ladder's tests); the words of `slicectl` (its own).
+//! Out of scope: names, indices and addresses of orders (`tests/ladder.rs`); the output of `slicectl` (`tests/cli.rs`).
 
 use std::time::Duration;
 

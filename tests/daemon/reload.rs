@@ -1,5 +1,5 @@
 //! Hot reload: a saved file converges within 1 s; what can change live does.
-//! Out of scope: every editor's way of saving (the intake's own tests); whose a group is (`origin`).
+//! Out of scope: every editor's way of saving (the intake's own tests); the owner of a group (`origin`).
 
 use std::time::Duration;
 

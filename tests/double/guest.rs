@@ -1,5 +1,5 @@
-//! A guest of a few lines: it answers ARP and ping on the TAP, says when its gateway answers, goes when it is asked.
-//! Out of scope: the VMM around it. The words it hears are those of `tests/guest`.
+//! A guest of a few lines: it answers ARP and ping on the TAP, reports when its gateway answers, ends on request.
+//! Out of scope: the VMM around it. Its parameters are those of `tests/guest`.
 
 use std::fs::File;
 use std::io::{Read, Write};

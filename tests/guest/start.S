@@ -1,5 +1,5 @@
 # From what a VMM leaves us in to main() in 64-bit mode; the timer's interrupt.
-# Out of scope: anything that C can say.
+# Out of scope: anything that can be written in C.
 #
 # Two ways in: PVH (32-bit, no paging, %ebx is the start info; Xen's docs/misc/pvh.pandoc) and Linux's 64-bit boot protocol
 # (paging on, %rsi are the boot parameters; Documentation/arch/x86/boot.rst). Both end with the first 4 GiB mapped one to one.

@@ -1,5 +1,5 @@
 //! Programs on links: made, read back, replaced, and strangers' beside them.
-//! Out of scope: what a program judges.
+//! Out of scope: which frames a program drops.
 
 use slicectl::host::tc::{self, Hook, Insn, What};
 use slicectl::host::{Kind, link};

@@ -126,7 +126,7 @@ async fn at_once(work: Vec<(Arc<Daemon>, Name)>) -> Vec<Result<(), Error>> {
         .collect()
 }
 
-/// Whose gateway is derived.
+/// A template with a bridge and without `gateway`, which is then derived.
 fn on_a_bridge(name: &str) -> VmSpec {
     let mut template = bridged(name, "10.0.0.1/24");
     if let NetworkSpec::Bridge(bridge) = &mut template.network {

@@ -1,4 +1,4 @@
-//! Leases: unique under any interleaving, kept by name, never moved under a VM that stands.
+//! Leases: unique under any interleaving, kept by name, never moved under a VM that exists.
 //! Out of scope: which range a group gets.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,5 @@
 //! What a guest on a bridge may not send, with and without `antispoof`; `isolate_ports`; both changed under running flows.
-//! Out of scope: the program of the filter frame by frame (`tests/host_bridge`); the moments before it stands (`window`).
+//! Out of scope: the program of the filter frame by frame (`tests/host_bridge`); the time before it is in place (`window`).
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};

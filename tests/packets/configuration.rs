@@ -1,5 +1,5 @@
-//! Nothing that a guest on a bridge says configures the host or the bridge: hostile frames, and the host before and after.
-//! Out of scope: what guests may say to each other (`bridge_guard`, `reconcile::firewall::antispoof`).
+//! Nothing that a guest on a bridge sends configures the host or the bridge: hostile frames, and the host before and after.
+//! Out of scope: what guests may send to each other (`bridge_guard`, `reconcile::firewall::antispoof`).
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

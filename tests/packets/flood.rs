@@ -331,7 +331,7 @@ fn a_guest_that_runs_into_its_limit_is_counted_and_reported_and_its_connections_
     });
 }
 
-/// What a VM's counters of that name say.
+/// The value of the VM's counter of that name.
 fn counter(lab: &Lab, vm: &str, name: &str) -> u64 {
     let text = lab.house.ctl(&format!("vm metrics {vm} -o json"));
     let metrics: serde_json::Value = serde_json::from_str(&text).expect("JSON");

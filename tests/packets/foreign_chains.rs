@@ -1,4 +1,4 @@
-//! Chains of others at the hook `forward`: what they do to packets is what VMs, groups and doctor tell of them.
+//! Chains of others at the hook `forward`: what they do to packets is what VMs, groups and doctor report of them.
 //! Out of scope: chains of others under our names (`path`).
 
 use std::net::Ipv4Addr;
@@ -144,7 +144,7 @@ const CASES: [Case; 24] = [
     ("flags dormant;", "policy drop;", "", NONE),
 ];
 
-/// The packets are the oracle: whoever is told of is cut off, and nobody else is.
+/// The packets are the oracle: a VM has a warning if and only if its packets are dropped.
 #[test]
 fn a_foreign_chain_is_told_of_to_those_whose_packets_it_drops() {
     lab(|lab| {
@@ -170,7 +170,7 @@ fn a_foreign_chain_is_told_of_to_those_whose_packets_it_drops() {
                     });
                 }
             }
-            // Nobody is told of what comes a moment later, either.
+            // No warning appears a moment later, either.
             if drops == NONE {
                 std::thread::sleep(Duration::from_millis(800));
                 assert_eq!(warned(lab, "vm web-1"), "", "{text}");
@@ -209,11 +209,11 @@ fn a_policy_of_the_other_back_end_is_told_of_at_the_next_look() {
         let guest = lab.guest(1, Framing::Bare);
         run("iptables-legacy -P FORWARD DROP");
         assert!(!answered(lab, &guest, INTERNET));
-        // ip_tables tells nobody of its changes; anything else may.
+        // ip_tables sends no events of its changes: events of other changes lead to the next look.
         run(
             "ip route add 198.18.0.0/15 dev lan0; ip route add 10.77.0.0/16 dev lan0; sysctl -qw net.ipv4.conf.all.log_martians=0; nft add table inet nothing",
         );
-        lab.house.within(BOUND, "told", || {
+        lab.house.within(BOUND, "reported", || {
             warned(lab, "vm sandbox-1")
                 .contains("iptables-legacy -P FORWARD ACCEPT")
                 .then_some(())
@@ -226,7 +226,7 @@ fn a_policy_of_the_other_back_end_is_told_of_at_the_next_look() {
     });
 }
 
-/// Each is opened by what doctor says, and by nothing less.
+/// Each is opened by the complete remedy of doctor, and by nothing less.
 #[test]
 fn the_remedy_of_doctor_opens_a_native_chain_for_every_mode() {
     lab(|lab| {

@@ -21,7 +21,7 @@ const BRIDGE: &str = "bridge: brvm0\ntap_prefix: vmtap\ngateway: 192.168.137.1/2
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Full {
     Run,
-    /// No file can be made, though there is room in those that are there.
+    /// No file can be created, though the existing ones have free space.
     RunInodes,
     State,
     StateExt4,

@@ -1,5 +1,5 @@
 //! The real network managers and firewalls of Debian beside VMs of every mode: they leave our links alone, and where one of them keeps VMs'
-//! packets from passing, that is told until it is opened.
+//! packets from passing, that is reported until it is opened.
 //! Out of scope: chains written by hand (`foreign_chains`).
 
 use std::net::Ipv4Addr;
@@ -77,7 +77,7 @@ fn warned(lab: &Lab, object: &str) -> String {
     of_host.map_or(String::new(), |c| c["message"].as_str().unwrap().to_owned())
 }
 
-/// What is a port of what, and the addresses of our links: by index, so that nothing was made anew.
+/// Masters and addresses of our links, with their indices, so that a link that was made again differs.
 fn links() -> String {
     run("ip -o link | grep -E ': (sl|tp|more|other)' | sed -E 's/^([0-9]+: [^:]+):.*( master [^ ]+).*/\\1\\2/; s/ (qdisc|state|mode|mtu|group|qlen) [^ ]+//g; s/<[^>]*>//'
          ip -o addr | grep -E ' (sl|tp|more|other)[^ ]* ' | sed 's/ *valid_lft.*//'")
@@ -132,7 +132,7 @@ fn networkd_with_files_for_every_link_leaves_ours_alone_whenever_it_starts() {
             assert!(line.trim_end().ends_with("unmanaged"), "{list}");
         }
         assert_eq!(lab.house.messages("", "Drift"), [""; 0]);
-        // What is told if the file goes.
+        // What is reported if the file is removed.
         run("rm /run/systemd/network/05-slice-*");
         let told = check(lab, "systemd-networkd");
         assert_eq!(told["verdict"], "warn", "{told}");
@@ -192,7 +192,7 @@ fn network_manager_leaves_our_links_alone_whenever_it_starts() {
         // When it lets go of a link it resets settings of IPv6 there, which are set back.
         lab.house
             .ctl("wait hg/sandbox hg/web hg/late --for ready --timeout 20s");
-        // What an administrator's file in /etc takes, it takes: that is told, and how to take it back.
+        // A file of the administrator in /etc has precedence over ours: doctor reports that, and how to undo it.
         run(
             "printf '[device-all]\\nmatch-device=*\\nmanaged=1\\n' > /etc/NetworkManager/conf.d/10-all.conf; nmcli general reload conf",
         );
@@ -301,7 +301,7 @@ fn ufw_with_its_defaults_stops_no_vm_and_none_is_warned() {
             "ufw default reject routed",
         ] {
             run(step);
-            lab.house.until("our jumps stand first", || {
+            lab.house.until("our jumps are first", || {
                 let passes = guests.iter().all(|guest| answered(lab, guest, INTERNET));
                 passes.then_some(())
             });

@@ -1,5 +1,5 @@
 //! While a VM's data path is being built and taken down: a guest that sends from the moment there is a TAP.
-//! Out of scope: what passes once the rules stand.
+//! Out of scope: what passes once the rules are in place.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};

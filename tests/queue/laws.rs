@@ -229,7 +229,7 @@ impl Check {
         }
     }
 
-    /// The queue gives the key that has been owed a look the longest in the lane whose turn it is, and none that runs.
+    /// The queue returns the key that has waited for a look the longest in the lane that is next, and no key that is being run.
     fn take(&mut self) -> Result<(), TestCaseError> {
         self.ripen();
         let longest = |lane: Lane| {

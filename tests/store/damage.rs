@@ -329,7 +329,7 @@ async fn each_copy_of_the_seal_may_be_lost_and_the_loss_is_reported() {
     }
 }
 
-/// What is left of the run directory's seal and of its journal.
+/// What is left of the run directory's `state.seal` and of its journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     Whole,
@@ -435,7 +435,7 @@ async fn an_older_state_with_its_own_seal_is_noticed_by_what_the_run_directory_h
 
 #[tokio::test]
 async fn a_database_that_has_as_living_what_a_tombstone_says_is_deleted_is_an_older_one() {
-    // What the run directory has left: the seal, the journal, the tombstones. The state disk's tombstones are as old as the rest.
+    // Which of `state.seal`, journal and tombstones the run directory still has. The state disk's tombstones are as old as the rest.
     for left in 0..8_u8 {
         let has = |part: u8| left & (1 << part) != 0;
         let home = tempfile::tempdir().unwrap();

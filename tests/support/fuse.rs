@@ -1,4 +1,4 @@
-//! A FUSE file system with one directory and one file in it, whose server stops answering at a chosen operation.
+//! A FUSE file system with one directory and one file in it. Its server stops answering at a chosen operation.
 //! Out of scope: what is done about it.
 
 use std::fs::File;

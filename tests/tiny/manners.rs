@@ -1,5 +1,5 @@
 //! How guests end and what else they do: on request, too late, by themselves, by a crash, too loudly.
-//! Out of scope: what the Vmm rung does with other processes.
+//! Out of scope: what the Vmm stage does with other processes.
 
 use std::time::{Duration, Instant};
 

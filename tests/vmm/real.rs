@@ -1,5 +1,5 @@
 //! VMMs with a guest of a few kilobytes: started, asked, held, killed, stopped.
-//! Out of scope: what they are told (`recipes`); Linux guests (`guest`); their APIs, word by word (`api`).
+//! Out of scope: their configuration (`recipes`); Linux guests (`guest`); their APIs in detail (`api`).
 //!
 //! `SLICE_TEST_FIRECRACKER`, `SLICE_TEST_CLOUD_HYPERVISOR` and `SLICE_TEST_QEMU` name real programs; these run the tiny guest of
 //! `tests/guest`, under KVM. Where none is named, a double (`tests/double`) stands for the first two; QEMU is the one in `PATH`.

@@ -1,5 +1,5 @@
 //! `dns_servers:`, and whether a VM can reach them.
-//! Out of scope: name servers that a policy does not speak of: whether one answers is for the network to say.
+//! Out of scope: name servers that a policy does not mention: whether one answers depends on the network.
 
 use std::net::Ipv4Addr;
 

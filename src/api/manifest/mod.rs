@@ -63,17 +63,17 @@ impl Draft {
     }
 }
 
-/// Whether a manifest may say that it has no groups.
+/// Whether a manifest may have no groups.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Groups {
-    /// `host_groups: []` is how a file says it.
+    /// None, too: `host_groups: []`.
     AnyNumber,
     /// There must be one in each document.
     AtLeastOne,
 }
 
-/// The groups of a manifest, in its order, or all that is wrong with it. A text that says nothing, comments alone included, is an
-/// error: a file ends up empty after a full disk or a crash. `host_groups: []` says that there are no groups.
+/// The groups of a manifest, in its order, or all that is wrong with it. A text without content, comments alone included, is an
+/// error: a full disk or a crash may leave an empty file. `host_groups: []` specifies that there are no groups.
 ///
 /// # Errors
 /// All that is wrong.
@@ -105,7 +105,7 @@ fn read(source: &Source, number: Groups) -> Result<Vec<Draft>, Vec<Problem>> {
         .filter(|document| document.value != Value::Null)
         .collect();
     if documents.is_empty() {
-        let message = "is missing: the manifest says nothing; `config: {host_groups: []}` says that there are no groups";
+        let message = "is missing: the manifest is empty; `config: {host_groups: []}` specifies that there are no groups";
         reader.refuse_at(Place::START, "config", message);
     }
     for document in documents {

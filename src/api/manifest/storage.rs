@@ -1,5 +1,5 @@
 //! The keys of a VM's disks.
-//! Out of scope: whether the files are there, and how large they are: that is for the host to say.
+//! Out of scope: whether the files exist, and how large they are: the daemon checks that on the host.
 
 use std::path::PathBuf;
 

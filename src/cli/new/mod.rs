@@ -76,7 +76,7 @@ pub struct NewArgs {
     /// The data path
     #[arg(long, value_enum)]
     pub net: Net,
-    /// How many VMs; 1 when it is not said
+    /// How many VMs; 1 by default
     #[arg(long, value_name = "N")]
     pub count: Option<u32>,
     /// Where addresses are taken from. isolated: a block of 169.254.0.0/16 such as 169.254.100.0/22; bridge: FIRST-LAST of the
@@ -89,16 +89,16 @@ pub struct NewArgs {
     /// isolated: deny, written as --allow; may be repeated
     #[arg(long, value_name = "ENTRY", value_delimiter = ',')]
     pub drop: Vec<Entry>,
-    /// isolated: what a denied packet gets; drop when it is not said
+    /// isolated: what a denied packet gets; drop by default
     #[arg(long, value_enum)]
     pub on_deny: Option<Denial>,
     /// Who may open the TAP
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub tap_owner: Option<TapOwner>,
-    /// bridge: its name; one that exists is used and left as it is. Derived from NAME when it is not said
+    /// bridge: its name; one that exists is used and left as it is. Derived from NAME by default
     #[arg(long, value_name = "LINK")]
     pub bridge: Option<String>,
-    /// bridge: what the TAPs' names start with, a number follows. Derived from NAME when it is not said
+    /// bridge: what the TAPs' names start with, a number follows. Derived from NAME by default
     #[arg(long, value_name = "TEXT")]
     pub tap_prefix: Option<String>,
     /// bridge: the host's address on it, with the subnet's prefix length
@@ -119,13 +119,13 @@ pub struct NewArgs {
     /// bridge: VMs of the group do not reach each other
     #[arg(long)]
     pub isolate_ports: bool,
-    /// cni: which network of /etc/cni/net.d; slicer when it is not said
+    /// cni: which network of /etc/cni/net.d; slicer by default
     #[arg(long, value_name = "NAME")]
     pub network_name: Option<String>,
     /// Name servers for the guest, two at most; may be repeated
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub dns: Vec<Ipv4Addr>,
-    /// Virtual processors of each VM; 2 when it is not said
+    /// Virtual processors of each VM; 2 by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
     pub vcpu: Option<u32>,
     /// Memory of each VM, in MiB

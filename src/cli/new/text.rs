@@ -1,5 +1,5 @@
 //! Lines of YAML with comments behind them.
-//! Out of scope: what they say.
+//! Out of scope: their content.
 
 use std::fmt::Write;
 

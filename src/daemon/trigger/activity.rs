@@ -1,5 +1,5 @@
 //! What we have changed a moment ago: events about that are likely to be of our own actions.
-//! Out of scope: what events say.
+//! Out of scope: the content of events.
 //!
 //! # Why
 //! Building a VM causes some thirty events. A look at it for each would cost more than the building, and finds nothing. A VM that
@@ -26,7 +26,7 @@ pub(super) struct Activity {
 }
 
 impl Activity {
-    /// The store has changed. The stages of a VM that is being built write their pages one after the other.
+    /// The store has changed. The stages of a VM that is being built write their status one after the other.
     pub(super) fn note(&mut self, change: &Result<Change, RecvError>) {
         let vm = match change {
             Ok(Change::Vm(uid) | Change::Page(uid)) => Some(*uid),
@@ -36,7 +36,7 @@ impl Activity {
         self.note_told(std::iter::once(vm));
     }
 
-    /// Somebody is told to look at these VMs; none stands for the host.
+    /// These VMs are enqueued for observation; `None` is the host.
     pub(super) fn note_told(&mut self, vms: impl Iterator<Item = Option<Uid>>) {
         /// Enough to be worth a sweep.
         const MANY: usize = 1024;

@@ -1,4 +1,4 @@
-//! What events of a moment are about, until it is told.
+//! What the events of a window are about, until it is enqueued.
 //! Out of scope: which events those are.
 
 use std::collections::{HashMap, HashSet};
@@ -13,10 +13,10 @@ use crate::host::rule::Generation;
 use crate::reconcile::engine::{Engine, Key};
 use crate::store::World;
 
-/// Routes that are told apart within one moment.
+/// How many routes are distinguished within one window.
 const MOST_ROUTES: usize = 64;
 
-/// Whom to nudge.
+/// What to enqueue.
 #[derive(Default)]
 pub(super) struct Gathered {
     /// These.
@@ -29,10 +29,10 @@ pub(super) struct Gathered {
     pub(super) addressed: HashSet<String>,
     /// Networks that routes came or went for: packets to VMs in them may go another way.
     pub(super) routed: HashSet<Ipv4Network>,
-    /// Whose link's own settings changed.
+    /// Objects with a link that had its own settings changed.
     pub(super) configured: HashSet<Key>,
-    /// A setting of all links changed. The kernel sets each link's own with it (`inet_forward_change`), and so it does when the
-    /// ground sets it back.
+    /// A setting of all links changed. The kernel sets each link's own with it (`inet_forward_change`), also when the
+    /// repair of the host network restores it.
     pub(super) switched: bool,
     /// A TAP has taken another's MAC: somebody is cut off, so nothing more is gathered.
     pub(super) urgent: bool,
@@ -81,7 +81,7 @@ impl Gathered {
         self.everything |= other.everything;
     }
 
-    /// The VMs that the events were about; none stands for the host and everything else.
+    /// The VMs that the events were about; `None` is the host and everything else.
     pub(super) fn vms(&self) -> impl Iterator<Item = Option<Uid>> + '_ {
         let vm = |key: &Key| match key {
             Key::Vm(uid) => Some(*uid),
@@ -114,7 +114,7 @@ impl Gathered {
         }
     }
 
-    /// The VMs whose addresses are in networks that routes came or went for.
+    /// The VMs with addresses in networks that a route was added or deleted for.
     fn in_networks(&self, engine: &Engine) -> Vec<Key> {
         if self.routed.is_empty() {
             return Vec::new();

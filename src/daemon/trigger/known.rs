@@ -12,8 +12,8 @@ use crate::owner;
 use crate::reconcile::engine::Engine;
 
 impl Trigger {
-    /// Where a VM's host link stands, and by which number we know the namespace of its other end. Not every message that tells of
-    /// a link tells that number.
+    /// Records the index of a VM's host link, and the id that the namespace of its peer has here. Not every message about a link
+    /// contains that id.
     pub(super) fn place(&mut self, uid: Uid, index: u32, nsid: Option<i32>, mac: Option<[u8; 6]>) {
         let Some(place) = self.places.get(&uid) else {
             return;
@@ -29,7 +29,7 @@ impl Trigger {
         }
     }
 
-    /// It stands nowhere. The numbers it had are given to others.
+    /// Forgets the index and the id of a VM's link: the kernel gives them to others.
     pub(super) fn displace(&mut self, uid: Uid) {
         let Some(place) = self.places.get_mut(&uid) else {
             return;
@@ -44,7 +44,7 @@ impl Trigger {
         }
     }
 
-    /// Learns all VMs and where they stand now.
+    /// Learns all VMs and the current indexes of their links.
     pub(super) async fn learn(&mut self, engine: &Engine) -> Result<(), Error> {
         let uids: Vec<Uid> = engine
             .store

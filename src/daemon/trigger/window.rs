@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::gathered::Gathered;
 use crate::clock;
 
-/// What was gathered, and when it is told.
+/// What was gathered, and when it is enqueued.
 #[derive(Default)]
 pub(super) struct Window {
     gathered: Gathered,

@@ -46,7 +46,7 @@ fn read(path: &Path) -> Result<String, Error> {
     }
 }
 
-/// What the file says of such a link; `None` if it does not match.
+/// What the file specifies for such a link; `None` if it does not match.
 pub(super) fn verdict(text: &str, link: &Example) -> Option<Says> {
     let conditions = settings(text).filter(|(section, _, _)| *section == "Match");
     // Several assignments of a key are one list; an empty one begins it again.

@@ -1,5 +1,5 @@
 //! A copy of an image: shared blocks where the file system can, holes kept where it cannot, whole or not at all.
-//! Out of scope: whether one is wanted.
+//! Out of scope: whether a copy is required.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -7,8 +7,9 @@
 //! another. Being on the file, it holds across names, links and daemons.
 //!
 //! Others keep other rules. QEMU and Cloud Hypervisor lock ranges (`F_OFD_SETLK`), which does not meet `flock`, so theirs stay on and
-//! are asked about. A lock of whoever can only read the image counts for nothing: see [`is_in_the_way`]. Who keeps none at all and writes is seen by the kernel: it grants no read lease (`F_SETLEASE`) on a file that
-//! is open for writing. A block device knows no leases; one that is mounted refuses `O_EXCL`.
+//! are asked about. A lock of whoever can only read the image counts for nothing: see [`is_in_the_way`]. A process that writes
+//! without a lock is detected through the kernel: it grants no read lease (`F_SETLEASE`) on a file that is open for writing. A block
+//! device has no leases; a mounted one refuses `O_EXCL`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -187,7 +188,7 @@ fn has_range_locks(file: &File, how: Use) -> io::Result<bool> {
 /// Whether any process has it open for writing.
 ///
 /// # Errors
-/// The kernel does not say.
+/// The kernel does not report it.
 pub fn is_written(file: &File) -> io::Result<bool> {
     /// `include/uapi/asm-generic/fcntl.h`; the libc crate does not have it.
     const F_SETSIG: libc::c_int = 10;
@@ -195,7 +196,7 @@ pub fn is_written(file: &File) -> io::Result<bool> {
         return Ok(false);
     }
     let fd = file.as_raw_fd();
-    // Who opens it while we hold the lease makes the kernel tell us: by a signal that is ignored, not by SIGIO, which kills.
+    // If a process opens it while we hold the lease, the kernel notifies us: by a signal that is ignored, not by SIGIO, which kills.
     // SAFETY: plain system calls on an open descriptor; no memory is passed.
     let leased = unsafe {
         if libc::fcntl(fd, F_SETSIG, libc::SIGURG) < 0 {

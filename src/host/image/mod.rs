@@ -24,7 +24,7 @@ pub use hold::{Use, hold, hold_named, is_written};
 /// Bytes; every VMM counts a disk in these.
 pub const SECTOR: u64 = 512;
 
-/// What stands at a path where an image is expected. Symbolic links are followed.
+/// What exists at a path where an image is expected. Symbolic links are followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// Nothing.

@@ -132,8 +132,8 @@ impl ForwardChains {
     }
 }
 
-/// Those whose chains a packet of IPv4 may come to: a dormant table's are at no hook. How many chains `nat` of iptables has is not asked:
-/// Kubernetes makes and removes some all the time, at no hook.
+/// The tables with chains that an IPv4 packet may traverse: the chains of a dormant table are at no hook. The number of chains in `nat` of
+/// iptables is ignored: Kubernetes adds and removes chains there all the time, at no hook.
 fn tables(netfilter: &mut Netfilter) -> Result<Vec<TableState>, Error> {
     let mut tables = Vec::new();
     for (family, _) in FAMILIES {
@@ -166,7 +166,7 @@ fn base_chain(attributes: &[u8], family: &str) -> Option<BaseChain> {
     })
 }
 
-/// Where iptables-nft writes our rules, our jumps stand first.
+/// A chain to which iptables-nft writes our rules: our jumps come first in it.
 fn is_iptables(base: &BaseChain, flavour: Flavour) -> bool {
     let tables = ["filter", "mangle", "security"];
     let is = base.family == "ip" && base.chain == "FORWARD";

@@ -53,7 +53,7 @@ pub fn drops_forwarded() -> Result<bool, Error> {
     }
     let (info, blob) = fetch(&raw_socket()?, TableName::Filter)
         .map_err(|e| Error::io("read the table", "filter", e))?;
-    // `underflow`, behind the name, the hooks and `hook_entry`: where a builtin chain's policy stands.
+    // `underflow`, after the name, the hooks and `hook_entry`: the offset of a builtin chain's policy.
     let number = |bytes: &[u8], at| array(bytes, at).map(u32::from_ne_bytes);
     let policy = || {
         let entry = number(&info, 32 + 4 + 20 + 4 * HOOK)? as usize;

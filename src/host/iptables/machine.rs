@@ -1,7 +1,7 @@
 //! One rule of nf_tables at work on one packet: registers, headers, sets.
 //! Out of scope: reading rules and sets from the kernel.
 //!
-//! A register whose value is not known makes what is compared with it unsure, never a match or a mismatch.
+//! If the value of a register is not known, a comparison with it is unsure, never a match or a mismatch.
 
 use std::collections::HashMap;
 
@@ -64,7 +64,7 @@ impl Set {
         self.elements.len()
     }
 
-    /// Adds an element, as the kernel tells it.
+    /// Adds an element, as the kernel encodes it in a message.
     pub(super) fn push(&mut self, element: &[u8]) {
         let flags = attr(element, 3).and_then(be32).unwrap_or(0);
         let found = Element {
@@ -200,7 +200,7 @@ impl<'p> Machine<'p> {
             1 => 0x0800_u16.to_be_bytes().to_vec(),
             15 => vec![libc::AF_INET as u8],
             16 => vec![libc::IPPROTO_TCP as u8],
-            // No mark.
+            // The packet has no fwmark.
             3 => vec![0; 4],
             4 => index(input.index),
             5 => index(output.index),
@@ -223,7 +223,7 @@ impl<'p> Machine<'p> {
             1 => Some(vec![u8::from(answers)]),
             // Seen both ways, confirmed, with another source; no other destination.
             2 => number(if answers { 0x1e } else { 0 }),
-            // No mark.
+            // The connection has no mark (`ct mark`).
             3 => number(0),
             _ => None,
         }
@@ -276,7 +276,7 @@ impl<'p> Machine<'p> {
         )
     }
 
-    /// Bytes are compared as they stand (`memcmp`).
+    /// Bytes are compared in the order in which they are stored (`memcmp`).
     fn compare(&self, data: &[u8]) -> Option<bool> {
         let right = value(data, 3)?;
         let left = self.get(data, 1)?.get(..right.len())?;
@@ -333,7 +333,7 @@ fn value(data: &[u8], kind: u16) -> Option<&[u8]> {
     attr(data, kind).and_then(|data| attr(data, 1))
 }
 
-/// Old numbers stand for 16 bytes, new ones for 4 (`enum nft_registers`).
+/// An old number denotes a register of 16 bytes, a new one a register of 4 (`enum nft_registers`).
 fn register(data: &[u8], kind: u16) -> Option<u32> {
     Some(match number(data, kind)? {
         old @ 1..=4 => (old - 1) * 4,

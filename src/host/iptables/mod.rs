@@ -1,5 +1,5 @@
 //! The host's packet filter: restore rules in one transaction, read them back, shut IPv6.
-//! Out of scope: what ought to be.
+//! Out of scope: the desired state.
 //!
 //! # Why
 //! A VM's first packet waits for its rules to be read back, so reading must cost little: rules are written by one

@@ -246,12 +246,12 @@ impl Netfilter {
         }
     }
 
-    /// The number of the last transaction of nf_tables whose changes are in force in full (`base_seq`).
+    /// The number of the last nf_tables transaction that is in force in full (`base_seq`).
     ///
     /// # Why
     /// A commit takes its number first, then puts its rules in force, then takes the old ones off the lists (`nf_tables_commit`). What is
     /// listed in between has the new number and the old rules, or none at all: of two tables of one name, a list of rules has the first
-    /// only, whose rules are no longer in force (`nf_tables_dump_rules`). All of it happens under one mutex, and an empty batch
+    /// only, and its rules are no longer in force (`nf_tables_dump_rules`). All of it happens under one mutex, and an empty batch
     /// takes that mutex and changes nothing.
     pub fn generation(&mut self) -> io::Result<u32> {
         let id = self.base_seq()?;

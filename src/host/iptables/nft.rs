@@ -36,7 +36,7 @@ pub fn read_named(wanted: &[(TableName, String)]) -> Result<Ruleset, Error> {
     Ok(Ruleset::new(tables))
 }
 
-/// Rules of a builtin chain that [`read_named`] reads: our jumps stand first.
+/// Rules of a builtin chain that [`read_named`] reads at most: our jumps come first.
 const FIRST_RULES: usize = 256;
 
 fn read_named_once(
@@ -84,7 +84,7 @@ fn read_named_once(
     Ok(tables)
 }
 
-/// Stands in every chain of a table that is switched off.
+/// The first rule in every chain of a dormant table, as we read it.
 fn asleep() -> Rule {
     Rule::Foreign("the table is dormant".into())
 }

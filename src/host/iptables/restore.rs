@@ -1,5 +1,5 @@
 //! Writes rules: one `iptables-restore`, all or nothing.
-//! Out of scope: reading them back; what ought to be.
+//! Out of scope: reading them back; the desired state.
 
 use std::fmt::Write as _;
 use std::fs::File;

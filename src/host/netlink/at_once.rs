@@ -1,11 +1,11 @@
 //! A netlink socket that is never waited for.
-//! Out of scope: what is said over it.
+//! Out of scope: the messages that are sent over it.
 //!
 //! # Why
 //! rtnetlink answers within the call that asks (`netlink_rcv_skb`), and continues a listing within the call that reads: what
-//! there is to read is there when the question has been sent. So nobody need be woken by a runtime for it, and a question
-//! costs its system calls and no change of thread. Nor is anything there after the end of an answer until the next question, and
-//! whoever looks once more, as `netlink-proto` does, is told so without a system call.
+//! there is to read is there when the request has been sent. So no task has to be woken by a runtime for it, and a request
+//! costs its system calls and no change of thread. Nor is there anything to read after the end of an answer until the next request, and
+//! a caller that reads once more, as `netlink-proto` does, gets that result without a system call.
 
 use std::cell::RefCell;
 use std::io;

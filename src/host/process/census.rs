@@ -1,9 +1,9 @@
-//! What a running process tells about itself through `/proc`, and finding processes by what they tell.
-//! Out of scope: whose they are. A process may tell what it likes: what it cannot forge is in [`super::Origin`].
+//! What a running process reports about itself through `/proc`, and finding processes by it.
+//! Out of scope: the owner of a process. A process may report anything: what it cannot forge is in [`super::Origin`].
 //!
 //! # Marks
-//! Variables of the environment that [`super::spawn`] started it with. A jailer clears that: what it jails has the same words as the source of
-//! its root file system (`super::jail`), one a line. These are asked where the environment says nothing.
+//! Variables of the environment that [`super::spawn`] started it with. A jailer clears that: a jailed process has the same variables in the
+//! source of its root file system (`super::jail`), one per line. These are read if the environment does not contain the variable.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -17,7 +17,7 @@ use crate::host::{Error, Kind};
 /// of its own.
 pub(super) const MOUNTS_VAR: &str = "SLICE_MOUNTS";
 
-/// Bytes: more than the words of any VMM.
+/// Bytes: more than the environment of any VMM.
 const AT_ONCE: usize = 32 << 10;
 
 /// A process that bears the mark that was asked for.

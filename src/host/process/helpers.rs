@@ -1,9 +1,9 @@
 //! The short-lived programs that run now: started here, so that each can be ended with all that it has started.
-//! Out of scope: hearing what they say ([`super::run`]); processes that outlive us.
+//! Out of scope: reading their output ([`super::run`]); processes that outlive us.
 //!
 //! # Why a mark
 //! A program leads a process group of its own and is killed with it. What it has started may have left the group (setsid(2)), and
-//! nothing but its environment tells then where it comes from: each program has a mark there that no other has.
+//! nothing but its environment then shows where it comes from: each program has a mark there that no other has.
 
 use std::collections::HashMap;
 use std::fs;

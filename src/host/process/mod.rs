@@ -1,5 +1,5 @@
 //! Processes: start, find again, signal, wait.
-//! Out of scope: what ought to be.
+//! Out of scope: the desired state.
 //!
 //! # Why a pid is never enough
 //! Pids are reused. A process is named by pid, start time (`/proc/<pid>/stat`, field 22, in clock ticks since boot) and boot id.
@@ -58,7 +58,7 @@ pub enum Exit {
     Code(i32),
     /// Killed by this signal.
     Signal(i32),
-    /// Only a parent is told how, and we are not (or no longer) the parent.
+    /// Only a parent is notified how, and we are not (or no longer) the parent.
     Unknown,
 }
 

@@ -1,5 +1,5 @@
 //! Where a process comes from, as root alone can have arranged it: its user, its control group, the file system that it was started in.
-//! Out of scope: whose it is.
+//! Out of scope: the owner of a process.
 //!
 //! # Why not its environment
 //! `/proc/<pid>/environ` and `/proc/<pid>/cmdline` show the memory of the process (proc_pid_environ(5)): whoever may start a process may

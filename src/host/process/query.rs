@@ -46,7 +46,7 @@ pub struct Query<'a> {
     pub words: &'a [&'a str],
     /// Directories that were installed with it and that it sees.
     pub beside: &'a [PathBuf],
-    /// A file that is its standard input, and that it may open anew as `/proc/self/fd/0`. None: its standard input is empty.
+    /// A file that is its standard input, and that it may open again as `/proc/self/fd/0`. None: its standard input is empty.
     pub input: Option<&'a [u8]>,
     /// Whether it has `/dev/kvm`.
     pub kvm: bool,

@@ -277,7 +277,7 @@ pub async fn run_until(
     listen_to(command, program, deadline, enough).await
 }
 
-/// The same for a command that is told everything but what becomes of its output.
+/// The same for a command that is configured except for its output.
 pub(super) async fn listen_to(
     mut command: tokio::process::Command,
     program: &str,

@@ -1,7 +1,7 @@
 //! Starting a process that outlives us and cannot be lost.
-//! Out of scope: which one, and what it is told.
+//! Out of scope: which program, and its configuration.
 //!
-//! # Why the newborn writes its own record
+//! # Why the child writes its own record
 //! Between the fork and the moment a parent has noted the pid, the parent may be killed. So the child notes itself, before it
 //! becomes the program, in a file that was opened (and locked, see [`super::read_record`]) before the fork.
 //!
@@ -165,8 +165,8 @@ impl Birth {
         // SAFETY: plain system calls; every pointer is to memory of this function or of `self`.
         unsafe {
             check(libc::setsid())?;
-            // Our allocator takes no huge pages (`no_thp`) and has the whole process go without. That outlives exec, and the memory of a
-            // guest is to have them. A kernel that knows of none has nothing to give back.
+            // Our allocator disables huge pages (`no_thp`) for the whole process. That persists across exec, and the memory of a guest
+            // should have them. In a kernel without huge pages there is nothing to enable again.
             libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0);
             check(libc::setns(self.netns, libc::CLONE_NEWNET))?;
             // A VMM that runs as root would make the TAP itself, without address, rules or label.

@@ -1,5 +1,5 @@
 //! The processes of one user, all together.
-//! Out of scope: whose user it is.
+//! Out of scope: the owner of the user.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! Rules in their order, chains, tables.
-//! Out of scope: what ought to be.
+//! Out of scope: the desired state.
 
 use std::fmt;
 

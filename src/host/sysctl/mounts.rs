@@ -20,7 +20,7 @@ pub const MOUNTS: usize = 32;
 
 static KNOWN: [OnceLock<OwnedFd>; MOUNTS] = [const { OnceLock::new() }; MOUNTS];
 
-/// Opens a directory below /proc/sys for the calling thread's namespace, whose number this is.
+/// Opens a directory below /proc/sys for the calling thread's namespace, which has the number `namespace`.
 pub(super) fn open_dir(namespace: u64, dir: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let own = mount(namespace).and_then(|mount| {

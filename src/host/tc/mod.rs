@@ -1,5 +1,5 @@
 //! Filters where frames come into a link (traffic control): classic BPF programs, and redirects to another link.
-//! Out of scope: how they are written in netlink (`write`, `read`); what ought to be.
+//! Out of scope: how they are written in netlink (`write`, `read`); the desired state.
 //!
 //! # Why
 //! Redirects match everything through `u32`: kernels for microVM hosts are often built without `matchall`. Programs are classic

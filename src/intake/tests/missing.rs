@@ -29,7 +29,10 @@ fn a_file_that_says_nothing_deletes_nothing_and_one_that_says_none_deletes() {
         let intake = twice(&before, &[file("a.yaml", text)]);
         assert_eq!(names(&intake.deletions), [""; 0], "{text:?}");
         assert_eq!(intake.again, None, "{text:?}: nothing is waited for");
-        assert!(!intake.problems.is_empty(), "{text:?}: no word of it");
+        assert!(
+            !intake.problems.is_empty(),
+            "{text:?}: no problem is reported"
+        );
     }
     for text in [
         "config: {host_groups: []}",
@@ -47,7 +50,7 @@ fn a_removal_that_does_not_last_deletes_nothing() {
     let before = stored(&full);
     let (mut memory, half) = (Memory::default(), REMOVAL_GRACE / 2);
     let (gone, back) = (listing(&[]), listing(&full));
-    // Gone, back, and gone again: the time begins anew.
+    // Gone, back, and gone again: the grace period starts again.
     for (reading, folder) in [&gone, &back, &gone, &gone].into_iter().enumerate() {
         let intake = at(&before, folder, &mut memory, half * reading as u32);
         assert_eq!(names(&intake.deletions), [""; 0], "reading {reading}");
@@ -83,7 +86,7 @@ fn nothing_is_deleted_by_another_directory() {
             assert_eq!(names(&intake.deletions), [""; 0], "{id:?}");
             assert_eq!(intake.kept.len(), 2 - left.len());
             assert_eq!(intake.seen.len(), left.len());
-            // A file that is there and says that it has none is obeyed.
+            // A file that exists and states that it has no groups is obeyed.
             let none = file("a.yaml", "config: {host_groups: []}\n");
             let listing = Listing {
                 files: [&[none][..], left].concat(),

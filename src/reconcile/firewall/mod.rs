@@ -1,5 +1,5 @@
-//! The Firewall rung: a namespace's rules, read back, and then its gate (`ip_forward`).
-//! Out of scope: the host's own rules (the ground).
+//! The Firewall stage: a namespace's rules, read back, and then its forwarding switch (`ip_forward`).
+//! Out of scope: the host's own rules (host network).
 
 mod act;
 pub mod antispoof;

@@ -1,5 +1,5 @@
-//! What stands in a VM's namespace.
-//! Out of scope: what ought to.
+//! Observes the rules and the forwarding switch of a VM's namespace.
+//! Out of scope: what is desired.
 
 use super::plan::{Desired, Observed, Rules};
 use super::{Firewall, rules};

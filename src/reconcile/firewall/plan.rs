@@ -1,5 +1,5 @@
-//! What is to be done for a namespace's rules and gate. Pure.
-//! Out of scope: which rules a policy stands for ([`super::rules`]).
+//! Plans the actions for a namespace's rules and forwarding switch. Pure.
+//! Out of scope: which rules a policy compiles to ([`super::rules`]).
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! The Firewall rung in CNI mode: all goes from the plugins' interface to the TAP and back; then the gate, the TAP's being up.
-//! Out of scope: the interface and the TAP (the Net rung).
+//! The Firewall stage in CNI mode: redirects all packets between the plugins' interface and the TAP; then sets the TAP up.
+//! Out of scope: the interface and the TAP (the Net stage).
 //!
 //! # Why
 //! What is redirected by-passes the namespace's netfilter and its addresses, so the guest is to the network what the plugins' interface

@@ -1,4 +1,4 @@
-//! What VMs and groups tell of the host: its rules that are not known to stand, and what keeps their packets from passing.
+//! What VMs and groups report of the host: rules that are not known to be in place, and what keeps their packets from passing.
 //! Out of scope: finding it (`reconcile::ground`).
 
 use ipnetwork::Ipv4Network;
@@ -11,12 +11,12 @@ use crate::store::World;
 
 use super::{fold, known, shown};
 
-/// The host's rules restrict the VM, and are not known to stand.
+/// The host's rules restrict the VM, and are not known to be in place.
 pub(super) fn of_host(found: &Condition, generation: u64) -> Condition {
     Condition {
         status: Status::False,
         message: format!(
-            "forwarding is disabled, because the host's rules are not known to stand: {}",
+            "forwarding is disabled, because the host's rules are not known to be in place: {}",
             found.message
         ),
         observed_generation: generation,

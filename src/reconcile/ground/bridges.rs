@@ -31,8 +31,8 @@ pub struct BridgeSeen {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
-    /// It makes no spanning tree, forwards without delay, tells no VLANs apart, learns no multicast groups, is in its group, and the host takes no
-    /// configuration in on it ([`crate::reconcile::net::host_links`]).
+    /// STP, VLAN filtering and multicast snooping are off, the forward delay is zero, it is in its group, and the host accepts no
+    /// configuration on it ([`crate::reconcile::net::host_links`]).
     pub calm: bool,
     /// IPv4 addresses of the host on it.
     #[serde(default)]

@@ -55,12 +55,12 @@ pub struct HostDrop {
     pub message: String,
 }
 
-/// A foreign chain that drops, and whose packets.
+/// A foreign chain that drops packets of VMs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {
     /// The chain.
     pub by: BaseChain,
-    /// Whose packets.
+    /// The VMs that send or receive these packets.
     pub of: Guarded,
     /// Their answers only.
     pub answers: bool,
@@ -124,7 +124,7 @@ pub async fn look(
     Ok(sort(asked, ask.await?))
 }
 
-/// Who is dropped on the way out needs not be told of the answers.
+/// Where outgoing packets are dropped, dropped answers are not reported in addition.
 fn sort(asked: Vec<Guarded>, verdicts: Verdicts) -> Found {
     let mut dropped = Vec::new();
     for (of, drops) in asked.into_iter().zip(verdicts.drops.chunks(2)) {
@@ -193,7 +193,7 @@ pub(super) fn guarded(desired: &Desired, observed: &Observed) -> Vec<Guarded> {
     pools.chain(routed).chain(plugged).collect()
 }
 
-/// As VMs and groups tell it.
+/// As VMs and groups report it.
 pub(super) fn told(found: &Found) -> Vec<HostDrop> {
     let tell = |Dropped { by, of, answers }: &Dropped| {
         let what = match answers {

@@ -1,5 +1,5 @@
-//! What stands in the host's own tables, and which bridges.
-//! Out of scope: what ought to.
+//! Observes the rules in the host's own tables, and the bridges.
+//! Out of scope: what is desired.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -109,8 +109,8 @@ pub(super) async fn guarded(
     Ok(drops::guarded(desired, &observed))
 }
 
-/// Where what is ours stands if it stands as it is to be: our chains, and those that our jumps are in. A jump of ours in another chain
-/// is found when whole tables are read.
+/// Where our rules are if nothing has drifted: our chains, and the chains that our jumps are in. A jump of ours in another chain is found
+/// when whole tables are read.
 fn places(instance: &Instance) -> Vec<(TableName, String)> {
     let mut places = Vec::new();
     for table in TABLES {

@@ -1,8 +1,8 @@
 //! How many packets each VM on a bridge was refused: by the tokens that are missing from its bucket in the kernel.
-//! Out of scope: the rules that drop them ([`super::limits`]), who is told.
+//! Out of scope: the rules that drop them ([`super::limits`]), who is notified.
 //!
 //! # Why so
-//! A token is taken for each packet that is dropped, and one comes back each second (a longer period leaves no room for a burst:
+//! A token is taken for each packet that is dropped, and one comes back each second (a longer period does not allow a burst:
 //! `user2credits`, xt_hashlimit.c). So the missing tokens are a lower bound of what was dropped lately, exact for what was dropped
 //! since the last look a moment ago, and a bucket is there for an hour after the last packet. Counts only grow: a look adds
 //! what is missing beyond what was missing at the look before.

@@ -1,9 +1,9 @@
-//! The files that tell network managers to leave links of ours alone: systemd-networkd and NetworkManager.
+//! The files that configure network managers (systemd-networkd and NetworkManager) to ignore our links.
 //! Out of scope: whether they do ([`crate::doctor`]).
 //!
 //! # Why
-//! The files stand before the links do, and whether the programs run or not: one that starts later reads them before it looks at any
-//! link. They lie in `/run`, so that nothing of ours outlives the boot. A bridge of somebody else is left to its owner's manager.
+//! The files are written before the links exist, whether the programs run or not: one that starts later reads them before it looks at any
+//! link. They are in `/run`, so that nothing of ours outlives the boot. A bridge of somebody else is left to its owner's manager.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ impl Manager {
         }
     }
 
-    /// What is to stand in it.
+    /// The content of the file.
     pub fn text(self, links: &OurLinks) -> String {
         match self {
             Self::Networkd => networkd_text(links),
@@ -148,7 +148,7 @@ fn write(path: &Path, text: &str) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// A program that does not answer reads the file when it starts next; doctor and this line say what to do until then.
+/// A program that does not answer reads the file when it starts next; doctor and this message state what to do until then.
 async fn reload(manager: Manager) {
     let outcome = process::run_until(manager.reload(), PATIENCE, |_| false).await;
     if let Err(error) = outcome {

@@ -36,7 +36,7 @@ pub const CLAIMS_DIR: &str = "/run/slice-ranges";
 /// Another daemon has the directory's lock for the time of a few system calls.
 const LOCK_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Whose claims they are.
+/// The daemon that owns the claims.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimOwner {
     /// The daemon.
@@ -74,13 +74,13 @@ struct Held {
     last: u64,
     /// Claimed for transactions that have not run yet.
     awaited: BTreeMap<Claim, usize>,
-    /// Of an earlier run whose state is lost: VMs that nobody remembers may have them.
+    /// Claims of an earlier run that has lost its state: VMs that are not in the store may use them.
     kept: BTreeSet<Claim>,
 }
 
 #[derive(Default)]
 struct Files {
-    /// The lock that says that we run.
+    /// The lock that shows that this daemon runs.
     alive: Option<File>,
     loaded: bool,
 }

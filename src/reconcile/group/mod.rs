@@ -1,5 +1,5 @@
-//! A group's reconciler. Its world is the store: it writes VMs and leases, and touches nothing on the host.
-//! Out of scope: building a VM (the ladder).
+//! A group's reconciler. Its actual state is the store: it writes VMs and leases, and touches nothing on the host.
+//! Out of scope: bringing up a VM (the pipeline of stages).
 
 mod choosing;
 mod claim;

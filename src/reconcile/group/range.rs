@@ -1,5 +1,5 @@
 //! Where a group's addresses come from: as written, or derived from its name and kept.
-//! Out of scope: the arithmetic of the address plan (`api::pool`), blocks of single VMs (the Lease rung).
+//! Out of scope: the arithmetic of the address plan (`api::pool`), blocks of single VMs (the Lease stage).
 
 use std::collections::BTreeSet;
 
@@ -29,9 +29,9 @@ pub enum RangeError {
         .claim.field()
     )]
     Claimed {
-        /// What is wanted.
+        /// The requested claim.
         claim: Claim,
-        /// Whose it is.
+        /// State directory of the owner.
         state_dir: String,
         /// Whether that daemon runs.
         running: bool,
@@ -183,7 +183,7 @@ fn kept(world: &World, name: &Name, spec: Option<Ipv4Network>) -> Option<Ipv4Net
     Some(pool.range).filter(|range| spec.is_none_or(|spec| spec == *range))
 }
 
-/// Chooses a group's addresses if it has none, or if its spec now says others. Runs inside the transaction that stores the choice: no
+/// Chooses a group's addresses if it has none, or if its spec now specifies others. Runs inside the transaction that stores the choice: no
 /// other group can choose, and nothing is released, between the two.
 pub(super) fn choose(
     world: &World,

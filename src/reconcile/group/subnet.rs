@@ -42,8 +42,8 @@ fn kept(world: &World, name: &Name, spec: &BridgeSpec) -> Option<Ipv4Network> {
     Some(stored).filter(|kept| spec.gateway.is_none_or(|wanted| wanted == *kept))
 }
 
-/// Chooses a group's gateway, and says which addresses of its subnet are in use: by the host, by its neighbours, and by other daemons that
-/// use the same bridge.
+/// Chooses a group's gateway, and reports which addresses of its subnet are in use: by the host, by its neighbours, and by other daemons
+/// that use the same bridge.
 pub(super) fn choose(
     world: &World,
     foreign: &[Claim],

@@ -1,5 +1,5 @@
 //! A VM's run directory: made with the record, removed with it. The same in every mode.
-//! Out of scope: what the record says; what the VMM keeps there.
+//! Out of scope: what the record contains; what the VMM keeps there.
 
 use std::path::Path;
 
@@ -41,8 +41,7 @@ pub(super) fn write_record(dir: &Path, record: &str) -> Result<(), Error> {
     )
 }
 
-/// The record goes last: while it is there, the directory says whose it is. What is mounted on the directory is taken off, if it is in the
-/// way.
+/// The record goes last: while it exists, the directory shows its owner. What is mounted on the directory is detached if necessary.
 pub(super) fn remove(dir: &Path) -> Result<(), Error> {
     if ramdir::is_mounted(dir)? {
         fs::free(dir)?;

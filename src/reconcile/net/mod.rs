@@ -1,5 +1,5 @@
-//! The Net rung: a VM's record, namespace, TAP, veth, addresses, neighbours and routes.
-//! Out of scope: rules and the gate (the Firewall rung); which block a VM has (the Lease rung).
+//! The Net stage: a VM's record, namespace, TAP, veth, addresses, neighbours and routes.
+//! Out of scope: rules and the forwarding switch (the Firewall stage); which block a VM has (the Lease stage).
 
 mod act;
 mod action;
@@ -72,7 +72,7 @@ impl Net {
         self.made_netns.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing but the VM's record could not be written, which says nothing about the data path.
+    /// Whether the only failure is that the VM's record could not be written, which does not affect the data path.
     pub fn lacks_record(&self) -> bool {
         self.lacks_record.load(Ordering::Relaxed)
     }

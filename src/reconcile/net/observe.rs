@@ -1,5 +1,5 @@
-//! What is there of a VM's data path.
-//! Out of scope: what ought to be.
+//! Observes a VM's data path.
+//! Out of scope: what is desired.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -74,7 +74,7 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
     let Some(mut seen) = link::get(&net.netlink, &name).await? else {
         return Ok(None);
     };
-    // Switched off with all links: the ground sets it back on all of them.
+    // Switched off together with all links: the host network's reconciler restores it on all of them.
     if let Some(ipv4) = seen.ipv4.as_mut().filter(|ipv4| ipv4.forwarding == 0)
         && net.home.run_here(|| sysctl::read(SWITCH))? == "0"
     {

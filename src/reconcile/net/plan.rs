@@ -218,7 +218,7 @@ fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
 fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let mut plan = Vec::new();
     let record = (observed.record.as_ref() != Some(&slot.record)).then_some(Action::WriteRecord);
-    // Where the slot exists the record goes last: what cannot be noted for want of room must not keep anything from being repaired.
+    // Where the slot exists the record is written last: a record that does not fit on a full disk must not prevent repairs.
     let exists = observed.record.is_some() && observed.inside.is_some();
     plan.extend(record.clone().filter(|_| !exists));
     plan_netns(desired, observed, &mut plan)?;

@@ -3,7 +3,7 @@
 //!
 //! # Why
 //! The question is what the kernel does with a packet, not which routes of ours there are: a narrower route, or a rule of policy routing
-//! that has another table asked first, takes the packets while everything of ours stands.
+//! that has another table asked first, takes the packets while all our routes and rules are in place.
 
 use std::net::Ipv4Addr;
 

@@ -1,5 +1,5 @@
 //! The settings of a VM's namespace, written before any link in it is up.
-//! Out of scope: `ip_forward`, which is the gate and the Firewall rung's.
+//! Out of scope: `ip_forward`, which is the forwarding switch and belongs to the Firewall stage.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ const SETTINGS: [(&str, &str); 26] = [
     ("net.ipv4.conf.default.rp_filter", "0"),
     // The guest is asked for by its one address only, on the link that has it.
     ("net.ipv4.conf.all.arp_ignore", "1"),
-    // A new namespace copies these of the first one (`devinet_init_net`, unless `net.core.devconf_inherit_init_net` says
+    // A new namespace copies these of the first one (`devinet_init_net`, unless `net.core.devconf_inherit_init_net` is set
     // otherwise): nobody but the gateway answers ARP, broadcasts are not forwarded, a guest makes no neighbours and no log.
     ("net.ipv4.conf.all.proxy_arp", "0"),
     ("net.ipv4.conf.default.proxy_arp", "0"),
@@ -49,7 +49,7 @@ const SETTINGS: [(&str, &str); 26] = [
 /// The first of [`SETTINGS`] that a namespace has right unless the first namespace's owner changed it.
 const INHERITED: usize = 14;
 
-/// [`crate::reconcile::firewall`]'s gate. It sets every link's `forwarding` when it is switched, and only the link's own counts.
+/// The forwarding switch of [`crate::reconcile::firewall`]. A write sets `forwarding` of every link, and only the link's own has an effect.
 const GATE: &str = "net.ipv4.conf.all.forwarding";
 
 /// Whether a key is one link's own.

@@ -1,10 +1,10 @@
 //! The kernel's command line. Pure.
-//! Out of scope: how it is handed over; what one VMM needs to say beside it.
+//! Out of scope: how it is passed to the VMM; arguments that only one VMM requires.
 //!
 //! - `ip=` is the kernel's own format (Documentation/admin-guide/nfs/nfsroot.rst); kernels without IP_PNP leave it to the init.
 //! - `ip=` knows one route; the others are for the guest's init: `slice.route=NETWORK[,NEXT HOP]`, as often as there are some.
-//! - `slice.mtu=BYTES` is for the guest's init, too, where its network card does not tell.
-//! - `root=` is ours to say for every VMM, so that a user's own wins with every VMM.
+//! - `slice.mtu=BYTES` is for the guest's init, too, where its network card does not report it.
+//! - `root=` is set by us for every VMM, so that a user's own wins with every VMM.
 
 use std::net::Ipv4Addr;
 

@@ -1,12 +1,12 @@
-//! Whose a process is, decided by what root alone can have arranged.
-//! Out of scope: reading it ([`crate::host::process::Origin`]); the process on record, which is the VM's whatever it says of itself.
+//! Determines the owner of a process from what only root can have set up.
+//! Out of scope: reading it ([`crate::host::process::Origin`]); the process on record, which belongs to the VM in any case.
 //!
 //! # In which order
-//! 1. The marks on the root file system that the process was started in: they name daemon and VM.
+//! 1. The labels on the root file system that the process was started in: they name daemon and VM.
 //! 2. Its control group beside the daemon's own: it names the VM.
 //! 3. Its user, where that is the VM's and no other VM's.
-//! 4. What its environment says, for a process that an earlier version has started, which left no marks: only together with a user out of
-//!    the range that we give out, and only if nothing above says otherwise.
+//! 4. Its environment, for a process that an earlier version has started, which left no labels: only together with a user out of the
+//!    range that we assign, and only if nothing above contradicts it.
 //!
 //! A process of a user that we give to no VM is nobody's: somebody may have entered a VMM's namespaces. A process of root is nobody's unless its record names it: a shell in which somebody has exported our variables is not a VMM.
 
@@ -39,17 +39,17 @@ impl Users {
 pub(super) struct Evidence {
     /// Its user.
     pub(super) user: u32,
-    /// What its root file system says; `None`: nothing.
+    /// The label on its root file system, if there is one.
     pub(super) marked: Option<Label>,
     /// Whether an earlier version has made its root file system.
     pub(super) unmarked: bool,
     /// Its control group.
     pub(super) group: Member,
-    /// What its environment says.
+    /// The label in its environment, if there is one.
     pub(super) told: Option<Label>,
 }
 
-/// Whose a process is.
+/// The owner of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
     /// Of the VM that this label names.

@@ -1,5 +1,5 @@
 //! What Firecracker's jailer needs to be started in our confinement.
-//! Out of scope: its words (`jailer`), the mounts and capabilities ([`crate::host::process::Jail`]).
+//! Out of scope: its command line (`jailer`), the mounts and capabilities ([`crate::host::process::Jail`]).
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;

@@ -29,7 +29,7 @@ impl OwnDisk {
         Some(Self { path, end })
     }
 
-    /// The disk's earlier path, if that alone makes the difference between what is desired and what was told.
+    /// The disk's earlier path, if that is the only difference between the desired argument and the one that the VMM was started with.
     fn before<'t>(&self, desired: &str, told: &'t str) -> Option<&'t str> {
         let (head, tail) = desired.split_once(&self.path)?;
         let path = told.strip_prefix(head)?.strip_suffix(tail)?;
@@ -65,7 +65,7 @@ impl OwnDisk {
     }
 }
 
-/// What is to be said of a VMM whose disk is not the one below the state directory any more: that one is a copy, made while it ran.
+/// The message for a VMM that does not use the disk below the state directory any more: that disk is a copy, made while the VMM ran.
 ///
 /// # Errors
 /// The process cannot be looked at.

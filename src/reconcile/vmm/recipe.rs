@@ -1,5 +1,5 @@
 //! From a VM's spec to a command line. Pure.
-//! Out of scope: whether it runs; each VMM's own words (`qemu`).
+//! Out of scope: whether it runs; each VMM's own syntax (`qemu`).
 
 use std::path::{Path, PathBuf};
 

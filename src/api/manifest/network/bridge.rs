@@ -1,5 +1,5 @@
 //! `network:` of a bridge group: names, the gateway, which addresses its VMs get.
-//! Out of scope: what stands on the host already, other groups on the bridge.
+//! Out of scope: what exists on the host already, other groups on the bridge.
 
 mod subnet;
 

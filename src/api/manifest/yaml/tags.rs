@@ -2,22 +2,22 @@
 //! Out of scope: what the values are.
 //!
 //! # Why
-//! `serde_yaml` reports a local tag (`!x`) and passes over every other one it does not know: `!!python/object/apply:os.system` is a plain
-//! list to it. A person who writes one expects it to mean something. Its events do not show tags, so a text with an exclamation mark
-//! is scanned once more, by a parser whose events do.
+//! `serde_yaml` reports a local tag (`!x`) and ignores every other one it does not know: it reads `!!python/object/apply:os.system` as a
+//! plain list. The author of such a tag expects it to have an effect. The events of `serde_yaml` do not contain tags, so a text with an
+//! exclamation mark is scanned a second time, by a parser with events that contain them.
 
 use saphyr_parser::{Event, Parser, Tag};
 
 use super::Fault;
 use crate::api::manifest::problem::Place;
 
-/// The core schema's own (YAML 1.2.2, chapter 10), which say what a value is anyway.
+/// The tags of the core schema (YAML 1.2.2, chapter 10). They specify the type that the value has anyway.
 const KNOWN: [&str; 7] = ["null", "bool", "int", "float", "str", "seq", "map"];
 
-/// What `!!` stands for.
+/// The prefix that `!!` abbreviates.
 const CORE: &str = "tag:yaml.org,2002:";
 
-/// Refuses the first tag that is not known. What is no YAML at all is reported by who reads it.
+/// Refuses the first tag that is not known. A text that is not YAML is reported by the reader.
 pub fn check(text: &str) -> Result<(), Fault> {
     if !text.contains('!') {
         return Ok(());

@@ -1,5 +1,5 @@
 //! Places and limits of the YAML reader.
-//! Out of scope: whether it agrees with `serde_yaml`'s own values; that stands beside the reader.
+//! Out of scope: whether it agrees with `serde_yaml`'s own values; that test is in the reader's file.
 
 use super::*;
 

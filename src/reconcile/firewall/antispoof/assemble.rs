@@ -1,5 +1,5 @@
-//! Classic BPF with names for the places to jump to.
-//! Out of scope: what is judged.
+//! Assembles classic BPF: jump targets are labels.
+//! Out of scope: what a program evaluates.
 
 use crate::host::tc::{DROP, Insn, PASS};
 

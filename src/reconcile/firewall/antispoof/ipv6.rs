@@ -1,5 +1,5 @@
-//! What of a guest's IPv6 passes. Pure.
-//! Out of scope: Ethernet addresses, which are judged before.
+//! Which IPv6 packets of a guest pass. Pure.
+//! Out of scope: Ethernet addresses, which are evaluated before.
 //!
 //! # What passes from a guest that may send as itself only
 //! IPv6 addresses are not leased. What can be verified is what follows from the VM's MAC: the interface identifier that RFC 4291

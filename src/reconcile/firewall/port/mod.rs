@@ -1,5 +1,5 @@
-//! The Firewall rung in bridge mode: the filter at a VM's TAP, read back, and then its gate, which is that the TAP is up.
-//! Out of scope: the TAP as the bridge's port (the Net rung); what the filter lets pass ([`super::antispoof`]).
+//! The Firewall stage in bridge mode: the filter at a VM's TAP, read back, and then its forwarding switch: the TAP is set up.
+//! Out of scope: the TAP as the bridge's port (the Net stage); what the filter lets pass ([`super::antispoof`]).
 
 mod act;
 mod observe;

@@ -1,5 +1,5 @@
-//! What stands at a VM's TAP.
-//! Out of scope: what ought to.
+//! Observes the filter at a VM's TAP and whether the TAP is up.
+//! Out of scope: what is desired.
 
 use super::Gate;
 use super::plan::{Desired, Observed, TapSeen};

@@ -1,5 +1,5 @@
 //! What a CNI result means for a guest: its address, its MAC, its TAP. Pure.
-//! Out of scope: whether what the result says is there.
+//! Out of scope: whether what the result states exists.
 //!
 //! A chain may make the TAP itself, as `tc-redirect-tap` does: then the result has two more interfaces of one name. One is the
 //! TAP, in the namespace. The other is the guest's own, whose "sandbox" is the container id; it bears the guest's MAC, and

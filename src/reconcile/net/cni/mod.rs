@@ -1,5 +1,5 @@
-//! The Net rung in CNI mode: a VM's record and namespace, the plugins' ADD, CHECK and DEL, and the TAP.
-//! Out of scope: how plugins are run (`cni`); the redirect between their interface and the TAP (the Firewall rung).
+//! The Net stage in CNI mode: a VM's record and namespace, the plugins' ADD, CHECK and DEL, and the TAP.
+//! Out of scope: how plugins are run (`cni`); the redirect between their interface and the TAP (the Firewall stage).
 //!
 //! # Why
 //! The network's configuration is looked for here and not given: it is a file that people change, so it is something to be

@@ -1,5 +1,5 @@
-//! What is there of a data path that CNI plugins make.
-//! Out of scope: what ought to be.
+//! Observes a data path that CNI plugins make.
+//! Out of scope: what is desired.
 
 use std::sync::atomic::Ordering;
 

@@ -1,5 +1,5 @@
-//! What is to be done for a data path that CNI plugins make. Pure.
-//! Out of scope: what a plugin is told; the redirect between the plugins' interface and the TAP.
+//! Plans the actions for a data path that CNI plugins make. Pure.
+//! Out of scope: the input of a plugin; the redirect between the plugins' interface and the TAP.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -1,5 +1,5 @@
-//! What a daemon that died left with the plugins, of VMs that nobody wants any more.
-//! Out of scope: VMs that are still known; they go down their ladder.
+//! Releases attachments that a daemon which died left with the plugins, of VMs that no object references any more.
+//! Out of scope: VMs that are still known; the engine tears them down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,5 +1,5 @@
-//! The Net rung in bridge mode: a VM's record, its TAP as a port of a bridge, the bridge's entry for its MAC, the host's for its address.
-//! Out of scope: the bridge itself (the ground), what may pass and the gate, which is the TAP's being up (the Firewall rung).
+//! The Net stage in bridge mode: a VM's record, its TAP as a port of a bridge, the bridge's entry for its MAC, the host's for its address.
+//! Out of scope: the bridge itself (host network); what may pass; the forwarding switch, which is the TAP's link state (Firewall stage).
 //!
 //! # Why
 //! - The bridge knows the guest's MAC from the start, by an entry that no other port can take away: the first frame to it is not
@@ -47,7 +47,7 @@ impl Port {
         }
     }
 
-    /// Whether nothing but the VM's record could not be written, which says nothing about the data path.
+    /// Whether the only failure is that the VM's record could not be written, which does not affect the data path.
     pub fn lacks_record(&self) -> bool {
         self.lacks_record.load(Ordering::Relaxed)
     }

@@ -1,5 +1,5 @@
-//! What is there of a VM's port. No listing: each question names what it asks for, so the answer costs the same beside 1,000 VMs.
-//! Out of scope: what ought to be.
+//! Observes a VM's port. No dumps: each request names its object, so that its cost does not depend on the number of VMs.
+//! Out of scope: what is desired.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -55,7 +55,7 @@ pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, 
     Ok(observed)
 }
 
-/// Where the host has no address in the subnet, another machine is the gateway, or the ground is about to add ours.
+/// Where the host has no address in the subnet, another machine is the gateway, or the host network's reconciler is about to add ours.
 async fn observe_taken(
     port: &Port,
     bridge: u32,

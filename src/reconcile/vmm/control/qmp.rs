@@ -1,5 +1,5 @@
-//! The few words of QEMU's machine protocol that we speak (docs/interop/qmp-spec.txt).
-//! Out of scope: connecting, deadlines, when to say them.
+//! The commands of QEMU's machine protocol that we use (docs/interop/qmp-spec.txt).
+//! Out of scope: connecting, deadlines, when to send them.
 
 use std::io;
 
