@@ -29,6 +29,7 @@ use crate::host::{self, holders, link, private};
 use crate::owner::{self, Instance, Label, Owner, RunDir};
 use crate::reconcile::disk;
 use crate::store;
+use crate::store::checked_line::{self, Line};
 
 /// Of the file in the state directory and of the one in the run directory.
 pub(super) const FILE: &str = "instance";
@@ -65,7 +66,10 @@ pub(super) struct Claimed {
 enum Stored {
     Absent,
     Damaged,
+    /// As this version writes it.
     Id(Instance),
+    /// Without a checksum: an earlier version, or the administrator, wrote it.
+    Unchecked(Instance),
 }
 
 /// Finds or makes the id, claims it, and stores it. Nothing else was done before.
@@ -77,7 +81,7 @@ pub(super) async fn claim(dirs: &Dirs<'_>, home: &Netns) -> Result<Claimed, Erro
     let stored = stored(&dirs.state.join(FILE))?;
     let this_boots = of_this_boot(dirs)?;
     let (instance, lock) = match (&stored, this_boots) {
-        (Stored::Id(id), of_run) => {
+        (Stored::Id(id) | Stored::Unchecked(id), of_run) => {
             if let Some(other) = of_run.filter(|other| other != id) {
                 refuse_foreign_vms(dirs, &other)?;
             }
@@ -135,16 +139,21 @@ fn at(dirs: &Dirs<'_>) -> String {
 fn stored(path: &Path) -> Result<Stored, Error> {
     Ok(match fs::read_text(path)? {
         None => Stored::Absent,
-        Some(text) => parse(&text).map_or(Stored::Damaged, Stored::Id),
+        Some(text) => parse(&text),
     })
 }
 
 fn text(id: &Instance) -> String {
-    format!("{BEFORE}{id}\n")
+    checked_line::write(&format!("{BEFORE}{id}"))
 }
 
-fn parse(text: &str) -> Option<Instance> {
-    Instance::parse(text.strip_prefix(BEFORE)?.strip_suffix('\n')?)
+fn parse(text: &str) -> Stored {
+    let id = |line: &str| Instance::parse(line.strip_prefix(BEFORE)?);
+    match checked_line::read(text) {
+        Line::Checked(line) => id(line).map_or(Stored::Damaged, Stored::Id),
+        Line::Unchecked(line) => id(line).map_or(Stored::Damaged, Stored::Unchecked),
+        Line::Damaged => Stored::Damaged,
+    }
 }
 
 /// The id that the run directory has of this boot. One of an earlier boot, in a run directory that is not a tmpfs, is ignored.
@@ -153,7 +162,10 @@ fn of_this_boot(dirs: &Dirs<'_>) -> Result<Option<Instance>, Error> {
     Ok(text.and_then(|text| {
         let (id, boot) = text.split_once("\nboot ")?;
         let same = boot.strip_suffix('\n')? == dirs.boot_id;
-        same.then(|| parse(&format!("{id}\n")))?
+        match parse(&format!("{id}\n")) {
+            Stored::Id(id) | Stored::Unchecked(id) => Some(id).filter(|_| same),
+            Stored::Absent | Stored::Damaged => None,
+        }
     }))
 }
 
@@ -251,7 +263,7 @@ fn first(dirs: &Dirs<'_>, derived: Instance) -> Result<(Instance, File), Error> 
 /// Whether another state directory has stored this id.
 fn is_anothers(dir: &Path, ours: &Path, id: &Instance) -> bool {
     !is_same(dir, ours)
-        && matches!(stored(&dir.join(FILE)), Ok(Stored::Id(theirs)) if theirs == *id)
+        && matches!(stored(&dir.join(FILE)), Ok(Stored::Id(theirs) | Stored::Unchecked(theirs)) if theirs == *id)
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {

@@ -7,6 +7,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
+use super::checked_line::{self, Line};
 use super::sync;
 
 /// The layout that this program writes.
@@ -23,6 +24,8 @@ pub(super) enum Said {
     Nothing,
     /// The one that we write.
     Ours,
+    /// The same, without a checksum: an earlier version wrote it.
+    OursUnchecked,
     /// Another one.
     Other(u32),
     /// No sentence of ours.
@@ -41,12 +44,20 @@ pub(super) fn read(path: &Path) -> std::io::Result<Said> {
     };
     let number = std::str::from_utf8(&text)
         .ok()
-        .and_then(|text| text.strip_prefix(BEFORE)?.strip_suffix('\n'))
-        .filter(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
-        .and_then(|number| number.parse().ok());
+        .and_then(|text| match checked_line::read(text) {
+            Line::Checked(line) => Some((line, true)),
+            Line::Unchecked(line) => Some((line, false)),
+            Line::Damaged => None,
+        })
+        .and_then(|(line, checked)| {
+            let number = line.strip_prefix(BEFORE)?;
+            let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+            Some((digits.then(|| number.parse().ok())??, checked))
+        });
     Ok(match number {
-        Some(FORMAT) => Said::Ours,
-        Some(other) => Said::Other(other),
+        Some((FORMAT, true)) => Said::Ours,
+        Some((FORMAT, false)) => Said::OursUnchecked,
+        Some((other, _)) => Said::Other(other),
         None => Said::Nonsense,
     })
 }
@@ -56,7 +67,8 @@ pub(super) fn read(path: &Path) -> std::io::Result<Said> {
 /// # Errors
 /// It cannot be written.
 pub(super) fn write(path: &Path) -> std::io::Result<()> {
-    sync::replace(path, format!("{BEFORE}{FORMAT}\n").as_bytes()).map(drop)
+    let line = checked_line::write(&format!("{BEFORE}{FORMAT}"));
+    sync::replace(path, line.as_bytes()).map(drop)
 }
 
 /// Why a layout is not read, and what to do.
@@ -78,6 +90,7 @@ mod tests {
         write(&path).expect("written");
         assert_eq!(read(&path).expect("readable"), Said::Ours);
         for (text, said) in [
+            ("slicectl state format 2\n", Said::OursUnchecked),
             ("slicectl state format 3\n", Said::Other(3)),
             ("slicectl state format 99\n", Said::Other(99)),
             ("slicectl state format 2", Said::Nonsense),

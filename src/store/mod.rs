@@ -16,6 +16,7 @@
 
 mod backing;
 mod begin;
+pub mod checked_line;
 mod closing;
 mod database;
 mod degraded;

@@ -143,8 +143,11 @@ impl Place<'_> {
             ));
         }
         let mut database = self.take(raw, copies, mark, &mut notes)?;
-        if said != Said::Ours {
-            format::write(&self.format)?;
+        match said {
+            Said::Ours => {}
+            // It is read all the same.
+            Said::OursUnchecked => drop(format::write(&self.format)),
+            Said::Nothing | Said::Nonsense | Said::Other(_) => format::write(&self.format)?,
         }
         if begin {
             commit(&mut database, None)?;

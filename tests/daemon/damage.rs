@@ -19,7 +19,7 @@ use slicectl::host::rule::{Ruleset, TableName};
 
 use crate::support::dice::Dice;
 use crate::support::house::{House, bridge_group, group, inhabited};
-use crate::support::kernel::run;
+use crate::support::kernel::{attempt, run};
 use crate::support::tiny::is_alive;
 use crate::support::vmm;
 
@@ -568,12 +568,15 @@ fn remove_state(state: &Path) {
     }
 }
 
+/// The daemon runs meanwhile and replaces files: a copy that misses one is made again.
 fn copy_state(from: &Path, to: &Path) {
-    run(&format!(
-        "cd {} && find . -mindepth 1 -maxdepth 1 ! -name disks -exec cp -a '{{}}' {} ';'",
+    let copy = format!(
+        "cd {} && find . -mindepth 1 -maxdepth 1 ! -name disks -exec cp -a -t {} '{{}}' +",
         from.display(),
         to.display()
-    ));
+    );
+    let mut tries = (0..20).map(|_| attempt(&format!("rm -rf {}/*; {copy}", to.display())));
+    assert!(tries.any(|done| done.status.success()), "{copy}");
 }
 
 fn clear_what_was_set_aside(house: &House) {

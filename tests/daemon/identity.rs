@@ -203,6 +203,16 @@ fn a_moved_state_directory_adopts_everything_whatever_else_of_it_was_lost() {
             use_state(house, to);
         });
     }
+    // Another id, and another checksum: each by one bit.
+    for at in ["slicectl instance ".len(), "slicectl instance abcde ".len()] {
+        adopts_after("a changed bit", |house| {
+            let to = moved(house);
+            let mut stored = fs::read(to.join("instance")).unwrap();
+            stored[at] ^= 2;
+            fs::write(to.join("instance"), stored).unwrap();
+            use_state(house, to);
+        });
+    }
 }
 
 #[test]
