@@ -37,6 +37,9 @@ const GATHER: Duration = Duration::from_millis(600);
 /// look.
 const DRIFT: Duration = Duration::from_millis(50);
 
+/// Between two observations of an object that a conflicting writer changes: each is repaired at once, at a bounded rate.
+const CONTESTED: Duration = Duration::from_millis(40);
+
 /// So long after the last change of ours an object is at rest: the events of our own actions have been read by then.
 const REST: Duration = Duration::from_millis(500);
 
@@ -129,6 +132,7 @@ impl Trigger {
         self.learn(engine).await?;
         let mut slow = Window::holding(missed, GATHER);
         let mut drift = Window::default();
+        let mut hasty = Window::default();
         loop {
             let mut news = Gathered::default();
             tokio::select! {
@@ -149,6 +153,11 @@ impl Trigger {
                     self.follow(engine, change).await?;
                 }
                 () = slow.over() => slow.take().tell(engine),
+                () = hasty.over() => {
+                    let found = hasty.take();
+                    self.activity.note_told(found.vms());
+                    found.tell(engine);
+                }
                 () = drift.over() => {
                     let found = drift.take();
                     // What the repair itself causes is gathered for longer.
@@ -161,6 +170,9 @@ impl Trigger {
                 news.merge(slow.take());
                 news.merge(drift.take());
                 std::mem::take(&mut news).tell(engine);
+            }
+            if let Some(delay) = self.activity.contested(&news, engine) {
+                hasty.add(std::mem::take(&mut news), delay);
             }
             if news.is_something() {
                 match self.activity.is_at_rest(&news) {

@@ -19,7 +19,7 @@ use crate::api::view::{
 };
 use crate::api::vm::{Hypervisor, Vm};
 use crate::owner::{Instance, RunDir};
-use crate::store::{ReadOnly, World};
+use crate::store::{HostFault, ReadOnly, World};
 
 use super::group::Hindrance;
 use super::life::{End, ProcessMark};
@@ -51,13 +51,15 @@ impl House {
         let lease = world.lease(&vm.meta.name);
         let pages = LADDER.map(|rung| (rung, world.page(uid, rung)));
         let known = known(world, vm);
-        let host = world.unenforced(vm);
+        let host = world.host_fault(vm);
         let mut conditions: Vec<ConditionView> = known
             .iter()
             .filter_map(|(rung, condition)| {
                 let condition = of_generation(condition.as_ref()?, vm.meta.generation);
                 let condition = match (rung, host) {
-                    (Rung::Firewall, Some(host)) => of_host(host, vm.meta.generation),
+                    (Rung::Firewall, Some(HostFault::Unenforced(host))) => {
+                        of_host(host, vm.meta.generation)
+                    }
                     _ => condition,
                 };
                 Some(shown(rung.to_string(), &condition))
@@ -66,7 +68,7 @@ impl House {
         let ready = is_known_ready(world, vm);
         conditions.push(shown("Ready".into(), &fold(&vm.meta, ready, &known, host)));
         let warnings = host_warnings(world, vm);
-        conditions.extend(host_condition(world, &warnings, vm.meta.generation));
+        conditions.extend(host_condition(world, vm, &warnings));
         VmView {
             metadata: MetaView {
                 group: Some(vm.group.clone()),
@@ -245,8 +247,16 @@ impl House {
         let warnings = vms
             .first()
             .map_or(Vec::new(), |vm| host_warnings(world, vm));
-        conditions.extend(host_condition(world, &warnings, group.meta.generation));
-        if let Some(host) = vms.first().and_then(|vm| world.unenforced(vm)) {
+        let host = vms.first().and_then(|vm| {
+            let found = host_condition(world, vm, &warnings)?;
+            Some(ConditionView {
+                observed_generation: group.meta.generation,
+                ..found
+            })
+        });
+        conditions.extend(host);
+        let host = vms.first().and_then(|vm| world.host_fault(vm));
+        if let Some(HostFault::Unenforced(host)) = host {
             let found = of_host(host, group.meta.generation);
             conditions.push(shown(Rung::Firewall.to_string(), &found));
         }

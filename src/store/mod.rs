@@ -67,7 +67,7 @@ pub use open::Opened;
 pub use seal::RunCopy;
 pub use tombstones::TOMBSTONES;
 pub use txn::Txn;
-pub use world::{Footing, Ground, Pool, World};
+pub use world::{Contest, Footing, Ground, HostFault, Pool, World};
 
 use backing::Batch;
 use degraded::Degraded;

@@ -347,11 +347,12 @@ impl<'w> Txn<'w> {
         let told = |ground: &Ground| {
             let Ground {
                 unenforced,
+                contested,
                 warnings,
                 drops,
                 ..
             } = ground.clone();
-            (unenforced, warnings, drops)
+            (unenforced, contested, warnings, drops)
         };
         let is_news = self.world.ground.as_ref().map(told).unwrap_or_default() != told(&ground);
         let before = self.world.ground.replace(ground);

@@ -93,12 +93,33 @@ pub struct Ground {
     /// Why the rules that restrict VMs are not known to be in force; meanwhile nothing is forwarded for VMs. None: they were read back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unenforced: Option<Condition>,
+    /// A conflicting writer reverts what is repaired with netlink messages. Repairs go on, and packets are lost meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contested: Option<Contest>,
     /// What of the host, not ours to change, keeps VMs' packets from passing, each with its remedy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// Foreign chains that drop packets of the VMs of a range: the range, and the message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drops: Vec<(Ipv4Network, String)>,
+}
+
+/// A conflict over the host network that is not about the rules which restrict VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contest {
+    /// What is reverted.
+    pub condition: Condition,
+    /// The bridges concerned. Empty: all isolated and bridge VMs are.
+    pub bridges: BTreeSet<String>,
+}
+
+/// What of the host network keeps a VM from being Ready.
+#[derive(Clone, Copy, Debug)]
+pub enum HostFault<'w> {
+    /// The rules that restrict it are not known to be in force: its forwarding is disabled.
+    Unenforced(&'w Condition),
+    /// A conflicting writer.
+    Contested(&'w Condition),
 }
 
 impl Ground {
@@ -358,28 +379,34 @@ impl World {
     /// Every rung is Ready at this edition of the VM.
     pub fn is_ready(&self, vm: &Vm) -> bool {
         !vm.meta.deleting
-            && self.unenforced(vm).is_none()
+            && self.host_fault(vm).is_none()
             && LADDER.iter().all(|rung| {
                 self.page(vm.meta.uid, *rung)
                     .is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
             })
     }
 
-    /// Why the host's rules for a VM's mode are not known to be in force, if that is so. A VM that a chain of plugins connects is
-    /// restricted by the plugins' rules.
-    pub fn unenforced(&self, vm: &Vm) -> Option<&Condition> {
-        match vm.spec.network {
-            NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) => {
-                self.ground.as_ref()?.unenforced.as_ref()
-            }
-            NetworkSpec::Cni(_) => None,
-        }
+    /// What of the host network keeps a VM from being Ready. A VM that a chain of plugins connects is restricted by the plugins'
+    /// rules.
+    pub fn host_fault(&self, vm: &Vm) -> Option<HostFault<'_>> {
+        let bridge = match &vm.spec.network {
+            NetworkSpec::Isolated(_) => None,
+            NetworkSpec::Bridge(spec) => Some(&spec.bridge),
+            NetworkSpec::Cni(_) => return None,
+        };
+        let ground = self.ground.as_ref()?;
+        let concerns = |contest: &&Contest| {
+            contest.bridges.is_empty() || bridge.is_some_and(|name| contest.bridges.contains(name))
+        };
+        let contest = ground.contested.as_ref().filter(concerns);
+        let unenforced = ground.unenforced.as_ref().map(HostFault::Unenforced);
+        unenforced.or(contest.map(|contest| HostFault::Contested(&contest.condition)))
     }
 
     /// Every rung is Ready at this edition of the VM, but that its VMM may be paused or down where it is to be.
     pub fn is_settled(&self, vm: &Vm) -> bool {
         !vm.meta.deleting
-            && self.unenforced(vm).is_none()
+            && self.host_fault(vm).is_none()
             && LADDER.iter().all(|rung| {
                 self.page(vm.meta.uid, *rung)
                     .is_some_and(|page| page.condition.is_settled_at(vm.meta.generation))

@@ -211,6 +211,7 @@ fn ground(status: Status) -> Ground {
         leaves: Footing::default(),
         boot_id: "boot".into(),
         unenforced: None,
+        contested: None,
         warnings: Vec::new(),
         drops: Vec::new(),
     }

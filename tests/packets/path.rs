@@ -9,10 +9,12 @@ use slicectl::host::tap::Framing;
 use crate::support::frames::{self, ICMP, Ip, TCP};
 use crate::support::guest_stack::Guest;
 use crate::support::guest_stack::Kind::{Ping, Tcp, Udp};
-use crate::support::kernel::run;
+use crate::support::kernel::{attempt, run};
 use crate::support::lab::{CONTAINER, HOST, INTERNET, LAN, Lab, PROXY, UPLINK, lab};
 
 const BOUND: Duration = Duration::from_secs(2);
+/// Within which nothing passes any more once the host's rules cannot be maintained.
+const CLOSED: Duration = Duration::from_secs(1);
 const WEB: &str = "bridge: brvm0\ntap_prefix: vmtap\ngateway: 192.168.137.1/24";
 
 /// Both modes at once.
@@ -355,7 +357,7 @@ fn foreign_chains_under_our_names_shut_every_vm() {
             run(&format!("iptables -t {table} -F {chain}"));
         }
     }
-    fails_closed(|_| {}, wreck, "is not ours", BOUND, mend);
+    fails_closed(|_| {}, wreck, "is not ours", CLOSED, mend);
 }
 
 /// An `iptables-restore` that does this after the flag file was made.
@@ -391,7 +393,7 @@ fn an_iptables_restore_without_its_modules_shuts_every_vm() {
             "echo 'Extension addrtype revision 0 not supported, missing kernel module?' >&2; exit 4",
         );
     }
-    fails_closed(prepare, flush, "missing kernel module", BOUND, mend);
+    fails_closed(prepare, flush, "missing kernel module", CLOSED, mend);
 }
 
 #[test]
@@ -399,7 +401,7 @@ fn an_iptables_restore_that_ends_by_a_signal_shuts_every_vm() {
     fn prepare(house: &mut crate::support::house::House) {
         with_restore(house, "kill -9 $$");
     }
-    fails_closed(prepare, flush, "iptables-restore", BOUND, mend);
+    fails_closed(prepare, flush, "iptables-restore", CLOSED, mend);
 }
 
 #[test]
@@ -586,5 +588,108 @@ fn an_uplink_that_does_not_forward_is_told_with_the_command() {
                 "{round}"
             );
         }
+    });
+}
+
+/// The share of echo requests of a guest that are not answered, in percent.
+fn loss(guest: &Guest, during: Duration) -> f64 {
+    const STEP: Duration = Duration::from_millis(10);
+    let (mut sent, mut lost) = (0_u32, 0_u32);
+    let begin = Instant::now();
+    while begin.elapsed() < during {
+        let next = Instant::now() + STEP;
+        sent += 1;
+        // One flow: the number of new ones is limited.
+        let echo = frames::echo(77, &frames::mark(sent));
+        guest.send_ip(&Ip::new(guest.ip, INTERNET, ICMP, echo));
+        let answer = guest.hear(STEP, |seen| {
+            seen.protocol == ICMP && frames::marked(&seen.payload) == Some(sent)
+        });
+        lost += u32::from(answer.is_none());
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    f64::from(lost) * 100.0 / f64::from(sent)
+}
+
+/// Each of them again and again, each against another VM or bridge.
+#[test]
+fn of_what_a_conflicting_writer_undoes_with_netlink_few_packets_are_lost() {
+    const CALM: Duration = Duration::from_secs(8);
+    const MEASURED: Duration = Duration::from_secs(10);
+    const PERIOD: Duration = Duration::from_secs(1);
+    lab(|lab| {
+        lab.apply(5, "allow: []");
+        for (n, name) in ["up", "addr", "port"].into_iter().enumerate() {
+            let network = format!(
+                "bridge: br{name}\ntap_prefix: {name}\ngateway: 192.168.{}.1/24",
+                140 + n
+            );
+            lab.apply_bridge(name, 1, &network);
+        }
+        let place = |n: u32| lab.house.place(&format!("sandbox-{n}"));
+        let inside = |n: u32, command: &str| format!("ip netns exec {} {command}", place(n).name);
+        run("ip link add br0 type bridge; ip link set br0 up");
+        let cases = [
+            ("sandbox-1", format!("ip link set {} down", place(1).link)),
+            (
+                "sandbox-2",
+                format!("ip link set {} master br0", place(2).link),
+            ),
+            (
+                "sandbox-3",
+                format!("ip route del {} dev {}", place(3).block, place(3).link),
+            ),
+            ("sandbox-4", inside(4, "ip route del default")),
+            ("sandbox-5", inside(5, "ip link set tap0 down")),
+            ("up-1", "ip link set brup down".to_owned()),
+            ("addr-1", "ip addr flush dev braddr".to_owned()),
+            ("port-1", "ip link set port0 nomaster".to_owned()),
+        ];
+        let guest = |vm: &str| match vm.strip_prefix("sandbox-") {
+            Some(n) => lab.guest(n.parse().unwrap(), Framing::Bare),
+            None => lab.port(vm),
+        };
+        let guests: Vec<Guest> = cases.iter().map(|(vm, _)| guest(vm)).collect();
+        for ((vm, _), guest) in cases.iter().zip(&guests) {
+            lab.house
+                .until(vm, || answered(lab, guest, INTERNET).then_some(()));
+        }
+        let end = Instant::now() + CALM + MEASURED;
+        let found: Vec<f64> = std::thread::scope(|scope| {
+            for (_, command) in &cases {
+                scope.spawn(move || {
+                    while Instant::now() < end {
+                        attempt(command);
+                        std::thread::sleep(PERIOD);
+                    }
+                });
+            }
+            let measure = |guest| {
+                scope.spawn(move || {
+                    std::thread::sleep(CALM);
+                    loss(guest, MEASURED)
+                })
+            };
+            let all: Vec<_> = guests.iter().map(measure).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        for ((vm, command), lost) in cases.iter().zip(&found) {
+            eprintln!("{vm}: {command}: {lost:.1} % of the packets are lost");
+        }
+        for (vm, command) in &cases {
+            let group = vm.split('-').next().unwrap();
+            for object in [format!("vm {vm}"), format!("hg {group}")] {
+                let ready = condition(lab, &object, "Ready");
+                assert_eq!(ready["reason"], "Contested", "{command}: {ready}");
+            }
+        }
+        for ((_, command), lost) in cases.iter().zip(&found) {
+            assert!(
+                *lost < 5.0,
+                "{command}: {lost:.1} % of the packets are lost"
+            );
+        }
+        lab.house
+            .ctl("wait hg/sandbox hg/up hg/addr hg/port --for ready --timeout 60s");
     });
 }

@@ -156,6 +156,7 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
             leaves: Footing::default(),
             boot_id: boot_id.clone(),
             unenforced: None,
+            contested: None,
             warnings: Vec::new(),
             drops: Vec::new(),
         }),

@@ -6,14 +6,15 @@
 //! nobody has touched for a moment has no such events: what the kernel reports of it was done by somebody else.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::broadcast::error::RecvError;
 
-use super::REST;
 use super::gathered::Gathered;
+use super::{CONTESTED, REST};
 use crate::api::meta::Uid;
 use crate::clock;
+use crate::reconcile::engine::{Engine, Key};
 use crate::store::Change;
 
 /// When each object was last changed by us.
@@ -51,6 +52,27 @@ impl Activity {
             let rested = |at: &Instant| now.saturating_duration_since(*at) >= REST;
             self.vms.retain(|_, at| !rested(at));
         }
+    }
+
+    /// How long to wait before these events are acted on, if all that they are about is changed by a conflicting writer.
+    pub(super) fn contested(&self, news: &Gathered, engine: &Engine) -> Option<Duration> {
+        if news.everything || !news.is_something() {
+            return None;
+        }
+        let now = clock::monotonic();
+        let mut longest = Duration::ZERO;
+        for vm in news.vms() {
+            let (key, last) = match vm {
+                Some(uid) => (Key::Vm(uid), self.vms.get(&uid)),
+                None => (Key::Ground, self.last.as_ref()),
+            };
+            if !engine.is_contested(&key) {
+                return None;
+            }
+            let age = last.map(|at| now.saturating_duration_since(*at));
+            longest = longest.max(age.map_or(Duration::ZERO, |age| CONTESTED.saturating_sub(age)));
+        }
+        Some(longest)
     }
 
     /// Whether all that these events are about has been left alone by us for a moment.

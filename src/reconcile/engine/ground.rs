@@ -22,10 +22,11 @@ use crate::api::vm::Vm;
 use crate::clock;
 use crate::host::{self, link};
 use crate::owner;
+use crate::reconcile::contest::CALM;
 use crate::reconcile::ground::unmanaged::{self, OurLinks};
 use crate::reconcile::ground::{self, Ground, Scope};
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Change, Footing};
+use crate::store::{self, Change, Contest, Footing};
 
 /// The host's rules take longer: that is told.
 const SLOW_STEP: std::time::Duration = std::time::Duration::from_secs(1);
@@ -77,9 +78,18 @@ impl Engine {
         let of_rules = drift
             .as_ref()
             .is_some_and(|taken| taken.iter().any(|step| ground::restricts(step)));
-        let contested = drift.and_then(|taken| self.tell_of_ground_drift(&taken));
+        let contested = drift.and_then(|taken| self.tell_of_ground_drift(&taken, of_rules));
+        // What netlink messages repair is repaired as often as it is reverted, so that few packets are lost.
+        let (contested, contest) = match of_rules || found.0 != Status::True {
+            true => (contested, None),
+            false => {
+                let known = before.as_ref().and_then(|page| page.contested.clone());
+                (None, self.contest(&hands, contested, known))
+            }
+        };
         let outcome = match (&contested, found.0) {
             (Some(_), _) => Outcome::Shun(GROUND_SLOW),
+            (None, Status::True) if contest.is_some() => Outcome::After(CALM),
             (None, Status::True) => Outcome::Converged,
             (None, _) => Outcome::Failed,
         };
@@ -108,6 +118,7 @@ impl Engine {
         let said = before.as_ref().map(|page| page.condition.message.clone());
         let is_news = said.as_ref() != Some(&found.2);
         let mut page = self.ground_page(found, desired, before.as_ref());
+        page.contested = contest;
         page.unenforced = is_lost.then(|| page.condition.clone());
         let known = before.map(|page| (page.warnings, page.drops));
         let drops = seen.as_ref().and_then(|seen| seen.drops.clone());
@@ -138,7 +149,7 @@ impl Engine {
             return;
         }
         let is_on = |vm: &&Vm| match &vm.spec.network {
-            NetworkSpec::Bridge(spec) => touched.contains(&spec.bridge),
+            NetworkSpec::Bridge(spec) => touched.contains(&Some(spec.bridge.clone())),
             NetworkSpec::Isolated(_) | NetworkSpec::Cni(_) => false,
         };
         let vms = self.store.read(|world| {
@@ -259,15 +270,72 @@ impl Engine {
     }
 
     /// The condition, if a conflicting writer keeps reverting the repairs.
-    fn tell_of_ground_drift(&self, taken: &[String]) -> Option<Found> {
+    fn tell_of_ground_drift(&self, taken: &[String], of_rules: bool) -> Option<Found> {
         let steps = taken.join("; ");
         let repaired = format!("repaired: {steps}");
         self.note(EventType::Warning, "ground", "Drift", &repaired);
-        let uid = owner::uid_of(&self.instance.ground_label());
+        let rung = match of_rules {
+            true => Rung::Firewall,
+            false => Rung::Net,
+        };
         self.contests
-            .count(uid, Rung::Firewall, clock::monotonic())?;
+            .count(self.ground_uid(), rung, clock::monotonic())?;
         let why = format!("repaired again and again: a conflicting writer reverts: {steps}");
         Some((Status::False, Reason::Contested, why))
+    }
+
+    /// The conflict about what netlink messages repair, until it is over: a new one, or the one that was known.
+    fn contest(
+        &self,
+        hands: &Ground,
+        found: Option<Found>,
+        known: Option<Contest>,
+    ) -> Option<Contest> {
+        let Some((status, reason, message)) = found else {
+            return known.filter(|_| self.is_contested(&Key::Ground));
+        };
+        if known.is_none() {
+            self.note(EventType::Warning, "ground", &reason.to_string(), &message);
+        }
+        let touched = hands.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_all = touched.contains(&None);
+        let bridges = touched.iter().flatten().filter(|_| !of_all).cloned();
+        let bridges: BTreeSet<String> = bridges.collect();
+        Some(match known {
+            Some(known) if known.bridges.is_empty() || bridges.is_empty() => Contest {
+                bridges: BTreeSet::new(),
+                ..known
+            },
+            Some(mut known) => {
+                known.bridges.extend(bridges);
+                known
+            }
+            None => Contest {
+                condition: Condition {
+                    status,
+                    reason,
+                    message,
+                    since: clock::now(),
+                    observed_generation: 0,
+                },
+                bridges,
+            },
+        })
+    }
+
+    fn ground_uid(&self) -> Uid {
+        owner::uid_of(&self.instance.ground_label())
+    }
+
+    /// Whether a conflicting writer reverts what netlink messages repair of this.
+    pub fn is_contested(&self, key: &Key) -> bool {
+        let uid = match key {
+            Key::Ground => self.ground_uid(),
+            Key::Vm(uid) => *uid,
+            Key::Group(_) | Key::Stray(_) => return false,
+        };
+        let lasts = self.contests.lasts(uid, Rung::Net, clock::monotonic());
+        lasts.is_some()
     }
 
     fn ground_page(
@@ -296,6 +364,7 @@ impl Engine {
             },
             boot_id: self.hands.boot_id.clone(),
             unenforced: None,
+            contested: None,
             warnings: Vec::new(),
             drops: Vec::new(),
         }

@@ -1,13 +1,13 @@
 //! Conditions as they are answered: what is known of each stage, and what follows for a VM and its group.
 //! Out of scope: the other fields of an object.
 
-use super::of_host::of_host;
+use super::of_host::{HOST_NETWORK, of_host};
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::meta::Meta;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::view::ConditionView;
 use crate::api::vm::Vm;
-use crate::store::World;
+use crate::store::{HostFault, World};
 
 /// What is known of each stage; nothing of one that has not begun.
 pub(super) type Known = [(Rung, Option<Condition>); 4];
@@ -35,7 +35,12 @@ pub(super) fn is_known_ready(world: &World, vm: &Vm) -> bool {
 }
 
 /// `Ready`: the first stage that is not ready determines reason and message.
-pub(super) fn fold(meta: &Meta, ready: bool, known: &Known, host: Option<&Condition>) -> Condition {
+pub(super) fn fold(
+    meta: &Meta,
+    ready: bool,
+    known: &Known,
+    host: Option<HostFault<'_>>,
+) -> Condition {
     let since = known
         .iter()
         .filter_map(|(_, condition)| Some(condition.as_ref()?.since))
@@ -45,12 +50,15 @@ pub(super) fn fold(meta: &Meta, ready: bool, known: &Known, host: Option<&Condit
         (true, _) => (Reason::Converged, String::new()),
         (false, true) => (Reason::Terminating, String::new()),
         (false, false) => match host {
-            Some(host) => {
+            Some(HostFault::Unenforced(host)) => {
                 let found = of_host(host, meta.generation);
                 (
                     found.reason,
                     format!("{}: {}", Rung::Firewall, found.message),
                 )
+            }
+            Some(HostFault::Contested(host)) => {
+                (host.reason, format!("{HOST_NETWORK}: {}", host.message))
             }
             None => blocking(meta, known),
         },
@@ -86,7 +94,7 @@ fn blocking(meta: &Meta, known: &Known) -> (Reason, String) {
 }
 
 pub(super) fn why_not(world: &World, vm: &Vm) -> String {
-    let condition = fold(&vm.meta, false, &known(world, vm), world.unenforced(vm));
+    let condition = fold(&vm.meta, false, &known(world, vm), world.host_fault(vm));
     format!("{} {}", condition.reason, condition.message)
 }
 

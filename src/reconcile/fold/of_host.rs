@@ -7,9 +7,12 @@ use crate::api::condition::{Condition, Reason, Status};
 use crate::api::network::NetworkSpec;
 use crate::api::view::ConditionView;
 use crate::api::vm::Vm;
-use crate::store::World;
+use crate::store::{HostFault, World};
 
 use super::{fold, known, shown};
+
+/// The type of the condition about what VMs need of the host.
+pub(super) const HOST_NETWORK: &str = "HostNetwork";
 
 /// The host's rules restrict the VM, and are not known to be in place.
 pub(super) fn of_host(found: &Condition, generation: u64) -> Condition {
@@ -40,26 +43,31 @@ pub(super) fn host_warnings(world: &World, vm: &Vm) -> Vec<String> {
     of_all.into_iter().chain(of_range).collect()
 }
 
-/// The same as a condition; none when there is nothing to warn of.
-pub(super) fn host_condition(
-    world: &World,
-    warnings: &[String],
-    generation: u64,
-) -> Option<ConditionView> {
-    let ground = world.ground().filter(|_| !warnings.is_empty())?;
+/// The same, and a conflicting writer, as a condition; none when there is neither.
+pub(super) fn host_condition(world: &World, vm: &Vm, warnings: &[String]) -> Option<ConditionView> {
+    let ground = world.ground()?;
+    let contest = match world.host_fault(vm) {
+        Some(HostFault::Contested(contest)) => Some(contest),
+        Some(HostFault::Unenforced(_)) | None => None,
+    };
+    let messages = contest.map(|contest| &contest.message).into_iter();
+    let messages: Vec<&str> = messages.chain(warnings).map(String::as_str).collect();
+    if messages.is_empty() {
+        return None;
+    }
     let found = Condition {
         status: Status::False,
-        reason: Reason::Conflict,
-        message: warnings.join("; "),
-        since: ground.condition.since,
-        observed_generation: generation,
+        reason: contest.map_or(Reason::Conflict, |contest| contest.reason),
+        message: messages.join("; "),
+        since: contest.map_or(ground.condition.since, |contest| contest.since),
+        observed_generation: vm.meta.generation,
     };
-    Some(shown("HostNetwork".into(), &found))
+    Some(shown(HOST_NETWORK.into(), &found))
 }
 
 /// What keeps a VM from being Ready is the group's reason when waiting does not help.
 pub(super) fn group_reason(world: &World, vm: &Vm) -> Reason {
-    let reason = fold(&vm.meta, false, &known(world, vm), world.unenforced(vm)).reason;
+    let reason = fold(&vm.meta, false, &known(world, vm), world.host_fault(vm)).reason;
     match reason {
         Reason::Contested | Reason::Conflict => reason,
         _ => Reason::Converging,

@@ -39,8 +39,8 @@ pub struct Ground {
     pub scope: Scope,
     /// The foreign chains that forwarded packets come to.
     pub forward_chains: Arc<ForwardChains>,
-    /// The bridges that steps were taken for: what depends on them is to be looked at again.
-    pub touched: Arc<Mutex<BTreeSet<String>>>,
+    /// The bridges that actions were executed for: what depends on them is observed again. None: an action for all.
+    pub touched: Arc<Mutex<BTreeSet<Option<String>>>>,
 }
 
 /// How much of the host's tables is read. Others may have tens of thousands of rules there, which change all the time.
@@ -91,9 +91,9 @@ impl Reconcile for Ground {
     }
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
-        if let Some(bridge) = action.bridge() {
+        {
             let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
-            touched.insert(bridge.to_owned());
+            touched.insert(action.bridge().map(str::to_owned));
         }
         act::act(self, desired, action).await
     }
