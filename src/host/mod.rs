@@ -34,6 +34,7 @@ pub mod process;
 pub mod ramdir;
 pub mod route;
 pub mod routing_rule;
+mod rtnl;
 pub mod rule;
 pub mod sysctl;
 pub mod tap;

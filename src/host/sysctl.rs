@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{Mode, OFlags};
 
 use super::error::absent_is_done;
-use super::{Error, Kind};
+use super::{Error, Kind, rtnl};
 
 pub use mounts::MOUNTS;
 
@@ -31,8 +31,16 @@ pub fn read(key: &str) -> Result<String, Error> {
 pub fn write(key: &str, value: &str) -> Result<(), Error> {
     path(key)
         .and_then(|path| fs::OpenOptions::new().write(true).open(path))
-        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .and_then(|mut file| {
+            let _turn = rtnl::turn_for_setting(name_of(key));
+            file.write_all(value.as_bytes())
+        })
         .map_err(|e| Error::io("write sysctl", key, e))
+}
+
+/// The last part of a key.
+fn name_of(key: &str) -> &str {
+    key.rsplit(['.', '/']).next().unwrap_or(key)
 }
 
 /// Reads several keys, in their order; `None` where this kernel has one not.
@@ -102,8 +110,9 @@ impl Dirs {
     }
 
     pub(super) fn write(&self, key: &str, value: &str) -> io::Result<()> {
-        let file = self.open(key, OFlags::WRONLY)?;
-        fs::File::from(file).write_all(value.as_bytes())
+        let mut file = fs::File::from(self.open(key, OFlags::WRONLY)?);
+        let _turn = rtnl::turn_for_setting(name_of(key));
+        file.write_all(value.as_bytes())
     }
 
     fn open(&self, key: &str, flags: OFlags) -> io::Result<OwnedFd> {

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::{Error, Kind, link};
+use super::{Error, Kind, link, rtnl};
 
 const DEVICE: &str = "/dev/net/tun";
 
@@ -150,6 +150,7 @@ fn attach_to(device: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
     }
     // The flags are 16 bits; the highest, TUN_EXCL, is the sign.
     request.ifr_ifru.ifru_flags = (flags as u16).cast_signed();
+    let _turn = rtnl::turn();
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call is over.
     let answer = unsafe {
         libc::ioctl(

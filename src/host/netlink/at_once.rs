@@ -17,6 +17,8 @@ use bytes::BufMut;
 use netlink_packet_core::{NLMSG_DONE, NLMSG_ERROR};
 use netlink_sys::{AsyncSocket, Socket, SocketAddr};
 
+use crate::host::rtnl;
+
 /// Answers [`Poll::Pending`] for "nothing there", and wakes nobody: who polls it looks again by themselves.
 pub(super) struct AtOnce {
     socket: Socket,
@@ -93,7 +95,10 @@ impl AsyncSocket for AtOnce {
     }
 
     fn poll_send(&self, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.ask(|socket| socket.send(bytes, 0))
+        self.ask(|socket| {
+            let _turn = rtnl::turn_for_messages(bytes);
+            socket.send(bytes, 0)
+        })
     }
 
     fn poll_send_to(
@@ -102,7 +107,10 @@ impl AsyncSocket for AtOnce {
         bytes: &[u8],
         to: &SocketAddr,
     ) -> Poll<io::Result<usize>> {
-        self.ask(|socket| socket.send_to(bytes, to, 0))
+        self.ask(|socket| {
+            let _turn = rtnl::turn_for_messages(bytes);
+            socket.send_to(bytes, to, 0)
+        })
     }
 
     fn poll_recv<B: BufMut>(&self, _: &mut Context<'_>, buffer: &mut B) -> Poll<io::Result<()>> {

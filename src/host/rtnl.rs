@@ -1,0 +1,62 @@
+//! Turns at RTNL, the kernel's lock over the links and addresses of all namespaces.
+//! Out of scope: other programs that take the lock, and `cleanup_net`.
+//!
+//! # Why
+//! Who changes a link sleeps until the lock is free. Who writes `forwarding` or `disable_ipv6` does not: the handler tries the lock
+//! (`rtnl_net_trylock` in `devinet_sysctl_forward` and `addrconf_disable_ipv6`) and has the system call restarted (`restart_syscall`), so the
+//! thread spins in the kernel for as long as another one has it. While 256 VMs were set up, a third of all CPU time went there.
+//! The kernel lets one at a time through anyway: threads of this process take turns here, asleep.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Settings that are written under RTNL (`net/ipv4/devinet.c`, `net/ipv6/addrconf.c`).
+const SETTINGS: [&str; 3] = ["forwarding", "ip_forward", "disable_ipv6"];
+
+/// Whoever has it is the only thread of this process that takes RTNL for a change. To be held for one system call.
+pub(super) fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A turn, if writing this setting takes one.
+pub(super) fn turn_for_setting(name: &str) -> Option<MutexGuard<'static, ()>> {
+    SETTINGS.contains(&name).then(turn)
+}
+
+/// A turn, if the first message of a datagram for rtnetlink asks for a change: the types come in fours, NEW, DEL, GET and SET
+/// (`rtnetlink_rcv_msg`).
+pub(super) fn turn_for_messages(datagram: &[u8]) -> Option<MutexGuard<'static, ()>> {
+    const GET: u8 = 2;
+    let kind = datagram.get(4..6)?;
+    let changes = u16::from_ne_bytes([kind[0], kind[1]]) & 3 != u16::from(GET);
+    changes.then(turn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{turn_for_messages, turn_for_setting};
+
+    fn message(kind: u16) -> Vec<u8> {
+        [&16_u32.to_ne_bytes()[..], &kind.to_ne_bytes()[..], &[0; 10]].concat()
+    }
+
+    #[test]
+    fn changes_take_a_turn_and_questions_do_not() {
+        for (kind, takes) in [
+            (libc::RTM_NEWLINK, true),
+            (libc::RTM_DELLINK, true),
+            (libc::RTM_GETLINK, false),
+            (libc::RTM_SETLINK, true),
+            (libc::RTM_NEWADDR, true),
+            (libc::RTM_GETADDR, false),
+            (libc::RTM_DELROUTE, true),
+            (libc::RTM_GETROUTE, false),
+            (libc::RTM_GETNEIGH, false),
+        ] {
+            assert_eq!(turn_for_messages(&message(kind)).is_some(), takes, "{kind}");
+        }
+        assert!(turn_for_messages(&[]).is_none());
+        assert!(turn_for_setting("forwarding").is_some());
+        assert!(turn_for_setting("rp_filter").is_none());
+    }
+}
