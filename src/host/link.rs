@@ -74,6 +74,20 @@ pub struct Ipv4 {
     pub arp_announce: i32,
     /// `arp_ignore`.
     pub arp_ignore: i32,
+    /// `send_redirects`.
+    pub send_redirects: i32,
+    /// `rp_filter`.
+    pub rp_filter: i32,
+    /// `route_localnet`.
+    pub route_localnet: i32,
+    /// `proxy_arp_pvlan`.
+    pub proxy_arp_pvlan: i32,
+    /// `arp_filter`.
+    pub arp_filter: i32,
+    /// `bc_forwarding`.
+    pub bc_forwarding: i32,
+    /// `log_martians`.
+    pub log_martians: i32,
 }
 
 /// A link's IPv6.
@@ -385,6 +399,13 @@ fn read_ipv4(families: &[AfSpecUnspec]) -> Option<Ipv4> {
             arp_accept: found.arp_accept,
             arp_announce: found.arp_announce,
             arp_ignore: found.arp_ignore,
+            send_redirects: found.send_redirects,
+            rp_filter: found.rp_filter,
+            route_localnet: found.route_localnet,
+            proxy_arp_pvlan: found.proxy_arp_pvlan,
+            arp_filter: found.arpfilter,
+            bc_forwarding: found.bc_forwarding,
+            log_martians: found.log_martians,
         }),
         _ => None,
     })

@@ -140,33 +140,58 @@ fn what_is_changed_on_our_links_is_put_right_within_two_seconds() {
 fn settings_that_a_namespace_inherits_are_put_right() {
     lab(|lab| {
         lab.apply(1, "allow: []");
-        let guest = lab.guest(1, Framing::Bare);
         let netns = lab.house.place("sandbox-1").name;
-        for key in [
+        let sysctl = |words: &str| run(&format!("ip netns exec {netns} sysctl {words}"));
+        let of_links = [
+            "proxy_arp",
+            "proxy_arp_pvlan",
+            "arp_filter",
+            "arp_accept",
+            "log_martians",
+            "send_redirects",
+            "route_localnet",
+            "rp_filter",
+            "arp_ignore",
+            "bc_forwarding",
+        ];
+        let of_links = of_links.into_iter().flat_map(|key| {
+            [
+                format!("ipv4.conf.tap0.{key}"),
+                format!("ipv4.conf.up0.{key}"),
+            ]
+        });
+        let of_all = [
             "all.proxy_arp",
-            "default.proxy_arp",
-            "tap0.proxy_arp",
             "all.proxy_arp_pvlan",
             "all.arp_filter",
             "all.arp_accept",
             "all.bc_forwarding",
             "all.log_martians",
-        ] {
-            run(&format!(
-                "ip netns exec {netns} sysctl -qw net.ipv4.conf.{key}=1"
-            ));
+        ];
+        let of_all = of_all.map(|key| format!("ipv4.conf.{key}"));
+        for key in of_all.into_iter().chain(of_links) {
+            sysctl(&format!("-qw net.{key}=1"));
             // The kernel sends no event of these: another event leads to a look at the namespace.
-            run(&format!(
-                "ip netns exec {netns} sysctl -qw net.ipv4.conf.lo.forwarding=0 net.ipv4.conf.lo.forwarding=1"
-            ));
-            soon(lab, key, || {
-                run(&format!(
-                    "ip netns exec {netns} sysctl -n net.ipv4.conf.{key}"
-                ))
-                .trim()
-                    == "0"
-            });
+            sysctl("-qw net.ipv4.conf.lo.forwarding=0 net.ipv4.conf.lo.forwarding=1");
+            soon(lab, &key, || sysctl(&format!("-n net.{key}")).trim() == "0");
         }
+        sysctl("-qw net.ipv6.conf.tap0.disable_ipv6=0");
+        sysctl("-qw net.ipv4.conf.lo.forwarding=0 net.ipv4.conf.lo.forwarding=1");
+        soon(lab, "disable_ipv6", || {
+            sysctl("-n net.ipv6.conf.tap0.disable_ipv6").trim() == "1"
+        });
+        // What a new link starts with is put right before one is created.
+        for key in ["proxy_arp", "accept_redirects", "rp_filter", "arp_ignore"] {
+            sysctl(&format!("-qw net.ipv4.conf.default.{key}=1"));
+            run(&format!("ip netns exec {netns} ip link del tap0"));
+            for link in ["default", "tap0"] {
+                soon(lab, key, || {
+                    let path = format!("/proc/sys/net/ipv4/conf/{link}/{key}");
+                    run(&format!("ip netns exec {netns} cat {path} || true")).trim() == "0"
+                });
+            }
+        }
+        let guest = lab.guest(1, Framing::Bare);
         assert_eq!(guest.resolve(INTERNET), None, "nobody answers for others");
         assert!(answered(lab, &guest, INTERNET));
     });

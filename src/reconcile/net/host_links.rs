@@ -111,14 +111,20 @@ pub(in crate::reconcile) fn is_veth(link: &Link) -> bool {
 
 /// A bridge has its group and settings.
 pub(in crate::reconcile) fn is_bridge(link: &Link) -> bool {
-    let right = Ipv4 {
+    let right = |ipv4: Ipv4| Ipv4 {
         forwarding: 1,
+        accept_redirects: 0,
+        secure_redirects: 0,
+        shared_media: 0,
+        accept_source_route: 0,
+        proxy_arp: 0,
+        arp_accept: 0,
         arp_announce: 2,
         arp_ignore: 2,
-        ..Ipv4::default()
+        ..ipv4
     };
     link.group == link_group::BRIDGE
-        && link.ipv4.is_none_or(|ipv4| ipv4 == right)
+        && link.ipv4.is_none_or(|ipv4| ipv4 == right(ipv4))
         && link.ipv6.is_none_or(is_off)
 }
 

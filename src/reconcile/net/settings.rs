@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::host::link::Link;
+use crate::host::link::{Ipv4, Link};
 use crate::host::netns::Netns;
 use crate::host::{Error, cttimeout};
 use crate::reconcile::limits;
 
 /// Key and value. `default` is what a new link starts with, `all` is joined with each link's own
 /// (Documentation/networking/ip-sysctl.rst).
-const SETTINGS: [(&str, &str); 26] = [
+const SETTINGS: [(&str, &str); 27] = [
     // No IPv6 at all: nothing to filter, nothing to forget.
     ("net.ipv6.conf.all.disable_ipv6", "1"),
     ("net.ipv6.conf.default.disable_ipv6", "1"),
@@ -32,6 +32,7 @@ const SETTINGS: [(&str, &str); 26] = [
     ("net.ipv4.conf.all.arp_ignore", "1"),
     // A new namespace copies these of the first one (`devinet_init_net`, unless `net.core.devconf_inherit_init_net` is set
     // otherwise): nobody but the gateway answers ARP, broadcasts are not forwarded, a guest makes no neighbours and no log.
+    ("net.ipv4.conf.default.arp_ignore", "0"),
     ("net.ipv4.conf.all.proxy_arp", "0"),
     ("net.ipv4.conf.default.proxy_arp", "0"),
     ("net.ipv4.conf.all.proxy_arp_pvlan", "0"),
@@ -52,9 +53,31 @@ const INHERITED: usize = 14;
 /// The forwarding switch of [`crate::reconcile::firewall`]. A write sets `forwarding` of every link, and only the link's own has an effect.
 const GATE: &str = "net.ipv4.conf.all.forwarding";
 
+/// Reads a setting.
+type Value = fn(&Ipv4) -> i32;
+
+/// A link's own values, all 0, of settings that the kernel joins with `all` or takes from the link alone (`IN_DEV_ORCONF`, `IN_DEV_MAXCONF`,
+/// `IN_DEV_ANDCONF` in linux/inetdevice.h). They come with the link, so that `default` matters only where a link is to be created.
+const OF_A_LINK: [(&str, Value); 12] = [
+    ("accept_redirects", |ipv4| ipv4.accept_redirects),
+    ("send_redirects", |ipv4| ipv4.send_redirects),
+    ("accept_source_route", |ipv4| ipv4.accept_source_route),
+    ("route_localnet", |ipv4| ipv4.route_localnet),
+    ("rp_filter", |ipv4| ipv4.rp_filter),
+    ("arp_ignore", |ipv4| ipv4.arp_ignore),
+    ("proxy_arp", |ipv4| ipv4.proxy_arp),
+    ("proxy_arp_pvlan", |ipv4| ipv4.proxy_arp_pvlan),
+    ("arp_filter", |ipv4| ipv4.arp_filter),
+    ("arp_accept", |ipv4| ipv4.arp_accept),
+    ("bc_forwarding", |ipv4| ipv4.bc_forwarding),
+    ("log_martians", |ipv4| ipv4.log_martians),
+];
+
 /// Whether a key is one link's own.
 pub(super) fn is_of_a_link(key: &str) -> bool {
-    let link = key.strip_prefix("net.ipv4.conf.");
+    let link = key
+        .strip_prefix("net.ipv4.conf.")
+        .or(key.strip_prefix("net.ipv6.conf."));
     link.is_some_and(|rest| !rest.starts_with("all.") && !rest.starts_with("default."))
 }
 
@@ -79,30 +102,24 @@ pub(super) fn strayed(
     netns: &Netns,
     links: &[Option<&Link>],
 ) -> Result<BTreeMap<String, String>, Error> {
-    let mut keys = SETTINGS.map(|(key, _)| key).to_vec();
+    let complete = links.iter().all(Option::is_some);
+    let of_new_links = |key: &str| key.contains(".conf.default.");
+    let settings = SETTINGS
+        .iter()
+        .filter(|(key, _)| !(complete && of_new_links(key)));
+    let mut keys: Vec<&str> = settings.clone().map(|(key, _)| *key).collect();
     keys.push(GATE);
     let look = || Ok((netns.read_sysctls(&keys)?, cttimeout::defaults()?));
     let (mut found, timeouts) = netns.run_here(look)?;
     let gate = found.pop().flatten();
-    let differ = SETTINGS
-        .iter()
+    let differ = settings
         .zip(found)
         .filter(|((_, value), found)| found.as_ref().is_some_and(|found| found != value));
     let mut strayed: BTreeMap<String, String> = differ
         .map(|((key, value), _)| ((*key).to_owned(), (*value).to_owned()))
         .collect();
     for link in links.iter().flatten() {
-        let Some(ipv4) = link.ipv4 else { continue };
-        let mut differs = |key: &str, found: i32, right: &str| {
-            if found.to_string() != right {
-                let key = format!("net.ipv4.conf.{}.{key}", link.name);
-                strayed.insert(key, right.to_owned());
-            }
-        };
-        differs("proxy_arp", ipv4.proxy_arp, "0");
-        if let Some(gate) = &gate {
-            differs("forwarding", ipv4.forwarding, gate);
-        }
+        strayed.extend(of_a_link(link, gate.as_deref()));
     }
     for (state, attribute, seconds) in limits::TIMEOUTS {
         // There is no sysctl for simultaneous opening.
@@ -116,4 +133,80 @@ pub(super) fn strayed(
         }
     }
     Ok(strayed)
+}
+
+/// Settings of a link's own that differ. `gate`: the namespace's forwarding switch.
+fn of_a_link(link: &Link, gate: Option<&str>) -> BTreeMap<String, String> {
+    let mut differ = BTreeMap::new();
+    let mut note = |family: &str, key: &str, right: &str| {
+        let key = format!("net.{family}.conf.{}.{key}", link.name);
+        differ.insert(key, right.to_owned());
+    };
+    if let Some(ipv4) = link.ipv4 {
+        for (key, value) in OF_A_LINK {
+            if value(&ipv4) != 0 {
+                note("ipv4", key, "0");
+            }
+        }
+        if let Some(gate) = gate.filter(|gate| *gate != ipv4.forwarding.to_string()) {
+            note("ipv4", "forwarding", gate);
+        }
+    }
+    // The kernel asks the link alone (`ipv6_rcv`); `all` is copied to the links when it is written.
+    if link.ipv6.is_some_and(|ipv6| !ipv6.disabled) {
+        note("ipv6", "disable_ipv6", "1");
+    }
+    differ
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::link::Ipv6;
+
+    type Break = fn(&mut Ipv4);
+
+    #[test]
+    fn each_setting_of_a_link_by_itself_is_found() {
+        let right = Link {
+            name: "tap0".into(),
+            ipv4: Some(Ipv4 {
+                forwarding: 1,
+                ..Ipv4::default()
+            }),
+            ipv6: Some(Ipv6 {
+                disabled: true,
+                configurable: true,
+                bare: false,
+            }),
+            ..Link::default()
+        };
+        assert!(of_a_link(&right, Some("1")).is_empty());
+        assert_eq!(of_a_link(&right, Some("0")).len(), 1);
+        let changes: [(&str, Break); 13] = [
+            ("forwarding", |ipv4| ipv4.forwarding = 0),
+            ("accept_redirects", |ipv4| ipv4.accept_redirects = 1),
+            ("send_redirects", |ipv4| ipv4.send_redirects = 1),
+            ("accept_source_route", |ipv4| ipv4.accept_source_route = 1),
+            ("route_localnet", |ipv4| ipv4.route_localnet = 1),
+            ("rp_filter", |ipv4| ipv4.rp_filter = 1),
+            ("arp_ignore", |ipv4| ipv4.arp_ignore = 8),
+            ("proxy_arp", |ipv4| ipv4.proxy_arp = 1),
+            ("proxy_arp_pvlan", |ipv4| ipv4.proxy_arp_pvlan = 1),
+            ("arp_filter", |ipv4| ipv4.arp_filter = 1),
+            ("arp_accept", |ipv4| ipv4.arp_accept = 1),
+            ("bc_forwarding", |ipv4| ipv4.bc_forwarding = 1),
+            ("log_martians", |ipv4| ipv4.log_martians = 1),
+        ];
+        for (key, change) in changes {
+            let mut link = right.clone();
+            change(link.ipv4.as_mut().expect("IPv4"));
+            let found: Vec<String> = of_a_link(&link, Some("1")).into_keys().collect();
+            assert_eq!(found, [format!("net.ipv4.conf.tap0.{key}")]);
+        }
+        let mut link = right;
+        link.ipv6.as_mut().expect("IPv6").disabled = false;
+        let found: Vec<String> = of_a_link(&link, Some("1")).into_keys().collect();
+        assert_eq!(found, ["net.ipv6.conf.tap0.disable_ipv6"]);
+    }
 }
