@@ -279,6 +279,24 @@ pub fn set_here(name: &str, change: &Change) -> Result<(), Error> {
         .map_err(|e| Error::io("change link", name, e))
 }
 
+/// Gives a link another name. It is down afterwards: an older kernel renames no link that is up (`dev_change_name`).
+pub async fn rename(handle: &Handle, index: u32, name: &str) -> Result<(), Error> {
+    let down = Change {
+        state: Some(State::Down),
+        ..Change::default()
+    };
+    set(handle, index, &down).await?;
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+        .attributes
+        .push(LinkAttribute::IfName(name.to_owned()));
+    handle
+        .change(RouteNetlinkMessage::SetLink(message), 0)
+        .await
+        .map_err(|e| Error::io("rename link", format!("number {index} to {name}"), e))
+}
+
 /// Deletes a link by its index, and a veth's other end with it.
 pub async fn delete(handle: &Handle, index: u32) -> Result<(), Error> {
     let mut message = LinkMessage::default();

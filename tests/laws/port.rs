@@ -82,8 +82,13 @@ impl Model for PortModel {
                 world.record = Some(slot(desired).record.clone());
                 world.dir = true;
             }
+            Action::RenameTap(owned) => {
+                assert_eq!(world.renamed.take().as_ref(), Some(owned.thing()));
+                ours_mut(desired, world);
+            }
             Action::DeleteTap(owned) => {
-                assert_eq!(owned.thing(), &desired.tap);
+                let name = world.renamed.take().unwrap_or(desired.tap.clone());
+                assert_eq!(owned.thing(), &name);
                 ours_mut(desired, world);
                 world.tap = None;
                 forget_port(world);
@@ -297,6 +302,7 @@ fn converged(desired: &Desired, bridge: BridgeSeen) -> Observed {
         entry: Some(Entry::Sticky),
         pinned: Some(desired.names().guest_mac),
         taken: None,
+        renamed: None,
     }
 }
 
@@ -339,10 +345,15 @@ fn world(
         prop::sample::select(vec![None, Some(guest), Some(STRANGE)]),
         prop::sample::select(vec![None, Some("{}"), Some("old")]),
         any::<bool>(),
+        any::<bool>(),
     )
-        .prop_map(|(tap, bridge, entry, pinned, record, dir)| {
+        .prop_map(|(tap, bridge, entry, pinned, record, dir, renamed)| {
             let leads = tap.as_ref().is_some_and(|tap| tap.enslaved);
+            let label = one().label.to_string();
+            let is_ours = |tap: &TapSeen| tap.alias.as_ref() == Some(&label) && tap.owner.is_some();
+            let renamed = renamed && record.is_some() && tap.as_ref().is_some_and(is_ours);
             Observed {
+                renamed: renamed.then(|| "other0".to_owned()),
                 record: record.map(ToOwned::to_owned),
                 dir: dir || record.is_some(),
                 tap,

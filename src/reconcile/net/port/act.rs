@@ -14,6 +14,7 @@ use crate::reconcile::net::{files, found, host_links};
 pub(super) async fn act(port: &Port, desired: &Desired, action: &Action) -> Result<(), Error> {
     match (action, &desired.slot) {
         (Action::DeleteTap(owned), _) => delete_tap(port, owned.thing()).await,
+        (Action::RenameTap(owned), _) => rename_tap(port, desired, owned.thing()).await,
         (Action::UnpinNeighbour(remains), _) => unpin_neighbour(port, desired, remains).await,
         (Action::RemoveRunDir, _) => files::remove(&desired.vm_dir()),
         (Action::WriteRecord, Some(slot)) => files::write_record(&desired.vm_dir(), &slot.record),
@@ -41,6 +42,14 @@ async fn delete_tap(port: &Port, name: &str) -> Result<(), Error> {
     match link::get(&port.netlink, name).await? {
         None => Ok(()),
         Some(found) => absent_is_done(link::delete(&port.netlink, found.index).await),
+    }
+}
+
+async fn rename_tap(port: &Port, desired: &Desired, name: &str) -> Result<(), Error> {
+    port.found.forget();
+    match link::get(&port.netlink, name).await? {
+        None => Ok(()),
+        Some(found) => absent_is_done(link::rename(&port.netlink, found.index, &desired.tap).await),
     }
 }
 

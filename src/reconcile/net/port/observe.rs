@@ -15,12 +15,16 @@ use crate::reconcile::net::{files, host_links, routed};
 
 pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, host::Error> {
     let files::Seen { record, dir } = files::observe(&desired.vm_dir())?;
-    let tap = link::get(&port.netlink, &desired.tap).await?;
+    let mut tap = link::get(&port.netlink, &desired.tap).await?;
     let mut observed = Observed {
         record,
         dir,
         ..Observed::default()
     };
+    if observed.record.is_some() && tap.is_none() {
+        tap = find_renamed(port, desired).await?;
+        observed.renamed = tap.as_ref().map(|tap| tap.name.clone());
+    }
     let mut bridge = None;
     if let Some(place) = desired.place() {
         bridge = link::get(&port.netlink, &place.bridge).await?;
@@ -53,6 +57,14 @@ pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, 
     }
     observed.tap = tap.map(|tap| describe_tap(&tap, master));
     Ok(observed)
+}
+
+/// A dump, which the port of a VM that is built for the first time does not need.
+async fn find_renamed(port: &Port, desired: &Desired) -> Result<Option<Link>, host::Error> {
+    let label = desired.label.to_string();
+    let is_ours = |link: &Link| link.alias.as_deref() == Some(&label) && tap_owner(link).is_some();
+    let links = link::list(&port.netlink).await?;
+    Ok(links.into_iter().find(is_ours))
 }
 
 /// Where the host has no address in the subnet, another machine is the gateway, or the host network's reconciler is about to add ours.

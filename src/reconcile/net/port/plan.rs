@@ -66,6 +66,9 @@ pub struct Observed {
     pub dir: bool,
     /// What bears the TAP's name.
     pub tap: Option<TapSeen>,
+    /// The name of `tap` where another one was given to it. Looked for only where the VM has a record and no link has the TAP's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub renamed: Option<String>,
     /// What bears the bridge's name. That there is none, when a slot is wanted, is an error of looking.
     pub bridge: Option<BridgeSeen>,
     /// What the bridge knows of the guest's MAC.
@@ -135,6 +138,8 @@ pub enum Action {
     WriteRecord,
     /// Remove the TAP, and with it its place in the bridge and all entries that lead to it.
     DeleteTap(Owned<String>),
+    /// Give the VM's TAP its name again; its VMM has it open.
+    RenameTap(Owned<String>),
     /// Make the TAP, labelled, down.
     CreateTap(TapOwner),
     /// Set MAC, MTU and group, and have the host take nothing in on it.
@@ -158,6 +163,7 @@ impl fmt::Display for Action {
         match self {
             Self::WriteRecord => f.write_str("write the VM's record"),
             Self::DeleteTap(tap) => write!(f, "delete TAP {}", tap.thing()),
+            Self::RenameTap(tap) => write!(f, "rename TAP {} back", tap.thing()),
             Self::CreateTap(owner) => write!(f, "create the TAP for uid {owner}"),
             Self::Configure => f.write_str("set MAC and MTU of the TAP"),
             Self::Enslave => f.write_str("make the TAP a port of the bridge"),
@@ -209,9 +215,8 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
 fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let mut plan = Vec::new();
     let tap = observed.tap.as_ref();
-    if let Some(tap) = tap.and_then(|tap| owned(desired, tap)) {
-        plan.push(Action::DeleteTap(tap));
-    }
+    let tap = tap.and_then(|tap| owned(desired, tap));
+    plan.extend(renamed(desired, observed).or(tap).map(Action::DeleteTap));
     // The MAC is the VM's alone: whoever now has the address has pinned another.
     if let Some(remains) = &desired.remains
         && observed.pinned == Some(desired.names().guest_mac)
@@ -227,6 +232,7 @@ fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
 fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let bridge = the_bridge(slot, observed)?;
     let mut plan = Vec::new();
+    plan.extend(renamed(desired, observed).map(Action::RenameTap));
     let record = (observed.record.as_ref() != Some(&slot.record)).then_some(Action::WriteRecord);
     // As in isolated mode: the record of a port that exists goes last.
     let exists = observed.record.is_some() && observed.tap.is_some();
@@ -337,6 +343,13 @@ fn owned(desired: &Desired, tap: &TapSeen) -> Option<Owned<String>> {
     desired
         .label
         .claim(desired.tap.clone(), tap.alias.as_deref())
+}
+
+/// The VM's TAP under another name.
+fn renamed(desired: &Desired, observed: &Observed) -> Option<Owned<String>> {
+    let name = observed.renamed.clone()?;
+    let alias = observed.tap.as_ref()?.alias.as_deref();
+    desired.label.claim(name, alias)
 }
 
 fn stranger(desired: &Desired, tap: &TapSeen) -> Conflict {
