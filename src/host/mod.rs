@@ -9,6 +9,7 @@
 
 pub mod acl;
 pub mod addr;
+pub mod arp;
 pub mod blocking;
 pub mod bridge;
 pub mod cgroup;

@@ -199,6 +199,22 @@ pub async fn delete(path: &Path) -> Result<(), Error> {
     .await
 }
 
+/// Makes a namespace that only we hold: it ends with the last `Netns` of it.
+pub async fn unnamed() -> Result<Netns, Error> {
+    let name = "a namespace without a name";
+    within(LOCK_DEADLINE, "create", name, move || {
+        let fail = |e| Error::io("create", name, e);
+        let way_back = WayBack::remember()?;
+        // SAFETY: CLONE_NEWNET changes this thread's network namespace and nothing that other threads share.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
+            .map_err(|e| fail(e.into()))?;
+        let opened = File::open(MINE).and_then(|file| Netns::of(file, name));
+        drop(way_back);
+        opened.map_err(fail)
+    })
+    .await
+}
+
 /// The files in a directory of namespaces, mounted on or not, sorted. No directory: none.
 pub fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let fail = |e| Error::io("list", dir.display().to_string(), e);

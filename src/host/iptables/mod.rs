@@ -8,6 +8,7 @@
 //!
 //! Everything here is synchronous and works in the network namespace of the calling thread.
 
+mod chains;
 mod decode;
 mod expr;
 pub mod foreign;
@@ -31,6 +32,7 @@ use super::Error;
 use super::process;
 use super::rule::{Generation, Policy, Ruleset, TableName};
 
+pub use chains::{Family, has_nat_chain, remove_nat_chain};
 pub use netlink::Netfilter;
 pub use restore::{Edit, Input, Lock, restore, restore_whole};
 pub use seal::{ipv6_sealed, ipv6_sealed_over, seal_ipv6};

@@ -214,7 +214,7 @@ pub fn restore(backend: &Backend, input: &Input, lock: Lock) -> Result<(), Error
 }
 
 /// A file without a name: the child reads it at its own pace, and nobody has to feed a pipe.
-fn memory_file(text: &str) -> io::Result<File> {
+pub(super) fn memory_file(text: &str) -> io::Result<File> {
     let fd = rustix::fs::memfd_create("rules", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut file = File::from(fd);
     file.write_all(text.as_bytes())?;

@@ -1,0 +1,81 @@
+//! One question of ARP on a link, in the name of whoever is behind it.
+//! Out of scope: the answer, which goes to whoever was named.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use super::Error;
+
+/// `ETH_P_ARP` of `include/uapi/linux/if_ether.h`.
+const ETH_P_ARP: u16 = 0x0806;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// Its MAC.
+    pub mac: [u8; 6],
+    /// Its address.
+    pub ip: Ipv4Addr,
+}
+
+/// Asks everybody on `link` who has `target`; in the calling thread's network namespace.
+///
+/// Whoever has it sends the answer to the asker, and notes the asker's MAC; the asker, if it knew the target by another MAC, notes
+/// the new one (`arp_process` updates an entry that exists, whether it has asked or not).
+pub fn ask(link: &str, asker: Asker, target: Ipv4Addr) -> Result<(), Error> {
+    let fail = |error| Error::io("ask with ARP on", link, error);
+    let name =
+        std::ffi::CString::new(link).map_err(|_| fail(io::ErrorKind::InvalidInput.into()))?;
+    // SAFETY: the name ends with a zero byte.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    let index = i32::try_from(index).unwrap_or_default();
+    if index == 0 {
+        return Err(fail(io::Error::last_os_error()));
+    }
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: a plain system call. Protocol 0: it receives nothing.
+    let socket = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
+    if socket < 0 {
+        return Err(fail(io::Error::last_os_error()));
+    }
+    // SAFETY: it was opened just now, and nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: all zeros is a valid sockaddr_ll.
+    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    to.sll_family = libc::AF_PACKET.try_into().unwrap_or_default();
+    to.sll_protocol = ETH_P_ARP.to_be();
+    to.sll_ifindex = index;
+    to.sll_halen = 6;
+    to.sll_addr[..6].fill(0xff);
+    let frame = question(asker, target);
+    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).unwrap_or_default();
+    // SAFETY: both pointers are to values of the lengths given, which live until the call returns.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const to).cast(),
+            length,
+        )
+    };
+    match sent < 0 {
+        true => Err(fail(io::Error::last_os_error())),
+        false => Ok(()),
+    }
+}
+
+/// Ethernet and ARP for IPv4 (RFC 826), a request.
+fn question(asker: Asker, target: Ipv4Addr) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(asker.mac);
+    frame.extend(ETH_P_ARP.to_be_bytes());
+    frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(asker.mac);
+    frame.extend(asker.ip.octets());
+    frame.extend([0; 6]);
+    frame.extend(target.octets());
+    frame
+}
