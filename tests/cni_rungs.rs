@@ -11,5 +11,9 @@ mod drift;
 mod failures;
 #[path = "cni_rungs/ground.rs"]
 mod ground;
+#[path = "cni_rungs/keep.rs"]
+mod keep;
 #[path = "cni_rungs/life.rs"]
 mod life;
+#[path = "cni_rungs/undo.rs"]
+mod undo;

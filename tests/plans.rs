@@ -72,7 +72,7 @@ fn every_disk_plan_is_the_one_on_disk() {
 
 #[test]
 fn every_cni_plan_is_the_one_on_disk() {
-    check("cni", Attach::plan, 40);
+    check("cni", Attach::plan, 43);
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! What was added, in libcni's own format and place (libcni, `cachedInfo`).
 //! Out of scope: when it is written and removed.
 //!
-//! `cnitool` and other runtimes read what we wrote, and we read what they wrote.
+//! We read what other runtimes wrote, and `cnitool` reads what we wrote when its cache is our folder. That is a folder of our own
+//! within libcni's: `GCNetworkList` of libcni does DEL of every record of the network in its cache that its caller does not
+//! list, and nobody but us lists ours.
 //!
 //! Between the plugins of an ADD, what has been done so far is noted in the same form in a folder of our own beside theirs: a
 //! plugin such as `firewall` finds what it made by the `prevResult` alone, so the DEL after a crash needs one.
@@ -30,17 +32,34 @@ const KIND: &str = "cniCacheV1";
 /// Where records are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shelf {
-    /// Of an ADD that succeeded: libcni's.
+    /// Of an ADD of ours that succeeded.
     Results,
+    /// Of an ADD that another runtime made, or a version of ours that kept its records there.
+    Libcni,
     /// Of an ADD under way, or one that failed or was cut short: ours.
     Unfinished,
+    /// Of an attachment that its plugins could not be made to take back, whose interface is gone.
+    Abandoned,
 }
+
+/// Where the record of an ADD that succeeded may be; the first goes.
+pub(super) const ADDED: [Shelf; 2] = [Shelf::Results, Shelf::Libcni];
+
+/// Everything that may be remembered of an attachment.
+pub(super) const ALL: [Shelf; 4] = [
+    Shelf::Results,
+    Shelf::Libcni,
+    Shelf::Unfinished,
+    Shelf::Abandoned,
+];
 
 impl Shelf {
     fn within(self, folder: &Path) -> PathBuf {
         folder.join(match self {
-            Self::Results => "results",
+            Self::Results => "slice/results",
+            Self::Libcni => "results",
             Self::Unfinished => "unfinished",
+            Self::Abandoned => "slice/abandoned",
         })
     }
 }
@@ -131,11 +150,7 @@ pub(super) fn write(
     let path = path(folder, shelf, &network.name, attachment);
     let wrap = |error| Error::io("write", &path, error);
     let bytes = serde_json::to_vec(&record).map_err(|error| wrap(error.into()))?;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(shelf.within(folder))
-        .map_err(wrap)?;
+    make_shelf(folder, shelf)?;
     // Not on the shelf: after a crash it would pass there for a record.
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let draft = folder.join(format!(".result-{}-{count}", std::process::id()));
@@ -220,6 +235,24 @@ pub(super) fn remove(
         }
         _ => Ok(()),
     }
+}
+
+/// Moves a record of ours from libcni's cache into our own.
+pub(super) fn bring_home(folder: &Path, cached: &Cached) -> Result<(), Error> {
+    let home = path(folder, Shelf::Results, &cached.network, &cached.attachment);
+    make_shelf(folder, Shelf::Results)?;
+    match fs::rename(&cached.path, &home) {
+        // It was moved or removed meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        moved => moved.map_err(|error| Error::io("move", &cached.path, error)),
+    }
+}
+
+fn make_shelf(folder: &Path, shelf: Shelf) -> Result<(), Error> {
+    let shelf = shelf.within(folder);
+    let mut builder = DirBuilder::new();
+    let made = builder.recursive(true).mode(0o700).create(&shelf);
+    made.map_err(|error| Error::io("create", &shelf, error))
 }
 
 fn path(folder: &Path, shelf: Shelf, network: &str, attachment: &Attachment) -> PathBuf {

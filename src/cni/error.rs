@@ -8,6 +8,8 @@ use std::time::Duration;
 use super::invoke::Command;
 use super::json;
 
+/// The code of a plugin that does not know the container, and so has nothing to clean up (spec, section 5, Error).
+pub const UNKNOWN_CONTAINER: u64 = 3;
 /// The code of "try again later" (spec, section 5, Error).
 pub const TRY_AGAIN: u64 = 11;
 /// Of STATUS: the plugin cannot serve ADD.
@@ -186,6 +188,13 @@ impl Error {
     /// A configuration that cannot even be read.
     pub(super) fn not_a(path: &Path, expected: &str, why: &dyn std::error::Error) -> Self {
         Self::bad_config(path, format!("something else ({why})"), expected)
+    }
+
+    /// A DEL that failed so may succeed when it is asked again at once: the bridge and ptp plugins up to 1.5 delete the interface,
+    /// then fail because a chain of iptables is gone that they were about to remove, and succeed where there is no interface any
+    /// more. Nothing is gained by asking a plugin again that said "later", that hangs, or that is not there.
+    pub fn may_be_done_now(&self) -> bool {
+        matches!(self, Self::Plugin(_) | Self::Garbage { .. })
     }
 
     /// The code of a plugin that gave one.

@@ -10,11 +10,12 @@
 //! 2. [`Runtime::add`]. When it fails, or the caller dies in it, something may be left, and no result of it in the cache:
 //!    [`Runtime::del`] with the kept network. [`Runtime::add_or_undo`] does so at once.
 //! 3. [`Runtime::check`] at any time.
-//! 4. [`Runtime::del`], again and again until it succeeds. While there is a record of the ADD, it goes by this.
+//! 4. [`Runtime::del`], again and again until it succeeds. While there is a record of the ADD, it goes by this. Where it does not
+//!    succeed, [`Runtime::abandon`].
 //!
-//! Keep the namespace until DEL has succeeded: the bridge and ptp plugins (1.1.1) find their masquerade rules by the addresses
-//! on the interface inside. Where it is gone, an empty one with a link of that name and the result's addresses stands in for
-//! it.
+//! Keep the namespace until DEL has succeeded: the bridge and ptp plugins find their masquerade rules by the addresses on the
+//! interface inside. Where it is gone they succeed and leave these rules, which bear the name of a chain that is made of the
+//! network's name and the container's id: whoever uses this module removes them.
 //!
 //! After a crash: DEL before ADD; then [`Runtime::sweep_host_local`], for no official plugin implements GC.
 
@@ -29,6 +30,7 @@ mod names;
 mod network;
 mod operations;
 mod probe;
+mod removal;
 mod request;
 mod result;
 mod turns;
@@ -42,7 +44,7 @@ use std::time::Duration;
 
 pub use attachment::{Attachment, Valid};
 pub use cache::Cached;
-pub use error::{Error, Failure, LIMITED, NOT_AVAILABLE, TRY_AGAIN};
+pub use error::{Error, Failure, LIMITED, NOT_AVAILABLE, TRY_AGAIN, UNKNOWN_CONTAINER};
 pub use invoke::Command;
 pub use network::{Network, Plugin};
 pub use operations::Outcome;
@@ -66,7 +68,7 @@ pub struct Runtime {
     pub conf_dir: PathBuf,
     /// The folders of plugins, the first goes first.
     pub bin_dirs: Vec<PathBuf>,
-    /// The folder of libcni's cache; records are in `results` below it.
+    /// The folder of libcni's cache, with its records in `results` below it and ours in `slice`.
     pub cache_dir: PathBuf,
     /// How long one plugin may take for one operation.
     pub deadline: Duration,

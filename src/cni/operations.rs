@@ -1,10 +1,13 @@
-//! ADD, DEL, CHECK, GC and STATUS of a whole chain (spec, section 3).
-//! Out of scope: one plugin's call.
+//! ADD, CHECK, GC and STATUS of a whole chain (spec, section 3), and what is remembered of them.
+//! Out of scope: one plugin's call; DEL (`removal`).
 
 use super::cache::Shelf;
 use super::invoke::{Call, Command, garbage};
 use super::request::{self, About};
-use super::{Attachment, Cached, CniResult, Error, Network, Plugin, Runtime, Valid, cache, find};
+use super::{
+    Attachment, Cached, CniResult, Error, Failure, Network, Plugin, Runtime, Valid, cache, find,
+};
+use std::collections::BTreeSet;
 use std::io;
 
 /// What came of an operation that not every configuration knows or wants.
@@ -94,37 +97,6 @@ impl Runtime {
         Err(error)
     }
 
-    /// Detaches: DEL of every plugin in reverse order, up to the first that fails. Good however often it is called, with and
-    /// without an ADD before, and whether or not the namespace is still there (`netns` may be `None`).
-    ///
-    /// What the cache remembers of the ADD (configuration, arguments, result; of one that was cut short, the result up to
-    /// there) goes before what is given, and is removed when all plugins succeeded. Before 0.4.0 plugins are not told the
-    /// result.
-    pub async fn del(&self, network: &Network, attachment: &Attachment) -> Result<(), Error> {
-        attachment.check()?;
-        let _turn = self.turns.container(&attachment.container_id).await;
-        let cached = match self.recall(Shelf::Results, network, attachment)? {
-            None => self.recall(Shelf::Unfinished, network, attachment)?,
-            finished => finished,
-        };
-        let (network, attachment) = remembered(network, attachment, cached.as_ref());
-        let result = cached.filter(|_| network.cni_version.has_check());
-        let result = result.and_then(|cached| {
-            let result = cached.result(network.cni_version);
-            result
-                .inspect_err(|error| tracing::warn!(%error, "deleting without the CNI result"))
-                .ok()
-        });
-        let about = About::Attachment {
-            attachment: &attachment,
-            previous: result.as_ref(),
-        };
-        for plugin in network.plugins.iter().rev() {
-            self.ask(&network, plugin, Command::Del, about).await?;
-        }
-        self.forget(&network.name, &attachment)
-    }
-
     /// Asks every plugin in order, up to the first that complains, whether the attachment is as ADD made it; with what the
     /// cache remembers of the ADD.
     pub async fn check(
@@ -154,6 +126,45 @@ impl Runtime {
             self.ask(&network, plugin, Command::Check, about).await?;
         }
         Ok(Outcome::Done)
+    }
+
+    /// CHECK of every plugin but the `excused`, each with what the cache remembers of the ADD: all that complain. None: nobody was
+    /// asked, because the configuration forbids it, as it was at the ADD or as it is given, or its version does not know CHECK. A
+    /// plugin that says "try again later" has not looked, and does not complain.
+    pub async fn complaints(
+        &self,
+        network: &Network,
+        attachment: &Attachment,
+        excused: &BTreeSet<String>,
+    ) -> Result<Option<Vec<Failure>>, Error> {
+        attachment.check()?;
+        let _turn = self.turns.container(&attachment.container_id).await;
+        let disabled = network.disable_check;
+        let Some(cached) = self.cached(&network.name, attachment)? else {
+            return Err(never_added(network, attachment));
+        };
+        let (network, attachment) = remembered(network, attachment, Some(&cached));
+        if disabled || network.disable_check || !network.cni_version.has_check() {
+            return Ok(None);
+        }
+        let result = cached.result(network.cni_version)?;
+        let about = About::Attachment {
+            attachment: &attachment,
+            previous: Some(&result),
+        };
+        let mut complaints = Vec::new();
+        let asked = |plugin: &&Plugin| !excused.contains(&plugin.name);
+        for plugin in network.plugins.iter().filter(asked) {
+            match self.ask(&network, plugin, Command::Check, about).await {
+                Ok(_) => {}
+                Err(Error::Plugin(failure)) => complaints.push(failure),
+                Err(Error::TryAgain(failure)) => {
+                    tracing::debug!(%failure, "a CNI plugin could not look");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(complaints))
     }
 
     /// Has every plugin forget all attachments of the network but these. Waits for operations under way and holds back new
@@ -204,20 +215,42 @@ impl Runtime {
 
     /// What the cache remembers of an attachment that was added; by its container id and interface name.
     pub fn cached(&self, network: &str, attachment: &Attachment) -> Result<Option<Cached>, Error> {
-        cache::read(&self.cache_dir, Shelf::Results, network, attachment)
+        for shelf in cache::ADDED {
+            let found = cache::read(&self.cache_dir, shelf, network, attachment)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
     }
 
-    /// Everything that the cache remembers, of other runtimes on this host, too.
+    /// Everything that is remembered, in our cache and in the one that other runtimes on this host use.
     pub fn attachments(&self) -> Result<Vec<Cached>, Error> {
-        cache::list(&self.cache_dir, Shelf::Results, |_| true)
+        self.added(|_| true)
     }
 
     /// The same of one container, without reading what is of others.
     pub fn attachments_of(&self, container_id: &str) -> Result<Vec<Cached>, Error> {
-        let its = |file: &str| file.contains(container_id);
-        let mut found = cache::list(&self.cache_dir, Shelf::Results, its)?;
+        let mut found = self.added(|file| file.contains(container_id))?;
         found.retain(|cached| cached.attachment.container_id == container_id);
         Ok(found)
+    }
+
+    fn added(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<Cached>, Error> {
+        let mut found = Vec::new();
+        for shelf in cache::ADDED {
+            found.extend(cache::list(&self.cache_dir, shelf, &wanted)?);
+        }
+        Ok(found)
+    }
+
+    /// Moves the records of containers that are ours from the cache that other runtimes use into our own.
+    pub fn bring_home(&self, is_ours: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let found = cache::list(&self.cache_dir, Shelf::Libcni, |_| true)?;
+        let mut ours = found
+            .iter()
+            .filter(|cached| is_ours(&cached.attachment.container_id));
+        ours.try_for_each(|cached| cache::bring_home(&self.cache_dir, cached))
     }
 
     /// What is remembered of ADDs of ours that are under way, or were cut short; with the result so far.
@@ -225,30 +258,19 @@ impl Runtime {
         cache::list(&self.cache_dir, Shelf::Unfinished, |_| true)
     }
 
-    /// Removes what the cache remembers of an attachment, and nothing else. DEL does so by itself.
+    /// What plugins could not be made to take back, each with the plugins that failed.
+    pub fn abandoned(&self) -> Result<Vec<Cached>, Error> {
+        cache::list(&self.cache_dir, Shelf::Abandoned, |_| true)
+    }
+
+    /// Removes what the cache remembers of an attachment, and nothing else. [`del`](Self::del) does so by itself.
     pub fn forget(&self, network: &str, attachment: &Attachment) -> Result<(), Error> {
-        [Shelf::Results, Shelf::Unfinished]
+        cache::ALL
             .into_iter()
             .try_for_each(|shelf| cache::remove(&self.cache_dir, shelf, network, attachment))
     }
 
-    /// For DEL, which does without what is damaged.
-    fn recall(
-        &self,
-        shelf: Shelf,
-        network: &Network,
-        attachment: &Attachment,
-    ) -> Result<Option<Cached>, Error> {
-        match cache::read(&self.cache_dir, shelf, &network.name, attachment) {
-            Err(error @ Error::DamagedCache { .. }) => {
-                tracing::warn!(%error, "deleting without what was remembered of the CNI ADD");
-                Ok(None)
-            }
-            other => other,
-        }
-    }
-
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         network: &Network,
         plugin: &Plugin,
@@ -269,7 +291,7 @@ impl Runtime {
 }
 
 /// The network and the parameters of the ADD, as far as they are remembered.
-fn remembered(
+pub(super) fn remembered(
     network: &Network,
     attachment: &Attachment,
     cached: Option<&Cached>,

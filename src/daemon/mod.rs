@@ -305,7 +305,9 @@ async fn serve(
     });
     tasks.spawn({
         let engine = engine.clone();
-        async move { engine.sweep_plugins().await }
+        async move {
+            engine.sweep_plugins().await;
+        }
     });
     tasks.spawn(tell_when_quiet(engine.clone(), daemon.idle));
     tasks.spawn(tell_exhaustion(engine.clone()));

@@ -44,7 +44,7 @@ async fn a_record_is_what_libcni_writes_where_libcni_writes_it() {
     let stage = Stage::new();
     let network = stage.chain("1.0.0", &["one", "two"]);
     stage.runtime.add(&network, &rich()).await.unwrap();
-    let path = stage.path("cache/results/net-blue-eth0");
+    let path = stage.path("cache/slice/results/net-blue-eth0");
     let read = Libcni::read(&path);
     let mut record = read.record.clone();
     record.as_object_mut().unwrap().remove("config");
@@ -78,7 +78,7 @@ async fn what_is_empty_is_left_out_as_libcni_does() {
     let stage = Stage::new();
     let network = stage.chain("1.0.0", &["one"]);
     stage.runtime.add(&network, &blue()).await.unwrap();
-    let record = Libcni::read(&stage.path("cache/results/net-blue-eth0")).record;
+    let record = Libcni::read(&stage.path("cache/slice/results/net-blue-eth0")).record;
     let keys: Vec<&String> = record.as_object().unwrap().keys().collect();
     let wanted = [
         "config",
@@ -127,7 +127,8 @@ async fn a_record_of_another_runtime_is_read() {
     let heard = stage.heard();
     assert_eq!(heard[0].stdin()["theirs"], 1);
     assert_eq!(heard[0].environment["CNI_ARGS"], "K8S_POD_NAME=p");
-    assert_eq!(stage.records(), ["rubbish"]);
+    let left = |file: &str| stage.path("cache/results").join(file).exists();
+    assert_eq!((left("rubbish"), left("net-blue-eth0")), (true, false));
 }
 
 #[tokio::test]
@@ -163,7 +164,7 @@ async fn drop_ins_are_part_of_what_is_remembered() {
     stage.conf("net/10.conf", &json!({"type": "extra"}));
     let network = stage.runtime.find("net").unwrap();
     stage.runtime.add(&network, &blue()).await.unwrap();
-    let config = Libcni::read(&stage.path("cache/results/net-blue-eth0")).config;
+    let config = Libcni::read(&stage.path("cache/slice/results/net-blue-eth0")).config;
     assert_eq!(config["plugins"].as_array().unwrap().len(), 2);
     // So that a reader does not look into the folder again.
     assert_eq!(config["loadOnlyInlinedPlugins"], true);
@@ -175,7 +176,7 @@ async fn a_damaged_record_stops_add_and_check_but_not_del() {
         let stage = Stage::new();
         let network = stage.chain("1.0.0", &["one"]);
         stage.runtime.add(&network, &blue()).await.unwrap();
-        fs::write(stage.path("cache/results/net-blue-eth0"), damage).unwrap();
+        fs::write(stage.path("cache/slice/results/net-blue-eth0"), damage).unwrap();
         let check = stage.runtime.check(&network, &blue()).await;
         assert!(matches!(check, Err(Error::DamagedCache { .. })));
         let add = stage.runtime.add(&network, &blue()).await;
@@ -193,7 +194,7 @@ async fn a_damaged_record_stops_add_and_check_but_not_del() {
 async fn a_record_with_a_damaged_part_is_used_for_the_rest() {
     let stage = Stage::new();
     let network = stage.chain("1.0.0", &["one"]);
-    let path = stage.path("cache/results/net-blue-eth0");
+    let path = stage.path("cache/slice/results/net-blue-eth0");
     for (part, value) in [("config", json!("e30=")), ("result", json!({"ips": 7}))] {
         stage.runtime.add(&network, &blue()).await.unwrap();
         let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -236,4 +237,29 @@ async fn what_was_added_is_not_added_again_and_what_was_not_is_not_checked() {
     stage.runtime.forget("net", &blue()).unwrap();
     stage.runtime.forget("net", &blue()).unwrap();
     assert!(stage.order().is_empty() && stage.records().is_empty());
+}
+
+#[tokio::test]
+async fn records_of_ours_in_the_cache_of_other_runtimes_are_moved_and_theirs_stay() {
+    let stage = Stage::new();
+    let network = stage.chain("1.0.0", &["one"]);
+    stage.runtime.add(&network, &blue()).await.unwrap();
+    // As a version of ours did that shared the cache, and as others do.
+    let ours = stage.path("cache/slice/results/net-blue-eth0");
+    let shared = stage.path("cache/results/net-blue-eth0");
+    let theirs = stage.path("cache/results/net-red-eth0");
+    let text = fs::read_to_string(&ours).unwrap();
+    fs::create_dir_all(stage.path("cache/results")).unwrap();
+    fs::rename(&ours, &shared).unwrap();
+    fs::write(&theirs, text.replace("blue", "red")).unwrap();
+
+    let is_ours = |container: &str| container == "blue";
+    // Until it is moved it is found where it is.
+    assert!(stage.runtime.cached("net", &blue()).unwrap().is_some());
+    stage.runtime.bring_home(is_ours).unwrap();
+    assert!(ours.exists() && !shared.exists() && theirs.exists());
+    stage.runtime.bring_home(is_ours).unwrap();
+    assert_eq!(stage.runtime.attachments().unwrap().len(), 2);
+    stage.runtime.del(&network, &blue()).await.unwrap();
+    assert!(!ours.exists() && theirs.exists());
 }

@@ -47,7 +47,7 @@ fn reserved(network: &str) -> Vec<String> {
 }
 
 fn records() -> usize {
-    fs::read_dir(PathBuf::from(STATE).join("results")).map_or(0, Iterator::count)
+    fs::read_dir(PathBuf::from(STATE).join("slice/results")).map_or(0, Iterator::count)
 }
 
 fn veths() -> usize {
@@ -252,27 +252,6 @@ fn a_container_whose_namespace_is_gone_is_deleted_as_far_as_the_plugins_can() {
             left.iter().all(|rule| rule.contains("POSTROUTING")),
             "{left:?}"
         );
-    });
-}
-
-#[test]
-fn a_namespace_with_the_addresses_of_the_result_stands_in_for_one_that_is_gone() {
-    kernel::private(async {
-        let runtime = settle_in();
-        for name in ["slicer", "slicer-ptp"] {
-            let network = runtime.find(name).unwrap();
-            let (_space, attachment) = container("one");
-            let result = runtime.add(&network, &attachment).await.unwrap();
-            kernel::run("ip netns del one");
-            let stand_in = Neighbour::alone("one");
-            let address_with_prefix = result.ips[0].address;
-            stand_in.run(&format!(
-                "ip link add eth0 type bridge && ip addr add {address_with_prefix} dev eth0"
-            ));
-            runtime.del(&network, &attachment).await.unwrap();
-            assert_nothing_left(name, &[address(&result)]);
-            kernel::run("ip netns del one");
-        }
     });
 }
 

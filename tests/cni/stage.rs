@@ -163,7 +163,7 @@ impl Stage {
 
     /// The files of the cache.
     pub fn records(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.path("cache/results")) else {
+        let Ok(entries) = fs::read_dir(self.path("cache/slice/results")) else {
             return Vec::new();
         };
         let name = |entry: std::io::Result<fs::DirEntry>| {

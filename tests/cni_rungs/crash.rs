@@ -115,7 +115,7 @@ fn a_sweep_takes_what_nobody_wants_and_spares_the_living_and_strangers() {
 fn attached(ground: &Ground, uid: Uid, ip: &str) {
     reserve(ground, uid, ip);
     let id = instance().container_id(uid);
-    let results = ground.path("cache/results");
+    let results = ground.path("cache/slice/results");
     std::fs::create_dir_all(&results).unwrap();
     let record = serde_json::json!({
         "kind": "cniCacheV1", "containerId": id, "ifName": "eth0", "networkName": NETWORK, "config": "e30="

@@ -15,6 +15,8 @@ fn heals(meddle: impl Fn(&Ground) + Sync) {
         ground.down().await.unwrap();
         let before = ground.left();
         ground.up().await.unwrap();
+        // The second time the plugins are asked how the attachment looks while it is whole.
+        ground.up().await.unwrap();
         meddle(&ground);
         let (connection, taken) = ground.up().await.unwrap();
         assert!(!taken.is_empty(), "it was not noticed");

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -27,9 +27,11 @@ use crate::support::kernel;
 pub const NETWORK: &str = "net";
 
 pub struct Ground {
-    dir: TempDir,
+    dir: Arc<TempDir>,
     pub runtime: Runtime,
     pub desired: Desired,
+    /// The reasons and messages that were told since they were read last.
+    pub told: Arc<Mutex<Vec<String>>>,
 }
 
 impl Ground {
@@ -52,12 +54,14 @@ impl Ground {
             want: Some(Want {
                 tap_owner: TapOwner::default(),
                 record: "{}".to_owned(),
+                keep: None,
             }),
         };
         Self {
-            dir,
+            dir: Arc::new(dir),
             runtime,
             desired,
+            told: Arc::default(),
         }
     }
 
@@ -84,7 +88,7 @@ impl Ground {
         ])
     }
 
-    fn ipam(&self, subnet: &str) -> Value {
+    pub fn ipam(&self, subnet: &str) -> Value {
         json!({"type": "host-local", "dataDir": self.path("data"), "subnet": subnet,
                "routes": [{"dst": "0.0.0.0/0"}]})
     }
@@ -120,10 +124,11 @@ impl Ground {
     }
 
     pub async fn up_with(&self, probe: &Probe) -> Result<(Connection, Vec<String>), Error> {
-        let hands = Attach::new(self.runtime.clone(), Checking::Once);
+        let hands = self.hands();
         let net = converge(&hands, &self.desired, probe).await;
         let seen: Observed = net.result?;
-        let connection = seen.connection().expect("converged, so connected");
+        let want = self.desired.want.as_ref().expect("a VM that is wanted");
+        let connection = seen.connection_for(want).expect("converged, so connected");
         let join = match seen.chain_made_the_tap() {
             true => Join::Chains,
             false => Join::Ours(IFNAME.to_owned()),
@@ -145,10 +150,32 @@ impl Ground {
             want: None,
             ..self.desired.clone()
         };
-        let hands = Attach::new(self.runtime.clone(), Checking::Once);
-        let net = converge(&hands, &nothing, probe).await;
+        let net = converge(&self.hands(), &nothing, probe).await;
         net.result?;
         Ok([firewall.taken, net.taken].concat())
+    }
+
+    fn hands(&self) -> Attach {
+        let told = Arc::clone(&self.told);
+        Attach::new(self.runtime.clone(), Checking::Once).telling(Arc::new(move |notice| {
+            let line = format!("{}: {}", notice.reason, notice.message);
+            told.lock().expect("no panic before").push(line);
+        }))
+    }
+
+    /// The same place, and something else is wanted there.
+    pub fn with(&self, desired: Desired) -> Self {
+        Self {
+            dir: Arc::clone(&self.dir),
+            runtime: self.runtime.clone(),
+            desired,
+            told: Arc::clone(&self.told),
+        }
+    }
+
+    /// What was told since it was asked last.
+    pub fn heard(&self) -> Vec<String> {
+        std::mem::take(&mut *self.told.lock().expect("no panic before"))
     }
 
     pub async fn look(&self) -> Observed {
@@ -182,6 +209,13 @@ impl Ground {
         left.insert(format!("{} veths", veths.trim()));
         left
     }
+}
+
+/// The folders of real plugins to test with: Debian's, and newer ones where `SLICE_TEST_CNI_PLUGINS` names a folder.
+pub fn plugin_dirs() -> Vec<PathBuf> {
+    let newer = std::env::var_os("SLICE_TEST_CNI_PLUGINS").filter(|dir| !dir.is_empty());
+    let debian = PathBuf::from("/usr/lib/cni");
+    [debian].into_iter().chain(newer.map(Into::into)).collect()
 }
 
 pub fn instance() -> Instance {

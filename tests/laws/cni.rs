@@ -53,7 +53,7 @@ proptest! {
     fn what_stands_is_never_detached_whatever_the_configuration_says_now(world in ours()) {
         let stands = CniModel::is_attached(&world);
         let plan = CniModel::plan(&wanted(), &world).unwrap();
-        let detaches = plan.iter().any(|action| matches!(action, Action::Detach(_) | Action::Attach));
+        let detaches = plan.iter().any(|action| matches!(action, Action::Detach(_) | Action::Abandon(_) | Action::Attach));
         prop_assert_eq!(detaches, !stands);
     }
 
@@ -63,9 +63,9 @@ proptest! {
         let at = |wanted: fn(&Action) -> bool| plan.iter().position(wanted);
         if let Some(add) = at(|action| matches!(action, Action::Attach)) {
             prop_assert!(at(|action| matches!(action, Action::WriteIntent)) < Some(add));
-            prop_assert!(at(|action| matches!(action, Action::Detach(_))) < Some(add));
+            prop_assert!(at(|action| matches!(action, Action::Detach(_) | Action::Abandon(_))) < Some(add));
             let was = world.intent != IntentSeen::Absent || world.added != AddedSeen::Absent;
-            prop_assert_eq!(at(|action| matches!(action, Action::Detach(_))).is_some(), was);
+            prop_assert_eq!(at(|action| matches!(action, Action::Detach(_) | Action::Abandon(_))).is_some(), was);
         }
     }
 }
@@ -82,7 +82,7 @@ impl CniModel {
             });
         let remembered =
             matches!(&world.added, AddedSeen::Remembered(added) if added.result == result());
-        eth_is_right && remembered && world.complaint.is_none()
+        eth_is_right && remembered && world.complaint.is_none() && failed(world) == 0
     }
 }
 
@@ -101,15 +101,7 @@ impl Model for CniModel {
                 world.record = desired.want.as_ref().map(|want| want.record.clone());
                 world.dir = true;
             }
-            Action::StandIn(addresses) => {
-                let place = &mut inside(desired, world).eth;
-                let stand_in = place.get_or_insert_with(|| Eth {
-                    addresses: [].into(),
-                    ..eth()
-                });
-                stand_in.addresses.extend(addresses);
-            }
-            Action::Detach(basis) => {
+            Action::Detach(basis) | Action::Abandon(basis) => {
                 assert_eq!(basis.network.name, "net");
                 assert_eq!(
                     basis.attachment.container_id,
@@ -119,10 +111,14 @@ impl Model for CniModel {
                     assert_eq!(*netns, desired.netns());
                     let eth = inside(desired, world).eth.take();
                     assert!(
-                        knows_its_addresses(world, eth.as_ref()),
+                        basis.addresses_lost || knows_its_addresses(world, eth.as_ref()),
                         "rules would be left"
                     );
+                } else {
+                    assert!(basis.addresses_lost, "rules would be left");
                 }
+                let gives_up = matches!(action, Action::Abandon(_));
+                assert_eq!(gives_up, failed(world) >= 5, "given up when it is time");
                 world.added = AddedSeen::Absent;
                 world.complaint = None;
             }
@@ -145,11 +141,9 @@ impl Model for CniModel {
                     panic!("no configuration");
                 };
                 world.dir = true;
-                world.intent = IntentSeen::Written(Box::new(Intent {
-                    digest: network.digest(),
-                    network: (**network).clone(),
-                    attachment: desired.attachment(),
-                }));
+                let intent =
+                    Intent::new(network.digest(), (**network).clone(), desired.attachment());
+                world.intent = IntentSeen::Written(Box::new(intent));
             }
             Action::RestoreIntent(intent) => {
                 world.dir = true;
@@ -238,6 +232,13 @@ impl Model for CniModel {
             && tap.mtu == eth.mtu
             && tap.ipv6_off
             && world.connection().is_some()
+    }
+}
+
+fn failed(world: &Observed) -> u32 {
+    match &world.intent {
+        IntentSeen::Written(intent) => intent.failed,
+        IntentSeen::Absent | IntentSeen::Damaged => 0,
     }
 }
 

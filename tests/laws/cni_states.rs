@@ -28,6 +28,7 @@ pub fn wanted() -> Desired {
                 gid: None,
             },
             record: "{}".to_owned(),
+            keep: None,
         }),
     }
 }
@@ -42,6 +43,7 @@ pub fn network(subnet: &str) -> Network {
 pub fn eth() -> Eth {
     Eth {
         mac: Mac([2, 0, 0, 0, 0, 0x0e]),
+        veth: true,
         up: true,
         mtu: MTU,
         addresses: ["10.7.0.2/16".parse().unwrap()].into(),
@@ -60,11 +62,7 @@ pub fn result() -> CniResult {
 
 fn intent() -> Intent {
     let network = network("10.7.0.0/16");
-    Intent {
-        digest: network.digest(),
-        attachment: wanted().attachment(),
-        network,
-    }
+    Intent::new(network.digest(), network.clone(), wanted().attachment())
 }
 
 fn remembered(result: CniResult) -> AddedSeen {
@@ -130,6 +128,7 @@ fn any_intent() -> impl Strategy<Value = IntentSeen> {
         Just(IntentSeen::Absent),
         Just(IntentSeen::Damaged),
         Just(IntentSeen::Written(Box::new(intent()))),
+        (1..7_u32).prop_map(|failed| IntentSeen::Written(Box::new(Intent { failed, ..intent() }))),
     ]
 }
 

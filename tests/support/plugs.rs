@@ -207,7 +207,8 @@ pub fn guest(house: &House, vm: &str) -> Guest {
 
 /// The files of the cache, those of unfinished ADDs, too.
 pub fn records() -> Vec<PathBuf> {
-    [at("cache/results"), at("cache/unfinished")]
+    ["slice/results", "results", "unfinished", "slice/abandoned"]
+        .map(|folder| at("cache").join(folder))
         .iter()
         .flat_map(|folder| files(folder))
         .collect()

@@ -2,22 +2,25 @@
 //! Out of scope: the lease below and the VMM above; how plugins are run.
 
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use ipnetwork::Ipv4Network;
 use tracing::{info, warn};
 
-use super::Engine;
 use super::step::{Ascent, Meet, Ready};
+use super::{Engine, Key};
 use crate::api::event::EventType;
 use crate::api::lease::Address;
 use crate::api::meta::Uid;
 use crate::api::network::{CniSpec, Connection, NetworkSpec};
 use crate::api::rung::Rung;
 use crate::api::vm::Vm;
-use crate::owner::{self, Label, TAP};
+use crate::clock;
+use crate::owner::{self, Label, Owner, TAP};
 use crate::reconcile::firewall::redirect::{self, Join, Redirect};
-use crate::reconcile::net::cni::{self, Attach, Checking, Desired, IFNAME, Want};
+use crate::reconcile::net::cni::{
+    self, Attach, Checking, Desired, IFNAME, Keep, Notice, Tell, Want,
+};
 
 /// Of the condition of a VM whose network's configuration is another one than it was connected by.
 const CHANGED: &str =
@@ -34,6 +37,11 @@ impl Engine {
     ) -> Result<Option<Connection>, A::Stop> {
         let uid = vm.meta.uid;
         let label = self.instance.vm_label(&vm.meta.name, uid);
+        let keep = self.known_connection(uid).map(|known| Keep {
+            ip: known.ip,
+            mac: known.mac,
+        });
+        let was_known = keep.is_some();
         let desired = Desired {
             label: label.clone(),
             run_dir: self.run_dir.0.clone(),
@@ -41,12 +49,22 @@ impl Engine {
             want: Some(Want {
                 tap_owner: self.tap_owner(vm),
                 record,
+                keep,
             }),
         };
         let hands = Attach::new(self.cni.clone(), ascent.checking());
+        let hands = hands.telling(self.teller(&label));
         let seen = ascent.meet(Rung::Net, &hands, &desired).await;
-        let seen = seen.inspect_err(|_| self.check_again(uid))?;
-        let Some(connected) = seen.connection() else {
+        if seen.is_err() || hands.has_added() {
+            self.check_again(uid);
+        }
+        if hands.has_added() {
+            // Not before it is Ready: it starts every plugin once more.
+            self.waker.sweep(Key::Vm(uid));
+        }
+        let seen = seen?;
+        let connected = desired.want.as_ref();
+        let Some(connected) = connected.and_then(|want| seen.connection_for(want)) else {
             return Ok(None);
         };
         let ready = Ready {
@@ -70,6 +88,9 @@ impl Engine {
             join: Some(join),
         };
         ascent.meet(Rung::Firewall, &Redirect, &desired).await?;
+        if hands.has_added() && was_known {
+            cni::announce(&desired.netns, &connected).await;
+        }
         ascent.ready(Rung::Firewall, Ready::default()).await?;
         Ok(Some(connected))
     }
@@ -91,7 +112,9 @@ impl Engine {
 
     /// What plugins hold for containers of ours that no VM stands for: attachments in libcni's cache, reservations of
     /// `host-local`.
-    pub async fn sweep_plugins(&self) {
+    ///
+    /// Returns the containers that plugins have not let go of, each with what they say.
+    pub async fn sweep_plugins(&self) -> Vec<(String, String)> {
         let networks: BTreeSet<String> = self.store.read(|world| {
             let networks = world
                 .groups()
@@ -114,6 +137,7 @@ impl Engine {
                 failure,
                 "plugins could not be asked to let go of what nothing wants"
             );
+            self.note(EventType::Warning, "ground", "DetachFailed", failure);
         }
         let count = swept.detached.len() + swept.reservations.len();
         if count > 0 {
@@ -121,6 +145,18 @@ impl Engine {
             let message = format!("CNI plugins let go of {count} things that no VM has");
             self.note(EventType::Normal, "ground", "GarbageCollected", &message);
         }
+        swept.kept
+    }
+
+    /// The containers of ours that plugins could not be made to let go of and no VM stands for.
+    pub fn abandoned_by_plugins(&self) -> Vec<String> {
+        let abandoned = self.cni.abandoned().unwrap_or_default();
+        let containers = abandoned.into_iter().map(|it| it.attachment.container_id);
+        let is_nobodys = |container: &String| {
+            let uid = self.instance.uid_of_container(container);
+            uid.is_some_and(|uid| self.store.read(|world| world.vm(uid).is_none()))
+        };
+        containers.filter(is_nobodys).collect()
     }
 
     pub(super) fn check_again(&self, uid: Uid) {
@@ -136,6 +172,7 @@ impl Engine {
             want: None,
         };
         let hands = Attach::new(self.cni.clone(), Checking::Never);
+        let hands = hands.telling(self.teller(label));
         meet.meet(Rung::Net, &hands, &desired).await.map(drop)
     }
 
@@ -165,9 +202,26 @@ impl Engine {
 
     /// A chain of plugins may have given the TAP a name of its own.
     fn known_tap(&self, uid: Uid) -> Option<String> {
+        self.known_connection(uid).map(|known| known.tap)
+    }
+
+    /// How the guest was connected when it was last Ready.
+    fn known_connection(&self, uid: Uid) -> Option<Connection> {
         let mark = self.mark(uid, Rung::Net)?;
-        let known: Connection = serde_json::from_str(&mark).ok()?;
-        Some(known.tap)
+        serde_json::from_str(&mark).ok()
+    }
+
+    /// Makes events of what is told of a VM's attachment.
+    fn teller(&self, label: &Label) -> Tell {
+        let store = self.store.clone();
+        let object = match &label.owner {
+            Owner::Vm { name, .. } => format!("vm/{name}"),
+            Owner::Ground => label.to_string(),
+        };
+        Arc::new(move |Notice { reason, message }| {
+            let events = store.events();
+            events.note(clock::now(), EventType::Warning, &object, reason, &message);
+        })
     }
 }
 

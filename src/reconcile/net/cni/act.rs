@@ -1,25 +1,24 @@
 //! One step of a data path that CNI plugins make.
 //! Out of scope: which steps, and in which order.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
-
-use ipnetwork::Ipv4Network;
+use std::time::Duration;
 
 use super::super::files;
-use super::super::place::Room;
 use super::plan::{Action, Basis};
-use super::state::{Desired, Intent};
-use super::{Attach, IFNAME, INTENT, fault, guest, tap_plugin};
+use super::state::{Desired, Intent, Keep};
+use super::{Attach, IFNAME, INTENT, detach, fault, guest, one_line, tap_plugin};
 use crate::api::network::TapOwner;
-use crate::cni::{Attachment, Error as CniError, Network};
+use crate::cni::{Attachment, CniResult, Error as CniError, Network};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::fs::Durability;
 use crate::host::link::{Change, Ipv6Addresses, State};
 use crate::host::netlink::Handle;
-use crate::host::netns::Netns;
-use crate::host::{Error, addr, fs, link, netns, tap};
+use crate::host::{Error, fs, link, netns, tap};
 use crate::owner::TAP;
+
+/// For the kernel to take a namespace apart.
+const CLEANUP: Duration = Duration::from_millis(300);
 
 pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
@@ -27,7 +26,8 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
             Some(want) => files::write_record(&desired.vm_dir(), &want.record),
             None => Ok(()),
         },
-        Action::Detach(basis) => detach(attach, basis).await,
+        Action::Detach(basis) => detach::detach(attach, desired, basis).await,
+        Action::Abandon(basis) => detach::abandon(attach, desired, basis).await,
         Action::Forget(network) => attach
             .runtime
             .forget(network, &desired.attachment())
@@ -39,10 +39,6 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
                 Some(netns) => attach.door.enter(netns).await.map(drop),
                 None => Ok(()),
             }
-        }
-        Action::StandIn(addresses) => {
-            let Room { netns, netlink } = attach.door.inside()?;
-            stand_in(&netns, &netlink, addresses).await
         }
         Action::LinkHandle => desired.place().link_handle(),
         Action::WriteIntent => write_new_intent(attach, desired).await,
@@ -83,29 +79,6 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
     }
 }
 
-/// A TAP will do where the interface is gone: plugins look for a link of that name and for its addresses, and delete it.
-pub(super) async fn stand_in(
-    netns: &Netns,
-    netlink: &Handle,
-    addresses: &BTreeSet<Ipv4Network>,
-) -> Result<(), Error> {
-    if link::get(netlink, IFNAME).await?.is_none() {
-        let nobody = tap::Owner { uid: 0, gid: None };
-        let create = move || tap::create(IFNAME, nobody, &Change::default());
-        exists_is_done(netns.run_here(create))?;
-    }
-    let index = find(netlink, IFNAME).await?;
-    for net in addresses.iter().copied() {
-        exists_is_done(addr::add(netlink, addr::Addr { index, net }).await)?;
-    }
-    Ok(())
-}
-
-async fn detach(attach: &Attach, basis: &Basis) -> Result<(), Error> {
-    let done = attach.runtime.del(&basis.network, &basis.attachment).await;
-    done.map_err(|error| fault("detach from", &basis.network.name, error))
-}
-
 /// The configuration is found anew: what was seen a moment ago stood in no plan.
 async fn write_new_intent(attach: &Attach, desired: &Desired) -> Result<(), Error> {
     let Some(name) = &desired.network else {
@@ -115,18 +88,21 @@ async fn write_new_intent(attach: &Attach, desired: &Desired) -> Result<(), Erro
     let found = found.map_err(|error| fault("find", name, error))?;
     let network = attach.runtime.negotiate(&found).await;
     let network = network.map_err(|error| fault("use", name, error))?;
-    let intent = Intent {
-        digest: found.digest(),
-        attachment: Attachment {
-            args: arguments(desired, &network),
-            ..desired.attachment()
-        },
-        network,
+    let attachment = Attachment {
+        args: arguments(desired, &network),
+        ..desired.attachment()
     };
-    write_intent(desired, &intent)
+    write_intent(desired, &Intent::new(found.digest(), network, attachment))
 }
 
-fn write_intent(desired: &Desired, intent: &Intent) -> Result<(), Error> {
+pub(super) fn read_intent(desired: &Desired) -> Result<Intent, Error> {
+    let path = desired.vm_dir().join(INTENT);
+    let bytes = fs::read(&path)?.unwrap_or_default();
+    let intent = serde_json::from_slice(&bytes);
+    intent.map_err(|error| Error::other("read", path.display().to_string(), error))
+}
+
+pub(super) fn write_intent(desired: &Desired, intent: &Intent) -> Result<(), Error> {
     let dir = desired.vm_dir();
     let path = dir.join(INTENT);
     let bytes = serde_json::to_vec(intent)
@@ -136,60 +112,148 @@ fn write_intent(desired: &Desired, intent: &Intent) -> Result<(), Error> {
     fs::write(&path, &bytes, 0o600, Durability::Process)
 }
 
-/// `tc-redirect-tap` is told what its TAP is to be like. Others don't hear of it: a plugin that does not know an argument may
-/// refuse it, unless it is told to ignore what it does not know.
+/// `tc-redirect-tap` is told what its TAP is to be like, and every plugin by what the guest is known. `IgnoreUnknown` is for those
+/// that know something else: a plugin may refuse what it does not know unless it is told to ignore it.
 fn arguments(desired: &Desired, network: &Network) -> Vec<(String, String)> {
-    let Some(want) = desired.want.as_ref().filter(|_| tap_plugin(network)) else {
+    let Some(want) = &desired.want else {
         return Vec::new();
     };
-    let mut arguments = vec![
-        ("IgnoreUnknown".to_owned(), "1".to_owned()),
-        ("TC_REDIRECT_TAP_NAME".to_owned(), TAP.to_owned()),
-        (
-            "TC_REDIRECT_TAP_UID".to_owned(),
-            want.tap_owner.uid.to_string(),
-        ),
-    ];
-    if let Some(gid) = want.tap_owner.gid {
-        arguments.push(("TC_REDIRECT_TAP_GID".to_owned(), gid.to_string()));
+    let mut arguments = Vec::new();
+    let mut argue = |key: &str, value: String| arguments.push((key.to_owned(), value));
+    if tap_plugin(network) {
+        argue("TC_REDIRECT_TAP_NAME", TAP.to_owned());
+        argue("TC_REDIRECT_TAP_UID", want.tap_owner.uid.to_string());
+        if let Some(gid) = want.tap_owner.gid {
+            argue("TC_REDIRECT_TAP_GID", gid.to_string());
+        }
+    }
+    if let Some(Keep { ip, mac }) = want.keep {
+        if network.can_be_asked_for(ip.into()) {
+            argue("IP", ip.to_string());
+        }
+        argue("MAC", mac.to_string());
+    }
+    if !arguments.is_empty() {
+        arguments.insert(0, ("IgnoreUnknown".to_owned(), "1".to_owned()));
     }
     arguments
 }
 
 /// By the intent on the disk, which is what will be undone.
+///
+/// When the plugins refuse the guest's address or MAC, because somebody else has it or there is no such address in their network any
+/// more, they are asked for any: a guest that is started anew is better than one that is cut off. Before that they are asked once
+/// more after a moment, for an interface whose namespace has just lost its last user keeps its MAC until the kernel comes to take the
+/// namespace apart (`cleanup_net`), and a second macvlan with it is refused.
 async fn add(attach: &Attach, desired: &Desired) -> Result<(), Error> {
-    let path = desired.vm_dir().join(INTENT);
-    let bytes = fs::read(&path)?.unwrap_or_default();
-    let Intent {
-        network,
-        attachment,
-        ..
-    } = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::other("read", path.display().to_string(), error))?;
+    let mut intent = read_intent(desired)?;
     // What was made just now needs no check.
     attach.check.store(false, Ordering::Relaxed);
-    let failed = match attach.runtime.add(&network, &attachment).await {
-        Ok(result) => match guest::unfit(&result, &attachment) {
-            None => return Ok(()),
+    let keeps = |(key, _): &(String, String)| key == "IP" || key == "MAC";
+    let mut why = None;
+    let mut added = add_once(attach, desired, &intent).await;
+    if intent.attachment.args.iter().any(keeps) {
+        if let Err(Failed::Refused(_)) = added {
+            tokio::time::sleep(CLEANUP).await;
+            write_intent(desired, &intent)?;
+            added = add_once(attach, desired, &intent).await;
+        }
+        if let Err(Failed::Refused(refusal)) = added {
+            why = Some(one_line(&refusal));
+            intent.attachment.args.retain(|argument| !keeps(argument));
+            write_intent(desired, &intent)?;
+            added = add_once(attach, desired, &intent).await;
+        }
+    }
+    match added {
+        Ok(result) => {
+            tell_change(attach, desired, &intent, &result, why.as_deref());
+            Ok(())
+        }
+        Err(Failed::Refused(error)) => Err(fault("attach to", &intent.network.name, error)),
+        Err(Failed::Otherwise(error)) => Err(error),
+    }
+}
+
+/// Why there is no attachment.
+enum Failed {
+    /// A plugin said no, and all was undone: it may say yes to something else.
+    Refused(CniError),
+    Otherwise(Error),
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self::Otherwise(error)
+    }
+}
+
+async fn add_once(
+    attach: &Attach,
+    desired: &Desired,
+    intent: &Intent,
+) -> Result<CniResult, Failed> {
+    let (network, attachment) = (&intent.network, &intent.attachment);
+    let failed = match attach.runtime.add(network, attachment).await {
+        Ok(result) => match guest::unfit(&result, attachment) {
+            None => {
+                attach.added.store(true, Ordering::Relaxed);
+                return Ok(result);
+            }
             Some(why) => {
                 let network = format!("CNI network `{}`", network.name);
-                Error::other("use", network, why)
+                Failed::Otherwise(Error::other("use", network, why))
             }
         },
         // Another's attachment, so to say: nothing was asked, nothing is to be undone here.
         Err(error @ CniError::AddedBefore { .. }) => {
-            return Err(fault("attach to", &network.name, error));
+            return Err(fault("attach to", &network.name, error).into());
         }
-        Err(error) => fault("attach to", &network.name, error),
+        Err(error @ CniError::Plugin(_)) => Failed::Refused(error),
+        Err(error) => fault("attach to", &network.name, error).into(),
     };
     // At once, so that nothing half made waits out a backoff. If this fails, too, the intent stays and says so.
-    match attach.runtime.del(&network, &attachment).await {
-        Ok(()) => fs::remove(&path)?,
+    let basis = Basis {
+        network: network.clone(),
+        attachment: attachment.clone(),
+        addresses_lost: true,
+    };
+    match detach::release(&attach.runtime, &basis).await {
+        Ok(()) => {
+            fs::remove(&desired.vm_dir().join(INTENT))?;
+            Err(failed)
+        }
         Err(error) => {
             tracing::warn!(network = network.name, %error, "cannot undo a CNI ADD that failed");
+            Err(match failed {
+                Failed::Refused(error) => fault("attach to", &network.name, error).into(),
+                Failed::Otherwise(_) => failed,
+            })
         }
     }
-    Err(failed)
+}
+
+/// A guest with another address has to be started anew: that is told before it is.
+fn tell_change(
+    attach: &Attach,
+    desired: &Desired,
+    intent: &Intent,
+    result: &CniResult,
+    why: Option<&str>,
+) {
+    let Some(Keep { ip, .. }) = desired.want.as_ref().and_then(|want| want.keep) else {
+        return;
+    };
+    let given = guest::addresses(result, &intent.attachment);
+    if let Some((given, _)) = given.first().filter(|(given, _)| given.ip() != ip) {
+        let why = why.map_or_else(String::new, |why| format!(": {why}"));
+        let message = format!(
+            "CNI network {} gives {} instead of {ip}, so the guest is started anew{why}",
+            intent.network.name,
+            given.ip()
+        );
+        attach.tell("AddressChanged", message);
+    }
 }
 
 async fn create_tap(

@@ -103,7 +103,10 @@ pub(super) fn connection(
 }
 
 /// The guest's IPv4 addresses, each with its gateway.
-fn addresses(result: &CniResult, attachment: &Attachment) -> Vec<(Ipv4Network, Option<Ipv4Addr>)> {
+pub(super) fn addresses(
+    result: &CniResult,
+    attachment: &Attachment,
+) -> Vec<(Ipv4Network, Option<Ipv4Addr>)> {
     let guest = pseudo(result, attachment).or_else(|| eth(result, attachment));
     let is_its = |ip: &&Ip| match (ip.interface, guest) {
         (Some(index), Some((its, _))) => index == its,

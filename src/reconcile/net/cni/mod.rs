@@ -9,24 +9,31 @@
 //! tell a whole ADD from one that was cut short, and knows what to DEL by: what ADD was given, not what the file says now.
 
 mod act;
+mod announce;
+mod detach;
 mod guest;
 mod observe;
 mod plan;
+mod residue;
 mod state;
 mod sweep;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::{Conflict, Reconcile};
 use super::place::Door;
 use crate::cni::{self, Network, Runtime};
 use crate::host;
 
+pub use announce::announce;
 pub use plan::{Action, Basis};
+pub use residue::masquerade_chain;
 pub use state::{
-    Added, AddedSeen, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Observed, Tap, Want,
+    Added, AddedSeen, Baseline, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Keep,
+    Observed, Tap, Want,
 };
 pub use sweep::{Swept, sweep};
 
@@ -45,6 +52,21 @@ pub struct Attach {
     door: Door,
     /// The plugins are still to be asked whether all is well.
     check: AtomicBool,
+    /// An ADD has succeeded.
+    added: AtomicBool,
+    tell: Option<Tell>,
+}
+
+/// Whoever is to be told at once, before the step that follows.
+pub type Tell = Arc<dyn Fn(Notice) + Send + Sync>;
+
+/// What a person is to know of an attachment beside the steps that are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// One word.
+    pub reason: &'static str,
+    /// In the plugins' words.
+    pub message: String,
 }
 
 /// Whether a run asks the plugins if all is well (CHECK), which starts every one of them.
@@ -63,6 +85,29 @@ impl Attach {
             runtime,
             door: Door::default(),
             check: AtomicBool::new(checking == Checking::Once),
+            added: AtomicBool::new(false),
+            tell: None,
+        }
+    }
+
+    /// With somebody who is told.
+    #[must_use]
+    pub fn telling(self, tell: Tell) -> Self {
+        Self {
+            tell: Some(tell),
+            ..self
+        }
+    }
+
+    /// An ADD has succeeded in this run: its plugins are to be asked soon how what they made looks to them.
+    pub fn has_added(&self) -> bool {
+        self.added.load(Ordering::Relaxed)
+    }
+
+    fn tell(&self, reason: &'static str, message: String) {
+        tracing::debug!(reason, message);
+        if let Some(tell) = &self.tell {
+            tell(Notice { reason, message });
         }
     }
 }

@@ -7,10 +7,11 @@ use super::super::NetnsSeen;
 use super::super::observe::{addresses, mac, tap_owner};
 use super::super::place::{Room, Seen};
 use super::state::{
-    Added, AddedSeen, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Observed, Tap,
+    Added, AddedSeen, Baseline, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Observed,
+    Tap,
 };
-use super::{Attach, IFNAME, INTENT, fault, guest, one_line};
-use crate::cni::{Cached, Error, Outcome};
+use super::{Attach, IFNAME, INTENT, act, fault, guest, one_line, residue};
+use crate::cni::{Cached, Error, Failure};
 use crate::host::{self, fs, link};
 use crate::owner::TAP;
 
@@ -139,6 +140,7 @@ async fn look_inside(room: &Room, tap: &str) -> Result<Inside, host::Error> {
         None => None,
         Some(eth) => Some(Eth {
             mac: mac(eth.mac),
+            veth: eth.kind.as_deref() == Some("veth"),
             up: eth.up,
             mtu: eth.mtu,
             addresses: addresses(&room.netlink, eth.index).await?,
@@ -156,27 +158,76 @@ async fn look_inside(room: &Room, tap: &str) -> Result<Inside, host::Error> {
 }
 
 /// Asks the plugins, if that is still to be done and there is something to ask about.
+///
+/// # Why
+/// There are chains whose CHECK fails although nothing has happened: `sbr`, `portmap` 1.1.1 with a port of IPv4, `tuning` 1.1.1
+/// with `IFNAME`. To attach such a VM anew would cut it off, and help nothing. So what the first CHECK after an ADD says is how the
+/// attachment looks when it is whole, and is written down where the next daemon finds it; only a later complaint is one.
 async fn check(
     attach: &Attach,
     desired: &Desired,
     observed: &Observed,
 ) -> Result<Option<String>, host::Error> {
-    let AddedSeen::Remembered(added) = &observed.added else {
+    let (AddedSeen::Remembered(added), IntentSeen::Written(intent)) =
+        (&observed.added, &observed.intent)
+    else {
         return Ok(None);
     };
     let eth = observed.inside.as_ref().and_then(|seen| seen.eth.as_ref());
     if desired.want.is_none() || eth.is_none() || !attach.check.swap(false, Ordering::Relaxed) {
         return Ok(None);
     }
-    match attach
-        .runtime
-        .check(&added.network, &added.attachment)
-        .await
-    {
-        Ok(Outcome::Done | Outcome::Disabled | Outcome::Unknown) => Ok(None),
-        // It was looked, and it is not as it was made.
-        Err(Error::Plugin(failure)) => Ok(Some(failure.to_string())),
-        // It was not looked.
-        Err(error) => Err(fault("check", &added.network.name, error)),
+    let mut network = added.network.clone();
+    if let ConflistSeen::Found(now) = &observed.conflist {
+        network.disable_check |= now.disable_check;
     }
+    let baseline = intent.baseline.clone().unwrap_or_default();
+    let excused = baseline.excused.keys().cloned().collect();
+    let asked = attach
+        .runtime
+        .complaints(&network, &added.attachment, &excused)
+        .await;
+    let Some(complaints) = asked.map_err(|error| fault("check", &network.name, error))? else {
+        return Ok(None);
+    };
+    let masqueraded = residue::masquerades(&network.name, &added.attachment).await?;
+    if intent.baseline.is_none() {
+        return note_baseline(attach, desired, intent, &complaints, masqueraded).map(|()| None);
+    }
+    let mut words: Vec<String> = complaints.iter().map(ToString::to_string).collect();
+    if baseline.masqueraded && !masqueraded {
+        words.push("the chain of iptables that masquerades it is gone".to_owned());
+    }
+    if words.is_empty() {
+        return Ok(None);
+    }
+    let words = words.join("; ");
+    attach.tell("CheckFailed", format!("{words}: it is attached anew"));
+    Ok(Some(words))
+}
+
+fn note_baseline(
+    attach: &Attach,
+    desired: &Desired,
+    intent: &Intent,
+    complaints: &[Failure],
+    masqueraded: bool,
+) -> Result<(), host::Error> {
+    let excused = complaints
+        .iter()
+        .map(|failure| (failure.plugin.clone(), failure.to_string()));
+    let baseline = Baseline {
+        excused: excused.collect(),
+        masqueraded,
+    };
+    for (plugin, words) in &baseline.excused {
+        let message =
+            format!("{words}; it said so right after ADD: CHECK of `{plugin}` is ignored");
+        attach.tell("CheckIgnored", message);
+    }
+    let noted = Intent {
+        baseline: Some(baseline),
+        ..intent.clone()
+    };
+    act::write_intent(desired, &noted)
 }

@@ -1,11 +1,9 @@
 //! Plans the actions for a data path that CNI plugins make. Pure.
 //! Out of scope: the input of a plugin; the redirect between the plugins' interface and the TAP.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
-use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use super::super::super::Conflict;
@@ -18,6 +16,9 @@ use crate::api::network::TapOwner;
 use crate::cni::{Attachment, Network};
 use crate::owner::{Owned, TAP};
 
+/// A DEL that has failed so often is given up.
+pub(super) const TRIES: u32 = 5;
+
 /// What a DEL goes by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Basis {
@@ -25,6 +26,10 @@ pub struct Basis {
     pub network: Network,
     /// For whom; without a namespace when it is gone.
     pub attachment: Attachment,
+    /// The plugins find not all of the addresses that ADD gave: by these some find what else they have to take back, and leave behind
+    /// what they find no address for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub addresses_lost: bool,
 }
 
 /// One step.
@@ -32,11 +37,11 @@ pub struct Basis {
 pub enum Action {
     /// Write the record.
     WriteRecord,
-    /// Have these addresses on the plugins' interface or, where it is gone, on a link of its name: by them some plugins find
-    /// what else they have to take back.
-    StandIn(BTreeSet<Ipv4Network>),
     /// DEL of every plugin; with it the cache's record goes.
     Detach(Box<Basis>),
+    /// DEL of every plugin, whoever fails, and no more of it: what is left of the attachment is removed as far as it is provably its
+    /// own, and what plugins owe is kept for the sweep.
+    Abandon(Box<Basis>),
     /// Remove a cache record that nobody can read, and nobody knows what to DEL by.
     Forget(String),
     /// Remove the intent.
@@ -73,8 +78,14 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WriteRecord => f.write_str("write the VM's record"),
-            Self::StandIn(_) => write!(f, "give {IFNAME} its addresses back for DEL"),
             Self::Detach(basis) => write!(f, "detach from CNI network {}", basis.network.name),
+            Self::Abandon(basis) => {
+                write!(
+                    f,
+                    "give up the attachment to CNI network {}",
+                    basis.network.name
+                )
+            }
             Self::Forget(network) => write!(f, "forget the damaged record of network {network}"),
             Self::RemoveIntent => f.write_str("remove the intent"),
             Self::CreateNetns => f.write_str("create the namespace"),
@@ -104,10 +115,6 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
 fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let mut plan = Vec::new();
     undo(desired, observed, &mut plan);
-    if plan.contains(&Action::CreateNetns) {
-        // It is the next look's to take it away, and the run directory last.
-        return plan;
-    }
     if observed.handle.as_ref() == Some(&desired.netns()) {
         plan.push(Action::UnlinkHandle);
     }
@@ -138,9 +145,7 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
         // First, for it may turn out that nothing can be attached.
         plan.push(Action::WriteIntent);
     }
-    if gaps.netns && !plan.contains(&Action::CreateNetns) {
-        plan.push(Action::CreateNetns);
-    }
+    plan.extend(gaps.netns.then_some(Action::CreateNetns));
     plan.extend(gaps.handle.then_some(Action::LinkHandle));
     let Some((added, eth, tap)) = standing else {
         plan.push(Action::Attach);
@@ -148,11 +153,9 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
         return Ok(plan);
     };
     if !matches!(observed.intent, IntentSeen::Written(_)) {
-        plan.push(Action::RestoreIntent(Box::new(Intent {
-            digest: added.network.digest(),
-            network: added.network.clone(),
-            attachment: added.attachment.clone(),
-        })));
+        let (network, attachment) = (added.network.clone(), added.attachment.clone());
+        let intent = Intent::new(network.digest(), network, attachment);
+        plan.push(Action::RestoreIntent(Box::new(intent)));
     }
     if !eth.up {
         plan.push(Action::RaiseEth);
@@ -186,7 +189,9 @@ fn standing(observed: &Observed) -> Option<(&Added, &Eth, Option<&Tap>)> {
     let eth = inside.eth.as_ref()?;
     let (result, attachment) = (&added.result, &added.attachment);
     let expected = guest::expected(result, attachment);
+    // What a DEL was begun of is not whole, though it may look so.
     let sound = observed.complaint.is_none()
+        && observed.failed() == 0
         && guest::unfit(result, attachment).is_none()
         && expected.mac.is_none_or(|mac| mac == eth.mac)
         && expected.addresses.is_subset(&eth.addresses)
@@ -199,24 +204,11 @@ fn undo(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
     let noted = observed.intent != IntentSeen::Absent;
     let cached = observed.added != AddedSeen::Absent;
     if noted || cached {
-        let stand_in = stand_in(observed);
-        let place = match &observed.netns {
-            NetnsSeen::Absent => stand_in.as_ref().map(|_| desired.netns()),
-            // A stranger's namespace in the place of ours is no business of the plugins.
-            NetnsSeen::Present(_) => {
-                owned_netns(desired, observed).map(|netns| netns.thing().clone())
-            }
-        };
-        match basis(desired, observed, place.clone()) {
-            Some(basis) => {
-                if let Some(addresses) = stand_in.filter(|_| place.is_some()) {
-                    if observed.netns == NetnsSeen::Absent {
-                        plan.push(Action::CreateNetns);
-                    }
-                    plan.push(Action::StandIn(addresses));
-                }
-                plan.push(Action::Detach(Box::new(basis)));
-            }
+        match basis(desired, observed) {
+            Some(basis) => plan.push(match observed.failed() < TRIES {
+                true => Action::Detach(Box::new(basis)),
+                false => Action::Abandon(Box::new(basis)),
+            }),
             None if cached => plan.extend(desired.network.clone().map(Action::Forget)),
             None => {}
         }
@@ -226,18 +218,20 @@ fn undo(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
     }
 }
 
-/// The addresses that ADD gave and that are gone, be it with the interface. The bridge and ptp plugins (1.1.1) find their
-/// masquerade rules by the addresses inside, and leave those behind that they find no address for.
-fn stand_in(observed: &Observed) -> Option<BTreeSet<Ipv4Network>> {
-    let added = observed.remembered()?;
+/// Not all addresses that ADD gave are on the plugins' interface, or nobody knows which it gave.
+fn addresses_lost(observed: &Observed) -> bool {
     let eth = observed.inside.as_ref().and_then(|seen| seen.eth.as_ref());
+    let (Some(added), Some(eth)) = (observed.remembered(), eth) else {
+        return true;
+    };
     let given = guest::expected(&added.result, &added.attachment).addresses;
-    let whole = eth.is_some_and(|eth| given.is_subset(&eth.addresses));
-    (!whole && !given.is_empty()).then_some(given)
+    !given.is_subset(&eth.addresses)
 }
 
 /// What ADD went by or, when nobody can say that any more, what it would go by now.
-fn basis(desired: &Desired, observed: &Observed, netns: Option<PathBuf>) -> Option<Basis> {
+fn basis(desired: &Desired, observed: &Observed) -> Option<Basis> {
+    // A stranger's namespace in the place of ours is no business of the plugins.
+    let netns = owned_netns(desired, observed).map(|netns| netns.thing().clone());
     let (network, attachment) = match (&observed.intent, &observed.added, &observed.conflist) {
         (IntentSeen::Written(intent), _, _) => (&intent.network, intent.attachment.clone()),
         (_, AddedSeen::Remembered(added), _) => (&added.network, added.attachment.clone()),
@@ -250,6 +244,7 @@ fn basis(desired: &Desired, observed: &Observed, netns: Option<PathBuf>) -> Opti
             netns,
             ..attachment
         },
+        addresses_lost: addresses_lost(observed),
     })
 }
 

@@ -1,7 +1,8 @@
 //! What ought to be and what is of a data path that CNI plugins make. Pure.
 //! Out of scope: what is to be done about it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use ipnetwork::Ipv4Network;
@@ -34,6 +35,18 @@ pub struct Want {
     pub tap_owner: TapOwner,
     /// What a daemon that has lost its state reads to adopt the VM.
     pub record: String,
+    /// What the guest has, or had last: the plugins are asked for the same. None: it was never connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
+}
+
+/// What a guest is known by on its network. With another of either it has to be started anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// Its MAC.
+    pub mac: Mac,
 }
 
 /// What the plugins are asked, written down before the first of them is. Whatever becomes of the configuration or of us, DEL goes by
@@ -46,6 +59,42 @@ pub struct Intent {
     pub network: Network,
     /// For whom.
     pub attachment: Attachment,
+    /// How often a DEL of it has failed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failed: u32,
+    /// What the first CHECK after the ADD found. None: the plugins have not been asked since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Baseline>,
+}
+
+/// How an attachment looks to CHECK while it is as ADD made it.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Baseline {
+    /// The plugins that complain nevertheless, each with its words: nothing follows from what these say later.
+    pub excused: BTreeMap<String, String>,
+    /// It is masqueraded through a chain of its own.
+    pub masqueraded: bool,
+}
+
+impl Intent {
+    /// Of what was never asked before.
+    pub fn new(digest: String, network: Network, attachment: Attachment) -> Self {
+        Self {
+            digest,
+            network,
+            attachment,
+            failed: 0,
+            baseline: None,
+        }
+    }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What is.
@@ -68,7 +117,7 @@ pub struct Observed {
     pub added: AddedSeen,
     /// What is in the namespace, if it is ours.
     pub inside: Option<Inside>,
-    /// What a plugin complained of at CHECK.
+    /// What CHECK found to be otherwise than after the ADD.
     pub complaint: Option<String>,
 }
 
@@ -134,6 +183,9 @@ pub struct Inside {
 pub struct Eth {
     /// Its MAC.
     pub mac: Mac,
+    /// It is a veth: what comes in meets its redirect whatever MAC it is for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub veth: bool,
     /// Administratively up.
     pub up: bool,
     /// Bytes.
@@ -189,6 +241,29 @@ impl Observed {
         let eth = self.inside.as_ref()?.eth.as_ref()?;
         let added = self.remembered()?;
         guest::connection(&added.result, &added.attachment, eth)
+    }
+
+    /// The same for a guest that keeps its MAC while it keeps its address. Some plugins (ptp) cannot be asked for a MAC; on a veth
+    /// the guest's may be another than the interface's, because whoever asks for the address is answered by the guest.
+    pub fn connection_for(&self, want: &Want) -> Option<Connection> {
+        let eth = self.inside.as_ref()?.eth.as_ref()?;
+        let mut connection = self.connection()?;
+        if let Some(keep) = want.keep
+            && eth.veth
+            && keep.ip == connection.ip
+            && !self.chain_made_the_tap()
+        {
+            connection.mac = keep.mac;
+        }
+        Some(connection)
+    }
+
+    /// How often a DEL of what is here has failed.
+    pub(super) fn failed(&self) -> u32 {
+        match &self.intent {
+            IntentSeen::Written(intent) => intent.failed,
+            IntentSeen::Absent | IntentSeen::Damaged => 0,
+        }
     }
 
     /// The chain made the TAP itself, and joined it with its interface: there is nothing to redirect.

@@ -2,14 +2,14 @@
 //! Out of scope: VMs that are still known; the engine tears them down.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
-use super::{IFNAME, act, guest, one_line};
+use super::detach::{path_of, release};
+use super::{Basis, IFNAME, one_line};
 use crate::api::meta::Uid;
 use crate::cni::{self, Attachment, Cached, Network, Runtime, Valid};
-use crate::host::netns::{self, Netns};
-use crate::host::{self, link};
+use crate::host::link;
+use crate::host::netns::Netns;
 use crate::owner::{self, Instance, Label};
 
 /// What was swept, and what could not be.
@@ -19,6 +19,8 @@ pub struct Swept {
     pub detached: Vec<String>,
     /// Reservations of `host-local` that were removed.
     pub reservations: Vec<PathBuf>,
+    /// Container ids that the plugins did not forget, and why.
+    pub kept: Vec<(String, String)>,
     /// In words.
     pub failures: Vec<String>,
 }
@@ -42,7 +44,13 @@ pub async fn sweep(
     };
     let mut swept = Swept::default();
     let mut left: BTreeMap<String, Network> = BTreeMap::new();
-    let shelves = [runtime.attachments(), runtime.unfinished()];
+    let is_ours = |container: &str| instance.uid_of_container(container).is_some();
+    note(runtime.bring_home(is_ours), &mut swept);
+    let shelves = [
+        runtime.attachments(),
+        runtime.unfinished(),
+        runtime.abandoned(),
+    ];
     let remembered = shelves.map(|shelf| note(shelf, &mut swept).unwrap_or_default());
     let alive = living();
     let mut remembered = remembered.concat();
@@ -84,7 +92,8 @@ pub async fn sweep(
 fn remembered_containers(runtime: &Runtime, swept: &mut Swept) -> Option<BTreeSet<String>> {
     let finished = note(runtime.attachments(), swept)?;
     let unfinished = note(runtime.unfinished(), swept)?;
-    let all = finished.into_iter().chain(unfinished);
+    let abandoned = note(runtime.abandoned(), swept)?;
+    let all = finished.into_iter().chain(unfinished).chain(abandoned);
     Some(all.map(|cached| cached.attachment.container_id).collect())
 }
 
@@ -96,20 +105,22 @@ fn note<T>(result: Result<T, cni::Error>, swept: &mut Swept) -> Option<T> {
 /// The network that it was detached from, or is to be.
 async fn detach(runtime: &Runtime, cached: &Cached, swept: &mut Swept) -> Option<Network> {
     let network = note(cached.config(), swept)?;
-    let netns = match still_there(&cached.attachment).await {
-        Some(netns) => Some(netns),
-        None => stand_in(cached, &network).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "detaching without a namespace");
-            None
-        }),
+    let netns = still_there(&cached.attachment).await;
+    let basis = Basis {
+        network: network.clone(),
+        attachment: Attachment {
+            netns: netns.as_ref().map(path_of),
+            ..cached.attachment.clone()
+        },
+        addresses_lost: true,
     };
-    let attachment = Attachment {
-        netns: netns.as_ref().map(path),
-        ..cached.attachment.clone()
-    };
-    let done = runtime.del(&network, &attachment).await;
-    if note(done, swept).is_some() {
-        swept.detached.push(attachment.container_id);
+    match release(runtime, &basis).await {
+        Ok(()) => swept.detached.push(basis.attachment.container_id),
+        Err(error) => {
+            let why = format!("{error}: {}", error.source);
+            swept.failures.push(why.clone());
+            swept.kept.push((basis.attachment.container_id, why));
+        }
     }
     Some(network)
 }
@@ -122,29 +133,6 @@ async fn still_there(attachment: &Attachment) -> Option<Netns> {
     let label: Label = lo.alias?.parse().ok()?;
     let its = label.instance.container_id(owner::uid_of(&label));
     (its == attachment.container_id).then_some(netns)
-}
-
-/// A namespace that only we hold, with a link that has the addresses of the one that is gone.
-async fn stand_in(cached: &Cached, network: &Network) -> Result<Option<Netns>, host::Error> {
-    let (Some(place), Ok(result)) = (&cached.attachment.netns, cached.result(network.cni_version))
-    else {
-        return Ok(None);
-    };
-    let given = guest::expected(&result, &cached.attachment).addresses;
-    if given.is_empty() {
-        return Ok(None);
-    }
-    let netns = netns::create(place, |_| Ok(())).await?;
-    netns::delete(place).await?;
-    let netlink = netns.netlink()?;
-    act::stand_in(&netns, &netlink, &given).await?;
-    Ok(Some(netns))
-}
-
-/// Where the plugins find it: among our open files, mounted or not.
-fn path(netns: &Netns) -> PathBuf {
-    let descriptor = netns.as_fd().as_raw_fd();
-    PathBuf::from(format!("/proc/{}/fd/{descriptor}", std::process::id()))
 }
 
 /// Has the plugins forget all but those that are wanted, and those that any runtime remembers. If it is not known who these

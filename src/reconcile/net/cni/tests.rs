@@ -15,6 +15,7 @@ fn attachment() -> Attachment {
 fn eth() -> Eth {
     Eth {
         mac: "02:00:00:00:00:0e".to_owned().try_into().unwrap(),
+        veth: true,
         up: true,
         mtu: 1450,
         addresses: ["10.22.0.5/16".parse().unwrap()].into(),

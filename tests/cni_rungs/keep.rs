@@ -1,0 +1,320 @@
+//! What a guest is known by stays the same through every repair, and no CHECK alone takes its network away.
+//! Out of scope: whether its VMM runs on (`tests/daemon`).
+
+use serde_json::{Value, json};
+use slicectl::reconcile::net::cni::Keep;
+
+use crate::ground::{Ground, ping, plugin_dirs};
+use crate::support::kernel;
+
+/// A chain, whether its first plugin can be asked for a MAC, and whether one of its plugins complains at CHECK of what it has
+/// made itself a moment ago.
+struct Chain {
+    name: &'static str,
+    plugins: fn(&Ground) -> Value,
+}
+
+const CHAINS: [Chain; 8] = [
+    Chain {
+        name: "bridge and firewall",
+        plugins: Ground::bridge_plugins,
+    },
+    Chain {
+        name: "ptp and firewall",
+        plugins: |ground| json!([ptp(ground), {"type": "firewall"}]),
+    },
+    Chain {
+        name: "bridge and sbr",
+        plugins: |ground| with(ground, json!({"type": "sbr"})),
+    },
+    Chain {
+        name: "bridge and portmap with a port",
+        plugins: |ground| {
+            let ports = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
+            with(
+                ground,
+                json!({"type": "portmap", "capabilities": {"portMappings": true}, "runtimeConfig": {"portMappings": ports}}),
+            )
+        },
+    },
+    Chain {
+        name: "bridge and tuning",
+        plugins: |ground| {
+            with(
+                ground,
+                json!({"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}}),
+            )
+        },
+    },
+    Chain {
+        name: "bridge and bandwidth",
+        plugins: |ground| {
+            let rate = 8_000_000;
+            with(
+                ground,
+                json!({"type": "bandwidth", "ingressRate": rate, "ingressBurst": rate, "egressRate": rate, "egressBurst": rate}),
+            )
+        },
+    },
+    Chain {
+        name: "ptp and tuning",
+        plugins: |ground| json!([ptp(ground), {"type": "tuning", "mtu": 1400}]),
+    },
+    Chain {
+        name: "macvlan",
+        plugins: |ground| json!([{"type": "macvlan", "master": "lan0", "mode": "bridge", "ipam": ground.ipam("10.77.0.0/24")}]),
+    },
+];
+
+fn ptp(ground: &Ground) -> Value {
+    json!({"type": "ptp", "ipMasq": true, "ipam": ground.ipam("10.78.0.0/24")})
+}
+
+fn with(ground: &Ground, plugin: Value) -> Value {
+    let mut plugins = ground.bridge_plugins();
+    plugins.as_array_mut().unwrap().push(plugin);
+    plugins
+}
+
+/// A chain with each set of real plugins, in a kernel of its own with a link `lan0`.
+fn with_each(test: impl AsyncFn(&Ground, &str) + Sync) {
+    for dir in plugin_dirs() {
+        for chain in &CHAINS {
+            let (dir, test) = (&dir, &test);
+            kernel::private_sync(|| {
+                kernel::run(
+                    "ip link add lan0 type veth peer name lan1; ip link set lan0 up; ip link set lan1 up",
+                );
+                let mut ground = Ground::new();
+                ground.runtime.bin_dirs[1] = dir.clone();
+                ground.configure("1.0.0", &(chain.plugins)(&ground));
+                let case = format!("{}: {}", dir.display(), chain.name);
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                let runtime = runtime.enable_all().build().expect("a runtime");
+                runtime.block_on(test(&ground, &case));
+            });
+        }
+    }
+}
+
+#[test]
+fn an_attachment_that_nobody_touches_is_left_alone_through_ten_checks() {
+    with_each(async |ground, case| {
+        let (connection, _) = ground.up().await.unwrap_or_else(|e| panic!("{case}: {e}"));
+        for check in 0..10 {
+            let (same, taken) = ground.up().await.unwrap();
+            assert_eq!((&same, taken), (&connection, vec![]), "{case}, {check}");
+        }
+        let heard = ground.heard();
+        let ignored = |heard: &&String| heard.starts_with("CheckIgnored: CNI plugin `");
+        assert_eq!(heard.iter().filter(ignored).count(), heard.len(), "{case}");
+        assert!(heard.len() <= 1, "{case}: {heard:?}");
+        let known = ["sbr", "portmap with", "and tuning"];
+        assert!(
+            heard.is_empty() || known.iter().any(|it| case.contains(it)),
+            "{case}: {heard:?}"
+        );
+        ground
+            .down()
+            .await
+            .unwrap_or_else(|e| panic!("{case}: {e}"));
+    });
+}
+
+/// What others do; each makes an attachment incomplete.
+const DAMAGES: [(&str, &str); 6] = [
+    (
+        "its routes are lost",
+        "nsenter --net=@NETNS ip route flush dev eth0",
+    ),
+    (
+        "its interface is lost",
+        "nsenter --net=@NETNS ip link del eth0",
+    ),
+    (
+        "its address is lost",
+        "nsenter --net=@NETNS ip addr flush dev eth0",
+    ),
+    (
+        "iptables is flushed and its chains are removed",
+        "iptables -F; iptables -X; iptables -t nat -F; iptables -t nat -X; nsenter --net=@NETNS ip link del eth0",
+    ),
+    (
+        "nft flushes all rules",
+        "nft flush ruleset; nsenter --net=@NETNS ip link del eth0",
+    ),
+    (
+        "the host reboots",
+        "umount @NETNS; rm @NETNS; rm -r @RUN; nft flush ruleset; ip link del cni0 2>/dev/null || true",
+    ),
+];
+
+#[test]
+fn a_repair_gives_the_guest_the_address_and_the_mac_that_it_had() {
+    for (what, commands) in DAMAGES {
+        with_each(async |ground, case| {
+            // It has moved the routes to a table of its own, where no CHECK misses them.
+            if case.ends_with("sbr") && what == "its routes are lost" {
+                return;
+            }
+            let case = format!("{case}: {what}");
+            let (connection, _) = ground.up().await.unwrap();
+            // Somebody else has come and gone: the next free address is another one.
+            std::fs::write(ground.path("data/net/last_reserved_ip.0"), "10.77.0.99").unwrap();
+            ground.up().await.unwrap();
+            let mut desired = ground.desired.clone();
+            desired.want.as_mut().unwrap().keep = Some(Keep {
+                ip: connection.ip,
+                mac: connection.mac,
+            });
+            let ground = &ground.with(desired);
+            let commands = commands
+                .replace("@NETNS", &ground.netns().display().to_string())
+                .replace("@RUN", &ground.desired.vm_dir().display().to_string());
+            kernel::run(&commands);
+            ground.heard();
+            let (again, taken) = ground.up().await.unwrap_or_else(|e| panic!("{case}: {e}"));
+            assert!(!taken.is_empty(), "{case}: it was not noticed");
+            // The host's end may have another name.
+            let same = slicectl::api::network::Connection {
+                host_link: connection.host_link.clone(),
+                ..again
+            };
+            assert_eq!(same, connection, "{case}");
+            let heard = ground.heard();
+            assert!(
+                !heard.iter().any(|it| it.starts_with("AddressChanged")),
+                "{case}: {heard:?}"
+            );
+            if !case.contains("macvlan") {
+                ping(&connection);
+            }
+            assert_eq!(ground.up().await.unwrap().1, [""; 0], "{case}");
+            ground
+                .down()
+                .await
+                .unwrap_or_else(|e| panic!("{case}: {e}"));
+        });
+    }
+}
+
+#[test]
+fn rules_that_only_a_check_or_our_own_look_misses_are_made_anew_and_the_plugins_words_are_told() {
+    // What is lost, and what is told of it.
+    let table = [
+        ("iptables -t nat -F; iptables -t nat -X", "masquerades"),
+        ("nft flush ruleset", "masquerades"),
+        ("iptables -F CNI-FORWARD", "`firewall`"),
+    ];
+    for dir in plugin_dirs() {
+        for (commands, word) in table {
+            let dir = &dir;
+            kernel::private(async move {
+                let mut ground = Ground::bridge();
+                ground.runtime.bin_dirs[1] = dir.clone();
+                let (connection, _) = ground.up().await.unwrap();
+                ground.up().await.unwrap();
+                let mut desired = ground.desired.clone();
+                desired.want.as_mut().unwrap().keep = Some(Keep {
+                    ip: connection.ip,
+                    mac: connection.mac,
+                });
+                let ground = ground.with(desired);
+                kernel::run(commands);
+                let (again, _) = ground.up().await.unwrap();
+                assert_eq!((again.ip, again.mac), (connection.ip, connection.mac));
+                let heard = ground.heard().join("\n");
+                assert!(
+                    heard.starts_with("CheckFailed: ") && heard.contains(word),
+                    "{commands}: {heard}"
+                );
+                let rules = kernel::run("iptables-save");
+                assert!(rules.contains("MASQUERADE"), "{rules}");
+            });
+        }
+    }
+}
+
+#[test]
+fn an_address_that_is_refused_is_given_up_and_that_is_told_before_the_guest_has_another() {
+    for dir in plugin_dirs() {
+        // What of the network has changed meanwhile.
+        for taken in [true, false] {
+            let dir = &dir;
+            kernel::private(async move {
+                let mut ground = Ground::bridge();
+                ground.runtime.bin_dirs[1] = dir.clone();
+                let (connection, _) = ground.up().await.unwrap();
+                let mut desired = ground.desired.clone();
+                desired.want.as_mut().unwrap().keep = Some(Keep {
+                    ip: connection.ip,
+                    mac: connection.mac,
+                });
+                ground.down().await.unwrap();
+                if taken {
+                    let file = ground.path("data/net").join(connection.ip.to_string());
+                    std::fs::write(file, "somebody\r\neth0").unwrap();
+                } else {
+                    let mut plugins = ground.bridge_plugins();
+                    plugins[0]["ipam"]["subnet"] = "10.79.0.0/24".into();
+                    plugins[0]["bridge"] = "cni1".into();
+                    ground.configure("1.0.0", &plugins);
+                }
+                let ground = ground.with(desired);
+                let (again, _) = ground.up().await.unwrap();
+                assert_ne!(again.ip, connection.ip);
+                ping(&again);
+                let heard = ground.heard().join("\n");
+                assert!(heard.starts_with("AddressChanged: "), "{heard}");
+                for word in [
+                    again.ip.to_string(),
+                    connection.ip.to_string(),
+                    if taken { "not available" } else { "" }.to_owned(),
+                ] {
+                    assert!(heard.contains(&word), "{heard}");
+                }
+                ground.down().await.unwrap();
+            });
+        }
+    }
+}
+
+#[test]
+fn a_check_that_the_file_forbids_by_now_is_not_asked_for_and_one_that_could_not_look_says_nothing()
+{
+    const MOODY: &str = r#"#!/bin/sh
+case "$CNI_COMMAND" in
+CHECK) [ -e "$(dirname "$0")/mood" ] || exit 0; cat "$(dirname "$0")/mood"; exit 1 ;;
+*) exec /usr/lib/cni/tuning ;;
+esac
+"#;
+    // The code at CHECK, whether the file forbids CHECK by then, and whether the VM is attached anew.
+    for (code, forbidden, repaired) in [(7, true, false), (11, false, false), (7, false, true)] {
+        kernel::private(async move {
+            let ground = Ground::new();
+            ground.plugin("moody", MOODY);
+            let plugins = with(&ground, json!({"type": "moody"}));
+            ground.configure("1.0.0", &plugins);
+            ground.up().await.unwrap();
+            ground.up().await.unwrap();
+            let error = json!({"cniVersion": "1.0.0", "code": code, "msg": "a mood"});
+            std::fs::write(ground.path("bin/mood"), error.to_string()).unwrap();
+            let file = ground.path("conf/10-net.conflist");
+            let mut config: Value =
+                serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+            config["disableCheck"] = forbidden.into();
+            std::fs::write(file, config.to_string()).unwrap();
+            let (_, taken) = ground.up().await.unwrap();
+            assert_eq!(!taken.is_empty(), repaired, "{code} {forbidden}: {taken:?}");
+            let heard = ground.heard();
+            assert_eq!(
+                heard.iter().any(|it| it.contains("a mood")),
+                repaired,
+                "{heard:?}"
+            );
+            // Attached anew it complains still: that is how it looks when it is whole.
+            ground.up().await.unwrap();
+            assert_eq!(ground.up().await.unwrap().1, [""; 0]);
+        });
+    }
+}
