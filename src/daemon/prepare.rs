@@ -126,6 +126,7 @@ impl Daemon {
             waiting: Default::default(),
             cni,
             checked: Default::default(),
+            plugin_rules: Default::default(),
             vmm_ids,
             seen_rules: Default::default(),
             refused: Default::default(),

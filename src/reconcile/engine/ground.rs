@@ -134,6 +134,7 @@ impl Engine {
             self.enforced(&footing, seen);
         }
         self.look_at_dependents(&hands);
+        self.look_for_plugin_rules().await;
         // VMs that wait report why.
         if (is_firm && !was_firm) || is_news {
             self.call_back();

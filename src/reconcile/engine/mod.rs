@@ -17,6 +17,7 @@ mod isolated;
 mod life;
 mod pending;
 mod plugged;
+mod plugin_rules;
 mod preview;
 mod seen_rules;
 mod step;
@@ -55,6 +56,7 @@ use crate::host::iptables::foreign::ForwardChains;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 use crate::host::routing_rule::RoutingRule;
+use crate::host::rule::TableName;
 use crate::owner::{self, Instance, Label, RunDir};
 use crate::runtime::controller::Waker;
 use crate::runtime::queue::{Lane, Outcome};
@@ -122,6 +124,8 @@ pub struct Engine {
     pub cni: Runtime,
     /// CNI VMs whose plugins have been asked, since the start or the last resync, whether all is as they made it.
     pub checked: Mutex<HashSet<Uid>>,
+    /// Chains that CNI plugins made and that had rules when they were looked for last.
+    pub plugin_rules: Mutex<HashSet<(TableName, String)>>,
     /// The users that VMMs run as.
     pub vmm_ids: IdRange,
     /// Which rules of the isolated VMs have been looked at.
