@@ -21,6 +21,7 @@ use crate::api::event::EventType;
 use crate::api::host_group::{HostGroup, HostGroupSpec, Origin};
 use crate::api::lease::Address;
 use crate::api::meta::{Meta, Name, Timestamp};
+use crate::api::network::Mode;
 use crate::api::on_demand::Order;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
@@ -165,9 +166,12 @@ impl Engine {
                 let vms: Vec<_> = txn
                     .world()
                     .vms()
-                    .map(|vm| (vm.meta.uid, vm.meta.generation))
+                    .map(|vm| {
+                        let plugged = vm.spec.network.mode() == Mode::Cni;
+                        (vm.meta.uid, vm.meta.generation, plugged)
+                    })
                     .collect();
-                for (uid, generation) in vms {
+                for (uid, generation, plugged) in vms {
                     for rung in LADDER {
                         if txn.world().page(uid, rung).is_none() {
                             continue;
@@ -182,6 +186,11 @@ impl Engine {
                             Rung::Vmm => {
                                 let mark = ProcessMark::of(txn.world().page(uid, rung));
                                 mark.after_a_reboot().text()
+                            }
+                            // A lease has no MAC: plugins are asked for the address and the MAC that the guest had.
+                            Rung::Net if plugged => {
+                                let page = txn.world().page(uid, rung);
+                                page.and_then(|page| page.mark.clone())
                             }
                             Rung::Lease | Rung::Net | Rung::Firewall => None,
                         };
