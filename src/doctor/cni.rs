@@ -3,14 +3,60 @@
 
 use super::{Host, ok, warn, words};
 use crate::api::view::Check;
-use crate::cni::Runtime;
+use crate::cni::{Network, Runtime, Version};
 
 const CNI: &str = "CNI networks";
+const GC: &str = "CNI garbage collection";
+const ABANDONED: &str = "CNI attachments given up";
 
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     let networks = cx.cni.networks();
     let networks = networks.map_err(|error| words(&error));
-    vec![judge(&cx.cni, &networks)]
+    let mut checks = vec![judge(&cx.cni, &networks)];
+    checks.extend(judge_gc(&cx.cni, &networks));
+    checks.extend(judge_abandoned(cx));
+    checks
+}
+
+/// Other runtimes do not see our records, but their GC of a network has its plugins forget whatever they do not list; from 1.1.0 on,
+/// which is when plugins know GC.
+fn judge_gc(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Option<Check> {
+    let names = networks.as_ref().ok()?.iter();
+    let found = names.filter_map(|name| runtime.find(name).ok());
+    let is_exposed = |network: &Network| {
+        !network.disable_gc && network.versions.last() >= Some(&Version::V1_1_0)
+    };
+    let exposed: Vec<String> = found.filter(is_exposed).map(|it| it.name).collect();
+    (!exposed.is_empty()).then(|| {
+        warn(
+            GC,
+            format!(
+                "{}: a GC by another runtime on this host has the plugins forget our VMs",
+                exposed.join(", ")
+            ),
+            "If another CNI runtime uses this folder, add \"disableGC\": true to the network.",
+        )
+    })
+}
+
+/// What plugins could not be made to take back.
+fn judge_abandoned(cx: &Host) -> Option<Check> {
+    let abandoned = cx.cni.abandoned().ok()?;
+    let ours = abandoned.iter().filter(|it| {
+        cx.instance
+            .uid_of_container(&it.attachment.container_id)
+            .is_some()
+    });
+    let names: Vec<String> = ours
+        .map(|it| format!("{} on {}", it.attachment.container_id, it.network))
+        .collect();
+    (!names.is_empty()).then(|| {
+        warn(
+            ABANDONED,
+            format!("plugins failed to take back {}", names.join(", ")),
+            "slicectl gc asks them again and tells what they say; sliced does at each resync.",
+        )
+    })
 }
 
 fn judge(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Check {
@@ -63,6 +109,25 @@ mod tests {
         assert_eq!(check.verdict, CheckVerdict::Warn);
         assert!(check.found.starts_with("net, but: "), "{}", check.found);
         assert!(check.found.contains("no-such-plugin"), "{}", check.found);
+    }
+
+    #[test]
+    fn a_network_that_another_runtime_may_collect_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut runtime = Runtime::new();
+        runtime.conf_dir = dir.path().to_owned();
+        for (version, disabled, is_told) in [
+            ("1.0.0", false, false),
+            ("1.1.0", false, true),
+            ("1.1.0", true, false),
+        ] {
+            let list = format!(
+                r#"{{"cniVersion": "{version}", "disableGC": {disabled}, "name": "net", "plugins": [{{"type": "bridge"}}]}}"#
+            );
+            std::fs::write(dir.path().join("10-net.conflist"), list).unwrap();
+            let check = judge_gc(&runtime, &runtime.networks().map_err(|e| words(&e)));
+            assert_eq!(check.is_some(), is_told, "{version} {disabled}");
+        }
     }
 
     #[test]

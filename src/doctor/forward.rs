@@ -16,6 +16,7 @@ const UPLINK: &str = "uplink forwarding";
 /// A public address: the way to it is the default route. Nothing is sent to it.
 const ANYWHERE: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
 const CHAIN: &str = "FORWARD chain";
+const NETWORKS: &str = "CNI networks and FORWARD";
 const BRIDGED: &str = "bridge-nf-call-iptables";
 const RP_FILTER: &str = "rp_filter";
 
@@ -40,6 +41,7 @@ pub(super) async fn checks(cx: &Host, seen: &Seen) -> Vec<Check> {
     };
     checks.push(uplink(cx).await);
     checks.push(judge_chain(seen, &cx.instance.chain("")));
+    checks.extend(judge_networks(seen, &networks_that_are_not_opened(cx)));
     checks
 }
 
@@ -153,7 +155,7 @@ fn judge_chain(seen: &Seen, ours: &str) -> Check {
         (None, _) if policy == Policy::Drop || !others.is_empty() => ok(
             CHAIN,
             format!(
-                "policy {policy}{others}: no jump of ours yet; it will stand first, so this will not stop VMs"
+                "policy {policy}{others}: no jump of ours yet; it will stand first, so this will not stop isolated VMs and VMs on bridges of ours"
             ),
         ),
         (None, _) => ok(
@@ -161,6 +163,36 @@ fn judge_chain(seen: &Seen, ours: &str) -> Check {
             format!("policy {policy}, nobody else's; no jump of ours yet"),
         ),
     }
+}
+
+/// CNI networks whose packets pass FORWARD, and that have no plugin which opens it for them.
+fn networks_that_are_not_opened(cx: &Host) -> Vec<String> {
+    let names = cx.cni.networks().unwrap_or_default();
+    let networks = names.iter().filter_map(|name| cx.cni.find(name).ok());
+    networks
+        .filter(|network| {
+            let has = |name: &str| network.plugins.iter().any(|plugin| plugin.name == name);
+            (has("bridge") || has("ptp")) && !has("firewall")
+        })
+        .map(|network| network.name)
+        .collect()
+}
+
+/// Our jump in FORWARD is not for CNI VMs: their network is their plugins'.
+fn judge_networks(seen: &Seen, unopened: &[String]) -> Option<Check> {
+    let ruleset = match seen.restore.as_ref().map(|restore| restore.flavour) {
+        Ok(Flavour::Legacy) => seen.legacy.as_ref(),
+        Ok(Flavour::Nft) | Err(_) => seen.nft.as_ref(),
+    };
+    let policy = ruleset.ok()?.policy(TableName::Filter, "FORWARD");
+    let names = unopened.join(", ");
+    (policy == Policy::Drop && !unopened.is_empty()).then(|| {
+        warn(
+            NETWORKS,
+            format!("policy {policy}, and no plugin of {names} opens FORWARD: VMs there reach nothing beyond this host"),
+            "Add {\"type\": \"firewall\"} to the plugins of the network; it is for VMs that are attached from then on.",
+        )
+    })
 }
 
 /// Who else keeps chains here, by the names that those programs give them.

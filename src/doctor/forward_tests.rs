@@ -89,3 +89,21 @@ fn bridged_packets_and_reverse_path_filters_are_told_and_harmless() {
         "all strict, default loose: VMs' packets pass any of them"
     );
 }
+
+#[test]
+fn a_cni_network_that_nobody_opens_a_closed_forward_chain_for_is_named() {
+    let networks = ["slicer".to_owned(), "other".to_owned()];
+    for (policy, unopened, is_told) in [
+        (Policy::Drop, &networks[..], true),
+        (Policy::Drop, &networks[..0], false),
+        (Policy::Accept, &networks[..], false),
+    ] {
+        let check = judge_networks(&seen(policy, vec![], &["DOCKER-USER"]), unopened);
+        assert_eq!(check.is_some(), is_told, "{policy} {unopened:?}");
+        if let Some(check) = check {
+            assert_eq!(check.verdict, CheckVerdict::Warn);
+            assert!(check.found.contains("slicer, other"), "{}", check.found);
+            assert!(check.remedy.contains("firewall"), "{}", check.remedy);
+        }
+    }
+}
