@@ -118,7 +118,7 @@ const EXAMPLES: &str = "\
 Environment:
   SLICE_CNI_CONF_DIR   where CNI networks are configured [default: /etc/cni/net.d]
   CNI_PATH             the folders of CNI plugins [default: /opt/cni/bin:/usr/lib/cni]
-  SLICE_CNI_CACHE_DIR  what CNI attachments are remembered in, as libcni does [default: /var/lib/cni]
+  SLICE_CNI_CACHE_DIR  the folder of libcni's cache; ours is `slice` in it [default: /var/lib/cni]
 
 Examples:
   # As a service would

@@ -210,10 +210,14 @@ impl<'a> Watch<'a> {
         };
         match (reached, self.goal) {
             (true, _) => Vec::new(),
-            (false, Goal::Deleted) => vec![format!(
-                "timed out after {limit}: {target} is still there, {}",
-                held(&object)
-            )],
+            (false, Goal::Deleted) => {
+                let held = held(&object);
+                let mut causes = vec![format!(
+                    "timed out after {limit}: {target} is still there, {held}"
+                )];
+                causes.extend(holders(client, &object).await);
+                causes
+            }
             (false, Goal::Ready | Goal::Stopped | Goal::Paused) => {
                 let word = word(self.goal);
                 let mut causes = vec![format!("timed out after {limit}: {target} is not {word}")];
@@ -246,9 +250,45 @@ fn held(object: &Object) -> String {
     let metadata = object.metadata();
     match (metadata.deleting, metadata.finalizers.as_slice()) {
         (false, _) => "and nobody has deleted it".to_owned(),
+        (true, []) if matches!(object, Object::HostGroup(_)) => "held by its VMs".to_owned(),
         (true, []) => "though nothing holds it any more".to_owned(),
         (true, finalizers) => format!("held by {}", finalizers.join(", ")),
     }
+}
+
+/// What holds an object beside its own finalizers. Of a group: each of its VMs that goes, with the stages that it has acquired and what
+/// the highest of these waits for; of a VM the latter.
+async fn holders(client: &Client, object: &Object) -> Vec<String> {
+    let group = match object {
+        Object::Vm(vm) if vm.metadata.deleting => {
+            let name = &vm.metadata.name;
+            let why = waits_for(vm).map(|it| format!("vm/{name}: {}", condition(it)));
+            return why.into_iter().collect();
+        }
+        Object::Vm(_) | Object::Lease(_) => return Vec::new(),
+        Object::HostGroup(group) => &group.metadata.name,
+    };
+    let vms = match client.get(Kind::Vm, None).await {
+        Ok(list) => list.items,
+        Err(error) => return error.causes(),
+    };
+    let holder = |object: &Object| match object {
+        Object::Vm(vm) if vm.metadata.group.as_ref() == Some(group) && vm.metadata.deleting => {
+            let stages = vm.metadata.finalizers.join(", ");
+            let why = waits_for(vm).map_or_else(String::new, |it| format!(": {}", condition(it)));
+            Some(format!("vm/{} is held by {stages}{why}", vm.metadata.name))
+        }
+        Object::Vm(_) | Object::HostGroup(_) | Object::Lease(_) => None,
+    };
+    vms.iter().filter_map(holder).collect()
+}
+
+/// What is said of the highest stage that a VM has acquired, which is the one that goes first.
+fn waits_for(vm: &VmView) -> Option<&ConditionView> {
+    let highest = vm.metadata.finalizers.last()?;
+    let highest = highest.rsplit('/').next()?;
+    let mut conditions = vm.status.conditions.iter();
+    conditions.find(|it| it.kind.eq_ignore_ascii_case(highest) && !it.message.is_empty())
 }
 
 /// The condition of each VM that is missing; of a group without such a VM, its own.

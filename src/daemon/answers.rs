@@ -316,13 +316,28 @@ impl Backend for Answers {
         let removable = &orphans.removable;
         if effect == Effect::DryRun {
             let removed = removable.iter().map(|label| leftover(label, None));
-            return Ok(removed.chain(kept).collect());
+            let abandoned = self.engine.abandoned_by_plugins().into_iter();
+            let abandoned = abandoned.map(|container| attachment(container, None));
+            return Ok(removed.chain(abandoned).chain(kept).collect());
         }
-        self.engine.sweep_plugins().await;
+        let abandoned = self.engine.abandoned_by_plugins();
+        let refused = self.engine.sweep_plugins().await;
+        let why = |container: &String| {
+            let mut refused = refused.iter();
+            refused
+                .find(|(its, _)| its == container)
+                .map(|(_, why)| why.clone())
+        };
+        let attachments = abandoned.into_iter();
+        let attachments = attachments.map(|container| {
+            let why = why(&container);
+            attachment(container, why)
+        });
         let removed = self.engine.remove_orphans(removable).await.map_err(fail)?;
         let leftovers = removed.into_iter();
         Ok(leftovers
             .map(|(label, removed)| leftover(&label, removed.err()))
+            .chain(attachments)
             .chain(kept)
             .collect())
     }
@@ -445,6 +460,16 @@ fn unlisted(vm: &Vm) -> Refusal {
         "vm/{} is in {mode} mode, which has no allow and drop lists: only isolated mode has",
         vm.meta.name
     )])
+}
+
+/// What plugins hold for a container that is gone.
+fn attachment(container: String, still_there: Option<String>) -> Leftover {
+    Leftover {
+        thing: "what CNI plugins could not be made to take back".to_owned(),
+        owner: container,
+        kept: None,
+        still_there,
+    }
 }
 
 fn leftover(label: &Label, still_there: Option<String>) -> Leftover {

@@ -168,7 +168,8 @@ fn killed_while_a_plugin_hangs_the_next_life_has_exactly_one_attachment() {
         house.start();
         house.until("all is well", || is_ready(&house, "pod-1"));
         let heard = plugs.heard();
-        assert_eq!(heard, [DELS, ADDS].concat());
+        // CHECK follows when the VM is Ready.
+        assert_eq!(heard[..6], [DELS, ADDS].concat());
         assert_one_attachment(&house);
         assert_goes_without_a_trace(&house);
     });
@@ -307,6 +308,7 @@ fn when_everything_is_lost_the_cache_still_tells_what_to_take_back_and_strangers
         let text = fs::read_to_string(record)
             .unwrap()
             .replace(container, "stranger");
+        fs::create_dir_all(at("cache/results")).unwrap();
         fs::write(at("cache/results/net-stranger-eth0"), text).unwrap();
         let data = at("data").join(NETWORK);
         fs::write(data.join("10.78.0.98"), "stranger\r\neth0").unwrap();

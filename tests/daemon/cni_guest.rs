@@ -2,13 +2,14 @@
 //! Out of scope: slots without VMM (`cni`).
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::guests::{initrd, kernel, pids, says};
-use crate::support::house::House;
+use crate::support::house::{self, House};
 use crate::support::kernel::{Neighbour, attempt, run};
-use crate::support::plugs::{inhabited, ipam, left, pod};
+use crate::support::plugs::{Plugs, ipam, left, pod};
 
 /// The host reaches it.
 fn answers(house: &House, address: &str) {
@@ -24,9 +25,44 @@ fn command_line(pid: u32) -> String {
     String::from_utf8_lossy(&words).replace('\0', " ")
 }
 
+/// How often its attachment was made anew.
+fn repairs(house: &House) -> u64 {
+    let is_one = |event: &&serde_json::Value| {
+        let message = event["message"].as_str().unwrap_or_default();
+        event["reason"] == "Drift" && message.contains("attach to")
+    };
+    let events = house.events("vm/pod-1");
+    let counts = events
+        .iter()
+        .filter(is_one)
+        .map(|event| event["count"].as_u64());
+    counts.map(Option::unwrap_or_default).sum()
+}
+
+/// Seconds between two answers of `ping -D`, at most.
+fn longest_gap(pings: &str) -> f64 {
+    let answers = pings.lines().filter(|line| line.contains("bytes from"));
+    let times = answers.filter_map(|line| {
+        line.strip_prefix('[')?
+            .split(']')
+            .next()?
+            .parse::<f64>()
+            .ok()
+    });
+    let times: Vec<f64> = times.collect();
+    assert!(times.len() > 10, "{pings}");
+    let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
+    gaps.fold(0.0, f64::max)
+}
+
 #[test]
-fn a_guest_in_a_cni_network_has_the_results_address_routes_and_name_server_and_follows_a_new_one() {
-    inhabited(|house, plugs| {
+fn a_guest_in_a_cni_network_has_what_the_result_says_and_lives_through_every_repair_that_keeps_its_address()
+ {
+    house::empty(|mut house| {
+        let plugs = Plugs::lay();
+        plugs.tell(&mut house);
+        house.args = vec!["--resync".into(), "5s".into()];
+        house.start();
         run("ip link add cni0 type bridge; ip addr add 10.77.0.1/24 dev cni0; ip link set cni0 up");
         let beyond = Neighbour::alone("beyond");
         run("ip link add beyond type veth peer name eth0 netns beyond
@@ -36,7 +72,7 @@ fn a_guest_in_a_cni_network_has_the_results_address_routes_and_name_server_and_f
         ipam["routes"] =
             json!([{"dst": "0.0.0.0/0"}, {"dst": "198.18.0.0/16", "gw": "10.77.0.254"}]);
         plugs.configure(&json!([
-            {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": ipam,
+            {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": ipam.clone(),
              "dns": {"nameservers": ["10.77.0.53"]}},
             {"type": "firewall"}
         ]));
@@ -65,25 +101,117 @@ fn a_guest_in_a_cni_network_has_the_results_address_routes_and_name_server_and_f
             assert!(line.contains(&word), "{word} is not in {line}");
         }
 
-        // Attached anew it has another address, and the guest with it.
-        run(&format!(
-            "ip link del {}",
-            before["host_link"].as_str().expect("a link")
-        ));
+        // What others do is made good, and the guest is the same.
+        let same = || {
+            let now = network();
+            let is_it = |key: &str| now[key] == before[key];
+            (is_it("ip") && is_it("mac")).then_some(())
+        };
+        let veth = || network()["host_link"].as_str().expect("a link").to_owned();
+        let damages: [(&str, &dyn Fn() -> String); 4] = [
+            ("the veth is deleted", &|| format!("ip link del {}", veth())),
+            ("iptables is emptied", &|| {
+                "iptables -F; iptables -X; iptables -t nat -F; iptables -t nat -X".to_owned()
+            }),
+            ("nft flushes everything", &|| "nft flush ruleset".to_owned()),
+            ("its route is lost", &|| {
+                let netns = network()["netns"].as_str().expect("a namespace").to_owned();
+                format!("nsenter --net={netns} ip route flush dev eth0")
+            }),
+        ];
+        for (what, damage) in damages {
+            let was = repairs(&house);
+            let pings = format!("{}/pings", house.run.display());
+            run(&format!(
+                "timeout 20 ping -D -n -i 0.05 {address} >{pings} 2>&1 &"
+            ));
+            std::thread::sleep(Duration::from_millis(500));
+            run(&damage());
+            house.until(&format!("{what}: a repair"), || {
+                (repairs(&house) > was).then_some(())
+            });
+            house.ctl("wait vm/pod-1 --for ready --timeout 30s");
+            answers(&house, address);
+            std::thread::sleep(Duration::from_millis(500));
+            let gap = longest_gap(&fs::read_to_string(&pings).expect("pings"));
+            assert!(gap < 1.0, "{what}: {gap} s without an answer");
+            house.until(what, same);
+            assert_eq!(pids(&house), [pid], "{what}");
+            assert!(run("iptables-save -t nat").contains("MASQUERADE"), "{what}");
+        }
+        assert_eq!(house.messages("vm/pod-1", "AddressChanged"), [""; 0]);
+
+        // Only when its address is somebody else's by now it has another one, and the guest with it.
+        let mut elsewhere = ipam.clone();
+        elsewhere["subnet"] = "10.77.1.0/24".into();
+        elsewhere["routes"] = json!([{"dst": "0.0.0.0/0"}]);
+        plugs.configure(&json!([
+            {"type": "bridge", "bridge": "cni1", "isGateway": true, "ipMasq": true, "ipam": elsewhere},
+            {"type": "firewall"}
+        ]));
+        run(&format!("ip link del {}", veth()));
         house.until("another VMM", || {
             pids(&house).into_iter().find(|found| *found != pid)
         });
         house.ctl("wait vm/pod-1 --for ready --timeout 30s");
         let after = network();
-        assert_ne!(
-            (&after["ip"], &after["mac"]),
-            (&before["ip"], &before["mac"])
+        let told = house.messages("vm/pod-1", "AddressChanged");
+        let now = after["ip"].as_str().expect("an address");
+        assert!(
+            told[0].contains(now) && told[0].contains(address),
+            "{told:?}"
         );
-        answers(&house, after["ip"].as_str().expect("an address"));
+        answers(&house, now);
         house.ctl("delete hg pod --wait=30s");
         let beyond = ["beyond", "/run/netns/beyond"];
         let of_ours = |left: &String| !beyond.iter().any(|name| left.contains(name));
         let left: Vec<String> = left(&house.run).into_iter().filter(of_ours).collect();
         assert_eq!(left, [""; 0]);
+    });
+}
+
+#[test]
+fn a_guest_on_a_point_to_point_link_lives_through_repairs_that_give_its_gateway_another_mac() {
+    house::empty(|mut house| {
+        let plugs = Plugs::lay();
+        plugs.tell(&mut house);
+        house.args = vec!["--resync".into(), "5s".into()];
+        house.start();
+        plugs.configure(&json!([
+            {"type": "ptp", "ipMasq": true, "ipam": ipam("10.78.0.0/24")},
+            {"type": "firewall"}
+        ]));
+        let image = initrd(&house, "ping gateway 10.78.0.1\n");
+        let qemu = format!(
+            "hypervisor: qemu\n      kernel_file: {}\n      initrd_file: {image}",
+            kernel()
+        );
+        house.apply(&pod(1).replace("hypervisor: none", &qemu));
+        says(&house, "pod-1", "GUEST pod-1 gateway ok", 1);
+        let network = || house.get("vm pod-1")["status"]["network"].clone();
+        let before = network();
+        let address = before["ip"].as_str().expect("an address");
+        let pid = pids(&house)[0];
+        let veth = || network()["host_link"].as_str().expect("a link").to_owned();
+        for damage in ["ip link del @VETH", "nft flush ruleset"] {
+            let was = repairs(&house);
+            let pings = format!("{}/pings", house.run.display());
+            run(&format!(
+                "timeout 20 ping -D -n -i 0.05 {address} >{pings} 2>&1 &"
+            ));
+            std::thread::sleep(Duration::from_millis(500));
+            run(&damage.replace("@VETH", &veth()));
+            house.until("a repair", || (repairs(&house) > was).then_some(()));
+            house.ctl("wait vm/pod-1 --for ready --timeout 30s");
+            answers(&house, address);
+            std::thread::sleep(Duration::from_millis(500));
+            let gap = longest_gap(&fs::read_to_string(&pings).expect("pings"));
+            assert!(gap < 1.0, "{damage}: {gap} s without an answer");
+            let now = network();
+            assert_eq!((&now["ip"], &now["mac"]), (&before["ip"], &before["mac"]));
+            assert_eq!(pids(&house), [pid], "{damage}");
+        }
+        house.ctl("delete hg pod --wait=30s");
+        assert_eq!(left(&house.run), [""; 0]);
     });
 }

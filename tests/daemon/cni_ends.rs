@@ -1,0 +1,214 @@
+//! CNI groups end, and come back after a boot, whatever plugins, other programs and other runtimes do.
+//! Out of scope: the stage alone, with more kinds of damage (`tests/cni_rungs/undo.rs`).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::cni::{assert_reaches_its_gateway, is_ready};
+use crate::support::house::{self, House};
+use crate::support::kernel::run;
+use crate::support::plugs::{NETWORK, Plugs, at, guest, inhabited, ipam, left, pod};
+
+/// Debian's plugins, and newer ones where `SLICE_TEST_CNI_PLUGINS` names a folder.
+fn plugin_dirs() -> Vec<PathBuf> {
+    let newer = std::env::var_os("SLICE_TEST_CNI_PLUGINS").filter(|dir| !dir.is_empty());
+    let debian = PathBuf::from("/usr/lib/cni");
+    [debian].into_iter().chain(newer.map(Into::into)).collect()
+}
+
+/// A test with a daemon for each set of plugins.
+fn with_each(test: impl Fn(&mut House, &Plugs, &Path) + Sync) {
+    for dir in plugin_dirs() {
+        house::empty(|mut house| {
+            let plugs = Plugs::lay();
+            plugs.tell(&mut house);
+            let path = format!("{}:{}", at("bin").display(), dir.display());
+            house.env.retain(|(key, _)| *key != "CNI_PATH");
+            house.env.push(("CNI_PATH", path));
+            house.start();
+            test(&mut house, &plugs, &dir);
+        });
+    }
+}
+
+fn chains() -> [(&'static str, Value); 2] {
+    let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": ipam("10.78.0.0/24")});
+    let ptp = json!({"type": "ptp", "ipMasq": true, "ipam": ipam("10.78.0.0/24")});
+    [bridge, ptp].map(|main| {
+        let name = if main["type"] == "ptp" {
+            "ptp"
+        } else {
+            "bridge"
+        };
+        (name, json!([main, {"type": "firewall"}]))
+    })
+}
+
+/// Address and MAC of each VM.
+fn identities(house: &House) -> BTreeMap<String, (String, String)> {
+    let network = |vm: &String| house.get(&format!("vm {vm}"))["status"]["network"].clone();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let all = house.vms().into_iter().map(|vm| {
+        let network = network(&vm);
+        (vm, (text(&network["ip"]), text(&network["mac"])))
+    });
+    all.collect()
+}
+
+#[test]
+fn a_group_whose_rules_were_lost_is_deleted_without_a_trace() {
+    let losses = [
+        "iptables -t nat -F",
+        "iptables -t nat -F; iptables -t nat -X",
+        "nft flush ruleset",
+    ];
+    with_each(|house, plugs, dir| {
+        for (name, chain) in chains() {
+            for loss in losses {
+                plugs.configure(&chain);
+                house.apply(&pod(2));
+                run(loss);
+                house.ctl("delete hg pod --wait=30s");
+                assert_eq!(
+                    left(&house.run),
+                    [""; 0],
+                    "{}: {name}: {loss}",
+                    dir.display()
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn after_a_reboot_that_keeps_var_lib_every_vm_has_its_address_and_its_mac() {
+    with_each(|house, plugs, dir| {
+        for (boot, (name, chain)) in chains().into_iter().enumerate() {
+            plugs.configure(&chain);
+            house.apply(&pod(3));
+            let before = identities(house);
+            house.kill();
+            run(&format!(
+                "for n in {0}/netns/*; do umount $n; done; rm -rf {0} /run/netns/slice-*
+                 nft flush ruleset; ip link del cni0 2>/dev/null || true
+                 echo 6e2a7d35-0f0a-4c0f-9d0c-3b3c1ad7c0d{boot} >/run/boot_id
+                 mount --bind /run/boot_id /proc/sys/kernel/random/boot_id",
+                house.run.display()
+            ));
+            house.start();
+            house.until("all are ready", || {
+                let ready = |vm: &String| is_ready(house, vm).is_some();
+                house.vms().iter().all(ready).then_some(())
+            });
+            let case = format!("{}: {name}", dir.display());
+            assert_eq!(identities(house), before, "{case}");
+            for vm in house.vms() {
+                assert_reaches_its_gateway(&guest(house, &vm));
+            }
+            assert_eq!(house.messages("", "AddressChanged"), [""; 0], "{case}");
+            house.ctl("delete hg pod --wait=30s");
+            assert_eq!(left(&house.run), [""; 0], "{case}");
+        }
+    });
+}
+
+#[test]
+fn daemons_that_are_killed_while_groups_go_leave_nothing_either() {
+    with_each(|house, plugs, dir| {
+        let (_, chain) = chains()[0].clone();
+        plugs.configure(&chain);
+        for round in 0..4_u64 {
+            house.apply(&pod(4));
+            house.ctl("delete hg pod");
+            std::thread::sleep(Duration::from_millis(40 + 60 * round));
+            house.kill();
+            house.start();
+            house.until("all are gone", || house.vms().is_empty().then_some(()));
+            house.until("nothing is left", || {
+                left(&house.run).is_empty().then_some(())
+            });
+            let told = house.messages("", "DetachFailed");
+            assert_eq!(told, [""; 0], "{}: round {round}", dir.display());
+        }
+    });
+}
+
+#[test]
+fn a_plugin_that_lets_go_of_nothing_does_not_keep_a_group_and_is_told_of_until_it_does() {
+    inhabited(|house, plugs| {
+        plugs.recorders("10.78.0.0/24");
+        house.apply(&pod(1));
+        plugs.fail("two", "DEL", 999);
+        let waited = house.try_ctl("delete hg pod --wait=2s");
+        let said = String::from_utf8_lossy(&waited.stderr).into_owned();
+        for word in ["vm/pod-1", "Net", "`two`", "told to fail"] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+        house.ctl("wait hg/pod --for deleted --timeout 90s");
+        let told = house.messages("", "DetachFailed").join("\n");
+        assert!(
+            told.contains("`two`") && told.contains("told to fail"),
+            "{told}"
+        );
+        // What could be taken back is, and one record says who owes the rest.
+        let rest = left(&house.run);
+        assert_eq!(rest.len(), 1, "{rest:?}");
+        assert!(rest[0].contains("/slice/abandoned/"), "{rest:?}");
+        let foretold = house.ctl("gc --dry-run");
+        assert!(foretold.contains("CNI plugins"), "{foretold}");
+        let doctor = String::from_utf8_lossy(&house.try_ctl("doctor").stdout).into_owned();
+        assert!(doctor.contains("CNI attachments given up"), "{doctor}");
+        let refused = house.try_ctl("gc");
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            !refused.status.success() && said.contains("told to fail"),
+            "{said}"
+        );
+
+        // A new VM is not in its way.
+        plugs.recorders("10.78.0.0/24");
+        house.apply(&pod(1));
+        assert_reaches_its_gateway(&guest(&house, "pod-1"));
+        plugs.unsay();
+        house.ctl("gc");
+        assert_reaches_its_gateway(&guest(&house, "pod-1"));
+        house.ctl("delete hg pod --wait=30s");
+        assert_eq!(left(&house.run), [""; 0]);
+    });
+}
+
+#[test]
+fn a_gc_of_another_runtime_with_the_same_folders_finds_nothing_of_ours() {
+    with_each(|house, plugs, dir| {
+        run("mount -t tmpfs t /var/lib; mkdir /var/lib/cni");
+        std::fs::create_dir_all(at("cache")).unwrap();
+        run(&format!(
+            "mount --bind {} /var/lib/cni",
+            at("cache").display()
+        ));
+        let (_, chain) = chains()[0].clone();
+        plugs.configure(&chain);
+        house.apply(&pod(2));
+        let before = (identities(house), left(&house.run));
+        // What libcni's `GCNetworkList` lists, and has deleted of it what its caller does not name.
+        let listed = std::fs::read_dir("/var/lib/cni/results");
+        assert_eq!(listed.map_or(0, Iterator::count), 0);
+        if dir.join("cnitool").exists() {
+            run(&format!(
+                "ip netns add theirs; CNI_PATH={0} NETCONFPATH={1} {0}/cnitool gc {NETWORK} /run/netns/theirs; ip netns del theirs",
+                dir.display(),
+                at("conf").display()
+            ));
+        }
+        house.restart();
+        house.ctl("wait hg/pod --for ready --timeout 20s");
+        house.stays(Duration::from_secs(1), || house.messages("", "Drift"));
+        assert_eq!((identities(house), left(&house.run)), before);
+        assert_eq!(house.messages("", "Drift"), [""; 0]);
+        house.ctl("delete hg pod --wait=30s");
+        assert_eq!(left(&house.run), [""; 0]);
+    });
+}
