@@ -125,7 +125,8 @@ fn a_guest_in_a_cni_network_has_what_the_result_says_and_lives_through_every_rep
             run(&format!(
                 "timeout 20 ping -D -n -i 0.05 {address} >{pings} 2>&1 &"
             ));
-            std::thread::sleep(Duration::from_millis(500));
+            // A kernel that has just changed its mind about a neighbour does not for a second.
+            std::thread::sleep(Duration::from_millis(1500));
             run(&damage());
             house.until(&format!("{what}: a repair"), || {
                 (repairs(&house) > was).then_some(())
@@ -199,7 +200,8 @@ fn a_guest_on_a_point_to_point_link_lives_through_repairs_that_give_its_gateway_
             run(&format!(
                 "timeout 20 ping -D -n -i 0.05 {address} >{pings} 2>&1 &"
             ));
-            std::thread::sleep(Duration::from_millis(500));
+            // A kernel that has just changed its mind about a neighbour does not for a second.
+            std::thread::sleep(Duration::from_millis(1500));
             run(&damage.replace("@VETH", &veth()));
             house.until("a repair", || (repairs(&house) > was).then_some(()));
             house.ctl("wait vm/pod-1 --for ready --timeout 30s");

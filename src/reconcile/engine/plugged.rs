@@ -89,7 +89,7 @@ impl Engine {
         };
         ascent.meet(Rung::Firewall, &Redirect, &desired).await?;
         if hands.has_added() && was_known {
-            cni::announce(&desired.netns, &connected).await;
+            cni::announce(desired.netns.clone(), &connected);
         }
         ascent.ready(Rung::Firewall, Ready::default()).await?;
         Ok(Some(connected))
