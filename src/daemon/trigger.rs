@@ -145,7 +145,8 @@ impl Trigger {
                 }
                 // A directory above that was moved, or mounted over, tells nobody.
                 _ = self.renewals.tick() => removals = watch_removals(engine),
-                change = changes.recv() => {
+                // As in `wake_by_changes`: a backlog is taken in without a yield after each 128 changes.
+                change = tokio::task::unconstrained(changes.recv()) => {
                     self.activity.note(&change);
                     if let Err(RecvError::Closed) = change {
                         return Ok(());

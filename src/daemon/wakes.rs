@@ -60,8 +60,17 @@ pub(super) async fn tell_when_quiet(engine: Arc<Engine>, idle: watch::Receiver<b
     );
 }
 
-/// The intent moved: whoever is concerned is woken.
-pub(super) async fn wake_by_changes(engine: Arc<Engine>, mut changes: broadcast::Receiver<Change>) {
+/// Enqueues the keys that each change of the store concerns.
+///
+/// # Why
+/// A task of tokio yields after 128 messages (`tokio::task::coop`). While thousands of VMs are created every worker executes system calls, and
+/// the task is polled again only after a tenth of a second: a change behind 4,000 others was enqueued after three seconds. A message costs
+/// a microsecond and the backlog is bounded (`WATCH_BACKLOG`), so all of it is taken in at once.
+pub(super) async fn wake_by_changes(engine: Arc<Engine>, changes: broadcast::Receiver<Change>) {
+    tokio::task::unconstrained(enqueue_changed(engine, changes)).await;
+}
+
+async fn enqueue_changed(engine: Arc<Engine>, mut changes: broadcast::Receiver<Change>) {
     loop {
         match changes.recv().await {
             Ok(Change::Group(name)) => engine.waker.renew(Key::Group(name)),
