@@ -1,26 +1,26 @@
 //! `slicectl`: keeps the networking of one host's microVMs as its YAML says.
-//! Out of scope: any work; that is in the rooms.
+//! Out of scope: any implementation; it is in the modules.
 //!
-//! # The map of the house
-//! | room | what it does | imports |
+//! # Module layout
+//! | module | purpose | imports |
 //! |---|---|---|
-//! | [`api`] | SAYS: types a person may write and what we answer | nothing |
-//! | [`owner`] | OWNS: identity to names and labels, and back | `api` |
-//! | [`clock`] | TELLS: the only `now()` | `api` (the type of a time) |
-//! | [`store`] | REMEMBERS: the only door to the database | `api clock` |
-//! | [`runtime`] | WAITS: queue, backoff, controller | `api`, `clock` |
-//! | [`reconcile`] | DECIDES: the rungs of the ladder and the ground under it | `api owner store host cni` |
-//! | [`host`] | TOUCHES: thin functions over the kernel | nothing |
-//! | [`cni`] | CALLS: a CNI runtime to the spec | `clock` |
-//! | [`intake`] | READS: the manifests folder | `api store host` |
-//! | [`wire`] | CARRIES: HTTP and JSON on a Unix socket | `api clock` |
-//! | [`doctor`] | EXAMINES: whether this host can do what is asked of it, and the remedy | `api host owner cni reconcile` |
-//! | [`daemon`] | JOINS: the only file that knows every room | all |
-//! | [`cli`] | SPEAKS: words and tables for people | `api wire clock` |
+//! | [`api`] | types of manifests, requests and responses | nothing |
+//! | [`owner`] | converts identities to names and labels, and back | `api` |
+//! | [`clock`] | the only `now()` | `api` (the type of a time) |
+//! | [`store`] | the only access to the database | `api clock` |
+//! | [`runtime`] | queue, backoff, controller | `api`, `clock` |
+//! | [`reconcile`] | the stages of a VM and the host network | `api owner store host cni` |
+//! | [`host`] | thin functions over the kernel | nothing |
+//! | [`cni`] | a CNI runtime as the spec defines it | `clock` |
+//! | [`intake`] | reads the manifests folder | `api store host` |
+//! | [`wire`] | HTTP and JSON on a Unix socket | `api clock` |
+//! | [`doctor`] | checks whether the host meets the requirements, and names the remedy | `api host owner cni reconcile` |
+//! | [`daemon`] | starts and connects all modules | all |
+//! | [`cli`] | output for people: messages and tables | `api wire clock` |
 //!
 //! The import rule is this table: `tests/layers.rs` reads it and enforces it.
 
-// What clippy.toml keeps inside single rooms. Tests may do it all.
+// Each method in clippy.toml is allowed in single modules only. Tests may call all of them.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod api;
@@ -36,13 +36,13 @@ pub mod daemon;
 pub mod doctor;
 #[allow(
     clippy::disallowed_methods,
-    reason = "the only room that starts programs and enters namespaces"
+    reason = "the only module that starts programs and enters namespaces"
 )]
 pub mod host;
 pub mod intake;
 pub mod owner;
 pub mod reconcile;
 pub mod runtime;
-#[allow(clippy::disallowed_methods, reason = "the only door to the database")]
+#[allow(clippy::disallowed_methods, reason = "the only access to the database")]
 pub mod store;
 pub mod wire;

@@ -283,7 +283,7 @@ async fn holders(client: &Client, object: &Object) -> Vec<String> {
     vms.iter().filter_map(holder).collect()
 }
 
-/// What is said of the highest stage that a VM has acquired, which is the one that goes first.
+/// The condition of the highest stage that a VM has acquired, which is released first.
 fn waits_for(vm: &VmView) -> Option<&ConditionView> {
     let highest = vm.metadata.finalizers.last()?;
     let highest = highest.rsplit('/').next()?;

@@ -38,7 +38,7 @@ pub(super) enum Shelf {
     Libcni,
     /// Of an ADD under way, or one that failed or was cut short: ours.
     Unfinished,
-    /// Of an attachment that its plugins could not be made to take back, whose interface is gone.
+    /// Of an attachment that was given up: plugins failed to release it, and its interface is removed.
     Abandoned,
 }
 

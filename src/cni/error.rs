@@ -190,9 +190,9 @@ impl Error {
         Self::bad_config(path, format!("something else ({why})"), expected)
     }
 
-    /// A DEL that failed so may succeed when it is asked again at once: the bridge and ptp plugins up to 1.5 delete the interface,
-    /// then fail because a chain of iptables is gone that they were about to remove, and succeed where there is no interface any
-    /// more. Nothing is gained by asking a plugin again that said "later", that hangs, or that is not there.
+    /// Whether a DEL that failed with this error may succeed if it is repeated at once. The bridge and ptp plugins up to 1.5 delete the
+    /// interface, then fail if the iptables chain that they remove next is gone, and succeed if there is no interface any more. It is no
+    /// use to repeat DEL of a plugin that answered "try again later" (code 11), does not terminate, or is not installed.
     pub fn may_be_done_now(&self) -> bool {
         matches!(self, Self::Plugin(_) | Self::Garbage { .. })
     }

@@ -12,16 +12,15 @@ use serde_json::value::RawValue;
 use super::json::{self, Object};
 use super::{Error, Version, names};
 
-/// A network configuration that was read, checked and can be used. Serialised whole, so that whoever keeps it can DEL with it
-/// after the file has changed or gone.
+/// A valid network configuration. It is serialised completely, so that DEL can use it after the file was changed or removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Kept", into = "Kept")]
 pub struct Network {
     /// Its name.
     pub name: String,
-    /// The version that is spoken with its plugins: the highest of [`versions`](Self::versions).
+    /// The version that its plugins are called with: the highest of [`versions`](Self::versions).
     pub cni_version: Version,
-    /// All versions that it says to support (`cniVersion`, `cniVersions`) and that we speak, sorted.
+    /// All versions that it declares (`cniVersion`, `cniVersions`) and that we support, sorted.
     pub versions: Vec<Version>,
     /// CHECK must not be called.
     pub disable_check: bool,
@@ -46,14 +45,14 @@ pub struct Plugin {
     config: String,
 }
 
-/// What is kept of a network; the rest is read from it again.
+/// The serialised fields of a network; the others are parsed from them.
 #[derive(Serialize, Deserialize)]
 struct Kept {
     path: PathBuf,
     config: String,
 }
 
-/// `ipam` of a plugin, as far as reservations are concerned.
+/// The fields of `ipam` in a plugin's configuration that concern addresses and reservations.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Ipam {
@@ -64,7 +63,7 @@ struct Ipam {
     ranges: Vec<Vec<Range>>,
 }
 
-/// Of `ranges`.
+/// An element of `ranges`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Range {
@@ -72,7 +71,7 @@ struct Range {
 }
 
 impl Ipam {
-    /// The subnets that it says it gives addresses of.
+    /// The subnets in its configuration, which it assigns addresses from.
     fn subnets(&self) -> impl Iterator<Item = IpNetwork> {
         let ranges = self.ranges.iter().flatten();
         let ranges = ranges.filter_map(|range| range.subnet);
@@ -80,12 +79,12 @@ impl Ipam {
     }
 }
 
-/// IPAM plugins that take an `IP` of `CNI_ARGS` for one more address, or for nothing.
+/// IPAM plugins that add the `IP` of `CNI_ARGS` as a second address, or ignore it.
 const IP_MEANS_ANOTHER: [&str; 3] = ["static", "dhcp", "whereabouts"];
 
 impl Network {
-    /// Reads a configuration list: the text of a `.conflist`. `path` is for messages. Keys that the spec does not know, or
-    /// leaves to plugins, are carried along.
+    /// Parses a configuration list: the text of a `.conflist`. `path` is used in messages. Keys that the spec does not define, or leaves
+    /// to plugins, are kept.
     pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
         let object = object(path, text)?;
         let field = Fields {
@@ -115,38 +114,38 @@ impl Network {
         })
     }
 
-    /// The whole list as JSON text: what is cached, and what [`parse`](Self::parse) reads again.
+    /// The whole list as JSON text: it is stored in the cache, and [`parse`](Self::parse) reads it.
     pub fn config(&self) -> &str {
         &self.config
     }
 
-    /// Of what the network is: not of spaces, nor of the order of keys, nor of the version, which
-    /// [`negotiate`](super::Runtime::negotiate) settles. 32 hexadecimal digits.
+    /// A digest of the configuration, 32 hexadecimal digits. It does not depend on white space, on the order of keys, or on the version,
+    /// which [`negotiate`](super::Runtime::negotiate) chooses.
     pub fn digest(&self) -> String {
         let value = serde_json::from_str::<serde_json::Map<_, serde_json::Value>>(&self.config);
         let canonical = value.map_or_else(
-            // Too deep for serde_json.
+            // It is nested too deeply for serde_json.
             |_| self.config.clone(),
             |mut map| {
                 for key in ["cniVersion", "cniVersions", "loadOnlyInlinedPlugins"] {
                     map.remove(key);
                 }
-                // It sorts keys. A number beyond its types may collide with its neighbour: then a change goes unnoticed.
+                // The map sorts keys. Numbers that serde_json cannot represent exactly may be equal here: such a change is not detected.
                 json::text(&map.into_iter().map(|(k, v)| (k, json::raw(&v))).collect())
             },
         );
         blake3::hash(canonical.as_bytes()).to_hex()[..32].to_owned()
     }
 
-    /// Every capability that some plugin declares.
+    /// The capabilities that the plugins declare.
     pub fn capabilities(&self) -> BTreeSet<&str> {
         let all = self.plugins.iter().flat_map(|plugin| &plugin.capabilities);
         all.map(String::as_str).collect()
     }
 
-    /// Whether its IPAM plugin can be asked for this address (`IP` of `CNI_ARGS`). Not for one that is in none of its subnets: the
-    /// bridge plugin up to 1.5 asks when the bridge is there already, and a new bridge that has lost its only port is of no more use
-    /// to it ("could not set bridge's mac").
+    /// Whether this address can be requested from its IPAM plugin (`IP` of `CNI_ARGS`). An address outside its subnets must not be
+    /// requested: the bridge plugin up to 1.5 creates the bridge before it calls IPAM. If IPAM refuses the address, the new bridge loses
+    /// its only port, and further ADDs fail ("could not set bridge's mac").
     pub fn can_be_asked_for(&self, address: IpAddr) -> bool {
         let ipams = self.plugins.iter().map(Plugin::ipam);
         let mut ipams = ipams.filter(|ipam| !ipam.r#type.is_empty());
@@ -157,7 +156,7 @@ impl Network {
         })
     }
 
-    /// The same, with one version of its [`versions`](Self::versions) chosen for good.
+    /// The same configuration with exactly one of its [`versions`](Self::versions).
     pub(super) fn pinned(&self, version: Version) -> Result<Self, Error> {
         let mut object = object(&self.path, &self.config)?;
         object.insert("cniVersion".to_owned(), json::raw(&version));
@@ -167,7 +166,7 @@ impl Network {
 }
 
 impl Network {
-    /// The same with no plugins but those at these places of the chain, in its order.
+    /// The same configuration with only the plugins at these positions of the chain, in its order.
     pub(super) fn only(&self, places: &[usize]) -> Result<Self, Error> {
         let mut object = object(&self.path, &self.config)?;
         let plugins = self.plugins.iter().enumerate();

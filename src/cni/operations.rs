@@ -128,9 +128,9 @@ impl Runtime {
         Ok(Outcome::Done)
     }
 
-    /// CHECK of every plugin but the `excused`, each with what the cache remembers of the ADD: all that complain. None: nobody was
-    /// asked, because the configuration forbids it, as it was at the ADD or as it is given, or its version does not know CHECK. A
-    /// plugin that says "try again later" has not looked, and does not complain.
+    /// Calls CHECK of every plugin except the `excused`, with the cache's record of the ADD. Returns all failures. None: no plugin was
+    /// called, because the configuration disables CHECK (as it was at the ADD, or as given), or its version does not define CHECK. A plugin
+    /// that answers "try again later" (code 11) has not checked anything, which is not a failure.
     pub async fn complaints(
         &self,
         network: &Network,

@@ -1,5 +1,5 @@
-//! DEL of a whole chain (spec, section 3), and an end without it.
-//! Out of scope: one plugin's call; what plugins leave behind.
+//! DEL of a whole chain (spec, section 3), and giving up an attachment if DEL fails.
+//! Out of scope: the call of one plugin; what plugins leave behind.
 
 use super::cache::Shelf;
 use super::error::UNKNOWN_CONTAINER;
@@ -9,8 +9,8 @@ use super::request::About;
 use super::{Attachment, Cached, CniResult, Error, Network, Plugin, Runtime, cache};
 
 impl Runtime {
-    /// Detaches: [`release`](Self::release), at once again if that [is of use](Error::may_be_done_now), and the cache forgets the
-    /// attachment.
+    /// Detaches: calls [`release`](Self::release), a second time if that [may succeed](Error::may_be_done_now), and removes the cache's
+    /// record.
     pub async fn del(&self, network: &Network, attachment: &Attachment) -> Result<(), Error> {
         let released = match self.release(network, attachment).await {
             Err(error) if error.may_be_done_now() => self.release(network, attachment).await,
@@ -20,12 +20,12 @@ impl Runtime {
         self.forget(&network.name, attachment)
     }
 
-    /// DEL of every plugin in reverse order, up to the first that fails. Good however often it is called, with and without an ADD
-    /// before, and whether or not the namespace is still there (`netns` may be `None`). A plugin that does not know the container
-    /// (code 3) has nothing to take back.
+    /// Calls DEL of every plugin in reverse order, up to the first that fails. It may be called any number of times, with and without an
+    /// ADD before, and without the namespace (`netns` may be `None`). A plugin that does not know the container (code 3) has nothing to
+    /// release.
     ///
-    /// What the cache remembers of the ADD (configuration, arguments, result; of one that was cut short, the result up to
-    /// there) goes before what is given, and stays until it is [forgotten](Self::forget). Before 0.4.0 plugins are not told the
+    /// The cache's record of the ADD (configuration, arguments and result; the partial result of an interrupted ADD) takes precedence over
+    /// the parameters, and stays until [`forget`](Self::forget) is called. Before version 0.4.0 of the spec plugins do not receive the
     /// result.
     pub async fn release(&self, network: &Network, attachment: &Attachment) -> Result<(), Error> {
         attachment.check()?;
@@ -37,9 +37,9 @@ impl Runtime {
         Ok(())
     }
 
-    /// DEL of every plugin, whatever the others say; the attachment counts as deleted then. Returns who failed. For these a record
-    /// of their own is kept, which names no other plugin of the chain ([`abandoned`](Self::abandoned)): what the others have
-    /// taken back may be somebody else's by the time these are asked again.
+    /// Calls DEL of every plugin, even if others fail, and then treats the attachment as deleted. Returns the errors. A record is kept that
+    /// contains only the plugins that failed ([`abandoned`](Self::abandoned)): what the others have released may belong to another
+    /// container when these plugins are called again.
     pub async fn abandon(
         &self,
         network: &Network,
@@ -86,7 +86,7 @@ impl Runtime {
         }
     }
 
-    /// What a DEL goes by.
+    /// Returns the input of DEL.
     fn recall_all(&self, network: &Network, attachment: &Attachment) -> Result<Recalled, Error> {
         let mut cached = None;
         for shelf in cache::ALL {
@@ -109,7 +109,7 @@ impl Runtime {
         })
     }
 
-    /// For DEL, which does without what is damaged.
+    /// Reads a record for DEL, which is called without the record if that is damaged.
     fn recall(
         &self,
         shelf: Shelf,
@@ -126,7 +126,7 @@ impl Runtime {
     }
 }
 
-/// What a DEL goes by.
+/// The input of DEL.
 struct Recalled {
     network: Network,
     attachment: Attachment,

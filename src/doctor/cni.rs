@@ -39,7 +39,7 @@ fn judge_gc(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Option
     })
 }
 
-/// What plugins could not be made to take back.
+/// Attachments that plugins failed to release.
 fn judge_abandoned(cx: &Host) -> Option<Check> {
     let abandoned = cx.cni.abandoned().ok()?;
     let ours = abandoned.iter().filter(|it| {
@@ -54,7 +54,7 @@ fn judge_abandoned(cx: &Host) -> Option<Check> {
         warn(
             ABANDONED,
             format!("plugins failed to take back {}", names.join(", ")),
-            "slicectl gc asks them again and tells what they say; sliced does at each resync.",
+            "slicectl gc runs DEL again and reports the plugins' errors; sliced retries at each resync.",
         )
     })
 }

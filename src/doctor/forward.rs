@@ -155,7 +155,8 @@ fn judge_chain(seen: &Seen, ours: &str) -> Check {
         (None, _) if policy == Policy::Drop || !others.is_empty() => ok(
             CHAIN,
             format!(
-                "policy {policy}{others}: no jump of ours yet; it will stand first, so this will not stop isolated VMs and VMs on bridges of ours"
+                "policy {policy}{others}: no jump of ours yet; it will be the first rule, so this will not stop \
+                 isolated VMs and VMs on bridges of ours"
             ),
         ),
         (None, _) => ok(
@@ -165,7 +166,7 @@ fn judge_chain(seen: &Seen, ours: &str) -> Check {
     }
 }
 
-/// CNI networks whose packets pass FORWARD, and that have no plugin which opens it for them.
+/// CNI networks with packets that pass FORWARD, and without a plugin that accepts them there.
 fn networks_that_are_not_opened(cx: &Host) -> Vec<String> {
     let names = cx.cni.networks().unwrap_or_default();
     let networks = names.iter().filter_map(|name| cx.cni.find(name).ok());

@@ -24,7 +24,7 @@ async fn a_failure_at_any_position_stops_add_and_del_goes_back_through_the_whole
         assert_eq!(failure.plugin, failing);
         assert_eq!((failure.code, error.code()), (7, Some(7)));
         assert_eq!(failure.command, Command::Add);
-        assert_eq!(failure.msg, "told to fail");
+        assert_eq!(failure.msg, "configured to fail");
         assert_eq!(failure.details, "by the test");
         assert_eq!(failure.version, "1.0.0");
         let asked: Vec<String> = CHAIN[..=at].iter().map(|p| format!("ADD {p}")).collect();
@@ -479,11 +479,11 @@ async fn complaints_are_those_of_all_plugins_but_the_excused() {
     let three = Some(vec!["three".to_owned()]);
     assert_eq!(complaints(&stage, &network, excused).await, three);
     assert_eq!(stage.order(), ["CHECK two", "CHECK three"]);
-    // It has not looked.
+    // Code 11 is no result of a check.
     stage.fail("three", "CHECK", 11);
     stage.fail("one", "CHECK", 11);
     assert_eq!(complaints(&stage, &network, none()).await, Some(vec![]));
-    // As the file says it now.
+    // The file disables CHECK now.
     network.disable_check = true;
     assert_eq!(complaints(&stage, &network, none()).await, None);
 }

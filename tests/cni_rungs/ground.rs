@@ -30,7 +30,7 @@ pub struct Ground {
     dir: Arc<TempDir>,
     pub runtime: Runtime,
     pub desired: Desired,
-    /// The reasons and messages that were told since they were read last.
+    /// The reasons and messages that were reported since the last call of [`Ground::heard`].
     pub told: Arc<Mutex<Vec<String>>>,
 }
 
@@ -127,7 +127,7 @@ impl Ground {
         let hands = self.hands();
         let net = converge(&hands, &self.desired, probe).await;
         let seen: Observed = net.result?;
-        let want = self.desired.want.as_ref().expect("a VM that is wanted");
+        let want = self.desired.want.as_ref().expect("a desired VM");
         let connection = seen.connection_for(want).expect("converged, so connected");
         let join = match seen.chain_made_the_tap() {
             true => Join::Chains,
@@ -163,7 +163,7 @@ impl Ground {
         }))
     }
 
-    /// The same place, and something else is wanted there.
+    /// The same host with another desired state.
     pub fn with(&self, desired: Desired) -> Self {
         Self {
             dir: Arc::clone(&self.dir),
@@ -173,7 +173,7 @@ impl Ground {
         }
     }
 
-    /// What was told since it was asked last.
+    /// Returns what was reported since the last call.
     pub fn heard(&self) -> Vec<String> {
         std::mem::take(&mut *self.told.lock().expect("no panic before"))
     }

@@ -200,7 +200,7 @@ fn a_repair_gives_the_guest_the_address_and_the_mac_that_it_had() {
 
 #[test]
 fn rules_that_only_a_check_or_our_own_look_misses_are_made_anew_and_the_plugins_words_are_told() {
-    // What is lost, and what is told of it.
+    // What is lost, and a part of the message that reports it.
     let table = [
         ("iptables -t nat -F; iptables -t nat -X", "masquerades"),
         ("nft flush ruleset", "masquerades"),
@@ -288,7 +288,7 @@ CHECK) [ -e "$(dirname "$0")/mood" ] || exit 0; cat "$(dirname "$0")/mood"; exit
 *) exec /usr/lib/cni/tuning ;;
 esac
 "#;
-    // The code at CHECK, whether the file forbids CHECK by then, and whether the VM is attached anew.
+    // The code at CHECK, whether the file disables CHECK by then, and whether the VM is attached again.
     for (code, forbidden, repaired) in [(7, true, false), (11, false, false), (7, false, true)] {
         kernel::private(async move {
             let ground = Ground::new();
@@ -312,7 +312,7 @@ esac
                 repaired,
                 "{heard:?}"
             );
-            // Attached anew it complains still: that is how it looks when it is whole.
+            // CHECK still fails after the repair: this is the baseline of the new attachment.
             ground.up().await.unwrap();
             assert_eq!(ground.up().await.unwrap().1, [""; 0]);
         });

@@ -84,7 +84,7 @@ fn leak(ground: &Ground) -> Vec<String> {
     .collect()
 }
 
-/// The same, once the kernel had time to remove a veth whose namespace has lost its last user (`cleanup_net`).
+/// As [`leak`], after the kernel had time to remove the veth of a namespace that has lost its last user (`cleanup_net`).
 async fn last_leak(ground: &Ground) -> Vec<String> {
     for _ in 0..100 {
         if leak(ground).is_empty() {

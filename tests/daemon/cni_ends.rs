@@ -144,16 +144,16 @@ fn a_plugin_that_lets_go_of_nothing_does_not_keep_a_group_and_is_told_of_until_i
         plugs.fail("two", "DEL", 999);
         let waited = house.try_ctl("delete hg pod --wait=2s");
         let said = String::from_utf8_lossy(&waited.stderr).into_owned();
-        for word in ["vm/pod-1", "Net", "`two`", "told to fail"] {
+        for word in ["vm/pod-1", "Net", "`two`", "configured to fail"] {
             assert!(said.contains(word), "{word}: {said}");
         }
         house.ctl("wait hg/pod --for deleted --timeout 90s");
         let told = house.messages("", "DetachFailed").join("\n");
         assert!(
-            told.contains("`two`") && told.contains("told to fail"),
+            told.contains("`two`") && told.contains("configured to fail"),
             "{told}"
         );
-        // What could be taken back is, and one record says who owes the rest.
+        // Everything else is released, and one record contains the plugin that failed.
         let rest = left(&house.run);
         assert_eq!(rest.len(), 1, "{rest:?}");
         assert!(rest[0].contains("/slice/abandoned/"), "{rest:?}");
@@ -164,7 +164,7 @@ fn a_plugin_that_lets_go_of_nothing_does_not_keep_a_group_and_is_told_of_until_i
         let refused = house.try_ctl("gc");
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(
-            !refused.status.success() && said.contains("told to fail"),
+            !refused.status.success() && said.contains("configured to fail"),
             "{said}"
         );
 

@@ -71,7 +71,7 @@ fn an_error_at_any_place_of_the_chain_is_undone_in_reverse_and_told_with_plugin_
                 &[
                     &format!("`{plugin}`"),
                     "code 7",
-                    "told to fail",
+                    "configured to fail",
                     "by the test",
                 ],
             );

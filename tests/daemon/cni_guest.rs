@@ -25,7 +25,7 @@ fn command_line(pid: u32) -> String {
     String::from_utf8_lossy(&words).replace('\0', " ")
 }
 
-/// How often its attachment was made anew.
+/// How many times its attachment was re-created.
 fn repairs(house: &House) -> u64 {
     let is_one = |event: &&serde_json::Value| {
         let message = event["message"].as_str().unwrap_or_default();

@@ -439,7 +439,7 @@ fn a_conflicting_writer_of_the_hosts_rules_shuts_every_vm_until_it_rests() {
             "(for i in $(seq 150); do iptables -F FORWARD; iptables -A FORWARD -i canary0 -j CANARY; sleep 0.1; done) >/dev/null 2>&1 &",
         );
     }
-    // The rules are repaired until enough repairs were reverted to tell a conflicting writer from an accident.
+    // The rules are repaired until enough repairs were reverted to distinguish a conflicting writer from an accident.
     let bound = 6 * BOUND;
     fails_closed(|_| {}, wreck, "a conflicting writer reverts", bound, || {});
 }

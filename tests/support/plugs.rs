@@ -141,7 +141,7 @@ impl Plugs {
 
     /// Has a plugin fail.
     pub fn fail(&self, plugin: &str, command: &str, code: u64) {
-        let error = json!({"cniVersion": "1.0.0", "code": code, "msg": "told to fail", "details": "by the test"});
+        let error = json!({"cniVersion": "1.0.0", "code": code, "msg": "configured to fail", "details": "by the test"});
         self.say(plugin, command, &error.to_string(), 1);
     }
 

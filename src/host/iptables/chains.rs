@@ -1,5 +1,5 @@
 //! Removes a chain of the `nat` table that some other program made with `iptables`, and the jumps to it.
-//! Out of scope: whose chain it is.
+//! Out of scope: which program owns the chain.
 
 use std::io;
 use std::process::{Command, Stdio};

@@ -2,8 +2,8 @@
 //! Out of scope: reading their output ([`super::run`]); processes that outlive us.
 //!
 //! # Why a mark
-//! A program leads a process group of its own and is killed with it. What it has started may have left the group (setsid(2)), and
-//! nothing but its environment then shows where it comes from: each program has a mark there that no other has.
+//! Each program leads a process group of its own, and the group is killed. A process that it has started may have left the group
+//! (setsid(2)) and is found by its environment only: each program is started with a unique value of `SLICE_HELPER`, its mark.
 
 use std::collections::HashMap;
 use std::fs;

@@ -110,10 +110,10 @@ impl Engine {
         checked.clear();
     }
 
-    /// What plugins hold for containers of ours that no VM stands for: attachments in libcni's cache, reservations of
+    /// Releases what plugins hold for containers of ours that have no VM: attachments in libcni's cache, reservations of
     /// `host-local`.
     ///
-    /// Returns the containers that plugins have not let go of, each with what they say.
+    /// Returns the containers that plugins have not released, each with the plugins' error.
     pub async fn sweep_plugins(&self) -> Vec<(String, String)> {
         let networks: BTreeSet<String> = self.store.read(|world| {
             let networks = world
@@ -148,7 +148,7 @@ impl Engine {
         swept.kept
     }
 
-    /// The containers of ours that plugins could not be made to let go of and no VM stands for.
+    /// The containers of ours that have no VM and that the plugins failed to release.
     pub fn abandoned_by_plugins(&self) -> Vec<String> {
         let abandoned = self.cni.abandoned().unwrap_or_default();
         let containers = abandoned.into_iter().map(|it| it.attachment.container_id);
@@ -211,7 +211,7 @@ impl Engine {
         serde_json::from_str(&mark).ok()
     }
 
-    /// Makes events of what is told of a VM's attachment.
+    /// Records an event for each notice about the VM's attachment.
     fn teller(&self, label: &Label) -> Tell {
         let store = self.store.clone();
         let object = match &label.owner {

@@ -1,10 +1,10 @@
-//! Rules of CNI plugins that somebody else has removed: when the host's rules change, those of a few VMs are looked for.
-//! Out of scope: making them anew; the VM's Net stage does, when CHECK and its own look find them missing.
+//! Detects that another program has removed the rules of CNI plugins: when the host's rules change, the rules of a few VMs are read.
+//! Out of scope: restoring the rules; the VM's Net stage does this when CHECK or its own observation finds them missing.
 //!
 //! # Why
-//! Who empties the tables of others (`firewall-cmd --reload`, `nft flush ruleset`) cuts off every CNI VM at once, and CHECK comes with
-//! the resync only, minutes later. A flush takes all rules; so the rules of three VMs of a network stand for those of all, and
-//! the look costs the same however many VMs there are.
+//! A program that flushes all tables (`firewall-cmd --reload`, `nft flush ruleset`) interrupts the network of every CNI VM at once, and
+//! CHECK is called at the resync only, minutes later. A flush removes all rules, so the rules of three VMs represent those of their
+//! network, and the cost does not depend on the number of VMs.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::PoisonError;
@@ -18,7 +18,7 @@ use crate::api::rung::Rung;
 use crate::host::rule::{Ruleset, TableName};
 use crate::reconcile::net::cni;
 
-/// VMs of a network that are looked at.
+/// How many VMs of a network are observed.
 const WITNESSES: usize = 3;
 
 /// The chain of the firewall plugin, which all attachments share.
@@ -28,7 +28,7 @@ const SHARED: &str = "CNI-FORWARD";
 pub(super) type ChainName = (TableName, String);
 
 impl Engine {
-    /// The VMs of CNI networks are asked about again if rules that their plugins made are gone.
+    /// Enqueues all VMs of CNI networks, to be observed with CHECK, if rules that their plugins made are gone.
     pub(super) async fn look_for_plugin_rules(&self) {
         let (all, wanted) = self.witnesses();
         if wanted.is_empty() {
@@ -59,7 +59,7 @@ impl Engine {
         }
     }
 
-    /// What was noted before.
+    /// Replaces the chains that had rules, and returns the previous ones.
     fn note_plugin_rules(&self, now: HashSet<ChainName>) -> HashSet<ChainName> {
         let known = self.plugin_rules.lock();
         std::mem::replace(&mut *known.unwrap_or_else(PoisonError::into_inner), now)
@@ -106,7 +106,7 @@ fn filled(rules: &Ruleset, wanted: &[ChainName]) -> HashSet<ChainName> {
     wanted.iter().filter(has_rules).cloned().collect()
 }
 
-/// Of a table, all chains that were there are gone. One that is made anew has none for a moment.
+/// Whether all chains of a table that had rules have none now. A single chain has none for a moment while it is re-created.
 fn is_lost<'a>(before: impl Iterator<Item = &'a ChainName>, now: &HashSet<ChainName>) -> bool {
     let mut left: BTreeMap<TableName, usize> = BTreeMap::new();
     for chain in before {

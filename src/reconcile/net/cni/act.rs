@@ -1,5 +1,5 @@
-//! One step of a data path that CNI plugins make.
-//! Out of scope: which steps, and in which order.
+//! Executes one step of a data path that CNI plugins make.
+//! Out of scope: which steps are executed, and in which order (`plan`).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::host::netlink::Handle;
 use crate::host::{Error, fs, link, netns, tap};
 use crate::owner::TAP;
 
-/// For the kernel to take a namespace apart.
+/// How long the kernel may need to clean up a network namespace (`cleanup_net`).
 const CLEANUP: Duration = Duration::from_millis(300);
 
 pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> Result<(), Error> {
@@ -34,7 +34,7 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
             .map_err(|error| fault("forget the record of", network, error)),
         Action::RemoveIntent => fs::remove(&desired.vm_dir().join(INTENT)),
         Action::CreateNetns => {
-            // What is in it is the plugins' to settle.
+            // The plugins configure its content.
             match desired.place().create_netns(|_| Ok(())).await? {
                 Some(netns) => attach.door.enter(netns).await.map(drop),
                 None => Ok(()),
@@ -79,7 +79,7 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
     }
 }
 
-/// The configuration is found anew: what was seen a moment ago stood in no plan.
+/// Reads the configuration again, because the plan does not contain the one that was observed.
 async fn write_new_intent(attach: &Attach, desired: &Desired) -> Result<(), Error> {
     let Some(name) = &desired.network else {
         return Err(Error::other("find", "the CNI network", "it has no name"));
@@ -108,12 +108,12 @@ pub(super) fn write_intent(desired: &Desired, intent: &Intent) -> Result<(), Err
     let bytes = serde_json::to_vec(intent)
         .map_err(|error| Error::other("write", path.display().to_string(), error))?;
     fs::make_dir(&dir, 0o700)?;
-    // It describes what no power cut outlives.
+    // The attachment that it describes does not survive a power failure either.
     fs::write(&path, &bytes, 0o600, Durability::Process)
 }
 
-/// `tc-redirect-tap` is told what its TAP is to be like, and every plugin by what the guest is known. `IgnoreUnknown` is for those
-/// that know something else: a plugin may refuse what it does not know unless it is told to ignore it.
+/// Returns `CNI_ARGS`: the name and the owner of the TAP for `tc-redirect-tap`, and the guest's address and MAC for every plugin.
+/// `IgnoreUnknown` is set because without it a plugin may refuse arguments that it does not know.
 fn arguments(desired: &Desired, network: &Network) -> Vec<(String, String)> {
     let Some(want) = &desired.want else {
         return Vec::new();
@@ -139,15 +139,15 @@ fn arguments(desired: &Desired, network: &Network) -> Vec<(String, String)> {
     arguments
 }
 
-/// By the intent on the disk, which is what will be undone.
+/// Runs ADD with the intent on the disk, which DEL uses as well.
 ///
-/// When the plugins refuse the guest's address or MAC, because somebody else has it or there is no such address in their network any
-/// more, they are asked for any: a guest that is started anew is better than one that is cut off. Before that they are asked once
-/// more after a moment, for an interface whose namespace has just lost its last user keeps its MAC until the kernel comes to take the
-/// namespace apart (`cleanup_net`), and a second macvlan with it is refused.
+/// The plugins refuse the guest's address or MAC if another container has it, or if the network does not contain the address any more.
+/// ADD is then run without both: a guest that is restarted with another address is better than a guest without a network. Before that,
+/// ADD is retried once after [`CLEANUP`]: when a namespace has lost its last user, its interface keeps the MAC until the kernel runs
+/// `cleanup_net`, and a second macvlan with the same MAC is refused.
 async fn add(attach: &Attach, desired: &Desired) -> Result<(), Error> {
     let mut intent = read_intent(desired)?;
-    // What was made just now needs no check.
+    // A new attachment needs no CHECK in this run.
     attach.check.store(false, Ordering::Relaxed);
     let keeps = |(key, _): &(String, String)| key == "IP" || key == "MAC";
     let mut why = None;
@@ -175,9 +175,9 @@ async fn add(attach: &Attach, desired: &Desired) -> Result<(), Error> {
     }
 }
 
-/// Why there is no attachment.
+/// Why an ADD failed.
 enum Failed {
-    /// A plugin said no, and all was undone: it may say yes to something else.
+    /// A plugin returned an error, and the ADD was undone. An ADD with other arguments may succeed.
     Refused(CniError),
     Otherwise(Error),
 }
@@ -205,14 +205,14 @@ async fn add_once(
                 Failed::Otherwise(Error::other("use", network, why))
             }
         },
-        // Another's attachment, so to say: nothing was asked, nothing is to be undone here.
+        // There is an attachment already: no plugin was run, and there is nothing to undo.
         Err(error @ CniError::AddedBefore { .. }) => {
             return Err(fault("attach to", &network.name, error).into());
         }
         Err(error @ CniError::Plugin(_)) => Failed::Refused(error),
         Err(error) => fault("attach to", &network.name, error).into(),
     };
-    // At once, so that nothing half made waits out a backoff. If this fails, too, the intent stays and says so.
+    // A partial attachment is undone at once and not after the backoff. If this fails, too, the intent on the disk records it.
     let basis = Basis {
         network: network.clone(),
         attachment: attachment.clone(),
@@ -233,7 +233,7 @@ async fn add_once(
     }
 }
 
-/// A guest with another address has to be started anew: that is told before it is.
+/// Reports that the guest gets another address, before the guest is restarted with it.
 fn tell_change(
     attach: &Attach,
     desired: &Desired,
@@ -248,7 +248,7 @@ fn tell_change(
     if let Some((given, _)) = given.first().filter(|(given, _)| given.ip() != ip) {
         let why = why.map_or_else(String::new, |why| format!(": {why}"));
         let message = format!(
-            "CNI network {} gives {} instead of {ip}, so the guest is started anew{why}",
+            "CNI network {} assigned {} instead of {ip}, so the guest is restarted{why}",
             intent.network.name,
             given.ip()
         );

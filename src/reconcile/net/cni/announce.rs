@@ -1,11 +1,11 @@
-//! After a repair, the guest and its gateway find each other anew.
-//! Out of scope: everybody else, who finds the guest by the MAC that it has kept.
+//! Sends ARP requests after a repair, so that the guest and its gateway update their ARP entries.
+//! Out of scope: other neighbours, which reach the guest by the MAC that it has kept.
 //!
 //! # Why
-//! The other end of a veth is made anew with another MAC: with ptp it is the gateway, and a bridge without a MAC of its own takes
-//! that of its lowest port. A guest that was not started anew sends to the old one until its kernel doubts it, 5 s
-//! (`delay_first_probe_time`) and three probes later. And before the redirect is there, the kernel of the VM's namespace answers who asks
-//! for the guest's address, with a MAC that with ptp is not the guest's.
+//! When a veth is re-created, its other end has another MAC. With ptp that end is the gateway; with bridge, a bridge without a MAC of its
+//! own takes the lowest MAC of its ports. A guest that was not restarted sends to the old MAC until its kernel drops the entry: after 5 s
+//! (`delay_first_probe_time`) and three probes. Before the redirect is in place, the kernel of the VM's namespace answers ARP requests for
+//! the guest's address; with ptp it answers with a MAC that is not the guest's.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::api::network::Connection;
 use crate::host::arp::{self, Asker};
 use crate::host::netns::Netns;
 
-/// Before each question. An answer is ignored by a kernel that has changed its entry less than a second ago (`locktime`).
+/// The pause before each request. A kernel ignores a reply if it has changed the entry less than a second ago (`locktime`).
 const PAUSES: [Duration; 4] = [
     Duration::ZERO,
     Duration::from_millis(200),
@@ -23,8 +23,8 @@ const PAUSES: [Duration; 4] = [
     Duration::from_millis(600),
 ];
 
-/// Has the gateway asked for in the guest's name, beside whatever comes next. The answers are redirected to the guest. Where all are
-/// lost, both find each other as kernels do.
+/// Requests the gateway's MAC with the guest's address and MAC as the sender, in a task of its own. The replies are redirected to the
+/// guest. If all of them are lost, both kernels update their entries after their own timeouts.
 pub fn announce(netns: PathBuf, connected: &Connection) {
     let Some(gateway) = connected.gateway else {
         return;
@@ -36,13 +36,13 @@ pub fn announce(netns: PathBuf, connected: &Connection) {
     tokio::spawn(async move {
         for pause in PAUSES {
             tokio::time::sleep(pause).await;
-            // Opened each time: a namespace that is deleted meanwhile is not held.
+            // Opened for each request, so that a namespace that is deleted meanwhile is not kept alive.
             let asked = match Netns::open(&netns) {
                 Ok(netns) => netns.run(move || arp::ask(IFNAME, asker, gateway)).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = asked {
-                tracing::debug!(%error, "a guest finds its gateway later");
+                tracing::debug!(%error, "cannot announce a guest to its gateway");
                 return;
             }
         }

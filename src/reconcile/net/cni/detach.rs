@@ -1,5 +1,5 @@
-//! How an attachment ends: DEL, what it leaves behind, and what is done when it does not succeed.
-//! Out of scope: when; reservations and attachments of VMs that no object references any more (`sweep`).
+//! Ends an attachment: DEL, the removal of what DEL leaves behind, and what is done when DEL fails.
+//! Out of scope: when an attachment ends; reservations and attachments of VMs that no object references any more (`sweep`).
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
@@ -24,12 +24,12 @@ pub(super) async fn detach(attach: &Attach, desired: &Desired, basis: &Basis) ->
     done
 }
 
-/// DEL, and what it leaves behind; then nothing is remembered any more.
+/// Runs DEL, removes what it leaves behind, and removes the cache's record.
 ///
 /// # Why
-/// A chain with a plugin that fails is asked again at once, as libcni's callers do ([`CniError::may_be_done_now`]). Where the
-/// interface is gone, a link of its name stands in for it then: `sbr` up to 1.5 fails without one. It has no addresses, by which
-/// other plugins would look for rules and fail if these are gone, too.
+/// When a plugin fails, DEL of the chain is run again at once, as the callers of libcni do ([`crate::cni::Error::may_be_done_now`]). If the
+/// interface is gone, a temporary link of the same name replaces it for the second DEL, because `sbr` up to 1.5 fails without one. The
+/// link has no addresses: other plugins would look for the rules of these addresses, and fail if the rules are gone, too.
 pub(super) async fn release(runtime: &Runtime, basis: &Basis) -> Result<(), Error> {
     let Basis {
         network,
@@ -57,7 +57,7 @@ pub(super) async fn release(runtime: &Runtime, basis: &Basis) -> Result<(), Erro
     runtime.forget(&network.name, attachment).map_err(failed)
 }
 
-/// A namespace that only we hold, with a link of the interface's name; none: the interface is there.
+/// Creates an unnamed namespace with a link of the interface's name. None: the interface exists.
 async fn stand_in(attachment: &Attachment) -> Result<Option<(Netns, Attachment)>, Error> {
     if let Some(path) = &attachment.netns {
         let netlink = Netns::open(path)?.netlink()?;
@@ -76,13 +76,13 @@ async fn stand_in(attachment: &Attachment) -> Result<Option<(Netns, Attachment)>
     Ok(Some((netns, stand_in)))
 }
 
-/// Where the plugins find it: among our open files, mounted or not.
+/// The path by which plugins open the namespace: our file descriptor, so no mount is needed.
 pub(super) fn path_of(netns: &Netns) -> PathBuf {
     let descriptor = netns.as_fd().as_raw_fd();
     PathBuf::from(format!("/proc/{}/fd/{descriptor}", std::process::id()))
 }
 
-/// What is there is not whole from now on, and not to be tried for ever.
+/// Counts a failed DEL in the intent: the attachment is incomplete from now on, and the number of tries is limited.
 fn note_failure(desired: &Desired, basis: &Basis) -> Result<(), Error> {
     let noted = read_intent(desired).unwrap_or_else(|_| {
         let (network, attachment) = (basis.network.clone(), basis.attachment.clone());
@@ -92,9 +92,11 @@ fn note_failure(desired: &Desired, basis: &Basis) -> Result<(), Error> {
     write_intent(desired, &Intent { failed, ..noted })
 }
 
-/// The interface is removed here and not with the namespace, which a VM that is wanted keeps. Its address may be given to somebody
-/// else only if there is no interface any more that has it, and its firewall rules are taken back or are its next holder's as well:
-/// a reservation of an attachment that is not wanted any more stays until its plugins have taken it back.
+/// Gives up an attachment whichever plugins fail. What these have not released is recorded for the sweep.
+///
+/// The interface is removed here and not with the namespace, because a VM that is still desired keeps its namespace. The address may be
+/// assigned to another container only if no interface has it any more, and if the firewall rules for it are removed or apply to the next
+/// container as well. So, when the attachment is not desired any more, its reservation stays until the plugins have released it.
 pub(super) async fn abandon(
     attach: &Attach,
     desired: &Desired,
@@ -119,7 +121,8 @@ pub(super) async fn abandon(
     if !errors.is_empty() {
         let words: Vec<String> = errors.iter().map(one_line).collect();
         let message = format!(
-            "CNI network {} could not be detached after {TRIES} tries: {}; its interface is removed, and what its plugins may hold is tried again by the sweep and by slicectl gc",
+            "CNI network {} could not be detached after {TRIES} tries: {}; its interface is removed; \
+             sliced at each resync and slicectl gc run DEL of these plugins again",
             network.name,
             words.join("; ")
         );

@@ -2,11 +2,11 @@
 //! Out of scope: how plugins are run (`cni`); the redirect between their interface and the TAP (the Firewall stage).
 //!
 //! # Why
-//! The network's configuration is looked for here and not given: it is a file that people change, so it is something to be
-//! seen, and a VM that was attached needs it no more, be it gone or broken.
+//! The network's configuration is read here and is not part of [`Desired`]: it is a file that people change, so it is observed. A VM that
+//! is attached does not need it any more, even if it is removed or invalid.
 //!
-//! Before the first plugin runs, an [`Intent`] is written beside the VM's record. With it and the cache's record, every look can
-//! tell a whole ADD from one that was cut short, and knows what to DEL by: what ADD was given, not what the file says now.
+//! Before the first plugin runs, an [`Intent`] is written beside the VM's record. With the intent and the cache's record, each observation
+//! distinguishes a complete ADD from an interrupted one, and DEL uses the configuration and arguments of ADD, not those in the file now.
 
 mod act;
 mod announce;
@@ -37,49 +37,49 @@ pub use state::{
 };
 pub use sweep::{Swept, sweep};
 
-/// What the plugins call their interface inside.
+/// The name of the plugins' interface in the namespace.
 pub const IFNAME: &str = "eth0";
 
 /// The file in a VM's run directory that holds the [`Intent`].
 pub const INTENT: &str = "cni.json";
 
-/// The plugin that makes TAPs, and is told by arguments how.
+/// The plugin that makes TAPs, with the name and owner in its arguments.
 const TAP_PLUGIN: &str = "tc-redirect-tap";
 
-/// The rung's hands for one run about one VM.
+/// The reconciler of the Net stage in CNI mode, for one run and one VM.
 pub struct Attach {
     runtime: Runtime,
     door: Door,
-    /// The plugins are still to be asked whether all is well.
+    /// CHECK has to be called in this run, and has not been called yet.
     check: AtomicBool,
-    /// An ADD has succeeded.
+    /// An ADD has succeeded in this run.
     added: AtomicBool,
     tell: Option<Tell>,
 }
 
-/// Whoever is to be told at once, before the step that follows.
+/// Receives each notice at once, before the next step is executed.
 pub type Tell = Arc<dyn Fn(Notice) + Send + Sync>;
 
-/// What a person is to know of an attachment beside the steps that are taken.
+/// What is reported about an attachment in addition to the executed steps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// One word.
+    /// The reason of the event, such as `CheckFailed`.
     pub reason: &'static str,
-    /// In the plugins' words.
+    /// The message of the event; contains the messages of the plugins.
     pub message: String,
 }
 
-/// Whether a run asks the plugins if all is well (CHECK), which starts every one of them.
+/// Whether a run calls CHECK, which starts every plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checking {
-    /// At its first look that finds an ADD done before.
+    /// At the first observation that finds a completed ADD.
     Once,
-    /// It looks for itself only.
+    /// The plugins are not called to observe.
     Never,
 }
 
 impl Attach {
-    /// Hands for one run.
+    /// Creates the reconciler for one run.
     pub fn new(runtime: Runtime, checking: Checking) -> Self {
         Self {
             runtime,
@@ -90,7 +90,7 @@ impl Attach {
         }
     }
 
-    /// With somebody who is told.
+    /// Sets the function that receives notices.
     #[must_use]
     pub fn telling(self, tell: Tell) -> Self {
         Self {
@@ -99,7 +99,7 @@ impl Attach {
         }
     }
 
-    /// An ADD has succeeded in this run: its plugins are to be asked soon how what they made looks to them.
+    /// An ADD has succeeded in this run, so CHECK should be called soon to get the [`Baseline`].
     pub fn has_added(&self) -> bool {
         self.added.load(Ordering::Relaxed)
     }
@@ -137,18 +137,18 @@ impl Reconcile for Attach {
     }
 }
 
-/// A plugin of the chain makes the TAP.
+/// Whether a plugin of the chain makes the TAP.
 fn tap_plugin(network: &Network) -> bool {
     let mut plugins = network.plugins.iter();
     plugins.any(|plugin| plugin.name == TAP_PLUGIN)
 }
 
-/// The plugins' world in the host's words.
+/// Converts an error of the `cni` module to one of the `host` module.
 fn fault(doing: &'static str, network: &str, error: cni::Error) -> host::Error {
     host::Error::other(doing, format!("CNI network `{network}`"), error)
 }
 
-/// With its cause.
+/// The error and its cause in one line.
 fn one_line(error: &cni::Error) -> String {
     match std::error::Error::source(error) {
         None => error.to_string(),

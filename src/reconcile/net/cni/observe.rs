@@ -68,7 +68,7 @@ fn look_at_intent(desired: &Desired) -> Result<IntentSeen, host::Error> {
     })
 }
 
-/// By the network's name, where that is known: a listing is long where there are many VMs.
+/// Reads the record by the network's name if that is known, because the list of all records is long on a host with many VMs.
 fn look_at_cache(
     attach: &Attach,
     desired: &Desired,
@@ -157,12 +157,12 @@ async fn look_inside(room: &Room, tap: &str) -> Result<Inside, host::Error> {
     Ok(Inside { eth, tap })
 }
 
-/// Asks the plugins, if that is still to be done and there is something to ask about.
+/// Calls CHECK, if this run has not done so yet and the VM is attached. Returns why the attachment has to be repaired.
 ///
 /// # Why
-/// There are chains whose CHECK fails although nothing has happened: `sbr`, `portmap` 1.1.1 with a port of IPv4, `tuning` 1.1.1
-/// with `IFNAME`. To attach such a VM anew would cut it off, and help nothing. So what the first CHECK after an ADD says is how the
-/// attachment looks when it is whole, and is written down where the next daemon finds it; only a later complaint is one.
+/// CHECK of some chains fails although the attachment is intact: `sbr`, `portmap` 1.1.1 with an IPv4 port, `tuning` 1.1.1 with `IFNAME`.
+/// To attach such a VM again would interrupt its network and would not help. The first CHECK after an ADD therefore yields the baseline of
+/// an intact attachment. It is stored in the intent, where the next daemon finds it; only a failure at a later CHECK means damage.
 async fn check(
     attach: &Attach,
     desired: &Desired,
@@ -202,7 +202,7 @@ async fn check(
         return Ok(None);
     }
     let words = words.join("; ");
-    attach.tell("CheckFailed", format!("{words}: it is attached anew"));
+    attach.tell("CheckFailed", format!("{words}; the VM is attached again"));
     Ok(Some(words))
 }
 
@@ -221,8 +221,9 @@ fn note_baseline(
         masqueraded,
     };
     for (plugin, words) in &baseline.excused {
-        let message =
-            format!("{words}; it said so right after ADD: CHECK of `{plugin}` is ignored");
+        let message = format!(
+            "{words}; this is the first CHECK after ADD, so CHECK of `{plugin}` is ignored"
+        );
         attach.tell("CheckIgnored", message);
     }
     let noted = Intent {

@@ -1,5 +1,5 @@
 //! Chains of iptables that plugins leave behind when DEL finds no address on their interface, or fails half way.
-//! Out of scope: when there may be some; rules that name an address only, which may be somebody else's by now.
+//! Out of scope: when they may exist; rules that contain an address only, which another container may have by now.
 //!
 //! # Why
 //! The bridge and ptp plugins masquerade through a chain per attachment, the portmap plugin publishes ports through one. The
@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// A name of a chain of iptables has 28 characters at most (`XT_EXTENSION_MAXNAMELEN`).
 const CHAIN_LENGTH: usize = 28;
 
-/// What stands before the hash, and which chain jumps there.
+/// The prefix of each chain's name, followed by the hash, and the chain that jumps to it.
 const CHAINS: [(&str, &str); 2] = [("CNI-", "POSTROUTING"), ("CNI-DN-", "CNI-HOSTPORT-DNAT")];
 
 /// Removes what is left of an attachment's chains.

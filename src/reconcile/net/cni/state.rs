@@ -1,5 +1,5 @@
-//! What ought to be and what is of a data path that CNI plugins make. Pure.
-//! Out of scope: what is to be done about it.
+//! The desired and the observed state of a data path that CNI plugins make. Pure.
+//! Out of scope: the actions that follow from them (`plan`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -15,16 +15,16 @@ use crate::api::network::{Connection, Mac, TapOwner};
 use crate::cni::{Attachment, CniResult, Network};
 use crate::owner::{self, Label};
 
-/// What ought to be for one VM.
+/// The desired state for one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
-    /// Whose it is: names are made from it.
+    /// The owner; the names of links and files are derived from it.
     pub label: Label,
-    /// Where the namespace, the record and the intent stand.
+    /// The directory of the namespace, the record and the intent.
     pub run_dir: PathBuf,
-    /// The name of the CNI network; none: not known (any more), and so nothing can be wanted.
+    /// The name of the CNI network. None: it is not known (any more), so no data path can be desired.
     pub network: Option<String>,
-    /// The data path; none: nothing of it.
+    /// The data path. None: it is to be removed.
     pub want: Option<Want>,
 }
 
@@ -35,12 +35,12 @@ pub struct Want {
     pub tap_owner: TapOwner,
     /// What a daemon that has lost its state reads to adopt the VM.
     pub record: String,
-    /// What the guest has, or had last: the plugins are asked for the same. None: it was never connected.
+    /// The guest's current or last identity, which is requested from the plugins. None: it was never connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
 }
 
-/// What a guest is known by on its network. With another of either it has to be started anew.
+/// The identity of a guest on its network. If either changes, the guest has to be restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keep {
     /// Its address.
@@ -49,35 +49,35 @@ pub struct Keep {
     pub mac: Mac,
 }
 
-/// What the plugins are asked, written down before the first of them is. Whatever becomes of the configuration or of us, DEL goes by
-/// what ADD went by.
+/// The input of ADD, written to the disk before the first plugin runs. DEL uses the same input, even if the configuration has changed or
+/// the daemon was restarted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Intent {
-    /// The configuration's [`digest`](Network::digest) as it was found.
+    /// The [`digest`](Network::digest) of the configuration as it was read.
     pub digest: String,
-    /// The configuration, with the version that all its plugins speak.
+    /// The configuration, with the version that all its plugins support.
     pub network: Network,
-    /// For whom.
+    /// The container's id, namespace, interface and arguments.
     pub attachment: Attachment,
     /// How often a DEL of it has failed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub failed: u32,
-    /// What the first CHECK after the ADD found. None: the plugins have not been asked since.
+    /// The result of the first CHECK after the ADD. None: CHECK has not been called since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baseline: Option<Baseline>,
 }
 
-/// How an attachment looks to CHECK while it is as ADD made it.
+/// The result of CHECK for an attachment that is as ADD made it.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Baseline {
-    /// The plugins that complain nevertheless, each with its words: nothing follows from what these say later.
+    /// The plugins that fail nevertheless, each with its message. Their CHECK is not called again.
     pub excused: BTreeMap<String, String>,
-    /// It is masqueraded through a chain of its own.
+    /// The attachment has an iptables chain of its own for masquerading.
     pub masqueraded: bool,
 }
 
 impl Intent {
-    /// Of what was never asked before.
+    /// For a first ADD: no DEL has failed, and CHECK was not called.
     pub fn new(digest: String, network: Network, attachment: Attachment) -> Self {
         Self {
             digest,
