@@ -106,26 +106,40 @@ impl Runtime {
     ) -> Result<Outcome, Error> {
         attachment.check()?;
         let _turn = self.turns.container(&attachment.container_id).await;
+        let added = match self.for_check(network, attachment)? {
+            Ok(added) => added,
+            Err(unasked) => return Ok(unasked),
+        };
+        for plugin in &added.network.plugins {
+            self.ask(&added.network, plugin, Command::Check, added.about())
+                .await?;
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// What plugins are given at CHECK; `Err`: why no plugin is called.
+    fn for_check(
+        &self,
+        network: &Network,
+        attachment: &Attachment,
+    ) -> Result<Result<Added, Outcome>, Error> {
         let disabled = network.disable_check;
         let Some(cached) = self.cached(&network.name, attachment)? else {
             return Err(never_added(network, attachment));
         };
         let (network, attachment) = remembered(network, attachment, Some(&cached));
         if !network.cni_version.has_check() {
-            return Ok(Outcome::Unknown);
+            return Ok(Err(Outcome::Unknown));
         }
         if disabled || network.disable_check {
-            return Ok(Outcome::Disabled);
+            return Ok(Err(Outcome::Disabled));
         }
         let result = cached.result(network.cni_version)?;
-        let about = About::Attachment {
-            attachment: &attachment,
-            previous: Some(&result),
-        };
-        for plugin in &network.plugins {
-            self.ask(&network, plugin, Command::Check, about).await?;
-        }
-        Ok(Outcome::Done)
+        Ok(Ok(Added {
+            network,
+            attachment,
+            result,
+        }))
     }
 
     /// Calls CHECK of every plugin except the `excused`, with the cache's record of the ADD. Returns all failures. None: no plugin was
@@ -139,23 +153,14 @@ impl Runtime {
     ) -> Result<Option<Vec<Failure>>, Error> {
         attachment.check()?;
         let _turn = self.turns.container(&attachment.container_id).await;
-        let disabled = network.disable_check;
-        let Some(cached) = self.cached(&network.name, attachment)? else {
-            return Err(never_added(network, attachment));
-        };
-        let (network, attachment) = remembered(network, attachment, Some(&cached));
-        if disabled || network.disable_check || !network.cni_version.has_check() {
+        let Ok(added) = self.for_check(network, attachment)? else {
             return Ok(None);
-        }
-        let result = cached.result(network.cni_version)?;
-        let about = About::Attachment {
-            attachment: &attachment,
-            previous: Some(&result),
         };
         let mut complaints = Vec::new();
         let asked = |plugin: &&Plugin| !excused.contains(&plugin.name);
-        for plugin in network.plugins.iter().filter(asked) {
-            match self.ask(&network, plugin, Command::Check, about).await {
+        for plugin in added.network.plugins.iter().filter(asked) {
+            let answer = self.ask(&added.network, plugin, Command::Check, added.about());
+            match answer.await {
                 Ok(_) => {}
                 Err(Error::Plugin(failure)) => complaints.push(failure),
                 Err(Error::TryAgain(failure)) => {
@@ -287,6 +292,22 @@ impl Runtime {
             file_limit: self.file_limit,
         };
         call.run().await
+    }
+}
+
+/// What the cache has of an ADD, as CHECK is given it.
+struct Added {
+    network: Network,
+    attachment: Attachment,
+    result: CniResult,
+}
+
+impl Added {
+    fn about(&self) -> About<'_> {
+        About::Attachment {
+            attachment: &self.attachment,
+            previous: Some(&self.result),
+        }
     }
 }
 
