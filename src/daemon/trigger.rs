@@ -38,7 +38,7 @@ const GATHER: Duration = Duration::from_millis(600);
 const DRIFT: Duration = Duration::from_millis(50);
 
 /// Between two observations of an object that a conflicting writer changes: each is repaired at once, at a bounded rate.
-const CONTESTED: Duration = Duration::from_millis(40);
+const CONTESTED: Duration = Duration::from_millis(20);
 
 /// So long after the last change of ours an object is at rest: the events of our own actions have been read by then.
 const REST: Duration = Duration::from_millis(500);

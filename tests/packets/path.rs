@@ -709,6 +709,13 @@ fn of_what_a_conflicting_writer_undoes_with_netlink_few_packets_are_lost() {
             for object in [format!("vm {vm}"), format!("hg {group}")] {
                 let ready = condition(lab, &object, "Ready");
                 assert_eq!(ready["reason"], "Contested", "{command}: {ready}");
+                let host = condition(lab, &object, "HostNetwork");
+                // What is undone is the host's own for these two only.
+                let expected = match group {
+                    "up" | "addr" => "Contested".into(),
+                    _ => serde_json::Value::Null,
+                };
+                assert_eq!(host["reason"], expected, "{object}: {command}: {host}");
             }
         }
         for ((_, command), lost) in cases.iter().zip(&found) {

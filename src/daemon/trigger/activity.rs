@@ -24,6 +24,8 @@ pub(super) struct Activity {
     vms: HashMap<Uid, Instant>,
     /// Any of them, a group or the host: the host's own rules follow all of these.
     last: Option<Instant>,
+    /// When the host was last enqueued for observation.
+    host: Option<Instant>,
 }
 
 impl Activity {
@@ -34,7 +36,10 @@ impl Activity {
             Ok(Change::Observed(_)) => return,
             Ok(_) | Err(_) => None,
         };
-        self.note_told(std::iter::once(vm));
+        match vm {
+            Some(_) => self.note_told(std::iter::once(vm)),
+            None => self.last = Some(clock::monotonic()),
+        }
     }
 
     /// These VMs are enqueued for observation; `None` is the host.
@@ -44,8 +49,9 @@ impl Activity {
         let now = clock::monotonic();
         for vm in vms {
             self.last = Some(now);
-            if let Some(uid) = vm {
-                self.vms.insert(uid, now);
+            match vm {
+                Some(uid) => drop(self.vms.insert(uid, now)),
+                None => self.host = Some(now),
             }
         }
         if self.vms.len() > MANY {
@@ -64,7 +70,8 @@ impl Activity {
         for vm in news.vms() {
             let (key, last) = match vm {
                 Some(uid) => (Key::Vm(uid), self.vms.get(&uid)),
-                None => (Key::Ground, self.last.as_ref()),
+                // Not `last`: repairs of contested VMs would keep the host waiting.
+                None => (Key::Ground, self.host.as_ref()),
             };
             if !engine.is_contested(&key) {
                 return None;
