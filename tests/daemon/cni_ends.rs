@@ -91,8 +91,9 @@ fn after_a_reboot_that_keeps_var_lib_every_vm_has_its_address_and_its_mac() {
             house.apply(&pod(3));
             let before = identities(house);
             house.kill();
+            house.unmount_namespaces();
             run(&format!(
-                "for n in {0}/netns/*; do umount $n; done; rm -rf {0} /run/netns/slice-*
+                "rm -rf {0} /run/netns/slice-*
                  nft flush ruleset; ip link del cni0 2>/dev/null || true
                  echo 6e2a7d35-0f0a-4c0f-9d0c-3b3c1ad7c0d{boot} >/run/boot_id
                  mount --bind /run/boot_id /proc/sys/kernel/random/boot_id",

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::mount::UnmountFlags;
 use serde_json::Value;
 
 use slicectl::api::network::Mac;
@@ -171,6 +172,18 @@ impl House {
         let mut child = self.child.take().expect("a running daemon");
         child.kill().expect("killed");
         child.wait().expect("its status");
+    }
+
+    /// Ends the mounts of its namespaces, as a boot does. A plugin that a killed daemon started can run on and keep one busy
+    /// (EBUSY) until it ends.
+    pub fn unmount_namespaces(&self) {
+        let netns = self.run.join("netns");
+        for entry in std::fs::read_dir(&netns).expect("namespaces") {
+            let path = entry.expect("an entry").path();
+            self.until(&format!("{} is unmounted", path.display()), || {
+                rustix::mount::unmount(&path, UnmountFlags::empty()).ok()
+            });
+        }
     }
 
     /// SIGTERM; its exit status, and how long it took to end.
