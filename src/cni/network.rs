@@ -2,8 +2,10 @@
 //! Out of scope: where the files are; the input of a plugin.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -58,7 +60,28 @@ struct Ipam {
     r#type: String,
     #[serde(rename = "dataDir")]
     data_dir: PathBuf,
+    subnet: Option<IpNetwork>,
+    ranges: Vec<Vec<Range>>,
 }
+
+/// Of `ranges`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Range {
+    subnet: Option<IpNetwork>,
+}
+
+impl Ipam {
+    /// The subnets that it says it gives addresses of.
+    fn subnets(&self) -> impl Iterator<Item = IpNetwork> {
+        let ranges = self.ranges.iter().flatten();
+        let ranges = ranges.filter_map(|range| range.subnet);
+        ranges.chain(self.subnet)
+    }
+}
+
+/// IPAM plugins that take an `IP` of `CNI_ARGS` for one more address, or for nothing.
+const IP_MEANS_ANOTHER: [&str; 3] = ["static", "dhcp", "whereabouts"];
 
 impl Network {
     /// Reads a configuration list: the text of a `.conflist`. `path` is for messages. Keys that the spec does not know, or
@@ -121,6 +144,19 @@ impl Network {
         all.map(String::as_str).collect()
     }
 
+    /// Whether its IPAM plugin can be asked for this address (`IP` of `CNI_ARGS`). Not for one that is in none of its subnets: the
+    /// bridge plugin up to 1.5 asks when the bridge is there already, and a new bridge that has lost its only port is of no more use
+    /// to it ("could not set bridge's mac").
+    pub fn can_be_asked_for(&self, address: IpAddr) -> bool {
+        let ipams = self.plugins.iter().map(Plugin::ipam);
+        let mut ipams = ipams.filter(|ipam| !ipam.r#type.is_empty());
+        ipams.next().is_some_and(|ipam| {
+            let mut subnets = ipam.subnets().peekable();
+            let is_in = subnets.peek().is_none() || subnets.any(|net| net.contains(address));
+            is_in && !IP_MEANS_ANOTHER.contains(&ipam.r#type.as_str())
+        })
+    }
+
     /// The same, with one version of its [`versions`](Self::versions) chosen for good.
     pub(super) fn pinned(&self, version: Version) -> Result<Self, Error> {
         let mut object = object(&self.path, &self.config)?;
@@ -165,9 +201,13 @@ impl Plugin {
     /// The folder below which `host-local` keeps a folder of reservations per network, if this plugin delegates to it. Empty
     /// when the configuration leaves it to the default.
     pub(super) fn host_local(&self) -> Option<PathBuf> {
+        let ipam = self.ipam();
+        (ipam.r#type == "host-local").then_some(ipam.data_dir)
+    }
+
+    fn ipam(&self) -> Ipam {
         let ipam: Option<Ipam> = json::get(&self.object(), "ipam").unwrap_or_default();
-        ipam.filter(|ipam| ipam.r#type == "host-local")
-            .map(|ipam| ipam.data_dir)
+        ipam.unwrap_or_default()
     }
 }
 

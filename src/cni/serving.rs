@@ -38,6 +38,9 @@ impl Runtime {
     }
 
     fn said_yes(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
-        self.serving.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.serving
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -77,7 +77,11 @@ async fn what_a_plugin_writes_to_standard_error_is_in_the_debug_log_however_it_e
     let stage = Stage::new();
     let network = stage.chain("1.1.0", &["one"]);
     for command in ["ADD", "CHECK", "STATUS", "DEL"] {
-        stage.say("one", &format!("{command}.err"), &format!("words of {command}"));
+        stage.say(
+            "one",
+            &format!("{command}.err"),
+            &format!("words of {command}"),
+        );
     }
     stage.runtime.add(&network, &blue()).await.unwrap();
     stage.runtime.check(&network, &blue()).await.unwrap();

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use slicectl::api::cni::CniOptions;
 use slicectl::api::network::{Connection, TapOwner};
 use slicectl::cni::Runtime;
 use slicectl::host::Error as HostError;
@@ -52,6 +53,8 @@ impl Ground {
             want: Some(Want {
                 tap_owner: TapOwner::default(),
                 record: "{}".to_owned(),
+                keep: None,
+                asked: CniOptions::default(),
             }),
         };
         Self {

@@ -149,6 +149,7 @@ impl Model for CniModel {
                     digest: network.digest(),
                     network: (**network).clone(),
                     attachment: desired.attachment(),
+                    routes: None,
                 }));
             }
             Action::RestoreIntent(intent) => {

@@ -28,6 +28,8 @@ pub fn wanted() -> Desired {
                 gid: None,
             },
             record: "{}".to_owned(),
+            keep: None,
+            asked: Default::default(),
         }),
     }
 }
@@ -64,6 +66,7 @@ fn intent() -> Intent {
         digest: network.digest(),
         attachment: wanted().attachment(),
         network,
+        routes: None,
     }
 }
 
@@ -98,6 +101,7 @@ pub fn converged(desired: &Desired) -> Observed {
             tap: Some(tap(Some(1000))),
         }),
         complaint: None,
+        limited: None,
     }
 }
 
@@ -176,6 +180,7 @@ prop_compose! {
             added,
             inside,
             complaint: complaint.filter(|_| asked),
+            limited: None,
         }
     }
 }

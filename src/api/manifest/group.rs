@@ -33,7 +33,7 @@ const CONFIG_KEYS: [&str; 16] = [
     "host_groups",
 ];
 
-const GROUP_KEYS: [&str; 25] = [
+const GROUP_KEYS: [&str; 26] = [
     "name",
     "count",
     "vcpu",
@@ -59,6 +59,7 @@ const GROUP_KEYS: [&str; 25] = [
     "network_name",
     "update",
     "network",
+    "cni",
 ];
 
 const MIB: u64 = 1 << 20;

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::Engine;
 use super::step::{Ascent, Meet, Ready};
+use crate::api::cni::CniOptions;
 use crate::api::event::EventType;
 use crate::api::lease::Address;
 use crate::api::meta::Uid;
@@ -17,7 +18,7 @@ use crate::api::rung::Rung;
 use crate::api::vm::Vm;
 use crate::owner::{self, Label, TAP};
 use crate::reconcile::firewall::redirect::{self, Join, Redirect};
-use crate::reconcile::net::cni::{self, Attach, Checking, Desired, IFNAME, Want};
+use crate::reconcile::net::cni::{self, Attach, Checking, Desired, IFNAME, Keep, Want};
 
 /// Of the condition of a VM whose network's configuration is another one than it was connected by.
 const CHANGED: &str =
@@ -41,6 +42,11 @@ impl Engine {
             want: Some(Want {
                 tap_owner: self.tap_owner(vm),
                 record,
+                keep: self.kept(vm, spec),
+                asked: CniOptions {
+                    ips: spec.cni.ips_of(vm.index).to_vec(),
+                    ..spec.cni.clone()
+                },
             }),
         };
         let hands = Attach::new(self.cni.clone(), ascent.checking());
@@ -49,12 +55,10 @@ impl Engine {
         let Some(connected) = seen.connection() else {
             return Ok(None);
         };
+        let changed = seen.network_changed().then(|| CHANGED.to_owned());
+        let message: Vec<String> = changed.into_iter().chain(seen.limited.clone()).collect();
         let ready = Ready {
-            message: match seen.network_changed() {
-                true => CHANGED,
-                false => "",
-            }
-            .into(),
+            message: message.join("; ").into(),
             address: plugged(spec, &connected),
             ..Ready::connected(&connected)
         };
@@ -72,6 +76,23 @@ impl Engine {
         ascent.meet(Rung::Firewall, &Redirect, &desired).await?;
         ascent.ready(Rung::Firewall, Ready::default()).await?;
         Ok(Some(connected))
+    }
+
+    /// What the VM of this name had last in this network, be it another VM of the name: that of before a reboot, or a replacement.
+    fn kept(&self, vm: &Vm, spec: &CniSpec) -> Option<Keep> {
+        self.store
+            .read(|world| match world.lease(&vm.meta.name)?.address {
+                Address::Plugged {
+                    ref network,
+                    plugged,
+                    mac: Some(mac),
+                    ..
+                } if *network == spec.network_name => Some(Keep {
+                    ip: plugged.ip(),
+                    mac,
+                }),
+                Address::Plugged { .. } | Address::Block { .. } | Address::Bridged { .. } => None,
+            })
     }
 
     /// Once after the start and after each resync the plugins are asked, too.
@@ -178,5 +199,6 @@ fn plugged(spec: &CniSpec, connected: &Connection) -> Option<Address> {
         network: spec.network_name.clone(),
         plugged,
         gateway: connected.gateway,
+        mac: Some(connected.mac),
     })
 }

@@ -9,10 +9,11 @@ use ipnetwork::Ipv4Network;
 use super::super::files;
 use super::super::place::Room;
 use super::plan::{Action, Basis};
+use super::routes::Route;
 use super::state::{Desired, Intent};
-use super::{Attach, IFNAME, INTENT, fault, guest, tap_plugin};
+use super::{Attach, IFNAME, INTENT, fault, guest, not_found, observe, request};
 use crate::api::network::TapOwner;
-use crate::cni::{Attachment, Error as CniError, Network};
+use crate::cni::{CniResult, Error as CniError};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::fs::Durability;
 use crate::host::link::{Change, Ipv6Addresses, State};
@@ -46,7 +47,14 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
         }
         Action::LinkHandle => desired.place().link_handle(),
         Action::WriteIntent => write_new_intent(attach, desired).await,
-        Action::RestoreIntent(intent) => write_intent(desired, intent),
+        Action::RestoreIntent(intent) => {
+            let routes = observe::routes(&attach.door.inside()?).await?;
+            let intent = Intent {
+                routes,
+                ..(**intent).clone()
+            };
+            write_intent(desired, &intent)
+        }
         Action::Attach => add(attach, desired).await,
         Action::RaiseEth => {
             let up = Change {
@@ -106,24 +114,34 @@ async fn detach(attach: &Attach, basis: &Basis) -> Result<(), Error> {
     done.map_err(|error| fault("detach from", &basis.network.name, error))
 }
 
-/// The configuration is found anew: what was seen a moment ago stood in no plan.
+/// The configuration is found anew: what was seen a moment ago stood in no plan. Before anything is made, the plugins are asked
+/// whether they could serve an ADD (STATUS).
 async fn write_new_intent(attach: &Attach, desired: &Desired) -> Result<(), Error> {
     let Some(name) = &desired.network else {
         return Err(Error::other("find", "the CNI network", "it has no name"));
     };
     let found = attach.runtime.find(name);
-    let found = found.map_err(|error| fault("find", name, error))?;
+    let found = found.map_err(|error| not_found(name, error))?;
     let network = attach.runtime.negotiate(&found).await;
     let network = network.map_err(|error| fault("use", name, error))?;
+    let attachment = request::attachment(desired, &network);
+    let attachment = attachment.map_err(|error| fault("use", name, error))?;
+    let serves = attach.runtime.serves(&network).await;
+    serves.map_err(|error| fault("attach to", name, error))?;
     let intent = Intent {
         digest: found.digest(),
-        attachment: Attachment {
-            args: arguments(desired, &network),
-            ..desired.attachment()
-        },
+        attachment,
         network,
+        routes: None,
     };
     write_intent(desired, &intent)
+}
+
+fn read_intent(desired: &Desired) -> Result<Intent, Error> {
+    let path = desired.vm_dir().join(INTENT);
+    let bytes = fs::read(&path)?.unwrap_or_default();
+    let intent = serde_json::from_slice(&bytes);
+    intent.map_err(|error| Error::other("read", path.display().to_string(), error))
 }
 
 fn write_intent(desired: &Desired, intent: &Intent) -> Result<(), Error> {
@@ -136,60 +154,108 @@ fn write_intent(desired: &Desired, intent: &Intent) -> Result<(), Error> {
     fs::write(&path, &bytes, 0o600, Durability::Process)
 }
 
-/// `tc-redirect-tap` is told what its TAP is to be like. Others don't hear of it: a plugin that does not know an argument may
-/// refuse it, unless it is told to ignore what it does not know.
-fn arguments(desired: &Desired, network: &Network) -> Vec<(String, String)> {
-    let Some(want) = desired.want.as_ref().filter(|_| tap_plugin(network)) else {
-        return Vec::new();
-    };
-    let mut arguments = vec![
-        ("IgnoreUnknown".to_owned(), "1".to_owned()),
-        ("TC_REDIRECT_TAP_NAME".to_owned(), TAP.to_owned()),
-        (
-            "TC_REDIRECT_TAP_UID".to_owned(),
-            want.tap_owner.uid.to_string(),
-        ),
-    ];
-    if let Some(gid) = want.tap_owner.gid {
-        arguments.push(("TC_REDIRECT_TAP_GID".to_owned(), gid.to_string()));
-    }
-    arguments
-}
-
 /// By the intent on the disk, which is what will be undone.
+///
+/// When the plugins refuse what the guest had before, because somebody else has it or there is no such address in their network any
+/// more, they are asked for any: a guest that is started anew is better than one that is cut off.
 async fn add(attach: &Attach, desired: &Desired) -> Result<(), Error> {
-    let path = desired.vm_dir().join(INTENT);
-    let bytes = fs::read(&path)?.unwrap_or_default();
-    let Intent {
-        network,
-        attachment,
-        ..
-    } = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::other("read", path.display().to_string(), error))?;
+    let mut intent = read_intent(desired)?;
     // What was made just now needs no check.
     attach.check.store(false, Ordering::Relaxed);
-    let failed = match attach.runtime.add(&network, &attachment).await {
-        Ok(result) => match guest::unfit(&result, &attachment) {
-            None => return Ok(()),
-            Some(why) => {
-                let network = format!("CNI network `{}`", network.name);
-                Error::other("use", network, why)
+    let name = intent.network.name.clone();
+    let is_preference = |(key, _): &(String, String)| {
+        let want = desired.want.as_ref();
+        want.is_some_and(|want| request::is_preference(want, key))
+    };
+    let prefers = intent.attachment.args.iter().any(is_preference);
+    let added = match add_once(attach, desired, &mut intent).await {
+        Err(Failed::Refused(refusal)) if prefers && !refusal.waits_for_a_change() => {
+            tracing::info!(network = name, %refusal, "asking for any address");
+            let args = &mut intent.attachment.args;
+            args.retain(|argument| !is_preference(argument));
+            write_intent(desired, &intent)?;
+            add_once(attach, desired, &mut intent).await
+        }
+        added => added,
+    };
+    added.map_err(|failed| match failed {
+        Failed::Refused(error) => fault("attach to", &name, error),
+        Failed::Otherwise(error) => error,
+    })
+}
+
+/// Why there is no attachment.
+enum Failed {
+    /// A plugin said no, and all was undone: it may say yes to something else.
+    Refused(CniError),
+    Otherwise(Error),
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self::Otherwise(error)
+    }
+}
+
+async fn add_once(attach: &Attach, desired: &Desired, intent: &mut Intent) -> Result<(), Failed> {
+    let (network, attachment) = (&intent.network, &intent.attachment);
+    let failed = match attach.runtime.add(network, attachment).await {
+        Ok(result) => match look_at_what_was_added(attach, desired, intent, &result).await {
+            Ok(routes) => {
+                intent.routes = routes;
+                return Ok(write_intent(desired, intent)?);
             }
+            Err(error) => Failed::Otherwise(error),
         },
         // Another's attachment, so to say: nothing was asked, nothing is to be undone here.
         Err(error @ CniError::AddedBefore { .. }) => {
-            return Err(fault("attach to", &network.name, error));
+            return Err(fault("attach to", &network.name, error).into());
         }
-        Err(error) => fault("attach to", &network.name, error),
+        Err(error @ CniError::Plugin(_)) => Failed::Refused(error),
+        Err(error) => fault("attach to", &network.name, error).into(),
     };
     // At once, so that nothing half made waits out a backoff. If this fails, too, the intent stays and says so.
-    match attach.runtime.del(&network, &attachment).await {
-        Ok(()) => fs::remove(&path)?,
+    match attach.runtime.del(network, attachment).await {
+        Ok(()) => {
+            fs::remove(&desired.vm_dir().join(INTENT))?;
+            Err(failed)
+        }
         Err(error) => {
             tracing::warn!(network = network.name, %error, "cannot undo a CNI ADD that failed");
+            Err(match failed {
+                Failed::Refused(error) => fault("attach to", &network.name, error).into(),
+                Failed::Otherwise(_) => failed,
+            })
         }
     }
-    Err(failed)
+}
+
+/// A result that no guest can use, that is not what was asked for, or that the interface does not bear out, is none: to attach
+/// again and again would not make it true. Returns the routes that the plugins made.
+async fn look_at_what_was_added(
+    attach: &Attach,
+    desired: &Desired,
+    Intent {
+        network,
+        attachment,
+        ..
+    }: &Intent,
+    result: &CniResult,
+) -> Result<Option<Vec<Route>>, Error> {
+    let cannot = |why: String| Error::other("use", format!("CNI network `{}`", network.name), why);
+    if let Some(why) = guest::unfit(result, attachment) {
+        return Err(cannot(why));
+    }
+    let want = desired.want.as_ref();
+    if let Some(why) = want.and_then(|want| request::unmet(want, result, attachment)) {
+        return Err(fault("use", &network.name, CniError::Unmet(why)));
+    }
+    let room = attach.door.inside()?;
+    let inside = observe::look_inside(&room, guest::tap(result, attachment)).await?;
+    if let Some(why) = guest::disagreement(result, attachment, &inside) {
+        return Err(cannot(why));
+    }
+    observe::routes(&room).await
 }
 
 async fn create_tap(

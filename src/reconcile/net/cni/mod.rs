@@ -12,6 +12,8 @@ mod act;
 mod guest;
 mod observe;
 mod plan;
+mod request;
+mod routes;
 mod state;
 mod sweep;
 #[cfg(test)]
@@ -26,7 +28,8 @@ use crate::host;
 
 pub use plan::{Action, Basis};
 pub use state::{
-    Added, AddedSeen, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Observed, Tap, Want,
+    Added, AddedSeen, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Keep, Observed, Tap,
+    Want,
 };
 pub use sweep::{Swept, sweep};
 
@@ -101,6 +104,21 @@ fn tap_plugin(network: &Network) -> bool {
 /// The plugins' world in the host's words.
 fn fault(doing: &'static str, network: &str, error: cni::Error) -> host::Error {
     host::Error::other(doing, format!("CNI network `{network}`"), error)
+}
+
+/// Where a network could not be found, be it that its file cannot be used.
+fn not_found(network: &str, error: cni::Error) -> host::Error {
+    match error {
+        cni::Error::NoSuchNetwork { .. } => fault("find", network, error),
+        error => fault("use", network, error),
+    }
+}
+
+/// Whether a step fails in the same way until somebody changes the network's configuration, or what is asked of it.
+pub fn waits_for_a_change(error: &host::Error) -> bool {
+    let cause = error.source.get_ref();
+    let cause = cause.and_then(|cause| cause.downcast_ref::<cni::Error>());
+    cause.is_some_and(cni::Error::waits_for_a_change)
 }
 
 /// With its cause.

@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering;
 use super::super::NetnsSeen;
 use super::super::observe::{addresses, mac, tap_owner};
 use super::super::place::{Room, Seen};
+use super::routes::Route;
 use super::state::{
     Added, AddedSeen, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Observed, Tap,
 };
 use super::{Attach, IFNAME, INTENT, fault, guest, one_line};
-use crate::cni::{Cached, Error, Outcome};
-use crate::host::{self, fs, link};
+use crate::cni::{Cached, Error, LIMITED, Outcome};
+use crate::host::{self, fs, link, route};
 use crate::owner::TAP;
 
 pub(super) async fn observe(attach: &Attach, desired: &Desired) -> Result<Observed, host::Error> {
@@ -52,7 +53,9 @@ pub(super) async fn observe(attach: &Attach, desired: &Desired) -> Result<Observ
         added,
         inside,
         complaint: None,
+        limited: None,
     };
+    observed.limited = limited(attach, desired, &observed).await;
     observed.complaint = check(attach, desired, &observed).await?;
     Ok(observed)
 }
@@ -134,7 +137,7 @@ fn look_at_conflist(
     }
 }
 
-async fn look_inside(room: &Room, tap: &str) -> Result<Inside, host::Error> {
+pub(super) async fn look_inside(room: &Room, tap: &str) -> Result<Inside, host::Error> {
     let eth = match link::get(&room.netlink, IFNAME).await? {
         None => None,
         Some(eth) => Some(Eth {
@@ -153,6 +156,37 @@ async fn look_inside(room: &Room, tap: &str) -> Result<Inside, host::Error> {
         }),
     };
     Ok(Inside { eth, tap })
+}
+
+/// The routes of the plugins' interface in the main table, in the order of the kernel's list.
+pub(super) async fn routes(room: &Room) -> Result<Option<Vec<Route>>, host::Error> {
+    let Some(eth) = link::get(&room.netlink, IFNAME).await? else {
+        return Ok(None);
+    };
+    let routes = route::list(&room.netlink).await?;
+    let its = routes
+        .into_iter()
+        .filter(|route| route.link == Some(eth.index));
+    Ok(Some(its.map(|route| (route.dst, route.gateway)).collect()))
+}
+
+/// Asks the plugins of a VM that is attached, with CHECK, whether it may still be unable to talk (STATUS, code 51).
+async fn limited(attach: &Attach, desired: &Desired, observed: &Observed) -> Option<String> {
+    let AddedSeen::Remembered(added) = &observed.added else {
+        return None;
+    };
+    if desired.want.is_none() || !attach.check.load(Ordering::Relaxed) {
+        return None;
+    }
+    match attach.runtime.serves(&added.network).await {
+        Err(Error::TryAgain(failure)) if failure.code == LIMITED => Some(failure.to_string()),
+        // It could not serve an ADD, which nobody asks for.
+        Err(error) => {
+            tracing::debug!(%error, network = added.network.name, "STATUS");
+            None
+        }
+        Ok(()) => None,
+    }
 }
 
 /// Asks the plugins, if that is still to be done and there is something to ask about.
@@ -176,6 +210,11 @@ async fn check(
         Ok(Outcome::Done | Outcome::Disabled | Outcome::Unknown) => Ok(None),
         // It was looked, and it is not as it was made.
         Err(Error::Plugin(failure)) => Ok(Some(failure.to_string())),
+        // It could not look now, which says nothing of the VM; it is asked again with the next resync.
+        Err(Error::TryAgain(failure)) => {
+            tracing::debug!(%failure, "a CNI plugin could not look");
+            Ok(None)
+        }
         // It was not looked.
         Err(error) => Err(fault("check", &added.network.name, error)),
     }

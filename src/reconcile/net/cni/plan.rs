@@ -152,6 +152,7 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
             digest: added.network.digest(),
             network: added.network.clone(),
             attachment: added.attachment.clone(),
+            routes: None,
         })));
     }
     if !eth.up {
@@ -185,12 +186,9 @@ fn standing(observed: &Observed) -> Option<(&Added, &Eth, Option<&Tap>)> {
     let inside = observed.inside.as_ref()?;
     let eth = inside.eth.as_ref()?;
     let (result, attachment) = (&added.result, &added.attachment);
-    let expected = guest::expected(result, attachment);
     let sound = observed.complaint.is_none()
         && guest::unfit(result, attachment).is_none()
-        && expected.mac.is_none_or(|mac| mac == eth.mac)
-        && expected.addresses.is_subset(&eth.addresses)
-        && (guest::chains_tap(result, attachment).is_none() || inside.tap.is_some());
+        && guest::disagreement(result, attachment, inside).is_none();
     sound.then_some((added, eth, inside.tap.as_ref()))
 }
 

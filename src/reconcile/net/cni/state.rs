@@ -2,6 +2,7 @@
 //! Out of scope: what is to be done about it.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use ipnetwork::Ipv4Network;
@@ -9,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::super::NetnsSeen;
 use super::super::place::Place;
+use super::routes::Route;
 use super::{IFNAME, guest};
+use crate::api::cni::CniOptions;
 use crate::api::network::{Connection, Mac, TapOwner};
 use crate::cni::{Attachment, CniResult, Network};
 use crate::owner::{self, Label};
@@ -34,6 +37,21 @@ pub struct Want {
     pub tap_owner: TapOwner,
     /// What a daemon that has lost its state reads to adopt the VM.
     pub record: String,
+    /// What the guest has, or had last: the plugins are asked for the same. None: it was never connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
+    /// What the plugins are asked for, with this VM's addresses alone.
+    #[serde(default, skip_serializing_if = "CniOptions::is_default")]
+    pub asked: CniOptions,
+}
+
+/// What a guest is known by on its network. With another of either it has to be started anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// Its MAC.
+    pub mac: Mac,
 }
 
 /// What the plugins are asked, written down before the first of them is. Whatever becomes of the configuration or of us, DEL goes by
@@ -46,6 +64,10 @@ pub struct Intent {
     pub network: Network,
     /// For whom.
     pub attachment: Attachment,
+    /// The routes of the plugins' interface after the ADD: what the guest is told goes by them, and not by what becomes of them. None:
+    /// nobody looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routes: Option<Vec<Route>>,
 }
 
 /// What is.
@@ -70,6 +92,9 @@ pub struct Observed {
     pub inside: Option<Inside>,
     /// What a plugin complained of at CHECK.
     pub complaint: Option<String>,
+    /// Why those that are attached may not be able to talk, in the words of STATUS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limited: Option<String>,
 }
 
 /// A network's configuration.
@@ -188,7 +213,11 @@ impl Observed {
     pub fn connection(&self) -> Option<Connection> {
         let eth = self.inside.as_ref()?.eth.as_ref()?;
         let added = self.remembered()?;
-        guest::connection(&added.result, &added.attachment, eth)
+        let made = match &self.intent {
+            IntentSeen::Written(intent) => intent.routes.as_deref(),
+            IntentSeen::Absent | IntentSeen::Damaged => None,
+        };
+        guest::connection(&added.result, &added.attachment, eth, made)
     }
 
     /// The chain made the TAP itself, and joined it with its interface: there is nothing to redirect.
