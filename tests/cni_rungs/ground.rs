@@ -87,7 +87,7 @@ impl Ground {
         ])
     }
 
-    fn ipam(&self, subnet: &str) -> Value {
+    pub fn ipam(&self, subnet: &str) -> Value {
         json!({"type": "host-local", "dataDir": self.path("data"), "subnet": subnet,
                "routes": [{"dst": "0.0.0.0/0"}]})
     }
@@ -122,8 +122,21 @@ impl Ground {
         self.up_with(&unprobed()).await
     }
 
+    /// The plugins are not asked.
+    pub async fn up_unasked(&self) -> Result<(Connection, Vec<String>), Error> {
+        self.up_as(Checking::Never, &unprobed()).await
+    }
+
     pub async fn up_with(&self, probe: &Probe) -> Result<(Connection, Vec<String>), Error> {
-        let hands = Attach::new(self.runtime.clone(), Checking::Once);
+        self.up_as(Checking::Once, probe).await
+    }
+
+    async fn up_as(
+        &self,
+        checking: Checking,
+        probe: &Probe,
+    ) -> Result<(Connection, Vec<String>), Error> {
+        let hands = Attach::new(self.runtime.clone(), checking);
         let net = converge(&hands, &self.desired, probe).await;
         let seen: Observed = net.result?;
         let connection = seen.connection().expect("converged, so connected");
@@ -227,4 +240,21 @@ pub fn crash_before(step: usize) -> Probe {
         at if at == step => Err(HostError::other("go on with", action, "a crash")),
         _ => Ok(()),
     })
+}
+
+/// A ping of one guest comes to another by way of its gateway; fails the test if it does not.
+#[track_caller]
+pub fn reaches(one: &Connection, other: &Connection) {
+    let attach = |connection: &Connection| {
+        let gateway = connection.gateway.expect("a gateway");
+        let netns = connection.netns.as_ref().expect("a namespace");
+        let (mac, ip) = (connection.mac.0, connection.ip);
+        Guest::attach_via(netns, Framing::VnetHdr, mac, ip, gateway)
+    };
+    let (from, to) = (attach(one), attach(other));
+    from.probe(7, other.ip, Kind::Ping);
+    let came = to.hear(Duration::from_secs(5), |seen| {
+        (seen.source, seen.destination, seen.protocol) == (one.ip, other.ip, frames::ICMP)
+    });
+    assert!(came.is_some(), "no ping came");
 }

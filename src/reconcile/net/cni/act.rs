@@ -13,7 +13,7 @@ use super::routes::Route;
 use super::state::{Desired, Intent};
 use super::{Attach, IFNAME, INTENT, fault, guest, not_found, observe, request};
 use crate::api::network::TapOwner;
-use crate::cni::{CniResult, Error as CniError};
+use crate::cni::{CniResult, Error as CniError, Network};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::fs::Durability;
 use crate::host::link::{Change, Ipv6Addresses, State};
@@ -124,7 +124,8 @@ async fn write_new_intent(attach: &Attach, desired: &Desired) -> Result<(), Erro
     let found = found.map_err(|error| not_found(name, error))?;
     let network = attach.runtime.negotiate(&found).await;
     let network = network.map_err(|error| fault("use", name, error))?;
-    let attachment = request::attachment(desired, &network);
+    let taken = keeps_anothers(attach, desired, &network);
+    let attachment = request::attachment(desired, &network, taken);
     let attachment = attachment.map_err(|error| fault("use", name, error))?;
     let serves = attach.runtime.serves(&network).await;
     serves.map_err(|error| fault("attach to", name, error))?;
@@ -135,6 +136,14 @@ async fn write_new_intent(attach: &Attach, desired: &Desired) -> Result<(), Erro
         routes: None,
     };
     write_intent(desired, &intent)
+}
+
+/// Whether somebody else has the address that the guest had. To ask for it would be of no use, and might do harm: a bridge that the
+/// bridge plugin up to 1.5 has made for an ADD that then fails is of no more use to it ("could not set bridge's mac").
+fn keeps_anothers(attach: &Attach, desired: &Desired, network: &Network) -> bool {
+    let keep = desired.want.as_ref().and_then(|want| want.keep);
+    let holder = keep.and_then(|keep| attach.runtime.holder_of(network, keep.ip.into()));
+    holder.is_some_and(|holder| holder != desired.attachment().container_id)
 }
 
 fn read_intent(desired: &Desired) -> Result<Intent, Error> {

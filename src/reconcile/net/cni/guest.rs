@@ -120,14 +120,14 @@ pub(super) fn connection(
     let (ip, gateway) = *given.first()?;
     let further = given.split_off(1).into_iter().map(|(address, _)| address);
     let addresses: Vec<Ipv4Network> = further.filter(|further| further.ip() != ip.ip()).collect();
-    let told = told(result, gateway);
-    let of_result = ways(&[&[ip], addresses.as_slice()].concat(), &told);
-    let Ways { gateway, routes } = match made {
+    let all = [&[ip], addresses.as_slice()].concat();
+    let routes = match made {
         Some(made) if eth.addresses.contains(&ip) && !made.is_empty() => {
-            ways(&[&[ip], addresses.as_slice()].concat(), made)
+            with_a_default(made.to_vec(), gateway)
         }
-        Some(_) | None => of_result,
+        Some(_) | None => with_a_default(told(result, gateway), gateway),
     };
+    let Ways { gateway, routes } = ways(&all, &routes);
     let pseudo = pseudo(result, attachment).and_then(|(_, guest)| mac(guest));
     Some(Connection {
         netns: attachment.netns.clone(),
@@ -166,19 +166,25 @@ fn host_link(result: &CniResult) -> Option<String> {
 /// The result's routes, as plugins make them of it: one without a next hop goes through the gateway (spec, section 5).
 fn told(result: &CniResult, gateway: Option<Ipv4Addr>) -> Vec<Route> {
     let in_main = result.routes.iter().filter(|route| is_in_main(route));
-    let mut told: Vec<Route> = in_main
+    in_main
         .filter_map(|route| {
             let dst = v4(route.dst)?;
             let dst = Ipv4Network::new(dst.network(), dst.prefix()).ok()?;
             Some((dst, route.gw.and_then(v4_address).or(gateway)))
         })
-        .collect();
-    // A plugin may leave the default route to whoever reads the gateway.
-    if let Some(gateway) = gateway.filter(|_| !told.iter().any(|(dst, _)| dst.prefix() == 0)) {
-        let everywhere = Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).ok();
-        told.extend(everywhere.map(|everywhere| (everywhere, Some(gateway))));
+        .collect()
+}
+
+/// The gateway of a result is where the rest goes, also where a plugin leaves that to whoever reads it.
+fn with_a_default(mut routes: Vec<Route>, gateway: Option<Ipv4Addr>) -> Vec<Route> {
+    let is_default = |(dst, _): &Route| dst.prefix() == 0;
+    let everywhere = Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).ok();
+    if let (Some(gateway), Some(everywhere), false) =
+        (gateway, everywhere, routes.iter().any(is_default))
+    {
+        routes.push((everywhere, Some(gateway)));
     }
-    told
+    routes
 }
 
 fn is_in_main(route: &crate::cni::Route) -> bool {

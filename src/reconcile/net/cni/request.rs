@@ -37,16 +37,20 @@ const ALIASES: Capability = Capability {
     plugin: "dnsname",
 };
 
-/// For ADD, and so for CHECK and DEL.
+/// For ADD, and so for CHECK and DEL. `taken`: somebody else has the address that the guest had.
 ///
 /// # Errors
 /// [`Error::Unmet`]: no plugin of the network declares what is asked for. A VM that came up without a limit or a port of its own
 /// would not be what somebody wrote down.
-pub(super) fn attachment(desired: &Desired, network: &Network) -> Result<Attachment, Error> {
+pub(super) fn attachment(
+    desired: &Desired,
+    network: &Network,
+    taken: bool,
+) -> Result<Attachment, Error> {
     let mut attachment = desired.attachment();
     if let Some(want) = &desired.want {
         attachment.capability_args = capabilities(&want.asked, network)?;
-        attachment.args = arguments(want, network);
+        attachment.args = arguments(want, network, taken);
     }
     Ok(attachment)
 }
@@ -123,7 +127,7 @@ fn undeclared(capability: &Capability, network: &Network) -> Error {
 
 /// `tc-redirect-tap` is told what its TAP is to be like, and every plugin by what the guest is known. `IgnoreUnknown` is for those
 /// that know something else: a plugin may refuse what it does not know unless it is told to ignore it.
-fn arguments(want: &Want, network: &Network) -> Vec<(String, String)> {
+fn arguments(want: &Want, network: &Network, taken: bool) -> Vec<(String, String)> {
     let mut arguments = Vec::new();
     let mut argue = |key: &str, value: String| arguments.push((key.to_owned(), value));
     if tap_plugin(network) {
@@ -140,7 +144,7 @@ fn arguments(want: &Want, network: &Network) -> Vec<(String, String)> {
     match (want.asked.ips.first(), want.keep) {
         // What the capability does not carry, of which plugins take one.
         (Some(asked), _) if !declared.contains("ips") => argue("IP", asked.to_string()),
-        (None, Some(Keep { ip, .. })) if network.can_be_asked_for(IpAddr::V4(ip)) => {
+        (None, Some(Keep { ip, .. })) if !taken && network.can_be_asked_for(IpAddr::V4(ip)) => {
             argue("IP", ip.to_string());
         }
         (Some(_), _) | (None, _) => {}
