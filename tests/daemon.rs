@@ -23,6 +23,7 @@
 //! | `leftovers` | garbage |
 //! | `reach` | the way to bridge groups, and their quarrels |
 //! | `cni` | CNI groups, with the plugins of Debian |
+//! | `cni_asked` | what is asked of plugins, and what VMs keep by their name |
 //! | `cni_faults` | plugins that fail, daemons that die |
 //! | `cni_guest` | QEMU in a CNI network |
 //! | `full_disk` | a state disk or a run directory that is full or read-only |
@@ -48,6 +49,7 @@ mod daemon {
     mod bridge_drift;
     mod claims;
     mod cni;
+    mod cni_asked;
     mod cni_faults;
     mod cni_flows;
     mod cni_guest;
