@@ -213,13 +213,15 @@ fn what_a_guest_had_is_had_again_where_the_plugins_can_and_any_other_where_they_
         mac: "02:00:00:00:00:77".to_owned().try_into().unwrap(),
     };
     type Chain = fn(&Ground) -> Value;
+    /// Chain, what the guest had, what it has, and whether it keeps its MAC.
+    type Case = (&'static str, Chain, [u8; 4], [u8; 4], bool);
     let plain: Chain = |ground| json!([ground.bridge_plugins()[0]]);
     let ptp: Chain = |ground| json!([{"type": "ptp", "ipam": ground.ipam("10.77.0.0/24")}]);
     let fixed: Chain = |_| {
         json!([{"type": "bridge", "bridge": "cni0",
                 "ipam": {"type": "static", "addresses": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]}}])
     };
-    let cases: [(&str, Chain, [u8; 4], [u8; 4], bool); 5] = [
+    let cases: [Case; 5] = [
         ("bridge", plain, [10, 77, 0, 50], [10, 77, 0, 50], true),
         ("ptp", ptp, [10, 77, 0, 50], [10, 77, 0, 50], false),
         (

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::cni::{assert_reaches_its_gateway, is_ready, message};
+use super::cni_faults::lose_the_run_directory;
 use crate::support::house::{House, slots};
 use crate::support::kernel::run;
 use crate::support::plugs::{self, Plugs, at, guest, inhabited, left, pod};
@@ -254,6 +255,29 @@ fn a_vm_of_the_same_name_has_the_same_address_and_mac_after_a_replacement() {
             house.ctl("delete hg pod --wait=20s");
             assert_eq!(left(&house.run), [""; 0]);
         }
+    });
+}
+
+#[test]
+fn a_vm_of_the_same_name_has_the_same_address_and_mac_after_a_reboot() {
+    inhabited(|mut house, plugs| {
+        plugs.bridge("cni0", "10.77.0.0/24");
+        // Not in the order in which addresses are given out.
+        house.apply(&pod(3));
+        house.ctl("delete vm/pod-1 --wait=20s");
+        house.ctl("wait hg/pod --for ready --timeout 20s");
+        let before = ["pod-1", "pod-2", "pod-3"].map(|vm| identity(&house, vm));
+        house.kill();
+        lose_the_run_directory(&house);
+        run("ip link del cni0; iptables -F; iptables -t nat -F
+             echo 6e2a7d35-0f0a-4c0f-9d0c-3b3c1ad7c0de >/run/boot_id
+             mount --bind /run/boot_id /proc/sys/kernel/random/boot_id");
+        house.start();
+        for vm in ["pod-1", "pod-2", "pod-3"] {
+            house.until("all is well", || is_ready(&house, vm));
+        }
+        let after = ["pod-1", "pod-2", "pod-3"].map(|vm| identity(&house, vm));
+        assert_eq!(after, before);
     });
 }
 
