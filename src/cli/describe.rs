@@ -77,6 +77,13 @@ impl Page {
         }
     }
 
+    /// Only where there is one.
+    fn given(&mut self, key: &str, value: Option<impl Display>) {
+        if let Some(value) = value {
+            self.line(key, value);
+        }
+    }
+
     fn section(&mut self, title: &str, body: impl FnOnce(&mut Self)) {
         self.text.push_str(&format!("{title}:\n"));
         self.indent += 2;
@@ -289,12 +296,12 @@ impl Page {
             .iter()
             .map(|(key, value)| format!("{key}={value}"));
         let args: Vec<String> = args.collect();
-        self.maybe("Port mappings", some(&asked.port_mappings));
-        self.maybe("Bandwidth", asked.bandwidth);
-        self.maybe("Aliases", some(&asked.aliases));
-        self.maybe("CNI arguments", some(&args));
-        self.maybe("Asked IPs", some(&asked.ips));
-        self.maybe("Asked MAC", asked.mac);
+        self.given("Port mappings", some(&asked.port_mappings));
+        self.given("Bandwidth", asked.bandwidth);
+        self.given("Aliases", some(&asked.aliases));
+        self.given("CNI arguments", some(&args));
+        self.given("Asked IPs", some(&asked.ips));
+        self.given("Asked MAC", asked.mac);
     }
 
     /// A VMM of ours opens it as a user of its own.
@@ -316,9 +323,7 @@ impl Page {
     fn network(&mut self, network: &NetworkStatus) {
         self.line("Mode", network.mode);
         self.line("IP", format!("{}/{}", network.ip, network.prefix_len));
-        if !network.addresses.is_empty() {
-            self.line("Further IPs", list(&network.addresses));
-        }
+        self.given("Further IPs", some(&network.addresses));
         self.maybe("Gateway", network.gateway);
         for route in &network.routes {
             self.line("Route", route);

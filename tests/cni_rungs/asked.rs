@@ -376,3 +376,36 @@ fn an_add_that_only_another_configuration_can_mend_waits_for_one() {
         });
     }
 }
+
+#[test]
+fn why_an_add_failed_is_said_as_long_as_it_cannot_be_undone() {
+    kernel::private(async move {
+        let ground = Ground::new();
+        told(&ground);
+        for command in ["ADD", "DEL"] {
+            std::fs::write(ground.path(format!("fail.{command}")), "100").unwrap();
+        }
+        let error = ground.up().await.unwrap_err().to_string();
+        assert!(error.contains("the words of ADD"), "{error}");
+        for _ in 0..2 {
+            let error = ground.up().await.unwrap_err().to_string();
+            for words in [
+                "the words of DEL",
+                "it is undone because",
+                "the words of ADD",
+            ] {
+                assert!(error.contains(words), "{error}");
+            }
+        }
+        for command in ["ADD", "DEL"] {
+            std::fs::remove_file(ground.path(format!("fail.{command}"))).unwrap();
+        }
+        let (connection, _) = ground.up().await.unwrap();
+        ping(&connection);
+        std::fs::write(ground.path("fail.DEL"), "100").unwrap();
+        let error = ground.down().await.unwrap_err().to_string();
+        assert!(!error.contains("it is undone because"), "{error}");
+        std::fs::remove_file(ground.path("fail.DEL")).unwrap();
+        ground.down().await.unwrap();
+    });
+}

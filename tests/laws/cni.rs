@@ -150,6 +150,7 @@ impl Model for CniModel {
                     network: (**network).clone(),
                     attachment: desired.attachment(),
                     routes: None,
+                    add_failed: None,
                 }));
             }
             Action::RestoreIntent(intent) => {

@@ -67,6 +67,7 @@ fn intent() -> Intent {
         attachment: wanted().attachment(),
         network,
         routes: None,
+        add_failed: None,
     }
 }
 

@@ -11,7 +11,7 @@ use super::super::place::Room;
 use super::plan::{Action, Basis};
 use super::routes::Route;
 use super::state::{Desired, Intent};
-use super::{Attach, IFNAME, INTENT, fault, guest, not_found, observe, request};
+use super::{Attach, IFNAME, INTENT, fault, guest, not_found, observe, one_line, request};
 use crate::api::network::TapOwner;
 use crate::cni::{CniResult, Error as CniError, Network};
 use crate::host::error::{absent_is_done, exists_is_done};
@@ -28,7 +28,7 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
             Some(want) => files::write_record(&desired.vm_dir(), &want.record),
             None => Ok(()),
         },
-        Action::Detach(basis) => detach(attach, basis).await,
+        Action::Detach(basis) => detach(attach, desired, basis).await,
         Action::Forget(network) => attach
             .runtime
             .forget(network, &desired.attachment())
@@ -109,9 +109,23 @@ pub(super) async fn stand_in(
     Ok(())
 }
 
-async fn detach(attach: &Attach, basis: &Basis) -> Result<(), Error> {
-    let done = attach.runtime.del(&basis.network, &basis.attachment).await;
-    done.map_err(|error| fault("detach from", &basis.network.name, error))
+async fn detach(attach: &Attach, desired: &Desired, basis: &Basis) -> Result<(), Error> {
+    let name = &basis.network.name;
+    let Err(error) = attach.runtime.del(&basis.network, &basis.attachment).await else {
+        return Ok(());
+    };
+    // What was wrong first is what a person has to mend.
+    match read_intent(desired)
+        .ok()
+        .and_then(|intent| intent.add_failed)
+    {
+        None => Err(fault("detach from", name, error)),
+        Some(why) => {
+            let words = format!("{}; it is undone because {why}", one_line(&error));
+            let network = format!("CNI network `{name}`");
+            Err(Error::other("detach from", network, words))
+        }
+    }
 }
 
 /// The configuration is found anew: what was seen a moment ago stood in no plan. Before anything is made, the plugins are asked
@@ -134,6 +148,7 @@ async fn write_new_intent(attach: &Attach, desired: &Desired) -> Result<(), Erro
         attachment,
         network,
         routes: None,
+        add_failed: None,
     };
     write_intent(desired, &intent)
 }
@@ -231,10 +246,17 @@ async fn add_once(attach: &Attach, desired: &Desired, intent: &mut Intent) -> Re
         }
         Err(error) => {
             tracing::warn!(network = network.name, %error, "cannot undo a CNI ADD that failed");
-            Err(match failed {
-                Failed::Refused(error) => fault("attach to", &network.name, error).into(),
-                Failed::Otherwise(_) => failed,
-            })
+            let failed = match failed {
+                Failed::Refused(error) => fault("attach to", &network.name, error),
+                Failed::Otherwise(error) => error,
+            };
+            let why = failed.source.get_ref().map(ToString::to_string);
+            let noted = Intent {
+                add_failed: why,
+                ..intent.clone()
+            };
+            write_intent(desired, &noted)?;
+            Err(failed.into())
         }
     }
 }

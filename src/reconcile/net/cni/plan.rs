@@ -153,6 +153,7 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
             network: added.network.clone(),
             attachment: added.attachment.clone(),
             routes: None,
+            add_failed: None,
         })));
     }
     if !eth.up {

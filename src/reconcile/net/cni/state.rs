@@ -68,6 +68,9 @@ pub struct Intent {
     /// nobody looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routes: Option<Vec<Route>>,
+    /// Why the ADD failed whose undoing failed, too. None: it did not, or was undone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub add_failed: Option<String>,
 }
 
 /// What is.
