@@ -235,7 +235,8 @@ impl CniOptions {
 }
 
 impl PortMapping {
-    fn is_the_port_of(&self, other: &Self) -> bool {
+    /// Whether a packet to the host could be meant by both.
+    pub fn is_the_port_of(&self, other: &Self) -> bool {
         let shared = match (self.host_ip, other.host_ip) {
             (Some(one), Some(other)) => one == other,
             (None, _) | (_, None) => true,

@@ -197,8 +197,17 @@ impl Ask {
             found.push(("network.mode", message));
             return;
         }
+        if let NetworkSpec::Cni(spec) = network {
+            let own = &self.cni.port_mappings;
+            let mut of_group = spec.cni.port_mappings.iter();
+            let taken = of_group.find(|port| own.iter().any(|own| own.is_the_port_of(port)));
+            found.extend(taken.map(|port| {
+                let message = format!("has the port mapping {port} of its group's own VM");
+                ("cni", message)
+            }));
+        }
         for (field, why) in self.cni.objections() {
-            found.push(("network", format!("cannot have cni.{field}: {why}")));
+            found.push(("cni", format!("cannot have cni.{field}: {why}")));
         }
     }
 

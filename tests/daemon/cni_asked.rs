@@ -211,6 +211,16 @@ fn a_vm_made_on_demand_asks_for_its_own_and_shares_nothing_that_only_one_can_hav
                 1,
                 "leads somewhere already",
             ),
+            (
+                "--port-mapping 8080:81",
+                1,
+                "has the port mapping 8080:80/tcp of its group's own VM",
+            ),
+            (
+                "--port-mapping 8081:81",
+                1,
+                "port 8081/tcp of the host leads to vm/own already",
+            ),
             ("--port-mapping 80", 2, "is no port mapping"),
             ("--bandwidth fast", 2, "is no KEY=BITS"),
             ("--mac 7", 2, "is no Ethernet address"),
