@@ -1,11 +1,13 @@
 //! What a VM asks of the real plugins: addresses, a MAC, ports, limits; and what they cannot do.
 //! Out of scope: the words that reach a plugin (`src/reconcile/net/cni/request.rs`), manifests.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use slicectl::api::cni::CniOptions;
 use slicectl::reconcile::net::cni::{Keep, Want};
 
-use crate::ground::{Ground, ping};
+use crate::ground::{Ground, ping, plugin_dirs};
 use crate::support::kernel;
 
 fn want(ground: &mut Ground) -> &mut Want {
@@ -25,6 +27,12 @@ fn bridge(ground: &Ground, capabilities: &Value) -> Value {
 
 #[test]
 fn an_address_and_a_mac_are_had_by_capability_or_by_argument() {
+    for dir in plugin_dirs() {
+        are_had(&dir);
+    }
+}
+
+fn are_had(dir: &Path) {
     let asked = json!({"ips": ["10.77.0.77"], "mac": "02:00:00:00:00:77"});
     for capabilities in [
         json!({}),
@@ -33,7 +41,7 @@ fn an_address_and_a_mac_are_had_by_capability_or_by_argument() {
         json!({"ips": true, "mac": true}),
     ] {
         kernel::private(async {
-            let mut ground = Ground::new();
+            let mut ground = Ground::with(dir);
             ground.configure("1.0.0", &bridge(&ground, &capabilities));
             want(&mut ground).asked = options(&asked);
             let (connection, _) = ground.up().await.unwrap();
@@ -54,7 +62,7 @@ fn an_address_and_a_mac_are_had_by_capability_or_by_argument() {
     }
     // An IPAM plugin without a subnet of its own gives what it is asked for, as often as it is asked.
     kernel::private(async {
-        let mut ground = Ground::new();
+        let mut ground = Ground::with(dir);
         let plugin = json!({"type": "bridge", "bridge": "cni0", "capabilities": {"ips": true},
                             "ipam": {"type": "static"}});
         ground.configure("1.0.0", &json!([plugin]));
@@ -168,8 +176,14 @@ fn what_no_plugin_declares_is_refused_with_the_plugins_name_before_anything_is_m
 
 #[test]
 fn ports_limits_and_arguments_reach_the_plugins_that_declare_them() {
+    for dir in plugin_dirs() {
+        reach_the_plugins(&dir);
+    }
+}
+
+fn reach_the_plugins(dir: &Path) {
     kernel::private(async {
-        let mut ground = Ground::new();
+        let mut ground = Ground::with(dir);
         let mut plugins = ground.bridge_plugins();
         plugins.as_array_mut().unwrap().extend([
             json!({"type": "portmap", "capabilities": {"portMappings": true}}),
@@ -208,6 +222,12 @@ fn ports_limits_and_arguments_reach_the_plugins_that_declare_them() {
 
 #[test]
 fn what_a_guest_had_is_had_again_where_the_plugins_can_and_any_other_where_they_cannot() {
+    for dir in plugin_dirs() {
+        is_had_again(&dir);
+    }
+}
+
+fn is_had_again(dir: &Path) {
     let keep = |ip: [u8; 4]| Keep {
         ip: ip.into(),
         mac: "02:00:00:00:00:77".to_owned().try_into().unwrap(),
@@ -246,7 +266,7 @@ fn what_a_guest_had_is_had_again_where_the_plugins_can_and_any_other_where_they_
             kernel::run(
                 "ip link add cni0 type bridge; ip addr add 10.77.0.1/24 dev cni0; ip link set cni0 up",
             );
-            let mut ground = Ground::new();
+            let mut ground = Ground::with(dir);
             let plugins = chain(&ground);
             ground.configure("1.0.0", &plugins);
             want(&mut ground).keep = Some(keep(had));

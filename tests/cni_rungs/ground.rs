@@ -64,6 +64,13 @@ impl Ground {
         }
     }
 
+    /// With the real plugins of this folder.
+    pub fn with(plugins: &Path) -> Self {
+        let mut this = Self::new();
+        this.runtime.bin_dirs = vec![this.path("bin"), plugins.to_owned()];
+        this
+    }
+
     /// On a bridge, with masquerading, and with the firewall plugin.
     pub fn bridge() -> Self {
         let this = Self::new();
@@ -198,6 +205,13 @@ impl Ground {
         left.insert(format!("{} veths", veths.trim()));
         left
     }
+}
+
+/// The folders of real plugins to test with: Debian's, and newer ones where `SLICE_TEST_CNI_PLUGINS` names a folder.
+pub fn plugin_dirs() -> Vec<PathBuf> {
+    let newer = std::env::var_os("SLICE_TEST_CNI_PLUGINS").filter(|dir| !dir.is_empty());
+    let debian = PathBuf::from("/usr/lib/cni");
+    [debian].into_iter().chain(newer.map(Into::into)).collect()
 }
 
 pub fn instance() -> Instance {

@@ -1,9 +1,11 @@
 //! What a guest learns of a result: its ways out, its addresses, its host link; and results that nothing bears out.
 //! Out of scope: how it is told (`tests/vmm`), results as text (`src/reconcile/net/cni/tests.rs`).
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
-use crate::ground::{Ground, ping};
+use crate::ground::{Ground, ping, plugin_dirs};
 use crate::support::kernel;
 
 fn words(connection: &slicectl::api::network::Connection) -> Vec<String> {
@@ -38,6 +40,12 @@ esac
 
 #[test]
 fn a_guest_has_the_ways_out_that_the_real_plugins_made() {
+    for dir in plugin_dirs() {
+        has_the_ways_out(&dir);
+    }
+}
+
+fn has_the_ways_out(dir: &Path) {
     type Case = (&'static str, fn(&Ground) -> Value, &'static [&'static str]);
     let cases: [Case; 5] = [
         ("bridge", Ground::bridge_plugins, &[]),
@@ -78,7 +86,7 @@ fn a_guest_has_the_ways_out_that_the_real_plugins_made() {
     ];
     for (name, plugins, wanted) in cases {
         kernel::private(async move {
-            let ground = Ground::new();
+            let ground = Ground::with(dir);
             let plugins = plugins(&ground);
             ground.configure("1.0.0", &plugins);
             let (connection, _) = ground.up().await.unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -137,12 +145,18 @@ fn two_guests_of_one_point_to_point_network_reach_each_other_by_the_routes_that_
 
 #[test]
 fn several_addresses_reach_the_guest_and_what_cannot_is_named() {
+    for dir in plugin_dirs() {
+        several_addresses(&dir);
+    }
+}
+
+fn several_addresses(dir: &Path) {
     kernel::private(async {
         // The plugin gives a bridge one address of a family at most.
         kernel::run(
             "ip link add cni0 type bridge; ip addr add 10.77.0.1/24 dev cni0; ip link set cni0 up",
         );
-        let ground = Ground::new();
+        let ground = Ground::with(dir);
         let range = |subnet: &str| json!([{"subnet": subnet}]);
         let ipam = json!({"type": "host-local", "dataDir": ground.path("data"),
             "ranges": [range("10.77.0.0/24"), range("10.79.0.0/24"), range("fd00:77::/64")],
