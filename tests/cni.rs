@@ -9,6 +9,8 @@ mod configs;
 mod debian;
 #[path = "cni/failures.rs"]
 mod failures;
+#[path = "cni/manners.rs"]
+mod manners;
 #[path = "cni/requests.rs"]
 mod requests;
 #[path = "cni/stage.rs"]

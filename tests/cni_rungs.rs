@@ -3,6 +3,8 @@
 
 mod support;
 
+#[path = "cni_rungs/asked.rs"]
+mod asked;
 #[path = "cni_rungs/crash.rs"]
 mod crash;
 #[path = "cni_rungs/drift.rs"]
@@ -15,5 +17,7 @@ mod ground;
 mod keep;
 #[path = "cni_rungs/life.rs"]
 mod life;
+#[path = "cni_rungs/results.rs"]
+mod results;
 #[path = "cni_rungs/undo.rs"]
 mod undo;

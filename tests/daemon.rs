@@ -23,6 +23,7 @@
 //! | `leftovers` | garbage |
 //! | `reach` | the way to bridge groups, and their quarrels |
 //! | `cni` | CNI groups, with the plugins of Debian |
+//! | `cni_asked` | what is asked of plugins, and what VMs keep by their name |
 //! | `cni_ends` | CNI groups that end, and hosts that boot, whatever plugins and others do |
 //! | `cni_faults` | plugins that fail, daemons that die |
 //! | `cni_guest` | QEMU in a CNI network |
@@ -49,6 +50,7 @@ mod daemon {
     mod bridge_drift;
     mod claims;
     mod cni;
+    mod cni_asked;
     mod cni_ends;
     mod cni_faults;
     mod cni_flows;

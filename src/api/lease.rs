@@ -10,7 +10,7 @@ use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use super::meta::{Name, Timestamp};
-use super::network::Block;
+use super::network::{Block, Mac};
 
 /// One leased address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +55,9 @@ pub enum Address {
         /// Its gateway, if it has one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         gateway: Option<Ipv4Addr>,
+        /// The VM's MAC; none: noted by a version that did not note it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mac: Option<Mac>,
     },
 }
 

@@ -2,6 +2,7 @@
 //! Out of scope: I/O, the clock, the kernel, the store.
 
 pub mod allowed;
+pub mod cni;
 pub mod condition;
 pub mod event;
 pub mod host_group;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
+use super::cni::CniOptions;
 use super::host_group::MAX_COUNT;
 use super::policy::Policy;
 
@@ -135,6 +136,9 @@ pub struct CniSpec {
     /// Who may open the TAP, as host ids.
     #[serde(default)]
     pub tap_owner: TapOwner,
+    /// What its plugins are asked for.
+    #[serde(default, skip_serializing_if = "CniOptions::is_default")]
+    pub cni: CniOptions,
 }
 
 impl NetworkSpec {
@@ -226,6 +230,9 @@ impl NetworkSpec {
                 bridge.max_connections = other.max_connections;
                 bridge.addresses = other.addresses.clone();
             }
+            (Self::Cni(cni), Self::Cni(other)) => {
+                cni.cni.ips = other.cni.ips.clone();
+            }
             (Self::Isolated(_) | Self::Bridge(_) | Self::Cni(_), _) => {}
         }
     }
@@ -251,14 +258,20 @@ pub struct Connection {
     /// Its gateway, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<Ipv4Addr>,
-    /// Further routes, with their next hop if it is another one.
+    /// Further addresses of the guest, with their prefix lengths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Ipv4Network>,
+    /// Further routes, in the order in which they can be made; those without a next hop are on the link.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<(Ipv4Network, Option<Ipv4Addr>)>,
     /// Bytes.
     pub mtu: u32,
-    /// Name servers.
+    /// Name servers; a kernel is told of the first two.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<Ipv4Addr>,
+    /// What a CNI network gave and no guest is told, and what it did not give: a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// `tap_owner: uid[:gid]`; a TAP without a gid may be opened by its uid alone.

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::cni::CniOptions;
 use super::link_name::LONGEST_TAP;
 use super::manifest::{entry_objection, list_objection};
 use super::meta::Name;
@@ -34,6 +35,9 @@ pub struct Ask {
     /// To find it again.
     #[serde(default, skip_serializing_if = "Tags::is_empty")]
     pub tags: Tags,
+    /// What the plugins of a CNI network are asked for: [`CniOptions::of_one`].
+    #[serde(default, skip_serializing_if = "CniOptions::is_default")]
+    pub cni: CniOptions,
 }
 
 /// As long as it stands in its group, there is to be such a VM.
@@ -79,6 +83,9 @@ pub struct NewVm {
     /// See [`Ask::tags`].
     #[serde(default)]
     pub tags: Tags,
+    /// See [`Ask::cni`].
+    #[serde(default)]
+    pub cni: CniOptions,
 }
 
 /// What speaks against an ask: the field of the group it is at odds with, and the rest of a sentence that begins with the VM.
@@ -95,6 +102,7 @@ impl NewVm {
             drop,
             persistent,
             tags,
+            cni,
         } = self;
         let ask = Ask {
             vcpu,
@@ -103,6 +111,7 @@ impl NewVm {
             drop,
             persistent,
             tags,
+            cni,
         };
         (name, ask)
     }
@@ -115,13 +124,17 @@ impl Ask {
         spec.vcpu = self.vcpu.unwrap_or(spec.vcpu);
         spec.ram_bytes = self.ram_bytes.unwrap_or(spec.ram_bytes);
         spec.storage.persistent |= self.persistent;
-        if let NetworkSpec::Isolated(isolated) = &mut spec.network {
-            if let Some(allow) = &self.allow {
-                isolated.policy.allow.clone_from(allow);
+        match &mut spec.network {
+            NetworkSpec::Isolated(isolated) => {
+                if let Some(allow) = &self.allow {
+                    isolated.policy.allow.clone_from(allow);
+                }
+                if let Some(drop) = &self.drop {
+                    isolated.policy.drop.clone_from(drop);
+                }
             }
-            if let Some(drop) = &self.drop {
-                isolated.policy.drop.clone_from(drop);
-            }
+            NetworkSpec::Cni(cni) => cni.cni = cni.cni.of_one(&self.cni),
+            NetworkSpec::Bridge(_) => {}
         }
         spec
     }
@@ -147,6 +160,7 @@ impl Ask {
         }
         found.extend(self.ram_objection(template.ram_bytes));
         self.object_to_lists(&template.network, &mut found);
+        self.object_to_options(&template.network, &mut found);
         if self.persistent && template.storage.image.is_none() {
             let message = "is to keep its disk, and the group has no `image` to make one from";
             found.push(("persistent", message.to_owned()));
@@ -169,6 +183,32 @@ impl Ask {
             return None;
         };
         Some(("ram_mb", message))
+    }
+
+    fn object_to_options(&self, network: &NetworkSpec, found: &mut Vec<Objection>) {
+        if self.cni.is_default() {
+            return;
+        }
+        if !matches!(network, NetworkSpec::Cni(_)) {
+            let mode = network.mode();
+            let message = format!(
+                "asks for something of CNI plugins, and none connect it: the group is in mode {mode}"
+            );
+            found.push(("network.mode", message));
+            return;
+        }
+        if let NetworkSpec::Cni(spec) = network {
+            let own = &self.cni.port_mappings;
+            let mut of_group = spec.cni.port_mappings.iter();
+            let taken = of_group.find(|port| own.iter().any(|own| own.is_the_port_of(port)));
+            found.extend(taken.map(|port| {
+                let message = format!("has the port mapping {port} of its group's own VM");
+                ("cni", message)
+            }));
+        }
+        for (field, why) in self.cni.objections() {
+            found.push(("cni", format!("cannot have cni.{field}: {why}")));
+        }
     }
 
     fn object_to_lists(&self, network: &NetworkSpec, found: &mut Vec<Objection>) {

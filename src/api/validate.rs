@@ -8,11 +8,13 @@
 
 mod bridges;
 mod capacity;
+mod ports;
 
 use std::collections::HashMap;
 
 use ipnetwork::Ipv4Network;
 
+use super::cni::PortMapping;
 use super::host_group::{HostGroup, HostGroupSpec, Origin};
 use super::manifest::{Draft, Location, Problem};
 use super::meta::Name;
@@ -20,8 +22,10 @@ use super::network::{BridgeSpec, NetworkSpec};
 use super::pool;
 use bridges::Bridged;
 use capacity::Total;
+use ports::Mapped;
 
 pub use capacity::{MAX_GROUPS, MAX_ISOLATED, MAX_RULES, MAX_VMS};
+pub use ports::objection_to_ports;
 
 /// A draft, and where the group would belong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +43,7 @@ pub fn conflicts(standing: &[&HostGroup], claims: &[Claim]) -> Vec<(usize, Probl
     for group in standing {
         ground.take(&group.meta.name, &group.spec, Place::Stored(&group.origin));
         ground.total.add(&group.spec, group.orders.len());
+        ground.mapped.extend(ports::of_orders(group));
     }
     let mut refused = Vec::new();
     for (index, Claim { draft, .. }) in claims.iter().enumerate() {
@@ -144,6 +149,7 @@ struct Ground<'a> {
     names: HashMap<&'a Name, Place<'a>>,
     ranges: Vec<(Ipv4Network, &'a Name, Place<'a>)>,
     bridged: Vec<Bridged<'a>>,
+    mapped: Vec<Mapped<'a>>,
     total: Total,
 }
 
@@ -158,6 +164,13 @@ impl<'a> Ground<'a> {
                 spec,
                 count,
             }),
+            Footprint::Ports(ports) => {
+                self.mapped.extend(ports.iter().map(|mapping| Mapped {
+                    mapping,
+                    owner: format!("group \"{name}\""),
+                    place: Some(place),
+                }));
+            }
             Footprint::None => {}
         }
     }
@@ -176,6 +189,9 @@ impl<'a> Ground<'a> {
         match footprint(&draft.spec) {
             Footprint::Range(range) => self.overlap(draft, range).into_iter().collect(),
             Footprint::Bridge(spec, _) => bridges::objections(&self.bridged, draft, spec),
+            Footprint::Ports(ports) => ports::objection(&self.mapped, draft, ports)
+                .into_iter()
+                .collect(),
             Footprint::None => Vec::new(),
         }
     }
@@ -212,13 +228,16 @@ enum Footprint<'a> {
     Range(Ipv4Network),
     /// With the group's count.
     Bridge(&'a BridgeSpec, u32),
+    /// Of the host.
+    Ports(&'a [PortMapping]),
 }
 
 fn footprint(spec: &HostGroupSpec) -> Footprint<'_> {
     match &spec.template.network {
         NetworkSpec::Isolated(isolated) => isolated.range.map_or(Footprint::None, Footprint::Range),
         NetworkSpec::Bridge(bridge) => Footprint::Bridge(bridge, spec.count),
-        NetworkSpec::Cni(_) => Footprint::None,
+        NetworkSpec::Cni(spec) if spec.cni.port_mappings.is_empty() => Footprint::None,
+        NetworkSpec::Cni(spec) => Footprint::Ports(&spec.cni.port_mappings),
     }
 }
 
@@ -227,6 +246,7 @@ fn keeps(before: &HostGroupSpec, after: &HostGroupSpec) -> bool {
     match (footprint(before), footprint(after)) {
         (Footprint::None, Footprint::None) => true,
         (Footprint::Range(a), Footprint::Range(b)) => a == b,
+        (Footprint::Ports(a), Footprint::Ports(b)) => a == b,
         (Footprint::Bridge(a, many), Footprint::Bridge(b, few)) => {
             let claimed = |spec: &BridgeSpec| {
                 let BridgeSpec {
@@ -240,7 +260,10 @@ fn keeps(before: &HostGroupSpec, after: &HostGroupSpec) -> bool {
             };
             many == few && claimed(a) == claimed(b)
         }
-        (Footprint::None | Footprint::Range(_) | Footprint::Bridge(..), _) => false,
+        (
+            Footprint::None | Footprint::Range(_) | Footprint::Bridge(..) | Footprint::Ports(_),
+            _,
+        ) => false,
     }
 }
 

@@ -135,8 +135,14 @@ pub struct NetworkStatus {
     pub ip: Ipv4Addr,
     /// Its prefix length.
     pub prefix_len: u8,
+    /// Further addresses, with their prefix lengths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Ipv4Network>,
     /// Its gateway; a CNI network may have none.
     pub gateway: Option<Ipv4Addr>,
+    /// Further routes, in the order in which they can be made: `NETWORK`, on the link, or `NETWORK via NEXT HOP`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<String>,
     /// The guest's MAC.
     pub mac: Mac,
     /// Its name servers.

@@ -11,6 +11,7 @@ use super::paint::{Colours, Tone, one_line};
 use super::table::{Field, Table};
 use super::target::{self, Target};
 use super::{events, print, rows};
+use crate::api::cni::CniOptions;
 use crate::api::event::Event;
 use crate::api::network::{Addresses, NetworkSpec, TapOwner};
 use crate::api::on_demand::Ask;
@@ -73,6 +74,13 @@ impl Page {
         match value {
             Some(value) => self.line(key, value),
             None => self.line(key, "<none>"),
+        }
+    }
+
+    /// Only where there is one.
+    fn given(&mut self, key: &str, value: Option<impl Display>) {
+        if let Some(value) = value {
+            self.line(key, value);
         }
     }
 
@@ -186,6 +194,12 @@ impl Page {
             ("allow", ask.allow.is_some()),
             ("drop", ask.drop.is_some()),
             ("a persistent disk", ask.persistent),
+            ("port mappings", !ask.cni.port_mappings.is_empty()),
+            ("bandwidth", ask.cni.bandwidth.is_some()),
+            ("aliases", !ask.cni.aliases.is_empty()),
+            ("CNI arguments", !ask.cni.args.is_empty()),
+            ("address", !ask.cni.ips.is_empty()),
+            ("MAC", ask.cni.mac.is_some()),
         ];
         let own: Vec<&str> = own
             .into_iter()
@@ -270,9 +284,24 @@ impl Page {
             }
             NetworkSpec::Cni(cni) => {
                 self.line("CNI network", &cni.network_name);
+                self.cni_options(&cni.cni);
                 self.tap_owner(spec, cni.tap_owner);
             }
         }
+    }
+
+    fn cni_options(&mut self, asked: &CniOptions) {
+        let args = asked
+            .args
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"));
+        let args: Vec<String> = args.collect();
+        self.given("Port mappings", some(&asked.port_mappings));
+        self.given("Bandwidth", asked.bandwidth);
+        self.given("Aliases", some(&asked.aliases));
+        self.given("CNI arguments", some(&args));
+        self.given("Asked IPs", some(&asked.ips));
+        self.given("Asked MAC", asked.mac);
     }
 
     /// A VMM of ours opens it as a user of its own.
@@ -294,7 +323,11 @@ impl Page {
     fn network(&mut self, network: &NetworkStatus) {
         self.line("Mode", network.mode);
         self.line("IP", format!("{}/{}", network.ip, network.prefix_len));
+        self.given("Further IPs", some(&network.addresses));
         self.maybe("Gateway", network.gateway);
+        for route in &network.routes {
+            self.line("Route", route);
+        }
         self.line("MAC", network.mac);
         self.line("DNS", list(&network.dns));
         self.maybe("Netns", network.netns.as_ref().map(|path| path.display()));
@@ -397,6 +430,10 @@ fn addresses(addresses: &Addresses) -> String {
         Addresses::Range(first, last) => format!("{first}-{last}"),
         Addresses::Listed(listed) => list(listed),
     }
+}
+
+fn some(items: &[impl ToString]) -> Option<String> {
+    (!items.is_empty()).then(|| list(items))
 }
 
 fn list(items: &[impl ToString]) -> String {

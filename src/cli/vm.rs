@@ -1,6 +1,7 @@
 //! `vm`: verbs for single VMs.
 //! Out of scope: the daemon's part in them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
@@ -12,8 +13,10 @@ use super::print::Format;
 use super::table::{Field, Table};
 use super::target::Target;
 use super::{get, print, wait};
+use crate::api::cni::{AskedIp, Bandwidth, CniOptions, PortMapping};
 use crate::api::meta::Name;
 use crate::api::metrics::{Metrics, Since};
+use crate::api::network::Mac;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Entry;
 use crate::api::tag::{self, TagKey, TagValue};
@@ -128,6 +131,24 @@ pub struct AddArgs {
     /// Its disk stays when it goes
     #[arg(long)]
     pub persistent: bool,
+    /// CNI: a port of the host that leads to it, [HOST_IP:]HOST_PORT:GUEST_PORT[/PROTOCOL]; may be repeated
+    #[arg(long = "port-mapping", value_name = "MAPPING")]
+    pub port_mappings: Vec<PortMapping>,
+    /// CNI: how fast it may receive and send, ingress_rate=10M,ingress_burst=1M and the same for egress, in bits
+    #[arg(long, value_name = "LIMITS")]
+    pub bandwidth: Option<Bandwidth>,
+    /// CNI: a further name for its address; may be repeated
+    #[arg(long = "alias", value_name = "NAME")]
+    pub aliases: Vec<Name>,
+    /// CNI: an argument for its plugins; may be repeated
+    #[arg(long = "cni-arg", value_name = "KEY=VALUE", value_parser = cni_argument)]
+    pub cni_args: Vec<(String, String)>,
+    /// CNI: the address that it is to have, A.B.C.D or A.B.C.D/LEN; may be repeated
+    #[arg(long = "ip", value_name = "IP")]
+    pub ips: Vec<AskedIp>,
+    /// CNI: the MAC that it is to have
+    #[arg(long, value_name = "MAC", value_parser = mac)]
+    pub mac: Option<Mac>,
     /// Wait until it is ready, 5m when no time is given
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true,
           default_missing_value = "5m", value_parser = humantime::parse_duration)]
@@ -234,6 +255,16 @@ async fn power(client: &Client, args: PowerArgs, verb: PowerVerb) -> Result<(), 
     }
 }
 
+fn cni_argument(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    let (key, value) = pair.ok_or_else(|| format!("`{text}` is no KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn mac(text: &str) -> Result<Mac, String> {
+    Mac::try_from(text.to_owned())
+}
+
 async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
     let mut tags = tag::Tags::new();
     for (key, value) in args.tags {
@@ -241,6 +272,13 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
             let usage = format!("--tag {key} is here twice, first with \"{before}\"");
             return Err(Failure::Usage(usage));
         }
+    }
+    let mut arguments = BTreeMap::new();
+    for (key, value) in args.cni_args {
+        if arguments.contains_key(&key) {
+            return Err(Failure::Usage(format!("--cni-arg {key} is here twice")));
+        }
+        arguments.insert(key, value);
     }
     let wanted = NewVm {
         name: args.name,
@@ -250,6 +288,14 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
         drop: args.drop.map(entries),
         persistent: args.persistent,
         tags,
+        cni: CniOptions {
+            port_mappings: args.port_mappings,
+            bandwidth: args.bandwidth,
+            aliases: args.aliases,
+            args: arguments,
+            ips: args.ips,
+            mac: args.mac,
+        },
     };
     let result = client.add_vm(&args.group, &wanted).await?;
     result.warnings.iter().for_each(|text| warn(text));

@@ -8,8 +8,12 @@ use std::time::Duration;
 use super::invoke::Command;
 use super::json;
 
+/// The code of a configuration with a key that the plugin does not support (spec, section 5, Error).
+pub const UNSUPPORTED_FIELD: u64 = 2;
 /// The code of a plugin that does not know the container, and so has nothing to clean up (spec, section 5, Error).
 pub const UNKNOWN_CONTAINER: u64 = 3;
+/// The code of a configuration that the plugin cannot use (spec, section 5, Error).
+pub const INVALID_CONFIG: u64 = 7;
 /// The code of "try again later" (spec, section 5, Error).
 pub const TRY_AGAIN: u64 = 11;
 /// Of STATUS: the plugin cannot serve ADD.
@@ -73,6 +77,9 @@ pub enum Error {
         /// The versions that would have done.
         expected: Vec<String>,
     },
+    /// What is asked of a network cannot be had from its plugins.
+    #[error("{0}")]
+    Unmet(String),
     /// The plugin said why it failed.
     #[error(transparent)]
     Plugin(Failure),
@@ -206,12 +213,37 @@ impl Error {
             | Self::BadArgument { .. }
             | Self::NoSuchPlugin { .. }
             | Self::UnsupportedVersion { .. }
+            | Self::Unmet(_)
             | Self::Garbage { .. }
             | Self::Deadline { .. }
             | Self::AddedBefore { .. }
             | Self::NeverAdded { .. }
             | Self::DamagedCache { .. }
             | Self::Io { .. } => None,
+        }
+    }
+}
+
+impl Error {
+    /// Whether ADD fails in the same way until somebody changes the network's configuration, or what is asked of it.
+    pub fn waits_for_a_change(&self) -> bool {
+        match self {
+            Self::Unmet(_) | Self::BadConfig { .. } => true,
+            Self::Plugin(failure) => {
+                let of_config = matches!(failure.code, UNSUPPORTED_FIELD | INVALID_CONFIG);
+                failure.command == Command::Add && of_config
+            }
+            Self::TryAgain(_)
+            | Self::NoSuchNetwork { .. }
+            | Self::BadArgument { .. }
+            | Self::NoSuchPlugin { .. }
+            | Self::UnsupportedVersion { .. }
+            | Self::Garbage { .. }
+            | Self::Deadline { .. }
+            | Self::AddedBefore { .. }
+            | Self::NeverAdded { .. }
+            | Self::DamagedCache { .. }
+            | Self::Io { .. } => false,
         }
     }
 }

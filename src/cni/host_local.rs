@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::{Error, Network, Runtime};
+use super::{Error, Network, Plugin, Runtime};
 
 /// Where `host-local` keeps its folders, unless `ipam.dataDir` says otherwise.
 const FOLDER: &str = "/var/lib/cni/networks";
@@ -32,15 +32,7 @@ impl Runtime {
     ) -> Result<Vec<PathBuf>, Error> {
         let mut removed = Vec::new();
         let mut swept = Vec::new();
-        for plugin in &network.plugins {
-            let Some(folder) = plugin.host_local() else {
-                continue;
-            };
-            let folder = match folder.as_os_str().is_empty() {
-                true => PathBuf::from(FOLDER),
-                false => folder,
-            };
-            let folder = folder.join(&network.name);
+        for folder in folders(network) {
             if !swept.contains(&folder) {
                 if let Some(reserved) = Reserved::wait_for(&folder).await? {
                     removed.extend(reserved.release(judged())?);
@@ -50,6 +42,24 @@ impl Runtime {
         }
         Ok(removed)
     }
+
+    /// The container that has an address of a network by `host-local`; none: nobody, or another IPAM plugin knows.
+    pub fn holder_of(&self, network: &Network, address: IpAddr) -> Option<String> {
+        let mut folders = folders(network);
+        folders.find_map(|folder| holder(&folder.join(address.to_string())))
+    }
+}
+
+/// Where `host-local` keeps the reservations of a network, of each plugin that delegates to it.
+fn folders(network: &Network) -> impl Iterator<Item = PathBuf> + '_ {
+    let folders = network.plugins.iter().filter_map(Plugin::host_local);
+    folders.map(|folder| {
+        let folder = match folder.as_os_str().is_empty() {
+            true => PathBuf::from(FOLDER),
+            false => folder,
+        };
+        folder.join(&network.name)
+    })
 }
 
 /// All reservations in a folder, which stay as they are until this is dropped.

@@ -112,8 +112,9 @@ impl Call<'_> {
             }
         };
         let microseconds = clock::monotonic().duration_since(began).as_micros();
-        tracing::debug!(plugin = self.plugin, command = %self.command, status = %heard.status, microseconds, "a CNI plugin ended");
-        self.judge(heard)
+        let stderr = heard.stderr.text();
+        tracing::debug!(plugin = self.plugin, command = %self.command, status = %heard.status, microseconds, stderr, "a CNI plugin ended");
+        self.judge(heard, stderr)
     }
 
     async fn start(&self) -> Result<Child, Error> {
@@ -122,6 +123,7 @@ impl Call<'_> {
             match self.prepare().spawn() {
                 Ok(child) => {
                     self.limit_files(&child);
+                    go_first_no_more(&child);
                     return Ok(child);
                 }
                 Err(error)
@@ -166,8 +168,7 @@ impl Call<'_> {
         command
     }
 
-    fn judge(&self, heard: Heard) -> Result<String, Error> {
-        let stderr = heard.stderr.text();
+    fn judge(&self, heard: Heard, stderr: String) -> Result<String, Error> {
         let whole = heard.stdout.seen <= OUTPUT_LIMIT;
         let stdout = String::from_utf8(heard.stdout.bytes);
         match (stdout, heard.status.success()) {
@@ -215,6 +216,19 @@ impl Call<'_> {
     /// An answer that is none.
     pub(super) fn garbage(&self, why: &str, answer: &str) -> Error {
         garbage(self.plugin, self.command, why, answer)
+    }
+}
+
+/// The daemon may go before everybody else where processors are short (`Nice=`); what a plugin does is not its work. The whole process
+/// group, for `setpriority(PRIO_PROCESS)` changes one thread and a plugin written in Go has several at once. Between fork and exec it
+/// would cost a copy of the daemon's page tables: the standard library starts a program with `CLONE_VFORK` only when nothing is to
+/// be done there.
+fn go_first_no_more(child: &Child) {
+    let group = child.id().and_then(|id| i32::try_from(id).ok());
+    let group = group.and_then(Pid::from_raw);
+    if matches!(rustix::process::getpriority_process(None), Ok(..0)) {
+        // ESRCH: it has ended.
+        let _ = rustix::process::setpriority_pgrp(group, 0);
     }
 }
 

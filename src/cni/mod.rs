@@ -1,4 +1,4 @@
-//! CALLS: a CNI runtime to the spec, for configurations of 0.3.1, 0.4.0, 1.0.0 and 1.1.0.
+//! CALLS: a CNI runtime to the spec, for configurations of 0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0.
 //! Out of scope: the owners of the containers; what a result is used for; the host.
 //!
 //! The text is <https://github.com/containernetworking/cni/blob/main/SPEC.md>, the habits are libcni's: the places of files,
@@ -33,6 +33,7 @@ mod probe;
 mod removal;
 mod request;
 mod result;
+mod serving;
 mod turns;
 mod version;
 
@@ -44,7 +45,9 @@ use std::time::Duration;
 
 pub use attachment::{Attachment, Valid};
 pub use cache::Cached;
-pub use error::{Error, Failure, LIMITED, NOT_AVAILABLE, TRY_AGAIN, UNKNOWN_CONTAINER};
+pub use error::{
+    Error, Failure, INVALID_CONFIG, LIMITED, NOT_AVAILABLE, TRY_AGAIN, UNKNOWN_CONTAINER,
+};
 pub use invoke::Command;
 pub use network::{Network, Plugin};
 pub use operations::Outcome;
@@ -76,6 +79,7 @@ pub struct Runtime {
     pub file_limit: Option<(u64, u64)>,
     turns: Arc<turns::Turns>,
     probed: Arc<probe::Probed>,
+    serving: Arc<serving::Serving>,
 }
 
 impl Runtime {
@@ -89,6 +93,7 @@ impl Runtime {
             file_limit: None,
             turns: Arc::default(),
             probed: Arc::default(),
+            serving: Arc::default(),
         }
     }
 

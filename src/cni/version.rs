@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Version {
     /// Chains of plugins and results with interfaces.
+    #[serde(rename = "0.3.0")]
+    V0_3_0,
+    /// The same; only the examples of the text were mended.
     #[serde(rename = "0.3.1")]
     V0_3_1,
     /// CHECK, and `prevResult` on DEL.
@@ -24,7 +27,13 @@ pub enum Version {
 
 impl Version {
     /// All that we speak, the oldest first.
-    pub const ALL: [Self; 4] = [Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
+    pub const ALL: [Self; 5] = [
+        Self::V0_3_0,
+        Self::V0_3_1,
+        Self::V0_4_0,
+        Self::V1_0_0,
+        Self::V1_1_0,
+    ];
 
     /// The newest that we speak.
     pub const LATEST: Self = Self::V1_1_0;
@@ -32,6 +41,7 @@ impl Version {
     /// As it is written in JSON: `1.0.0`.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::V0_3_0 => "0.3.0",
             Self::V0_3_1 => "0.3.1",
             Self::V0_4_0 => "0.4.0",
             Self::V1_0_0 => "1.0.0",

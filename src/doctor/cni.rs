@@ -1,18 +1,23 @@
-//! CNI: which networks are configured, and whether their plugins are there.
-//! Out of scope: running a plugin.
+//! CNI: which networks are configured, whether their plugins are there, and whether they could attach a VM now (STATUS).
+//! Out of scope: attaching one.
+
+use std::time::Duration;
 
 use super::{Host, ok, warn, words};
 use crate::api::view::Check;
-use crate::cni::{Network, Runtime, Version};
+use crate::cni::{Error, Network, Runtime, Version};
 
 const CNI: &str = "CNI networks";
 const GC: &str = "CNI garbage collection";
 const ABANDONED: &str = "CNI attachments given up";
 
+/// Nobody waits longer for a plugin that only has to say how it is.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     let networks = cx.cni.networks();
     let networks = networks.map_err(|error| words(&error));
-    let mut checks = vec![judge(&cx.cni, &networks)];
+    let mut checks = vec![judge(&cx.cni, &networks).await];
     checks.extend(judge_gc(&cx.cni, &networks));
     checks.extend(judge_abandoned(cx));
     checks
@@ -59,7 +64,7 @@ fn judge_abandoned(cx: &Host) -> Option<Check> {
     })
 }
 
-fn judge(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Check {
+async fn judge(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Check {
     let folder = runtime.conf_dir.display();
     let names = match networks {
         Ok(names) if names.is_empty() => {
@@ -73,22 +78,51 @@ fn judge(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Check {
             return warn(CNI, why.clone(), remedy);
         }
     };
-    let mut lacking = Vec::new();
+    let (mut lacking, mut unable) = (Vec::new(), Vec::new());
     for name in names {
         match runtime.find(name) {
-            Ok(network) => lacking.extend(runtime.lacking(&network)),
+            Ok(network) => {
+                let missing = runtime.lacking(&network);
+                if missing.is_empty() {
+                    let status = status(runtime, &network).await;
+                    unable.extend(status.err().map(|error| words(&error)));
+                }
+                lacking.extend(missing);
+            }
             Err(error) => lacking.push(words(&error)),
         }
     }
     let found = names.join(", ");
-    match lacking.is_empty() {
-        true => ok(CNI, format!("{found}, with their plugins")),
-        false => warn(
+    let but = [lacking.as_slice(), unable.as_slice()].concat();
+    let but = format!("{found}, but: {}", but.join("; "));
+    match (lacking.is_empty(), unable.is_empty()) {
+        (true, true) => ok(CNI, format!("{found}, with their plugins")),
+        (false, _) => warn(
             CNI,
-            format!("{found}, but: {}", lacking.join("; ")),
+            but,
             "Install the plugins (on Debian: apt-get install containernetworking-plugins), or name their folder in CNI_PATH.",
         ),
+        (true, false) => warn(
+            CNI,
+            but,
+            "Mend what the plugin says. With code 50 no VM can be attached, with 51 those that are attached may not be able to talk either.",
+        ),
     }
+}
+
+/// Only networks of 1.1.0 and later are asked.
+async fn status(runtime: &Runtime, network: &Network) -> Result<(), Error> {
+    if !network
+        .versions
+        .iter()
+        .any(|version| version.has_gc_and_status())
+    {
+        return Ok(());
+    }
+    let mut runtime = runtime.clone();
+    runtime.deadline = PATIENCE.min(runtime.deadline);
+    let network = runtime.negotiate(network).await?;
+    runtime.status(&network).await.map(drop)
 }
 
 #[cfg(test)]
@@ -96,8 +130,67 @@ mod tests {
     use super::*;
     use crate::api::view::CheckVerdict;
 
-    #[test]
-    fn a_network_without_its_plugins_is_named_with_the_plugin() {
+    /// Answers STATUS with the code in `code` beside it.
+    const PLUGIN: &str = r#"#!/bin/sh
+case $CNI_COMMAND in
+VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}' ;;
+STATUS)
+    code=$(cat "$(dirname "$0")/code")
+    [ "$code" = 0 ] && exit 0
+    [ "$code" = hang ] && exec sleep 600
+    echo "{\"cniVersion\":\"1.1.0\",\"code\":$code,\"msg\":\"no controller\",\"details\":\"it is down\"}"
+    exit 1 ;;
+esac
+"#;
+
+    #[tokio::test]
+    async fn a_network_that_could_not_serve_is_named_in_the_plugins_words() {
+        for (version, code, wanted) in [
+            ("1.1.0", "0", None),
+            (
+                "1.1.0",
+                "50",
+                Some("`p` failed STATUS with code 50: no controller (it is down)"),
+            ),
+            (
+                "1.1.0",
+                "51",
+                Some("`p` failed STATUS with code 51: no controller (it is down)"),
+            ),
+            ("1.1.0", "100", Some("code 100: no controller")),
+            ("1.1.0", "hang", Some("did not finish STATUS")),
+            // It knows no STATUS.
+            ("1.0.0", "50", None),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let list = format!(
+                r#"{{"cniVersion": "{version}", "name": "net", "plugins": [{{"type": "p"}}]}}"#
+            );
+            std::fs::write(dir.path().join("10-net.conflist"), list).unwrap();
+            std::fs::write(dir.path().join("code"), code).unwrap();
+            let plugin = dir.path().join("p");
+            std::fs::write(&plugin, PLUGIN).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(&plugin, mode).unwrap();
+            let mut runtime = Runtime::new();
+            runtime.conf_dir = dir.path().to_owned();
+            runtime.bin_dirs = vec![dir.path().to_owned()];
+            runtime.deadline = Duration::from_millis(500);
+            let networks = runtime.networks().map_err(|error| words(&error));
+            let check = judge(&runtime, &networks).await;
+            match wanted {
+                None => assert_eq!(check.verdict, CheckVerdict::Ok, "{}", check.found),
+                Some(wanted) => {
+                    assert_eq!(check.verdict, CheckVerdict::Warn, "{code}");
+                    assert!(check.found.contains(wanted), "{}", check.found);
+                    assert!(!check.found.contains("apt-get"), "{}", check.found);
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_network_without_its_plugins_is_named_with_the_plugin() {
         let dir = tempfile::tempdir().unwrap();
         let list =
             r#"{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "no-such-plugin"}]}"#;
@@ -105,7 +198,7 @@ mod tests {
         let mut runtime = Runtime::new();
         runtime.conf_dir = dir.path().to_owned();
         runtime.bin_dirs = vec![dir.path().to_owned()];
-        let check = judge(&runtime, &runtime.networks().map_err(|e| words(&e)));
+        let check = judge(&runtime, &runtime.networks().map_err(|e| words(&e))).await;
         assert_eq!(check.verdict, CheckVerdict::Warn);
         assert!(check.found.starts_with("net, but: "), "{}", check.found);
         assert!(check.found.contains("no-such-plugin"), "{}", check.found);
@@ -130,11 +223,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn no_network_at_all_is_no_fault() {
+    #[tokio::test]
+    async fn no_network_at_all_is_no_fault() {
         let mut runtime = Runtime::new();
         runtime.conf_dir = "/nowhere/at/all".into();
-        let check = judge(&runtime, &runtime.networks().map_err(|e| words(&e)));
+        let check = judge(&runtime, &runtime.networks().map_err(|e| words(&e))).await;
         assert_eq!(check.verdict, CheckVerdict::Ok);
     }
 }

@@ -19,9 +19,11 @@ pub fn isolated(instance: &Instance, run_dir: &RunDir, uid: Uid, block: Block) -
         ip: block.guest(),
         prefix_len: Block::PREFIX_LEN,
         gateway: Some(block.gateway()),
+        addresses: Vec::new(),
         routes: Vec::new(),
         mtu: MTU,
         dns: Vec::new(),
+        warnings: Vec::new(),
     }
 }
 
@@ -41,8 +43,10 @@ pub fn bridged(
         ip: address.ip(),
         prefix_len: address.prefix_len(),
         gateway: address.gateway(),
+        addresses: Vec::new(),
         routes: Vec::new(),
         mtu,
         dns: Vec::new(),
+        warnings: Vec::new(),
     }
 }

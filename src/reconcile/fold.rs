@@ -7,6 +7,10 @@ mod of_host;
 use condition::{fold, is_known_ready, known, of_generation, shown, truth, why_not};
 use of_host::{group_reason, host_condition, host_warnings, of_host};
 
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, Lease};
@@ -42,6 +46,31 @@ pub struct House {
     pub instance: Instance,
     /// Paths are made from it.
     pub run_dir: RunDir,
+}
+
+/// What a person is to know of what a CNI network gave.
+fn network_warnings(vm: &Vm, pages: &Pages<'_>) -> Vec<String> {
+    let mark = page(pages, Rung::Net).and_then(|page| page.mark.as_ref());
+    let known: Option<Connection> = mark.and_then(|mark| serde_json::from_str(mark).ok());
+    let Some(mut known) = known else {
+        return Vec::new();
+    };
+    // The VM's own go before.
+    if vm.spec.dns_servers.is_empty() {
+        let beyond = known.dns.iter().skip(vmm::NAME_SERVERS);
+        known.warnings.extend(beyond.map(|server| {
+            format!("the CNI network gives the name server {server}, and a guest is told of two")
+        }));
+    }
+    known.warnings
+}
+
+/// As `ip route` writes it.
+fn route((network, next_hop): &(Ipv4Network, Option<Ipv4Addr>)) -> String {
+    match next_hop {
+        None => network.to_string(),
+        Some(next_hop) => format!("{network} via {next_hop}"),
+    }
 }
 
 impl House {
@@ -90,7 +119,12 @@ impl House {
                 vmm: self.vmm(vm, page(&pages, Rung::Vmm), world.vmm_id(vm.meta.uid)),
                 // That it is there is for the host to say.
                 disk: None,
-                warnings: [vm.spec.network.warnings(), warnings].concat(),
+                warnings: [
+                    vm.spec.network.warnings(),
+                    network_warnings(vm, &pages),
+                    warnings,
+                ]
+                .concat(),
             },
         }
     }
@@ -103,7 +137,9 @@ impl House {
             mode: vm.spec.network.mode(),
             ip: connection.ip,
             prefix_len: connection.prefix_len,
+            addresses: connection.addresses.clone(),
             gateway: connection.gateway,
+            routes: connection.routes.iter().map(route).collect(),
             mac: connection.mac,
             dns: match vm.spec.dns_servers.as_slice() {
                 [] => connection.dns,

@@ -145,6 +145,18 @@ pub enum Error {
     NotConverging(Vec<String>),
 }
 
+impl Error {
+    /// Whether the same would come of it until somebody changes what is wanted, or what it is wanted of.
+    pub fn waits_for_a_change(&self) -> bool {
+        match self {
+            Self::Act { source, .. } => net::cni::waits_for_a_change(source),
+            Self::Conflict(_) | Self::Observe(_) | Self::Waits { .. } | Self::NotConverging(_) => {
+                false
+            }
+        }
+    }
+}
+
 /// An error and its causes in one line.
 fn chain(error: &host::Error) -> String {
     let mut text = error.to_string();

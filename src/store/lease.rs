@@ -59,10 +59,15 @@ impl Txn<'_> {
         // Under a VM that stands, a lease never moves, whatever the group says now.
         let standing = world.page(vm.meta.uid, Rung::Net);
         let standing = standing.is_some_and(|page| page.held);
-        if matches!(vm.spec.network, NetworkSpec::Cni(_)) {
+        if let NetworkSpec::Cni(spec) = &vm.spec.network {
             let noted = world.lease(&vm.meta.name).cloned();
-            let plugged = |lease: &Lease| matches!(lease.address, Address::Plugged { .. });
-            // That of a VM of this name before the group was switched to CNI.
+            let plugged = |lease: &Lease| match &lease.address {
+                Address::Plugged { plugged, .. } => {
+                    standing || spec.cni.allow(vm.index, plugged.ip())
+                }
+                Address::Block { .. } | Address::Bridged { .. } => false,
+            };
+            // That of a VM of this name before the group was switched to CNI, or asked for another address.
             if !standing && noted.as_ref().is_some_and(|lease| !plugged(lease)) {
                 self.remove_lease(&vm.meta.name)?;
             }
@@ -117,7 +122,7 @@ pub fn gives(pool: &Pool, index: u32, network: &NetworkSpec, address: &Address) 
                 && gateway.prefix() == pool.range.prefix()
                 && spec.addresses.allow(index, *ip)
         }
-        (NetworkSpec::Cni(_), _) => true,
+        (NetworkSpec::Cni(spec), _) => spec.cni.allow(index, address.ip()),
         (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), _) => false,
     }
 }

@@ -272,7 +272,9 @@ fn network(number: u8) -> NetworkStatus {
         mode: Mode::Isolated,
         ip: block(number).guest(),
         prefix_len: 30,
+        addresses: Vec::new(),
         gateway: Some(block(number).gateway()),
+        routes: Vec::new(),
         mac: Mac([2, 0, 0, 0, 0, number]),
         dns: vec!["1.1.1.1".parse().unwrap()],
         netns: Some(format!("/run/slice/netns/slice-abcdefghij{number:02}").into()),
@@ -337,6 +339,7 @@ pub fn other_modes() -> Vec<Object> {
     let cni = NetworkSpec::Cni(CniSpec {
         network_name: "slicer".into(),
         tap_owner: Default::default(),
+        cni: Default::default(),
     });
     let mut objects = Vec::new();
     for (number, group, network) in [

@@ -219,7 +219,7 @@ async fn status_tells_every_plugin_its_configuration() {
 async fn version_is_asked_with_the_latest_that_we_speak() {
     let stage = stage("1.1.0");
     let versions = stage.runtime.version("one").await.unwrap();
-    assert_eq!(versions, ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    assert_eq!(versions, ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
     let heard = stage.heard();
     assert_eq!(heard[0].stdin(), json!({"cniVersion": "1.1.0"}));
     let path = stage.path("bin").display().to_string();

@@ -81,12 +81,17 @@ impl Stage {
 
     /// Installs a recording plugin that answers ADD with an interface called after it, and VERSION with all versions.
     pub fn plugin(&self, name: &str) {
-        let path = self.path("bin").join(name);
-        fs::write(&path, PLUGIN).expect("a plugin");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
+        self.script(name, PLUGIN);
         self.say(name, "ADD.out", &result("1.0.0", name).to_string());
-        let versions = json!({"cniVersion": "1.1.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]});
+        let versions = json!({"cniVersion": "1.1.0", "supportedVersions": ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]});
         self.say(name, "VERSION.out", &versions.to_string());
+    }
+
+    /// Installs a plugin of the test's own.
+    pub fn script(&self, name: &str, text: &str) {
+        let path = self.path("bin").join(name);
+        fs::write(&path, text).expect("a plugin");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
     }
 
     /// Tells a plugin how to behave: `say("two", "DEL.exit", "1")`.

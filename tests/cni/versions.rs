@@ -9,7 +9,7 @@ use slicectl::cni::{CniResult, Error, Network, Outcome, Version};
 
 use crate::stage::{Stage, blue, result};
 
-const ALL: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+const ALL: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 #[tokio::test]
 async fn every_version_does_what_it_knows_and_no_more() {
@@ -81,6 +81,11 @@ fn the_highest_version_that_both_sides_speak_goes() {
             Some(Version::V1_0_0),
         ),
         (json!({"cniVersions": ["1.0.0"]}), Some(Version::V1_0_0)),
+        (json!({"cniVersion": "0.3.0"}), Some(Version::V0_3_0)),
+        (
+            json!({"cniVersion": "0.3.0", "cniVersions": ["0.3.1"]}),
+            Some(Version::V0_3_1),
+        ),
         (json!({"cniVersion": "2.0.0"}), None),
         (json!({"cniVersion": "0.2.0"}), None),
         (json!({"cniVersion": "one"}), None),

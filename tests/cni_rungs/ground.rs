@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use slicectl::api::cni::CniOptions;
 use slicectl::api::network::{Connection, TapOwner};
 use slicectl::cni::Runtime;
 use slicectl::host::Error as HostError;
@@ -55,6 +56,7 @@ impl Ground {
                 tap_owner: TapOwner::default(),
                 record: "{}".to_owned(),
                 keep: None,
+                asked: CniOptions::default(),
             }),
         };
         Self {
@@ -63,6 +65,13 @@ impl Ground {
             desired,
             told: Arc::default(),
         }
+    }
+
+    /// With the real plugins of this folder.
+    pub fn with_plugins(plugins: &Path) -> Self {
+        let mut this = Self::new();
+        this.runtime.bin_dirs = vec![this.path("bin"), plugins.to_owned()];
+        this
     }
 
     /// On a bridge, with masquerading, and with the firewall plugin.
@@ -123,8 +132,21 @@ impl Ground {
         self.up_with(&unprobed()).await
     }
 
+    /// The plugins are not asked.
+    pub async fn up_unasked(&self) -> Result<(Connection, Vec<String>), Error> {
+        self.up_as(Checking::Never, &unprobed()).await
+    }
+
     pub async fn up_with(&self, probe: &Probe) -> Result<(Connection, Vec<String>), Error> {
-        let hands = self.hands();
+        self.up_as(Checking::Once, probe).await
+    }
+
+    async fn up_as(
+        &self,
+        checking: Checking,
+        probe: &Probe,
+    ) -> Result<(Connection, Vec<String>), Error> {
+        let hands = self.hands_as(checking);
         let net = converge(&hands, &self.desired, probe).await;
         let seen: Observed = net.result?;
         let want = self.desired.want.as_ref().expect("a desired VM");
@@ -156,8 +178,12 @@ impl Ground {
     }
 
     fn hands(&self) -> Attach {
+        self.hands_as(Checking::Once)
+    }
+
+    fn hands_as(&self, checking: Checking) -> Attach {
         let told = Arc::clone(&self.told);
-        Attach::new(self.runtime.clone(), Checking::Once).telling(Arc::new(move |notice| {
+        Attach::new(self.runtime.clone(), checking).telling(Arc::new(move |notice| {
             let line = format!("{}: {}", notice.reason, notice.message);
             told.lock().expect("no panic before").push(line);
         }))
@@ -258,4 +284,21 @@ pub fn crash_before(step: usize) -> Probe {
         at if at == step => Err(HostError::other("go on with", action, "a crash")),
         _ => Ok(()),
     })
+}
+
+/// A ping of one guest comes to another by way of its gateway; fails the test if it does not.
+#[track_caller]
+pub fn reaches(one: &Connection, other: &Connection) {
+    let attach = |connection: &Connection| {
+        let gateway = connection.gateway.expect("a gateway");
+        let netns = connection.netns.as_ref().expect("a namespace");
+        let (mac, ip) = (connection.mac.0, connection.ip);
+        Guest::attach_via(netns, Framing::VnetHdr, mac, ip, gateway)
+    };
+    let (from, to) = (attach(one), attach(other));
+    from.probe(7, other.ip, Kind::Ping);
+    let came = to.hear(Duration::from_secs(5), |seen| {
+        (seen.source, seen.destination, seen.protocol) == (one.ip, other.ip, frames::ICMP)
+    });
+    assert!(came.is_some(), "no ping came");
 }

@@ -278,7 +278,7 @@ fn a_lost_state_database_is_made_anew_from_the_records_of_cni_vms() {
 }
 
 /// Everything that a boot takes away: namespaces and what reached into them, `/run`.
-fn lose_the_run_directory(house: &House) {
+pub fn lose_the_run_directory(house: &House) {
     house.unmount_namespaces();
     run(&format!(
         "rm -rf {0} /run/netns/slice-*",

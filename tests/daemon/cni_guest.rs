@@ -9,7 +9,7 @@ use serde_json::json;
 use super::guests::{initrd, kernel, pids, says};
 use crate::support::house::{self, House};
 use crate::support::kernel::{Neighbour, attempt, run};
-use crate::support::plugs::{Plugs, ipam, left, pod};
+use crate::support::plugs::{Plugs, inhabited, ipam, left, pod};
 
 /// The host reaches it.
 fn answers(house: &House, address: &str) {
@@ -77,11 +77,7 @@ fn a_guest_in_a_cni_network_has_what_the_result_says_and_lives_through_every_rep
             {"type": "firewall"}
         ]));
         let image = initrd(&house, "ping gateway 10.77.0.1\nping beyond 198.18.0.1\n");
-        let qemu = format!(
-            "hypervisor: qemu\n      kernel_file: {}\n      initrd_file: {image}",
-            kernel()
-        );
-        house.apply(&pod(1).replace("hypervisor: none", &qemu));
+        house.apply(&booted(1, &image));
         for words in ["gateway ok", "beyond ok"] {
             says(&house, "pod-1", &format!("GUEST pod-1 {words}"), 1);
         }
@@ -169,6 +165,80 @@ fn a_guest_in_a_cni_network_has_what_the_result_says_and_lives_through_every_rep
         let left: Vec<String> = left(&house.run).into_iter().filter(of_ours).collect();
         assert_eq!(left, [""; 0]);
     });
+}
+
+/// What Calico does, in one plugin: a /32, and a gateway that lies in no subnet; of which the result tells nothing.
+const CALICO: &str = r#"#!/bin/sh
+set -e
+inside() { nsenter --net="$CNI_NETNS" "$@"; }
+case "$CNI_COMMAND" in
+VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}' ;;
+DEL) ip link del cali0 2>/dev/null || true ;;
+ADD)
+    ip link add cali0 type veth peer name eth0 netns "$CNI_NETNS"
+    ip link set cali0 up
+    ip addr add 169.254.1.1/32 dev cali0
+    ip route add 10.9.0.2/32 dev cali0
+    ip route add 10.9.1.2/32 dev cali0
+    inside ip addr add 10.9.0.2/32 dev eth0
+    inside ip addr add 10.9.1.2/32 dev eth0
+    inside ip link set eth0 up
+    inside ip route add 169.254.1.1 dev eth0 scope link
+    inside ip route add default via 169.254.1.1 dev eth0
+    echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "cali0"}], "ips": [{"address": "10.9.0.2/32"}, {"address": "10.9.1.2/32"}]}'
+    ;;
+esac
+"#;
+
+#[test]
+fn a_guest_with_a_gateway_in_no_subnet_and_two_addresses_is_reached_and_reaches() {
+    inhabited(|house, plugs| {
+        plugs.recorder("calico");
+        fs::write(crate::support::plugs::at("bin/calico"), CALICO).expect("a plugin");
+        plugs.configure(&json!([{"type": "calico"}]));
+        let image = initrd(&house, "ping gateway 169.254.1.1\n");
+        house.apply(&booted(1, &image));
+        says(&house, "pod-1", "GUEST pod-1 gateway ok", 1);
+        let network = house.get("vm pod-1")["status"]["network"].clone();
+        assert_eq!(network["gateway"], "169.254.1.1");
+        assert_eq!(network["addresses"], json!(["10.9.1.2/32"]));
+        assert_eq!(
+            network["routes"],
+            json!(["169.254.1.1/32", "0.0.0.0/0 via 169.254.1.1"])
+        );
+        answers(&house, "10.9.0.2");
+        answers(&house, "10.9.1.2");
+        let line = command_line(pids(&house)[0]);
+        for word in [
+            "ip=10.9.0.2:::255.255.255.255:pod-1:",
+            "slice.address=10.9.1.2/32 slice.route=169.254.1.1/32 slice.route=0.0.0.0/0,169.254.1.1",
+        ] {
+            assert!(line.contains(word), "{word} is not in {line}");
+        }
+    });
+}
+
+#[test]
+fn two_guests_of_one_point_to_point_network_reach_each_other() {
+    inhabited(|house, plugs| {
+        run("sysctl -qw net.ipv4.ip_forward=1");
+        plugs.ptp("10.78.0.0/24");
+        let image = initrd(&house, "ping one 10.78.0.2\nping two 10.78.0.3\n");
+        house.apply(&booted(2, &image));
+        for vm in ["pod-1", "pod-2"] {
+            for other in ["one", "two"] {
+                says(&house, vm, &format!("GUEST {vm} {other} ok"), 1);
+            }
+        }
+    });
+}
+
+fn booted(count: u32, image: &str) -> String {
+    let qemu = format!(
+        "hypervisor: qemu\n      kernel_file: {}\n      initrd_file: {image}",
+        kernel()
+    );
+    pod(count).replace("hypervisor: none", &qemu)
 }
 
 #[test]

@@ -29,6 +29,7 @@ pub fn wanted() -> Desired {
             },
             record: "{}".to_owned(),
             keep: None,
+            asked: Default::default(),
         }),
     }
 }
@@ -96,6 +97,7 @@ pub fn converged(desired: &Desired) -> Observed {
             tap: Some(tap(Some(1000))),
         }),
         complaint: None,
+        limited: None,
     }
 }
 
@@ -175,6 +177,7 @@ prop_compose! {
             added,
             inside,
             complaint: complaint.filter(|_| asked),
+            limited: None,
         }
     }
 }

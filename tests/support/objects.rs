@@ -60,6 +60,7 @@ pub fn plugged(network: &str) -> VmSpec {
         network: NetworkSpec::Cni(CniSpec {
             network_name: network.to_owned(),
             tap_owner: TapOwner::default(),
+            cni: Default::default(),
         }),
         ..spec(None, "")
     }

@@ -33,7 +33,7 @@ const CONFIG_KEYS: [&str; 16] = [
     "host_groups",
 ];
 
-const GROUP_KEYS: [&str; 25] = [
+const GROUP_KEYS: [&str; 26] = [
     "name",
     "count",
     "vcpu",
@@ -59,6 +59,7 @@ const GROUP_KEYS: [&str; 25] = [
     "network_name",
     "update",
     "network",
+    "cni",
 ];
 
 const MIB: u64 = 1 << 20;
@@ -360,9 +361,9 @@ const PATHS: [&str; 7] = [
 ];
 
 /// Fields that may be at odds with other groups, with VMs made on demand, or with the daemon's settings.
-const PLACED: [&str; 11] = [
-    "count", "vcpu", "ram_mb", "disks", PATHS[0], PATHS[1], PATHS[2], PATHS[3], PATHS[4], PATHS[5],
-    PATHS[6],
+const PLACED: [&str; 12] = [
+    "count", "vcpu", "ram_mb", "disks", "cni", PATHS[0], PATHS[1], PATHS[2], PATHS[3], PATHS[4],
+    PATHS[5], PATHS[6],
 ];
 
 /// Where those fields, the paths of its disks and the fields of its network stand.

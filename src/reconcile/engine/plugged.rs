@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::step::{Ascent, Meet, Ready};
 use super::{Engine, Key};
+use crate::api::cni::CniOptions;
 use crate::api::event::EventType;
 use crate::api::lease::Address;
 use crate::api::meta::Uid;
@@ -37,10 +38,7 @@ impl Engine {
     ) -> Result<Option<Connection>, A::Stop> {
         let uid = vm.meta.uid;
         let label = self.instance.vm_label(&vm.meta.name, uid);
-        let keep = self.known_connection(uid).map(|known| Keep {
-            ip: known.ip,
-            mac: known.mac,
-        });
+        let keep = self.kept(vm, spec);
         let was_known = keep.is_some();
         let desired = Desired {
             label: label.clone(),
@@ -50,6 +48,10 @@ impl Engine {
                 tap_owner: self.tap_owner(vm),
                 record,
                 keep,
+                asked: CniOptions {
+                    ips: spec.cni.ips_of(vm.index).to_vec(),
+                    ..spec.cni.clone()
+                },
             }),
         };
         let hands = Attach::new(self.cni.clone(), ascent.checking());
@@ -67,12 +69,10 @@ impl Engine {
         let Some(connected) = connected.and_then(|want| seen.connection_for(want)) else {
             return Ok(None);
         };
+        let changed = seen.network_changed().then(|| CHANGED.to_owned());
+        let message: Vec<String> = changed.into_iter().chain(seen.limited.clone()).collect();
         let ready = Ready {
-            message: match seen.network_changed() {
-                true => CHANGED,
-                false => "",
-            }
-            .into(),
+            message: message.join("; ").into(),
             address: plugged(spec, &connected),
             ..Ready::connected(&connected)
         };
@@ -93,6 +93,23 @@ impl Engine {
         }
         ascent.ready(Rung::Firewall, Ready::default()).await?;
         Ok(Some(connected))
+    }
+
+    /// What the VM of this name had last in this network, be it another VM of the name: that of before a reboot, or a replacement.
+    fn kept(&self, vm: &Vm, spec: &CniSpec) -> Option<Keep> {
+        self.store
+            .read(|world| match world.lease(&vm.meta.name)?.address {
+                Address::Plugged {
+                    ref network,
+                    plugged,
+                    mac: Some(mac),
+                    ..
+                } if *network == spec.network_name => Some(Keep {
+                    ip: plugged.ip(),
+                    mac,
+                }),
+                Address::Plugged { .. } | Address::Block { .. } | Address::Bridged { .. } => None,
+            })
     }
 
     /// Once after the start and after each resync the plugins are asked, too.
@@ -232,5 +249,6 @@ fn plugged(spec: &CniSpec, connected: &Connection) -> Option<Address> {
         network: spec.network_name.clone(),
         plugged,
         gateway: connected.gateway,
+        mac: Some(connected.mac),
     })
 }

@@ -217,6 +217,8 @@ impl Meet for Climbing<'_> {
         let in_the_way = matches!(error, Error::Conflict(_)) && rung == Rung::Net;
         let otherwise = match in_the_way {
             true => Outcome::After(GROUND_SLOW),
+            // Of a file, or of the VM's spec: either wakes it. Until then it would fail in the same way.
+            false if error.waits_for_a_change() => Outcome::Converged,
             false => Outcome::Failed,
         };
         Err(Stop::Outcome(awaited.unwrap_or(otherwise)))
@@ -396,6 +398,7 @@ pub(super) fn describe<O>(result: &Result<O, Error>) -> (Status, Reason, String)
             let (status, reason) = match error {
                 Error::Conflict(Conflict { .. }) => (Status::False, Reason::Conflict),
                 Error::Observe(_) => (Status::Unknown, Reason::ObserveFailed),
+                Error::Act { .. } if error.waits_for_a_change() => (Status::False, Reason::Invalid),
                 Error::Act { .. } => (Status::False, Reason::ActionFailed),
                 Error::NotConverging(_) => (Status::False, Reason::NotConverging),
                 Error::Waits { .. } => {

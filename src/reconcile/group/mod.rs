@@ -16,7 +16,7 @@ use tracing::debug;
 
 use crate::api::host_group::{HostGroup, HostGroupSpec};
 use crate::api::meta::{Meta, Name, Timestamp, Uid};
-use crate::api::network::Mode;
+use crate::api::network::{Mode, NetworkSpec};
 use crate::api::vm::{Power, Vm};
 use crate::host;
 use crate::store::{self, LeaseError, Store, Txn, World};
@@ -163,6 +163,9 @@ pub fn observed(world: &World, name: &Name, desired: &Desired, fitness: &Fitness
         let misplaced = match (pool, template, lease) {
             (Some(pool), Some(network), Some(lease)) if network.mode() == Mode::Bridge => {
                 !store::gives(pool, vm.index, network, &lease.address)
+            }
+            (_, Some(NetworkSpec::Cni(spec)), Some(lease)) if vm.on_demand.is_none() => {
+                !spec.cni.allow(vm.index, lease.address.ip())
             }
             _ => false,
         };

@@ -2,17 +2,24 @@
 //! Out of scope: how it is passed to the VMM; arguments that only one VMM requires.
 //!
 //! - `ip=` is the kernel's own format (Documentation/admin-guide/nfs/nfsroot.rst); kernels without IP_PNP leave it to the init.
-//! - `ip=` knows one route; the others are for the guest's init: `slice.route=NETWORK[,NEXT HOP]`, as often as there are some.
+//! - `ip=` knows one address and one route, to a gateway in the address's subnet (`ic_setup_routes`). The others are for the guest's
+//!   init, as often as there are some, in this order: `slice.address=ADDRESS/LEN`, then `slice.route=NETWORK[,NEXT HOP]`, which
+//!   replaces a route to the same network; without a next hop it is on the link.
 //! - `slice.mtu=BYTES` is for the guest's init, too, where its network card does not report it.
 //! - `root=` is set by us for every VMM, so that a user's own wins with every VMM.
 
 use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
 
 use super::recipe::{Access, Slot, Unfit};
 use crate::api::vm::VmSpec;
 
 /// Bytes. A kernel takes as many on x86 (`COMMAND_LINE_SIZE` less the end), and so does Firecracker.
 const LONGEST: usize = 2047;
+
+/// Of name servers `ip=` takes so many.
+pub const NAME_SERVERS: usize = 2;
 
 /// What one VMM adds to what all of them say.
 pub(super) struct Own {
@@ -30,6 +37,9 @@ pub(super) fn command_line(spec: &VmSpec, slot: &Slot, own: &Own) -> Result<Stri
         own.words,
         address(spec, slot)
     );
+    for further in &slot.connection.addresses {
+        line.push_str(&format!(" slice.address={further}"));
+    }
     for (network, next_hop) in &slot.connection.routes {
         let via = next_hop.map(|hop| format!(",{hop}")).unwrap_or_default();
         line.push_str(&format!(" slice.route={network}{via}"));
@@ -61,10 +71,14 @@ fn address(spec: &VmSpec, slot: &Slot) -> String {
         _ => &spec.dns_servers,
     };
     let dns = |place: usize| text(servers.get(place));
+    let net = Ipv4Network::new(connection.ip, connection.prefix_len).ok();
+    let on_link = |gateway: &&Ipv4Addr| {
+        connection.prefix_len < 32 && net.is_some_and(|net| net.contains(**gateway))
+    };
     format!(
         "ip={}::{}:{}:{}:eth0:off:{}:{}",
         connection.ip,
-        text(connection.gateway.as_ref()),
+        text(connection.gateway.as_ref().filter(on_link)),
         netmask(connection.prefix_len),
         slot.name,
         dns(0),

@@ -80,6 +80,7 @@ use crate::host;
 use crate::host::process::{Exit, Identity};
 use crate::owner::{Label, Owned};
 
+pub use cmdline::NAME_SERVERS;
 pub use control::{Control, GuestState};
 pub use ending::{Ended, ended, last_lines};
 pub use machine::{Accel, Machine, Machines, boots, tried};

@@ -1,15 +1,22 @@
-//! CNI mode's words: `network_name`, and the little that `network:` may say beside it.
+//! CNI mode's words: `network_name`, `cni:`, and the little that `network:` may say beside them.
 //! Out of scope: whether there is such a network.
 
+use super::super::super::cni::CniOptions;
 use super::super::super::network::{CniSpec, NetworkSpec};
 use super::super::section::{Field, Reader, Section};
-use super::{BRIDGE_KEYS, Network, read_tap_owner, refuse_lists};
+use super::{BRIDGE_KEYS, Network, Room, Whose, cni_options, read_tap_owner, refuse_lists};
 
 /// The spec sets no limit, but the name is part of a file's (`<name>-<container>-<interface>`, in libcni's cache).
 const LONGEST_NAME: usize = 128;
 
-/// `network:` of mode cni, or nothing at all beside `network_name`: its plugins decide the rest.
-pub fn read(reader: &mut Reader, network: &Section, network_name: &str) -> Network {
+/// `network:` of mode cni, or nothing at all beside `network_name`: its plugins decide the rest, and are asked by `cni:`.
+pub fn read(
+    reader: &mut Reader,
+    network: &Section,
+    asked: Option<&Field>,
+    whose: &Whose,
+    network_name: &str,
+) -> Network {
     refuse_lists(reader, network, "cni");
     for key in BRIDGE_KEYS.iter().chain(&["range", "max_connections"]) {
         if let Some(field) = network.get(key) {
@@ -24,8 +31,20 @@ pub fn read(reader: &mut Reader, network: &Section, network_name: &str) -> Netwo
         spec: NetworkSpec::Cni(CniSpec {
             network_name: network_name.to_owned(),
             tap_owner: read_tap_owner(reader, network),
+            cni: asked
+                .map(|field| cni_options::read(reader, field, whose.count))
+                .unwrap_or_default(),
         }),
     }
+}
+
+/// How many VMs have an address, where the group lists them.
+pub fn room(options: &CniOptions) -> Option<Room> {
+    let listed = options.ips.len();
+    (listed > 0).then(|| Room {
+        vms: u32::try_from(listed).unwrap_or(u32::MAX),
+        why: format!("cni.ips lists {listed}"),
+    })
 }
 
 /// A network's name (CNI spec 1.1.0, section 1). One that is refused comes back all the same, so that the groups that use it

@@ -1,4 +1,4 @@
-//! A group's `network:` section, and `network_name` that stands for one.
+//! A group's `network:` section, and `network_name` and `cni:` that stand for one.
 //! Out of scope: the rest of the group; whether groups are at peace with each other.
 //!
 //! # Which mode
@@ -12,6 +12,7 @@
 
 mod bridge;
 mod cni;
+mod cni_options;
 mod isolated;
 
 use super::super::meta::Name;
@@ -87,12 +88,16 @@ pub fn read(
     let own = group.get("network_name");
     let own_name = own.map(|field| read_network_name(reader, field));
     let name = own_name.as_deref().or(default_name);
+    let asked = group.get("cni");
     let Some(field) = group.get("network") else {
         // An empty section, standing where the group stands.
         let nothing = group.nested("network");
         return match name {
-            Some(name) => Some(cni::read(reader, &nothing, name)),
-            None => bridge::read(reader, &nothing, whose),
+            Some(name) => Some(cni::read(reader, &nothing, asked, whose, name)),
+            None => {
+                refuse_options(reader, asked);
+                bridge::read(reader, &nothing, whose)
+            }
         };
     };
     let network = reader.section(field, &KEYS)?;
@@ -101,10 +106,13 @@ pub fn read(
         let message = "belongs to CNI mode, and network: says another; remove one of the two, or write network: {mode: cni}";
         reader.refuse(own, message);
     }
+    if let Mode::Isolated | Mode::Bridge = mode {
+        refuse_options(reader, asked);
+    }
     match (mode, name) {
         (Mode::Isolated, _) => Some(isolated::read(reader, &network)),
         (Mode::Bridge, _) => bridge::read(reader, &network, whose),
-        (Mode::Cni, Some(name)) => Some(cni::read(reader, &network, name)),
+        (Mode::Cni, Some(name)) => Some(cni::read(reader, &network, asked, whose, name)),
         (Mode::Cni, None) => {
             let path = format!("{}.network_name", group.path);
             let message = "is missing, mode cni needs it; set it here or under config";
@@ -135,7 +143,15 @@ pub fn room(spec: &NetworkSpec) -> Option<Room> {
     match spec {
         NetworkSpec::Isolated(isolated) => Some(isolated::room(isolated.range)),
         NetworkSpec::Bridge(bridge) => Some(bridge::room(bridge)),
-        NetworkSpec::Cni(_) => None,
+        NetworkSpec::Cni(spec) => cni::room(&spec.cni),
+    }
+}
+
+/// Refuses `cni:` of a group that no plugin connects.
+fn refuse_options(reader: &mut Reader, asked: Option<&Field>) {
+    if let Some(field) = asked {
+        let message = "belongs to CNI mode: a network_name, here or under config, without network: of another mode";
+        reader.refuse(field, message);
     }
 }
 

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::super::files;
 use super::plan::{Action, Basis};
+use super::routes::Route;
 use super::state::{Desired, Intent, Keep};
-use super::{Attach, IFNAME, INTENT, detach, fault, guest, one_line, tap_plugin};
+use super::{Attach, IFNAME, INTENT, detach, fault, guest, not_found, observe, one_line, request};
 use crate::api::network::TapOwner;
-use crate::cni::{Attachment, CniResult, Error as CniError, Network};
+use crate::cni::{CniResult, Error as CniError, Network};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::fs::Durability;
 use crate::host::link::{Change, Ipv6Addresses, State};
@@ -42,7 +43,14 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
         }
         Action::LinkHandle => desired.place().link_handle(),
         Action::WriteIntent => write_new_intent(attach, desired).await,
-        Action::RestoreIntent(intent) => write_intent(desired, intent),
+        Action::RestoreIntent(intent) => {
+            let routes = observe::routes(&attach.door.inside()?).await?;
+            let intent = Intent {
+                routes,
+                ..(**intent).clone()
+            };
+            write_intent(desired, &intent)
+        }
         Action::Attach => add(attach, desired).await,
         Action::RaiseEth => {
             let up = Change {
@@ -79,20 +87,30 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
     }
 }
 
-/// Reads the configuration again, because the plan does not contain the one that was observed.
+/// Reads the configuration again, because the plan does not contain the one that was observed. STATUS is called before anything is
+/// made: the plugins may be unable to serve an ADD.
 async fn write_new_intent(attach: &Attach, desired: &Desired) -> Result<(), Error> {
     let Some(name) = &desired.network else {
         return Err(Error::other("find", "the CNI network", "it has no name"));
     };
     let found = attach.runtime.find(name);
-    let found = found.map_err(|error| fault("find", name, error))?;
+    let found = found.map_err(|error| not_found(name, error))?;
     let network = attach.runtime.negotiate(&found).await;
     let network = network.map_err(|error| fault("use", name, error))?;
-    let attachment = Attachment {
-        args: arguments(desired, &network),
-        ..desired.attachment()
-    };
+    let taken = keeps_anothers(attach, desired, &network);
+    let attachment = request::attachment(desired, &network, taken);
+    let attachment = attachment.map_err(|error| fault("use", name, error))?;
+    let serves = attach.runtime.serves(&network).await;
+    serves.map_err(|error| fault("attach to", name, error))?;
     write_intent(desired, &Intent::new(found.digest(), network, attachment))
+}
+
+/// Whether somebody else has the address that the guest had. To ask for it would be of no use, and might do harm: a bridge that the
+/// bridge plugin up to 1.5 has made for an ADD that then fails is of no more use to it ("could not set bridge's mac").
+fn keeps_anothers(attach: &Attach, desired: &Desired, network: &Network) -> bool {
+    let keep = desired.want.as_ref().and_then(|want| want.keep);
+    let holder = keep.and_then(|keep| attach.runtime.holder_of(network, keep.ip.into()));
+    holder.is_some_and(|holder| holder != desired.attachment().container_id)
 }
 
 pub(super) fn read_intent(desired: &Desired) -> Result<Intent, Error> {
@@ -112,33 +130,6 @@ pub(super) fn write_intent(desired: &Desired, intent: &Intent) -> Result<(), Err
     fs::write(&path, &bytes, 0o600, Durability::Process)
 }
 
-/// Returns `CNI_ARGS`: the name and the owner of the TAP for `tc-redirect-tap`, and the guest's address and MAC for every plugin.
-/// `IgnoreUnknown` is set because without it a plugin may refuse arguments that it does not know.
-fn arguments(desired: &Desired, network: &Network) -> Vec<(String, String)> {
-    let Some(want) = &desired.want else {
-        return Vec::new();
-    };
-    let mut arguments = Vec::new();
-    let mut argue = |key: &str, value: String| arguments.push((key.to_owned(), value));
-    if tap_plugin(network) {
-        argue("TC_REDIRECT_TAP_NAME", TAP.to_owned());
-        argue("TC_REDIRECT_TAP_UID", want.tap_owner.uid.to_string());
-        if let Some(gid) = want.tap_owner.gid {
-            argue("TC_REDIRECT_TAP_GID", gid.to_string());
-        }
-    }
-    if let Some(Keep { ip, mac }) = want.keep {
-        if network.can_be_asked_for(ip.into()) {
-            argue("IP", ip.to_string());
-        }
-        argue("MAC", mac.to_string());
-    }
-    if !arguments.is_empty() {
-        arguments.insert(0, ("IgnoreUnknown".to_owned(), "1".to_owned()));
-    }
-    arguments
-}
-
 /// Runs ADD with the intent on the disk, which DEL uses as well.
 ///
 /// The plugins refuse the guest's address or MAC if another container has it, or if the network does not contain the address any more.
@@ -149,20 +140,28 @@ async fn add(attach: &Attach, desired: &Desired) -> Result<(), Error> {
     let mut intent = read_intent(desired)?;
     // A new attachment needs no CHECK in this run.
     attach.check.store(false, Ordering::Relaxed);
-    let keeps = |(key, _): &(String, String)| key == "IP" || key == "MAC";
+    let is_preference = |(key, _): &(String, String)| {
+        let want = desired.want.as_ref();
+        want.is_some_and(|want| request::is_preference(want, key))
+    };
+    let is_refused = |added: &Result<CniResult, Failed>| match added {
+        Err(Failed::Refused(refusal)) => !refusal.waits_for_a_change(),
+        Ok(_) | Err(Failed::Otherwise(_)) => false,
+    };
     let mut why = None;
-    let mut added = add_once(attach, desired, &intent).await;
-    if intent.attachment.args.iter().any(keeps) {
-        if let Err(Failed::Refused(_)) = added {
-            tokio::time::sleep(CLEANUP).await;
+    let mut added = add_once(attach, desired, &mut intent).await;
+    if intent.attachment.args.iter().any(is_preference) && is_refused(&added) {
+        tokio::time::sleep(CLEANUP).await;
+        write_intent(desired, &intent)?;
+        added = add_once(attach, desired, &mut intent).await;
+        if is_refused(&added)
+            && let Err(Failed::Refused(refusal)) = &added
+        {
+            why = Some(one_line(refusal));
+            let args = &mut intent.attachment.args;
+            args.retain(|argument| !is_preference(argument));
             write_intent(desired, &intent)?;
-            added = add_once(attach, desired, &intent).await;
-        }
-        if let Err(Failed::Refused(refusal)) = added {
-            why = Some(one_line(&refusal));
-            intent.attachment.args.retain(|argument| !keeps(argument));
-            write_intent(desired, &intent)?;
-            added = add_once(attach, desired, &intent).await;
+            added = add_once(attach, desired, &mut intent).await;
         }
     }
     match added {
@@ -191,19 +190,18 @@ impl From<Error> for Failed {
 async fn add_once(
     attach: &Attach,
     desired: &Desired,
-    intent: &Intent,
+    intent: &mut Intent,
 ) -> Result<CniResult, Failed> {
     let (network, attachment) = (&intent.network, &intent.attachment);
     let failed = match attach.runtime.add(network, attachment).await {
-        Ok(result) => match guest::unfit(&result, attachment) {
-            None => {
+        Ok(result) => match look_at_what_was_added(attach, desired, intent, &result).await {
+            Ok(routes) => {
                 attach.added.store(true, Ordering::Relaxed);
+                intent.routes = routes;
+                write_intent(desired, intent)?;
                 return Ok(result);
             }
-            Some(why) => {
-                let network = format!("CNI network `{}`", network.name);
-                Failed::Otherwise(Error::other("use", network, why))
-            }
+            Err(error) => Failed::Otherwise(error),
         },
         // There is an attachment already: no plugin was run, and there is nothing to undo.
         Err(error @ CniError::AddedBefore { .. }) => {
@@ -225,12 +223,47 @@ async fn add_once(
         }
         Err(error) => {
             tracing::warn!(network = network.name, %error, "cannot undo a CNI ADD that failed");
-            Err(match failed {
-                Failed::Refused(error) => fault("attach to", &network.name, error).into(),
-                Failed::Otherwise(_) => failed,
-            })
+            let failed = match failed {
+                Failed::Refused(error) => fault("attach to", &network.name, error),
+                Failed::Otherwise(error) => error,
+            };
+            let why = failed.source.get_ref().map(ToString::to_string);
+            let noted = Intent {
+                add_failed: why,
+                ..intent.clone()
+            };
+            write_intent(desired, &noted)?;
+            Err(failed.into())
         }
     }
+}
+
+/// Checks the result before it is used: a guest must be able to use it, it must contain what was requested, and the interface must agree
+/// with it. Another ADD would not change any of these. Returns the routes that the plugins made.
+async fn look_at_what_was_added(
+    attach: &Attach,
+    desired: &Desired,
+    Intent {
+        network,
+        attachment,
+        ..
+    }: &Intent,
+    result: &CniResult,
+) -> Result<Option<Vec<Route>>, Error> {
+    let cannot = |why: String| Error::other("use", format!("CNI network `{}`", network.name), why);
+    if let Some(why) = guest::unfit(result, attachment) {
+        return Err(cannot(why));
+    }
+    let want = desired.want.as_ref();
+    if let Some(why) = want.and_then(|want| request::unmet(want, result, attachment)) {
+        return Err(fault("use", &network.name, CniError::Unmet(why)));
+    }
+    let room = attach.door.inside()?;
+    let inside = observe::look_inside(&room, guest::tap(result, attachment)).await?;
+    if let Some(why) = guest::disagreement(result, attachment, &inside) {
+        return Err(cannot(why));
+    }
+    observe::routes(&room).await
 }
 
 /// Reports that the guest gets another address, before the guest is restarted with it.

@@ -8,20 +8,32 @@ use super::act::{read_intent, write_intent};
 use super::plan::{Basis, TRIES};
 use super::state::{Desired, Intent};
 use super::{Attach, IFNAME, fault, one_line, residue};
-use crate::cni::{Attachment, Runtime};
+use crate::cni::{Attachment, Error as CniError, Runtime};
 use crate::host::error::absent_is_done;
 use crate::host::link::Change;
 use crate::host::netns::{self, Netns};
 use crate::host::{Error, link, tap};
 
 pub(super) async fn detach(attach: &Attach, desired: &Desired, basis: &Basis) -> Result<(), Error> {
-    let done = release(&attach.runtime, basis).await;
-    if done.is_err()
-        && let Err(error) = note_failure(desired, basis)
-    {
+    let Err(failed) = release(&attach.runtime, basis).await else {
+        return Ok(());
+    };
+    let noted = read_intent(desired).ok();
+    if let Err(error) = note_failure(desired, basis) {
         tracing::warn!(%error, "cannot note that a CNI DEL has failed");
     }
-    done
+    // What was wrong first is what a person has to mend.
+    match noted.and_then(|intent| intent.add_failed) {
+        None => Err(failed),
+        Some(why) => {
+            let cause = failed.source.get_ref();
+            let cause = cause.and_then(|cause| cause.downcast_ref::<CniError>());
+            let cause = cause.map_or_else(|| failed.source.to_string(), one_line);
+            let network = format!("CNI network `{}`", basis.network.name);
+            let words = format!("{cause}; it is undone because {why}");
+            Err(Error::other("detach from", network, words))
+        }
+    }
 }
 
 /// Runs DEL, removes what it leaves behind, and removes the cache's record.

@@ -10,13 +10,14 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 
-use super::state::Eth;
+use super::routes::{Route, Ways, ways};
+use super::state::{Eth, Inside};
 use crate::api::network::{Connection, Mac};
 use crate::cni::{Attachment, CniResult, Interface, Ip};
 use crate::owner::TAP;
 
-/// More than two name servers do not fit what a kernel is told on its command line.
-const NAME_SERVERS: usize = 2;
+/// The main table (`RT_TABLE_MAIN`), or the one that a result does not name.
+const MAIN: [u32; 2] = [0, 254];
 
 /// What there must be of the plugins' interface inside.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,36 +71,202 @@ pub(super) fn expected(result: &CniResult, attachment: &Attachment) -> Expected 
     }
 }
 
-/// How the guest is connected; `None` when the result is [`unfit`].
+/// What is otherwise than the result says, in words; of what a guest depends on. None: nothing is.
+pub(super) fn disagreement(
+    result: &CniResult,
+    attachment: &Attachment,
+    inside: &Inside,
+) -> Option<String> {
+    let ifname = &attachment.ifname;
+    let Some(eth) = &inside.eth else {
+        return Some(format!("the result tells of {ifname}, and there is none"));
+    };
+    let expected = expected(result, attachment);
+    if let Some(mac) = expected.mac.filter(|mac| *mac != eth.mac) {
+        return Some(format!(
+            "the result gives {ifname} the MAC {mac}, and it has {}",
+            eth.mac
+        ));
+    }
+    let words = |addresses: Vec<&Ipv4Network>| match addresses.as_slice() {
+        [] => "none".to_owned(),
+        some => some
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
+    };
+    let lacking: Vec<&Ipv4Network> = expected.addresses.difference(&eth.addresses).collect();
+    if !lacking.is_empty() {
+        return Some(format!(
+            "the result gives {ifname} {}, and it has {}",
+            words(lacking),
+            words(eth.addresses.iter().collect())
+        ));
+    }
+    let tap = chains_tap(result, attachment).filter(|_| inside.tap.is_none());
+    tap.map(|tap| format!("the result tells of {tap}, and there is none"))
+}
+
+/// How the guest is connected; `None` when the result is [`unfit`]. `made`: the routes that the plugins made, as far as they were
+/// looked at, for a result need not name them.
 pub(super) fn connection(
     result: &CniResult,
     attachment: &Attachment,
     eth: &Eth,
+    made: Option<&[Route]>,
 ) -> Option<Connection> {
-    let (ip, gateway) = *addresses(result, attachment).first()?;
-    let default_via = || {
-        let defaults = result.routes.iter().filter(|r| r.dst.prefix() == 0);
-        defaults.filter_map(|route| v4_address(route.gw?)).next()
+    let mut given = addresses(result, attachment);
+    let (ip, gateway) = *given.first()?;
+    let further = given.split_off(1).into_iter().map(|(address, _)| address);
+    let addresses: Vec<Ipv4Network> = further.filter(|further| further.ip() != ip.ip()).collect();
+    let all = [&[ip], addresses.as_slice()].concat();
+    let routes = match made {
+        Some(made) if eth.addresses.contains(&ip) && !made.is_empty() => {
+            with_a_default(made.to_vec(), gateway)
+        }
+        Some(_) | None => with_a_default(told(result, gateway), gateway),
     };
+    let Ways { gateway, routes } = ways(&all, &routes);
     let pseudo = pseudo(result, attachment).and_then(|(_, guest)| mac(guest));
-    let host_side = |found: &&Interface| found.sandbox.is_none();
     Some(Connection {
         netns: attachment.netns.clone(),
         tap: tap(result, attachment).to_owned(),
-        // A bridge comes before the port that was made for us.
-        host_link: result
-            .interfaces
-            .iter()
-            .rfind(host_side)
-            .map(|found| found.name.clone()),
+        host_link: host_link(result),
         mac: pseudo.unwrap_or(eth.mac),
         ip: ip.ip(),
         prefix_len: ip.prefix(),
-        gateway: gateway.or_else(default_via),
-        routes: routes(result),
+        warnings: warnings(result, attachment, ip, gateway, &routes),
+        addresses,
+        gateway,
+        routes,
         mtu: eth.mtu,
         dns: name_servers(result),
     })
+}
+
+/// The guest's MAC, when the result says it.
+pub(super) fn mac_of(result: &CniResult, attachment: &Attachment) -> Option<Mac> {
+    let guest = pseudo(result, attachment).or_else(|| eth(result, attachment));
+    guest.and_then(|(_, guest)| mac(guest))
+}
+
+/// The host's end. A bridge comes before the port that was made for us, and what plugins of the rest of the chain have made comes
+/// after our end: the bandwidth plugin's IFB is no link that the VM's packets leave by.
+fn host_link(result: &CniResult) -> Option<String> {
+    let is_inside = |found: &Interface| found.sandbox.is_some();
+    let all = &result.interfaces;
+    let first_inside = all.iter().position(is_inside).unwrap_or(all.len());
+    let (before, after) = all.split_at(first_inside);
+    let host_side = |found: &&Interface| !is_inside(found);
+    let found = before.last().or_else(|| after.iter().find(host_side));
+    found.map(|found| found.name.clone())
+}
+
+/// The result's routes, as plugins make them of it: one without a next hop goes through the gateway (spec, section 5).
+fn told(result: &CniResult, gateway: Option<Ipv4Addr>) -> Vec<Route> {
+    let in_main = result.routes.iter().filter(|route| is_in_main(route));
+    in_main
+        .filter_map(|route| {
+            let dst = v4(route.dst)?;
+            let dst = Ipv4Network::new(dst.network(), dst.prefix()).ok()?;
+            Some((dst, route.gw.and_then(v4_address).or(gateway)))
+        })
+        .collect()
+}
+
+/// The gateway of a result is where the rest goes, also where a plugin leaves that to whoever reads it.
+fn with_a_default(mut routes: Vec<Route>, gateway: Option<Ipv4Addr>) -> Vec<Route> {
+    let is_default = |(dst, _): &Route| dst.prefix() == 0;
+    let everywhere = Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).ok();
+    if let (Some(gateway), Some(everywhere), false) =
+        (gateway, everywhere, routes.iter().any(is_default))
+    {
+        routes.push((everywhere, Some(gateway)));
+    }
+    routes
+}
+
+fn is_in_main(route: &crate::cni::Route) -> bool {
+    route.table.is_none_or(|table| MAIN.contains(&table))
+}
+
+/// What the guest is not told, and what it lacks.
+fn warnings(
+    result: &CniResult,
+    attachment: &Attachment,
+    ip: Ipv4Network,
+    gateway: Option<Ipv4Addr>,
+    routes: &[Route],
+) -> Vec<String> {
+    let mut left_out = Vec::new();
+    let guest = pseudo(result, attachment).or_else(|| eth(result, attachment));
+    let eth = eth(result, attachment);
+    for found in &result.ips {
+        let on = found
+            .interface
+            .and_then(|at| Some((at, result.interfaces.get(at)?)));
+        match (found.address, on) {
+            (IpNetwork::V6(address), _) => left_out.push(format!("the IPv6 address {address}")),
+            (IpNetwork::V4(address), Some((at, on)))
+                if on.sandbox.is_some()
+                    && [guest, eth].iter().flatten().all(|(its, _)| *its != at) =>
+            {
+                left_out.push(format!("the address {address} of {}", on.name));
+            }
+            (IpNetwork::V4(_), _) => {}
+        }
+    }
+    for route in &result.routes {
+        let metrics = [
+            ("mtu", route.mtu),
+            ("advmss", route.advmss),
+            ("priority", route.priority),
+        ];
+        match (route.dst, is_in_main(route)) {
+            (IpNetwork::V6(dst), _) => left_out.push(format!("the IPv6 route to {dst}")),
+            (dst, false) => {
+                let table = route.table.unwrap_or_default();
+                left_out.push(format!("the route to {dst} of table {table}"));
+            }
+            (dst, true) => {
+                let metrics = metrics
+                    .into_iter()
+                    .filter_map(|(key, value)| Some((key, value?)));
+                left_out.extend(
+                    metrics.map(|(key, value)| format!("{key} {value} of the route to {dst}")),
+                );
+            }
+        }
+    }
+    let dns = &result.dns;
+    let is_v4 = |server: &&String| server.parse::<Ipv4Addr>().is_ok();
+    let servers = dns.nameservers.iter().filter(|server| !is_v4(server));
+    left_out.extend(servers.map(|server| format!("the name server {server}")));
+    left_out.extend(
+        dns.domain
+            .iter()
+            .map(|domain| format!("the DNS domain {domain}")),
+    );
+    left_out.extend(
+        dns.search
+            .iter()
+            .map(|domain| format!("the DNS search domain {domain}")),
+    );
+    left_out.extend(
+        dns.options
+            .iter()
+            .map(|option| format!("the DNS option {option}")),
+    );
+    let said =
+        |what: String| format!("the CNI network gives {what}, which is not passed on to the guest");
+    let mut warnings: Vec<String> = left_out.into_iter().map(said).collect();
+    if ip.prefix() == 32 && gateway.is_none() && routes.is_empty() {
+        warnings.push(format!(
+            "the CNI network gives {ip}, and neither a gateway nor a route: the guest reaches nobody"
+        ));
+    }
+    warnings
 }
 
 /// The guest's IPv4 addresses, each with its gateway.
@@ -122,21 +289,10 @@ pub(super) fn addresses(
         .collect()
 }
 
-fn routes(result: &CniResult) -> Vec<(Ipv4Network, Option<Ipv4Addr>)> {
-    let further = |route: &crate::cni::Route| {
-        let dst = v4(route.dst).filter(|dst| dst.prefix() > 0)?;
-        let dst = Ipv4Network::new(dst.network(), dst.prefix()).ok()?;
-        Some((dst, route.gw.and_then(v4_address)))
-    };
-    result.routes.iter().filter_map(further).collect()
-}
-
+/// All of them; a kernel is told of the first two.
 fn name_servers(result: &CniResult) -> Vec<Ipv4Addr> {
     let servers = result.dns.nameservers.iter();
-    servers
-        .filter_map(|server| server.parse().ok())
-        .take(NAME_SERVERS)
-        .collect()
+    servers.filter_map(|server| server.parse().ok()).collect()
 }
 
 /// The plugins' interface inside, and where it stands in the result.

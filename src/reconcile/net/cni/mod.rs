@@ -14,7 +14,9 @@ mod detach;
 mod guest;
 mod observe;
 mod plan;
+mod request;
 mod residue;
+mod routes;
 mod state;
 mod sweep;
 #[cfg(test)]
@@ -146,6 +148,21 @@ fn tap_plugin(network: &Network) -> bool {
 /// Converts an error of the `cni` module to one of the `host` module.
 fn fault(doing: &'static str, network: &str, error: cni::Error) -> host::Error {
     host::Error::other(doing, format!("CNI network `{network}`"), error)
+}
+
+/// The network was not found, or its file cannot be used.
+fn not_found(network: &str, error: cni::Error) -> host::Error {
+    match error {
+        cni::Error::NoSuchNetwork { .. } => fault("find", network, error),
+        error => fault("use", network, error),
+    }
+}
+
+/// Whether a step fails in the same way until the network's configuration, or what is requested of it, changes.
+pub fn waits_for_a_change(error: &host::Error) -> bool {
+    let cause = error.source.get_ref();
+    let cause = cause.and_then(|cause| cause.downcast_ref::<cni::Error>());
+    cause.is_some_and(cni::Error::waits_for_a_change)
 }
 
 /// The error and its cause in one line.

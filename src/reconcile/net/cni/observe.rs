@@ -6,13 +6,14 @@ use std::sync::atomic::Ordering;
 use super::super::NetnsSeen;
 use super::super::observe::{addresses, mac, tap_owner};
 use super::super::place::{Room, Seen};
+use super::routes::Route;
 use super::state::{
     Added, AddedSeen, Baseline, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Observed,
     Tap,
 };
 use super::{Attach, IFNAME, INTENT, act, fault, guest, one_line, residue};
-use crate::cni::{Cached, Error, Failure};
-use crate::host::{self, fs, link};
+use crate::cni::{Cached, Error, Failure, LIMITED};
+use crate::host::{self, fs, link, route};
 use crate::owner::TAP;
 
 pub(super) async fn observe(attach: &Attach, desired: &Desired) -> Result<Observed, host::Error> {
@@ -53,7 +54,9 @@ pub(super) async fn observe(attach: &Attach, desired: &Desired) -> Result<Observ
         added,
         inside,
         complaint: None,
+        limited: None,
     };
+    observed.limited = limited(attach, desired, &observed).await;
     observed.complaint = check(attach, desired, &observed).await?;
     Ok(observed)
 }
@@ -135,7 +138,7 @@ fn look_at_conflist(
     }
 }
 
-async fn look_inside(room: &Room, tap: &str) -> Result<Inside, host::Error> {
+pub(super) async fn look_inside(room: &Room, tap: &str) -> Result<Inside, host::Error> {
     let eth = match link::get(&room.netlink, IFNAME).await? {
         None => None,
         Some(eth) => Some(Eth {
@@ -155,6 +158,37 @@ async fn look_inside(room: &Room, tap: &str) -> Result<Inside, host::Error> {
         }),
     };
     Ok(Inside { eth, tap })
+}
+
+/// The routes of the plugins' interface in the main table, in the order of the kernel's list.
+pub(super) async fn routes(room: &Room) -> Result<Option<Vec<Route>>, host::Error> {
+    let Some(eth) = link::get(&room.netlink, IFNAME).await? else {
+        return Ok(None);
+    };
+    let routes = route::list(&room.netlink).await?;
+    let its = routes
+        .into_iter()
+        .filter(|route| route.link == Some(eth.index));
+    Ok(Some(its.map(|route| (route.dst, route.gateway)).collect()))
+}
+
+/// Calls STATUS together with CHECK: an attached VM may have limited connectivity (code 51).
+async fn limited(attach: &Attach, desired: &Desired, observed: &Observed) -> Option<String> {
+    let AddedSeen::Remembered(added) = &observed.added else {
+        return None;
+    };
+    if desired.want.is_none() || !attach.check.load(Ordering::Relaxed) {
+        return None;
+    }
+    match attach.runtime.serves(&added.network).await {
+        Err(Error::TryAgain(failure)) if failure.code == LIMITED => Some(failure.to_string()),
+        // The plugin could not serve an ADD, which is not requested here.
+        Err(error) => {
+            tracing::debug!(%error, network = added.network.name, "STATUS");
+            None
+        }
+        Ok(()) => None,
+    }
 }
 
 /// Calls CHECK, if this run has not done so yet and the VM is attached. Returns why the attachment has to be repaired.

@@ -188,14 +188,11 @@ fn standing(observed: &Observed) -> Option<(&Added, &Eth, Option<&Tap>)> {
     let inside = observed.inside.as_ref()?;
     let eth = inside.eth.as_ref()?;
     let (result, attachment) = (&added.result, &added.attachment);
-    let expected = guest::expected(result, attachment);
     // What a DEL was begun of is not whole, though it may look so.
     let sound = observed.complaint.is_none()
         && observed.failed() == 0
         && guest::unfit(result, attachment).is_none()
-        && expected.mac.is_none_or(|mac| mac == eth.mac)
-        && expected.addresses.is_subset(&eth.addresses)
-        && (guest::chains_tap(result, attachment).is_none() || inside.tap.is_some());
+        && guest::disagreement(result, attachment, inside).is_none();
     sound.then_some((added, eth, inside.tap.as_ref()))
 }
 

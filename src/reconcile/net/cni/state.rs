@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::super::NetnsSeen;
 use super::super::place::Place;
+use super::routes::Route;
 use super::{IFNAME, guest};
+use crate::api::cni::CniOptions;
 use crate::api::network::{Connection, Mac, TapOwner};
 use crate::cni::{Attachment, CniResult, Network};
 use crate::owner::{self, Label};
@@ -38,6 +40,9 @@ pub struct Want {
     /// The guest's current or last identity, which is requested from the plugins. None: it was never connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
+    /// What the plugins are asked for, with this VM's addresses alone.
+    #[serde(default, skip_serializing_if = "CniOptions::is_default")]
+    pub asked: CniOptions,
 }
 
 /// The identity of a guest on its network. If either changes, the guest has to be restarted.
@@ -59,6 +64,13 @@ pub struct Intent {
     pub network: Network,
     /// The container's id, namespace, interface and arguments.
     pub attachment: Attachment,
+    /// The routes of the plugins' interface after the ADD: what the guest is told goes by them, and not by what becomes of them. None:
+    /// nobody looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routes: Option<Vec<Route>>,
+    /// Why the ADD failed whose undoing failed, too. None: it did not, or was undone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub add_failed: Option<String>,
     /// How often a DEL of it has failed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub failed: u32,
@@ -83,6 +95,8 @@ impl Intent {
             digest,
             network,
             attachment,
+            routes: None,
+            add_failed: None,
             failed: 0,
             baseline: None,
         }
@@ -119,6 +133,9 @@ pub struct Observed {
     pub inside: Option<Inside>,
     /// What CHECK found to be otherwise than after the ADD.
     pub complaint: Option<String>,
+    /// Why those that are attached may not be able to talk, in the words of STATUS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limited: Option<String>,
 }
 
 /// A network's configuration.
@@ -240,7 +257,11 @@ impl Observed {
     pub fn connection(&self) -> Option<Connection> {
         let eth = self.inside.as_ref()?.eth.as_ref()?;
         let added = self.remembered()?;
-        guest::connection(&added.result, &added.attachment, eth)
+        let made = match &self.intent {
+            IntentSeen::Written(intent) => intent.routes.as_deref(),
+            IntentSeen::Absent | IntentSeen::Damaged => None,
+        };
+        guest::connection(&added.result, &added.attachment, eth, made)
     }
 
     /// The same for a guest that keeps its MAC while it keeps its address. Some plugins (ptp) cannot be asked for a MAC; on a veth
@@ -249,6 +270,7 @@ impl Observed {
         let eth = self.inside.as_ref()?.eth.as_ref()?;
         let mut connection = self.connection()?;
         if let Some(keep) = want.keep
+            && want.asked.mac.is_none()
             && eth.veth
             && keep.ip == connection.ip
             && !self.chain_made_the_tap()

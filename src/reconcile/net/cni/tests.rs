@@ -1,8 +1,9 @@
 //! The guest's connection out of results of every version.
 //! Out of scope: plans (`tests/plans.rs`, `tests/laws`).
 
-use super::guest::{chains_tap, connection, expected, unfit};
-use super::state::Eth;
+use super::guest::{chains_tap, connection, disagreement, expected, unfit};
+use super::routes::{Route, ways};
+use super::state::{Eth, Inside};
 use crate::api::network::Connection;
 use crate::cni::{Attachment, CniResult, Version};
 
@@ -48,7 +49,18 @@ fn result(version: Version, text: &str) -> CniResult {
 }
 
 fn connected(result: &CniResult) -> Connection {
-    connection(result, &attachment(), &eth()).expect("fit")
+    connection(result, &attachment(), &eth(), None).expect("fit")
+}
+
+fn route(text: &str) -> Route {
+    match text.split_once(" via ") {
+        None => (text.parse().unwrap(), None),
+        Some((dst, hop)) => (dst.parse().unwrap(), Some(hop.parse().unwrap())),
+    }
+}
+
+fn routes(words: &[&str]) -> Vec<Route> {
+    words.iter().map(|words| route(words)).collect()
 }
 
 #[test]
@@ -63,12 +75,20 @@ fn a_bridge_says_all_in_every_version() {
             ip: [10, 22, 0, 5].into(),
             prefix_len: 16,
             gateway: Some([10, 22, 0, 1].into()),
-            routes: vec![
-                ("10.96.0.0/12".parse().unwrap(), Some([10, 22, 0, 3].into())),
-                ("192.168.0.0/24".parse().unwrap(), None),
-            ],
+            addresses: vec![],
+            // One that names no next hop goes through the gateway.
+            routes: routes(&["10.96.0.0/12 via 10.22.0.3", "192.168.0.0/24 via 10.22.0.1"]),
             mtu: 1450,
-            dns: vec![[10, 22, 0, 53].into(), [1, 1, 1, 1].into()],
+            dns: vec![
+                [10, 22, 0, 53].into(),
+                [1, 1, 1, 1].into(),
+                [8, 8, 8, 8].into(),
+            ],
+            warnings: ["the IPv6 route to fd00::/8", "the name server fd00::53"]
+                .map(|what| {
+                    format!("the CNI network gives {what}, which is not passed on to the guest")
+                })
+                .to_vec(),
         };
         assert_eq!(found, wanted, "{version}");
         let expected = expected(&bridge(version), &attachment());
@@ -149,7 +169,270 @@ fn a_result_without_an_ipv4_address_of_the_guests_is_unfit() {
         let result = result(Version::V1_0_0, text);
         let why = unfit(&result, &attachment()).expect("unfit");
         assert!(why.contains("no IPv4 address"), "{why}");
-        assert_eq!(connection(&result, &attachment(), &eth()), None);
+        assert_eq!(connection(&result, &attachment(), &eth(), None), None);
     }
     assert_eq!(unfit(&bridge(Version::V1_0_0), &attachment()), None);
+}
+
+/// Addresses of the guest, routes that its plugins made, gateway and routes of the guest.
+type Case = (
+    &'static [&'static str],
+    &'static [&'static str],
+    Option<&'static str>,
+    &'static [&'static str],
+);
+
+#[test]
+fn a_guest_has_the_ways_out_that_its_namespace_has() {
+    let cases: [Case; 14] = [
+        // bridge: the subnet on the link, the gateway in it.
+        (
+            &["10.1.0.5/24"],
+            &["10.1.0.0/24", "0.0.0.0/0 via 10.1.0.1"],
+            Some("10.1.0.1"),
+            &[],
+        ),
+        // ptp: of the subnet the gateway alone is on the link, and VMs reach each other through it.
+        (
+            &["10.1.0.5/24"],
+            &[
+                "0.0.0.0/0 via 10.1.0.1",
+                "10.1.0.0/24 via 10.1.0.1",
+                "10.1.0.1/32",
+            ],
+            Some("10.1.0.1"),
+            &["10.1.0.1/32", "10.1.0.0/24 via 10.1.0.1"],
+        ),
+        // The same where the kernel's list does not show the way to the gateway.
+        (
+            &["10.1.0.5/24"],
+            &["0.0.0.0/0 via 10.1.0.1", "10.1.0.0/24 via 10.1.0.1"],
+            Some("10.1.0.1"),
+            &["10.1.0.1/32", "10.1.0.0/24 via 10.1.0.1"],
+        ),
+        // Calico.
+        (
+            &["10.7.0.2/32"],
+            &["169.254.1.1/32", "0.0.0.0/0 via 169.254.1.1"],
+            Some("169.254.1.1"),
+            &["169.254.1.1/32", "0.0.0.0/0 via 169.254.1.1"],
+        ),
+        // Cilium.
+        (
+            &["10.7.0.2/32"],
+            &["0.0.0.0/0 via 10.7.0.200", "10.7.0.200/32"],
+            Some("10.7.0.200"),
+            &["10.7.0.200/32", "0.0.0.0/0 via 10.7.0.200"],
+        ),
+        // `onlink`: nothing says that the gateway is on the link.
+        (
+            &["10.7.0.2/32"],
+            &["0.0.0.0/0 via 10.9.0.1"],
+            Some("10.9.0.1"),
+            &["10.9.0.1/32", "0.0.0.0/0 via 10.9.0.1"],
+        ),
+        (
+            &["10.1.0.5/24"],
+            &["10.1.0.0/24", "0.0.0.0/0 via 10.9.0.1"],
+            Some("10.9.0.1"),
+            &["10.9.0.1/32", "0.0.0.0/0 via 10.9.0.1"],
+        ),
+        // Everything on the link.
+        (&["10.7.0.2/32"], &["0.0.0.0/0"], None, &["0.0.0.0/0"]),
+        (&["10.1.0.5/24"], &["10.1.0.0/24"], None, &[]),
+        (&["10.7.0.2/32"], &[], None, &[]),
+        // Further routes, also in the subnet of a further address.
+        (
+            &["10.1.0.5/24", "10.2.0.5/24"],
+            &[
+                "10.1.0.0/24",
+                "10.2.0.0/24",
+                "10.5.0.0/16 via 10.2.0.9",
+                "0.0.0.0/0 via 10.1.0.1",
+            ],
+            Some("10.1.0.1"),
+            &["10.5.0.0/16 via 10.2.0.9"],
+        ),
+        // The gateway is on the link by a further address, of which `ip=` knows nothing.
+        (
+            &["10.1.0.5/24", "10.2.0.5/24"],
+            &["10.1.0.0/24", "10.2.0.0/24", "0.0.0.0/0 via 10.2.0.1"],
+            Some("10.2.0.1"),
+            &["0.0.0.0/0 via 10.2.0.1"],
+        ),
+        // A /31 has its other end on the link.
+        (
+            &["10.1.0.4/31"],
+            &["10.1.0.4/31", "0.0.0.0/0 via 10.1.0.5"],
+            Some("10.1.0.5"),
+            &[],
+        ),
+        // Said twice, made once.
+        (
+            &["10.1.0.5/24"],
+            &[
+                "10.1.0.0/24",
+                "10.9.0.0/16 via 10.1.0.7",
+                "10.9.0.0/16 via 10.1.0.7",
+            ],
+            None,
+            &["10.9.0.0/16 via 10.1.0.7"],
+        ),
+    ];
+    for (addresses, made, gateway, wanted) in cases {
+        let addresses: Vec<_> = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        let found = ways(&addresses, &routes(made));
+        let gateway = gateway.map(|gateway| gateway.parse().unwrap());
+        assert_eq!(
+            (found.gateway, &found.routes),
+            (gateway, &routes(wanted)),
+            "{made:?}"
+        );
+        assert!(can_be_made(&addresses, &found.routes), "{:?}", found.routes);
+    }
+}
+
+/// Every next hop is on the link before it is used, as the kernel demands.
+fn can_be_made(addresses: &[ipnetwork::Ipv4Network], routes: &[Route]) -> bool {
+    let mut on_link: Vec<_> = addresses
+        .iter()
+        .filter(|a| a.prefix() < 32)
+        .copied()
+        .collect();
+    routes.iter().all(|(dst, hop)| {
+        on_link.extend(hop.is_none().then_some(*dst));
+        hop.is_none_or(|hop| on_link.iter().any(|net| net.contains(hop)))
+    })
+}
+
+#[test]
+fn what_the_plugins_made_goes_before_what_their_result_tells() {
+    let text = format!(
+        r#"{{"interfaces": [{{"name": "cali1"}}, {{"name": "eth0", "sandbox": "{NETNS}"}}],
+             "ips": [{{"address": "10.22.0.5/32", "interface": 1}}]}}"#
+    );
+    let result = result(Version::V1_0_0, &text);
+    let eth = Eth {
+        addresses: ["10.22.0.5/32".parse().unwrap()].into(),
+        ..eth()
+    };
+    let made = routes(&["169.254.1.1/32", "0.0.0.0/0 via 169.254.1.1"]);
+    let found = connection(&result, &attachment(), &eth, Some(&made)).unwrap();
+    assert_eq!(found.gateway, Some([169, 254, 1, 1].into()));
+    assert_eq!((found.routes, found.warnings), (made, vec![]));
+    // With nothing at all the guest is alone, and that is said.
+    let found = connection(&result, &attachment(), &eth, Some(&[])).unwrap();
+    assert_eq!(found.gateway, None);
+    assert!(
+        found.warnings[0].contains("reaches nobody"),
+        "{:?}",
+        found.warnings
+    );
+}
+
+#[test]
+fn what_does_not_reach_the_guest_is_named() {
+    let text = format!(
+        r#"{{"interfaces": [{{"name": "veth9"}}, {{"name": "eth0", "sandbox": "{NETNS}"}}, {{"name": "net1", "sandbox": "{NETNS}"}}],
+             "ips": [{{"address": "10.22.0.5/16", "interface": 1}}, {{"address": "10.23.0.5/16", "interface": 1}},
+                     {{"address": "fd00::5/64", "interface": 1}}, {{"address": "10.24.0.5/16", "interface": 2}},
+                     {{"address": "10.22.0.1/16", "interface": 0}}],
+             "routes": [{{"dst": "::/0"}}, {{"dst": "10.9.0.0/16", "gw": "10.22.0.2", "mtu": 1400, "priority": 5}},
+                        {{"dst": "10.8.0.0/16", "gw": "10.22.0.2", "table": 100}}, {{"dst": "10.6.0.0/16", "gw": "10.22.0.2", "table": 254}}],
+             "dns": {{"nameservers": ["fd00::53", "1.1.1.1"], "domain": "x.example", "search": ["y.example"], "options": ["ndots:5"]}}}}"#
+    );
+    let found = connected(&result(Version::V1_1_0, &text));
+    assert_eq!(found.addresses, ["10.23.0.5/16".parse().unwrap()]);
+    assert_eq!(
+        found.routes,
+        routes(&["10.9.0.0/16 via 10.22.0.2", "10.6.0.0/16 via 10.22.0.2"])
+    );
+    let wanted = [
+        "the IPv6 address fd00::5/64",
+        "the address 10.24.0.5/16 of net1",
+        "the IPv6 route to ::/0",
+        "mtu 1400 of the route to 10.9.0.0/16",
+        "priority 5 of the route to 10.9.0.0/16",
+        "the route to 10.8.0.0/16 of table 100",
+        "the name server fd00::53",
+        "the DNS domain x.example",
+        "the DNS search domain y.example",
+        "the DNS option ndots:5",
+    ];
+    let wanted = wanted
+        .map(|what| format!("the CNI network gives {what}, which is not passed on to the guest"));
+    assert_eq!(found.warnings, wanted);
+}
+
+#[test]
+fn the_hosts_end_is_what_was_made_for_the_guest_and_no_helper_of_a_later_plugin() {
+    let eth0 = format!(r#"{{"name": "eth0", "sandbox": "{NETNS}"}}"#);
+    for (before, after, wanted) in [
+        // bridge, and with bandwidth.
+        (vec!["cni0", "veth1"], vec![], Some("veth1")),
+        (vec!["cni0", "veth1"], vec!["bwp1"], Some("veth1")),
+        (vec!["cni0", "veth1"], vec!["bwp1", "other"], Some("veth1")),
+        // ptp.
+        (vec!["veth1"], vec!["bwp1"], Some("veth1")),
+        // The host's end after ours.
+        (vec![], vec!["lxc1"], Some("lxc1")),
+        (vec![], vec!["lxc1", "bwp1"], Some("lxc1")),
+        // macvlan.
+        (vec![], vec![], None),
+    ] {
+        let link = |name: &&str| format!(r#"{{"name": "{name}"}}"#);
+        let all = before.iter().map(link).chain([eth0.clone()]);
+        let all: Vec<String> = all.chain(after.iter().map(link)).collect();
+        let text = format!(
+            r#"{{"interfaces": [{}], "ips": [{{"address": "10.22.0.5/16"}}]}}"#,
+            all.join(", ")
+        );
+        let found = connected(&result(Version::V1_0_0, &text));
+        assert_eq!(found.host_link.as_deref(), wanted, "{text}");
+    }
+    // Calico tells of its own end alone.
+    let text = r#"{"interfaces": [{"name": "cali1"}], "ips": [{"address": "10.22.0.5/32"}]}"#;
+    let found = connected(&result(Version::V1_0_0, text));
+    assert_eq!(found.host_link.as_deref(), Some("cali1"));
+}
+
+#[test]
+fn a_result_that_the_interface_does_not_bear_out_is_described() {
+    let result = bridge(Version::V1_0_0);
+    let of = |eth: Option<Eth>| disagreement(&result, &attachment(), &Inside { eth, tap: None });
+    assert_eq!(of(Some(eth())), None);
+    let other_mac = Eth {
+        mac: "02:00:00:00:00:0f".to_owned().try_into().unwrap(),
+        ..eth()
+    };
+    let other_address = Eth {
+        addresses: ["10.22.0.6/16".parse().unwrap()].into(),
+        ..eth()
+    };
+    let no_address = Eth {
+        addresses: [].into(),
+        ..eth()
+    };
+    for (eth, words) in [
+        (None, "tells of eth0, and there is none"),
+        (
+            Some(other_mac),
+            "the MAC 02:00:00:00:00:0e, and it has 02:00:00:00:00:0f",
+        ),
+        (Some(other_address), "10.22.0.5/16, and it has 10.22.0.6/16"),
+        (Some(no_address), "10.22.0.5/16, and it has none"),
+    ] {
+        let why = of(eth).expect(words);
+        assert!(why.contains(words), "{why}");
+    }
+    // One more than the result tells of is nobody's harm.
+    let more = Eth {
+        addresses: [
+            "10.22.0.5/16".parse().unwrap(),
+            "10.22.0.6/16".parse().unwrap(),
+        ]
+        .into(),
+        ..eth()
+    };
+    assert_eq!(of(Some(more)), None);
 }

@@ -1,0 +1,178 @@
+//! What is asked of CNI plugins as one text, on a command line and in output.
+//! Out of scope: manifests, whose fields have names.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ipnetwork::Ipv4Network;
+
+use super::{AskedIp, Bandwidth, PortMapping, Transport};
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        })
+    }
+}
+
+impl fmt::Display for PortMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(ip) = self.host_ip {
+            write!(f, "{ip}:")?;
+        }
+        write!(
+            f,
+            "{}:{}/{}",
+            self.host_port, self.guest_port, self.protocol
+        )
+    }
+}
+
+/// `[HOST_IP:]HOST_PORT:GUEST_PORT[/PROTOCOL]`.
+impl FromStr for PortMapping {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "`{text}` is no port mapping: expected [HOST_IP:]HOST_PORT:GUEST_PORT[/tcp|udp|sctp]"
+            )
+        };
+        let (ports, protocol) = match text.split_once('/') {
+            None => (text, Transport::Tcp),
+            Some((ports, "tcp")) => (ports, Transport::Tcp),
+            Some((ports, "udp")) => (ports, Transport::Udp),
+            Some((ports, "sctp")) => (ports, Transport::Sctp),
+            Some(_) => return Err(wrong()),
+        };
+        let parts: Vec<&str> = ports.split(':').collect();
+        let (host_ip, host, guest) = match parts[..] {
+            [host, guest] => (None, host, guest),
+            [ip, host, guest] => (Some(ip.parse().map_err(|_| wrong())?), host, guest),
+            _ => return Err(wrong()),
+        };
+        let port = |text: &str| text.parse().map_err(|_| wrong());
+        Ok(Self {
+            host_port: port(host)?,
+            guest_port: port(guest)?,
+            protocol,
+            host_ip,
+        })
+    }
+}
+
+impl fmt::Display for AskedIp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.prefix_len {
+            None => write!(f, "{}", self.ip),
+            Some(prefix_len) => write!(f, "{}/{prefix_len}", self.ip),
+        }
+    }
+}
+
+impl FromStr for AskedIp {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const EXPECTED: &str = "an IPv4 address of a host, A.B.C.D or A.B.C.D/LEN";
+        let wrong = || format!("found \"{text}\", expected {EXPECTED}");
+        let asked = match text.contains('/') {
+            false => Self {
+                ip: text.parse().map_err(|_| wrong())?,
+                prefix_len: None,
+            },
+            true => {
+                let net: Ipv4Network = text.parse().map_err(|_| wrong())?;
+                Self {
+                    ip: net.ip(),
+                    prefix_len: Some(net.prefix()),
+                }
+            }
+        };
+        let ip = asked.ip;
+        let nobodys =
+            ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast();
+        match nobodys || asked.prefix_len == Some(0) {
+            true => Err(wrong()),
+            false => Ok(asked),
+        }
+    }
+}
+
+impl TryFrom<String> for AskedIp {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<AskedIp> for String {
+    fn from(asked: AskedIp) -> Self {
+        asked.to_string()
+    }
+}
+
+/// A number with `k`, `M` or `G` behind it, which stand for powers of 1000.
+///
+/// # Errors
+/// It is no such number; the text says what one looks like.
+pub fn parse_bits(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no number of bits: expected one such as 512k, 10M or 1G");
+    let (digits, unit) = match text.char_indices().last() {
+        Some((at, 'k')) => (&text[..at], 1_000),
+        Some((at, 'M')) => (&text[..at], 1_000_000),
+        Some((at, 'G')) => (&text[..at], 1_000_000_000),
+        _ => (text, 1),
+    };
+    let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number = digits.parse::<u64>().ok().filter(|_| plain);
+    number
+        .and_then(|number| number.checked_mul(unit))
+        .ok_or_else(wrong)
+}
+
+/// `ingress_rate=10M,ingress_burst=1M`.
+impl FromStr for Bandwidth {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const KEYS: &str = "ingress_rate, ingress_burst, egress_rate or egress_burst";
+        let mut bandwidth = Self::default();
+        for part in text.split(',') {
+            let (key, value) = part
+                .split_once('=')
+                .ok_or_else(|| format!("`{part}` is no KEY=BITS: expected {KEYS}"))?;
+            let place = match key {
+                "ingress_rate" => &mut bandwidth.ingress_rate,
+                "ingress_burst" => &mut bandwidth.ingress_burst,
+                "egress_rate" => &mut bandwidth.egress_rate,
+                "egress_burst" => &mut bandwidth.egress_burst,
+                _ => return Err(format!("`{key}` is no limit: expected {KEYS}")),
+            };
+            if place.replace(parse_bits(value)?).is_some() {
+                return Err(format!("{key} is here twice"));
+            }
+        }
+        Ok(bandwidth)
+    }
+}
+
+impl fmt::Display for Bandwidth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limits = [
+            ("ingress_rate", self.ingress_rate),
+            ("ingress_burst", self.ingress_burst),
+            ("egress_rate", self.egress_rate),
+            ("egress_burst", self.egress_burst),
+        ];
+        let limits = limits
+            .into_iter()
+            .filter_map(|(key, bits)| Some((key, bits?)));
+        let words: Vec<String> = limits.map(|(key, bits)| format!("{key}={bits}")).collect();
+        f.write_str(&words.join(","))
+    }
+}

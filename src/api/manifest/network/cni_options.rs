@@ -1,0 +1,237 @@
+//! `cni:` of a group: what the plugins of its network are asked for.
+//! Out of scope: what they can be asked for; what is sound of it ([`CniOptions::objections`]).
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::super::super::cni::{
+    AskedIp, Bandwidth, CniOptions, PortMapping, Transport, parse_bits,
+};
+use super::super::super::meta::Name;
+use super::super::super::network::Mac;
+use super::super::problem::Place;
+use super::super::section::{Field, Reader, Section};
+use super::super::yaml::{Node, Value};
+
+const KEYS: [&str; 6] = [
+    "port_mappings",
+    "bandwidth",
+    "aliases",
+    "args",
+    "ips",
+    "mac",
+];
+const PORT_KEYS: [&str; 4] = ["host_port", "guest_port", "protocol", "host_ip"];
+const BANDWIDTH_KEYS: [&str; 4] = [
+    "ingress_rate",
+    "ingress_burst",
+    "egress_rate",
+    "egress_burst",
+];
+const PORTS: std::ops::RangeInclusive<u64> = 1..=65_535;
+
+/// `count`: how many VMs would be asked for, of which one alone can have a port of the host, or a MAC.
+pub fn read(reader: &mut Reader, field: &Field, count: u32) -> CniOptions {
+    let before = reader.problem_count();
+    let Some(section) = reader.section(field, &KEYS) else {
+        return CniOptions::default();
+    };
+    let options = CniOptions {
+        port_mappings: read_all(
+            reader,
+            &section,
+            "port_mappings",
+            "a list of port mappings",
+            read_port,
+        ),
+        bandwidth: section
+            .get("bandwidth")
+            .and_then(|field| read_bandwidth(reader, field)),
+        aliases: read_all(reader, &section, "aliases", "a list of names", read_alias),
+        args: section
+            .get("args")
+            .map(|field| read_args(reader, field))
+            .unwrap_or_default(),
+        ips: read_all(
+            reader,
+            &section,
+            "ips",
+            "a list of IPv4 addresses, one for each VM",
+            read_ip,
+        ),
+        mac: section.get("mac").and_then(|field| read_mac(reader, field)),
+    };
+    for key in ["port_mappings", "mac"] {
+        if let Some(field) = section.get(key).filter(|_| count > 1) {
+            let message = format!(
+                "is for one VM, and count is {count}; VMs made on demand may have their own"
+            );
+            reader.refuse(field, message);
+        }
+    }
+    // What could not be read has been named, and is missing in the rest.
+    if reader.problem_count() == before {
+        refuse(reader, field, &options);
+    }
+    options
+}
+
+fn refuse(reader: &mut Reader, field: &Field, options: &CniOptions) {
+    let mut places = HashMap::new();
+    note_places("", field.node, &mut places);
+    for (path, message) in options.objections() {
+        // What is missing is missing in the section around it.
+        let around = path.rsplit_once('.').map_or("", |(around, _)| around);
+        let place = places.get(&path).or_else(|| places.get(around));
+        let at = place.copied().unwrap_or(field.node.at);
+        reader.refuse_at(at, &format!("{}.{path}", field.path), message);
+    }
+}
+
+/// Where everything below a node stands, by its path from there.
+fn note_places(path: &str, node: &Node, places: &mut HashMap<String, Place>) {
+    places.insert(path.to_owned(), node.at);
+    match &node.value {
+        Value::Map(members) => {
+            for member in members {
+                let path = match path.is_empty() {
+                    true => member.key.clone(),
+                    false => format!("{path}.{}", member.key),
+                };
+                note_places(&path, &member.value, places);
+            }
+        }
+        Value::List(items) => {
+            for (at, item) in items.iter().enumerate() {
+                note_places(&format!("{path}[{at}]"), item, places);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn read_all<T>(
+    reader: &mut Reader,
+    section: &Section,
+    key: &str,
+    expected: &str,
+    read: impl Fn(&mut Reader, &Field) -> Option<T>,
+) -> Vec<T> {
+    let Some(field) = section.get(key) else {
+        return Vec::new();
+    };
+    let items = reader.list(field, expected);
+    items.iter().filter_map(|item| read(reader, item)).collect()
+}
+
+fn read_port(reader: &mut Reader, field: &Field) -> Option<PortMapping> {
+    const PROTOCOLS: [(&str, Transport); 3] = [
+        ("tcp", Transport::Tcp),
+        ("udp", Transport::Udp),
+        ("sctp", Transport::Sctp),
+    ];
+    let section = reader.section(field, &PORT_KEYS)?;
+    let mut port = |key: &str| match section.get(key) {
+        Some(field) => reader
+            .whole(field, PORTS)
+            .and_then(|port| u16::try_from(port).ok()),
+        None => {
+            reader.refuse_at(section.at, &format!("{}.{key}", section.path), "is missing");
+            None
+        }
+    };
+    let (host_port, guest_port) = (port("host_port"), port("guest_port"));
+    let protocol = section
+        .get("protocol")
+        .map(|field| reader.word(field, &PROTOCOLS));
+    let host_ip = section.get("host_ip").and_then(|field| {
+        const EXPECTED: &str = "an IPv4 address of the host";
+        let text = reader.text(field, EXPECTED)?;
+        let ip = text.parse().ok();
+        if ip.is_none() {
+            reader.unexpected(field, EXPECTED);
+        }
+        ip
+    });
+    Some(PortMapping {
+        host_port: host_port?,
+        guest_port: guest_port?,
+        protocol: protocol.flatten().unwrap_or_default(),
+        host_ip,
+    })
+}
+
+fn read_bandwidth(reader: &mut Reader, field: &Field) -> Option<Bandwidth> {
+    let section = reader.section(field, &BANDWIDTH_KEYS)?;
+    let mut bits = |key: &str| {
+        let field = section.get(key)?;
+        let bits = match &field.node.value {
+            Value::Int(number) => u64::try_from(*number).ok(),
+            Value::Text(text) => parse_bits(text).ok(),
+            _ => None,
+        };
+        if bits.is_none() {
+            reader.unexpected(field, "a number of bits, such as 512k, 10M or 1G");
+        }
+        bits
+    };
+    Some(Bandwidth {
+        ingress_rate: bits("ingress_rate"),
+        ingress_burst: bits("ingress_burst"),
+        egress_rate: bits("egress_rate"),
+        egress_burst: bits("egress_burst"),
+    })
+}
+
+fn read_alias(reader: &mut Reader, field: &Field) -> Option<Name> {
+    const EXPECTED: &str = "an RFC 1123 label (a-z, 0-9 and -, at most 63)";
+    let text = reader.text(field, EXPECTED)?;
+    match Name::new(text) {
+        Ok(name) => Some(name),
+        Err(error) => {
+            reader.unexpected(field, &format!("{EXPECTED}: {}", error.why()));
+            None
+        }
+    }
+}
+
+fn read_args(reader: &mut Reader, field: &Field) -> BTreeMap<String, String> {
+    let Value::Map(members) = &field.node.value else {
+        reader.unexpected(field, "a mapping of arguments to their values");
+        return BTreeMap::new();
+    };
+    let mut args = BTreeMap::new();
+    for member in members {
+        let its = Field {
+            path: format!("{}.{}", field.path, member.key),
+            node: &member.value,
+        };
+        let Some(value) = reader.text(&its, "a text, in quotes where it is a number") else {
+            continue;
+        };
+        if args.insert(member.key.clone(), value.to_owned()).is_some() {
+            reader.refuse_at(member.key_at, &its.path, "the key is here twice");
+        }
+    }
+    args
+}
+
+fn read_ip(reader: &mut Reader, field: &Field) -> Option<AskedIp> {
+    let text = reader.text(field, "an IPv4 address of a host, A.B.C.D or A.B.C.D/LEN")?;
+    match text.parse() {
+        Ok(asked) => Some(asked),
+        Err(why) => {
+            reader.refuse(field, why);
+            None
+        }
+    }
+}
+
+fn read_mac(reader: &mut Reader, field: &Field) -> Option<Mac> {
+    const EXPECTED: &str = "a MAC in quotes, such as \"02:00:00:00:00:01\"";
+    let text = reader.text(field, EXPECTED)?;
+    let mac = Mac::try_from(text.to_owned()).ok();
+    if mac.is_none() {
+        reader.unexpected(field, EXPECTED);
+    }
+    mac
+}

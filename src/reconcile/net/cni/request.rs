@@ -1,0 +1,200 @@
+//! What the plugins of a network are asked for a VM: arguments (`CNI_ARGS`) and capabilities (`runtimeConfig`). Pure.
+//! Out of scope: asking them; what becomes of the answer.
+//!
+//! The names and forms are those of <https://github.com/containernetworking/cni/blob/main/CONVENTIONS.md>.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use serde_json::{Map, Value, json};
+
+use super::state::{Desired, Keep, Want};
+use super::{guest, tap_plugin};
+use crate::api::cni::{CniOptions, PortMapping};
+use crate::cni::{Attachment, CniResult, Error, Network};
+use crate::owner::TAP;
+
+/// A capability, the field that asks for it, and the plugin of the usual distribution that has it.
+struct Capability {
+    name: &'static str,
+    field: &'static str,
+    plugin: &'static str,
+}
+
+const PORT_MAPPINGS: Capability = Capability {
+    name: "portMappings",
+    field: "cni.port_mappings",
+    plugin: "portmap",
+};
+const BANDWIDTH: Capability = Capability {
+    name: "bandwidth",
+    field: "cni.bandwidth",
+    plugin: "bandwidth",
+};
+const ALIASES: Capability = Capability {
+    name: "aliases",
+    field: "cni.aliases",
+    plugin: "dnsname",
+};
+
+/// For ADD, and so for CHECK and DEL. `taken`: somebody else has the address that the guest had.
+///
+/// # Errors
+/// [`Error::Unmet`]: no plugin of the network declares what is asked for. A VM that came up without a limit or a port of its own
+/// would not be what somebody wrote down.
+pub(super) fn attachment(
+    desired: &Desired,
+    network: &Network,
+    taken: bool,
+) -> Result<Attachment, Error> {
+    let mut attachment = desired.attachment();
+    if let Some(want) = &desired.want {
+        attachment.capability_args = capabilities(&want.asked, network)?;
+        attachment.args = arguments(want, network, taken);
+    }
+    Ok(attachment)
+}
+
+fn capabilities(asked: &CniOptions, network: &Network) -> Result<Map<String, Value>, Error> {
+    let declared = network.capabilities();
+    let mut all = Map::new();
+    let mut require =
+        |capability: &Capability, value: Value| match declared.contains(capability.name) {
+            true => {
+                all.insert(capability.name.to_owned(), value);
+                Ok(())
+            }
+            false => Err(undeclared(capability, network)),
+        };
+    if !asked.port_mappings.is_empty() {
+        let mappings = asked.port_mappings.iter().map(port_mapping).collect();
+        require(&PORT_MAPPINGS, mappings)?;
+    }
+    if let Some(limits) = &asked.bandwidth {
+        // A limit that is absent is none to the plugin when it is 0.
+        let bits = |bits: Option<u64>| bits.unwrap_or_default();
+        let limits = json!({
+            "ingressRate": bits(limits.ingress_rate),
+            "ingressBurst": bits(limits.ingress_burst),
+            "egressRate": bits(limits.egress_rate),
+            "egressBurst": bits(limits.egress_burst),
+        });
+        require(&BANDWIDTH, limits)?;
+    }
+    if !asked.aliases.is_empty() {
+        require(&ALIASES, json!(asked.aliases))?;
+    }
+    // Where it is not declared the argument may do: host-local, bridge and macvlan know both.
+    if declared.contains("ips") && !asked.ips.is_empty() {
+        all.insert("ips".to_owned(), json!(asked.ips));
+    }
+    if let Some(mac) = asked.mac.filter(|_| declared.contains("mac")) {
+        all.insert("mac".to_owned(), json!(mac));
+    }
+    Ok(all)
+}
+
+fn port_mapping(mapping: &PortMapping) -> Value {
+    let mut value = json!({
+        "hostPort": mapping.host_port,
+        "containerPort": mapping.guest_port,
+        "protocol": mapping.protocol.to_string(),
+    });
+    if let (Some(ip), Value::Object(value)) = (mapping.host_ip, &mut value) {
+        value.insert("hostIP".to_owned(), json!(ip));
+    }
+    value
+}
+
+fn undeclared(capability: &Capability, network: &Network) -> Error {
+    let Capability {
+        name,
+        field,
+        plugin,
+    } = capability;
+    let plugins: Vec<&str> = network.plugins.iter().map(|p| p.name.as_str()).collect();
+    let remedy = match plugins.contains(plugin) {
+        true => format!(
+            "`{plugin}` is asked when \"capabilities\": {{\"{name}\": true}} stands in its configuration"
+        ),
+        false => format!("add a plugin that does, such as `{plugin}`"),
+    };
+    Error::Unmet(format!(
+        "{field} needs the capability {name}, which no plugin of it declares ({}): {remedy}",
+        plugins.join(", ")
+    ))
+}
+
+/// `tc-redirect-tap` is told what its TAP is to be like, and every plugin by what the guest is known. `IgnoreUnknown` is for those
+/// that know something else: a plugin may refuse what it does not know unless it is told to ignore it.
+fn arguments(want: &Want, network: &Network, taken: bool) -> Vec<(String, String)> {
+    let mut arguments = Vec::new();
+    let mut argue = |key: &str, value: String| arguments.push((key.to_owned(), value));
+    if tap_plugin(network) {
+        argue("TC_REDIRECT_TAP_NAME", TAP.to_owned());
+        argue("TC_REDIRECT_TAP_UID", want.tap_owner.uid.to_string());
+        if let Some(gid) = want.tap_owner.gid {
+            argue("TC_REDIRECT_TAP_GID", gid.to_string());
+        }
+    }
+    for (key, value) in &want.asked.args {
+        argue(key, value.clone());
+    }
+    let declared = network.capabilities();
+    match (want.asked.ips.first(), want.keep) {
+        // What the capability does not carry, of which plugins take one.
+        (Some(asked), _) if !declared.contains("ips") => argue("IP", asked.to_string()),
+        (None, Some(Keep { ip, .. })) if !taken && network.can_be_asked_for(IpAddr::V4(ip)) => {
+            argue("IP", ip.to_string());
+        }
+        (Some(_), _) | (None, _) => {}
+    }
+    match (want.asked.mac, want.keep) {
+        (Some(mac), _) if !declared.contains("mac") => argue("MAC", mac.to_string()),
+        (None, Some(Keep { mac, .. })) => argue("MAC", mac.to_string()),
+        (Some(_), _) | (None, None) => {}
+    }
+    if !arguments.is_empty() {
+        arguments.insert(0, ("IgnoreUnknown".to_owned(), "1".to_owned()));
+    }
+    arguments
+}
+
+/// Which of the arguments only ask for what the guest had before: without them it would be another guest to its peers, and yet run.
+pub(super) fn is_preference(want: &Want, key: &str) -> bool {
+    match key {
+        "IP" => want.asked.ips.is_empty(),
+        "MAC" => want.asked.mac.is_none(),
+        _ => false,
+    }
+}
+
+/// What was asked for and is not in the result.
+pub(super) fn unmet(want: &Want, result: &CniResult, attachment: &Attachment) -> Option<String> {
+    let asked = &want.asked;
+    let given: BTreeSet<_> = guest::addresses(result, attachment)
+        .into_iter()
+        .map(|(address, _)| address.ip())
+        .collect();
+    let words = |given: Vec<String>| match given.is_empty() {
+        true => "none".to_owned(),
+        false => given.join(", "),
+    };
+    if let Some(lacking) = asked.ips.iter().find(|asked| !given.contains(&asked.ip)) {
+        let given = words(given.iter().map(ToString::to_string).collect());
+        return Some(format!(
+            "cni.ips asks for {}, and its plugins gave {given}: its IPAM plugin takes no address",
+            lacking.ip
+        ));
+    }
+    let given = guest::mac_of(result, attachment);
+    let other = asked
+        .mac
+        .filter(|asked| given.is_some_and(|given| given != *asked));
+    other.map(|asked| {
+        let given = words(given.iter().map(ToString::to_string).collect());
+        format!(
+            "cni.mac asks for {asked}, and its plugins gave {given}: no plugin of it takes a MAC"
+        )
+    })
+}
