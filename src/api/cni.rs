@@ -1,5 +1,5 @@
-//! What is asked of the plugins of a CNI network for a VM: `cni:` of a group, or of a VM made on demand.
-//! Out of scope: reading YAML; which plugin takes what.
+//! What a VM requests from the plugins of its CNI network: `cni:` of a group, or of a VM made on demand.
+//! Out of scope: parsing YAML; which plugin supports which option.
 
 mod text;
 
@@ -14,70 +14,74 @@ use super::network::Mac;
 
 pub use text::parse_bits;
 
-/// Ports, names, arguments and addresses that a VM may ask for, each.
+/// The maximum number of port mappings, of aliases and of arguments of a VM, and of addresses of a VM made on demand.
 pub const MAX_ASKED: usize = 64;
 
-/// Bytes of the key, and of the value, of an argument.
+/// The maximum length of an argument's key, and of its value, in bytes.
 const LONGEST_ARGUMENT: usize = 1024;
 
-/// Arguments that are ours to give.
+/// The maximum length of all arguments in bytes: `CNI_ARGS` is one string of the environment, which the kernel limits to 128 KiB
+/// (`MAX_ARG_STRLEN`, `execve(2)`).
+const ALL_ARGUMENTS: usize = 65_536;
+
+/// Arguments that only `sliced` sets.
 const RESERVED_ARGUMENTS: [(&str, &str); 3] = [
-    ("IgnoreUnknown", "is given by sliced"),
+    ("IgnoreUnknown", "is set by sliced"),
     ("IP", "belongs in cni.ips"),
     ("MAC", "belongs in cni.mac"),
 ];
 
-/// What starts an argument of the plugin that makes TAPs.
+/// The prefix of the arguments of `tc-redirect-tap`, the plugin that creates the TAP.
 const TAP_ARGUMENTS: &str = "TC_REDIRECT_TAP_";
 
-/// Bits per second; a fast bridge of a host carries some 10 Gbit/s.
+/// The valid rates in bits per second; a fast bridge of a host carries about 10 Gbit/s.
 const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000;
 
-/// Bits. A bucket (`tc-tbf(8)`) that a packet does not fit into lets none pass; the plugin refuses what is beyond 2^32 bytes.
+/// The valid bursts in bits. A bucket (`tc-tbf(8)`) smaller than a packet drops that packet; the plugin rejects more than 2^32 bytes.
 const BURSTS: std::ops::RangeInclusive<u64> = 16_000..=34_359_738_360;
 
-/// Beyond what a network does by itself.
+/// The options of a VM in CNI mode, in addition to what the network configures by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CniOptions {
-    /// Ports of the host that lead to the VM: capability `portMappings`.
+    /// Host ports that are forwarded to the VM: capability `portMappings`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
-    /// How fast it may receive and send: capability `bandwidth`.
+    /// The limits on the VM's traffic: capability `bandwidth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Bandwidth>,
-    /// Further names for its address: capability `aliases`.
+    /// Additional names for the VM's address: capability `aliases`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<Name>,
-    /// `CNI_ARGS`, seen by every plugin.
+    /// `CNI_ARGS`, which every plugin receives.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub args: BTreeMap<String, String>,
-    /// Of a group one for each VM that it counts, in their order; of a VM made on demand all of its own. Capability `ips`, or the
-    /// argument `IP`.
+    /// The requested addresses. For a group: one for each VM that `count` covers, in order of index. For a VM made on demand: all
+    /// addresses of this VM. Capability `ips`, or the argument `IP`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ips: Vec<AskedIp>,
-    /// The MAC of its interface: capability `mac`, or the argument `MAC`.
+    /// The requested MAC of the VM's interface: capability `mac`, or the argument `MAC`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
 }
 
-/// A port of the host that leads to one of the VM.
+/// A host port that is forwarded to a port of the VM.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PortMapping {
-    /// Of the host, 1 to 65535.
+    /// The port on the host, 1 to 65535.
     pub host_port: u16,
-    /// Of the VM, 1 to 65535.
+    /// The port of the VM, 1 to 65535.
     pub guest_port: u16,
-    /// TCP unless something else is written.
+    /// The transport protocol; TCP by default.
     #[serde(default)]
     pub protocol: Transport,
-    /// The address of the host that it is a port of; none: any.
+    /// The host address that the mapping applies to; `None` for all addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<Ipv4Addr>,
 }
 
-/// What `portmap` maps.
+/// The transport protocols that `portmap` supports.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -92,41 +96,41 @@ pub enum Transport {
     Sctp,
 }
 
-/// How fast a VM may receive (ingress) and send (egress), in bits; none: as fast as it can.
+/// Limits on the traffic to a VM (ingress) and from it (egress), in bits; `None` for no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bandwidth {
-    /// Bits per second to the VM.
+    /// The rate to the VM, in bits per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress_rate: Option<u64>,
-    /// Bits to the VM at once.
+    /// The burst to the VM, in bits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress_burst: Option<u64>,
-    /// Bits per second from the VM.
+    /// The rate from the VM, in bits per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress_rate: Option<u64>,
-    /// Bits from the VM at once.
+    /// The burst from the VM, in bits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress_burst: Option<u64>,
 }
 
-/// An address that a VM asks for: `A.B.C.D`, or `A.B.C.D/LEN` for an IPAM plugin that has no subnet of its own.
+/// An address that a VM requests: `A.B.C.D`, or `A.B.C.D/LEN` for an IPAM plugin that has no subnet of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct AskedIp {
     /// The address.
     pub ip: Ipv4Addr,
-    /// Its prefix length, if that is asked for, too.
+    /// The prefix length, if one is requested.
     pub prefix_len: Option<u8>,
 }
 
 impl CniOptions {
-    /// Nothing is asked.
+    /// Whether nothing is requested.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Which addresses the VM with this index, from 1, asks for.
+    /// The addresses that the VM with this index requests; the first index is 1.
     pub fn ips_of(&self, index: u32) -> &[AskedIp] {
         let place = index.saturating_sub(1) as usize;
         match index > MAX_COUNT {
@@ -135,14 +139,14 @@ impl CniOptions {
         }
     }
 
-    /// Whether the VM with this index may go on with this address.
+    /// Whether the VM with this index may keep this address.
     pub fn allow(&self, index: u32, ip: Ipv4Addr) -> bool {
         let asked = self.ips_of(index);
         asked.is_empty() || asked.iter().any(|asked| asked.ip == ip)
     }
 
-    /// What a VM made on demand asks for in a group that asks for this. Ports, addresses and a MAC are one VM's: a VM made on demand
-    /// has none but its own.
+    /// The options of a VM made on demand with the options `own`, in a group with the options `self`. Port mappings, addresses and a
+    /// MAC belong to a single VM and are never inherited from the group.
     pub fn of_one(&self, own: &Self) -> Self {
         let own = own.clone();
         Self {
@@ -161,7 +165,7 @@ impl CniOptions {
         }
     }
 
-    /// What is wrong, each with the field below `cni` that it is wrong with. A manifest and a request have the same said of them.
+    /// The invalid fields: the path of each below `cni`, and the message. Manifests and API requests are checked alike.
     pub fn objections(&self) -> Vec<(String, String)> {
         let mut found = Vec::new();
         let counts = [
@@ -184,25 +188,31 @@ impl CniOptions {
             if !aliases.insert(alias) {
                 found.push((
                     format!("aliases[{at}]"),
-                    format!("\"{alias}\" is here twice"),
+                    format!("\"{alias}\" is listed twice"),
                 ));
             }
         }
+        let length: usize = self.args.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
+        if length > ALL_ARGUMENTS {
+            let message = format!("found {length} bytes, expected at most {ALL_ARGUMENTS}");
+            found.push(("args".to_owned(), message));
+        }
         for (key, value) in &self.args {
             if let Some(why) = argument_objection(key, value) {
-                found.push((format!("args.{key}"), why));
+                found.push((format!("args.{}", shown(key)), why));
             }
         }
         let mut ips = BTreeSet::new();
         for (at, asked) in self.ips.iter().enumerate() {
             if !ips.insert(asked.ip) {
-                found.push((format!("ips[{at}]"), format!("{} is here twice", asked.ip)));
+                found.push((
+                    format!("ips[{at}]"),
+                    format!("{} is listed twice", asked.ip),
+                ));
             }
         }
         if let Some(mac) = self.mac.filter(|mac| !is_a_stations(*mac)) {
-            let message = format!(
-                "found \"{mac}\", expected the MAC of one interface: no multicast address, and not all zeros"
-            );
+            let message = format!("found \"{mac}\", expected a unicast MAC that is not all zeros");
             found.push(("mac".to_owned(), message));
         }
         found
@@ -220,13 +230,17 @@ impl CniOptions {
                     found.push((format!("{field}.{key}"), message));
                 }
             }
+            if let Some(ip) = mapping.host_ip.filter(|ip| !is_an_address_of_a_host(*ip)) {
+                let message = format!("found {ip}, expected a unicast address of the host");
+                found.push((format!("{field}.host_ip"), message));
+            }
             let earlier = self.port_mappings.iter().take(at);
             if earlier
                 .clone()
                 .any(|earlier| earlier.is_the_port_of(mapping))
             {
                 let message = format!(
-                    "port {}/{} of the host leads somewhere already",
+                    "host port {}/{} is already mapped",
                     mapping.host_port, mapping.protocol
                 );
                 found.push((field, message));
@@ -236,9 +250,11 @@ impl CniOptions {
 }
 
 impl PortMapping {
-    /// Whether a packet to the host could be meant by both.
+    /// Whether both mappings match the same packet to the host.
     pub fn is_the_port_of(&self, other: &Self) -> bool {
-        let shared = match (self.host_ip, other.host_ip) {
+        // The portmap plugin treats 0.0.0.0 as any address.
+        let specific = |mapping: &Self| mapping.host_ip.filter(|ip| !ip.is_unspecified());
+        let shared = match (specific(self), specific(other)) {
             (Some(one), Some(other)) => one == other,
             (None, _) | (_, None) => true,
         };
@@ -257,8 +273,8 @@ impl Bandwidth {
                 found.push((format!("bandwidth.{way}_{key}"), message));
             };
             match (rate, burst) {
-                (Some(_), None) => object("burst", format!("is missing, {way}_rate needs it")),
-                (None, Some(_)) => object("rate", format!("is missing, {way}_burst needs it")),
+                (Some(_), None) => object("burst", format!("is missing, {way}_rate requires it")),
+                (None, Some(_)) => object("rate", format!("is missing, {way}_burst requires it")),
                 (None, None) | (Some(_), Some(_)) => {}
             }
             let (least, most) = (RATES.start(), RATES.end());
@@ -275,34 +291,57 @@ impl Bandwidth {
             }
         }
         if *self == Self::default() {
-            let message = "limits nothing, expected ingress_rate and ingress_burst, or egress_rate and egress_burst";
+            let message = "sets no limit, expected ingress_rate and ingress_burst, or egress_rate and egress_burst";
             found.push(("bandwidth".to_owned(), message.to_owned()));
         }
     }
 }
 
-/// What speaks against an argument: `KEY=VALUE;KEY=VALUE` has no quoting.
+/// Why an argument is invalid, if it is: the format `KEY=VALUE;KEY=VALUE` has no quoting.
 fn argument_objection(key: &str, value: &str) -> Option<String> {
     let reserved = RESERVED_ARGUMENTS.iter().find(|(name, _)| *name == key);
     if let Some((_, why)) = reserved {
         return Some((*why).to_owned());
     }
     if key.starts_with(TAP_ARGUMENTS) {
-        return Some("is given by sliced, which knows the TAP".to_owned());
+        return Some("is set by sliced, which configures the TAP".to_owned());
     }
     let good = |text: &str| {
         text.len() <= LONGEST_ARGUMENT && !text.contains(|c: char| c == ';' || c.is_control())
     };
-    let is_key = !key.is_empty() && !key.contains('=') && good(key);
-    match is_key && good(value) {
+    // Plugins split a pair at every `=` and refuse one with two of them (`LoadArgs` of libcni).
+    let good = |text: &str| !text.contains('=') && good(text);
+    match !key.is_empty() && good(key) && good(value) {
         true => None,
         false => Some(format!(
-            "found {key:?}: {value:?}, expected a key without \"=\" and \";\" and a value without \";\", both without control characters and of at most {LONGEST_ARGUMENT} bytes"
+            "found \"{}\": \"{}\", expected a key and a value without \"=\", \";\" and control characters, each of at most \
+             {LONGEST_ARGUMENT} bytes",
+            shown(key),
+            shown(value)
         )),
     }
 }
 
-/// Not a group's (I/G bit, IEEE 802), and not the one that stands for none.
+/// The beginning of a text from a client, without control characters.
+fn shown(text: &str) -> String {
+    const LONGEST: usize = 60;
+    let escaped: String = text
+        .chars()
+        .take(LONGEST)
+        .flat_map(char::escape_debug)
+        .collect();
+    match text.chars().nth(LONGEST) {
+        Some(_) => escaped + "…",
+        None => escaped,
+    }
+}
+
+/// Whether a packet to this address can be delivered to one host.
+fn is_an_address_of_a_host(ip: Ipv4Addr) -> bool {
+    !ip.is_multicast() && !ip.is_broadcast()
+}
+
+/// Whether the MAC is a unicast address (I/G bit, IEEE 802) and not all zeros.
 fn is_a_stations(mac: Mac) -> bool {
     mac.0[0] & 1 == 0 && mac.0 != [0; 6]
 }

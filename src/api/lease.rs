@@ -55,7 +55,7 @@ pub enum Address {
         /// Its gateway, if it has one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         gateway: Option<Ipv4Addr>,
-        /// The VM's MAC; none: noted by a version that did not note it.
+        /// The VM's MAC; `None` if an earlier version recorded the lease.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         mac: Option<Mac>,
     },

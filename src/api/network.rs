@@ -136,7 +136,7 @@ pub struct CniSpec {
     /// Who may open the TAP, as host ids.
     #[serde(default)]
     pub tap_owner: TapOwner,
-    /// What its plugins are asked for.
+    /// What the VM requests from the plugins.
     #[serde(default, skip_serializing_if = "CniOptions::is_default")]
     pub cni: CniOptions,
 }
@@ -258,18 +258,18 @@ pub struct Connection {
     /// Its gateway, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<Ipv4Addr>,
-    /// Further addresses of the guest, with their prefix lengths.
+    /// Additional addresses of the guest, with their prefix lengths.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<Ipv4Network>,
-    /// Further routes, in the order in which they can be made; those without a next hop are on the link.
+    /// Additional routes, in the order in which they can be added; a route without a next hop is on-link.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<(Ipv4Network, Option<Ipv4Addr>)>,
     /// Bytes.
     pub mtu: u32,
-    /// Name servers; a kernel is told of the first two.
+    /// Name servers; the kernel's `ip=` carries the first two.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<Ipv4Addr>,
-    /// What a CNI network gave and no guest is told, and what it did not give: a sentence each.
+    /// One sentence for each part of a CNI result that is not passed to the guest, and for each part that the result lacks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }

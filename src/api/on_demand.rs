@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cni::CniOptions;
+use super::cni::{CniOptions, MAX_ASKED};
 use super::link_name::LONGEST_TAP;
 use super::manifest::{entry_objection, list_objection};
 use super::meta::Name;
@@ -35,7 +35,7 @@ pub struct Ask {
     /// To find it again.
     #[serde(default, skip_serializing_if = "Tags::is_empty")]
     pub tags: Tags,
-    /// What the plugins of a CNI network are asked for: [`CniOptions::of_one`].
+    /// What the VM requests from the plugins of its CNI network: [`CniOptions::of_one`].
     #[serde(default, skip_serializing_if = "CniOptions::is_default")]
     pub cni: CniOptions,
 }
@@ -192,7 +192,7 @@ impl Ask {
         if !matches!(network, NetworkSpec::Cni(_)) {
             let mode = network.mode();
             let message = format!(
-                "asks for something of CNI plugins, and none connect it: the group is in mode {mode}"
+                "sets CNI options, which apply in CNI mode only: the group is in mode {mode}"
             );
             found.push(("network.mode", message));
             return;
@@ -202,9 +202,14 @@ impl Ask {
             let mut of_group = spec.cni.port_mappings.iter();
             let taken = of_group.find(|port| own.iter().any(|own| own.is_the_port_of(port)));
             found.extend(taken.map(|port| {
-                let message = format!("has the port mapping {port} of its group's own VM");
+                let message = format!("has a port mapping that conflicts with {port} of its group");
                 ("cni", message)
             }));
+        }
+        let ips = self.cni.ips.len();
+        if ips > MAX_ASKED {
+            let message = format!("cannot have {ips} addresses, {MAX_ASKED} is the most");
+            found.push(("cni", message));
         }
         for (field, why) in self.cni.objections() {
             found.push(("cni", format!("cannot have cni.{field}: {why}")));

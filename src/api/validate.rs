@@ -8,24 +8,24 @@
 
 mod bridges;
 mod capacity;
-mod ports;
+mod plugged;
 
 use std::collections::HashMap;
 
 use ipnetwork::Ipv4Network;
 
-use super::cni::PortMapping;
+use super::cni::CniOptions;
 use super::host_group::{HostGroup, HostGroupSpec, Origin};
 use super::manifest::{Draft, Location, Problem};
 use super::meta::Name;
-use super::network::{BridgeSpec, NetworkSpec};
+use super::network::{BridgeSpec, CniSpec, NetworkSpec};
 use super::pool;
 use bridges::Bridged;
 use capacity::Total;
-use ports::Mapped;
+use plugged::Requested;
 
 pub use capacity::{MAX_GROUPS, MAX_ISOLATED, MAX_RULES, MAX_VMS};
-pub use ports::objection_to_ports;
+pub use plugged::objection_to_requests;
 
 /// A draft, and where the group would belong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,20 +37,33 @@ pub struct Claim<'a> {
 }
 
 /// What each of `claims` is refused for: the index of the claim, and the problem. `standing` are groups that stay as they are
-/// whatever is claimed; among the claims the earlier wins, see [`by_precedence`].
-pub fn conflicts(standing: &[&HostGroup], claims: &[Claim]) -> Vec<(usize, Problem)> {
+/// whatever is claimed; among the claims the earlier wins, see [`by_precedence`]. VMs that were made on demand in a group of `stored` keep
+/// what they have when a claim changes the group.
+pub fn conflicts(
+    stored: &[HostGroup],
+    standing: &[&HostGroup],
+    claims: &[Claim],
+) -> Vec<(usize, Problem)> {
     let mut ground = Ground::default();
     for group in standing {
         ground.take(&group.meta.name, &group.spec, Place::Stored(&group.origin));
         ground.total.add(&group.spec, group.orders.len());
-        ground.mapped.extend(ports::of_orders(group));
+        ground.requested.extend(plugged::of_orders(group));
+    }
+    let living = stored.iter().filter(|group| !group.meta.deleting);
+    let stored: HashMap<&Name, &HostGroup> = living.map(|g| (&g.meta.name, g)).collect();
+    let changed = |claim: &Claim| stored.get(&claim.draft.name).copied();
+    for group in claims.iter().filter_map(changed) {
+        ground.requested.extend(plugged::of_orders(group));
     }
     let mut refused = Vec::new();
-    for (index, Claim { draft, .. }) in claims.iter().enumerate() {
-        let problems = ground.objections(draft);
+    for (index, claim) in claims.iter().enumerate() {
+        let draft = claim.draft;
+        let on_demand = changed(claim).map_or(0, |group| group.orders.len());
+        let problems = ground.objections(draft, on_demand);
         if problems.is_empty() {
             ground.take(&draft.name, &draft.spec, Place::Written(&draft.at));
-            ground.total.add(&draft.spec, 0);
+            ground.total.add(&draft.spec, on_demand);
         }
         refused.extend(problems.into_iter().map(|problem| (index, problem)));
     }
@@ -115,7 +128,7 @@ pub fn check_apply(stored: &[HostGroup], drafts: &[Draft]) -> Result<(), Vec<Pro
         .filter(|group| !group.meta.deleting)
         .cloned()
         .collect();
-    let problems: Vec<Problem> = conflicts(&standing, &claims)
+    let problems: Vec<Problem> = conflicts(stored, &standing, &claims)
         .into_iter()
         .chain(objections_of_orders(&living, &claims))
         .map(|(_, problem)| problem)
@@ -149,7 +162,7 @@ struct Ground<'a> {
     names: HashMap<&'a Name, Place<'a>>,
     ranges: Vec<(Ipv4Network, &'a Name, Place<'a>)>,
     bridged: Vec<Bridged<'a>>,
-    mapped: Vec<Mapped<'a>>,
+    requested: Vec<Requested<'a>>,
     total: Total,
 }
 
@@ -164,18 +177,16 @@ impl<'a> Ground<'a> {
                 spec,
                 count,
             }),
-            Footprint::Ports(ports) => {
-                self.mapped.extend(ports.iter().map(|mapping| Mapped {
-                    mapping,
-                    owner: format!("group \"{name}\""),
-                    place: Some(place),
-                }));
+            Footprint::Cni(spec) => {
+                let requested = plugged::of_group(name, spec, Some(place));
+                self.requested.extend(requested);
             }
             Footprint::None => {}
         }
     }
 
-    fn objections(&self, draft: &Draft) -> Vec<Problem> {
+    /// `on_demand`: how many VMs of the group were made on demand.
+    fn objections(&self, draft: &Draft, on_demand: usize) -> Vec<Problem> {
         if let Some(place) = self.names.get(&draft.name) {
             return vec![Problem {
                 at: draft.at.clone(),
@@ -183,13 +194,13 @@ impl<'a> Ground<'a> {
                 message: twice(&draft.name, *place),
             }];
         }
-        if let Some(problem) = self.total.objection(draft) {
+        if let Some(problem) = self.total.objection(draft, on_demand) {
             return vec![problem];
         }
         match footprint(&draft.spec) {
             Footprint::Range(range) => self.overlap(draft, range).into_iter().collect(),
             Footprint::Bridge(spec, _) => bridges::objections(&self.bridged, draft, spec),
-            Footprint::Ports(ports) => ports::objection(&self.mapped, draft, ports)
+            Footprint::Cni(spec) => plugged::objection(&self.requested, draft, spec)
                 .into_iter()
                 .collect(),
             Footprint::None => Vec::new(),
@@ -228,16 +239,16 @@ enum Footprint<'a> {
     Range(Ipv4Network),
     /// With the group's count.
     Bridge(&'a BridgeSpec, u32),
-    /// Of the host.
-    Ports(&'a [PortMapping]),
+    /// Host ports, addresses and a MAC.
+    Cni(&'a CniSpec),
 }
 
 fn footprint(spec: &HostGroupSpec) -> Footprint<'_> {
     match &spec.template.network {
         NetworkSpec::Isolated(isolated) => isolated.range.map_or(Footprint::None, Footprint::Range),
         NetworkSpec::Bridge(bridge) => Footprint::Bridge(bridge, spec.count),
-        NetworkSpec::Cni(spec) if spec.cni.port_mappings.is_empty() => Footprint::None,
-        NetworkSpec::Cni(spec) => Footprint::Ports(&spec.cni.port_mappings),
+        NetworkSpec::Cni(_) if spec.count == 0 => Footprint::None,
+        NetworkSpec::Cni(spec) => Footprint::Cni(spec),
     }
 }
 
@@ -246,7 +257,18 @@ fn keeps(before: &HostGroupSpec, after: &HostGroupSpec) -> bool {
     match (footprint(before), footprint(after)) {
         (Footprint::None, Footprint::None) => true,
         (Footprint::Range(a), Footprint::Range(b)) => a == b,
-        (Footprint::Ports(a), Footprint::Ports(b)) => a == b,
+        (Footprint::Cni(a), Footprint::Cni(b)) => {
+            let claimed = |spec: &CniSpec| {
+                let CniOptions {
+                    port_mappings,
+                    ips,
+                    mac,
+                    ..
+                } = spec.cni.clone();
+                (spec.network_name.clone(), port_mappings, ips, mac)
+            };
+            claimed(a) == claimed(b)
+        }
         (Footprint::Bridge(a, many), Footprint::Bridge(b, few)) => {
             let claimed = |spec: &BridgeSpec| {
                 let BridgeSpec {
@@ -260,10 +282,9 @@ fn keeps(before: &HostGroupSpec, after: &HostGroupSpec) -> bool {
             };
             many == few && claimed(a) == claimed(b)
         }
-        (
-            Footprint::None | Footprint::Range(_) | Footprint::Bridge(..) | Footprint::Ports(_),
-            _,
-        ) => false,
+        (Footprint::None | Footprint::Range(_) | Footprint::Bridge(..) | Footprint::Cni(_), _) => {
+            false
+        }
     }
 }
 

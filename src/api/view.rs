@@ -135,12 +135,12 @@ pub struct NetworkStatus {
     pub ip: Ipv4Addr,
     /// Its prefix length.
     pub prefix_len: u8,
-    /// Further addresses, with their prefix lengths.
+    /// Additional addresses, with their prefix lengths.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<Ipv4Network>,
     /// Its gateway; a CNI network may have none.
     pub gateway: Option<Ipv4Addr>,
-    /// Further routes, in the order in which they can be made: `NETWORK`, on the link, or `NETWORK via NEXT HOP`.
+    /// Additional routes, in the order in which they can be added: `NETWORK` for an on-link route, or `NETWORK via NEXT HOP`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<String>,
     /// The guest's MAC.

@@ -125,7 +125,7 @@ impl<'l> Files<'l> {
             };
             let claims =
                 validate::by_precedence(stored, self.claims().into_iter().map(claim).collect());
-            let refused: Vec<(Origin, Problem)> = validate::conflicts(&standing, &claims)
+            let refused: Vec<(Origin, Problem)> = validate::conflicts(stored, &standing, &claims)
                 .into_iter()
                 .chain(validate::objections_of_orders(stored, &claims))
                 .map(|(index, problem)| (claims[index].origin.clone(), problem))

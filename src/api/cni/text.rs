@@ -1,12 +1,12 @@
-//! What is asked of CNI plugins as one text, on a command line and in output.
-//! Out of scope: manifests, whose fields have names.
+//! Parsing and formatting of CNI options on the command line and in output.
+//! Out of scope: manifests, which have a field for each value.
 
 use std::fmt;
 use std::str::FromStr;
 
 use ipnetwork::Ipv4Network;
 
-use super::{AskedIp, Bandwidth, PortMapping, Transport};
+use super::{AskedIp, Bandwidth, PortMapping, Transport, shown};
 
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -38,7 +38,7 @@ impl FromStr for PortMapping {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "`{text}` is no port mapping: expected [HOST_IP:]HOST_PORT:GUEST_PORT[/tcp|udp|sctp]"
+                "invalid port mapping `{text}`: expected [HOST_IP:]HOST_PORT:GUEST_PORT[/tcp|udp|sctp]"
             )
         };
         let (ports, protocol) = match text.split_once('/') {
@@ -77,8 +77,8 @@ impl FromStr for AskedIp {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const EXPECTED: &str = "an IPv4 address of a host, A.B.C.D or A.B.C.D/LEN";
-        let wrong = || format!("found \"{text}\", expected {EXPECTED}");
+        const EXPECTED: &str = "a unicast IPv4 address, A.B.C.D or A.B.C.D/LEN";
+        let wrong = || format!("found \"{}\", expected {EXPECTED}", shown(text));
         let asked = match text.contains('/') {
             false => Self {
                 ip: text.parse().map_err(|_| wrong())?,
@@ -95,7 +95,16 @@ impl FromStr for AskedIp {
         let ip = asked.ip;
         let nobodys =
             ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast();
-        match nobodys || asked.prefix_len == Some(0) {
+        // A /31 (RFC 3021) and a /32 have neither.
+        let of_subnet = |prefix: u8| {
+            let subnet = Ipv4Network::new(ip, prefix).ok();
+            subnet.is_some_and(|net| prefix < 31 && (ip == net.network() || ip == net.broadcast()))
+        };
+        match nobodys
+            || asked
+                .prefix_len
+                .is_some_and(|prefix| prefix == 0 || of_subnet(prefix))
+        {
             true => Err(wrong()),
             false => Ok(asked),
         }
@@ -116,12 +125,12 @@ impl From<AskedIp> for String {
     }
 }
 
-/// A number with `k`, `M` or `G` behind it, which stand for powers of 1000.
+/// Parses a number with an optional suffix `k`, `M` or `G`, powers of 1000.
 ///
 /// # Errors
-/// It is no such number; the text says what one looks like.
+/// The text is not such a number; the message describes the format.
 pub fn parse_bits(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is no number of bits: expected one such as 512k, 10M or 1G");
+    let wrong = || format!("invalid number of bits `{text}`: expected one such as 512k, 10M or 1G");
     let (digits, unit) = match text.char_indices().last() {
         Some((at, 'k')) => (&text[..at], 1_000),
         Some((at, 'M')) => (&text[..at], 1_000_000),
@@ -143,18 +152,18 @@ impl FromStr for Bandwidth {
         const KEYS: &str = "ingress_rate, ingress_burst, egress_rate or egress_burst";
         let mut bandwidth = Self::default();
         for part in text.split(',') {
-            let (key, value) = part
-                .split_once('=')
-                .ok_or_else(|| format!("`{part}` is no KEY=BITS: expected {KEYS}"))?;
+            let (key, value) = part.split_once('=').ok_or_else(|| {
+                format!("invalid limit `{part}`: expected KEY=BITS, where KEY is {KEYS}")
+            })?;
             let place = match key {
                 "ingress_rate" => &mut bandwidth.ingress_rate,
                 "ingress_burst" => &mut bandwidth.ingress_burst,
                 "egress_rate" => &mut bandwidth.egress_rate,
                 "egress_burst" => &mut bandwidth.egress_burst,
-                _ => return Err(format!("`{key}` is no limit: expected {KEYS}")),
+                _ => return Err(format!("unknown limit `{key}`: expected {KEYS}")),
             };
             if place.replace(parse_bits(value)?).is_some() {
-                return Err(format!("{key} is here twice"));
+                return Err(format!("{key} is listed twice"));
             }
         }
         Ok(bandwidth)

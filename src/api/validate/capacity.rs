@@ -50,12 +50,12 @@ impl Total {
     }
 
     /// What speaks against one more.
-    pub(super) fn objection(&self, draft: &Draft) -> Option<Problem> {
+    pub(super) fn objection(&self, draft: &Draft, on_demand: usize) -> Option<Problem> {
         let mut all = Self {
             named: self.named.clone(),
             ..*self
         };
-        all.add(&draft.spec, 0);
+        all.add(&draft.spec, on_demand);
         let beside = |others: u64| match others {
             0 => String::new(),
             others => format!(", {others} of them in other groups"),

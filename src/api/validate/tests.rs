@@ -5,8 +5,10 @@ use std::collections::HashSet;
 
 use proptest::prelude::*;
 
+use super::super::host_group::MAX_COUNT;
 use super::super::manifest::{Source, parse};
 use super::super::meta::Meta;
+use super::super::on_demand::{NewVm, Order};
 use super::*;
 
 fn drafts(file: &str, groups: &[(&str, Option<&str>)]) -> Vec<Draft> {
@@ -49,7 +51,7 @@ fn the_same_group_in_two_files_names_both_places() {
         drafts("b.yaml", &[("web", None)]),
     );
     assert_eq!(
-        words(&conflicts(&[], &[claim(&a[0]), claim(&b[0])])),
+        words(&conflicts(&[], &[], &[claim(&a[0]), claim(&b[0])])),
         ["b.yaml:3:14: config.host_groups[0].name: group \"web\" is already at a.yaml:3:14"]
     );
 }
@@ -59,7 +61,7 @@ fn overlapping_ranges_name_both_groups_both_ranges_and_both_places() {
     let a = drafts("a.yaml", &[("one", Some("169.254.100.0/22"))]);
     let b = drafts("b.yaml", &[("two", Some("169.254.102.0/23"))]);
     assert_eq!(
-        words(&conflicts(&[], &[claim(&a[0]), claim(&b[0])])),
+        words(&conflicts(&[], &[], &[claim(&a[0]), claim(&b[0])])),
         [
             "b.yaml:3:52: config.host_groups[0].network.range: 169.254.102.0/23 overlaps 169.254.100.0/22 of group \"one\" at a.yaml:3:14"
         ]
@@ -72,7 +74,7 @@ fn what_runs_wins_over_what_comes_also_when_it_stands_later_in_the_alphabet() {
     let old = drafts("b.yaml", &[("old", Some("169.254.100.0/22"))]);
     let running = [stored(Origin::File("b.yaml".into()), &old[0])];
     let claims = by_precedence(&running, vec![claim(&new[0]), claim(&old[0])]);
-    let refused = conflicts(&[], &claims);
+    let refused = conflicts(&[], &[], &claims);
     assert_eq!(refused.len(), 1);
     assert_eq!(claims[refused[0].0].draft.name.as_str(), "new");
 }
@@ -128,7 +130,7 @@ fn bridged(groups: &[(&str, u32, &str)]) -> Vec<Draft> {
 fn said(groups: &[(&str, u32, &str)]) -> Vec<String> {
     let drafts = bridged(groups);
     let claims: Vec<Claim> = drafts.iter().map(claim).collect();
-    words(&conflicts(&[], &claims))
+    words(&conflicts(&[], &[], &claims))
 }
 
 #[test]
@@ -236,7 +238,7 @@ fn a_running_group_that_grows_into_anothers_taps_loses_to_it() {
         .collect();
     let after = bridged(&[("a", 20, "tap_prefix: vm"), ("b", 5, "tap_prefix: vm1")]);
     let claims = by_precedence(&running, after.iter().map(claim).collect());
-    let refused = conflicts(&[], &claims);
+    let refused = conflicts(&[], &[], &claims);
     assert_eq!(refused.len(), 1);
     assert_eq!(claims[refused[0].0].draft.name.as_str(), "a");
 }
@@ -252,6 +254,80 @@ proptest! {
             let group = Name::new(group.clone()).unwrap();
             for index in 1..=count {
                 prop_assert!(seen.insert(HostGroup::vm_name(&group, index).unwrap()));
+            }
+        }
+    }
+}
+
+/// A CNI group with these options, and a VM made on demand in it with those.
+fn with_one_on_demand(group: &Draft, own: &str) -> HostGroup {
+    let ask: NewVm = serde_json::from_str(own).expect("a request");
+    let (_, ask) = ask.split();
+    let order = Order {
+        name: Name::try_from("own".to_owned()).unwrap(),
+        ask,
+    };
+    HostGroup {
+        orders: [(MAX_COUNT + 1, order)].into(),
+        ..stored(Origin::Apply, group)
+    }
+}
+
+#[test]
+fn what_a_vm_made_on_demand_has_is_kept_from_groups_that_come_with_its_own() {
+    let cni = |name: &str, network: &str, options: &str| {
+        let text = format!(
+            "config:\n  host_groups:\n    - {{name: {name}, network_name: {network}, cni: {{{options}}}}}\n"
+        );
+        let file = format!("{name}.yaml");
+        parse(&Source { name: file, text }).expect("a sound manifest")
+    };
+    let own = r#"{"cni": {"port_mappings": [{"host_port": 8081, "guest_port": 80}],
+        "ips": ["10.1.0.9"], "mac": "02:00:00:00:00:09"}}"#;
+    let pod = cni("pod", "slicer", "");
+    let running = [with_one_on_demand(&pod[0], own)];
+    let cases = [
+        (
+            "slicer",
+            "port_mappings: [{host_port: 8081, guest_port: 1}]",
+            Some("host port 8081/tcp is already mapped by vm/own"),
+        ),
+        (
+            "another",
+            "port_mappings: [{host_port: 8081, guest_port: 1}]",
+            Some("host port 8081/tcp is already mapped by vm/own"),
+        ),
+        (
+            "slicer",
+            "port_mappings: [{host_port: 8081, guest_port: 1, protocol: udp}]",
+            None,
+        ),
+        (
+            "slicer",
+            "ips: [10.1.0.9]",
+            Some("address 10.1.0.9 of CNI network `slicer` is already requested by vm/own"),
+        ),
+        ("another", "ips: [10.1.0.9]", None),
+        (
+            "slicer",
+            "mac: \"02:00:00:00:00:09\"",
+            Some("MAC 02:00:00:00:00:09 in CNI network `slicer` is already requested by vm/own"),
+        ),
+        ("another", "mac: \"02:00:00:00:00:09\"", None),
+    ];
+    for (network, options, refusal) in cases {
+        let web = cni("web", network, options);
+        let both = [pod.clone(), web.clone()].concat();
+        for (claimed, unchanged) in [(&both, true), (&web, false)] {
+            let claims = by_precedence(&running, claimed.iter().map(claim).collect());
+            let standing: Vec<&HostGroup> = running.iter().filter(|_| !unchanged).collect();
+            let found = words(&conflicts(&running, &standing, &claims));
+            match refusal {
+                None => assert_eq!(found, [""; 0], "{network}: {options}"),
+                Some(why) => {
+                    assert_eq!(found.len(), 1, "{network}: {options}: {found:?}");
+                    assert!(found[0].contains(why), "{found:?}");
+                }
             }
         }
     }

@@ -17,7 +17,7 @@ use crate::api::link_name::{MAX_PORTS, tap_number};
 use crate::api::meta::{Name, Timestamp};
 use crate::api::network::{BridgeSpec, NetworkSpec};
 use crate::api::on_demand::{Ask, OnDemand, Order};
-use crate::api::validate::objection_to_ports;
+use crate::api::validate::objection_to_requests;
 use crate::store::{self, LeaseError, Store, Txn, World};
 
 /// Characters of names that are made up: none that reads like another, no vowel that makes a word, and a letter to begin with.
@@ -248,9 +248,9 @@ fn place(world: &World, group: &HostGroup, order: &Order, who: &str) -> Result<u
     if !causes.is_empty() {
         return Err(AddError::Invalid(causes));
     }
-    let ports = &order.ask.cni.port_mappings;
-    if let Some(why) = objection_to_ports(world.groups(), ports) {
-        return Err(AddError::Conflict(format!("{who} cannot have it: {why}")));
+    let refused = objection_to_requests(world.groups(), &template.network, &order.ask.cni);
+    if let Some(why) = refused {
+        return Err(AddError::Conflict(format!("{who} cannot be added: {why}")));
     }
     if let NetworkSpec::Bridge(bridge) = &template.network {
         check_bridge(world, bridge, &bridge.tap(place)).map_err(AddError::Conflict)?;

@@ -1,4 +1,4 @@
-//! CNI mode's words: `network_name`, `cni:`, and the little that `network:` may say beside them.
+//! The fields of CNI mode: `network_name`, `cni:`, and the few fields that `network:` may have in addition.
 //! Out of scope: whether there is such a network.
 
 use super::super::super::cni::CniOptions;
@@ -9,7 +9,8 @@ use super::{BRIDGE_KEYS, Network, Room, Whose, cni_options, read_tap_owner, refu
 /// The spec sets no limit, but the name is part of a file's (`<name>-<container>-<interface>`, in libcni's cache).
 const LONGEST_NAME: usize = 128;
 
-/// `network:` of mode cni, or nothing at all beside `network_name`: its plugins decide the rest, and are asked by `cni:`.
+/// Reads `network:` of mode cni, which is empty if only `network_name` is given, and `cni:`, the requests to the plugins. The
+/// plugins decide the rest.
 pub fn read(
     reader: &mut Reader,
     network: &Section,
@@ -38,7 +39,7 @@ pub fn read(
     }
 }
 
-/// How many VMs have an address, where the group lists them.
+/// How many VMs can have an address, if the group lists addresses.
 pub fn room(options: &CniOptions) -> Option<Room> {
     let listed = options.ips.len();
     (listed > 0).then(|| Room {

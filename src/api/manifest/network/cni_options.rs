@@ -1,5 +1,5 @@
-//! `cni:` of a group: what the plugins of its network are asked for.
-//! Out of scope: what they can be asked for; what is sound of it ([`CniOptions::objections`]).
+//! `cni:` of a group: what its VMs request from the plugins of their network.
+//! Out of scope: which options exist; whether their values are valid ([`CniOptions::objections`]).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -29,7 +29,7 @@ const BANDWIDTH_KEYS: [&str; 4] = [
 ];
 const PORTS: std::ops::RangeInclusive<u64> = 1..=65_535;
 
-/// `count`: how many VMs would be asked for, of which one alone can have a port of the host, or a MAC.
+/// Reads `cni:`. `count` is the number of VMs of the group: with more than one, host ports and a MAC are refused.
 pub fn read(reader: &mut Reader, field: &Field, count: u32) -> CniOptions {
     let before = reader.problem_count();
     let Some(section) = reader.section(field, &KEYS) else {
@@ -63,12 +63,12 @@ pub fn read(reader: &mut Reader, field: &Field, count: u32) -> CniOptions {
     for key in ["port_mappings", "mac"] {
         if let Some(field) = section.get(key).filter(|_| count > 1) {
             let message = format!(
-                "is for one VM, and count is {count}; VMs made on demand may have their own"
+                "applies to one VM, and count is {count}; a VM made on demand can have its own"
             );
             reader.refuse(field, message);
         }
     }
-    // What could not be read has been named, and is missing in the rest.
+    // A field that could not be read is reported already, and is missing in `options`.
     if reader.problem_count() == before {
         refuse(reader, field, &options);
     }
@@ -79,7 +79,7 @@ fn refuse(reader: &mut Reader, field: &Field, options: &CniOptions) {
     let mut places = HashMap::new();
     note_places("", field.node, &mut places);
     for (path, message) in options.objections() {
-        // What is missing is missing in the section around it.
+        // The location of a missing field is the section that lacks it.
         let around = path.rsplit_once('.').map_or("", |(around, _)| around);
         let place = places.get(&path).or_else(|| places.get(around));
         let at = place.copied().unwrap_or(field.node.at);
@@ -87,7 +87,7 @@ fn refuse(reader: &mut Reader, field: &Field, options: &CniOptions) {
     }
 }
 
-/// Where everything below a node stands, by its path from there.
+/// Collects the location of every node below this one, by its relative path.
 fn note_places(path: &str, node: &Node, places: &mut HashMap<String, Place>) {
     places.insert(path.to_owned(), node.at);
     match &node.value {
@@ -205,18 +205,18 @@ fn read_args(reader: &mut Reader, field: &Field) -> BTreeMap<String, String> {
             path: format!("{}.{}", field.path, member.key),
             node: &member.value,
         };
-        let Some(value) = reader.text(&its, "a text, in quotes where it is a number") else {
+        let Some(value) = reader.text(&its, "a string; a number needs quotes") else {
             continue;
         };
         if args.insert(member.key.clone(), value.to_owned()).is_some() {
-            reader.refuse_at(member.key_at, &its.path, "the key is here twice");
+            reader.refuse_at(member.key_at, &its.path, "duplicate key");
         }
     }
     args
 }
 
 fn read_ip(reader: &mut Reader, field: &Field) -> Option<AskedIp> {
-    let text = reader.text(field, "an IPv4 address of a host, A.B.C.D or A.B.C.D/LEN")?;
+    let text = reader.text(field, "a unicast IPv4 address, A.B.C.D or A.B.C.D/LEN")?;
     match text.parse() {
         Ok(asked) => Some(asked),
         Err(why) => {

@@ -1,4 +1,4 @@
-//! A group's `network:` section, and `network_name` and `cni:` that stand for one.
+//! A group's `network:` section, and `network_name` and `cni:`, which select CNI mode without one.
 //! Out of scope: the rest of the group; whether groups are at peace with each other.
 //!
 //! # Which mode
@@ -147,10 +147,10 @@ pub fn room(spec: &NetworkSpec) -> Option<Room> {
     }
 }
 
-/// Refuses `cni:` of a group that no plugin connects.
+/// Refuses `cni:` of a group that is not in CNI mode.
 fn refuse_options(reader: &mut Reader, asked: Option<&Field>) {
     if let Some(field) = asked {
-        let message = "belongs to CNI mode: a network_name, here or under config, without network: of another mode";
+        let message = "is valid in CNI mode only: set network_name, here or under config, and no other mode in network:";
         reader.refuse(field, message);
     }
 }

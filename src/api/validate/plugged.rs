@@ -1,0 +1,152 @@
+//! Conflicts between what VMs of different CNI groups request: host ports, addresses and MACs.
+//! Out of scope: other listeners and containers on the host; conflicts within one group or one VM ([`CniOptions::objections`]).
+//!
+//! # Why
+//! The portmap plugin accepts the same host port twice without an error and serves one of the two mappings. The `static` IPAM plugin keeps
+//! no state, so it assigns the same address twice; no plugin compares MACs.
+//!
+//! [`CniOptions::objections`]: super::super::cni::CniOptions::objections
+
+use std::net::Ipv4Addr;
+
+use super::super::cni::{CniOptions, PortMapping};
+use super::super::host_group::HostGroup;
+use super::super::manifest::{Draft, Problem};
+use super::super::meta::Name;
+use super::super::network::{CniSpec, Mac, NetworkSpec};
+use super::Place;
+
+/// What one VM or group requests and no other may have.
+#[derive(Clone, Copy)]
+enum Request<'a> {
+    Port(&'a PortMapping),
+    /// With the name of the CNI network.
+    Ip(&'a str, Ipv4Addr),
+    Mac(&'a str, Mac),
+}
+
+impl Request<'_> {
+    fn conflicts(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Port(one), Self::Port(other)) => one.is_the_port_of(other),
+            (Self::Ip(one, ip), Self::Ip(other, taken)) => (one, ip) == (other, taken),
+            (Self::Mac(one, mac), Self::Mac(other, taken)) => (one, mac) == (other, taken),
+            (Self::Port(_) | Self::Ip(..) | Self::Mac(..), _) => false,
+        }
+    }
+
+    fn refusal(&self, owner: &str) -> String {
+        match self {
+            Self::Port(mapping) => {
+                let (port, protocol) = (mapping.host_port, mapping.protocol);
+                format!("host port {port}/{protocol} is already mapped by {owner}")
+            }
+            Self::Ip(network, ip) => {
+                format!("address {ip} of CNI network `{network}` is already requested by {owner}")
+            }
+            Self::Mac(network, mac) => {
+                format!("MAC {mac} in CNI network `{network}` is already requested by {owner}")
+            }
+        }
+    }
+}
+
+/// A request that is in force.
+pub(super) struct Requested<'a> {
+    what: Request<'a>,
+    group: &'a Name,
+    /// A VM made on demand; `None`: the VMs that the group's `count` covers.
+    vm: Option<&'a Name>,
+    place: Option<Place<'a>>,
+}
+
+impl Requested<'_> {
+    fn owner(&self) -> String {
+        let group = self.group;
+        match (self.vm, self.place) {
+            (Some(vm), _) => format!("vm/{vm}"),
+            (None, Some(place)) => format!("group \"{group}\" {}", place.describe()),
+            (None, None) => format!("hostgroup/{group}"),
+        }
+    }
+}
+
+/// The requests of the VMs that a group's `count` covers.
+pub(super) fn of_group<'a>(
+    group: &'a Name,
+    spec: &'a CniSpec,
+    place: Option<Place<'a>>,
+) -> impl Iterator<Item = Requested<'a>> {
+    requests(&spec.network_name, &spec.cni).map(move |what| Requested {
+        what,
+        group,
+        vm: None,
+        place,
+    })
+}
+
+/// The requests of the group's VMs that were made on demand.
+pub(super) fn of_orders(group: &HostGroup) -> impl Iterator<Item = Requested<'_>> {
+    let network = cni(&group.spec.template.network);
+    let orders = group.orders.values().map(move |order| (order, network));
+    orders.flat_map(|(order, network)| {
+        let network = network.map_or("", |spec| &spec.network_name);
+        requests(network, &order.ask.cni).map(|what| Requested {
+            what,
+            group: &group.meta.name,
+            vm: Some(&order.name),
+            place: None,
+        })
+    })
+}
+
+/// The first conflict of `draft` with what is in force, if any. VMs that were made on demand in the same group are not compared:
+/// [`objections_of_orders`](super::objections_of_orders) does that.
+pub(super) fn objection(taken: &[Requested], draft: &Draft, spec: &CniSpec) -> Option<Problem> {
+    let message = requests(&spec.network_name, &spec.cni).find_map(|what| {
+        let others = taken.iter().filter(|other| *other.group != draft.name);
+        first_conflict(others, &what)
+    })?;
+    Some(draft.problem("cni", message))
+}
+
+/// The first conflict of what a VM made on demand in a group with `network` requests with all groups and all other such VMs, if any.
+pub fn objection_to_requests<'a>(
+    groups: impl Iterator<Item = &'a HostGroup>,
+    network: &NetworkSpec,
+    options: &CniOptions,
+) -> Option<String> {
+    let network = &cni(network)?.network_name;
+    let in_force = groups.filter(|group| !group.meta.deleting);
+    let taken: Vec<Requested> = in_force
+        .flat_map(|group| {
+            let spec = cni(&group.spec.template.network).filter(|_| group.spec.count > 0);
+            let own = spec.map(|spec| of_group(&group.meta.name, spec, None));
+            own.into_iter().flatten().chain(of_orders(group))
+        })
+        .collect();
+    requests(network, options).find_map(|what| first_conflict(taken.iter(), &what))
+}
+
+fn first_conflict<'a>(
+    mut taken: impl Iterator<Item = &'a Requested<'a>>,
+    what: &Request,
+) -> Option<String> {
+    let other = taken.find(|taken| taken.what.conflicts(what))?;
+    Some(what.refusal(&other.owner()))
+}
+
+fn requests<'a>(network: &'a str, options: &'a CniOptions) -> impl Iterator<Item = Request<'a>> {
+    let ports = options.port_mappings.iter().map(Request::Port);
+    let ips = options.ips.iter();
+    let ips = ips.map(move |asked| Request::Ip(network, asked.ip));
+    let mac = options.mac.map(|mac| Request::Mac(network, mac));
+    ports.chain(ips).chain(mac)
+}
+
+fn cni(network: &NetworkSpec) -> Option<&CniSpec> {
+    match network {
+        NetworkSpec::Cni(spec) => Some(spec),
+        NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) => None,
+    }
+}
