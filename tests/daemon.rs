@@ -23,7 +23,7 @@
 //! | `leftovers` | garbage |
 //! | `reach` | the way to bridge groups, and their quarrels |
 //! | `cni` | CNI groups, with the plugins of Debian |
-//! | `cni_asked` | what is asked of plugins, and what VMs keep by their name |
+//! | `cni_asked` | requests to CNI plugins, and the address and MAC that a VM name keeps |
 //! | `cni_ends` | CNI groups that end, and hosts that boot, whatever plugins and others do |
 //! | `cni_faults` | plugins that fail, daemons that die |
 //! | `cni_guest` | QEMU in a CNI network |

@@ -77,7 +77,7 @@ impl Page {
         }
     }
 
-    /// Only where there is one.
+    /// Adds the line only if there is a value.
     fn given(&mut self, key: &str, value: Option<impl Display>) {
         if let Some(value) = value {
             self.line(key, value);
@@ -300,8 +300,8 @@ impl Page {
         self.given("Bandwidth", asked.bandwidth);
         self.given("Aliases", some(&asked.aliases));
         self.given("CNI arguments", some(&args));
-        self.given("Asked IPs", some(&asked.ips));
-        self.given("Asked MAC", asked.mac);
+        self.given("Requested IPs", some(&asked.ips));
+        self.given("Requested MAC", asked.mac);
     }
 
     /// A VMM of ours opens it as a user of its own.
@@ -323,7 +323,7 @@ impl Page {
     fn network(&mut self, network: &NetworkStatus) {
         self.line("Mode", network.mode);
         self.line("IP", format!("{}/{}", network.ip, network.prefix_len));
-        self.given("Further IPs", some(&network.addresses));
+        self.given("Additional IPs", some(&network.addresses));
         self.maybe("Gateway", network.gateway);
         for route in &network.routes {
             self.line("Route", route);

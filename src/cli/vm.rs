@@ -131,22 +131,22 @@ pub struct AddArgs {
     /// Its disk stays when it goes
     #[arg(long)]
     pub persistent: bool,
-    /// CNI: a port of the host that leads to it, [HOST_IP:]HOST_PORT:GUEST_PORT[/PROTOCOL]; may be repeated
+    /// CNI: forward a host port to the VM, [HOST_IP:]HOST_PORT:GUEST_PORT[/PROTOCOL]; may be repeated
     #[arg(long = "port-mapping", value_name = "MAPPING")]
     pub port_mappings: Vec<PortMapping>,
-    /// CNI: how fast it may receive and send, ingress_rate=10M,ingress_burst=1M and the same for egress, in bits
+    /// CNI: limit traffic to the VM (ingress) and from it (egress), in bits: ingress_rate=10M,ingress_burst=1M, same for egress
     #[arg(long, value_name = "LIMITS")]
     pub bandwidth: Option<Bandwidth>,
-    /// CNI: a further name for its address; may be repeated
+    /// CNI: an additional name for the VM's address; may be repeated
     #[arg(long = "alias", value_name = "NAME")]
     pub aliases: Vec<Name>,
-    /// CNI: an argument for its plugins; may be repeated
+    /// CNI: an argument for the plugins (CNI_ARGS); may be repeated
     #[arg(long = "cni-arg", value_name = "KEY=VALUE", value_parser = cni_argument)]
     pub cni_args: Vec<(String, String)>,
-    /// CNI: the address that it is to have, A.B.C.D or A.B.C.D/LEN; may be repeated
+    /// CNI: request an address, A.B.C.D or A.B.C.D/LEN; may be repeated
     #[arg(long = "ip", value_name = "IP")]
     pub ips: Vec<AskedIp>,
-    /// CNI: the MAC that it is to have
+    /// CNI: request a MAC
     #[arg(long, value_name = "MAC", value_parser = mac)]
     pub mac: Option<Mac>,
     /// Wait until it is ready, 5m when no time is given
@@ -257,7 +257,8 @@ async fn power(client: &Client, args: PowerArgs, verb: PowerVerb) -> Result<(), 
 
 fn cni_argument(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
-    let (key, value) = pair.ok_or_else(|| format!("`{text}` is no KEY=VALUE"))?;
+    let (key, value) =
+        pair.ok_or_else(|| format!("invalid argument `{text}`: expected KEY=VALUE"))?;
     Ok((key.to_owned(), value.to_owned()))
 }
 
@@ -276,7 +277,7 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
     let mut arguments = BTreeMap::new();
     for (key, value) in args.cni_args {
         if arguments.contains_key(&key) {
-            return Err(Failure::Usage(format!("--cni-arg {key} is here twice")));
+            return Err(Failure::Usage(format!("--cni-arg {key} is given twice")));
         }
         arguments.insert(key, value);
     }

@@ -77,7 +77,7 @@ pub enum Error {
         /// The versions that would have done.
         expected: Vec<String>,
     },
-    /// What is asked of a network cannot be had from its plugins.
+    /// The plugins of the network cannot meet what the VM requests.
     #[error("{0}")]
     Unmet(String),
     /// The plugin said why it failed.
@@ -225,7 +225,7 @@ impl Error {
 }
 
 impl Error {
-    /// Whether ADD fails in the same way until somebody changes the network's configuration, or what is asked of it.
+    /// Whether ADD fails in the same way until the network's configuration or the request changes.
     pub fn waits_for_a_change(&self) -> bool {
         match self {
             Self::Unmet(_) | Self::BadConfig { .. } => true,

@@ -5,7 +5,7 @@
 //! (containernetworking/plugins, `plugins/ipam/host-local/backend/disk`).
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,6 +17,9 @@ use super::{Error, Network, Plugin, Runtime};
 
 /// Where `host-local` keeps its folders, unless `ipam.dataDir` says otherwise.
 const FOLDER: &str = "/var/lib/cni/networks";
+
+/// How much of a reservation is read, in bytes: a container id and an interface name.
+const LONGEST_RESERVATION: u64 = 4096;
 /// How long its lock is waited for.
 const LOCK_DEADLINE: Duration = Duration::from_secs(10);
 const LOCK_STEP: Duration = Duration::from_millis(5);
@@ -43,14 +46,15 @@ impl Runtime {
         Ok(removed)
     }
 
-    /// The container that has an address of a network by `host-local`; none: nobody, or another IPAM plugin knows.
+    /// Returns the container for which `host-local` has reserved an address of a network. `None` if the address is not reserved, or if
+    /// the network uses another IPAM plugin.
     pub fn holder_of(&self, network: &Network, address: IpAddr) -> Option<String> {
         let mut folders = folders(network);
         folders.find_map(|folder| holder(&folder.join(address.to_string())))
     }
 }
 
-/// Where `host-local` keeps the reservations of a network, of each plugin that delegates to it.
+/// Returns the directories of `host-local` with the reservations of a network, one for each plugin that delegates to it.
 fn folders(network: &Network) -> impl Iterator<Item = PathBuf> + '_ {
     let folders = network.plugins.iter().filter_map(Plugin::host_local);
     folders.map(|folder| {
@@ -148,7 +152,13 @@ fn lock_in_time(file: &File) -> io::Result<()> {
 fn holder(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     name.parse::<IpAddr>().ok()?;
-    let text = fs::read_to_string(path).ok()?;
+    // The folder belongs to the plugin: another kind of file would block the reader (FIFO) or not end.
+    let is_file = fs::symlink_metadata(path).ok()?.is_file();
+    let file = is_file.then(|| fs::File::open(path).ok()).flatten()?;
+    let mut text = String::new();
+    file.take(LONGEST_RESERVATION)
+        .read_to_string(&mut text)
+        .ok()?;
     let container = text.lines().next()?.trim();
     (!container.is_empty()).then(|| container.to_owned())
 }

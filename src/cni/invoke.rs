@@ -219,16 +219,19 @@ impl Call<'_> {
     }
 }
 
-/// The daemon may go before everybody else where processors are short (`Nice=`); what a plugin does is not its work. The whole process
-/// group, for `setpriority(PRIO_PROCESS)` changes one thread and a plugin written in Go has several at once. Between fork and exec it
-/// would cost a copy of the daemon's page tables: the standard library starts a program with `CLONE_VFORK` only when nothing is to
-/// be done there.
+/// Raises a negative nice value of a plugin to 0. The daemon may run at a higher priority than other processes (`Nice=`), but its
+/// plugins do not inherit it. The value is set for the process group, because `setpriority(PRIO_PROCESS)` changes one thread, and a
+/// plugin written in Go has several threads soon after its start. It is set after exec, because a hook between fork and exec costs a
+/// copy of the daemon's page tables: the standard library uses `CLONE_VFORK` only if there is no hook.
 fn go_first_no_more(child: &Child) {
     let group = child.id().and_then(|id| i32::try_from(id).ok());
-    let group = group.and_then(Pid::from_raw);
+    // `None` would mean the daemon's own process group.
+    let Some(group) = group.and_then(Pid::from_raw) else {
+        return;
+    };
     if matches!(rustix::process::getpriority_process(None), Ok(..0)) {
-        // ESRCH: it has ended.
-        let _ = rustix::process::setpriority_pgrp(group, 0);
+        // ESRCH: the plugin has exited.
+        let _ = rustix::process::setpriority_pgrp(Some(group), 0);
     }
 }
 

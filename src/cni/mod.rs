@@ -1,4 +1,4 @@
-//! CALLS: a CNI runtime to the spec, for configurations of 0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0.
+//! CALLS: a CNI runtime according to the spec, for configurations of 0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0.
 //! Out of scope: the owners of the containers; what a result is used for; the host.
 //!
 //! The text is <https://github.com/containernetworking/cni/blob/main/SPEC.md>, the habits are libcni's: the places of files,

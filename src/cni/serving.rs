@@ -1,43 +1,73 @@
-//! Whether a network could serve an ADD now (STATUS), asked once for the VMs that come together.
-//! Out of scope: what follows when it could not.
+//! Whether a network can serve an ADD now (STATUS). A success is cached for VMs that start at about the same time.
+//! Out of scope: what the caller does if the network cannot.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Error, Network, Runtime};
+use super::{Error, LIMITED, Network, Runtime};
 use crate::clock;
 
-/// For so long a network that said yes is not asked again. One that said no is: it is worth no time when it can.
+/// How long a STATUS success is cached. A failure is not cached, so that a VM does not wait once the network can serve an ADD.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// When networks last said yes, by what they are.
+/// The last STATUS of networks, by the digest of the network.
 #[derive(Debug, Default)]
-pub(super) struct Serving(Mutex<HashMap<String, Instant>>);
+pub(super) struct Serving(Mutex<HashMap<String, Last>>);
+
+#[derive(Debug)]
+enum Last {
+    /// When it succeeded.
+    Success(Instant),
+    /// The plugin's error: limited connectivity (code 51).
+    Limited(String),
+}
 
 impl Runtime {
-    /// Asks the plugins whether they could serve an ADD (STATUS, since 1.1.0), unless they said so a moment ago.
+    /// Calls STATUS (1.1.0 and later), which reports whether the plugins can serve an ADD, unless a success is cached.
     ///
     /// # Errors
-    /// As of [`status`](Self::status): [`Error::TryAgain`] with the code 50 or 51 when they could not.
+    /// As of [`status`](Self::status): [`Error::TryAgain`] with the code 50 or 51 if the plugins cannot serve an ADD.
     pub async fn serves(&self, network: &Network) -> Result<(), Error> {
         if !network.cni_version.has_gc_and_status() {
             return Ok(());
         }
         let digest = network.digest();
-        let now = clock::monotonic();
-        let is_fresh = |then: &Instant| now.saturating_duration_since(*then) < FRESH;
-        if self.said_yes().get(&digest).is_some_and(is_fresh) {
+        let is_fresh = |last: &Last| match last {
+            Last::Success(then) => clock::monotonic().saturating_duration_since(*then) < FRESH,
+            Last::Limited(_) => false,
+        };
+        if self.last_status().get(&digest).is_some_and(is_fresh) {
             return Ok(());
         }
-        self.status(network).await?;
-        let mut said = self.said_yes();
-        said.retain(|_, then| is_fresh(then));
-        said.insert(digest, clock::monotonic());
-        Ok(())
+        let status = self.status(network).await;
+        let mut all = self.last_status();
+        all.retain(|_, last| matches!(last, Last::Limited(_)) || is_fresh(last));
+        match &status {
+            Ok(_) => drop(all.insert(digest, Last::Success(clock::monotonic()))),
+            Err(Error::TryAgain(failure)) if failure.code == LIMITED => {
+                all.insert(digest, Last::Limited(failure.to_string()));
+            }
+            Err(_) => drop(all.remove(&digest)),
+        }
+        status.map(drop)
     }
 
-    fn said_yes(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
+    /// Why attached containers may have limited connectivity, as the last STATUS reported it (code 51).
+    pub fn limited(&self, network: &Network) -> Option<String> {
+        let all = self.last_status();
+        // A digest costs more than the look at an empty table.
+        let is_limited = |last: &Last| matches!(last, Last::Limited(_));
+        if !all.values().any(is_limited) {
+            return None;
+        }
+        match all.get(&network.digest())? {
+            Last::Limited(why) => Some(why.clone()),
+            Last::Success(_) => None,
+        }
+    }
+
+    fn last_status(&self) -> MutexGuard<'_, HashMap<String, Last>> {
         self.serving
             .0
             .lock()

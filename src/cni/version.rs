@@ -11,7 +11,7 @@ pub enum Version {
     /// Chains of plugins and results with interfaces.
     #[serde(rename = "0.3.0")]
     V0_3_0,
-    /// The same; only the examples of the text were mended.
+    /// Like 0.3.0; only examples in the text of the spec were corrected.
     #[serde(rename = "0.3.1")]
     V0_3_1,
     /// CHECK, and `prevResult` on DEL.

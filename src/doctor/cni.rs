@@ -1,7 +1,9 @@
-//! CNI: which networks are configured, whether their plugins are there, and whether they could attach a VM now (STATUS).
-//! Out of scope: attaching one.
+//! CNI: which networks are configured, whether their plugins are installed, and whether they can attach a VM now (STATUS).
+//! Out of scope: attaching a VM.
 
 use std::time::Duration;
+
+use futures::{StreamExt, stream};
 
 use super::{Host, ok, warn, words};
 use crate::api::view::Check;
@@ -11,8 +13,14 @@ const CNI: &str = "CNI networks";
 const GC: &str = "CNI garbage collection";
 const ABANDONED: &str = "CNI attachments given up";
 
-/// Nobody waits longer for a plugin that only has to say how it is.
+/// The deadline of each plugin call in the STATUS check, unless the deadline of the runtime is shorter.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The deadline of STATUS of all plugins of one network.
+const ALL_PLUGINS: Duration = Duration::from_secs(15);
+
+/// How many networks are examined at the same time.
+const AT_ONCE: usize = 16;
 
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     let networks = cx.cni.networks();
@@ -78,19 +86,13 @@ async fn judge(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Che
             return warn(CNI, why.clone(), remedy);
         }
     };
+    let examined =
+        stream::iter(names.clone()).map(|name| async move { examine(runtime, &name).await });
+    let examined: Vec<Fit> = examined.buffered(AT_ONCE).collect().await;
     let (mut lacking, mut unable) = (Vec::new(), Vec::new());
-    for name in names {
-        match runtime.find(name) {
-            Ok(network) => {
-                let missing = runtime.lacking(&network);
-                if missing.is_empty() {
-                    let status = status(runtime, &network).await;
-                    unable.extend(status.err().map(|error| words(&error)));
-                }
-                lacking.extend(missing);
-            }
-            Err(error) => lacking.push(words(&error)),
-        }
+    for network in examined {
+        lacking.extend(network.lacking);
+        unable.extend(network.unable);
     }
     let found = names.join(", ");
     let but = [lacking.as_slice(), unable.as_slice()].concat();
@@ -105,12 +107,51 @@ async fn judge(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Che
         (true, false) => warn(
             CNI,
             but,
-            "Mend what the plugin says. With code 50 no VM can be attached, with 51 those that are attached may not be able to talk either.",
+            "Fix what the plugin reports. Code 50: no VM can be attached. Code 51: attached VMs may have limited connectivity, too.",
         ),
     }
 }
 
-/// Only networks of 1.1.0 and later are asked.
+/// What keeps a network from being used.
+#[derive(Default)]
+struct Fit {
+    /// Plugins that are not installed, or why the configuration cannot be used.
+    lacking: Vec<String>,
+    /// The error of STATUS.
+    unable: Option<String>,
+}
+
+async fn examine(runtime: &Runtime, name: &str) -> Fit {
+    let network = match runtime.find(name) {
+        Ok(network) => network,
+        Err(error) => {
+            return Fit {
+                lacking: vec![words(&error)],
+                ..Fit::default()
+            };
+        }
+    };
+    let lacking = runtime.lacking(&network);
+    if !lacking.is_empty() {
+        return Fit {
+            lacking,
+            ..Fit::default()
+        };
+    }
+    let unable = match tokio::time::timeout(ALL_PLUGINS, status(runtime, &network)).await {
+        Ok(status) => status.err().map(|error| words(&error)),
+        Err(_) => Some(format!(
+            "the plugins of {name} did not answer STATUS within {}",
+            humantime::format_duration(ALL_PLUGINS)
+        )),
+    };
+    Fit {
+        lacking: Vec::new(),
+        unable,
+    }
+}
+
+/// Runs STATUS, which networks before version 1.1.0 do not support: for those it returns `Ok`.
 async fn status(runtime: &Runtime, network: &Network) -> Result<(), Error> {
     if !network
         .versions
@@ -130,7 +171,7 @@ mod tests {
     use super::*;
     use crate::api::view::CheckVerdict;
 
-    /// Answers STATUS with the code in `code` beside it.
+    /// Answers STATUS with the code in the file `code` in its own directory.
     const PLUGIN: &str = r#"#!/bin/sh
 case $CNI_COMMAND in
 VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}' ;;
@@ -159,7 +200,7 @@ esac
             ),
             ("1.1.0", "100", Some("code 100: no controller")),
             ("1.1.0", "hang", Some("did not finish STATUS")),
-            // It knows no STATUS.
+            // Version 1.0.0 has no STATUS.
             ("1.0.0", "50", None),
         ] {
             let dir = tempfile::tempdir().unwrap();

@@ -48,24 +48,26 @@ pub struct House {
     pub run_dir: RunDir,
 }
 
-/// What a person is to know of what a CNI network gave.
+/// Returns the warnings about the result of a CNI network.
 fn network_warnings(vm: &Vm, pages: &Pages<'_>) -> Vec<String> {
     let mark = page(pages, Rung::Net).and_then(|page| page.mark.as_ref());
     let known: Option<Connection> = mark.and_then(|mark| serde_json::from_str(mark).ok());
     let Some(mut known) = known else {
         return Vec::new();
     };
-    // The VM's own go before.
+    // The name servers of the VM's spec replace those of the network.
     if vm.spec.dns_servers.is_empty() {
         let beyond = known.dns.iter().skip(vmm::NAME_SERVERS);
         known.warnings.extend(beyond.map(|server| {
-            format!("the CNI network gives the name server {server}, and a guest is told of two")
+            format!(
+                "the CNI network provides the name server {server}, but a guest gets at most two"
+            )
         }));
     }
     known.warnings
 }
 
-/// As `ip route` writes it.
+/// Formats a route as `ip route` does.
 fn route((network, next_hop): &(Ipv4Network, Option<Ipv4Addr>)) -> String {
     match next_hop {
         None => network.to_string(),

@@ -146,7 +146,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same would come of it until somebody changes what is wanted, or what it is wanted of.
+    /// Whether another attempt fails in the same way until the VM's spec or the network's configuration changes.
     pub fn waits_for_a_change(&self) -> bool {
         match self {
             Self::Act { source, .. } => net::cni::waits_for_a_change(source),

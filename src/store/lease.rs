@@ -67,7 +67,7 @@ impl Txn<'_> {
                 }
                 Address::Block { .. } | Address::Bridged { .. } => false,
             };
-            // That of a VM of this name before the group was switched to CNI, or asked for another address.
+            // The lease dates from before the group was switched to CNI or requested another address.
             if !standing && noted.as_ref().is_some_and(|lease| !plugged(lease)) {
                 self.remove_lease(&vm.meta.name)?;
             }

@@ -1,5 +1,5 @@
-//! How plugins are run: at which priority, what becomes of what they write to standard error, and how often STATUS is asked.
-//! Out of scope: what they are told and what they answer.
+//! How plugins are run: their priority, the logging of their standard error, and how often STATUS is called.
+//! Out of scope: requests and results.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::stage::{Stage, blue};
 
-/// A plugin that writes its own priority, and that of a child of its, to the stage.
+/// A plugin that writes its nice value, and that of a child process, to a file.
 const NICE: &str = r#"#!/bin/sh
 stage=$(dirname "$(dirname "$0")")
 cat >/dev/null
@@ -21,9 +21,9 @@ exit 0
 
 #[test]
 fn plugins_run_at_no_higher_priority_than_everybody_else() {
-    // Daemon's priority -> the plugin's. A daemon that steps back takes its plugins with it.
+    // Nice value of the daemon, nice value of the plugin. Plugins inherit a positive value.
     for (ours, its) in [(-10, 0), (-1, 0), (0, 0), (7, 7)] {
-        // A priority is a thread's, and this thread ends with it.
+        // A nice value belongs to a thread, and this thread ends with the case.
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -38,14 +38,18 @@ fn plugins_run_at_no_higher_priority_than_everybody_else() {
                 stage.runtime.check(&network, &blue()).await.unwrap();
                 stage.runtime.del(&network, &blue()).await.unwrap();
                 let nice = std::fs::read_to_string(stage.path("heard/nice")).unwrap();
-                assert_eq!(nice, format!("{its} {its}\n").repeat(3), "of {ours}");
+                assert_eq!(
+                    nice,
+                    format!("{its} {its}\n").repeat(3),
+                    "nice value {ours} of the daemon"
+                );
             });
         };
         std::thread::spawn(run).join().unwrap();
     }
 }
 
-/// The log, as text.
+/// Captures the log.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -80,7 +84,7 @@ async fn what_a_plugin_writes_to_standard_error_is_in_the_debug_log_however_it_e
         stage.say(
             "one",
             &format!("{command}.err"),
-            &format!("words of {command}"),
+            &format!("stderr of {command}"),
         );
     }
     stage.runtime.add(&network, &blue()).await.unwrap();
@@ -91,13 +95,13 @@ async fn what_a_plugin_writes_to_standard_error_is_in_the_debug_log_however_it_e
     let log = log.0.lock().unwrap().clone();
     let log = String::from_utf8_lossy(&log).into_owned();
     for command in ["ADD", "CHECK", "STATUS", "DEL"] {
-        assert!(log.contains(&format!("words of {command}")), "{log}");
+        assert!(log.contains(&format!("stderr of {command}")), "{log}");
     }
 }
 
 #[tokio::test]
 async fn a_network_that_serves_is_not_asked_again_for_each_vm_and_one_that_does_not_is() {
-    // Versions below 1.1.0 know no STATUS.
+    // Versions before 1.1.0 have no STATUS.
     for (version, asked) in [("0.3.0", 0), ("0.4.0", 0), ("1.0.0", 0), ("1.1.0", 1)] {
         let stage = Stage::new();
         let network = stage.chain(version, &["one", "two"]);
@@ -113,7 +117,7 @@ async fn a_network_that_serves_is_not_asked_again_for_each_vm_and_one_that_does_
         for _ in 0..2 {
             let error = stage.runtime.serves(&network).await.unwrap_err();
             assert_eq!(error.code(), Some(code));
-            assert!(error.to_string().contains("told to fail"), "{error}");
+            assert!(error.to_string().contains("configured to fail"), "{error}");
             assert_eq!(matches!(error, Error::TryAgain(_)), code != 100);
         }
         assert_eq!(stage.order(), ["STATUS one"; 2], "{code}");
@@ -142,7 +146,7 @@ async fn only_what_a_configuration_causes_waits_for_another() {
         stage.fail("one", "ADD", code);
         let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
         assert_eq!(error.waits_for_a_change(), waits, "ADD {code}");
-        // DEL goes by what ADD was given, which no file changes.
+        // DEL uses the configuration of the ADD, which does not change with the file.
         stage.fail("one", "DEL", code);
         if let Err(error) = stage.runtime.del(&network, &blue()).await {
             assert!(!error.waits_for_a_change(), "DEL {code}");

@@ -87,7 +87,7 @@ impl Stage {
         self.say(name, "VERSION.out", &versions.to_string());
     }
 
-    /// Installs a plugin of the test's own.
+    /// Installs a plugin with the given text.
     pub fn script(&self, name: &str, text: &str) {
         let path = self.path("bin").join(name);
         fs::write(&path, text).expect("a plugin");

@@ -1,5 +1,5 @@
-//! What a VM asks of the real plugins: addresses, a MAC, ports, limits; and what they cannot do.
-//! Out of scope: the words that reach a plugin (`src/reconcile/net/cni/request.rs`), manifests.
+//! What a VM requests from the real plugins: addresses, a MAC, port mappings, limits; and requests that they cannot meet.
+//! Out of scope: the format of the requests (`src/reconcile/net/cni/request.rs`), manifests.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ fn options(text: &Value) -> CniOptions {
     serde_json::from_value(text.clone()).unwrap()
 }
 
-/// The chain, and what it is to declare.
+/// Returns a chain of the bridge plugin that declares these capabilities.
 fn bridge(ground: &Ground, capabilities: &Value) -> Value {
     let mut plugins = ground.bridge_plugins();
     plugins[0]["capabilities"] = capabilities.clone();
@@ -60,7 +60,7 @@ fn are_had(dir: &Path) {
             ground.down().await.unwrap();
         });
     }
-    // An IPAM plugin without a subnet of its own gives what it is asked for, as often as it is asked.
+    // An IPAM plugin without a subnet of its own assigns all requested addresses.
     kernel::private(async {
         let mut ground = Ground::with_plugins(dir);
         let plugin = json!({"type": "bridge", "bridge": "cni0", "capabilities": {"ips": true},
@@ -77,13 +77,13 @@ fn are_had(dir: &Path) {
 #[test]
 fn what_the_plugins_do_not_give_is_no_attachment_and_says_so() {
     let cases = [
-        // host-local takes the address, and ptp no MAC.
+        // ptp ignores a requested MAC.
         (
             json!({"type": "ptp"}),
             json!({"mac": "02:00:00:00:00:77"}),
-            "cni.mac asks for 02:00:00:00:00:77",
+            "cni.mac requests 02:00:00:00:00:77",
         ),
-        // The plugin's own words.
+        // The error of the IPAM plugin.
         (
             json!({"type": "bridge", "bridge": "cni0", "isGateway": true}),
             json!({"ips": ["10.99.0.7"]}),
@@ -121,17 +121,17 @@ fn what_no_plugin_declares_is_refused_with_the_plugins_name_before_anything_is_m
             "cni.port_mappings needs the capability portMappings",
             "such as `portmap`",
         ),
-        // It is there, and is not told.
+        // The chain contains the plugin, which does not declare the capability.
         (
             json!([{"type": "portmap"}]),
             &port,
-            "`portmap` is asked when",
+            "in the configuration of `portmap`",
             "\"portMappings\": true",
         ),
         (
             json!([{"type": "portmap", "capabilities": {"portMappings": false}}]),
             &port,
-            "`portmap` is asked when",
+            "in the configuration of `portmap`",
             "(bridge, firewall, portmap)",
         ),
         (
@@ -143,7 +143,7 @@ fn what_no_plugin_declares_is_refused_with_the_plugins_name_before_anything_is_m
         (
             json!([{"type": "bandwidth"}]),
             &limit,
-            "`bandwidth` is asked when",
+            "in the configuration of `bandwidth`",
             "\"bandwidth\": true",
         ),
         (
@@ -167,7 +167,7 @@ fn what_no_plugin_declares_is_refused_with_the_plugins_name_before_anything_is_m
             let error = error.to_string();
             assert!(error.contains(wanted) && error.contains(remedy), "{error}");
             let mut left = ground.left();
-            // The VM's record alone.
+            // Only the VM's record remains.
             left.retain(|left| !left.ends_with("record.json"));
             assert_eq!(left, before);
         });
@@ -233,7 +233,7 @@ fn is_had_again(dir: &Path) {
         mac: "02:00:00:00:00:77".to_owned().try_into().unwrap(),
     };
     type Chain = fn(&Ground) -> Value;
-    /// Chain, what the guest had, what it has, and whether it keeps its MAC.
+    /// Name, chain, the address that the guest had, the address that it gets, and whether it keeps its MAC.
     type Case = (&'static str, Chain, [u8; 4], [u8; 4], bool);
     let plain: Chain = |ground| json!([ground.bridge_plugins()[0]]);
     let ptp: Chain = |ground| json!([{"type": "ptp", "ipam": ground.ipam("10.77.0.0/24")}]);
@@ -243,16 +243,17 @@ fn is_had_again(dir: &Path) {
     };
     let cases: [Case; 5] = [
         ("bridge", plain, [10, 77, 0, 50], [10, 77, 0, 50], true),
-        ("ptp", ptp, [10, 77, 0, 50], [10, 77, 0, 50], false),
+        // The plugin gives the veth another MAC; the guest keeps its own.
+        ("ptp", ptp, [10, 77, 0, 50], [10, 77, 0, 50], true),
         (
-            "a foreign subnet",
+            "an address outside of the subnet",
             plain,
             [10, 99, 0, 50],
             [10, 77, 0, 2],
             true,
         ),
         (
-            "the gateway's",
+            "the gateway's address",
             plain,
             [10, 77, 0, 1],
             [10, 77, 0, 2],
@@ -262,7 +263,7 @@ fn is_had_again(dir: &Path) {
     ];
     for (name, chain, had, has, keeps_mac) in cases {
         kernel::private(async move {
-            // The bridge plugin up to 1.5 can do nothing with a bridge that it has made and that has lost its only port.
+            // The bridge plugin up to 1.5 cannot use a bridge that it has created and that has lost its only port.
             kernel::run(
                 "ip link add cni0 type bridge; ip addr add 10.77.0.1/24 dev cni0; ip link set cni0 up",
             );
@@ -276,7 +277,7 @@ fn is_had_again(dir: &Path) {
             ground.down().await.unwrap();
         });
     }
-    // Somebody else has it.
+    // Another container has the address.
     kernel::private(async {
         let mut ground = Ground::bridge();
         std::fs::create_dir_all(ground.path("data/net")).unwrap();
@@ -285,7 +286,7 @@ fn is_had_again(dir: &Path) {
         let (connection, _) = ground.up().await.unwrap();
         assert_ne!(connection.ip.octets(), [10, 77, 0, 50]);
         ping(&connection);
-        // What was asked for is asked for, whoever has it.
+        // An address in the spec is requested even if another container has it.
         ground.down().await.unwrap();
         want(&mut ground).asked = options(&json!({"ips": ["10.77.0.50"]}));
         let error = ground.up().await.unwrap_err().to_string();
@@ -294,13 +295,13 @@ fn is_had_again(dir: &Path) {
     });
 }
 
-/// Answers STATUS and ADD as it is told, else as `bridge` does.
+/// Fails a command if a file `fail.COMMAND` contains an error code, and otherwise runs `bridge`.
 const TOLD: &str = r#"#!/bin/sh
 root=$(dirname "$0")/..
 [ "$CNI_COMMAND" = VERSION ] && echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}' && exit 0
 echo "$CNI_COMMAND" >>"$root/asked"
 if [ -f "$root/fail.$CNI_COMMAND" ]; then
-    echo "{\"cniVersion\":\"1.1.0\",\"code\":$(cat "$root/fail.$CNI_COMMAND"),\"msg\":\"the words of $CNI_COMMAND\"}"
+    echo "{\"cniVersion\":\"1.1.0\",\"code\":$(cat "$root/fail.$CNI_COMMAND"),\"msg\":\"the message of $CNI_COMMAND\"}"
     exit 1
 fi
 case $CNI_COMMAND in STATUS|GC) exit 0 ;; esac
@@ -329,9 +330,9 @@ fn a_network_that_cannot_serve_is_not_added_to_and_its_words_are_told() {
             told(&ground);
             std::fs::write(ground.path("fail.STATUS"), code.to_string()).unwrap();
             let error = ground.up().await.unwrap_err();
-            assert!(!error.waits_for_a_change(), "it may pass");
+            assert!(!error.waits_for_a_change(), "the failure may be temporary");
             let error = error.to_string();
-            let words = format!("`told` failed STATUS with code {code}: the words of STATUS");
+            let words = format!("`told` failed STATUS with code {code}: the message of STATUS");
             assert!(error.contains(&words), "{error}");
             assert_eq!(asked(&ground), "STATUS");
             std::fs::remove_file(ground.path("fail.STATUS")).unwrap();
@@ -356,7 +357,7 @@ fn a_vm_that_is_attached_is_told_of_limits_and_of_nothing_else() {
             told(&ground);
             let (connection, _) = ground.up().await.unwrap();
             std::fs::write(ground.path(format!("fail.{command}")), code.to_string()).unwrap();
-            // As a daemon that has just started, which remembers no STATUS.
+            // Like a daemon that has just started, which has no cached STATUS.
             let mut ground = ground;
             let mut runtime = slicectl::cni::Runtime::new();
             runtime.conf_dir = ground.runtime.conf_dir.clone();
@@ -372,7 +373,7 @@ fn a_vm_that_is_attached_is_told_of_limits_and_of_nothing_else() {
             let seen = ground.look().await;
             let words = seen.limited.unwrap_or_default();
             assert_eq!(
-                words.contains("the words of STATUS"),
+                words.contains("the message of STATUS"),
                 limited,
                 "{command} {code}: {words}"
             );
@@ -391,10 +392,112 @@ fn an_add_that_only_another_configuration_can_mend_waits_for_one() {
             std::fs::write(ground.path("fail.ADD"), code.to_string()).unwrap();
             let error = ground.up().await.unwrap_err();
             assert_eq!(error.waits_for_a_change(), waits, "{code}");
-            assert!(error.to_string().contains("the words of ADD"), "{error}");
+            assert!(error.to_string().contains("the message of ADD"), "{error}");
             assert_eq!(asked(&ground), "STATUS ADD DEL", "{code}");
         });
     }
+}
+
+#[test]
+fn an_add_whose_undoing_failed_is_tried_again_whatever_the_add_waits_for() {
+    for (add, del) in [(2, 100), (7, 100), (7, 11), (100, 100)] {
+        kernel::private(async move {
+            let ground = Ground::new();
+            told(&ground);
+            std::fs::write(ground.path("fail.ADD"), add.to_string()).unwrap();
+            std::fs::write(ground.path("fail.DEL"), del.to_string()).unwrap();
+            let error = ground.up().await.unwrap_err();
+            assert!(!error.waits_for_a_change(), "{add} {del}");
+            std::fs::remove_file(ground.path("fail.DEL")).unwrap();
+            asked(&ground);
+            let error = ground.up().await.unwrap_err();
+            assert_eq!(error.waits_for_a_change(), add != 100, "{add} {del}");
+            assert!(asked(&ground).starts_with("DEL"), "{add} {del}");
+        });
+    }
+}
+
+/// Refuses a requested address with the code in the file `fail`.
+const REFUSING: &str = r#"#!/bin/sh
+case "$CNI_COMMAND:$CNI_ARGS" in
+ADD:*IP=*) echo "{\"cniVersion\":\"1.0.0\",\"code\":$(cat "$(dirname "$0")/../fail"),\"msg\":\"not in a range\"}"; exit 1 ;;
+*) exec /usr/lib/cni/bridge ;;
+esac
+"#;
+
+#[test]
+fn a_kept_address_that_is_refused_with_any_code_is_replaced_by_another() {
+    for code in [2, 7, 11, 100] {
+        kernel::private(async move {
+            let mut ground = Ground::new();
+            ground.plugin("refusing", REFUSING);
+            let mut plugins = ground.bridge_plugins();
+            plugins[0]["type"] = json!("refusing");
+            ground.configure("1.0.0", &json!([plugins[0]]));
+            std::fs::write(ground.path("fail"), code.to_string()).unwrap();
+            want(&mut ground).keep = Some(Keep {
+                ip: [10, 77, 0, 50].into(),
+                mac: "02:00:00:00:00:50".to_owned().try_into().unwrap(),
+            });
+            let up = ground.up().await;
+            // Code 11 is no refusal: the same ADD is tried again later.
+            if code == 11 {
+                assert!(up.unwrap_err().to_string().contains("not in a range"));
+                return;
+            }
+            let (connection, _) = up.unwrap_or_else(|e| panic!("{code}: {e}"));
+            assert_ne!(connection.ip.octets(), [10, 77, 0, 50], "{code}");
+            ping(&connection);
+            ground.down().await.unwrap();
+        });
+    }
+}
+
+/// A result that does not contain the MAC.
+const SILENT: &str = r#"#!/bin/sh
+case "$CNI_COMMAND" in
+ADD) /usr/lib/cni/ptp | sed -z 's/,[[:space:]]*"mac": "[^"]*"//g' ;;
+*) exec /usr/lib/cni/ptp ;;
+esac
+"#;
+
+#[test]
+fn a_requested_mac_is_compared_with_the_interface_where_the_result_has_none() {
+    kernel::private(async {
+        let mut ground = Ground::new();
+        ground.plugin("silent", SILENT);
+        let plugins = json!([{"type": "silent", "ipam": ground.ipam("10.77.0.0/24")}]);
+        ground.configure("1.0.0", &plugins);
+        want(&mut ground).asked = options(&json!({"mac": "02:00:00:00:00:77"}));
+        let error = ground.up().await.unwrap_err();
+        assert!(error.waits_for_a_change(), "{error}");
+        let error = error.to_string();
+        assert!(
+            error.contains("cni.mac requests 02:00:00:00:00:77"),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn an_attachment_that_a_crash_left_before_its_result_was_checked_is_made_again() {
+    kernel::private(async {
+        let ground = Ground::new();
+        told(&ground);
+        let (connection, _) = ground.up().await.unwrap();
+        asked(&ground);
+        let path = ground.desired.vm_dir().join("cni.json");
+        let mut intent: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        intent["adding"] = json!(true);
+        intent.as_object_mut().unwrap().remove("routes");
+        std::fs::write(&path, intent.to_string()).unwrap();
+        let (again, _) = ground.up().await.unwrap();
+        let calls = asked(&ground);
+        assert!(calls.ends_with("DEL ADD"), "{calls}");
+        ping(&again);
+        assert_eq!(again.routes, connection.routes);
+        ground.down().await.unwrap();
+    });
 }
 
 #[test]
@@ -406,13 +509,13 @@ fn why_an_add_failed_is_said_as_long_as_it_cannot_be_undone() {
             std::fs::write(ground.path(format!("fail.{command}")), "100").unwrap();
         }
         let error = ground.up().await.unwrap_err().to_string();
-        assert!(error.contains("the words of ADD"), "{error}");
+        assert!(error.contains("the message of ADD"), "{error}");
         for _ in 0..2 {
             let error = ground.up().await.unwrap_err().to_string();
             for words in [
-                "the words of DEL",
-                "it is undone because",
-                "the words of ADD",
+                "the message of DEL",
+                "the attachment is removed because",
+                "the message of ADD",
             ] {
                 assert!(error.contains(words), "{error}");
             }
@@ -424,7 +527,10 @@ fn why_an_add_failed_is_said_as_long_as_it_cannot_be_undone() {
         ping(&connection);
         std::fs::write(ground.path("fail.DEL"), "100").unwrap();
         let error = ground.down().await.unwrap_err().to_string();
-        assert!(!error.contains("it is undone because"), "{error}");
+        assert!(
+            !error.contains("the attachment is removed because"),
+            "{error}"
+        );
         std::fs::remove_file(ground.path("fail.DEL")).unwrap();
         ground.down().await.unwrap();
     });

@@ -1,5 +1,5 @@
-//! What a guest learns of a result: its ways out, its addresses, its host link; and results that nothing bears out.
-//! Out of scope: how it is told (`tests/vmm`), results as text (`src/reconcile/net/cni/tests.rs`).
+//! What a guest gets from a result: routes, addresses, host link; and results that do not match the interface.
+//! Out of scope: passing it to the guest (`tests/vmm`), parsing of results (`src/reconcile/net/cni/tests.rs`).
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ fn words(connection: &slicectl::api::network::Connection) -> Vec<String> {
     connection.routes.iter().map(route).collect()
 }
 
-/// What Calico does, in one plugin: a /32, a gateway in no subnet, and a result that tells of neither gateway nor route.
+/// A plugin that does what Calico does: a /32, a gateway outside of every subnet, and a result without a gateway or a route.
 const CALICO: &str = r#"#!/bin/sh
 set -e
 inside() { nsenter --net="$CNI_NETNS" "$@"; }
@@ -49,7 +49,7 @@ fn has_the_ways_out(dir: &Path) {
     type Case = (&'static str, fn(&Ground) -> Value, &'static [&'static str]);
     let cases: [Case; 5] = [
         ("bridge", Ground::bridge_plugins, &[]),
-        // The subnet lies behind the gateway, so that VMs of it reach each other.
+        // The subnet is routed through the gateway, so that VMs in it reach each other.
         (
             "ptp",
             |ground| json!([{"type": "ptp", "ipam": ground.ipam("10.77.0.0/24")}]),
@@ -99,7 +99,7 @@ fn has_the_ways_out(dir: &Path) {
             let seen = kernel::ip(&format!("link show dev {link}"));
             assert_eq!(seen[0]["linkinfo"]["info_kind"], "veth", "{name}: {link}");
 
-            // What becomes of the routes later does not make another guest of it.
+            // A later change of the routes does not change the connection.
             ground.inside("ip link set eth0 down");
             let (again, taken) = ground.up_unasked().await.unwrap();
             assert_eq!(again, connection, "{name}");
@@ -109,7 +109,7 @@ fn has_the_ways_out(dir: &Path) {
             );
             ground.down().await.unwrap();
 
-            // Nor does a lost intent, while they are there.
+            // A lost intent does not change it either, as long as the routes exist.
             let (connection, _) = ground.up().await.unwrap();
             std::fs::remove_file(ground.desired.vm_dir().join("cni.json")).unwrap();
             assert_eq!(ground.up_unasked().await.unwrap().0, connection, "{name}");
@@ -137,7 +137,7 @@ fn two_guests_of_one_point_to_point_network_reach_each_other_by_the_routes_that_
                 "{connection:?}"
             );
         }
-        // By way of the gateway, as these routes have it.
+        // The packets pass the gateway, as these routes require.
         kernel::run("sysctl -qw net.ipv4.ip_forward=1");
         crate::ground::reaches(&one, &two);
     });
@@ -152,7 +152,7 @@ fn several_addresses_reach_the_guest_and_what_cannot_is_named() {
 
 fn several_addresses(dir: &Path) {
     kernel::private(async {
-        // The plugin gives a bridge one address of a family at most.
+        // The plugin assigns at most one address per family to a bridge.
         kernel::run(
             "ip link add cni0 type bridge; ip addr add 10.77.0.1/24 dev cni0; ip link set cni0 up",
         );
@@ -186,7 +186,7 @@ fn several_addresses(dir: &Path) {
     });
 }
 
-/// Does what `bridge` does, and then something else.
+/// Runs `bridge`, and after an ADD the script `after`, which has the result in `$out`.
 fn liar(after: &str) -> String {
     format!(
         r#"#!/bin/sh
@@ -204,23 +204,23 @@ fn a_result_that_the_interface_does_not_bear_out_is_said_and_undone_and_asked_fo
     let cases = [
         (
             r#"echo "$out" | sed 's/"mac": "[^"]*"/"mac": "02:00:00:00:00:99"/'"#,
-            "gives eth0 the MAC 02:00:00:00:00:99, and it has ",
+            "assigns the MAC 02:00:00:00:00:99 to eth0, which has ",
         ),
         (
             "echo \"$out\" | sed 's=10.77.0.2/24=10.77.0.200/24='",
-            "gives eth0 10.77.0.200/24, and it has 10.77.0.2/24",
+            "assigns 10.77.0.200/24 to eth0, which has 10.77.0.2/24",
         ),
         (
             r#"inside ip addr flush dev eth0; echo "$out""#,
-            "gives eth0 10.77.0.2/24, and it has none",
+            "assigns 10.77.0.2/24 to eth0, which has none",
         ),
         (
             r#"inside ip link del eth0; echo "$out""#,
-            "tells of eth0, and there is none",
+            "lists eth0, which does not exist",
         ),
         (
             r#"inside ip link set eth0 down; inside ip link set eth0 name eth7; echo "$out""#,
-            "tells of eth0, and there is none",
+            "lists eth0, which does not exist",
         ),
     ];
     for (after, wanted) in cases {

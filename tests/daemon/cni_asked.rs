@@ -1,5 +1,5 @@
-//! What groups and VMs made on demand ask of CNI plugins, what they keep by their name, and what is said when it cannot be had.
-//! Out of scope: the stage alone (`tests/cni_rungs`), manifests word for word (`tests/manifests`).
+//! What groups and VMs made on demand request from CNI plugins, what a VM name keeps, and the errors for requests that are not met.
+//! Out of scope: the Net stage alone (`tests/cni_rungs`), the syntax of manifests (`tests/manifests`).
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::house::{House, slots};
 use crate::support::kernel::run;
 use crate::support::plugs::{self, Plugs, at, guest, inhabited, left, pod};
 
-/// A bridge whose chain maps ports and limits.
+/// Configures a bridge network with plugins for port mappings and for bandwidth limits.
 fn able(plugs: &Plugs) {
     plugs.configure(&json!([
         {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": plugs::ipam("10.77.0.0/24")},
@@ -24,7 +24,7 @@ fn asking(count: u32, asked: &str) -> String {
     format!("{}      cni: {asked}\n", pod(count))
 }
 
-/// Uid, address and MAC.
+/// UID, address and MAC.
 fn identity(house: &House, vm: &str) -> (Value, Value, Value) {
     let found = house.get(&format!("vm {vm}"));
     let network = &found["status"]["network"];
@@ -98,7 +98,7 @@ fn what_a_group_asks_for_is_shown_as_it_was_written_and_a_change_of_it_replaces_
         let diff = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(diff.contains("create it anew"), "{diff}");
         house.apply(&asking(1, &asked("20M")));
-        house.until("another VM", || {
+        house.until("pod-1 is replaced", || {
             (identity(&house, "pod-1").0 != uid && is_ready(&house, "pod-1").is_some())
                 .then_some(())
         });
@@ -120,10 +120,10 @@ fn addresses_that_a_group_lists_are_its_vms_in_order_and_only_who_moves_is_repla
         assert_eq!(ips(), ["10.77.0.50", "10.77.0.51"]);
         let uids = || ["pod-1", "pod-2"].map(|vm| identity(&house, vm).0);
         let before = uids();
-        // The second moves.
+        // The address of the second VM changes.
         let file = house.write("m.yaml", &asking(2, "{ips: [10.77.0.50, 10.77.0.61]}"));
         house.ctl(&format!("apply -f {file}"));
-        house.until("it has moved", || {
+        house.until("pod-2 has its new address", || {
             (ips()[1] == "10.77.0.61" && is_ready(&house, "pod-2").is_some()).then_some(())
         });
         let after = uids();
@@ -133,7 +133,7 @@ fn addresses_that_a_group_lists_are_its_vms_in_order_and_only_who_moves_is_repla
         );
         assert_ne!(after[1], before[1]);
         house.stays(Duration::from_secs(1), uids);
-        // What grows finds its own; what is listed no more stays where it is.
+        // An added VM gets its listed address. A VM keeps an address that is no longer listed.
         house.apply(&asking(3, "{ips: [10.77.0.50, 10.77.0.61, 10.77.0.52]}"));
         assert_eq!(identity(&house, "pod-3").1, "10.77.0.52");
         house.apply(&pod(3));
@@ -182,11 +182,11 @@ fn a_vm_made_on_demand_asks_for_its_own_and_shares_nothing_that_only_one_can_hav
         );
         assert!(run("iptables-save -t nat").contains("--to-destination 10.77.0.99:80"));
 
-        // It is made anew as it was asked for.
+        // The VM keeps its options when it is re-created.
         let before = identity(&house, "own");
         let file = house.write("m.yaml", &group.replace("ram_mb: 128", "ram_mb: 256"));
         house.ctl(&format!("apply -f {file}"));
-        house.until("another", || {
+        house.until("own is replaced", || {
             let now = identity(&house, "own");
             (now.0 != before.0 && is_ready(&house, "own").is_some()).then_some(())
         });
@@ -198,7 +198,7 @@ fn a_vm_made_on_demand_asks_for_its_own_and_shares_nothing_that_only_one_can_hav
             (
                 "--ip 10.77.0.5 --ip 10.77.0.5",
                 1,
-                "10.77.0.5 is here twice",
+                "10.77.0.5 is listed twice",
             ),
             (
                 "--bandwidth ingress_rate=8M",
@@ -209,23 +209,23 @@ fn a_vm_made_on_demand_asks_for_its_own_and_shares_nothing_that_only_one_can_hav
             (
                 "--port-mapping 80:80 --port-mapping 80:81",
                 1,
-                "leads somewhere already",
+                "host port 80/tcp is already mapped",
             ),
             (
                 "--port-mapping 8080:81",
                 1,
-                "has the port mapping 8080:80/tcp of its group's own VM",
+                "has a port mapping that conflicts with 8080:80/tcp of its group",
             ),
             (
                 "--port-mapping 8081:81",
                 1,
-                "port 8081/tcp of the host leads to vm/own already",
+                "host port 8081/tcp is already mapped by vm/own",
             ),
-            ("--port-mapping 80", 2, "is no port mapping"),
-            ("--bandwidth fast", 2, "is no KEY=BITS"),
+            ("--port-mapping 80", 2, "invalid port mapping"),
+            ("--bandwidth fast", 2, "expected KEY=BITS"),
             ("--mac 7", 2, "is no Ethernet address"),
-            ("--ip fd00::1", 2, "expected an IPv4 address"),
-            ("--cni-arg a", 2, "is no KEY=VALUE"),
+            ("--ip fd00::1", 2, "expected a unicast IPv4 address"),
+            ("--cni-arg a", 2, "expected KEY=VALUE"),
         ] {
             let told = house.refused(&format!("vm add pod --name no {words}"), status);
             assert!(told.contains(wanted), "{words}: {told}");
@@ -239,7 +239,7 @@ fn a_vm_made_on_demand_asks_for_its_own_and_shares_nothing_that_only_one_can_hav
 #[test]
 fn a_vm_of_the_same_name_has_the_same_address_and_mac_after_a_replacement() {
     inhabited(|house, plugs| {
-        for (chain, keeps_mac) in [("bridge", true), ("ptp", false)] {
+        for chain in ["bridge", "ptp"] {
             match chain {
                 "bridge" => plugs.bridge("cni0", "10.77.0.0/24"),
                 _ => plugs.ptp("10.78.0.0/24"),
@@ -248,7 +248,7 @@ fn a_vm_of_the_same_name_has_the_same_address_and_mac_after_a_replacement() {
             let all = || ["pod-1", "pod-2", "pod-3"].map(|vm| identity(&house, vm));
             let before = all();
             house.apply(&pod(3).replace("ram_mb: 128", "ram_mb: 256"));
-            house.until("all were replaced", || {
+            house.until("all VMs are replaced", || {
                 let vms = ["pod-1", "pod-2", "pod-3"];
                 let ready = vms.iter().all(|vm| is_ready(&house, vm).is_some());
                 let now = all();
@@ -260,7 +260,7 @@ fn a_vm_of_the_same_name_has_the_same_address_and_mac_after_a_replacement() {
             });
             for (now, before) in all().iter().zip(&before) {
                 assert_eq!(now.1, before.1, "{chain}");
-                assert_eq!(now.2 == before.2, keeps_mac, "{chain}");
+                assert_eq!(now.2, before.2, "{chain}");
             }
             house.ctl("delete hg pod --wait=20s");
             assert_eq!(left(&house.run), [""; 0]);
@@ -272,7 +272,7 @@ fn a_vm_of_the_same_name_has_the_same_address_and_mac_after_a_replacement() {
 fn a_vm_of_the_same_name_has_the_same_address_and_mac_after_a_reboot() {
     inhabited(|mut house, plugs| {
         plugs.bridge("cni0", "10.77.0.0/24");
-        // Not in the order in which addresses are given out.
+        // The addresses are not in the order in which the plugin allocates them.
         house.apply(&pod(3));
         house.ctl("delete vm/pod-1 --wait=20s");
         house.ctl("wait hg/pod --for ready --timeout 20s");
@@ -284,14 +284,14 @@ fn a_vm_of_the_same_name_has_the_same_address_and_mac_after_a_reboot() {
              mount --bind /run/boot_id /proc/sys/kernel/random/boot_id");
         house.start();
         for vm in ["pod-1", "pod-2", "pod-3"] {
-            house.until("all is well", || is_ready(&house, vm));
+            house.until("the VM is ready", || is_ready(&house, vm));
         }
         let after = ["pod-1", "pod-2", "pod-3"].map(|vm| identity(&house, vm));
         assert_eq!(after, before);
     });
 }
 
-/// The condition's status, reason and message.
+/// Status, reason and message of the condition `Net`.
 fn condition(house: &House) -> (Value, Value, String) {
     let vm = house.get("vm pod-1");
     let mut conditions = vm["status"]["conditions"].as_array().into_iter().flatten();
@@ -309,7 +309,7 @@ fn an_add_that_only_another_configuration_can_mend_waits_for_one_and_is_not_repe
             plugs.recorders("10.78.0.0/24");
             plugs.fail("two", "ADD", code);
             house.ctl(&format!("apply -f {file}"));
-            house.until("it is told", || {
+            house.until("the condition reports it", || {
                 let (status, reason, message) = condition(&house);
                 let told = message.contains(&format!("code {code}")) && message.contains("`two`");
                 (status == "False" && reason == "Invalid" && told).then_some(())
@@ -319,27 +319,27 @@ fn an_add_that_only_another_configuration_can_mend_waits_for_one_and_is_not_repe
             std::thread::sleep(Duration::from_secs(5));
             assert_eq!(plugs.heard(), [""; 0], "{code}");
             plugs.unsay();
-            // As somebody saves the file.
+            // The file is saved again.
             plugs.recorders("10.78.0.0/24");
-            house.within(Duration::from_secs(3), "it is tried again", || {
+            house.within(Duration::from_secs(3), "ADD is retried", || {
                 is_ready(&house, "pod-1")
             });
             house.ctl("delete hg pod --wait=20s");
         }
-        // What no plugin declares.
+        // A capability that no plugin declares.
         house.write(
             "m.yaml",
             &asking(1, "{port_mappings: [{host_port: 80, guest_port: 80}]}"),
         );
         house.ctl(&format!("apply -f {file}"));
-        house.until("it is told", || {
+        house.until("the condition reports it", || {
             let (_, reason, message) = condition(&house);
             let told = message.contains("cni.port_mappings needs the capability portMappings")
                 && message.contains("(one, two, three)");
             (reason == "Invalid" && told).then_some(())
         });
         able(&plugs);
-        house.within(Duration::from_secs(3), "there is one that does", || {
+        house.within(Duration::from_secs(3), "the VM is ready", || {
             is_ready(&house, "pod-1")
         });
         house.ctl("delete hg pod --wait=20s");
@@ -351,7 +351,7 @@ fn an_add_that_only_another_configuration_can_mend_waits_for_one_and_is_not_repe
 fn a_network_that_cannot_serve_is_a_condition_in_the_plugins_words_and_passes() {
     inhabited(|house, plugs| {
         plugs.recorders("10.78.0.0/24");
-        // The recorders do as Debian's plugins do, which know no 1.1.0.
+        // By default the recorders behave like Debian's plugins, which do not support 1.1.0.
         let versions = json!({"cniVersion": "1.1.0", "supportedVersions": ["1.0.0", "1.1.0"]});
         for plugin in ["one", "two", "three"] {
             plugs.say(plugin, "VERSION", &versions.to_string(), 0);
@@ -361,7 +361,7 @@ fn a_network_that_cannot_serve_is_a_condition_in_the_plugins_words_and_passes() 
             plugs.say(plugin, "DEL", "", 0);
         }
         for code in [50, 51] {
-            // Another network each time: one that has said yes is not asked again for a moment.
+            // Each case uses another network, because a STATUS success is cached for a moment.
             plugs.recorders(&format!("10.78.{code}.0/24"));
             let list = std::fs::read_to_string(at("conf/10-net.conflist")).unwrap();
             std::fs::write(at("conf/10-net.conflist"), list.replace("1.0.0", "1.1.0")).unwrap();
@@ -369,10 +369,11 @@ fn a_network_that_cannot_serve_is_a_condition_in_the_plugins_words_and_passes() 
             plugs.fail("two", "STATUS", code);
             let file = house.write("m.yaml", &pod(1));
             house.ctl(&format!("apply -f {file}"));
-            house.until("it is told", || {
+            house.until("the condition reports it", || {
                 let (status, _, message) = condition(&house);
-                let words =
-                    format!("`two` failed STATUS with code {code}: told to fail (by the test)");
+                let words = format!(
+                    "`two` failed STATUS with code {code}: configured to fail (by the test)"
+                );
                 (status == "False" && message.contains(&words)).then_some(())
             });
             assert!(!plugs.heard().iter().any(|heard| heard.starts_with("ADD")));
@@ -380,8 +381,8 @@ fn a_network_that_cannot_serve_is_a_condition_in_the_plugins_words_and_passes() 
             let told = String::from_utf8_lossy(&told.stdout).into_owned();
             assert!(told.contains(&format!("STATUS with code {code}")), "{told}");
             plugs.say("two", "STATUS", "", 0);
-            // Asked again by itself; the answers give no address, which is told then.
-            house.until("it passes", || {
+            // The daemon retries by itself. The result contains no address, which is the next message.
+            house.until("STATUS is called again", || {
                 message(&house, "pod-1", "Net")
                     .contains("no IPv4 address")
                     .then_some(())
@@ -403,8 +404,8 @@ echo \"$out\" | sed 's=\"10.78.0.2/24\"=\"10.78.0.9/24\"='
         std::fs::write(at("bin/one"), plugin).unwrap();
         let file = house.write("m.yaml", &pod(1));
         house.ctl(&format!("apply -f {file}"));
-        house.until("it is told", || {
-            let words = "the result gives eth0 10.78.0.9/24, and it has ";
+        house.until("the condition reports it", || {
+            let words = "the result assigns 10.78.0.9/24 to eth0, which has ";
             condition(&house).2.contains(words).then_some(())
         });
         plugs.heard();
@@ -416,6 +417,6 @@ echo \"$out\" | sed 's=\"10.78.0.2/24\"=\"10.78.0.9/24\"='
             .count();
         assert!(adds <= 6, "{adds} in 10 s");
         plugs.recorder("one");
-        house.until("all is well", || is_ready(&house, "pod-1"));
+        house.until("the VM is ready", || is_ready(&house, "pod-1"));
     });
 }

@@ -167,7 +167,7 @@ fn a_guest_in_a_cni_network_has_what_the_result_says_and_lives_through_every_rep
     });
 }
 
-/// What Calico does, in one plugin: a /32, and a gateway that lies in no subnet; of which the result tells nothing.
+/// A plugin that does what Calico does: a /32 and a gateway outside of every subnet, which the result does not list.
 const CALICO: &str = r#"#!/bin/sh
 set -e
 inside() { nsenter --net="$CNI_NETNS" "$@"; }

@@ -82,7 +82,8 @@ impl CniModel {
             });
         let remembered =
             matches!(&world.added, AddedSeen::Remembered(added) if added.result == result());
-        eth_is_right && remembered && world.complaint.is_none() && failed(world) == 0
+        let adding = matches!(&world.intent, IntentSeen::Written(intent) if intent.adding);
+        eth_is_right && remembered && world.complaint.is_none() && failed(world) == 0 && !adding
     }
 }
 
@@ -254,10 +255,11 @@ fn knows_its_addresses(world: &Observed, eth: Option<&Eth>) -> bool {
 
 /// As the plugins would: they refuse when anything of an ADD before is there.
 fn attach(desired: &Desired, world: &mut Observed) {
-    let IntentSeen::Written(intent) = &world.intent else {
+    let IntentSeen::Written(intent) = &mut world.intent else {
         panic!("no intent");
     };
     assert_eq!(world.added, AddedSeen::Absent, "no DEL before ADD");
+    intent.adding = false;
     let added = Added {
         network: intent.network.clone(),
         attachment: intent.attachment.clone(),

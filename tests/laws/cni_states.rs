@@ -63,7 +63,11 @@ pub fn result() -> CniResult {
 
 fn intent() -> Intent {
     let network = network("10.7.0.0/16");
-    Intent::new(network.digest(), network.clone(), wanted().attachment())
+    let attachment = wanted().attachment();
+    Intent {
+        adding: false,
+        ..Intent::new(network.digest(), network.clone(), attachment)
+    }
 }
 
 fn remembered(result: CniResult) -> AddedSeen {
@@ -130,6 +134,11 @@ fn any_intent() -> impl Strategy<Value = IntentSeen> {
         Just(IntentSeen::Absent),
         Just(IntentSeen::Damaged),
         Just(IntentSeen::Written(Box::new(intent()))),
+        // A crash between the ADD and the check of its result.
+        Just(IntentSeen::Written(Box::new(Intent {
+            adding: true,
+            ..intent()
+        }))),
         (1..7_u32).prop_map(|failed| IntentSeen::Written(Box::new(Intent { failed, ..intent() }))),
     ]
 }

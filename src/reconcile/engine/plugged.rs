@@ -38,7 +38,15 @@ impl Engine {
     ) -> Result<Option<Connection>, A::Stop> {
         let uid = vm.meta.uid;
         let label = self.instance.vm_label(&vm.meta.name, uid);
-        let keep = self.kept(vm, spec);
+        let before = || {
+            // A lease that an earlier version wrote has no MAC.
+            let known = self.known_connection(uid)?;
+            Some(Keep {
+                ip: known.ip,
+                mac: known.mac,
+            })
+        };
+        let keep = self.kept(vm, spec).or_else(before);
         let was_known = keep.is_some();
         let desired = Desired {
             label: label.clone(),
@@ -95,7 +103,8 @@ impl Engine {
         Ok(Some(connected))
     }
 
-    /// What the VM of this name had last in this network, be it another VM of the name: that of before a reboot, or a replacement.
+    /// Returns the last address and MAC of a VM of this name in this network. It may be an earlier VM: the one before a reboot, or the
+    /// one that this VM replaces.
     fn kept(&self, vm: &Vm, spec: &CniSpec) -> Option<Keep> {
         self.store
             .read(|world| match world.lease(&vm.meta.name)?.address {

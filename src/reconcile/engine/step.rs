@@ -217,7 +217,7 @@ impl Meet for Climbing<'_> {
         let in_the_way = matches!(error, Error::Conflict(_)) && rung == Rung::Net;
         let otherwise = match in_the_way {
             true => Outcome::After(GROUND_SLOW),
-            // Of a file, or of the VM's spec: either wakes it. Until then it would fail in the same way.
+            // A change of the configuration file or of the VM's spec enqueues the VM. Until then it fails in the same way.
             false if error.waits_for_a_change() => Outcome::Converged,
             false => Outcome::Failed,
         };

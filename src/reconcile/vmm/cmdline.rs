@@ -2,9 +2,9 @@
 //! Out of scope: how it is passed to the VMM; arguments that only one VMM requires.
 //!
 //! - `ip=` is the kernel's own format (Documentation/admin-guide/nfs/nfsroot.rst); kernels without IP_PNP leave it to the init.
-//! - `ip=` knows one address and one route, to a gateway in the address's subnet (`ic_setup_routes`). The others are for the guest's
-//!   init, as often as there are some, in this order: `slice.address=ADDRESS/LEN`, then `slice.route=NETWORK[,NEXT HOP]`, which
-//!   replaces a route to the same network; without a next hop it is on the link.
+//! - `ip=` contains one address and one default route, whose gateway is in the subnet of the address (`ic_setup_routes`). The guest's
+//!   init reads the others, one parameter each, in this order: `slice.address=ADDRESS/LEN`, then `slice.route=NETWORK[,NEXT HOP]`.
+//!   A `slice.route` replaces a route to the same network; without a next hop the network is on the link.
 //! - `slice.mtu=BYTES` is for the guest's init, too, where its network card does not report it.
 //! - `root=` is set by us for every VMM, so that a user's own wins with every VMM.
 
@@ -18,7 +18,7 @@ use crate::api::vm::VmSpec;
 /// Bytes. A kernel takes as many on x86 (`COMMAND_LINE_SIZE` less the end), and so does Firecracker.
 const LONGEST: usize = 2047;
 
-/// Of name servers `ip=` takes so many.
+/// The number of name servers that `ip=` can contain.
 pub const NAME_SERVERS: usize = 2;
 
 /// What one VMM adds to what all of them say.

@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use super::super::files;
 use super::plan::{Action, Basis};
-use super::routes::Route;
+use super::routes::{MAX_ROUTES, Route};
 use super::state::{Desired, Intent, Keep};
-use super::{Attach, IFNAME, INTENT, detach, fault, guest, not_found, observe, one_line, request};
+use super::{
+    Attach, IFNAME, INTENT, detach, fault, guest, not_found, observe, one_line, request,
+    waits_for_a_change,
+};
 use crate::api::network::TapOwner;
 use crate::cni::{CniResult, Error as CniError, Network};
 use crate::host::error::{absent_is_done, exists_is_done};
@@ -88,7 +91,7 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
 }
 
 /// Reads the configuration again, because the plan does not contain the one that was observed. STATUS is called before anything is
-/// made: the plugins may be unable to serve an ADD.
+/// created, because the plugins may be unable to serve an ADD.
 async fn write_new_intent(attach: &Attach, desired: &Desired) -> Result<(), Error> {
     let Some(name) = &desired.network else {
         return Err(Error::other("find", "the CNI network", "it has no name"));
@@ -105,12 +108,17 @@ async fn write_new_intent(attach: &Attach, desired: &Desired) -> Result<(), Erro
     write_intent(desired, &Intent::new(found.digest(), network, attachment))
 }
 
-/// Whether somebody else has the address that the guest had. To ask for it would be of no use, and might do harm: a bridge that the
-/// bridge plugin up to 1.5 has made for an ADD that then fails is of no more use to it ("could not set bridge's mac").
+/// Whether another container has the address that the guest had. A request for it would fail, and the failure can be permanent: the
+/// bridge plugin up to 1.5 cannot use a bridge that it has created for an ADD that then failed ("could not set bridge's mac").
 fn keeps_anothers(attach: &Attach, desired: &Desired, network: &Network) -> bool {
-    let keep = desired.want.as_ref().and_then(|want| want.keep);
-    let holder = keep.and_then(|keep| attach.runtime.holder_of(network, keep.ip.into()));
-    holder.is_some_and(|holder| holder != desired.attachment().container_id)
+    others_holder(attach, desired, network).is_some()
+}
+
+/// The other container that has the address that the guest had.
+fn others_holder(attach: &Attach, desired: &Desired, network: &Network) -> Option<String> {
+    let keep = desired.want.as_ref()?.keep?;
+    let holder = attach.runtime.holder_of(network, keep.ip.into())?;
+    (holder != desired.attachment().container_id).then_some(holder)
 }
 
 pub(super) fn read_intent(desired: &Desired) -> Result<Intent, Error> {
@@ -144,19 +152,19 @@ async fn add(attach: &Attach, desired: &Desired) -> Result<(), Error> {
         let want = desired.want.as_ref();
         want.is_some_and(|want| request::is_preference(want, key))
     };
-    let is_refused = |added: &Result<CniResult, Failed>| match added {
+    let may_pass_later = |added: &Result<CniResult, Failed>| match added {
         Err(Failed::Refused(refusal)) => !refusal.waits_for_a_change(),
         Ok(_) | Err(Failed::Otherwise(_)) => false,
     };
     let mut why = None;
     let mut added = add_once(attach, desired, &mut intent).await;
-    if intent.attachment.args.iter().any(is_preference) && is_refused(&added) {
-        tokio::time::sleep(CLEANUP).await;
-        write_intent(desired, &intent)?;
-        added = add_once(attach, desired, &mut intent).await;
-        if is_refused(&added)
-            && let Err(Failed::Refused(refusal)) = &added
-        {
+    if intent.attachment.args.iter().any(is_preference) {
+        if may_pass_later(&added) {
+            tokio::time::sleep(CLEANUP).await;
+            write_intent(desired, &intent)?;
+            added = add_once(attach, desired, &mut intent).await;
+        }
+        if let Err(Failed::Refused(refusal)) = &added {
             why = Some(one_line(refusal));
             let args = &mut intent.attachment.args;
             args.retain(|argument| !is_preference(argument));
@@ -198,6 +206,7 @@ async fn add_once(
             Ok(routes) => {
                 attach.added.store(true, Ordering::Relaxed);
                 intent.routes = routes;
+                intent.adding = false;
                 write_intent(desired, intent)?;
                 return Ok(result);
             }
@@ -228,6 +237,14 @@ async fn add_once(
                 Failed::Otherwise(error) => error,
             };
             let why = failed.source.get_ref().map(ToString::to_string);
+            // The DEL has to be repeated, whether or not the ADD waits for a change.
+            let failed = match (waits_for_a_change(&failed), &why) {
+                (true, Some(why)) => {
+                    let network = format!("CNI network `{}`", network.name);
+                    Error::other("attach to", network, why.clone())
+                }
+                (true, None) | (false, _) => failed,
+            };
             let noted = Intent {
                 add_failed: why,
                 ..intent.clone()
@@ -239,7 +256,7 @@ async fn add_once(
 }
 
 /// Checks the result before it is used: a guest must be able to use it, it must contain what was requested, and the interface must agree
-/// with it. Another ADD would not change any of these. Returns the routes that the plugins made.
+/// with it. Another ADD would not change any of these. Returns the routes that the plugins created.
 async fn look_at_what_was_added(
     attach: &Attach,
     desired: &Desired,
@@ -255,15 +272,21 @@ async fn look_at_what_was_added(
         return Err(cannot(why));
     }
     let want = desired.want.as_ref();
-    if let Some(why) = want.and_then(|want| request::unmet(want, result, attachment)) {
-        return Err(fault("use", &network.name, CniError::Unmet(why)));
-    }
     let room = attach.door.inside()?;
     let inside = observe::look_inside(&room, guest::tap(result, attachment)).await?;
+    if let Some(why) = want.and_then(|want| request::unmet(want, result, attachment, &inside)) {
+        return Err(fault("use", &network.name, CniError::Unmet(why)));
+    }
     if let Some(why) = guest::disagreement(result, attachment, &inside) {
         return Err(cannot(why));
     }
-    observe::routes(&room).await
+    let routes = observe::routes(&room).await?;
+    match routes.as_ref().map_or(0, Vec::len) {
+        ..=MAX_ROUTES => Ok(routes),
+        many => Err(cannot(format!(
+            "the plugins made {many} routes for {IFNAME}, {MAX_ROUTES} is the most"
+        ))),
+    }
 }
 
 /// Reports that the guest gets another address, before the guest is restarted with it.
@@ -279,6 +302,10 @@ fn tell_change(
     };
     let given = guest::addresses(result, &intent.attachment);
     if let Some((given, _)) = given.first().filter(|(given, _)| given.ip() != ip) {
+        let why = why.map(str::to_owned).or_else(|| {
+            let holder = others_holder(attach, desired, &intent.network)?;
+            Some(format!("{ip} is not available: {holder} has it"))
+        });
         let why = why.map_or_else(String::new, |why| format!(": {why}"));
         let message = format!(
             "CNI network {} assigned {} instead of {ip}, so the guest is restarted{why}",

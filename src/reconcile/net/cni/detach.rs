@@ -22,7 +22,7 @@ pub(super) async fn detach(attach: &Attach, desired: &Desired, basis: &Basis) ->
     if let Err(error) = note_failure(desired, basis) {
         tracing::warn!(%error, "cannot note that a CNI DEL has failed");
     }
-    // What was wrong first is what a person has to mend.
+    // The failure that requires the DEL is what the user has to fix.
     match noted.and_then(|intent| intent.add_failed) {
         None => Err(failed),
         Some(why) => {
@@ -30,7 +30,7 @@ pub(super) async fn detach(attach: &Attach, desired: &Desired, basis: &Basis) ->
             let cause = cause.and_then(|cause| cause.downcast_ref::<CniError>());
             let cause = cause.map_or_else(|| failed.source.to_string(), one_line);
             let network = format!("CNI network `{}`", basis.network.name);
-            let words = format!("{cause}; it is undone because {why}");
+            let words = format!("{cause}; the attachment is removed because {why}");
             Err(Error::other("detach from", network, words))
         }
     }

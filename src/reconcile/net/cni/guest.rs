@@ -10,11 +10,17 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 
-use super::routes::{Route, Ways, ways};
+use super::routes::{MAX_ROUTES, Route, Ways, ways};
 use super::state::{Eth, Inside};
 use crate::api::network::{Connection, Mac};
 use crate::cni::{Attachment, CniResult, Interface, Ip};
 use crate::owner::TAP;
+
+/// The maximum number of entries of a list of a result, routes excepted. A result is bounded to 1 MiB only.
+const MAX_LISTED: usize = 64;
+
+/// The maximum length of a plugin's text in a warning, in characters.
+const LONGEST_TEXT: usize = 80;
 
 /// The main table (`RT_TABLE_MAIN`), or the one that a result does not name.
 const MAIN: [u32; 2] = [0, 254];
@@ -30,7 +36,29 @@ pub(super) struct Expected {
 
 /// Why no guest can use a result.
 pub(super) fn unfit(result: &CniResult, attachment: &Attachment) -> Option<String> {
-    match addresses(result, attachment).is_empty() {
+    let dns = &result.dns;
+    let counts = [
+        ("interfaces", result.interfaces.len(), MAX_LISTED),
+        ("addresses", result.ips.len(), MAX_LISTED),
+        ("routes", result.routes.len(), MAX_ROUTES),
+        ("name servers", dns.nameservers.len(), MAX_LISTED),
+        ("DNS search domains", dns.search.len(), MAX_LISTED),
+        ("DNS options", dns.options.len(), MAX_LISTED),
+    ];
+    if let Some((what, found, most)) = counts.into_iter().find(|(_, found, most)| found > most) {
+        return Some(format!("the result has {found} {what}, {most} is the most"));
+    }
+    let addresses = addresses(result, attachment);
+    let is_hosts = |ip: Ipv4Addr| !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast());
+    if let Some((address, _)) = addresses
+        .iter()
+        .find(|(address, _)| !is_hosts(address.ip()))
+    {
+        return Some(format!(
+            "the result assigns {address}, which is not the address of a host"
+        ));
+    }
+    match addresses.is_empty() {
         true => Some(format!(
             "the result gives {} no IPv4 address, and guests have none but IPv4",
             attachment.ifname
@@ -71,7 +99,7 @@ pub(super) fn expected(result: &CniResult, attachment: &Attachment) -> Expected 
     }
 }
 
-/// What is otherwise than the result says, in words; of what a guest depends on. None: nothing is.
+/// Describes the first difference between the result and the interface that affects the guest; `None` if they agree.
 pub(super) fn disagreement(
     result: &CniResult,
     attachment: &Attachment,
@@ -79,12 +107,12 @@ pub(super) fn disagreement(
 ) -> Option<String> {
     let ifname = &attachment.ifname;
     let Some(eth) = &inside.eth else {
-        return Some(format!("the result tells of {ifname}, and there is none"));
+        return Some(format!("the result lists {ifname}, which does not exist"));
     };
     let expected = expected(result, attachment);
     if let Some(mac) = expected.mac.filter(|mac| *mac != eth.mac) {
         return Some(format!(
-            "the result gives {ifname} the MAC {mac}, and it has {}",
+            "the result assigns the MAC {mac} to {ifname}, which has {}",
             eth.mac
         ));
     }
@@ -99,17 +127,17 @@ pub(super) fn disagreement(
     let lacking: Vec<&Ipv4Network> = expected.addresses.difference(&eth.addresses).collect();
     if !lacking.is_empty() {
         return Some(format!(
-            "the result gives {ifname} {}, and it has {}",
+            "the result assigns {} to {ifname}, which has {}",
             words(lacking),
             words(eth.addresses.iter().collect())
         ));
     }
     let tap = chains_tap(result, attachment).filter(|_| inside.tap.is_none());
-    tap.map(|tap| format!("the result tells of {tap}, and there is none"))
+    tap.map(|tap| format!("the result lists {tap}, which does not exist"))
 }
 
-/// How the guest is connected; `None` when the result is [`unfit`]. `made`: the routes that the plugins made, as far as they were
-/// looked at, for a result need not name them.
+/// Returns how the guest is connected; `None` if the result is [`unfit`]. `made` contains the routes that the plugins created, which
+/// the result need not list; it is `None` if they are not known.
 pub(super) fn connection(
     result: &CniResult,
     attachment: &Attachment,
@@ -145,14 +173,14 @@ pub(super) fn connection(
     })
 }
 
-/// The guest's MAC, when the result says it.
+/// Returns the guest's MAC if the result contains it.
 pub(super) fn mac_of(result: &CniResult, attachment: &Attachment) -> Option<Mac> {
     let guest = pseudo(result, attachment).or_else(|| eth(result, attachment));
     guest.and_then(|(_, guest)| mac(guest))
 }
 
-/// The host's end. A bridge comes before the port that was made for us, and what plugins of the rest of the chain have made comes
-/// after our end: the bandwidth plugin's IFB is no link that the VM's packets leave by.
+/// Returns the host's end of the link. In a result a bridge precedes the port that was created for the VM, and the links that later
+/// plugins of the chain created follow the interface inside. The bandwidth plugin's IFB, for one, does not carry the VM's packets out.
 fn host_link(result: &CniResult) -> Option<String> {
     let is_inside = |found: &Interface| found.sandbox.is_some();
     let all = &result.interfaces;
@@ -163,7 +191,7 @@ fn host_link(result: &CniResult) -> Option<String> {
     found.map(|found| found.name.clone())
 }
 
-/// The result's routes, as plugins make them of it: one without a next hop goes through the gateway (spec, section 5).
+/// Returns the routes of the result as plugins add them: a route without a next hop uses the gateway (spec, section 5).
 fn told(result: &CniResult, gateway: Option<Ipv4Addr>) -> Vec<Route> {
     let in_main = result.routes.iter().filter(|route| is_in_main(route));
     in_main
@@ -175,7 +203,7 @@ fn told(result: &CniResult, gateway: Option<Ipv4Addr>) -> Vec<Route> {
         .collect()
 }
 
-/// The gateway of a result is where the rest goes, also where a plugin leaves that to whoever reads it.
+/// Adds a default route through the result's gateway if there is no default route: some plugins do not add it themselves.
 fn with_a_default(mut routes: Vec<Route>, gateway: Option<Ipv4Addr>) -> Vec<Route> {
     let is_default = |(dst, _): &Route| dst.prefix() == 0;
     let everywhere = Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).ok();
@@ -191,7 +219,7 @@ fn is_in_main(route: &crate::cni::Route) -> bool {
     route.table.is_none_or(|table| MAIN.contains(&table))
 }
 
-/// What the guest is not told, and what it lacks.
+/// Parts of the result that are not passed to the guest, and what the guest lacks.
 fn warnings(
     result: &CniResult,
     attachment: &Attachment,
@@ -199,74 +227,88 @@ fn warnings(
     gateway: Option<Ipv4Addr>,
     routes: &[Route],
 ) -> Vec<String> {
-    let mut left_out = Vec::new();
-    let guest = pseudo(result, attachment).or_else(|| eth(result, attachment));
+    let left_out = addresses_left_out(result, attachment)
+        .chain(result.routes.iter().flat_map(left_out_of_route))
+        .chain(dns_left_out(&result.dns));
+    let mut warnings: Vec<String> = left_out
+        .map(|what| format!("the CNI network provides {what}, which is not passed to the guest"))
+        .collect();
+    if ip.prefix() == 32 && gateway.is_none() && routes.is_empty() {
+        warnings.push(format!(
+            "the CNI network provides {ip} without a gateway or a route: the guest cannot reach any other address"
+        ));
+    }
+    warnings
+}
+
+fn addresses_left_out<'r>(
+    result: &'r CniResult,
+    attachment: &Attachment,
+) -> impl Iterator<Item = String> + 'r {
     let eth = eth(result, attachment);
-    for found in &result.ips {
+    let guest = pseudo(result, attachment).or(eth);
+    let own = [guest, eth].map(|its| its.map(|(at, _)| at));
+    result.ips.iter().filter_map(move |found| {
         let on = found
             .interface
             .and_then(|at| Some((at, result.interfaces.get(at)?)));
         match (found.address, on) {
-            (IpNetwork::V6(address), _) => left_out.push(format!("the IPv6 address {address}")),
+            (IpNetwork::V6(address), _) => Some(format!("the IPv6 address {address}")),
             (IpNetwork::V4(address), Some((at, on)))
-                if on.sandbox.is_some()
-                    && [guest, eth].iter().flatten().all(|(its, _)| *its != at) =>
+                if on.sandbox.is_some() && !own.contains(&Some(at)) =>
             {
-                left_out.push(format!("the address {address} of {}", on.name));
+                Some(format!("the address {address} of {}", shown(&on.name)))
             }
-            (IpNetwork::V4(_), _) => {}
+            (IpNetwork::V4(_), _) => None,
         }
-    }
-    for route in &result.routes {
-        let metrics = [
-            ("mtu", route.mtu),
-            ("advmss", route.advmss),
-            ("priority", route.priority),
-        ];
-        match (route.dst, is_in_main(route)) {
-            (IpNetwork::V6(dst), _) => left_out.push(format!("the IPv6 route to {dst}")),
-            (dst, false) => {
-                let table = route.table.unwrap_or_default();
-                left_out.push(format!("the route to {dst} of table {table}"));
-            }
-            (dst, true) => {
-                let metrics = metrics
-                    .into_iter()
-                    .filter_map(|(key, value)| Some((key, value?)));
-                left_out.extend(
-                    metrics.map(|(key, value)| format!("{key} {value} of the route to {dst}")),
-                );
-            }
+    })
+}
+
+fn left_out_of_route(route: &crate::cni::Route) -> Vec<String> {
+    let metrics = [
+        ("mtu", route.mtu),
+        ("advmss", route.advmss),
+        ("priority", route.priority),
+    ];
+    match (route.dst, is_in_main(route)) {
+        (IpNetwork::V6(dst), _) => vec![format!("the IPv6 route to {dst}")],
+        (dst, false) => {
+            let table = route.table.unwrap_or_default();
+            vec![format!("the route to {dst} of table {table}")]
         }
+        (dst, true) => metrics
+            .into_iter()
+            .filter_map(|(key, value)| Some(format!("{key} {} of the route to {dst}", value?)))
+            .collect(),
     }
-    let dns = &result.dns;
+}
+
+fn dns_left_out(dns: &crate::cni::Dns) -> impl Iterator<Item = String> + '_ {
     let is_v4 = |server: &&String| server.parse::<Ipv4Addr>().is_ok();
-    let servers = dns.nameservers.iter().filter(|server| !is_v4(server));
-    left_out.extend(servers.map(|server| format!("the name server {server}")));
-    left_out.extend(
-        dns.domain
-            .iter()
-            .map(|domain| format!("the DNS domain {domain}")),
-    );
-    left_out.extend(
-        dns.search
-            .iter()
-            .map(|domain| format!("the DNS search domain {domain}")),
-    );
-    left_out.extend(
-        dns.options
-            .iter()
-            .map(|option| format!("the DNS option {option}")),
-    );
-    let said =
-        |what: String| format!("the CNI network gives {what}, which is not passed on to the guest");
-    let mut warnings: Vec<String> = left_out.into_iter().map(said).collect();
-    if ip.prefix() == 32 && gateway.is_none() && routes.is_empty() {
-        warnings.push(format!(
-            "the CNI network gives {ip}, and neither a gateway nor a route: the guest reaches nobody"
-        ));
+    let servers = dns.nameservers.iter().filter(move |server| !is_v4(server));
+    let texts = [
+        ("name server", servers.collect::<Vec<_>>()),
+        ("DNS domain", dns.domain.iter().collect()),
+        ("DNS search domain", dns.search.iter().collect()),
+        ("DNS option", dns.options.iter().collect()),
+    ];
+    texts.into_iter().flat_map(|(what, all)| {
+        all.into_iter()
+            .map(move |text| format!("the {what} {}", shown(text)))
+    })
+}
+
+/// The beginning of a plugin's text, without control characters.
+fn shown(text: &str) -> String {
+    let escaped: String = text
+        .chars()
+        .take(LONGEST_TEXT)
+        .flat_map(char::escape_debug)
+        .collect();
+    match text.chars().nth(LONGEST_TEXT) {
+        Some(_) => escaped + "…",
+        None => escaped,
     }
-    warnings
 }
 
 /// The guest's IPv4 addresses, each with its gateway.
@@ -289,7 +331,7 @@ pub(super) fn addresses(
         .collect()
 }
 
-/// All of them; a kernel is told of the first two.
+/// Returns all IPv4 name servers of the result; `ip=` contains the first two.
 fn name_servers(result: &CniResult) -> Vec<Ipv4Addr> {
     let servers = result.dns.nameservers.iter();
     servers.filter_map(|server| server.parse().ok()).collect()

@@ -150,7 +150,7 @@ fn fault(doing: &'static str, network: &str, error: cni::Error) -> host::Error {
     host::Error::other(doing, format!("CNI network `{network}`"), error)
 }
 
-/// The network was not found, or its file cannot be used.
+/// Returns the error for a network that is not found, or for a configuration file that cannot be used.
 fn not_found(network: &str, error: cni::Error) -> host::Error {
     match error {
         cni::Error::NoSuchNetwork { .. } => fault("find", network, error),
@@ -158,7 +158,7 @@ fn not_found(network: &str, error: cni::Error) -> host::Error {
     }
 }
 
-/// Whether a step fails in the same way until the network's configuration, or what is requested of it, changes.
+/// Whether a step fails in the same way until the network's configuration or the request changes.
 pub fn waits_for_a_change(error: &host::Error) -> bool {
     let cause = error.source.get_ref();
     let cause = cause.and_then(|cause| cause.downcast_ref::<cni::Error>());

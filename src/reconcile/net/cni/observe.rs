@@ -12,7 +12,7 @@ use super::state::{
     Tap,
 };
 use super::{Attach, IFNAME, INTENT, act, fault, guest, one_line, residue};
-use crate::cni::{Cached, Error, Failure, LIMITED};
+use crate::cni::{Cached, Error, Failure};
 use crate::host::{self, fs, link, route};
 use crate::owner::TAP;
 
@@ -160,7 +160,7 @@ pub(super) async fn look_inside(room: &Room, tap: &str) -> Result<Inside, host::
     Ok(Inside { eth, tap })
 }
 
-/// The routes of the plugins' interface in the main table, in the order of the kernel's list.
+/// Returns the routes of the plugins' interface in the main table, in the order in which the kernel lists them.
 pub(super) async fn routes(room: &Room) -> Result<Option<Vec<Route>>, host::Error> {
     let Some(eth) = link::get(&room.netlink, IFNAME).await? else {
         return Ok(None);
@@ -177,18 +177,14 @@ async fn limited(attach: &Attach, desired: &Desired, observed: &Observed) -> Opt
     let AddedSeen::Remembered(added) = &observed.added else {
         return None;
     };
-    if desired.want.is_none() || !attach.check.load(Ordering::Relaxed) {
-        return None;
+    desired.want.as_ref()?;
+    if attach.check.load(Ordering::Relaxed)
+        && let Err(error) = attach.runtime.serves(&added.network).await
+    {
+        // An attached VM does not need an ADD.
+        tracing::debug!(%error, network = added.network.name, "CNI STATUS failed");
     }
-    match attach.runtime.serves(&added.network).await {
-        Err(Error::TryAgain(failure)) if failure.code == LIMITED => Some(failure.to_string()),
-        // The plugin could not serve an ADD, which is not requested here.
-        Err(error) => {
-            tracing::debug!(%error, network = added.network.name, "STATUS");
-            None
-        }
-        Ok(()) => None,
-    }
+    attach.runtime.limited(&added.network)
 }
 
 /// Calls CHECK, if this run has not done so yet and the VM is attached. Returns why the attachment has to be repaired.

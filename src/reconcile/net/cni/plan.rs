@@ -154,7 +154,10 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
     };
     if !matches!(observed.intent, IntentSeen::Written(_)) {
         let (network, attachment) = (added.network.clone(), added.attachment.clone());
-        let intent = Intent::new(network.digest(), network, attachment);
+        let intent = Intent {
+            adding: false,
+            ..Intent::new(network.digest(), network, attachment)
+        };
         plan.push(Action::RestoreIntent(Box::new(intent)));
     }
     if !eth.up {
@@ -191,6 +194,7 @@ fn standing(observed: &Observed) -> Option<(&Added, &Eth, Option<&Tap>)> {
     // What a DEL was begun of is not whole, though it may look so.
     let sound = observed.complaint.is_none()
         && observed.failed() == 0
+        && !observed.adding()
         && guest::unfit(result, attachment).is_none()
         && guest::disagreement(result, attachment, inside).is_none();
     sound.then_some((added, eth, inside.tap.as_ref()))

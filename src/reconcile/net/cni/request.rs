@@ -1,5 +1,5 @@
-//! What the plugins of a network are asked for a VM: arguments (`CNI_ARGS`) and capabilities (`runtimeConfig`). Pure.
-//! Out of scope: asking them; what becomes of the answer.
+//! What a VM requests from the plugins of its CNI network: arguments (`CNI_ARGS`) and capabilities (`runtimeConfig`). Pure.
+//! Out of scope: running the plugins; the use of their results.
 //!
 //! The names and forms are those of <https://github.com/containernetworking/cni/blob/main/CONVENTIONS.md>.
 
@@ -8,13 +8,13 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 
-use super::state::{Desired, Keep, Want};
+use super::state::{Desired, Inside, Keep, Want};
 use super::{guest, tap_plugin};
 use crate::api::cni::{CniOptions, PortMapping};
 use crate::cni::{Attachment, CniResult, Error, Network};
 use crate::owner::TAP;
 
-/// A capability, the field that asks for it, and the plugin of the usual distribution that has it.
+/// A capability, the manifest field that requests it, and the best-known plugin that supports it.
 struct Capability {
     name: &'static str,
     field: &'static str,
@@ -37,11 +37,11 @@ const ALIASES: Capability = Capability {
     plugin: "dnsname",
 };
 
-/// For ADD, and so for CHECK and DEL. `taken`: somebody else has the address that the guest had.
+/// Returns the attachment for ADD, which CHECK and DEL use as well. `taken`: another container has the address that the guest had.
 ///
 /// # Errors
-/// [`Error::Unmet`]: no plugin of the network declares what is asked for. A VM that came up without a limit or a port of its own
-/// would not be what somebody wrote down.
+/// [`Error::Unmet`] if no plugin of the network declares a requested capability. A VM without its bandwidth limit or its port mappings
+/// would not match its spec.
 pub(super) fn attachment(
     desired: &Desired,
     network: &Network,
@@ -71,7 +71,7 @@ fn capabilities(asked: &CniOptions, network: &Network) -> Result<Map<String, Val
         require(&PORT_MAPPINGS, mappings)?;
     }
     if let Some(limits) = &asked.bandwidth {
-        // A limit that is absent is none to the plugin when it is 0.
+        // The plugin treats a rate of 0 as no limit.
         let bits = |bits: Option<u64>| bits.unwrap_or_default();
         let limits = json!({
             "ingressRate": bits(limits.ingress_rate),
@@ -84,7 +84,7 @@ fn capabilities(asked: &CniOptions, network: &Network) -> Result<Map<String, Val
     if !asked.aliases.is_empty() {
         require(&ALIASES, json!(asked.aliases))?;
     }
-    // Where it is not declared the argument may do: host-local, bridge and macvlan know both.
+    // If the capability is not declared, the argument may have the same effect: host-local, bridge and macvlan support both.
     if declared.contains("ips") && !asked.ips.is_empty() {
         all.insert("ips".to_owned(), json!(asked.ips));
     }
@@ -114,19 +114,19 @@ fn undeclared(capability: &Capability, network: &Network) -> Error {
     } = capability;
     let plugins: Vec<&str> = network.plugins.iter().map(|p| p.name.as_str()).collect();
     let remedy = match plugins.contains(plugin) {
-        true => format!(
-            "`{plugin}` is asked when \"capabilities\": {{\"{name}\": true}} stands in its configuration"
-        ),
-        false => format!("add a plugin that does, such as `{plugin}`"),
+        true => {
+            format!("set \"capabilities\": {{\"{name}\": true}} in the configuration of `{plugin}`")
+        }
+        false => format!("add a plugin that declares it, such as `{plugin}`"),
     };
     Error::Unmet(format!(
-        "{field} needs the capability {name}, which no plugin of it declares ({}): {remedy}",
+        "{field} needs the capability {name}, which no plugin of the network declares ({}): {remedy}",
         plugins.join(", ")
     ))
 }
 
-/// `tc-redirect-tap` is told what its TAP is to be like, and every plugin by what the guest is known. `IgnoreUnknown` is for those
-/// that know something else: a plugin may refuse what it does not know unless it is told to ignore it.
+/// Returns `CNI_ARGS`: the name and the owner of the TAP for `tc-redirect-tap`, and the arguments of the VM's spec and the guest's
+/// address and MAC for every plugin. `IgnoreUnknown` is set because without it a plugin may reject arguments that it does not know.
 fn arguments(want: &Want, network: &Network, taken: bool) -> Vec<(String, String)> {
     let mut arguments = Vec::new();
     let mut argue = |key: &str, value: String| arguments.push((key.to_owned(), value));
@@ -142,7 +142,7 @@ fn arguments(want: &Want, network: &Network, taken: bool) -> Vec<(String, String
     }
     let declared = network.capabilities();
     match (want.asked.ips.first(), want.keep) {
-        // What the capability does not carry, of which plugins take one.
+        // Without the capability: plugins read one address from the argument.
         (Some(asked), _) if !declared.contains("ips") => argue("IP", asked.to_string()),
         (None, Some(Keep { ip, .. })) if !taken && network.can_be_asked_for(IpAddr::V4(ip)) => {
             argue("IP", ip.to_string());
@@ -160,7 +160,7 @@ fn arguments(want: &Want, network: &Network, taken: bool) -> Vec<(String, String
     arguments
 }
 
-/// Which of the arguments only ask for what the guest had before: without them it would be another guest to its peers, and yet run.
+/// Whether an argument only requests what the guest had before. Without it the guest has another identity on the network, but runs.
 pub(super) fn is_preference(want: &Want, key: &str) -> bool {
     match key {
         "IP" => want.asked.ips.is_empty(),
@@ -169,8 +169,13 @@ pub(super) fn is_preference(want: &Want, key: &str) -> bool {
     }
 }
 
-/// What was asked for and is not in the result.
-pub(super) fn unmet(want: &Want, result: &CniResult, attachment: &Attachment) -> Option<String> {
+/// Describes the first requested address or MAC that is not in the result.
+pub(super) fn unmet(
+    want: &Want,
+    result: &CniResult,
+    attachment: &Attachment,
+    inside: &Inside,
+) -> Option<String> {
     let asked = &want.asked;
     let given: BTreeSet<_> = guest::addresses(result, attachment)
         .into_iter()
@@ -183,18 +188,18 @@ pub(super) fn unmet(want: &Want, result: &CniResult, attachment: &Attachment) ->
     if let Some(lacking) = asked.ips.iter().find(|asked| !given.contains(&asked.ip)) {
         let given = words(given.iter().map(ToString::to_string).collect());
         return Some(format!(
-            "cni.ips asks for {}, and its plugins gave {given}: its IPAM plugin takes no address",
+            "cni.ips requests {}, but the plugins assigned {given}: the IPAM plugin ignores requested addresses",
             lacking.ip
         ));
     }
-    let given = guest::mac_of(result, attachment);
-    let other = asked
-        .mac
-        .filter(|asked| given.is_some_and(|given| given != *asked));
+    // A result need not contain the MAC.
+    let of_eth = || inside.eth.as_ref().map(|eth| eth.mac);
+    let given = guest::mac_of(result, attachment).or_else(of_eth);
+    let other = asked.mac.filter(|asked| given != Some(*asked));
     other.map(|asked| {
         let given = words(given.iter().map(ToString::to_string).collect());
         format!(
-            "cni.mac asks for {asked}, and its plugins gave {given}: no plugin of it takes a MAC"
+            "cni.mac requests {asked}, but the plugins assigned {given}: every plugin of the network ignores a requested MAC"
         )
     })
 }

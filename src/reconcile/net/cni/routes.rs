@@ -1,28 +1,33 @@
-//! Which routes a guest needs beside those that its address and its gateway make. Pure.
-//! Out of scope: how the guest is told.
+//! The routes that a guest needs in addition to those implied by its address and its gateway. Pure.
+//! Out of scope: passing them to the guest.
 //!
 //! # Why
-//! A result need not name what a plugin has made: `ptp` takes the subnet off the link and routes it through the gateway, Calico and
-//! Cilium give a /32 and a gateway that lies in no subnet. What the namespace has is what works, so the guest gets the same.
+//! A result need not list the routes that a plugin has added: `ptp` replaces the on-link route to the subnet by a route through the
+//! gateway; Calico and Cilium assign a /32 and a gateway outside of every subnet. The guest gets the routes of the namespace, because
+//! the plugins configured the network for these.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
-/// A destination, and the next hop; without one it is on the link.
+/// A destination and its next hop; `None` if the destination is on the link.
 pub(super) type Route = (Ipv4Network, Option<Ipv4Addr>);
+
+/// The maximum number of routes of a result, and of the plugins' interface. A kernel command line has space for about 55.
+pub(super) const MAX_ROUTES: usize = 256;
 
 const EVERYWHERE: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap();
 
-/// What a guest is told of the ways out of its interface.
+/// The gateway and the additional routes of a guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ways {
     pub gateway: Option<Ipv4Addr>,
-    /// In the order in which they can be made: a next hop is on the link before it is used.
+    /// In the order in which they can be added: a next hop is on the link before it is used.
     pub routes: Vec<Route>,
 }
 
-/// Out of the guest's `addresses`, the first of which is what its kernel is told, and of the routes that the plugins made.
+/// Computes the routes from the guest's `addresses`, the first of which is in `ip=`, and from the routes that the plugins created.
 pub(super) fn ways(addresses: &[Ipv4Network], made: &[Route]) -> Ways {
     let first = addresses.first().copied().and_then(subnet);
     let connected: Vec<Ipv4Network> = addresses.iter().copied().filter_map(subnet).collect();
@@ -48,7 +53,7 @@ pub(super) fn ways(addresses: &[Ipv4Network], made: &[Route]) -> Ways {
             routes.push((host(hop), None));
         }
     }
-    // Where the subnet itself lies beyond a next hop, that hop must stay on the link.
+    // If the route to the subnet itself has a next hop, that hop needs an on-link route of its own.
     for (dst, hop) in &beyond {
         let hop = hop.filter(|hop| connected.contains(dst) && dst.contains(*hop));
         if let Some(hop) = hop
@@ -60,21 +65,18 @@ pub(super) fn ways(addresses: &[Ipv4Network], made: &[Route]) -> Ways {
     }
     routes.extend(beyond);
     match default {
-        // The kernel's `ip=` makes it.
+        // `ip=` adds this route.
         Some((_, Some(gateway))) if first.is_some_and(|net| net.contains(*gateway)) => {}
         Some((_, next_hop)) => routes.push((EVERYWHERE, *next_hop)),
         None => {}
     }
-    let mut seen = Vec::new();
-    routes.retain(|route| {
-        let is_new = !seen.contains(route);
-        seen.push(*route);
-        is_new
-    });
+    // The kernel lists the route with the lowest metric first. A later route to the same destination would replace it in the guest.
+    let mut seen = BTreeSet::new();
+    routes.retain(|(dst, _)| seen.insert(*dst));
     Ways { gateway, routes }
 }
 
-/// The subnet that an address makes a route to.
+/// Returns the subnet to which the kernel adds a route for an address.
 fn subnet(address: Ipv4Network) -> Option<Ipv4Network> {
     let net = Ipv4Network::new(address.network(), address.prefix()).ok()?;
     (net.prefix() < 32).then_some(net)

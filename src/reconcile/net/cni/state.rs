@@ -40,7 +40,7 @@ pub struct Want {
     /// The guest's current or last identity, which is requested from the plugins. None: it was never connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
-    /// What the plugins are asked for, with this VM's addresses alone.
+    /// What the VM requests from the plugins; `ips` contains only the addresses of this VM.
     #[serde(default, skip_serializing_if = "CniOptions::is_default")]
     pub asked: CniOptions,
 }
@@ -64,13 +64,16 @@ pub struct Intent {
     pub network: Network,
     /// The container's id, namespace, interface and arguments.
     pub attachment: Attachment,
-    /// The routes of the plugins' interface after the ADD: what the guest is told goes by them, and not by what becomes of them. None:
-    /// nobody looked.
+    /// The routes of the plugins' interface after the ADD. The guest gets these routes even if they change later. `None` if they were
+    /// not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routes: Option<Vec<Route>>,
-    /// Why the ADD failed whose undoing failed, too. None: it did not, or was undone.
+    /// Why the ADD failed, if the DEL that undoes it failed as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub add_failed: Option<String>,
+    /// ADD has begun, and its result has not been checked yet: an attachment that a crash left so is removed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adding: bool,
     /// How often a DEL of it has failed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub failed: u32,
@@ -97,6 +100,7 @@ impl Intent {
             attachment,
             routes: None,
             add_failed: None,
+            adding: true,
             failed: 0,
             baseline: None,
         }
@@ -133,7 +137,7 @@ pub struct Observed {
     pub inside: Option<Inside>,
     /// What CHECK found to be otherwise than after the ADD.
     pub complaint: Option<String>,
-    /// Why those that are attached may not be able to talk, in the words of STATUS.
+    /// Why attached containers may have limited connectivity, as reported by STATUS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limited: Option<String>,
 }
@@ -285,6 +289,14 @@ impl Observed {
         match &self.intent {
             IntentSeen::Written(intent) => intent.failed,
             IntentSeen::Absent | IntentSeen::Damaged => 0,
+        }
+    }
+
+    /// Whether a crash interrupted ADD before its result was checked.
+    pub(super) fn adding(&self) -> bool {
+        match &self.intent {
+            IntentSeen::Written(intent) => intent.adding,
+            IntentSeen::Absent | IntentSeen::Damaged => false,
         }
     }
 

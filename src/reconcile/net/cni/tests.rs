@@ -76,7 +76,7 @@ fn a_bridge_says_all_in_every_version() {
             prefix_len: 16,
             gateway: Some([10, 22, 0, 1].into()),
             addresses: vec![],
-            // One that names no next hop goes through the gateway.
+            // A route without a next hop uses the gateway.
             routes: routes(&["10.96.0.0/12 via 10.22.0.3", "192.168.0.0/24 via 10.22.0.1"]),
             mtu: 1450,
             dns: vec![
@@ -86,7 +86,7 @@ fn a_bridge_says_all_in_every_version() {
             ],
             warnings: ["the IPv6 route to fd00::/8", "the name server fd00::53"]
                 .map(|what| {
-                    format!("the CNI network gives {what}, which is not passed on to the guest")
+                    format!("the CNI network provides {what}, which is not passed to the guest")
                 })
                 .to_vec(),
         };
@@ -174,7 +174,86 @@ fn a_result_without_an_ipv4_address_of_the_guests_is_unfit() {
     assert_eq!(unfit(&bridge(Version::V1_0_0), &attachment()), None);
 }
 
-/// Addresses of the guest, routes that its plugins made, gateway and routes of the guest.
+#[test]
+fn a_result_that_is_too_long_or_assigns_no_hosts_address_is_unfit() {
+    let many = |item: &str, count: usize| vec![item; count].join(",");
+    let eth = format!(r#""interfaces": [{{"name": "eth0", "sandbox": "{NETNS}"}}]"#);
+    let ip = r#""ips": [{"address": "10.22.0.5/16"}]"#;
+    let dns = |key: &str| {
+        format!(
+            r#"{{{eth}, {ip}, "dns": {{"{key}": [{}]}}}}"#,
+            many("\"1.1.1.1\"", 65)
+        )
+    };
+    let at = |address: &str| format!(r#"{{{eth}, "ips": [{{"address": "{address}"}}]}}"#);
+    let cases = [
+        (
+            format!(
+                r#"{{{ip}, "interfaces": [{}]}}"#,
+                many(r#"{"name": "a"}"#, 65)
+            ),
+            "65 interfaces",
+        ),
+        (
+            format!(
+                r#"{{{eth}, "ips": [{}]}}"#,
+                many(r#"{"address": "fd00::5/64"}"#, 65)
+            ),
+            "65 addresses",
+        ),
+        (
+            format!(
+                r#"{{{eth}, {ip}, "routes": [{}]}}"#,
+                many(r#"{"dst": "::/0"}"#, 257)
+            ),
+            "257 routes",
+        ),
+        (dns("nameservers"), "65 name servers"),
+        (dns("search"), "65 DNS search domains"),
+        (dns("options"), "65 DNS options"),
+        (
+            at("0.0.0.0/0"),
+            "0.0.0.0/0, which is not the address of a host",
+        ),
+        (
+            at("127.0.0.1/8"),
+            "127.0.0.1/8, which is not the address of a host",
+        ),
+        (
+            at("224.0.0.5/4"),
+            "224.0.0.5/4, which is not the address of a host",
+        ),
+    ];
+    for (text, expected) in cases {
+        let result = result(Version::V1_0_0, &text);
+        let why = unfit(&result, &attachment()).unwrap_or_default();
+        assert!(why.contains(expected), "{expected}: {why}");
+    }
+}
+
+#[test]
+fn a_plugins_text_in_a_warning_is_short_and_has_no_control_characters() {
+    let text = format!(
+        r#"{{"interfaces": [{{"name": "eth0", "sandbox": "{NETNS}"}}], "ips": [{{"address": "10.22.0.5/16"}}],
+             "dns": {{"domain": "\u001b[2J", "search": ["{}"], "nameservers": ["a\nb"]}}}}"#,
+        "a".repeat(10_000)
+    );
+    let warnings = connected(&result(Version::V1_0_0, &text)).warnings;
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
+    for warning in warnings {
+        assert!(warning.len() < 200, "{}", warning.len());
+        assert!(!warning.contains(char::is_control), "{warning:?}");
+    }
+}
+
+#[test]
+fn of_routes_to_one_destination_the_guest_gets_the_one_with_the_lowest_metric() {
+    let made = ["10.9.0.0/16 via 10.22.0.7", "10.9.0.0/16 via 10.22.0.8"].map(route);
+    let routes = ways(&["10.22.0.5/16".parse().unwrap()], &made).routes;
+    assert_eq!(routes, [route("10.9.0.0/16 via 10.22.0.7")]);
+}
+
+/// Addresses of the guest, routes that its plugins created, gateway and additional routes of the guest.
 type Case = (
     &'static [&'static str],
     &'static [&'static str],
@@ -185,14 +264,14 @@ type Case = (
 #[test]
 fn a_guest_has_the_ways_out_that_its_namespace_has() {
     let cases: [Case; 14] = [
-        // bridge: the subnet on the link, the gateway in it.
+        // bridge: the subnet is on the link and contains the gateway.
         (
             &["10.1.0.5/24"],
             &["10.1.0.0/24", "0.0.0.0/0 via 10.1.0.1"],
             Some("10.1.0.1"),
             &[],
         ),
-        // ptp: of the subnet the gateway alone is on the link, and VMs reach each other through it.
+        // ptp: only the gateway is on the link, and VMs reach each other through it.
         (
             &["10.1.0.5/24"],
             &[
@@ -203,7 +282,7 @@ fn a_guest_has_the_ways_out_that_its_namespace_has() {
             Some("10.1.0.1"),
             &["10.1.0.1/32", "10.1.0.0/24 via 10.1.0.1"],
         ),
-        // The same where the kernel's list does not show the way to the gateway.
+        // The same without the on-link route to the gateway in the kernel's list.
         (
             &["10.1.0.5/24"],
             &["0.0.0.0/0 via 10.1.0.1", "10.1.0.0/24 via 10.1.0.1"],
@@ -224,7 +303,7 @@ fn a_guest_has_the_ways_out_that_its_namespace_has() {
             Some("10.7.0.200"),
             &["10.7.0.200/32", "0.0.0.0/0 via 10.7.0.200"],
         ),
-        // `onlink`: nothing says that the gateway is on the link.
+        // `onlink`: no other route covers the gateway.
         (
             &["10.7.0.2/32"],
             &["0.0.0.0/0 via 10.9.0.1"],
@@ -237,11 +316,11 @@ fn a_guest_has_the_ways_out_that_its_namespace_has() {
             Some("10.9.0.1"),
             &["10.9.0.1/32", "0.0.0.0/0 via 10.9.0.1"],
         ),
-        // Everything on the link.
+        // Every destination is on the link.
         (&["10.7.0.2/32"], &["0.0.0.0/0"], None, &["0.0.0.0/0"]),
         (&["10.1.0.5/24"], &["10.1.0.0/24"], None, &[]),
         (&["10.7.0.2/32"], &[], None, &[]),
-        // Further routes, also in the subnet of a further address.
+        // Additional routes, also through the subnet of an additional address.
         (
             &["10.1.0.5/24", "10.2.0.5/24"],
             &[
@@ -253,21 +332,21 @@ fn a_guest_has_the_ways_out_that_its_namespace_has() {
             Some("10.1.0.1"),
             &["10.5.0.0/16 via 10.2.0.9"],
         ),
-        // The gateway is on the link by a further address, of which `ip=` knows nothing.
+        // The gateway is in the subnet of an additional address, which `ip=` does not contain.
         (
             &["10.1.0.5/24", "10.2.0.5/24"],
             &["10.1.0.0/24", "10.2.0.0/24", "0.0.0.0/0 via 10.2.0.1"],
             Some("10.2.0.1"),
             &["0.0.0.0/0 via 10.2.0.1"],
         ),
-        // A /31 has its other end on the link.
+        // The peer address of a /31 is on the link.
         (
             &["10.1.0.4/31"],
             &["10.1.0.4/31", "0.0.0.0/0 via 10.1.0.5"],
             Some("10.1.0.5"),
             &[],
         ),
-        // Said twice, made once.
+        // A duplicate route is added once.
         (
             &["10.1.0.5/24"],
             &[
@@ -292,7 +371,7 @@ fn a_guest_has_the_ways_out_that_its_namespace_has() {
     }
 }
 
-/// Every next hop is on the link before it is used, as the kernel demands.
+/// Whether every next hop is on the link before it is used, as the kernel requires.
 fn can_be_made(addresses: &[ipnetwork::Ipv4Network], routes: &[Route]) -> bool {
     let mut on_link: Vec<_> = addresses
         .iter()
@@ -320,11 +399,11 @@ fn what_the_plugins_made_goes_before_what_their_result_tells() {
     let found = connection(&result, &attachment(), &eth, Some(&made)).unwrap();
     assert_eq!(found.gateway, Some([169, 254, 1, 1].into()));
     assert_eq!((found.routes, found.warnings), (made, vec![]));
-    // With nothing at all the guest is alone, and that is said.
+    // Without any route the guest cannot reach another host, and a warning reports this.
     let found = connection(&result, &attachment(), &eth, Some(&[])).unwrap();
     assert_eq!(found.gateway, None);
     assert!(
-        found.warnings[0].contains("reaches nobody"),
+        found.warnings[0].contains("cannot reach any other address"),
         "{:?}",
         found.warnings
     );
@@ -360,7 +439,7 @@ fn what_does_not_reach_the_guest_is_named() {
         "the DNS option ndots:5",
     ];
     let wanted = wanted
-        .map(|what| format!("the CNI network gives {what}, which is not passed on to the guest"));
+        .map(|what| format!("the CNI network provides {what}, which is not passed to the guest"));
     assert_eq!(found.warnings, wanted);
 }
 
@@ -368,13 +447,13 @@ fn what_does_not_reach_the_guest_is_named() {
 fn the_hosts_end_is_what_was_made_for_the_guest_and_no_helper_of_a_later_plugin() {
     let eth0 = format!(r#"{{"name": "eth0", "sandbox": "{NETNS}"}}"#);
     for (before, after, wanted) in [
-        // bridge, and with bandwidth.
+        // bridge, without and with bandwidth.
         (vec!["cni0", "veth1"], vec![], Some("veth1")),
         (vec!["cni0", "veth1"], vec!["bwp1"], Some("veth1")),
         (vec!["cni0", "veth1"], vec!["bwp1", "other"], Some("veth1")),
         // ptp.
         (vec!["veth1"], vec!["bwp1"], Some("veth1")),
-        // The host's end after ours.
+        // The host's end follows the interface inside.
         (vec![], vec!["lxc1"], Some("lxc1")),
         (vec![], vec!["lxc1", "bwp1"], Some("lxc1")),
         // macvlan.
@@ -390,7 +469,7 @@ fn the_hosts_end_is_what_was_made_for_the_guest_and_no_helper_of_a_later_plugin(
         let found = connected(&result(Version::V1_0_0, &text));
         assert_eq!(found.host_link.as_deref(), wanted, "{text}");
     }
-    // Calico tells of its own end alone.
+    // Calico lists only its end on the host.
     let text = r#"{"interfaces": [{"name": "cali1"}], "ips": [{"address": "10.22.0.5/32"}]}"#;
     let found = connected(&result(Version::V1_0_0, text));
     assert_eq!(found.host_link.as_deref(), Some("cali1"));
@@ -414,18 +493,21 @@ fn a_result_that_the_interface_does_not_bear_out_is_described() {
         ..eth()
     };
     for (eth, words) in [
-        (None, "tells of eth0, and there is none"),
+        (None, "lists eth0, which does not exist"),
         (
             Some(other_mac),
-            "the MAC 02:00:00:00:00:0e, and it has 02:00:00:00:00:0f",
+            "the MAC 02:00:00:00:00:0e to eth0, which has 02:00:00:00:00:0f",
         ),
-        (Some(other_address), "10.22.0.5/16, and it has 10.22.0.6/16"),
-        (Some(no_address), "10.22.0.5/16, and it has none"),
+        (
+            Some(other_address),
+            "10.22.0.5/16 to eth0, which has 10.22.0.6/16",
+        ),
+        (Some(no_address), "10.22.0.5/16 to eth0, which has none"),
     ] {
         let why = of(eth).expect(words);
         assert!(why.contains(words), "{why}");
     }
-    // One more than the result tells of is nobody's harm.
+    // An address that the result does not list is accepted.
     let more = Eth {
         addresses: [
             "10.22.0.5/16".parse().unwrap(),
