@@ -19,6 +19,8 @@ mod daemons;
 mod flood;
 #[path = "packets/foreign_chains.rs"]
 mod foreign_chains;
+#[path = "packets/forward_policy.rs"]
+mod forward_policy;
 #[path = "packets/full_disk.rs"]
 mod full_disk;
 #[path = "packets/host.rs"]

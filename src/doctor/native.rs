@@ -69,7 +69,12 @@ fn judge(found: &Found, asked: &[Guarded]) -> Check {
         );
     }
     let mut by_chain: BTreeMap<&BaseChain, Vec<&Guarded>> = BTreeMap::new();
-    for dropped in &found.dropped {
+    // The check of CNI networks covers iptables' own chain.
+    let foreign = found
+        .dropped
+        .iter()
+        .filter(|dropped| !dropped.by.is_own_forward());
+    for dropped in foreign {
         let of = by_chain.entry(&dropped.by).or_default();
         if !of.contains(&&dropped.of) {
             of.push(&dropped.of);

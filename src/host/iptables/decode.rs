@@ -163,26 +163,33 @@ fn mac(draft: &mut Match, info: &[u8]) -> Decoded {
     once(&mut draft.mac_source, test(address, inverted.into()))
 }
 
+/// The states (`XT_CONNTRACK_STATE_*`) that `-m conntrack --ctstate` of revision 3 matches; `None`: it asks for something else, too.
+pub fn conntrack_states(info: &[u8]) -> Option<u32> {
+    let [asked, inverted, mask, _] = conntrack_masks(info).ok()?;
+    (asked & !STATE_ALIAS == STATE && inverted == 0).then_some(u32::from(mask))
+}
+
+/// `XT_CONNTRACK_STATE`, and the flag of a rule that was written as `-m state`, which says nothing about the packet.
+const STATE: u16 = 1;
+const STATE_ALIAS: u16 = 1 << 13;
+
 /// `struct xt_conntrack_mtinfo3`: ten `nf_inet_addr` of 16 bytes, expiry (2 x u32), l4proto and four ports (5 x u16),
 /// then match_flags, invert_flags, state_mask and status_mask (4 x u16).
-fn conntrack(draft: &mut Match, info: &[u8]) -> Decoded {
+fn conntrack_masks(info: &[u8]) -> Result<[u16; 4], Unknown> {
     const FLAGS: usize = 8 * 16 + 2 * 4 + 5 * 2;
-    const STATE: u16 = 1;
-    // Written as `-m state`: says nothing about the packet.
-    const STATE_ALIAS: u16 = 1 << 13;
+    let field = |index: usize| array(info, FLAGS + 2 * index).map(u16::from_ne_bytes);
+    Ok([field(0)?, field(1)?, field(2)?, field(3)?])
+}
+
+fn conntrack(draft: &mut Match, info: &[u8]) -> Decoded {
     const STATUS: u16 = 1 << 6;
     /// `IPS_CONFIRMED`.
     const CONFIRMED: u16 = 1 << 3;
-    let field = |index: usize| array(info, FLAGS + 2 * index).map(u16::from_ne_bytes);
-    let (asked, inverted, mask) = (field(0)?, field(1)?, field(2)?);
-    if (asked, inverted, mask, field(3)?) == (STATUS, STATUS, 0, CONFIRMED) && !draft.unconfirmed {
+    if conntrack_masks(info)? == [STATUS, STATUS, 0, CONFIRMED] && !draft.unconfirmed {
         draft.unconfirmed = true;
         return Ok(());
     }
-    match asked & !STATE_ALIAS == STATE && inverted == 0 {
-        true => ct_state(draft, u32::from(mask)),
-        false => Err(Unknown),
-    }
+    ct_state(draft, conntrack_states(info).ok_or(Unknown)?)
 }
 
 /// `XT_CONNTRACK_STATE_*`; nf_tables' `ct state` has the same lower four bits.

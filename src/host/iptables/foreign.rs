@@ -36,6 +36,8 @@ pub struct Probe {
     pub dst: Ipv4Addr,
     /// An answer in a connection that is known, and not its first packet.
     pub answers: bool,
+    /// A CNI plugin connects the VM: no jump of ours accepts the packet in iptables' own chain.
+    pub of_plugin: bool,
 }
 
 /// A link, as rules name it.
@@ -56,6 +58,22 @@ pub struct BaseChain {
     pub table: String,
     /// The chain.
     pub chain: String,
+}
+
+impl BaseChain {
+    /// The chain FORWARD of `filter` that iptables-nft writes to.
+    pub(super) fn own_forward() -> Self {
+        Self {
+            family: "ip".to_owned(),
+            table: "filter".to_owned(),
+            chain: "FORWARD".to_owned(),
+        }
+    }
+
+    /// Whether this is the chain FORWARD of iptables-nft.
+    pub fn is_own_forward(&self) -> bool {
+        *self == Self::own_forward()
+    }
 }
 
 impl std::fmt::Display for BaseChain {
@@ -97,6 +115,9 @@ impl ForwardChains {
                     }
                 }
             }
+            if flavour == Flavour::Nft {
+                ask_own(netfilter, probes, &mut verdicts.drops)?;
+            }
             Ok(verdicts)
         })?;
         Ok(found)
@@ -130,6 +151,32 @@ impl ForwardChains {
         *known = Some((tables, chains.clone()));
         Ok(chains)
     }
+}
+
+/// Packets of VMs that a CNI plugin connects, in iptables' own chain when its policy is DROP, as docker and ufw set it.
+fn ask_own(
+    netfilter: &mut Netfilter,
+    probes: &[Probe],
+    drops: &mut [Vec<BaseChain>],
+) -> Result<(), Error> {
+    if !probes.iter().any(|probe| probe.of_plugin) {
+        return Ok(());
+    }
+    let base = BaseChain::own_forward();
+    let mut walk = Walk::new(netfilter, &base);
+    if !walk.drops_by_policy()? {
+        return Ok(());
+    }
+    let of_plugin = probes
+        .iter()
+        .zip(drops)
+        .filter(|(probe, _)| probe.of_plugin);
+    for (probe, drops) in of_plugin {
+        if walk.fate(probe)? == Fate::Dropped {
+            drops.push(base.clone());
+        }
+    }
+    Ok(())
 }
 
 /// The tables with chains that an IPv4 packet may traverse: the chains of a dormant table are at no hook. The number of chains in `nat` of

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use super::decode;
 use super::foreign::Probe;
 use super::netlink::{attr, be32, text};
 
@@ -107,18 +108,26 @@ impl Set {
 /// A rule at work.
 pub(super) struct Machine<'p> {
     probe: &'p Probe,
+    /// The VM's address stands for any of its network: plugins write a rule for each address.
+    any_address: bool,
     /// By the number of its first four bytes; none: not known.
     registers: HashMap<u32, Option<Vec<u8>>>,
 }
+
+/// Where the IPv4 header has the addresses.
+const SRC: std::ops::Range<usize> = 12..16;
+const DST: std::ops::Range<usize> = 16..20;
 
 /// Ports of the packet: any of TCP.
 const FROM_PORT: u16 = 40_000;
 const TO_PORT: u16 = 443;
 
 impl<'p> Machine<'p> {
-    pub(super) fn new(probe: &'p Probe) -> Self {
+    /// `own`: the rule is one of iptables' own chain.
+    pub(super) fn new(probe: &'p Probe, own: bool) -> Self {
         Self {
             probe,
+            any_address: own && probe.of_plugin,
             registers: HashMap::new(),
         }
     }
@@ -166,13 +175,31 @@ impl<'p> Machine<'p> {
                 Some("REJECT") => Step::End(Verdict::Drop),
                 Some(_) | None => Step::Next,
             },
-            "match" if attr(data, 1).map(text).as_deref() == Some("comment") => Step::Next,
+            "match" => self.extension(data),
             "queue" => Step::End(Verdict::Accept),
             _ => {
                 self.registers.clear();
                 Step::Unsure
             }
         }
+    }
+
+    /// An extension of iptables: `NFTA_MATCH_NAME`, `_REV` and `_INFO`.
+    fn extension(&mut self, data: &[u8]) -> Step {
+        let name = attr(data, 1).map(text);
+        match (name.as_deref(), number(data, 2)) {
+            (Some("comment"), _) => Step::Next,
+            (Some("conntrack"), Some(3)) => {
+                let states = attr(data, 3).and_then(decode::conntrack_states);
+                matched(states.map(|states| states & self.state() != 0))
+            }
+            _ => Step::Unsure,
+        }
+    }
+
+    /// A state is a bit: established 2, new 8 (`NF_CT_STATE_BIT`, `XT_CONNTRACK_STATE_BIT`).
+    fn state(&self) -> u32 {
+        if self.probe.answers { 2 } else { 8 }
     }
 
     fn load(&mut self, data: &[u8], kind: u16, loaded: Option<Vec<u8>>) -> Step {
@@ -214,12 +241,12 @@ impl<'p> Machine<'p> {
         })
     }
 
-    /// `enum nft_ct_keys`. A state is a bit: established 2, new 8 (`NF_CT_STATE_BIT`).
+    /// `enum nft_ct_keys`.
     fn conntrack(&self, key: u32) -> Option<Vec<u8>> {
         let answers = self.probe.answers;
         let number = |number: u32| Some(number.to_ne_bytes().to_vec());
         match key {
-            0 => number(if answers { 2 } else { 8 }),
+            0 => number(self.state()),
             1 => Some(vec![u8::from(answers)]),
             // Seen both ways, confirmed, with another source; no other destination.
             2 => number(if answers { 0x1e } else { 0 }),
@@ -236,6 +263,12 @@ impl<'p> Machine<'p> {
             _ => return None,
         };
         let (offset, length) = (number(data, 3)? as usize, number(data, 4)? as usize);
+        if self.any_address && number(data, 2) == Some(1) {
+            let of_vm = if self.probe.answers { DST } else { SRC };
+            if offset < of_vm.end && of_vm.start < offset.saturating_add(length) {
+                return None;
+            }
+        }
         Some(header.get(offset..offset.checked_add(length)?)?.to_vec())
     }
 
@@ -245,8 +278,8 @@ impl<'p> Machine<'p> {
         header[3] = 40;
         header[8] = 63;
         header[9] = libc::IPPROTO_TCP as u8;
-        header[12..16].copy_from_slice(&self.probe.src.octets());
-        header[16..20].copy_from_slice(&self.probe.dst.octets());
+        header[SRC].copy_from_slice(&self.probe.src.octets());
+        header[DST].copy_from_slice(&self.probe.dst.octets());
         header
     }
 

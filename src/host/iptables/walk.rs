@@ -66,15 +66,27 @@ impl<'n> Walk<'n> {
         }
     }
 
-    /// What becomes of a packet that comes to the base chain.
-    pub(super) fn fate(&mut self, probe: &Probe) -> Result<Fate, Error> {
+    /// Whether the base chain drops what no rule accepts.
+    pub(super) fn drops_by_policy(&mut self) -> Result<bool, Error> {
+        Ok(self.policy()? == Some(Some(0)))
+    }
+
+    /// The policy (`NF_DROP` is 0) of the base chain, if it states one; `None`: the chain does not exist.
+    fn policy(&mut self) -> Result<Option<Option<u32>>, Error> {
         let query = Message::new(GETCHAIN, 0, self.family)
             .text(1, &self.base.table)
             .text(3, &self.base.chain);
-        let policy = match self.netfilter.get(query) {
-            Ok(chain) => attr(&chain, 5).and_then(be32),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Fate::Passes),
-            Err(error) => return Err(Error::io("read", self.base.to_string(), error)),
+        match self.netfilter.get(query) {
+            Ok(chain) => Ok(Some(attr(&chain, 5).and_then(be32))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("read", self.base.to_string(), error)),
+        }
+    }
+
+    /// What becomes of a packet that comes to the base chain.
+    pub(super) fn fate(&mut self, probe: &Probe) -> Result<Fate, Error> {
+        let Some(policy) = self.policy()? else {
+            return Ok(Fate::Passes);
         };
         let chain = self.base.chain.clone();
         Ok(match self.chain(&chain, probe, 0)? {
@@ -116,7 +128,7 @@ impl<'n> Walk<'n> {
 
     /// What a rule does, and whether it is sure that it matches.
     fn rule(&mut self, rule: &[u8], probe: &Probe) -> Result<(bool, Verdict), Error> {
-        let mut machine = Machine::new(probe);
+        let mut machine = Machine::new(probe, self.base.is_own_forward());
         let mut sure = true;
         let expressions = attrs(attr(rule, 4).unwrap_or(&[]));
         for (_, expression) in expressions {

@@ -102,12 +102,14 @@ pub async fn look(
             continue;
         };
         let src = of.range.nth(2).unwrap_or(of.range.ip());
+        let of_plugin = of.links == Links::OfPlugin;
         let first = Probe {
             in_if: link.clone(),
             out_if: uplink.clone(),
             src,
             dst: ANYWHERE,
             answers: false,
+            of_plugin,
         };
         let answer = Probe {
             in_if: uplink.clone(),
@@ -115,6 +117,7 @@ pub async fn look(
             src: ANYWHERE,
             dst: src,
             answers: true,
+            of_plugin,
         };
         probes.extend([first, answer]);
         asked.push(of);
@@ -200,11 +203,15 @@ pub(super) fn told(found: &Found) -> Vec<HostDrop> {
             false => "packets from",
             true => "answers to",
         };
+        let remedy = match by.is_own_forward() {
+            false => "`slicectl doctor` names the command that opens it",
+            true => {
+                "no plugin of their CNI network accepts them there; `slicectl doctor` names the remedy"
+            }
+        };
         HostDrop {
             range: of.range,
-            message: format!(
-                "{by}, which is not ours, drops {what} {of}: `slicectl doctor` names the command that opens it"
-            ),
+            message: format!("{by}, which is not ours, drops {what} {of}: {remedy}"),
         }
     };
     found.dropped.iter().map(tell).collect()
