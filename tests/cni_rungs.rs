@@ -17,6 +17,8 @@ mod ground;
 mod keep;
 #[path = "cni_rungs/life.rs"]
 mod life;
+#[path = "cni_rungs/refused.rs"]
+mod refused;
 #[path = "cni_rungs/results.rs"]
 mod results;
 #[path = "cni_rungs/undo.rs"]
