@@ -114,6 +114,8 @@ fn every_verb_answers_as_its_golden_says() {
         ("vm-stop-help", "vm stop --help"),
         ("delete-lease", "delete lease/sandbox-1"),
         ("delete-missing", "delete vm/none-such"),
+        ("delete-force-missing", "delete vm/none-such --force"),
+        ("delete-help", "delete --help"),
         (
             "delete-missing-ignored",
             "delete vm/none-such --ignore-not-found",
@@ -244,6 +246,13 @@ fn standard_input_is_a_manifest_too() {
     golden::compare("apply-owned-by-file", &apply(&one("lab"), ""));
     golden::compare("apply-broken", &apply("config: [", ""));
     golden::compare("apply-wait-timeout", &apply(&one("stuck"), "--wait=1s"));
+    golden::check(
+        &fixture,
+        &[
+            ("delete-stuck", "delete hg stuck --wait=1s"),
+            ("delete-force", "delete hg stuck --force --wait=5s"),
+        ],
+    );
     let big = format!("# {}", "x".repeat(1 << 20));
     golden::compare("apply-too-big", &apply(&big, ""));
     assert_eq!(apply(&one("unread"), "").code, 0);

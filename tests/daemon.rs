@@ -11,6 +11,7 @@
 //! | `difference` | what `diff` says, and what is then done |
 //! | `damage` | a state that is damaged, lost or replaced under VMs that run |
 //! | `dependents` | what depends on a bridge or on the host's switch, after that was broken |
+//! | `forced` | deletions that are forced |
 //! | `foreign_rules` | hosts with tens of thousands of rules of others |
 //! | `disks` | made, kept, refused |
 //! | `origin` | whose a group is: a file's or an apply's |
@@ -63,6 +64,7 @@ mod daemon {
     mod difference;
     mod disks;
     mod drift;
+    mod forced;
     mod foreign_rules;
     mod full_disk;
     mod guests;

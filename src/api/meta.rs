@@ -128,6 +128,10 @@ pub struct Meta {
     pub created_at: Timestamp,
     /// Set once, never unset: the object goes when nothing holds it any more.
     pub deleting: bool,
+    /// The deletion is forced (`slicectl delete --force`): guests are not asked to power down, and a CNI
+    /// attachment is given up after the first DEL that fails. Set with `deleting` or later, and never unset.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
 }
 
 impl Meta {
@@ -139,6 +143,7 @@ impl Meta {
             generation: 1,
             created_at,
             deleting: false,
+            forced: false,
         }
     }
 }

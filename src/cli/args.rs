@@ -199,8 +199,12 @@ pub struct DescribeArgs {
 A VM that is deleted while its group still counts it comes again, with a new uid, the same name and the same address. One that was
 made on demand is gone, as with `vm delete`. A group takes all of its VMs along.
 
+With --force, a guest loses what it has not written to its disk yet. A deletion that is under way is forced by the same command with
+--force. What a CNI plugin has not released is recorded: an event `DetachFailed` and `doctor` report it, `gc` and each resync retry it.
+
 Examples:
   slicectl delete hostgroup/sandbox --wait
+  slicectl delete hostgroup/sandbox --force --wait
   slicectl delete vm sandbox-1
   slicectl delete -f sandbox.yaml")]
 pub struct DeleteArgs {
@@ -217,6 +221,9 @@ pub struct DeleteArgs {
     /// What is not there is no error
     #[arg(long)]
     pub ignore_not_found: bool,
+    /// Kill VMMs at once, without asking guests to power down, and give up a CNI attachment after the first DEL that fails
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// What `wait` waits for.

@@ -6,7 +6,7 @@ use super::failure::Failure;
 use super::target::{self, Target};
 use super::{manifests, print, wait};
 use crate::api::view::{Kind, Object};
-use crate::wire::Client;
+use crate::wire::{Client, Deletion};
 
 /// `delete KIND/NAME | -f FILE`. Goes on after a failure, and fails at the end.
 pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
@@ -14,18 +14,22 @@ pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
         true => target::targets(&args.targets)?,
         false => named(client, &args).await?,
     };
+    let (how, deleted) = match args.force {
+        true => (Deletion::Forced, "force deleted"),
+        false => (Deletion::Graceful, "deleted"),
+    };
     let mut problems = Vec::new();
     let mut going = Vec::new();
     for target in targets {
         let along = made_on_demand(client, &target).await;
-        match client.delete(target.kind, &target.name).await {
+        match client.delete(target.kind, &target.name, how).await {
             Ok(()) => {
                 let along = match along {
                     0 => String::new(),
                     1 => ", and the VM made on demand in it".to_owned(),
                     vms => format!(", and the {vms} VMs made on demand in it"),
                 };
-                print::out(&format!("{target} deleted{along}\n"))?;
+                print::out(&format!("{target} {deleted}{along}\n"))?;
                 going.push(target);
             }
             Err(error) if error.is_not_found() && args.ignore_not_found => {}

@@ -13,6 +13,7 @@ use super::args::{Goal, WaitArgs};
 use super::failure::Failure;
 use super::target::{self, Target};
 use super::{print, rows};
+use crate::api::condition::Reason;
 use crate::api::meta::Uid;
 use crate::api::view::{Change, ConditionView, Kind, Object, VmView, VmmState};
 use crate::wire::Client;
@@ -74,6 +75,9 @@ pub async fn until(
         }
     }
 }
+
+/// The action that runs DEL, in a condition.
+const DETACH: &str = "detach from CNI network";
 
 struct Watch<'a> {
     target: &'a Target,
@@ -215,7 +219,7 @@ impl<'a> Watch<'a> {
                 let mut causes = vec![format!(
                     "timed out after {limit}: {target} is still there, {held}"
                 )];
-                causes.extend(holders(client, &object).await);
+                causes.extend(holders(client, target, &object).await);
                 causes
             }
             (false, Goal::Ready | Goal::Stopped | Goal::Paused) => {
@@ -258,11 +262,11 @@ fn held(object: &Object) -> String {
 
 /// What holds an object beside its own finalizers. Of a group: each of its VMs that goes, with the stages that it has acquired and what
 /// the highest of these waits for; of a VM the latter.
-async fn holders(client: &Client, object: &Object) -> Vec<String> {
+async fn holders(client: &Client, target: &Target, object: &Object) -> Vec<String> {
     let group = match object {
         Object::Vm(vm) if vm.metadata.deleting => {
             let name = &vm.metadata.name;
-            let why = waits_for(vm).map(|it| format!("vm/{name}: {}", condition(it)));
+            let why = why_held(vm, target).map(|why| format!("vm/{name}: {why}"));
             return why.into_iter().collect();
         }
         Object::Vm(_) | Object::Lease(_) => return Vec::new(),
@@ -275,12 +279,27 @@ async fn holders(client: &Client, object: &Object) -> Vec<String> {
     let holder = |object: &Object| match object {
         Object::Vm(vm) if vm.metadata.group.as_ref() == Some(group) && vm.metadata.deleting => {
             let stages = vm.metadata.finalizers.join(", ");
-            let why = waits_for(vm).map_or_else(String::new, |it| format!(": {}", condition(it)));
+            let why = why_held(vm, target).map_or_else(String::new, |why| format!(": {why}"));
             Some(format!("vm/{} is held by {stages}{why}", vm.metadata.name))
         }
         Object::Vm(_) | Object::HostGroup(_) | Object::Lease(_) => None,
     };
     vms.iter().filter_map(holder).collect()
+}
+
+/// What the deletion of a VM waits for; with the command for it, if a forced deletion of the target does not wait.
+fn why_held(vm: &VmView, target: &Target) -> Option<String> {
+    let found = waits_for(vm)?;
+    let is_forceable = match found.reason {
+        Reason::Stopping => true,
+        Reason::ActionFailed => found.message.starts_with(DETACH),
+        _ => false,
+    };
+    let why = condition(found);
+    Some(match is_forceable {
+        true => format!("{why}; `slicectl delete {target} --force` does not wait for this"),
+        false => why,
+    })
 }
 
 /// The condition of the highest stage that a VM has acquired, which is released first.

@@ -204,6 +204,11 @@ impl Error {
         matches!(self, Self::Plugin(_) | Self::Garbage { .. })
     }
 
+    /// Whether the plugin of this name exceeded its deadline.
+    pub(super) fn is_deadline_of(&self, name: &str) -> bool {
+        matches!(self, Self::Deadline { plugin, .. } if plugin == name)
+    }
+
     /// The code of a plugin that gave one.
     pub fn code(&self) -> Option<u64> {
         match self {

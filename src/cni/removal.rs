@@ -39,11 +39,13 @@ impl Runtime {
 
     /// Calls DEL of every plugin, even if others fail, and then treats the attachment as deleted. Returns the errors. A record is kept that
     /// contains only the plugins that failed ([`abandoned`](Self::abandoned)): what the others have released may belong to another
-    /// container when these plugins are called again.
+    /// container when these plugins are called again. A plugin that has exceeded its deadline a moment ago with the error `hung` has
+    /// failed, and is not called.
     pub async fn abandon(
         &self,
         network: &Network,
         attachment: &Attachment,
+        mut hung: Option<Error>,
     ) -> Result<Vec<Error>, Error> {
         attachment.check()?;
         let _turn = self.turns.container(&attachment.container_id).await;
@@ -51,7 +53,11 @@ impl Runtime {
         let mut errors = Vec::new();
         let mut failed = Vec::new();
         for (at, plugin) in recalled.network.plugins.iter().enumerate().rev() {
-            if let Err(error) = self.del_one(&recalled, plugin).await {
+            let released = match hung.take_if(|error| error.is_deadline_of(&plugin.name)) {
+                Some(error) => Err(error),
+                None => self.del_one(&recalled, plugin).await,
+            };
+            if let Err(error) = released {
                 errors.push(error);
                 failed.push(at);
             }

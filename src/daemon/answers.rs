@@ -14,7 +14,8 @@ use futures::stream::BoxStream;
 
 pub(super) use self::failure::Failure;
 use self::sources::{off_thread, parse_all, shortened};
-use super::drafts::{delete_group, store_draft};
+use super::deletion;
+use super::drafts::store_draft;
 use super::intake_loop::IntakeLoop;
 use super::objects::{self, objects};
 use super::{console, metrics, orders, power, reach, restrictions, streams};
@@ -41,10 +42,9 @@ use crate::reconcile::engine::Engine;
 use crate::reconcile::explain::{self, Way};
 use crate::reconcile::fold::House;
 use crate::reconcile::ground;
-use crate::reconcile::group::{self, Removed};
 use crate::reconcile::vmm;
 use crate::store::{self, Txn};
-use crate::wire::{Backend, Effect, Refusal, Span, packet};
+use crate::wire::{Backend, Deletion, Effect, Refusal, Span, packet};
 
 /// One for all connections.
 pub struct Answers {
@@ -204,43 +204,25 @@ impl Backend for Answers {
         Ok(streams::watch(self, changes, kind, name).await)
     }
 
-    async fn delete(&self, kind: Kind, name: Name) -> Result<(), Refusal> {
+    async fn delete(&self, kind: Kind, name: Name, how: Deletion) -> Result<(), Refusal> {
         let reference = format!("{kind}/{name}");
-        let deleted = self.engine.store.write(|txn| match kind {
-            Kind::HostGroup => {
-                if let Some(group) = txn.world().group(&name)
-                    && let Origin::File(path) = &group.origin
-                    // One whose file is not there could be removed nowhere.
-                    && !group.adopted
-                    && !self.intake.is_without_file(group)
-                {
-                    let why = format!("{reference} belongs to {}: remove it there", path.display());
-                    return Err(Failure::Refused(Refusal::Conflict(vec![why])));
-                }
-                Ok(delete_group(txn, &name)?)
-            }
-            Kind::Vm if txn.world().order(&name).is_some() => {
-                Ok(group::remove(txn, &name)? == Removed::Going)
-            }
-            Kind::Vm => match txn.world().vm_named(&name).cloned() {
-                None => Ok(false),
-                Some(mut vm) => {
-                    vm.meta.deleting = true;
-                    let uid = vm.meta.uid;
-                    txn.put_vm(vm)?;
-                    txn.remove_if_free(uid)?;
-                    Ok(true)
-                }
-            },
-            Kind::Lease => {
-                let why = format!("{reference} goes with its VM: delete vm/{name}");
-                Err(Failure::Refused(Refusal::Conflict(vec![why])))
-            }
-        });
-        match deleted.await? {
-            true => Ok(()),
-            false => Err(Refusal::NotFound(reference)),
+        let store = &self.engine.store;
+        let deleted = store.write(|txn| deletion::delete(txn, &self.intake, (kind, &name), how));
+        if !deleted.await? {
+            return Err(Refusal::NotFound(reference));
         }
+        if how == Deletion::Forced {
+            let events = store.events();
+            let by = "by slicectl delete --force";
+            events.note(
+                clock::now(),
+                EventType::Normal,
+                &reference,
+                "ForceDeleted",
+                by,
+            );
+        }
+        Ok(())
     }
 
     async fn add_vm(&self, group: Name, wanted: NewVm) -> Result<NewVmResult, Refusal> {

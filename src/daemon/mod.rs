@@ -5,6 +5,7 @@ mod answers;
 mod budget;
 mod conflists;
 mod console;
+mod deletion;
 mod difference;
 mod drafts;
 mod folders;

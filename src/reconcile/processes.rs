@@ -314,6 +314,7 @@ impl Processes {
             disks: Vec::new(),
             confined: None,
             grace: Default::default(),
+            forced: false,
             left: Default::default(),
             guest: Default::default(),
             judged: Default::default(),

@@ -27,6 +27,15 @@ pub enum Effect {
     DryRun,
 }
 
+/// How an object is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletion {
+    /// Guests are asked to power down, and DEL of CNI plugins is retried.
+    Graceful,
+    /// VMMs are killed at once, and a CNI attachment is given up after the first DEL that fails.
+    Forced,
+}
+
 /// How long a stream runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span {
@@ -94,8 +103,13 @@ pub trait Backend: Send + Sync + 'static {
         name: Option<Name>,
     ) -> impl Future<Output = Result<BoxStream<'static, Change>, Refusal>> + Send;
 
-    /// Marks an object as to be removed. Returns when that is stored, not when it is done.
-    fn delete(&self, kind: Kind, name: Name) -> impl Future<Output = Result<(), Refusal>> + Send;
+    /// Marks an object as to be removed. Returns when that is stored, not when it is done. A deletion that is under way can be forced.
+    fn delete(
+        &self,
+        kind: Kind,
+        name: Name,
+        how: Deletion,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Orders a VM from a group. Asked again by the same name, it is one and the same VM.
     fn add_vm(

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::backend::{Effect, Span};
+use super::backend::{Deletion, Effect, Span};
 use super::packet;
 use super::server::Sources;
 use crate::api::event::Event;
@@ -143,8 +143,9 @@ impl Client {
     }
 
     /// See [`super::Backend::delete`].
-    pub async fn delete(&self, kind: Kind, name: &Name) -> Result<()> {
-        let path = object_path(kind, Some(name));
+    pub async fn delete(&self, kind: Kind, name: &Name, how: Deletion) -> Result<()> {
+        let forced = how == Deletion::Forced;
+        let path = format!("{}?force={forced}", object_path(kind, Some(name)));
         self.ask(Method::DELETE, &path, NOTHING).await.map(drop)
     }
 

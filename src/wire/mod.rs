@@ -10,7 +10,7 @@
 //! | `POST /v1/names`, same body | array of the groups' names |
 //! | `GET /v1/objects/{kind}[/{name}]` | [`List`](crate::api::view::List) |
 //! | `GET /v1/objects/{kind}[/{name}]?follow=true` | lines of [`Change`](crate::api::view::Change) |
-//! | `DELETE /v1/objects/{kind}/{name}` | 204; it goes when nothing holds it any more |
+//! | `DELETE /v1/objects/{kind}/{name}?force=false` | 204; it goes when nothing holds it any more |
 //! | `GET /v1/events?object=vm/x&follow=false` | lines of [`Event`](crate::api::event::Event) |
 //! | `GET /v1/logs/{vm}?follow=false&lines=10` | bytes; without `lines` all that is there |
 //! | `POST /v1/gc?dry_run=false` | array of [`Leftover`](crate::api::view::Leftover) |
@@ -34,7 +34,7 @@ pub mod packet;
 mod problem;
 pub mod server;
 
-pub use backend::{Backend, Effect, Refusal, Span};
+pub use backend::{Backend, Deletion, Effect, Refusal, Span};
 pub use client::Client;
 pub use door::Door;
 pub use listener::{serve, serve_within};

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Room, admit};
-use super::backend::{Backend, Effect, Refusal, Span};
+use super::backend::{Backend, Deletion, Effect, Refusal, Span};
 use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
 use super::packet;
 use super::problem::problem;
@@ -137,8 +137,10 @@ async fn look<B: Backend>(
 async fn delete<B: Backend>(
     State(hall): Hall<B>,
     Asked(Path((kind, name))): Asked<Path<(String, String)>>,
+    Asked(Query(force)): Asked<Query<Force>>,
 ) -> Result<StatusCode, Refused> {
-    hall.backend.delete(read(&kind)?, read(&name)?).await?;
+    let how = force.deletion();
+    hall.backend.delete(read(&kind)?, read(&name)?, how).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -261,6 +263,21 @@ impl Rehearsal {
         match self.dry_run {
             true => Effect::DryRun,
             false => Effect::Commit,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Force {
+    #[serde(default)]
+    force: bool,
+}
+
+impl Force {
+    fn deletion(&self) -> Deletion {
+        match self.force {
+            true => Deletion::Forced,
+            false => Deletion::Graceful,
         }
     }
 }

@@ -178,6 +178,9 @@ fn requests_that_make_no_sense_get_a_status_and_a_problem() {
             422,
         ),
         ("DELETE", "/v1/objects/lease/lab-1", "", 409),
+        ("DELETE", "/v1/objects/lease/lab-1?force=true", "", 409),
+        ("DELETE", "/v1/objects/vm/none-such?force=true", "", 404),
+        ("DELETE", "/v1/objects/vm/none-such?force=now", "", 400),
         ("POST", "/v1/groups/sandbox/vms", "{\"cpus\":1}", 422),
         ("POST", "/v1/groups/sandbox/vms", "{\"name\":\"A\"}", 422),
         (

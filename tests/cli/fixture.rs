@@ -17,7 +17,7 @@ use slicectl::api::on_demand::NewVm;
 use slicectl::api::policy::Packet;
 use slicectl::api::view::*;
 use slicectl::api::vm::{Hypervisor, Power, PowerVerb};
-use slicectl::wire::{self, Backend, Door, Effect, Refusal, Span, packet};
+use slicectl::wire::{self, Backend, Deletion, Door, Effect, Refusal, Span, packet};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -281,7 +281,7 @@ impl Backend for World {
         Ok(start.chain(later).boxed())
     }
 
-    async fn delete(&self, kind: Kind, name: Name) -> Result<(), Refusal> {
+    async fn delete(&self, kind: Kind, name: Name, how: Deletion) -> Result<(), Refusal> {
         let mut object = self.find(kind, &name)?;
         match &mut object {
             Object::HostGroup(group) => group.metadata.deleting = true,
@@ -295,7 +295,7 @@ impl Backend for World {
         let world = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            if !name.as_str().starts_with("stuck") {
+            if how == Deletion::Forced || !name.as_str().starts_with("stuck") {
                 world.remove(kind, &name);
             }
         });
@@ -354,7 +354,7 @@ impl Backend for World {
                 let why = format!("vm/{vm} is one of those that its group counts");
                 Err(Refusal::Conflict(vec![why]))
             }
-            _ => self.delete(Kind::Vm, vm).await,
+            _ => self.delete(Kind::Vm, vm, Deletion::Graceful).await,
         }
     }
 

@@ -433,7 +433,11 @@ async fn what_is_abandoned_is_kept_for_the_plugins_that_failed_and_blocks_no_add
         for plugin in &failing {
             stage.fail(plugin, "DEL", 999);
         }
-        let errors = stage.runtime.abandon(&network, &blue()).await.unwrap();
+        let errors = stage
+            .runtime
+            .abandon(&network, &blue(), None)
+            .await
+            .unwrap();
         assert_eq!(errors.len(), failing.len());
         assert_eq!(stage.order(), ["DEL three", "DEL two", "DEL one"]);
         assert!(stage.records().is_empty());

@@ -52,6 +52,7 @@ impl Ground {
             label: instance().vm_label(&"web-1".parse().unwrap(), uid),
             run_dir: "/run/slice".into(),
             network: Some(NETWORK.to_owned()),
+            forced: false,
             want: Some(Want {
                 tap_owner: TapOwner::default(),
                 record: "{}".to_owned(),

@@ -20,7 +20,7 @@ fn plugin_dirs() -> Vec<PathBuf> {
 }
 
 /// A test with a daemon for each set of plugins.
-fn with_each(test: impl Fn(&mut House, &Plugs, &Path) + Sync) {
+pub fn with_each(test: impl Fn(&mut House, &Plugs, &Path) + Sync) {
     for dir in plugin_dirs() {
         house::empty(|mut house| {
             let plugs = Plugs::lay();
@@ -34,7 +34,7 @@ fn with_each(test: impl Fn(&mut House, &Plugs, &Path) + Sync) {
     }
 }
 
-fn chains() -> [(&'static str, Value); 2] {
+pub fn chains() -> [(&'static str, Value); 2] {
     let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": ipam("10.78.0.0/24")});
     let ptp = json!({"type": "ptp", "ipMasq": true, "ipam": ipam("10.78.0.0/24")});
     [bridge, ptp].map(|main| {

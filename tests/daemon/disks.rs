@@ -85,6 +85,8 @@ fn a_persistent_disk_outlives_replacement_deletion_and_a_killed_daemon() {
         );
         house.apply(&text);
         assert!(kept(), "taken over by the next of that name");
+        house.ctl("delete hostgroup/web --force --wait");
+        assert!(kept(), "a forced deletion keeps it, too");
     });
 }
 

@@ -18,6 +18,8 @@ struct State {
     /// Groups that are not being deleted, with their count, policy and orders.
     groups: BTreeMap<String, (u32, String, Vec<String>)>,
     vms: Vec<String>,
+    /// VMs whose deletion is forced.
+    forced: Vec<String>,
     leases: BTreeMap<String, String>,
 }
 
@@ -37,6 +39,10 @@ impl State {
                     })
                     .collect(),
                 vms: world.vms().map(|vm| vm.meta.name.to_string()).collect(),
+                forced: {
+                    let forced = world.vms().filter(|vm| vm.meta.deleting && vm.meta.forced);
+                    forced.map(|vm| vm.meta.name.to_string()).collect()
+                },
                 leases: world
                     .leases()
                     .map(|lease| (lease.name.to_string(), lease.address.ip().to_string()))
@@ -149,6 +155,11 @@ fn what_was_answered_is_there_after_a_power_failure() {
         house.ctl("wait hg/other --for deleted --timeout 60s");
         for state in cut(&house, &disk) {
             assert!(state.leases.keys().all(|name| !name.starts_with("other")));
+        }
+        house.ctl("delete hg/sandbox --force");
+        for state in cut(&house, &disk) {
+            assert!(!state.groups.contains_key("sandbox"));
+            assert_eq!(state.vms, state.forced, "all that is left is forced");
         }
     });
 }

@@ -44,8 +44,8 @@ proptest! {
     }
 
     #[test]
-    fn deletion_leaves_nothing_of_an_attachment_and_all_that_is_a_strangers(world in anyones()) {
-        let nothing = Desired { want: None, ..wanted() };
+    fn deletion_leaves_nothing_of_an_attachment_and_all_that_is_a_strangers(world in anyones(), forced in any::<bool>()) {
+        let nothing = Desired { want: None, forced, ..wanted() };
         model::deletion::<CniModel>(&nothing, world)?;
     }
 
@@ -119,7 +119,11 @@ impl Model for CniModel {
                     assert!(basis.addresses_lost, "rules would be left");
                 }
                 let gives_up = matches!(action, Action::Abandon(_));
-                assert_eq!(gives_up, failed(world) >= 5, "given up when it is time");
+                let tries = match desired.forced && desired.want.is_none() {
+                    true => 1,
+                    false => 5,
+                };
+                assert_eq!(gives_up, failed(world) >= tries, "given up when it is time");
                 world.added = AddedSeen::Absent;
                 world.complaint = None;
             }

@@ -22,6 +22,7 @@ pub fn wanted() -> Desired {
         label: instance.vm_label(&"web-1".parse().unwrap(), uid),
         run_dir: "/run/slice".into(),
         network: Some("net".to_owned()),
+        forced: false,
         want: Some(Want {
             tap_owner: TapOwner {
                 uid: 1000,

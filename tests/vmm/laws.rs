@@ -49,6 +49,16 @@ proptest! {
     }
 
     #[test]
+    fn a_forced_deletion_kills_and_asks_nobody((desired, observed, deaf) in world()) {
+        let forced = Desired { want: None, forced: true, ..desired };
+        let plan = Vmm::plan(&forced, &observed).unwrap();
+        let to_processes: Vec<&Action> = plan.iter().filter(|action| touches(action).is_some()).collect();
+        prop_assert!(to_processes.iter().all(|action| matches!(action, Action::Kill(_))));
+        prop_assert_eq!(to_processes.len(), observed.running.len());
+        prop_assert!(carry_out(&forced, observed, deaf, usize::MAX).running.is_empty());
+    }
+
+    #[test]
     fn nothing_is_started_before_what_must_go_has_gone((desired, observed, _) in world()) {
         let plan = Vmm::plan(&desired, &observed).unwrap();
         let launch = plan.iter().position(|action| matches!(action, Action::Launch { .. }));
@@ -270,6 +280,7 @@ fn desired(wanted: bool) -> Desired {
         disks: Vec::new(),
         confined: None,
         grace: Default::default(),
+        forced: false,
         left: Default::default(),
         guest: Default::default(),
         judged: Default::default(),

@@ -84,6 +84,7 @@ pub fn some_vm(dir: &Path, want: Option<Launch>) -> Desired {
         disks: Vec::new(),
         confined: None,
         grace: Default::default(),
+        forced: false,
         left: Default::default(),
         guest: Default::default(),
         judged: Default::default(),

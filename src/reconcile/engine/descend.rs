@@ -177,6 +177,7 @@ impl Engine {
             Rung::Vmm => {
                 let desired = vmm::Desired {
                     grace: self.grace(owner::uid_of(label)),
+                    forced: self.is_forced(owner::uid_of(label)),
                     ..self.processes.nothing(label)
                 };
                 let hands = &self.processes.rung;

@@ -103,6 +103,12 @@ impl Engine {
         }
     }
 
+    /// Whether the deletion of a VM is forced.
+    pub(super) fn is_forced(&self, uid: Uid) -> bool {
+        self.store
+            .read(|world| world.vm(uid).is_some_and(|vm| vm.meta.forced))
+    }
+
     /// How long the guest of a VM that goes is waited for.
     pub(super) fn grace(&self, uid: Uid) -> Grace {
         let life = self

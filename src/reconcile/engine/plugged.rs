@@ -52,6 +52,7 @@ impl Engine {
             label: label.clone(),
             run_dir: self.run_dir.0.clone(),
             network: Some(spec.network_name.clone()),
+            forced: false,
             want: Some(Want {
                 tap_owner: self.tap_owner(vm),
                 record,
@@ -195,6 +196,7 @@ impl Engine {
             label: label.clone(),
             run_dir: self.run_dir.0.clone(),
             network: self.network_of(owner::uid_of(label)),
+            forced: self.is_forced(owner::uid_of(label)),
             want: None,
         };
         let hands = Attach::new(self.cni.clone(), Checking::Never);

@@ -237,7 +237,11 @@ fn carry_out(
             })
         }
         Action::Delete { uid } => {
-            edit(txn, *uid, |vm| vm.meta.deleting = true)?;
+            let forced = txn.world().group(group).is_some_and(|it| it.meta.forced);
+            edit(txn, *uid, |vm| {
+                vm.meta.deleting = true;
+                vm.meta.forced |= forced;
+            })?;
             txn.remove_if_free(*uid)
         }
         Action::Release { lease } => txn.remove_lease(lease),

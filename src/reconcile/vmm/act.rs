@@ -135,6 +135,10 @@ async fn kill(
     identity: &Identity,
     is_given: impl Fn(u32) -> bool,
 ) -> Result<(), Error> {
+    // In a forced deletion nothing was noted before. The end of such a VM is not evaluated, so a full disk does not prevent it.
+    if let Err(error) = ending::note_once(desired, identity) {
+        tracing::warn!(pid = identity.pid, %error, "cannot note that a VMM is stopped");
+    }
     let user = user_of(desired, identity, is_given)?;
     if !signal(identity, Stop::Kill, KILL_DEADLINE).await? {
         confine::kill_cgroup(desired);

@@ -208,6 +208,9 @@ pub struct Desired {
     /// How long a guest that was asked to power down is waited for.
     #[serde(default, skip_serializing_if = "Grace::is_default")]
     pub grace: Grace,
+    /// A process that is to stop is killed at once; its guest is not asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
     /// What stays where nothing may run.
     #[serde(default, skip_serializing_if = "Left::is_default")]
     pub left: Left,

@@ -17,7 +17,10 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
         .running
         .iter()
         .filter(|running| kept != Some(running))
-        .flat_map(|running| stop(running, desired.grace))
+        .flat_map(|running| match desired.forced {
+            true => vec![Action::Kill(running.process.clone())],
+            false => stop(running, desired.grace),
+        })
         .collect();
     match (&observed.dir, &desired.want) {
         (RunDir::Foreign, Some(_)) => return Err(foreign(desired)),

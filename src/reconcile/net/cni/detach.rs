@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
 use super::act::{read_intent, write_intent};
-use super::plan::{Basis, TRIES};
+use super::plan::Basis;
 use super::state::{Desired, Intent};
 use super::{Attach, IFNAME, fault, one_line, residue};
 use crate::cni::{Attachment, Error as CniError, Runtime};
@@ -21,6 +21,13 @@ pub(super) async fn detach(attach: &Attach, desired: &Desired, basis: &Basis) ->
     let noted = read_intent(desired).ok();
     if let Err(error) = note_failure(desired, basis) {
         tracing::warn!(%error, "cannot note that a CNI DEL has failed");
+    }
+    if desired.tries() == 1 {
+        // Without a backoff. A plugin that does not end would most likely use up another deadline.
+        let cause = failed.source.into_inner();
+        let cause = cause.and_then(|cause| cause.downcast::<CniError>().ok());
+        let hung = cause.filter(|cause| matches!(**cause, CniError::Deadline { .. }));
+        return give_up(attach, desired, basis, hung.map(|cause| *cause)).await;
     }
     // The failure that requires the DEL is what the user has to fix.
     match noted.and_then(|intent| intent.add_failed) {
@@ -104,19 +111,30 @@ fn note_failure(desired: &Desired, basis: &Basis) -> Result<(), Error> {
     write_intent(desired, &Intent { failed, ..noted })
 }
 
-/// Gives up an attachment whichever plugins fail. What these have not released is recorded for the sweep.
-///
-/// The interface is removed here and not with the namespace, because a VM that is still desired keeps its namespace. The address may be
-/// assigned to another container only if no interface has it any more, and if the firewall rules for it are removed or apply to the next
-/// container as well. So, when the attachment is not desired any more, its reservation stays until the plugins have released it.
+/// Gives up an attachment after DEL has failed [often enough](Desired::tries).
 pub(super) async fn abandon(
     attach: &Attach,
     desired: &Desired,
     basis: &Basis,
 ) -> Result<(), Error> {
+    give_up(attach, desired, basis, None).await
+}
+
+/// Gives up an attachment whichever plugins fail; the one that has `hung` in DEL a moment ago is not called again. What these have not
+/// released is recorded for the sweep.
+///
+/// The interface is removed here and not with the namespace, because a VM that is still desired keeps its namespace. The address may be
+/// assigned to another container only if no interface has it any more, and if the firewall rules for it are removed or apply to the next
+/// container as well. So, when the attachment is not desired any more, its reservation stays until the plugins have released it.
+async fn give_up(
+    attach: &Attach,
+    desired: &Desired,
+    basis: &Basis,
+    hung: Option<CniError>,
+) -> Result<(), Error> {
     let (network, attachment) = (&basis.network, &basis.attachment);
     let failed = |error| fault("give up", &network.name, error);
-    let abandoned = attach.runtime.abandon(network, attachment).await;
+    let abandoned = attach.runtime.abandon(network, attachment, hung).await;
     let errors = abandoned.map_err(failed)?;
     residue::remove(&network.name, attachment).await?;
     if attachment.netns.is_some() {
@@ -132,8 +150,12 @@ pub(super) async fn abandon(
     }
     if !errors.is_empty() {
         let words: Vec<String> = errors.iter().map(one_line).collect();
+        let when = match desired.tries() {
+            1 => "at once, as the forced deletion requires".to_owned(),
+            tries => format!("after {tries} tries"),
+        };
         let message = format!(
-            "CNI network {} could not be detached after {TRIES} tries: {}; its interface is removed; \
+            "CNI network {} could not be detached {when}: {}; its interface is removed; \
              sliced at each resync and slicectl gc run DEL of these plugins again",
             network.name,
             words.join("; ")

@@ -16,9 +16,6 @@ use crate::api::network::TapOwner;
 use crate::cni::{Attachment, Network};
 use crate::owner::{Owned, TAP};
 
-/// A DEL that has failed so often is given up.
-pub(super) const TRIES: u32 = 5;
-
 /// What a DEL goes by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Basis {
@@ -206,7 +203,7 @@ fn undo(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
     let cached = observed.added != AddedSeen::Absent;
     if noted || cached {
         match basis(desired, observed) {
-            Some(basis) => plan.push(match observed.failed() < TRIES {
+            Some(basis) => plan.push(match observed.failed() < desired.tries() {
                 true => Action::Detach(Box::new(basis)),
                 false => Action::Abandon(Box::new(basis)),
             }),

@@ -17,6 +17,9 @@ use crate::api::network::{Connection, Mac, TapOwner};
 use crate::cni::{Attachment, CniResult, Network};
 use crate::owner::{self, Label};
 
+/// After how many failures of DEL an attachment is given up, unless its removal is [forced](Desired::forced).
+const TRIES: u32 = 5;
+
 /// The desired state for one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
@@ -26,6 +29,9 @@ pub struct Desired {
     pub run_dir: PathBuf,
     /// The name of the CNI network. None: it is not known (any more), so no data path can be desired.
     pub network: Option<String>,
+    /// The attachment of a data path that is to be removed is given up after the first DEL that fails.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
     /// The data path. None: it is to be removed.
     pub want: Option<Want>,
 }
@@ -227,6 +233,14 @@ pub struct Tap {
 }
 
 impl Desired {
+    /// After how many failures of DEL the attachment is given up.
+    pub(super) fn tries(&self) -> u32 {
+        match self.forced && self.want.is_none() {
+            true => 1,
+            false => TRIES,
+        }
+    }
+
     /// Where its namespace is mounted.
     pub fn netns(&self) -> PathBuf {
         self.place().netns()

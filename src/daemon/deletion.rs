@@ -1,0 +1,95 @@
+//! Deletion of an object by its name: refused, requested, or forced.
+//! Out of scope: groups whose manifest is gone (`intake_loop`); taking anything down.
+
+use super::answers::Failure;
+use super::drafts::delete_group;
+use super::intake_loop::IntakeLoop;
+use crate::api::host_group::Origin;
+use crate::api::meta::{Name, Uid};
+use crate::api::view::Kind;
+use crate::reconcile::group::{self, Removed};
+use crate::store::{self, Txn};
+use crate::wire::{Deletion, Refusal};
+
+/// Requests the deletion of an object in one transaction, so that a response implies that the request, and that it is forced, are stored.
+/// `false`: there is no such object.
+///
+/// # Errors
+/// A refusal, or the store's.
+pub(super) fn delete(
+    txn: &mut Txn<'_>,
+    intake: &IntakeLoop,
+    (kind, name): (Kind, &Name),
+    how: Deletion,
+) -> Result<bool, Failure> {
+    match kind {
+        Kind::HostGroup => delete_host_group(txn, intake, name, how),
+        Kind::Vm => Ok(delete_vm(txn, name, how)?),
+        Kind::Lease => {
+            let why = format!("{kind}/{name} goes with its VM: delete vm/{name}");
+            Err(Failure::Refused(Refusal::Conflict(vec![why])))
+        }
+    }
+}
+
+fn delete_host_group(
+    txn: &mut Txn<'_>,
+    intake: &IntakeLoop,
+    name: &Name,
+    how: Deletion,
+) -> Result<bool, Failure> {
+    if let Some(group) = txn.world().group(name)
+        && let Origin::File(path) = &group.origin
+        // The deletion of a group whose file was removed can be forced.
+        && !group.meta.deleting
+        // One whose file is not there could be removed nowhere.
+        && !group.adopted
+        && !intake.is_without_file(group)
+    {
+        let why = format!(
+            "hostgroup/{name} belongs to {}: remove it there",
+            path.display()
+        );
+        return Err(Failure::Refused(Refusal::Conflict(vec![why])));
+    }
+    let is_there = delete_group(txn, name)?;
+    if is_there && how == Deletion::Forced {
+        force_group(txn, name)?;
+    }
+    Ok(is_there)
+}
+
+/// Forces the deletion of the group's VMs in the same transaction, because that of some may be under way; and of the group, for a VM that
+/// is adopted later.
+fn force_group(txn: &mut Txn<'_>, name: &Name) -> Result<(), store::Error> {
+    if let Some(mut group) = txn.world().group(name).cloned() {
+        group.meta.forced = true;
+        txn.put_group(group)?;
+    }
+    let vms: Vec<Uid> = txn.world().vms_of(name).map(|vm| vm.meta.uid).collect();
+    vms.into_iter()
+        .try_for_each(|uid| delete_instance(txn, uid, Deletion::Forced))
+}
+
+fn delete_vm(txn: &mut Txn<'_>, name: &Name, how: Deletion) -> Result<bool, store::Error> {
+    let uid = txn.world().vm_named(name).map(|vm| vm.meta.uid);
+    let is_there = match txn.world().order(name).is_some() {
+        true => group::remove(txn, name)? == Removed::Going,
+        false => uid.is_some(),
+    };
+    if let Some(uid) = uid {
+        delete_instance(txn, uid, how)?;
+    }
+    Ok(is_there)
+}
+
+/// A VM that has acquired no stage is removed at once.
+fn delete_instance(txn: &mut Txn<'_>, uid: Uid, how: Deletion) -> Result<(), store::Error> {
+    let Some(mut vm) = txn.world().vm(uid).cloned() else {
+        return Ok(());
+    };
+    vm.meta.deleting = true;
+    vm.meta.forced |= how == Deletion::Forced;
+    txn.put_vm(vm)?;
+    txn.remove_if_free(uid)
+}
