@@ -295,6 +295,17 @@ impl Matrix<'_> {
             let masquerades = run("iptables-save -t nat").matches("-j MASQUERADE").count();
             (masquerades >= self.chains.len()).then_some(())
         });
+        // `firewall` uses firewalld where it runs: at ADD it adds the guest's address to a zone, and a reload removes what is not permanent.
+        let identities = self.identities();
+        self.house.until("all guests are in the zone", || {
+            let sources = run("firewall-cmd --zone=trusted --list-sources");
+            let in_zone = |ip: &str| {
+                sources
+                    .split_whitespace()
+                    .any(|it| it.split('/').next() == Some(ip))
+            };
+            identities.values().all(|vm| in_zone(&vm.ip)).then_some(())
+        });
         if !self.vms().any(is_warned) {
             return;
         }
