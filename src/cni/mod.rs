@@ -52,6 +52,7 @@ pub use invoke::Command;
 pub use network::{Network, Plugin};
 pub use operations::Outcome;
 pub use result::{CniResult, Dns, Interface, Ip, Route};
+pub use turns::RepairTurn;
 pub use version::Version;
 
 /// Where configurations are, unless `SLICE_CNI_CONF_DIR` says otherwise.
@@ -64,7 +65,7 @@ pub const CACHE_DIR: &str = "/var/lib/cni";
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Finds networks and runs their plugins, in the network namespace of the calling process. Cheap to clone; all clones take
-/// turns with each other: one operation at a time per container, GC alone.
+/// turns with each other: one operation at a time per container, GC alone, and as many repairs at a time as there are processors.
 #[derive(Clone, Debug)]
 pub struct Runtime {
     /// The folder of network configurations.
@@ -115,6 +116,16 @@ impl Runtime {
             this.cache_dir = folder.into();
         }
         this
+    }
+
+    /// Waits for a turn to repair an attachment: to detach a guest that runs and to attach it again.
+    ///
+    /// # Why
+    /// From the first DEL to the end of the ADD a guest has no network. Plugins that run at the same time share the processors, so the
+    /// repair of every VM at once, after a flush of all rules, would disconnect each of them for as long as all repairs take. `None`:
+    /// others have not ended in time, and the repair is not to wait for them any longer.
+    pub async fn repair_turn(&self) -> Option<RepairTurn> {
+        self.turns.repair().await
     }
 
     /// Reads the configuration of a network. Of several files with its name the first goes, sorted by file name, lists

@@ -1,23 +1,47 @@
-//! Who may run now: one operation at a time for a container, any number for different containers, and GC alone.
+//! Who may run now: one operation at a time for a container, any number for different containers, GC alone, and a few repairs.
 //! Out of scope: the operations.
 //!
-//! The rule is in the spec's section 3, Lifecycle & Ordering.
+//! The rule is in the spec's section 3, Lifecycle & Ordering. That of repairs is ours.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::clock;
-use tokio::sync::{self, OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
+use tokio::sync::{
+    self, OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, OwnedSemaphorePermit,
+};
 
 /// Between two looks whether nothing runs.
 const STEP: Duration = Duration::from_millis(20);
 
+/// How long a repair waits for others. A plugin may hang for its whole deadline.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// The turns of one runtime.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Turns {
     all: Arc<sync::RwLock<()>>,
     containers: Mutex<HashMap<String, Weak<sync::Mutex<()>>>>,
+    repairs: Arc<sync::Semaphore>,
+}
+
+/// A turn to repair an attachment, until dropped.
+#[derive(Debug)]
+pub struct RepairTurn {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        // One of two may hang.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            all: Arc::default(),
+            containers: Mutex::default(),
+            repairs: Arc::new(sync::Semaphore::new(cores.max(2))),
+        }
+    }
 }
 
 /// A container's turn, until dropped.
@@ -35,6 +59,13 @@ impl Turns {
             _all: all,
             _container: lock.lock_owned().await,
         }
+    }
+
+    /// Waits until fewer repairs than processors are under way. None: they are not done within [`PATIENCE`], and one more has to do.
+    pub(super) async fn repair(&self) -> Option<RepairTurn> {
+        let turn = Arc::clone(&self.repairs).acquire_owned();
+        let turn = tokio::time::timeout(PATIENCE, turn).await.ok()?;
+        turn.ok().map(|permit| RepairTurn { _permit: permit })
     }
 
     /// Waits until nothing runs, and keeps it so. It does not queue: a waiting writer would keep all others from running for as long
@@ -65,5 +96,22 @@ impl Turns {
         let lock = Arc::default();
         containers.insert(id.to_owned(), Arc::downgrade(&lock));
         lock
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_repair_waits_for_others_but_not_for_those_that_hang() {
+        let turns = Turns::default();
+        let mut held = Vec::new();
+        for _ in 0..turns.repairs.available_permits() {
+            held.push(turns.repair().await.expect("a turn"));
+        }
+        assert!(turns.repair().await.is_none());
+        held.pop();
+        assert!(turns.repair().await.is_some());
     }
 }

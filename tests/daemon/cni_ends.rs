@@ -13,7 +13,7 @@ use crate::support::kernel::run;
 use crate::support::plugs::{NETWORK, Plugs, at, guest, inhabited, ipam, left, pod};
 
 /// Debian's plugins, and newer ones where `SLICE_TEST_CNI_PLUGINS` names a folder.
-fn plugin_dirs() -> Vec<PathBuf> {
+pub fn plugin_dirs() -> Vec<PathBuf> {
     let newer = std::env::var_os("SLICE_TEST_CNI_PLUGINS").filter(|dir| !dir.is_empty());
     let debian = PathBuf::from("/usr/lib/cni");
     [debian].into_iter().chain(newer.map(Into::into)).collect()

@@ -7,6 +7,7 @@
 //! - [`house`]: the real `sliced` and `slicectl` in one.
 //! - [`fuse`]: a file system that does not answer.
 //! - [`plugs`]: CNI networks for it; [`managers`]: network managers and firewalls beside it.
+//! - [`pings`]: how long a guest does not answer.
 //! - [`tiny`]: guests for it, by the dozen; [`linux`]: full ones; [`vmm`]: programs that stand for VMMs.
 #![allow(
     dead_code,
@@ -23,6 +24,7 @@ pub mod lab;
 pub mod linux;
 pub mod managers;
 pub mod objects;
+pub mod pings;
 pub mod plugs;
 pub mod power;
 pub mod sniffer;

@@ -97,9 +97,15 @@ impl Plugs {
 
     /// Writes the configuration of [`NETWORK`], as `mv` does.
     pub fn configure(&self, plugins: &Value) {
-        let config = json!({"cniVersion": "1.0.0", "name": NETWORK, "plugins": plugins});
+        self.configure_network(NETWORK, "1.0.0", plugins);
+    }
+
+    /// The same for any network, in a file of that name, and for any version of the specification.
+    pub fn configure_network(&self, name: &str, version: &str, plugins: &Value) {
+        let config = json!({"cniVersion": version, "name": name, "plugins": plugins});
+        let file = format!("conf/10-{name}.conflist");
         fs::write(at("new"), config.to_string()).expect("written");
-        fs::rename(at("new"), at("conf/10-net.conflist")).expect("renamed");
+        fs::rename(at("new"), at(&file)).expect("renamed");
     }
 
     /// The shipped chain: a bridge that masquerades, and `firewall`.
@@ -214,13 +220,14 @@ pub fn records() -> Vec<PathBuf> {
         .collect()
 }
 
-/// The files of `host-local` that stand for an address.
+/// The files of `host-local` that stand for an address, of all networks.
 pub fn reservations() -> Vec<PathBuf> {
     let is_address = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str());
         name.is_some_and(|name| name.parse::<IpAddr>().is_ok())
     };
-    let mut found = files(&at("data").join(NETWORK));
+    let networks = files(&at("data"));
+    let mut found: Vec<PathBuf> = networks.iter().flat_map(|network| files(network)).collect();
     found.retain(is_address);
     found
 }
@@ -236,7 +243,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 /// the tests' networks, namespaces, and VMs' directories. Chains and bridges that all attachments share are nobody's leak.
 pub fn left(run_dir: &Path) -> Vec<String> {
     let said = kernel::run(&format!(
-        "ip -o link show type veth
+        "ip -o link show type veth; ip -o link show type ifb
          iptables-save | grep -E '^-A.*(10\\.7[0-9]\\.|slice-)|^:CNI-[0-9a-f]{{24}}' || true
          find /run/netns {0}/netns {0}/vm -mindepth 1 2>/dev/null | grep -v /canary || true",
         run_dir.display()

@@ -30,7 +30,12 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
             Some(want) => files::write_record(&desired.vm_dir(), &want.record),
             None => Ok(()),
         },
-        Action::Detach(basis) => detach::detach(attach, desired, basis).await,
+        Action::Detach(basis) => {
+            if desired.want.is_some() {
+                attach.await_repair().await;
+            }
+            detach::detach(attach, desired, basis).await
+        }
         Action::Abandon(basis) => detach::abandon(attach, desired, basis).await,
         Action::Forget(network) => attach
             .runtime

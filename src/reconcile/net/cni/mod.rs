@@ -22,12 +22,12 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::{Conflict, Reconcile};
 use super::place::Door;
-use crate::cni::{self, Network, Runtime};
+use crate::cni::{self, Network, RepairTurn, Runtime};
 use crate::host;
 
 pub use announce::announce;
@@ -56,6 +56,8 @@ pub struct Attach {
     check: AtomicBool,
     /// An ADD has succeeded in this run.
     added: AtomicBool,
+    /// The guest is being attached again. The turn ends with this run's Firewall stage, which reconnects the guest.
+    repair: Mutex<Option<RepairTurn>>,
     tell: Option<Tell>,
 }
 
@@ -88,6 +90,7 @@ impl Attach {
             door: Door::default(),
             check: AtomicBool::new(checking == Checking::Once),
             added: AtomicBool::new(false),
+            repair: Mutex::default(),
             tell: None,
         }
     }
@@ -104,6 +107,16 @@ impl Attach {
     /// An ADD has succeeded in this run, so CHECK should be called soon to get the [`Baseline`].
     pub fn has_added(&self) -> bool {
         self.added.load(Ordering::Relaxed)
+    }
+
+    /// Waits until this VM's attachment may be repaired.
+    async fn await_repair(&self) {
+        let held = || self.repair.lock().unwrap_or_else(PoisonError::into_inner);
+        if held().is_some() {
+            return;
+        }
+        let turn = self.runtime.repair_turn().await;
+        *held() = turn;
     }
 
     fn tell(&self, reason: &'static str, message: String) {

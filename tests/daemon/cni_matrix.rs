@@ -1,0 +1,153 @@
+//! Chains of CNI plugins, each with a VM of its own on one daemon, through everything that happens to a host: what the guests notice.
+//! Out of scope: a crash before each action (`tests/cni_rungs/crash.rs`); the stage alone, with more kinds of damage
+//! (`tests/cni_rungs/keep.rs`, `undo.rs`); QEMU (`cni_guest`).
+//!
+//! Each test is an event or several, and ends with the deletion of all groups. After each event the observations are: pid, IP, MAC, the
+//! longest time without an answer to `ping`, and `AddressChanged` events; after the deletion: what is left over. All differences are
+//! collected, and each test prints how many chains and observations there were.
+
+mod chains;
+mod fixture;
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use fixture::{GAP, Identity, cloud_hypervisor, rules, with_each};
+
+use super::guests;
+use crate::support::kernel::run;
+use crate::support::managers::Managers;
+use crate::support::pings::Pings;
+use crate::support::plugs::{at, inhabited, pod};
+
+#[test]
+fn guests_of_every_chain_run_on_through_ten_resyncs() {
+    with_each(
+        |house| house.args = vec!["--resync".into(), "1s".into()],
+        |matrix, ()| {
+            matrix.survives("ten resyncs", |matrix| {
+                matrix.until_checked(10, matrix.checks())
+            })
+        },
+    );
+}
+
+#[test]
+fn guests_of_every_chain_run_on_when_all_rules_are_flushed() {
+    let flushes = [
+        "iptables -F; iptables -t nat -F",
+        // The daemon may have made a rule again between two commands: a chain that is in use is not removed.
+        "iptables -F; iptables -t nat -F; iptables -X || true; iptables -t nat -X || true",
+        "nft flush ruleset",
+    ];
+    with_each(
+        |_| (),
+        |matrix, ()| {
+            for flush in flushes {
+                matrix.survives(flush, |matrix| {
+                    let before = rules();
+                    run(flush);
+                    matrix.until_rules(flush, &before);
+                });
+            }
+        },
+    );
+}
+
+#[test]
+fn guests_of_every_chain_run_on_when_the_daemon_is_killed_and_another_runtime_collects() {
+    with_each(
+        |_| {
+            run("mount -t tmpfs t /var/lib; mkdir /var/lib/cni");
+            std::fs::create_dir_all(at("cache")).expect("a folder");
+            run(&format!(
+                "mount --bind {} /var/lib/cni",
+                at("cache").display()
+            ));
+        },
+        |matrix, ()| {
+            matrix.survives("kill -9 and start", |matrix| {
+                matrix.start_again();
+            });
+            matrix.survives("foreign GC", |matrix| {
+                matrix.collect_as_another_runtime();
+                matrix.start_again();
+            });
+        },
+    );
+}
+
+#[test]
+fn after_a_reboot_guests_of_every_chain_have_their_addresses_and_macs() {
+    with_each(
+        |_| (),
+        |matrix, ()| {
+            let before = matrix.identities();
+            matrix.reboot(&before);
+            matrix.until_ready();
+            matrix.compare("reboot", &before, |identity| Identity {
+                pid: 0,
+                ..identity.clone()
+            });
+            for (vm, identity) in &before {
+                let pings = Pings::start(&identity.ip);
+                pings.steady();
+                let gap = pings.longest_gap();
+                matrix.note(
+                    "reboot",
+                    vm,
+                    "pings",
+                    (gap > GAP).then(|| format!("{gap:.2} s")),
+                );
+            }
+        },
+    );
+}
+
+#[test]
+fn guests_of_every_chain_run_on_when_firewalld_starts_and_reloads() {
+    with_each(
+        |_| Mutex::new(Managers::unpacked()),
+        |matrix, managers| {
+            let mut managers = managers.into_inner().expect("not poisoned");
+            matrix.survives("firewalld starts", |matrix| {
+                managers.firewalld();
+                matrix.until_opened();
+            });
+            for reload in ["--reload", "--complete-reload"] {
+                matrix.survives(&format!("firewalld {reload}"), |matrix| {
+                    run(&format!("firewall-cmd {reload}"));
+                    // Time for the daemon to see what it removes.
+                    std::thread::sleep(Duration::from_secs(1));
+                    matrix.until_opened();
+                });
+            }
+        },
+    );
+}
+
+#[test]
+fn a_flush_of_all_rules_disconnects_none_of_many_guests_for_long() {
+    inhabited(|house, plugs| {
+        plugs.bridge("cni0", "10.77.0.0/24");
+        let vmm = format!("hypervisor: {}", cloud_hypervisor(&house));
+        house.apply(&pod(12).replace("hypervisor: none", &vmm));
+        let address = |vm: &String| {
+            let ip = house.get(&format!("vm {vm}"))["status"]["network"]["ip"].clone();
+            ip.as_str().expect("an address").to_owned()
+        };
+        let vms = house.vms();
+        let pings: Vec<Pings> = vms.iter().map(|vm| Pings::start(&address(vm))).collect();
+        for ping in &pings {
+            ping.steady();
+        }
+        let before = (guests::pids(&house), rules());
+        run("nft flush ruleset");
+        house.until("all rules are back", || (rules() == before.1).then_some(()));
+        std::thread::sleep(Duration::from_millis(500));
+        let gaps: Vec<f64> = pings.into_iter().map(Pings::longest_gap).collect();
+        println!("{gaps:.2?}");
+        assert!(gaps.iter().all(|gap| *gap <= GAP), "{gaps:.2?}");
+        assert_eq!(guests::pids(&house), before.0);
+    });
+}

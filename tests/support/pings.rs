@@ -1,0 +1,81 @@
+//! `ping` of a guest from the host, and the longest time without an answer.
+//! Out of scope: guests that send (`guest_stack`).
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::process::Signal;
+
+use super::house;
+
+/// A neighbour entry that was confirmed is not overwritten by another MAC within `locktime` (arp(7)), which is one second.
+const LOCKTIME: Duration = Duration::from_millis(1500);
+
+/// A `ping` that runs, twenty requests a second.
+pub struct Pings {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Pings {
+    /// Starts it; the answers go to a file in the private `/run`.
+    pub fn start(address: &str) -> Self {
+        let log = PathBuf::from(format!("/run/pings-{address}"));
+        let out = File::create(&log).expect("a log");
+        let mut ping = Command::new("ping");
+        ping.args(["-D", "-n", "-i", "0.05", address]);
+        let child = ping.stdin(Stdio::null()).stdout(out).stderr(Stdio::null());
+        Self {
+            child: child.spawn().expect("ping"),
+            log,
+        }
+    }
+
+    /// Waits until the guest has answered for longer than the kernel keeps a neighbour entry unchanged.
+    pub fn steady(&self) {
+        let begin = Instant::now();
+        let is_steady = || {
+            let times = self.answers();
+            times
+                .first()
+                .zip(times.last())
+                .is_some_and(|(from, to)| to - from > LOCKTIME.as_secs_f64())
+        };
+        while !is_steady() {
+            assert!(
+                begin.elapsed() < house::PATIENCE,
+                "{} has no answers",
+                self.log.display()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Ends it: seconds between two answers, or between the last answer and now, at most.
+    pub fn longest_gap(mut self) -> f64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        house::signal(self.child.id(), Signal::INT);
+        self.child.wait().expect("its status");
+        let mut times = self.answers();
+        times.push(now.expect("after 1970").as_secs_f64());
+        let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
+        gaps.fold(0.0, f64::max)
+    }
+
+    /// When each answer came (`ping -D`).
+    fn answers(&self) -> Vec<f64> {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let answers = text.lines().filter(|line| line.contains("bytes from"));
+        let time = |line: &str| line.strip_prefix('[')?.split(']').next()?.parse().ok();
+        answers.filter_map(time).collect()
+    }
+}
+
+impl Drop for Pings {
+    fn drop(&mut self) {
+        let _ended_before = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
