@@ -12,7 +12,7 @@ mod fixture;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use fixture::{GAP, Identity, cloud_hypervisor, rules, with_each};
+use fixture::{Identity, cloud_hypervisor, gap_bound, rules, with_each};
 
 use super::guests;
 use crate::support::kernel::run;
@@ -97,7 +97,7 @@ fn after_a_reboot_guests_of_every_chain_have_their_addresses_and_macs() {
                     "reboot",
                     vm,
                     "pings",
-                    (gap > GAP).then(|| format!("{gap:.2} s")),
+                    (gap > gap_bound()).then(|| format!("{gap:.2} s")),
                 );
             }
         },
@@ -147,7 +147,8 @@ fn a_flush_of_all_rules_disconnects_none_of_many_guests_for_long() {
         std::thread::sleep(Duration::from_millis(500));
         let gaps: Vec<f64> = pings.into_iter().map(Pings::longest_gap).collect();
         println!("{gaps:.2?}");
-        assert!(gaps.iter().all(|gap| *gap <= GAP), "{gaps:.2?}");
+        let bound = gap_bound();
+        assert!(gaps.iter().all(|gap| *gap <= bound), "{gaps:.2?}");
         assert_eq!(guests::pids(&house), before.0);
     });
 }

@@ -18,8 +18,11 @@ use crate::support::pings::Pings;
 use crate::support::plugs::{Plugs, at, left};
 use crate::support::vmm;
 
-/// Seconds that a guest may be without an answer.
-pub const GAP: f64 = 1.0;
+/// Seconds that a guest may be without an answer: one, and longer by the factor by which this machine has more to do than it can do at
+/// once, because plugins and firewalld get less of its processors then.
+pub fn gap_bound() -> f64 {
+    house::crowd()
+}
 
 /// For the repair of all VMs.
 const REPAIR: Duration = Duration::from_secs(15);
@@ -202,7 +205,7 @@ impl Matrix<'_> {
         for (vm, ping) in before.keys().zip(pings) {
             let gap = ping.longest_gap();
             eprintln!("{event}: {vm}: {gap:.2} s without an answer");
-            let fault = (gap > GAP).then(|| format!("{gap:.2} s"));
+            let fault = (gap > gap_bound()).then(|| format!("{gap:.2} s"));
             self.note(event, vm, "pings", fault);
         }
         self.compare(event, &before, |identity| identity.clone());
