@@ -8,7 +8,7 @@
 
 mod bridges;
 mod capacity;
-mod plugged;
+mod cni;
 
 use std::collections::HashMap;
 
@@ -22,10 +22,10 @@ use super::network::{BridgeSpec, CniSpec, NetworkSpec};
 use super::pool;
 use bridges::Bridged;
 use capacity::Total;
-use plugged::Requested;
+use cni::Requested;
 
 pub use capacity::{MAX_GROUPS, MAX_ISOLATED, MAX_RULES, MAX_VMS};
-pub use plugged::objection_to_requests;
+pub use cni::objection_to_requests;
 
 /// A draft, and where the group would belong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,13 +48,13 @@ pub fn conflicts(
     for group in standing {
         ground.take(&group.meta.name, &group.spec, Place::Stored(&group.origin));
         ground.total.add(&group.spec, group.orders.len());
-        ground.requested.extend(plugged::of_orders(group));
+        ground.requested.extend(cni::of_orders(group));
     }
     let living = stored.iter().filter(|group| !group.meta.deleting);
     let stored: HashMap<&Name, &HostGroup> = living.map(|g| (&g.meta.name, g)).collect();
     let changed = |claim: &Claim| stored.get(&claim.draft.name).copied();
     for group in claims.iter().filter_map(changed) {
-        ground.requested.extend(plugged::of_orders(group));
+        ground.requested.extend(cni::of_orders(group));
     }
     let mut refused = Vec::new();
     for (index, claim) in claims.iter().enumerate() {
@@ -178,7 +178,7 @@ impl<'a> Ground<'a> {
                 count,
             }),
             Footprint::Cni(spec) => {
-                let requested = plugged::of_group(name, spec, Some(place));
+                let requested = cni::of_group(name, spec, Some(place));
                 self.requested.extend(requested);
             }
             Footprint::None => {}
@@ -200,7 +200,7 @@ impl<'a> Ground<'a> {
         match footprint(&draft.spec) {
             Footprint::Range(range) => self.overlap(draft, range).into_iter().collect(),
             Footprint::Bridge(spec, _) => bridges::objections(&self.bridged, draft, spec),
-            Footprint::Cni(spec) => plugged::objection(&self.requested, draft, spec)
+            Footprint::Cni(spec) => cni::objection(&self.requested, draft, spec)
                 .into_iter()
                 .collect(),
             Footprint::None => Vec::new(),

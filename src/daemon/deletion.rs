@@ -1,5 +1,5 @@
 //! Deletion of an object by its name: refused, requested, or forced.
-//! Out of scope: groups whose manifest is gone (`intake_loop`); taking anything down.
+//! Out of scope: groups without a manifest (`intake_loop`); the removal itself.
 
 use super::answers::Failure;
 use super::drafts::delete_group;
@@ -40,9 +40,9 @@ fn delete_host_group(
 ) -> Result<bool, Failure> {
     if let Some(group) = txn.world().group(name)
         && let Origin::File(path) = &group.origin
-        // The deletion of a group whose file was removed can be forced.
+        // After the file was removed, a deletion that is under way can be forced.
         && !group.meta.deleting
-        // One whose file is not there could be removed nowhere.
+        // If the file does not exist, the group cannot be removed by editing it.
         && !group.adopted
         && !intake.is_without_file(group)
     {

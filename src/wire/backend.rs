@@ -103,7 +103,7 @@ pub trait Backend: Send + Sync + 'static {
         name: Option<Name>,
     ) -> impl Future<Output = Result<BoxStream<'static, Change>, Refusal>> + Send;
 
-    /// Marks an object as to be removed. Returns when that is stored, not when it is done. A deletion that is under way can be forced.
+    /// Requests the deletion of an object. Returns when the request is stored, not when the object is gone. A deletion that is under way can be forced.
     fn delete(
         &self,
         kind: Kind,

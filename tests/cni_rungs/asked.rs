@@ -95,14 +95,14 @@ fn what_the_plugins_do_not_give_is_no_attachment_and_says_so() {
             "10.77.0.1",
         ),
     ];
-    for (mut plugin, asked, wanted) in cases {
+    for (mut plugin, asked, expected) in cases {
         kernel::private(async {
             let mut ground = Ground::new();
             plugin["ipam"] = ground.ipam("10.77.0.0/24");
             ground.configure("1.0.0", &json!([plugin]));
             want(&mut ground).asked = options(&asked);
             let error = ground.up().await.unwrap_err().to_string();
-            assert!(error.contains(wanted), "{wanted} is not in {error}");
+            assert!(error.contains(expected), "{expected} is not in {error}");
             let left = ground.left();
             assert!(left.contains("0 veths"), "{left:?}");
             ground.down().await.unwrap();
@@ -153,7 +153,7 @@ fn what_no_plugin_declares_is_refused_with_the_plugins_name_before_anything_is_m
             "such as `dnsname`",
         ),
     ];
-    for (more, asked, wanted, remedy) in cases {
+    for (more, asked, expected, remedy) in cases {
         kernel::private(async {
             let mut ground = Ground::new();
             let mut plugins = ground.bridge_plugins();
@@ -165,9 +165,12 @@ fn what_no_plugin_declares_is_refused_with_the_plugins_name_before_anything_is_m
             let error = ground.up().await.unwrap_err();
             assert!(error.waits_for_a_change(), "{error}");
             let error = error.to_string();
-            assert!(error.contains(wanted) && error.contains(remedy), "{error}");
+            assert!(
+                error.contains(expected) && error.contains(remedy),
+                "{error}"
+            );
             let mut left = ground.left();
-            // Only the VM's record remains.
+            // Only the VM's record is left.
             left.retain(|left| !left.ends_with("record.json"));
             assert_eq!(left, before);
         });

@@ -9,7 +9,7 @@ use crate::ground::{Ground, ping};
 use crate::support::kernel;
 
 /// Fails a command if a file `fail.COMMAND` contains an error code, and otherwise runs `bridge`.
-const TOLD: &str = r#"#!/bin/sh
+const FAILING: &str = r#"#!/bin/sh
 root=$(dirname "$0")/..
 [ "$CNI_COMMAND" = VERSION ] && echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}' && exit 0
 echo "$CNI_COMMAND" >>"$root/asked"
@@ -21,10 +21,10 @@ case $CNI_COMMAND in STATUS|GC) exit 0 ;; esac
 sed 's/"cniVersion":"1.1.0"/"cniVersion":"1.0.0"/' | /usr/lib/cni/bridge | sed 's/"cniVersion": "1.0.0"/"cniVersion": "1.1.0"/'
 "#;
 
-fn told(ground: &Ground) {
-    ground.plugin("told", TOLD);
+fn failing(ground: &Ground) {
+    ground.plugin("failing", FAILING);
     let mut plugins = ground.bridge_plugins();
-    plugins[0]["type"] = json!("told");
+    plugins[0]["type"] = json!("failing");
     plugins[0]["ipMasq"] = json!(false);
     ground.configure("1.1.0", &json!([plugins[0]]));
 }
@@ -40,13 +40,14 @@ fn a_network_that_cannot_serve_is_not_added_to_and_its_words_are_told() {
     for code in [11, 50, 51, 100] {
         kernel::private(async move {
             let ground = Ground::new();
-            told(&ground);
+            failing(&ground);
             std::fs::write(ground.path("fail.STATUS"), code.to_string()).unwrap();
             let error = ground.up().await.unwrap_err();
             assert!(!error.waits_for_a_change(), "the failure may be temporary");
             let error = error.to_string();
-            let words = format!("`told` failed STATUS with code {code}: the message of STATUS");
-            assert!(error.contains(&words), "{error}");
+            let expected =
+                format!("`failing` failed STATUS with code {code}: the message of STATUS");
+            assert!(error.contains(&expected), "{error}");
             assert_eq!(asked(&ground), "STATUS");
             std::fs::remove_file(ground.path("fail.STATUS")).unwrap();
             let (connection, _) = ground.up().await.unwrap();
@@ -67,7 +68,7 @@ fn a_vm_that_is_attached_is_told_of_limits_and_of_nothing_else() {
     ] {
         kernel::private(async move {
             let ground = Ground::new();
-            told(&ground);
+            failing(&ground);
             let (connection, _) = ground.up().await.unwrap();
             std::fs::write(ground.path(format!("fail.{command}")), code.to_string()).unwrap();
             // Like a daemon that has just started, which has no cached STATUS.
@@ -84,11 +85,11 @@ fn a_vm_that_is_attached_is_told_of_limits_and_of_nothing_else() {
                 "{command} {code}"
             );
             let seen = ground.look().await;
-            let words = seen.limited.unwrap_or_default();
+            let expected = seen.limited.unwrap_or_default();
             assert_eq!(
-                words.contains("the message of STATUS"),
+                expected.contains("the message of STATUS"),
                 limited,
-                "{command} {code}: {words}"
+                "{command} {code}: {expected}"
             );
             ping(&connection);
             ground.down().await.unwrap();
@@ -101,7 +102,7 @@ fn an_add_that_only_another_configuration_can_mend_waits_for_one() {
     for (code, waits) in [(2, true), (7, true), (11, false), (100, false)] {
         kernel::private(async move {
             let ground = Ground::new();
-            told(&ground);
+            failing(&ground);
             std::fs::write(ground.path("fail.ADD"), code.to_string()).unwrap();
             let error = ground.up().await.unwrap_err();
             assert_eq!(error.waits_for_a_change(), waits, "{code}");
@@ -116,7 +117,7 @@ fn an_add_whose_undoing_failed_is_tried_again_whatever_the_add_waits_for() {
     for (add, del) in [(2, 100), (7, 100), (7, 11), (100, 100)] {
         kernel::private(async move {
             let ground = Ground::new();
-            told(&ground);
+            failing(&ground);
             std::fs::write(ground.path("fail.ADD"), add.to_string()).unwrap();
             std::fs::write(ground.path("fail.DEL"), del.to_string()).unwrap();
             let error = ground.up().await.unwrap_err();
@@ -196,7 +197,7 @@ fn a_requested_mac_is_compared_with_the_interface_where_the_result_has_none() {
 fn an_attachment_that_a_crash_left_before_its_result_was_checked_is_made_again() {
     kernel::private(async {
         let ground = Ground::new();
-        told(&ground);
+        failing(&ground);
         let (connection, _) = ground.up().await.unwrap();
         asked(&ground);
         let path = ground.desired.vm_dir().join("cni.json");
@@ -217,7 +218,7 @@ fn an_attachment_that_a_crash_left_before_its_result_was_checked_is_made_again()
 fn why_an_add_failed_is_said_as_long_as_it_cannot_be_undone() {
     kernel::private(async move {
         let ground = Ground::new();
-        told(&ground);
+        failing(&ground);
         for command in ["ADD", "DEL"] {
             std::fs::write(ground.path(format!("fail.{command}")), "100").unwrap();
         }
@@ -225,12 +226,12 @@ fn why_an_add_failed_is_said_as_long_as_it_cannot_be_undone() {
         assert!(error.contains("the message of ADD"), "{error}");
         for _ in 0..2 {
             let error = ground.up().await.unwrap_err().to_string();
-            for words in [
+            for expected in [
                 "the message of DEL",
                 "the attachment is removed because",
                 "the message of ADD",
             ] {
-                assert!(error.contains(words), "{error}");
+                assert!(error.contains(expected), "{error}");
             }
         }
         for command in ["ADD", "DEL"] {

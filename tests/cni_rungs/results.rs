@@ -84,7 +84,7 @@ fn has_the_ways_out(dir: &Path) {
             &["169.254.1.1/32", "0.0.0.0/0 via 169.254.1.1"],
         ),
     ];
-    for (name, plugins, wanted) in cases {
+    for (name, plugins, expected) in cases {
         kernel::private(async move {
             let ground = Ground::with_plugins(dir);
             let plugins = plugins(&ground);
@@ -92,7 +92,7 @@ fn has_the_ways_out(dir: &Path) {
             let (connection, _) = ground.up().await.unwrap_or_else(|e| panic!("{name}: {e}"));
             let mut found = words(&connection);
             found.sort_by_key(|route| route.contains(" via "));
-            assert_eq!(found, wanted, "{name}");
+            assert_eq!(found, expected, "{name}");
             assert_eq!(connection.warnings, Vec::<String>::new(), "{name}");
             ping(&connection);
             let link = connection.host_link.clone().expect("a host link");
@@ -223,7 +223,7 @@ fn a_result_that_the_interface_does_not_bear_out_is_said_and_undone_and_asked_fo
             "lists eth0, which does not exist",
         ),
     ];
-    for (after, wanted) in cases {
+    for (after, expected) in cases {
         kernel::private(async move {
             let ground = Ground::new();
             ground.plugin("liar", &liar(after));
@@ -233,7 +233,7 @@ fn a_result_that_the_interface_does_not_bear_out_is_said_and_undone_and_asked_fo
             ground.configure("1.0.0", &json!([plugins[0]]));
             let error = ground.up().await.unwrap_err().to_string();
             assert!(error.contains("cannot use CNI network `net`"), "{error}");
-            assert!(error.contains(wanted), "{wanted} is not in {error}");
+            assert!(error.contains(expected), "{expected} is not in {error}");
             let asked = std::fs::read_to_string(ground.path("asked")).unwrap();
             assert_eq!(asked, "ADD\nDEL\n");
             let left = ground.left();

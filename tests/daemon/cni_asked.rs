@@ -70,13 +70,13 @@ fn what_a_group_asks_for_is_shown_as_it_was_written_and_a_change_of_it_replaces_
             assert!(yaml.contains(line), "{line} is not in {yaml}");
         }
         let described = house.ctl("describe vm/pod-1");
-        for words in [
+        for line in [
             "8080:80/tcp",
             "ingress_rate=10000000",
             "K8S_POD_NAME=pod",
             "10.77.0.77",
         ] {
-            assert!(described.contains(words), "{words} is not in {described}");
+            assert!(described.contains(line), "{line} is not in {described}");
         }
         let (uid, ip, mac) = identity(&house, "pod-1");
         assert_eq!(
@@ -193,7 +193,7 @@ fn a_vm_made_on_demand_asks_for_its_own_and_shares_nothing_that_only_one_can_hav
         let after = identity(&house, "own");
         assert_eq!((after.1, after.2), (before.1, before.2));
 
-        for (words, status, wanted) in [
+        for (arguments, status, expected) in [
             ("--mac 01:00:5e:00:00:01", 1, "cannot have cni.mac"),
             (
                 "--ip 10.77.0.5 --ip 10.77.0.5",
@@ -227,12 +227,15 @@ fn a_vm_made_on_demand_asks_for_its_own_and_shares_nothing_that_only_one_can_hav
             ("--ip fd00::1", 2, "expected a unicast IPv4 address"),
             ("--cni-arg a", 2, "expected KEY=VALUE"),
         ] {
-            let told = house.refused(&format!("vm add pod --name no {words}"), status);
-            assert!(told.contains(wanted), "{words}: {told}");
+            let refusal = house.refused(&format!("vm add pod --name no {arguments}"), status);
+            assert!(refusal.contains(expected), "{arguments}: {refusal}");
         }
         house.apply(&slots(1, ""));
-        let told = house.refused("vm add sandbox --name no --ip 10.77.0.5", 1);
-        assert!(told.contains("the group is in mode isolated"), "{told}");
+        let refusal = house.refused("vm add sandbox --name no --ip 10.77.0.5", 1);
+        assert!(
+            refusal.contains("the group is in mode isolated"),
+            "{refusal}"
+        );
     });
 }
 
@@ -311,8 +314,9 @@ fn an_add_that_only_another_configuration_can_mend_waits_for_one_and_is_not_repe
             house.ctl(&format!("apply -f {file}"));
             house.until("the condition reports it", || {
                 let (status, reason, message) = condition(&house);
-                let told = message.contains(&format!("code {code}")) && message.contains("`two`");
-                (status == "False" && reason == "Invalid" && told).then_some(())
+                let reported =
+                    message.contains(&format!("code {code}")) && message.contains("`two`");
+                (status == "False" && reason == "Invalid" && reported).then_some(())
             });
             std::thread::sleep(Duration::from_secs(1));
             plugs.heard();
@@ -334,9 +338,9 @@ fn an_add_that_only_another_configuration_can_mend_waits_for_one_and_is_not_repe
         house.ctl(&format!("apply -f {file}"));
         house.until("the condition reports it", || {
             let (_, reason, message) = condition(&house);
-            let told = message.contains("cni.port_mappings needs the capability portMappings")
+            let reported = message.contains("cni.port_mappings needs the capability portMappings")
                 && message.contains("(one, two, three)");
-            (reason == "Invalid" && told).then_some(())
+            (reason == "Invalid" && reported).then_some(())
         });
         able(&plugs);
         house.within(Duration::from_secs(3), "the VM is ready", || {
@@ -371,15 +375,18 @@ fn a_network_that_cannot_serve_is_a_condition_in_the_plugins_words_and_passes() 
             house.ctl(&format!("apply -f {file}"));
             house.until("the condition reports it", || {
                 let (status, _, message) = condition(&house);
-                let words = format!(
+                let expected = format!(
                     "`two` failed STATUS with code {code}: configured to fail (by the test)"
                 );
-                (status == "False" && message.contains(&words)).then_some(())
+                (status == "False" && message.contains(&expected)).then_some(())
             });
             assert!(!plugs.heard().iter().any(|heard| heard.starts_with("ADD")));
-            let told = house.try_ctl("doctor");
-            let told = String::from_utf8_lossy(&told.stdout).into_owned();
-            assert!(told.contains(&format!("STATUS with code {code}")), "{told}");
+            let doctor = house.try_ctl("doctor");
+            let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+            assert!(
+                doctor.contains(&format!("STATUS with code {code}")),
+                "{doctor}"
+            );
             plugs.say("two", "STATUS", "", 0);
             // The daemon retries by itself. The result contains no address, which is the next message.
             house.until("STATUS is called again", || {
@@ -405,8 +412,8 @@ echo \"$out\" | sed 's=\"10.78.0.2/24\"=\"10.78.0.9/24\"='
         let file = house.write("m.yaml", &pod(1));
         house.ctl(&format!("apply -f {file}"));
         house.until("the condition reports it", || {
-            let words = "the result assigns 10.78.0.9/24 to eth0, which has ";
-            condition(&house).2.contains(words).then_some(())
+            let expected = "the result assigns 10.78.0.9/24 to eth0, which has ";
+            condition(&house).2.contains(expected).then_some(())
         });
         plugs.heard();
         std::thread::sleep(Duration::from_secs(10));

@@ -170,22 +170,22 @@ fn an_attachment_whose_del_fails_is_given_up_at_once_and_recorded() {
                     if waits {
                         let wait =
                             house.try_ctl(&format!("wait {target} --for deleted --timeout 1s"));
-                        let said = String::from_utf8_lossy(&wait.stderr).into_owned();
+                        let stderr = String::from_utf8_lossy(&wait.stderr).into_owned();
                         assert!(
-                            said.contains(&format!("`slicectl delete {} --force`", long(target))),
-                            "{said}"
+                            stderr.contains(&format!("`slicectl delete {} --force`", long(target))),
+                            "{stderr}"
                         );
                     }
                     waits
                 });
                 doomed.goes_within(&house, BOUND, &case);
-                let told = house.messages("vm/pod-1", "DetachFailed").join("\n");
+                let event = house.messages("vm/pod-1", "DetachFailed").join("\n");
                 for word in ["`two`", "forced", "configured to fail"] {
-                    assert!(told.contains(word), "{case}: {word}: {told}");
+                    assert!(event.contains(word), "{case}: {word}: {event}");
                 }
                 // Events end with the daemon.
-                let told = house.messages(&long(target), "ForceDeleted").join("\n");
-                assert_eq!(told.contains("--force"), when != Killed, "{case}: {told}");
+                let event = house.messages(&long(target), "ForceDeleted").join("\n");
+                assert_eq!(event.contains("--force"), when != Killed, "{case}: {event}");
                 let owed = owed();
                 assert_eq!(owed.len(), 1, "{case}: {owed:?}");
                 match target {
@@ -242,9 +242,9 @@ fn a_plugin_that_hangs_in_del_is_waited_for_once() {
             doomed.force(&mut house, when, |_| plugs.hanging().is_some());
             let bound = BOUND + Duration::from_secs(deadlines);
             doomed.goes_within(&house, bound, &case);
-            let heard = plugs.heard();
-            let hung = heard.iter().filter(|heard| *heard == "DEL three").count();
-            assert_eq!(u64::try_from(hung).unwrap(), deadlines, "{case}: {heard:?}");
+            let calls = plugs.heard();
+            let hung = calls.iter().filter(|calls| *calls == "DEL three").count();
+            assert_eq!(u64::try_from(hung).unwrap(), deadlines, "{case}: {calls:?}");
             let owed = owed();
             assert_eq!(owed.len(), 1, "{case}: {owed:?}");
             plugs.unsay();

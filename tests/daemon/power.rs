@@ -18,7 +18,7 @@ struct State {
     /// Groups that are not being deleted, with their count, policy and orders.
     groups: BTreeMap<String, (u32, String, Vec<String>)>,
     vms: Vec<String>,
-    /// VMs whose deletion is forced.
+    /// VMs with a forced deletion.
     forced: Vec<String>,
     leases: BTreeMap<String, String>,
 }

@@ -1,5 +1,4 @@
-//! VMs that a CNI plugin connects on a host whose FORWARD drops by its policy (docker, ufw): what packets meet is what VMs, groups and
-//! doctor report.
+//! VMs of CNI networks on a host with the FORWARD policy DROP (docker, ufw): VMs, groups and doctor report what happens to packets.
 //! Out of scope: chains of others at the same hook (`foreign_chains`); legacy iptables, which doctor alone covers.
 
 use std::time::Duration;
@@ -109,10 +108,10 @@ fn a_vm_whose_network_does_not_open_forward_is_reported_exactly_where_its_packet
             assert_eq!(answered(lab, &guest), !dropped, "{case}");
             for object in ["vm pod-1", "hg pod"] {
                 lab.house.within(BOUND, &case, || {
-                    let told = warned(lab, object);
-                    (told.contains("ip filter FORWARD, which is not ours, drops packets from")
+                    let message = warned(lab, object);
+                    (message.contains("ip filter FORWARD, which is not ours, drops packets from")
                         == dropped
-                        && told.is_empty() != dropped)
+                        && message.is_empty() != dropped)
                         .then_some(())
                 });
             }

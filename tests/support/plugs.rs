@@ -220,7 +220,7 @@ pub fn records() -> Vec<PathBuf> {
         .collect()
 }
 
-/// The files of `host-local` that stand for an address, of all networks.
+/// The reservations of `host-local`, a file for each address, of all networks.
 pub fn reservations() -> Vec<PathBuf> {
     let is_address = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str());

@@ -169,7 +169,7 @@ pub fn conntrack_states(info: &[u8]) -> Option<u32> {
     (asked & !STATE_ALIAS == STATE && inverted == 0).then_some(u32::from(mask))
 }
 
-/// `XT_CONNTRACK_STATE`, and the flag of a rule that was written as `-m state`, which says nothing about the packet.
+/// `XT_CONNTRACK_STATE`, and the flag of a rule that was written as `-m state`, which does not match packets.
 const STATE: u16 = 1;
 const STATE_ALIAS: u16 = 1 << 13;
 

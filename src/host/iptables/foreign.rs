@@ -36,7 +36,7 @@ pub struct Probe {
     pub dst: Ipv4Addr,
     /// An answer in a connection that is known, and not its first packet.
     pub answers: bool,
-    /// A CNI plugin connects the VM: no jump of ours accepts the packet in iptables' own chain.
+    /// A CNI plugin connects the VM: in iptables' own chain no rule of ours accepts its packets.
     pub of_plugin: bool,
 }
 

@@ -108,7 +108,7 @@ impl Set {
 /// A rule at work.
 pub(super) struct Machine<'p> {
     probe: &'p Probe,
-    /// The VM's address stands for any of its network: plugins write a rule for each address.
+    /// A comparison with the VM's address is unsure, because plugins write a rule for each address and the probe has only one of them.
     any_address: bool,
     /// By the number of its first four bytes; none: not known.
     registers: HashMap<u32, Option<Vec<u8>>>,

@@ -1,9 +1,9 @@
 //! The short-lived programs that run now: started here, so that each can be ended with all that it has started.
 //! Out of scope: reading their output ([`super::run`]); processes that outlive us.
 //!
-//! # Why a mark
+//! # Why an environment variable
 //! Each program leads a process group of its own, and the group is killed. A process that it has started may have left the group
-//! (setsid(2)) and is found by its environment only: each program is started with a unique value of `SLICE_HELPER`, its mark.
+//! (setsid(2)) and is found by its environment only: each program is started with a unique value of `SLICE_HELPER`.
 
 use std::collections::HashMap;
 use std::fs;

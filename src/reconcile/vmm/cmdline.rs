@@ -2,7 +2,7 @@
 //! Out of scope: how it is passed to the VMM; arguments that only one VMM requires.
 //!
 //! - `ip=` is the kernel's own format (Documentation/admin-guide/nfs/nfsroot.rst); kernels without IP_PNP leave it to the init.
-//! - `ip=` contains one address and one default route, whose gateway is in the subnet of the address (`ic_setup_routes`). The guest's
+//! - `ip=` contains one address and one default route; its gateway is in the subnet of the address (`ic_setup_routes`). The guest's
 //!   init reads the others, one parameter each, in this order: `slice.address=ADDRESS/LEN`, then `slice.route=NETWORK[,NEXT HOP]`.
 //!   A `slice.route` replaces a route to the same network; without a next hop the network is on the link.
 //! - `slice.mtu=BYTES` is for the guest's init, too, where its network card does not report it.

@@ -12,7 +12,7 @@ fn a_result_without_an_ipv4_address_of_the_guests_is_unfit() {
     );
     for text in ["{}", r#"{"ips": [{"address": "fd00::5/64"}]}"#, &elsewhere] {
         let result = result(Version::V1_0_0, text);
-        let why = unfit(&result, &attachment()).expect("unfit");
+        let why = unfit(&result, &attachment()).expect("a reason");
         assert!(why.contains("no IPv4 address"), "{why}");
         assert_eq!(connection(&result, &attachment(), &eth(), None), None);
     }
