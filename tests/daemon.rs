@@ -28,7 +28,6 @@
 //! | `cni_ends` | CNI groups that end, and hosts that boot, whatever plugins and others do |
 //! | `cni_faults` | plugins that fail, daemons that die |
 //! | `cni_guest` | QEMU in a CNI network |
-//! | `cni_matrix` | chains of CNI plugins, each through everything that happens to a host |
 //! | `full_disk` | a state disk or a run directory that is full or read-only |
 //! | `guests` | QEMU |
 //! | `holders` | deletions of what others hold |
@@ -57,7 +56,6 @@ mod daemon {
     mod cni_faults;
     mod cni_flows;
     mod cni_guest;
-    mod cni_matrix;
     mod confinement;
     mod connections;
     mod converge;

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use slicectl::api::cni::CniOptions;
 use slicectl::reconcile::net::cni::{Keep, Want};
 
-use crate::ground::{Ground, ping, plugin_dirs};
+use crate::ground::{Ground, ping};
 use crate::support::kernel;
+use crate::support::plugs::plugin_dirs;
 
 pub fn want(ground: &mut Ground) -> &mut Want {
     ground.desired.want.as_mut().unwrap()

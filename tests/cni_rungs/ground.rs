@@ -238,13 +238,6 @@ impl Ground {
     }
 }
 
-/// The folders of real plugins to test with: Debian's, and newer ones where `SLICE_TEST_CNI_PLUGINS` names a folder.
-pub fn plugin_dirs() -> Vec<PathBuf> {
-    let newer = std::env::var_os("SLICE_TEST_CNI_PLUGINS").filter(|dir| !dir.is_empty());
-    let debian = PathBuf::from("/usr/lib/cni");
-    [debian].into_iter().chain(newer.map(Into::into)).collect()
-}
-
 pub fn instance() -> Instance {
     Instance::of("/state".as_ref())
 }
@@ -271,15 +264,11 @@ pub fn ping(connection: &Connection) {
     let netns = connection.netns.as_ref().expect("a namespace");
     let (mac, ip) = (connection.mac.0, connection.ip);
     let guest = Guest::attach_via(netns, Framing::VnetHdr, mac, ip, gateway);
-    // A guest repeats its request; the host's neighbour entry may be replaced in between.
-    let answered = (0..3).any(|_| {
-        guest.probe(7, gateway, Kind::Ping);
-        let answer = guest.hear(Duration::from_secs(2), |seen| {
-            (seen.source, seen.destination, seen.protocol) == (gateway, ip, frames::ICMP)
-        });
-        answer.is_some()
+    guest.probe(7, gateway, Kind::Ping);
+    let answer = guest.hear(Duration::from_secs(5), |seen| {
+        (seen.source, seen.destination, seen.protocol) == (gateway, ip, frames::ICMP)
     });
-    assert!(answered, "no answer to three pings");
+    assert!(answer.is_some(), "no answer to a ping");
 }
 
 /// A crash just before the step with this number, from 0.

@@ -4,8 +4,9 @@
 use serde_json::{Value, json};
 use slicectl::reconcile::net::cni::Keep;
 
-use crate::ground::{Ground, ping, plugin_dirs};
+use crate::ground::{Ground, ping};
 use crate::support::kernel;
+use crate::support::plugs::plugin_dirs;
 
 /// A chain, whether its first plugin can be asked for a MAC, and whether one of its plugins complains at CHECK of what it has
 /// made itself a moment ago.

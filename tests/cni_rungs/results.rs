@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::ground::{Ground, ping, plugin_dirs};
+use crate::ground::{Ground, ping};
 use crate::support::kernel;
+use crate::support::plugs::{calico, plugin_dirs};
 
 fn words(connection: &slicectl::api::network::Connection) -> Vec<String> {
     let route = |(dst, hop): &(ipnetwork::Ipv4Network, Option<std::net::Ipv4Addr>)| match hop {
@@ -15,28 +16,6 @@ fn words(connection: &slicectl::api::network::Connection) -> Vec<String> {
     };
     connection.routes.iter().map(route).collect()
 }
-
-/// A plugin that does what Calico does: a /32, a gateway outside of every subnet, and a result without a gateway or a route.
-const CALICO: &str = r#"#!/bin/sh
-set -e
-inside() { nsenter --net="$CNI_NETNS" "$@"; }
-case "$CNI_COMMAND" in
-VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.3.0","0.3.1","0.4.0","1.0.0"]}' ;;
-CHECK) ;;
-DEL) ip link del cali0 2>/dev/null || true ;;
-ADD)
-    ip link add cali0 type veth peer name eth0 netns "$CNI_NETNS"
-    ip link set cali0 up
-    ip addr add 169.254.1.1/32 dev cali0
-    ip route add 10.9.0.2/32 dev cali0
-    inside ip addr add 10.9.0.2/32 dev eth0
-    inside ip link set eth0 up
-    inside ip route add 169.254.1.1 dev eth0 scope link
-    inside ip route add default via 169.254.1.1 dev eth0
-    echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "cali0"}], "ips": [{"address": "10.9.0.2/32"}]}'
-    ;;
-esac
-"#;
 
 #[test]
 fn a_guest_has_the_ways_out_that_the_real_plugins_made() {
@@ -78,7 +57,7 @@ fn has_the_ways_out(dir: &Path) {
         (
             "a /32",
             |ground| {
-                ground.plugin("calico", CALICO);
+                ground.plugin("calico", &calico(&["10.9.0.2/32"]));
                 json!([{"type": "calico"}])
             },
             &["169.254.1.1/32", "0.0.0.0/0 via 169.254.1.1"],

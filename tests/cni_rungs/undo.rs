@@ -5,8 +5,9 @@ use serde_json::json;
 use slicectl::api::meta::Uid;
 use slicectl::reconcile::net::cni::sweep;
 
-use crate::ground::{Ground, NETWORK, instance, ping, plugin_dirs};
+use crate::ground::{Ground, NETWORK, instance, ping};
 use crate::support::kernel;
+use crate::support::plugs::plugin_dirs;
 
 /// What happens to an attachment before it is undone; commands of the host, `@NETNS` is the VM's namespace and `@RUN` its run
 /// directory.

@@ -11,7 +11,7 @@ use crate::support::frames::{self, ICMP};
 use crate::support::guest_stack::{Guest, Kind::Ping};
 use crate::support::house::{House, Place};
 use crate::support::kernel::{Canaries, ip, run};
-use crate::support::plugs::{self, Plugs, at, guest, inhabited, left, pod};
+use crate::support::plugs::{self, Plugs, at, guest, inhabited, is_ready, left, message, pod};
 
 /// The specification's, for what is seen through events.
 const BOUND: Duration = Duration::from_secs(2);
@@ -25,19 +25,6 @@ pub fn assert_reaches_its_gateway(guest: &Guest) {
         (seen.source, seen.destination, seen.protocol) == (guest.gateway, guest.ip, ICMP)
     });
     assert!(answer.is_some(), "no answer to a ping");
-}
-
-/// The message of that condition.
-pub fn message(house: &House, vm: &str, rung: &str) -> String {
-    let vm = house.get(&format!("vm {vm}"));
-    let mut conditions = vm["status"]["conditions"].as_array().into_iter().flatten();
-    let found = conditions.find(|condition| condition["type"] == rung);
-    let message = found.and_then(|found| found["message"].as_str());
-    message.unwrap_or_default().to_owned()
-}
-
-pub fn is_ready(house: &House, vm: &str) -> Option<()> {
-    (house.get(&format!("vm {vm}"))["status"]["ready"] == true).then_some(())
 }
 
 fn inside(netns: &Value, words: &str) -> Value {

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::cni::{assert_reaches_its_gateway, is_ready, message};
-use super::cni_faults::lose_the_run_directory;
+use super::cni::assert_reaches_its_gateway;
+use super::cni_faults::{begin_another_boot, lose_the_run_directory};
 use crate::support::house::{House, slots};
 use crate::support::kernel::run;
-use crate::support::plugs::{self, Plugs, at, guest, inhabited, left, pod};
+use crate::support::plugs::{self, Plugs, at, guest, inhabited, is_ready, left, message, pod};
 
 /// Configures a bridge network with plugins for port mappings and for bandwidth limits.
 fn able(plugs: &Plugs) {
@@ -282,9 +282,7 @@ fn a_vm_of_the_same_name_has_the_same_address_and_mac_after_a_reboot() {
         let before = ["pod-1", "pod-2", "pod-3"].map(|vm| identity(&house, vm));
         house.kill();
         lose_the_run_directory(&house);
-        run("ip link del cni0; iptables -F; iptables -t nat -F
-             echo 6e2a7d35-0f0a-4c0f-9d0c-3b3c1ad7c0de >/run/boot_id
-             mount --bind /run/boot_id /proc/sys/kernel/random/boot_id");
+        begin_another_boot();
         house.start();
         for vm in ["pod-1", "pod-2", "pod-3"] {
             house.until("the VM is ready", || is_ready(&house, vm));

@@ -2,22 +2,17 @@
 //! Out of scope: the stage alone, with more kinds of damage (`tests/cni_rungs/undo.rs`).
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::cni::{assert_reaches_its_gateway, is_ready};
+use super::cni::assert_reaches_its_gateway;
 use crate::support::house::{self, House};
 use crate::support::kernel::run;
-use crate::support::plugs::{NETWORK, Plugs, at, guest, inhabited, ipam, left, pod};
-
-/// Debian's plugins, and newer ones where `SLICE_TEST_CNI_PLUGINS` names a folder.
-pub fn plugin_dirs() -> Vec<PathBuf> {
-    let newer = std::env::var_os("SLICE_TEST_CNI_PLUGINS").filter(|dir| !dir.is_empty());
-    let debian = PathBuf::from("/usr/lib/cni");
-    [debian].into_iter().chain(newer.map(Into::into)).collect()
-}
+use crate::support::plugs::{
+    NETWORK, Plugs, at, guest, inhabited, ipam, is_ready, left, plugin_dirs, pod, use_plugins,
+};
 
 /// A test with a daemon for each set of plugins.
 pub fn with_each(test: impl Fn(&mut House, &Plugs, &Path) + Sync) {
@@ -25,9 +20,7 @@ pub fn with_each(test: impl Fn(&mut House, &Plugs, &Path) + Sync) {
         house::empty(|mut house| {
             let plugs = Plugs::lay();
             plugs.tell(&mut house);
-            let path = format!("{}:{}", at("bin").display(), dir.display());
-            house.env.retain(|(key, _)| *key != "CNI_PATH");
-            house.env.push(("CNI_PATH", path));
+            use_plugins(&mut house, &dir);
             house.start();
             test(&mut house, &plugs, &dir);
         });

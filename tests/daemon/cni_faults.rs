@@ -8,11 +8,11 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::cni::{assert_reaches_its_gateway, is_ready, message};
+use super::cni::assert_reaches_its_gateway;
 use crate::support::house::{self, House, signal};
 use crate::support::kernel::{Canaries, run};
 use crate::support::plugs::{
-    NETWORK, Plugs, at, guest, inhabited, left, pod, records, reservations,
+    NETWORK, Plugs, at, guest, inhabited, is_ready, left, message, pod, records, reservations,
 };
 
 const DELS: [&str; 3] = ["DEL three", "DEL two", "DEL one"];
@@ -277,6 +277,13 @@ fn a_lost_state_database_is_made_anew_from_the_records_of_cni_vms() {
     });
 }
 
+/// What a boot takes away of the kernel, and its id.
+pub fn begin_another_boot() {
+    run("ip link del cni0; iptables -F; iptables -t nat -F
+         echo 6e2a7d35-0f0a-4c0f-9d0c-3b3c1ad7c0de >/run/boot_id
+         mount --bind /run/boot_id /proc/sys/kernel/random/boot_id");
+}
+
 /// Everything that a boot takes away: namespaces and what reached into them, `/run`.
 pub fn lose_the_run_directory(house: &House) {
     house.unmount_namespaces();
@@ -376,9 +383,7 @@ fn after_a_reboot_a_cni_vm_is_the_same_and_its_attachment_is_made_anew() {
         let uid = identity(&house)[0].clone();
         house.kill();
         lose_the_run_directory(&house);
-        run("ip link del cni0; iptables -F; iptables -t nat -F
-             echo 6e2a7d35-0f0a-4c0f-9d0c-3b3c1ad7c0de >/run/boot_id
-             mount --bind /run/boot_id /proc/sys/kernel/random/boot_id");
+        begin_another_boot();
         house.start();
         house.until("all is well", || is_ready(&house, "pod-1"));
         assert!(house.log().contains("the host was restarted"));

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::guests::{initrd, kernel, pids, says};
 use crate::support::house::{self, House};
 use crate::support::kernel::{Neighbour, attempt, run};
-use crate::support::plugs::{Plugs, inhabited, ipam, left, pod};
+use crate::support::plugs::{Plugs, at, calico, inhabited, ipam, left, pod};
 
 /// The host reaches it.
 fn answers(house: &House, address: &str) {
@@ -167,34 +167,11 @@ fn a_guest_in_a_cni_network_has_what_the_result_says_and_lives_through_every_rep
     });
 }
 
-/// A plugin that does what Calico does: a /32 and a gateway outside of every subnet, which the result does not list.
-const CALICO: &str = r#"#!/bin/sh
-set -e
-inside() { nsenter --net="$CNI_NETNS" "$@"; }
-case "$CNI_COMMAND" in
-VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}' ;;
-DEL) ip link del cali0 2>/dev/null || true ;;
-ADD)
-    ip link add cali0 type veth peer name eth0 netns "$CNI_NETNS"
-    ip link set cali0 up
-    ip addr add 169.254.1.1/32 dev cali0
-    ip route add 10.9.0.2/32 dev cali0
-    ip route add 10.9.1.2/32 dev cali0
-    inside ip addr add 10.9.0.2/32 dev eth0
-    inside ip addr add 10.9.1.2/32 dev eth0
-    inside ip link set eth0 up
-    inside ip route add 169.254.1.1 dev eth0 scope link
-    inside ip route add default via 169.254.1.1 dev eth0
-    echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "cali0"}], "ips": [{"address": "10.9.0.2/32"}, {"address": "10.9.1.2/32"}]}'
-    ;;
-esac
-"#;
-
 #[test]
 fn a_guest_with_a_gateway_in_no_subnet_and_two_addresses_is_reached_and_reaches() {
     inhabited(|house, plugs| {
         plugs.recorder("calico");
-        fs::write(crate::support::plugs::at("bin/calico"), CALICO).expect("a plugin");
+        fs::write(at("bin/calico"), calico(&["10.9.0.2/32", "10.9.1.2/32"])).expect("a plugin");
         plugs.configure(&json!([{"type": "calico"}]));
         let image = initrd(&house, "ping gateway 169.254.1.1\n");
         house.apply(&booted(1, &image));

@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::Value;
 
+pub use crate::support::house::pids;
 use crate::support::house::{self, House, inhabited, signal};
 use crate::support::kernel::{Neighbour, run};
 
@@ -46,17 +46,6 @@ fn guests(count: u32, kernel: &str, initrd: &str, network: &str) -> String {
 
 pub fn kernel() -> String {
     guest_dir().join("vmlinuz").display().to_string()
-}
-
-pub fn pids(house: &House) -> Vec<u32> {
-    let list = house.get("vms");
-    let items = list["items"].as_array().expect("items").iter();
-    let pid = |vm: &Value| {
-        vm["status"]["vmm"]["pid"]
-            .as_u64()
-            .and_then(|pid| pid.try_into().ok())
-    };
-    items.filter_map(pid).collect()
 }
 
 /// Until the guest has said it on its console, `times` times.

@@ -411,6 +411,18 @@ fn guests(run: &Path) -> Vec<u32> {
         .collect()
 }
 
+/// The pids of all VMMs.
+pub fn pids(house: &House) -> Vec<u32> {
+    let list = house.get("vms");
+    let items = list["items"].as_array().expect("items").iter();
+    let pid = |vm: &Value| {
+        vm["status"]["vmm"]["pid"]
+            .as_u64()
+            .and_then(|pid| pid.try_into().ok())
+    };
+    items.filter_map(pid).collect()
+}
+
 /// How many times more there is to do on this machine than it can do at once, at least 1.
 pub fn crowd() -> f64 {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();

@@ -211,6 +211,65 @@ pub fn guest(house: &House, vm: &str) -> Guest {
     )
 }
 
+/// The folders of real plugins to test with: Debian's, and newer ones where `SLICE_TEST_CNI_PLUGINS` names a folder.
+pub fn plugin_dirs() -> Vec<PathBuf> {
+    let newer = std::env::var_os("SLICE_TEST_CNI_PLUGINS").filter(|dir| !dir.is_empty());
+    let debian = PathBuf::from(PLUGINS);
+    [debian].into_iter().chain(newer.map(Into::into)).collect()
+}
+
+/// Has the daemon look for plugins in this folder instead of Debian's.
+pub fn use_plugins(house: &mut House, dir: &Path) {
+    let path = format!("{}:{}", at("bin").display(), dir.display());
+    house.env.retain(|(key, _)| *key != "CNI_PATH");
+    house.env.push(("CNI_PATH", path));
+}
+
+/// A plugin that does what Calico does: these /32, a gateway outside of every subnet, and a result without a gateway or a route.
+pub fn calico(addresses: &[&str]) -> String {
+    let made: String = addresses
+        .iter()
+        .map(|ip| {
+            format!("ip route add {ip} dev cali0\n    inside ip addr add {ip} dev eth0\n    ")
+        })
+        .collect();
+    let ips: Vec<Value> = addresses.iter().map(|ip| json!({"address": ip})).collect();
+    let result = json!({"cniVersion": "1.0.0", "interfaces": [{"name": "cali0"}], "ips": ips});
+    format!(
+        r#"#!/bin/sh
+set -e
+inside() {{ nsenter --net="$CNI_NETNS" "$@"; }}
+case "$CNI_COMMAND" in
+VERSION) echo '{{"cniVersion":"1.0.0","supportedVersions":["0.3.0","0.3.1","0.4.0","1.0.0"]}}' ;;
+CHECK) ;;
+DEL) ip link del cali0 2>/dev/null || true ;;
+ADD)
+    ip link add cali0 type veth peer name eth0 netns "$CNI_NETNS"
+    ip link set cali0 up
+    ip addr add 169.254.1.1/32 dev cali0
+    {made}inside ip link set eth0 up
+    inside ip route add 169.254.1.1 dev eth0 scope link
+    inside ip route add default via 169.254.1.1 dev eth0
+    echo '{result}'
+    ;;
+esac
+"#
+    )
+}
+
+pub fn is_ready(house: &House, vm: &str) -> Option<()> {
+    (house.get(&format!("vm {vm}"))["status"]["ready"] == true).then_some(())
+}
+
+/// The message of that condition.
+pub fn message(house: &House, vm: &str, condition: &str) -> String {
+    let vm = house.get(&format!("vm {vm}"));
+    let mut conditions = vm["status"]["conditions"].as_array().into_iter().flatten();
+    let found = conditions.find(|found| found["type"] == condition);
+    let message = found.and_then(|found| found["message"].as_str());
+    message.unwrap_or_default().to_owned()
+}
+
 /// The files of the cache, those of unfinished ADDs, too.
 pub fn records() -> Vec<PathBuf> {
     ["slice/results", "results", "unfinished", "slice/abandoned"]

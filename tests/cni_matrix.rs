@@ -1,20 +1,24 @@
 //! Chains of CNI plugins, each with a VM of its own on one daemon, through everything that happens to a host: what the guests notice.
 //! Out of scope: a crash before each action (`tests/cni_rungs/crash.rs`); the stage alone, with more kinds of damage
-//! (`tests/cni_rungs/keep.rs`, `undo.rs`); QEMU (`cni_guest`).
+//! (`tests/cni_rungs/keep.rs`, `undo.rs`); QEMU (`tests/daemon/cni_guest.rs`).
 //!
 //! Each test is an event or several, and ends with the deletion of all groups. After each event the observations are: pid, IP, MAC, the
 //! longest time without an answer to `ping`, and `AddressChanged` events; after the deletion: what is left over. All differences are
 //! collected, and each test prints how many chains and observations there were.
 
+mod support;
+
+#[path = "cni_matrix/chains.rs"]
 mod chains;
+#[path = "cni_matrix/fixture.rs"]
 mod fixture;
 
 use std::sync::Mutex;
 use std::time::Duration;
 
-use fixture::{Identity, cloud_hypervisor, gap_bound, rules, with_each};
+use fixture::{GAP, Identity, alone, cloud_hypervisor, rules, with_each};
 
-use super::guests;
+use crate::support::house::pids;
 use crate::support::kernel::run;
 use crate::support::managers::Managers;
 use crate::support::pings::Pings;
@@ -97,7 +101,7 @@ fn after_a_reboot_guests_of_every_chain_have_their_addresses_and_macs() {
                     "reboot",
                     vm,
                     "pings",
-                    (gap > gap_bound()).then(|| format!("{gap:.2} s")),
+                    (gap > GAP).then(|| format!("{gap:.2} s")),
                 );
             }
         },
@@ -128,6 +132,7 @@ fn guests_of_every_chain_run_on_when_firewalld_starts_and_reloads() {
 
 #[test]
 fn a_flush_of_all_rules_disconnects_none_of_many_guests_for_long() {
+    let _alone = alone();
     inhabited(|house, plugs| {
         plugs.bridge("cni0", "10.77.0.0/24");
         let vmm = format!("hypervisor: {}", cloud_hypervisor(&house));
@@ -141,14 +146,13 @@ fn a_flush_of_all_rules_disconnects_none_of_many_guests_for_long() {
         for ping in &pings {
             ping.steady();
         }
-        let before = (guests::pids(&house), rules());
+        let before = (pids(&house), rules());
         run("nft flush ruleset");
         house.until("all rules are back", || (rules() == before.1).then_some(()));
         std::thread::sleep(Duration::from_millis(500));
         let gaps: Vec<f64> = pings.into_iter().map(Pings::longest_gap).collect();
         println!("{gaps:.2?}");
-        let bound = gap_bound();
-        assert!(gaps.iter().all(|gap| *gap <= bound), "{gaps:.2?}");
-        assert_eq!(guests::pids(&house), before.0);
+        assert!(gaps.iter().all(|gap| *gap <= GAP), "{gaps:.2?}");
+        assert_eq!(pids(&house), before.0);
     });
 }

@@ -3,25 +3,29 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
 use slicectl::api::vm::Hypervisor;
 
-use super::chains::{CHAINS, Chain};
-use crate::daemon::cni::{is_ready, message};
-use crate::daemon::cni_ends::plugin_dirs;
+use crate::chains::{CHAINS, Chain};
 use crate::support::house::{self, House, signal};
 use crate::support::kernel::run;
 use crate::support::pings::Pings;
-use crate::support::plugs::{Plugs, at, left};
+use crate::support::plugs::{Plugs, at, is_ready, left, message, plugin_dirs, use_plugins};
 use crate::support::vmm;
 
-/// Seconds that a guest may be without an answer: one, and longer by the factor by which this machine has more to do than it can do at
-/// once, because plugins and firewalld get less of its processors then.
-pub fn gap_bound() -> f64 {
-    house::crowd()
+/// Seconds that a guest may be without an answer.
+pub const GAP: f64 = 1.0;
+
+/// What is measured is the time of our repair on this machine, so one test runs at a time; tests of other files are not running then.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Until dropped, no other test runs.
+pub fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// For the repair of all VMs.
@@ -49,13 +53,12 @@ pub fn with_each<T: Send>(
     before: impl Fn(&mut House) -> T + Sync,
     test: impl Fn(&mut Matrix, T) + Sync,
 ) {
+    let _alone = alone();
     for dir in plugin_dirs() {
         house::empty(|mut house| {
             let plugs = Plugs::lay();
             plugs.tell(&mut house);
-            let path = format!("{}:{}", at("bin").display(), dir.display());
-            house.env.retain(|(key, _)| *key != "CNI_PATH");
-            house.env.push(("CNI_PATH", path));
+            use_plugins(&mut house, &dir);
             house.env.push(("SLICE_LOG", "debug".to_owned()));
             let made = before(&mut house);
             house.start();
@@ -205,7 +208,7 @@ impl Matrix<'_> {
         for (vm, ping) in before.keys().zip(pings) {
             let gap = ping.longest_gap();
             eprintln!("{event}: {vm}: {gap:.2} s without an answer");
-            let fault = (gap > gap_bound()).then(|| format!("{gap:.2} s"));
+            let fault = (gap > GAP).then(|| format!("{gap:.2} s"));
             self.note(event, vm, "pings", fault);
         }
         self.compare(event, &before, |identity| identity.clone());
