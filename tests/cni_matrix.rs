@@ -18,11 +18,11 @@ use std::time::Duration;
 
 use fixture::{GAP, Identity, alone, cloud_hypervisor, rules, with_each};
 
-use crate::support::house::pids;
+use crate::support::house::{self, pids};
 use crate::support::kernel::run;
 use crate::support::managers::Managers;
 use crate::support::pings::Pings;
-use crate::support::plugs::{at, inhabited, pod};
+use crate::support::plugs::{Plugs, at, inhabited, pod};
 
 #[test]
 fn guests_of_every_chain_run_on_through_ten_resyncs() {
@@ -94,7 +94,7 @@ fn after_a_reboot_guests_of_every_chain_have_their_addresses_and_macs() {
                 ..identity.clone()
             });
             for (vm, identity) in &before {
-                let pings = Pings::start(&identity.ip);
+                let mut pings = Pings::start(&identity.ip);
                 pings.steady();
                 let gap = pings.longest_gap();
                 matrix.note(
@@ -142,8 +142,8 @@ fn a_flush_of_all_rules_disconnects_none_of_many_guests_for_long() {
             ip.as_str().expect("an address").to_owned()
         };
         let vms = house.vms();
-        let pings: Vec<Pings> = vms.iter().map(|vm| Pings::start(&address(vm))).collect();
-        for ping in &pings {
+        let mut pings: Vec<Pings> = vms.iter().map(|vm| Pings::start(&address(vm))).collect();
+        for ping in &mut pings {
             ping.steady();
         }
         let before = (pids(&house), rules());
@@ -154,5 +154,46 @@ fn a_flush_of_all_rules_disconnects_none_of_many_guests_for_long() {
         println!("{gaps:.2?}");
         assert!(gaps.iter().all(|gap| *gap <= GAP), "{gaps:.2?}");
         assert_eq!(pids(&house), before.0);
+    });
+}
+
+/// The disk of the state directory accepts no write for four seconds, as one that is busy or fails over.
+#[test]
+fn a_repair_does_not_wait_for_a_state_disk_that_stalls() {
+    let _alone = alone();
+    house::empty(|mut house| {
+        let plugs = Plugs::lay();
+        plugs.tell(&mut house);
+        let state = house.state().display().to_string();
+        run(&format!(
+            "mkdir -p {state}; truncate -s 64M /run/disk; mkfs.ext4 -q /run/disk; mount -o loop /run/disk {state}"
+        ));
+        house.start();
+        for (name, subnet) in [("bridge", "10.77.0.0/24"), ("ptp", "10.78.0.0/24")] {
+            match name {
+                "bridge" => plugs.bridge("cni0", subnet),
+                _ => plugs.ptp(subnet),
+            }
+            let vmm = format!("hypervisor: {}", cloud_hypervisor(&house));
+            house.apply(&pod(1).replace("hypervisor: none", &vmm));
+            let network = house.get("vm pod-1")["status"]["network"].clone();
+            let text = |key: &str| network[key].as_str().expect(key).to_owned();
+            let mut pings = Pings::start(&text("ip"));
+            pings.steady();
+            let before = pids(&house);
+            run(&format!(
+                "fsfreeze -f {state}; (sleep 4; fsfreeze -u {state}) >/dev/null 2>&1 & ip link del {}",
+                text("host_link")
+            ));
+            std::thread::sleep(Duration::from_secs(3));
+            let gap = pings.longest_gap();
+            assert!(gap <= GAP, "{name}: {gap:.2} s");
+            std::thread::sleep(Duration::from_secs(2));
+            house.ctl("wait hg/pod --for ready --timeout 30s");
+            assert_eq!(pids(&house), before, "{name}");
+            house.ctl("delete hg pod --wait=30s");
+        }
+        house.stop();
+        run(&format!("umount {state}"));
     });
 }

@@ -28,6 +28,9 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Longer than firewalld takes between the parts of a start or a reload.
+const REST: Duration = Duration::from_millis(1500);
+
 /// For the repair of all VMs.
 const REPAIR: Duration = Duration::from_secs(15);
 
@@ -185,6 +188,19 @@ impl Matrix<'_> {
         });
     }
 
+    /// Until the daemon has acted on no VM for [`REST`]: an event may have several parts, each with a repair of its own.
+    fn until_at_rest(&self) {
+        let actions = || self.house.log().matches("acted vm=").count();
+        let mut last = (actions(), Instant::now());
+        self.house.until("the daemon is at rest", || {
+            let now = actions();
+            if now != last.0 {
+                last = (now, Instant::now());
+            }
+            (last.1.elapsed() > REST).then_some(())
+        });
+    }
+
     pub fn note(&mut self, event: &str, chain: &str, observation: &str, fault: Option<String>) {
         self.observations += 1;
         let place = || format!("{}: {chain}: {event}: {observation}", self.dir.display());
@@ -198,13 +214,13 @@ impl Matrix<'_> {
     /// Something happens: `make` returns when the daemon has dealt with it. No guest has noticed more than a short gap.
     pub fn survives(&mut self, event: &str, make: impl FnOnce(&mut Self)) {
         let before = self.identities();
-        let pings: Vec<Pings> = before.values().map(|vm| Pings::start(&vm.ip)).collect();
-        for ping in &pings {
+        let mut pings: Vec<Pings> = before.values().map(|vm| Pings::start(&vm.ip)).collect();
+        for ping in &mut pings {
             ping.steady();
         }
         make(self);
         self.until_ready();
-        std::thread::sleep(Duration::from_millis(500));
+        self.until_at_rest();
         for (vm, ping) in before.keys().zip(pings) {
             let gap = ping.longest_gap();
             eprintln!("{event}: {vm}: {gap:.2} s without an answer");

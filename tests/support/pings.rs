@@ -2,7 +2,7 @@
 //! Out of scope: guests that send (`guest_stack`).
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +15,7 @@ const LOCKTIME: Duration = Duration::from_millis(1500);
 
 /// A `ping` that runs, twenty requests a second.
 pub struct Pings {
+    address: String,
     child: Child,
     log: PathBuf,
 }
@@ -23,27 +24,21 @@ impl Pings {
     /// Starts it; the answers go to a file in the private `/run`.
     pub fn start(address: &str) -> Self {
         let log = PathBuf::from(format!("/run/pings-{address}"));
-        let out = File::create(&log).expect("a log");
-        let mut ping = Command::new("ping");
-        ping.args(["-D", "-n", "-i", "0.05", address]);
-        let child = ping.stdin(Stdio::null()).stdout(out).stderr(Stdio::null());
         Self {
-            child: child.spawn().expect("ping"),
+            address: address.to_owned(),
+            child: spawn(address, &log),
             log,
         }
     }
 
-    /// Waits until the guest has answered for longer than the kernel keeps a neighbour entry unchanged.
-    pub fn steady(&self) {
+    /// Waits until the guest has answered for longer than the kernel keeps a neighbour entry unchanged. `ping` exits when there is no
+    /// route to the guest (ENETUNREACH), as during a repair of ptp, and is then started again.
+    pub fn steady(&mut self) {
         let begin = Instant::now();
-        let is_steady = || {
-            let times = self.answers();
-            times
-                .first()
-                .zip(times.last())
-                .is_some_and(|(from, to)| to - from > LOCKTIME.as_secs_f64())
-        };
-        while !is_steady() {
+        while !self.is_steady() {
+            if self.child.try_wait().expect("its status").is_some() {
+                self.child = spawn(&self.address, &self.log);
+            }
             assert!(
                 begin.elapsed() < house::PATIENCE,
                 "{} has no answers",
@@ -51,6 +46,12 @@ impl Pings {
             );
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    fn is_steady(&self) -> bool {
+        let times = self.answers();
+        let span = times.first().zip(times.last());
+        span.is_some_and(|(from, to)| to - from > LOCKTIME.as_secs_f64())
     }
 
     /// Ends it: seconds between two answers, or between the last answer and now, at most.
@@ -71,6 +72,14 @@ impl Pings {
         let time = |line: &str| line.strip_prefix('[')?.split(']').next()?.parse().ok();
         answers.filter_map(time).collect()
     }
+}
+
+fn spawn(address: &str, log: &Path) -> Child {
+    let out = File::create(log).expect("a log");
+    let mut ping = Command::new("ping");
+    ping.args(["-D", "-n", "-i", "0.05", address]);
+    let ping = ping.stdin(Stdio::null()).stdout(out).stderr(Stdio::null());
+    ping.spawn().expect("ping")
 }
 
 impl Drop for Pings {

@@ -85,7 +85,6 @@ impl Engine {
             address: plugged(spec, &connected),
             ..Ready::connected(&connected)
         };
-        ascent.ready(Rung::Net, ready).await?;
         let join = match seen.chain_made_the_tap() {
             true => Join::Chains,
             false => Join::Ours(IFNAME.to_owned()),
@@ -96,7 +95,17 @@ impl Engine {
             tap: connected.tap.clone(),
             join: Some(join),
         };
-        ascent.meet(Rung::Firewall, &Redirect, &desired).await?;
+        // A guest that was attached again has no network until the redirect is in place. The intent of both stages is stored already, so
+        // the redirect does not wait until the disk has the new status.
+        let same = keep.is_some_and(|keep| (keep.ip, keep.mac) == (connected.ip, connected.mac));
+        let is_repair = hands.has_added() && same && self.held(uid).contains(&Rung::Firewall);
+        if is_repair {
+            ascent.meet(Rung::Firewall, &Redirect, &desired).await?;
+        }
+        ascent.ready(Rung::Net, ready).await?;
+        if !is_repair {
+            ascent.meet(Rung::Firewall, &Redirect, &desired).await?;
+        }
         if hands.has_added() && was_known {
             cni::announce(desired.netns.clone(), &connected);
         }
