@@ -345,3 +345,43 @@ fn is_an_address_of_a_host(ip: Ipv4Addr) -> bool {
 fn is_a_stations(mac: Mac) -> bool {
     mac.0[0] & 1 == 0 && mac.0 != [0; 6]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_as_many_and_as_long_as_plugins_and_execve_take() {
+        let long = "v".repeat(LONGEST_ARGUMENT);
+        let args = |count: usize, value: &str| CniOptions {
+            args: (0..count)
+                .map(|n| (format!("K{n}"), value.to_owned()))
+                .collect(),
+            ..CniOptions::default()
+        };
+        for (options, expected) in [
+            (args(MAX_ASKED, "v"), None),
+            (args(63, &long), None),
+            (args(MAX_ASKED, &long), Some("args: found ")),
+            (args(MAX_ASKED + 1, "v"), Some("args: found 65 entries")),
+            (
+                args(1, &"v".repeat(LONGEST_ARGUMENT + 1)),
+                Some("args.K0: found "),
+            ),
+        ] {
+            let found = options.objections();
+            let found: Vec<String> = found.iter().map(|(f, m)| format!("{f}: {m}")).collect();
+            match expected {
+                None => assert_eq!(found, [""; 0]),
+                Some(start) => {
+                    assert_eq!(found.len(), 1, "{found:?}");
+                    assert!(found[0].starts_with(start), "{found:?}");
+                    assert!(
+                        found[0].len() < 300,
+                        "a text of the client is not repeated whole"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -231,6 +231,36 @@ esac
     }
 
     #[tokio::test]
+    async fn networks_that_do_not_answer_are_asked_at_the_same_time() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..8 {
+            let list = format!(
+                r#"{{"cniVersion": "1.1.0", "name": "net{n}", "plugins": [{{"type": "p"}}]}}"#
+            );
+            std::fs::write(dir.path().join(format!("{n}.conflist")), list).unwrap();
+        }
+        std::fs::write(dir.path().join("code"), "hang").unwrap();
+        let plugin = dir.path().join("p");
+        std::fs::write(&plugin, PLUGIN).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&plugin, mode).unwrap();
+        let mut runtime = Runtime::new();
+        runtime.conf_dir = dir.path().to_owned();
+        runtime.bin_dirs = vec![dir.path().to_owned()];
+        runtime.deadline = Duration::from_secs(1);
+        let networks = runtime.networks().map_err(|error| words(&error));
+        let begin = std::time::Instant::now();
+        let check = judge(&runtime, &networks).await;
+        assert_eq!(check.found.matches("did not finish STATUS").count(), 8);
+        // One after the other they take eight deadlines.
+        assert!(
+            begin.elapsed() < 4 * runtime.deadline,
+            "{:?}",
+            begin.elapsed()
+        );
+    }
+
+    #[tokio::test]
     async fn a_network_without_its_plugins_is_named_with_the_plugin() {
         let dir = tempfile::tempdir().unwrap();
         let list =

@@ -206,7 +206,12 @@ impl Ground {
     }
 
     pub async fn look(&self) -> Observed {
-        let hands = Attach::new(self.runtime.clone(), Checking::Once);
+        self.look_and(Checking::Once).await
+    }
+
+    /// With or without the plugins' CHECK and STATUS.
+    pub async fn look_and(&self, checking: Checking) -> Observed {
+        let hands = Attach::new(self.runtime.clone(), checking);
         hands.observe(&self.desired).await.expect("a look")
     }
 

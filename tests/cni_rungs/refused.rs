@@ -2,7 +2,7 @@
 //! Out of scope: requests that the real plugins can meet (`asked`).
 
 use serde_json::{Value, json};
-use slicectl::reconcile::net::cni::Keep;
+use slicectl::reconcile::net::cni::{Checking, Keep};
 
 use crate::asked::{options, want};
 use crate::ground::{Ground, ping};
@@ -84,13 +84,16 @@ fn a_vm_that_is_attached_is_told_of_limits_and_of_nothing_else() {
                 (connection.clone(), vec![]),
                 "{command} {code}"
             );
-            let seen = ground.look().await;
-            let expected = seen.limited.unwrap_or_default();
-            assert_eq!(
-                expected.contains("the message of STATUS"),
-                limited,
-                "{command} {code}: {expected}"
-            );
+            // The report of the last STATUS is the one of a look that does not call it.
+            for checking in [Checking::Once, Checking::Never] {
+                let seen = ground.look_and(checking).await;
+                let message = seen.limited.unwrap_or_default();
+                assert_eq!(
+                    message.contains("the message of STATUS"),
+                    limited,
+                    "{command} {code}: {message}"
+                );
+            }
             ping(&connection);
             ground.down().await.unwrap();
         });

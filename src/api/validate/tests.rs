@@ -332,3 +332,21 @@ fn what_a_vm_made_on_demand_has_is_kept_from_groups_that_come_with_its_own() {
         }
     }
 }
+
+#[test]
+fn a_vm_made_on_demand_has_a_bounded_number_of_addresses() {
+    let text = "config:\n  host_groups:\n    - {name: pod, network_name: slicer}\n";
+    let pod = parse(&Source {
+        name: "pod.yaml".into(),
+        text: text.into(),
+    });
+    let template = &pod.expect("a sound manifest")[0].spec.template;
+    for (count, refused) in [(64, false), (65, true), (50_000, true)] {
+        let ips = (0..count).map(|n| format!("10.{}.{}.9", n / 250, n % 250));
+        let ask = serde_json::json!({"cni": {"ips": ips.collect::<Vec<_>>()}});
+        let ask: NewVm = serde_json::from_value(ask).expect("a request");
+        let found = ask.split().1.objections(template);
+        let is_refused = found.iter().any(|(_, why)| why.contains("64 is the most"));
+        assert_eq!(is_refused, refused, "{count}: {found:?}");
+    }
+}
