@@ -273,7 +273,12 @@ pub fn ping(connection: &Connection) {
     let answer = guest.hear(Duration::from_secs(5), |seen| {
         (seen.source, seen.destination, seen.protocol) == (gateway, ip, frames::ICMP)
     });
-    assert!(answer.is_some(), "no answer to a ping");
+    let state = || kernel::run("ip neigh; ip route; ip -o addr");
+    assert!(
+        answer.is_some(),
+        "no answer to a ping of {gateway} by {ip}:\n{}",
+        state()
+    );
 }
 
 /// A crash just before the step with this number, from 0.

@@ -319,3 +319,43 @@ esac
         });
     }
 }
+
+/// The kernel takes a namespace apart some time after its last user has left, and not before. Until then the old veth has the route to the
+/// guest's address (ptp, whose ADD accepts that the route exists) and answers for it (bridge).
+#[test]
+fn a_repair_is_not_disturbed_by_the_veth_of_a_lost_namespace_that_still_has_a_user() {
+    with_each(async |ground, case| {
+        if case.contains("macvlan") {
+            return;
+        }
+        let (connection, _) = ground.up().await.unwrap();
+        let mut desired = ground.desired.clone();
+        desired.want.as_mut().unwrap().keep = Some(Keep {
+            ip: connection.ip,
+            mac: connection.mac,
+        });
+        let ground = &ground.with(desired);
+        kernel::run(&format!(
+            "nsenter --net={0} sleep 20 >/dev/null 2>&1 & sleep 0.1; umount {0}; rm {0}; rm -r {1}",
+            ground.netns().display(),
+            ground.desired.vm_dir().display()
+        ));
+        let (again, _) = ground.up().await.unwrap_or_else(|e| panic!("{case}: {e}"));
+        assert_eq!(
+            (again.ip, again.mac),
+            (connection.ip, connection.mac),
+            "{case}"
+        );
+        let old = connection.host_link.expect("a host link");
+        let links = kernel::run("ip -o link");
+        assert!(
+            !links.contains(&old),
+            "{case}: {old} is still there: {links}"
+        );
+        ping(&again);
+        ground
+            .down()
+            .await
+            .unwrap_or_else(|e| panic!("{case}: {e}"));
+    });
+}

@@ -99,15 +99,16 @@ impl Engine {
         // the redirect does not wait until the disk has the new status.
         let same = keep.is_some_and(|keep| (keep.ip, keep.mac) == (connected.ip, connected.mac));
         let is_repair = hands.has_added() && same && self.held(uid).contains(&Rung::Firewall);
-        if is_repair {
-            ascent.meet(Rung::Firewall, &Redirect, &desired).await?;
+        let mut ready = Some(ready);
+        if let Some(ready) = ready.take_if(|_| !is_repair) {
+            ascent.ready(Rung::Net, ready).await?;
         }
-        ascent.ready(Rung::Net, ready).await?;
-        if !is_repair {
-            ascent.meet(Rung::Firewall, &Redirect, &desired).await?;
-        }
+        ascent.meet(Rung::Firewall, &Redirect, &desired).await?;
         if hands.has_added() && was_known {
             cni::announce(desired.netns.clone(), &connected);
+        }
+        if let Some(ready) = ready {
+            ascent.ready(Rung::Net, ready).await?;
         }
         ascent.ready(Rung::Firewall, Ready::default()).await?;
         Ok(Some(connected))

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use super::act::{read_intent, write_intent};
 use super::plan::Basis;
 use super::state::{Desired, Intent};
-use super::{Attach, IFNAME, fault, one_line, residue};
+use super::{Attach, IFNAME, fault, guest, one_line, residue};
+use crate::api::network::Mac;
 use crate::cni::{Attachment, Error as CniError, Runtime};
 use crate::host::error::absent_is_done;
 use crate::host::link::Change;
@@ -73,7 +74,35 @@ pub(super) async fn release(runtime: &Runtime, basis: &Basis) -> Result<(), Erro
     if *addresses_lost || again {
         residue::remove(&network.name, attachment).await?;
     }
+    remove_veth(host_end(runtime, basis)).await?;
     runtime.forget(&network.name, attachment).map_err(failed)
+}
+
+/// The host's end of the veth, as the result of the ADD has it.
+fn host_end(runtime: &Runtime, basis: &Basis) -> Option<(String, Mac)> {
+    let cached = runtime.cached(&basis.network.name, &basis.attachment);
+    let result = cached.ok()??.result(basis.network.cni_version).ok()?;
+    guest::host_end(&result)
+}
+
+/// Removes the host's end of the veth, if it is still there after DEL.
+///
+/// # Why
+/// A plugin's DEL finds the veth by its end in the namespace. When the namespace is lost, the kernel removes both ends some time after its
+/// last user has left. Until then the old end keeps the route to the address, and the next ADD of ptp accepts that there is one; on a
+/// bridge the old namespace answers for the address. A link with the name and the MAC of the ADD's result belongs to this attachment.
+async fn remove_veth(host_end: Option<(String, Mac)>) -> Result<(), Error> {
+    let Some((name, mac)) = host_end else {
+        return Ok(());
+    };
+    let netlink = Netns::current()?.netlink()?;
+    match link::get(&netlink, &name).await? {
+        Some(found) if found.kind.as_deref() == Some("veth") && found.mac == Some(mac.0) => {
+            tracing::debug!(name, "a veth is left of a CNI attachment");
+            absent_is_done(link::delete(&netlink, found.index).await)
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Creates an unnamed namespace with a link of the interface's name. None: the interface exists.
@@ -134,9 +163,11 @@ async fn give_up(
 ) -> Result<(), Error> {
     let (network, attachment) = (&basis.network, &basis.attachment);
     let failed = |error| fault("give up", &network.name, error);
+    let host_end = host_end(&attach.runtime, basis);
     let abandoned = attach.runtime.abandon(network, attachment, hung).await;
     let errors = abandoned.map_err(failed)?;
     residue::remove(&network.name, attachment).await?;
+    remove_veth(host_end).await?;
     if attachment.netns.is_some() {
         let netlink = attach.door.inside()?.netlink;
         if let Some(eth) = link::get(&netlink, IFNAME).await? {

@@ -182,13 +182,22 @@ pub(super) fn mac_of(result: &CniResult, attachment: &Attachment) -> Option<Mac>
 /// Returns the host's end of the link. In a result a bridge precedes the port that was created for the VM, and the links that later
 /// plugins of the chain created follow the interface inside. The bandwidth plugin's IFB, for one, does not carry the VM's packets out.
 fn host_link(result: &CniResult) -> Option<String> {
+    host_interface(result).map(|found| found.name.clone())
+}
+
+/// The name and the MAC of the host's end, if the result has both.
+pub(super) fn host_end(result: &CniResult) -> Option<(String, Mac)> {
+    let found = host_interface(result)?;
+    Some((found.name.clone(), mac(found)?))
+}
+
+fn host_interface(result: &CniResult) -> Option<&Interface> {
     let is_inside = |found: &Interface| found.sandbox.is_some();
     let all = &result.interfaces;
     let first_inside = all.iter().position(is_inside).unwrap_or(all.len());
     let (before, after) = all.split_at(first_inside);
     let host_side = |found: &&Interface| !is_inside(found);
-    let found = before.last().or_else(|| after.iter().find(host_side));
-    found.map(|found| found.name.clone())
+    before.last().or_else(|| after.iter().find(host_side))
 }
 
 /// Returns the routes of the result as plugins add them: a route without a next hop uses the gateway (spec, section 5).
