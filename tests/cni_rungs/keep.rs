@@ -321,7 +321,7 @@ esac
 }
 
 /// The kernel takes a namespace apart some time after its last user has left, and not before. Until then the old veth has the route to the
-/// guest's address (ptp, whose ADD accepts that the route exists) and answers for it (bridge).
+/// guest's address (ADD of ptp accepts that the route exists) and answers for it (bridge).
 #[test]
 fn a_repair_is_not_disturbed_by_the_veth_of_a_lost_namespace_that_still_has_a_user() {
     with_each(async |ground, case| {

@@ -88,13 +88,13 @@ fn a_guest_in_a_cni_network_has_what_the_result_says_and_lives_through_every_rep
         answers(&house, address);
         let pid = pids(&house)[0];
         let line = command_line(pid);
-        for word in [
+        for text in [
             format!("ip={address}::10.77.0.1:255.255.255.0:pod-1:"),
             ":10.77.0.53".to_owned(),
             "slice.route=198.18.0.0/16,10.77.0.254".to_owned(),
             format!("mac={}", before["mac"].as_str().expect("a MAC")),
         ] {
-            assert!(line.contains(&word), "{word} is not in {line}");
+            assert!(line.contains(&text), "{text} is not in {line}");
         }
 
         // What others do is made good, and the guest is the same.
@@ -186,11 +186,11 @@ fn a_guest_with_a_gateway_in_no_subnet_and_two_addresses_is_reached_and_reaches(
         answers(&house, "10.9.0.2");
         answers(&house, "10.9.1.2");
         let line = command_line(pids(&house)[0]);
-        for word in [
+        for text in [
             "ip=10.9.0.2:::255.255.255.255:pod-1:",
             "slice.address=10.9.1.2/32 slice.route=169.254.1.1/32 slice.route=0.0.0.0/0,169.254.1.1",
         ] {
-            assert!(line.contains(word), "{word} is not in {line}");
+            assert!(line.contains(text), "{text} is not in {line}");
         }
     });
 }

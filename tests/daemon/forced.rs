@@ -180,8 +180,8 @@ fn an_attachment_whose_del_fails_is_given_up_at_once_and_recorded() {
                 });
                 doomed.goes_within(&house, BOUND, &case);
                 let event = house.messages("vm/pod-1", "DetachFailed").join("\n");
-                for word in ["`two`", "forced", "configured to fail"] {
-                    assert!(event.contains(word), "{case}: {word}: {event}");
+                for text in ["`two`", "forced", "configured to fail"] {
+                    assert!(event.contains(text), "{case}: {text}: {event}");
                 }
                 // Events end with the daemon.
                 let event = house.messages(&long(target), "ForceDeleted").join("\n");

@@ -224,16 +224,16 @@ async fn check(
     if intent.baseline.is_none() {
         return note_baseline(attach, desired, intent, &complaints, masqueraded).map(|()| None);
     }
-    let mut words: Vec<String> = complaints.iter().map(ToString::to_string).collect();
+    let mut causes: Vec<String> = complaints.iter().map(ToString::to_string).collect();
     if baseline.masqueraded && !masqueraded {
-        words.push("the chain of iptables that masquerades it is gone".to_owned());
+        causes.push("the chain of iptables that masquerades it is gone".to_owned());
     }
-    if words.is_empty() {
+    if causes.is_empty() {
         return Ok(None);
     }
-    let words = words.join("; ");
-    attach.tell("CheckFailed", format!("{words}; the VM is attached again"));
-    Ok(Some(words))
+    let causes = causes.join("; ");
+    attach.tell("CheckFailed", format!("{causes}; the VM is attached again"));
+    Ok(Some(causes))
 }
 
 fn note_baseline(
@@ -250,9 +250,9 @@ fn note_baseline(
         excused: excused.collect(),
         masqueraded,
     };
-    for (plugin, words) in &baseline.excused {
+    for (plugin, message) in &baseline.excused {
         let message = format!(
-            "{words}; this is the first CHECK after ADD, so CHECK of `{plugin}` is ignored"
+            "{message}; this is the first CHECK after ADD, so CHECK of `{plugin}` is ignored"
         );
         attach.tell("CheckIgnored", message);
     }
