@@ -61,10 +61,10 @@ life() { # GROUPS SLOTS
   : >"$work/log"
   begin
   for ((i = 0; i < 500; i++)); do
-    grep -q 'quiet: everything was looked at' "$work/log" && break
+    grep -q 'initial sync done' "$work/log" && break
     sleep 0.02
   done
-  sed -n 's/.*quiet: everything was looked at.*actions=\([0-9]*\) milliseconds=\([0-9]*\).*/actions \1\nadopt \2/p' "$work/log"
+  sed -n 's/.*initial sync done.*actions=\([0-9]*\) milliseconds=\([0-9]*\).*/actions \1\nadopt \2/p' "$work/log"
   t=$(now)
   for ((g = 0; g < $1; g++)); do slicectl delete "hostgroup/bench$g" >/dev/null; done
   for ((g = 0; g < $1; g++)); do slicectl wait "hostgroup/bench$g" --for deleted --timeout 300s >/dev/null; done

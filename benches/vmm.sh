@@ -82,10 +82,10 @@ many() {
   : >"$work/log"
   begin
   for ((i = 0; i < 500; i++)); do
-    grep -q 'quiet: everything was looked at' "$work/log" && break
+    grep -q 'initial sync done' "$work/log" && break
     sleep 0.02
   done
-  sed -n 's/.*quiet: everything was looked at.*actions=\([0-9]*\) milliseconds=\([0-9]*\).*/actions \1\nadopt \2/p' "$work/log"
+  sed -n 's/.*initial sync done.*actions=\([0-9]*\) milliseconds=\([0-9]*\).*/actions \1\nadopt \2/p' "$work/log"
   leave
 }
 

@@ -1,24 +1,24 @@
-//! TELLS: the only `now()`.
+//! The only source of the current time.
 //! Out of scope: sleeping, timers, formatting.
 
 use std::time::Instant;
 
 use crate::api::meta::Timestamp;
 
-/// Wall time, for people: conditions, events, leases.
+/// The wall clock time, for conditions, events and leases.
 #[allow(clippy::disallowed_methods)]
 pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// The moment that lies so long back.
+/// The time `age` before now; the Unix epoch if that cannot be represented.
 pub fn ago(age: std::time::Duration) -> Timestamp {
     now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// Time that only grows, for the queue.
+/// The monotonic time, for the queue.
 #[allow(clippy::disallowed_methods)]
 pub fn monotonic() -> Instant {
-    // tokio's clock, so that a test of time can pause it.
+    // tokio's clock, which tests can pause.
     tokio::time::Instant::now().into_std()
 }

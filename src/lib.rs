@@ -1,12 +1,12 @@
-//! `slicectl`: keeps the networking of one host's microVMs as its YAML says.
-//! Out of scope: any implementation; it is in the modules.
+//! `slicectl`: a reconciling controller for the microVMs of one host and their networks, configured in YAML.
+//! Out of scope: implementations, which are in the modules.
 //!
 //! # Module layout
 //! | module | purpose | imports |
 //! |---|---|---|
 //! | [`api`] | types of manifests, requests and responses | nothing |
 //! | [`owner`] | converts identities to names and labels, and back | `api` |
-//! | [`clock`] | the only `now()` | `api` (the type of a time) |
+//! | [`clock`] | the only `now()` | `api` (the timestamp type) |
 //! | [`store`] | the only access to the database | `api clock` |
 //! | [`runtime`] | queue, backoff, controller | `api`, `clock` |
 //! | [`reconcile`] | the stages of a VM and the host network | `api owner store host cni` |
@@ -16,11 +16,11 @@
 //! | [`wire`] | HTTP and JSON on a Unix socket | `api clock` |
 //! | [`doctor`] | checks whether the host meets the requirements, and names the remedy | `api host owner cni reconcile` |
 //! | [`daemon`] | starts and connects all modules | all |
-//! | [`cli`] | output for people: messages and tables | `api wire clock` |
+//! | [`cli`] | argument parsing and output for users | `api wire clock` |
 //!
 //! The import rule is this table: `tests/layers.rs` reads it and enforces it.
 
-// Each method in clippy.toml is allowed in single modules only. Tests may call all of them.
+// Each method listed in clippy.toml is allowed in a single module only. Tests may call all of them.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod api;
@@ -29,7 +29,7 @@ pub mod cli;
 pub mod clock;
 #[allow(
     clippy::disallowed_methods,
-    reason = "starts the plugins; knows nothing of the host"
+    reason = "starts the plugins; independent of the host module"
 )]
 pub mod cni;
 pub mod daemon;

@@ -1,10 +1,10 @@
-//! OWNS: whose a kernel thing is. Identity to link, chain, namespace and directory names and labels; and back.
-//! Out of scope: the kernel, the store; everything is a pure function.
+//! Maps the identity of a VM or daemon to names and labels of kernel objects (links, chains, namespaces) and directories, and back.
+//! Out of scope: the kernel and the store; all functions are pure.
 //!
 //! # Why
-//! The design's label is `slice/<kind>/<name>@<uid>`. Ours names the daemon too, `slice/<instance>/<kind>/…`, and the same
-//! five characters stand in every link and chain name: so two daemons on one host tell their things apart, and the host's
-//! wildcard rules (`sl<instance>+`) match neither another daemon's links nor a stranger's `slave0`.
+//! A label contains the instance id of the daemon, `slice/<instance>/<kind>/…`, and so does every link and chain name. Two daemons on
+//! one host can therefore tell their objects apart, and the wildcard rules of the host (`sl<instance>+`) match neither links of
+//! another daemon nor unrelated links such as `slave0`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,46 +17,46 @@ use crate::api::network::Mac;
 
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
-/// The links inside a VM's namespace have fixed names: nothing else lives there.
+/// The TAP inside a VM's namespace. Links in it have fixed names because it contains no others.
 pub const TAP: &str = "tap0";
 /// The veth end inside a VM's namespace.
 pub const UPLINK: &str = "up0";
 
-/// Groups of links (`IFLA_GROUP`) that mark links of VMs in the host namespace, whichever daemon made them: rules of one daemon know the
-/// others' links by them. The upper half is "sl", so that nobody's small numbers are meant.
+/// Link groups (`IFLA_GROUP`) of VM links in the host namespace. All daemons use the same groups, so the rules of one daemon match the
+/// links of the others. The upper half is "sl", which avoids collisions with the small numbers that other programs use.
 pub mod link_group {
-    /// Compares the upper half only.
+    /// Mask for the upper half.
     pub const MASK: u32 = 0xffff_0000;
-    /// Every link of a VM, under [`MASK`].
+    /// Matches every link of a VM, with [`MASK`].
     pub const ANY: u32 = 0x736c_0000;
-    /// The host's end of an isolated VM's veth.
+    /// The host end of an isolated VM's veth.
     pub const ISOLATED: u32 = ANY | 1;
-    /// A bridge that a daemon made.
+    /// A bridge created by a daemon.
     pub const BRIDGE: u32 = ANY | 2;
     /// A TAP on a bridge.
     pub const PORT: u32 = ANY | 3;
 }
 
-/// Which daemon: five characters, stored beside its state.
+/// The instance id of a daemon: five characters of base 32, stored with its state.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Instance(String);
 
 impl Instance {
-    /// What every chain in the host's tables starts with, whichever daemon's it is.
+    /// The prefix of every chain in the host's tables, common to all daemons.
     pub const CHAIN_PREFIX: &str = "SLICE-";
 
-    /// The id of a state that begins in `state_dir` (canonical), and of one from before ids were stored.
+    /// The id of a new state in `state_dir` (canonical), and of a state from a version that did not store ids.
     pub fn of(state_dir: &Path) -> Self {
         Self::new(state_dir.as_os_str().as_encoded_bytes())
     }
 
-    /// The id that these bytes come to.
+    /// The id derived from `seed`.
     pub fn new(seed: &[u8]) -> Self {
         Self(hash("instance", seed, 5))
     }
 
-    /// What [`Instance::as_str`] says, read back.
+    /// Parses the result of [`Instance::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
         is_instance(text).then(|| Self(text.to_owned()))
     }
@@ -66,41 +66,41 @@ impl Instance {
         &self.0
     }
 
-    /// What every link of ours in the host namespace starts with.
+    /// The prefix of every link of this daemon in the host namespace.
     pub fn link_prefix(&self) -> String {
         format!("sl{}", self.0)
     }
 
-    /// `iptables -i` wildcard for every link of ours.
+    /// The `iptables -i` wildcard for every link of this daemon.
     pub fn link_wildcard(&self) -> String {
         format!("{}+", self.link_prefix())
     }
 
-    /// A chain of ours in the host's tables: `SLICE-<instance>-<role>`, at most 28 characters.
+    /// The name of a chain of this daemon in the host's tables: `SLICE-<instance>-<role>`, at most 28 characters.
     pub fn chain(&self, role: &str) -> String {
         format!("{}{}-{role}", Self::CHAIN_PREFIX, self.0)
     }
 
-    /// The daemon whose chain bears this name, if one's does.
+    /// The daemon that owns the chain with this name; `None` for other chains.
     pub fn of_chain(name: &str) -> Option<Self> {
         let (instance, _) = name.strip_prefix("SLICE-")?.split_once('-')?;
         is_instance(instance).then(|| Self(instance.to_owned()))
     }
 
-    /// What a VM is called towards CNI plugins, who write it on what they make: `slice-<instance>-<uid>`.
+    /// The CNI container id of a VM, which plugins record on the objects that they create: `slice-<instance>-<uid>`.
     pub fn container_id(&self, uid: Uid) -> String {
         format!("slice-{}-{uid}", self.0)
     }
 
-    /// The VM of ours that a plugin's thing is of; `None`: it is somebody else's.
+    /// The VM with this CNI container id; `None` if the container does not belong to this daemon.
     pub fn uid_of_container(&self, container_id: &str) -> Option<Uid> {
         let uid = container_id.strip_prefix(&format!("slice-{}-", self.0))?;
         let uid = uid.parse().ok()?;
-        // A uid has many spellings, a name of ours one.
+        // `Uid::from_str` accepts several formats of a uid, but a container id has only one.
         (self.container_id(uid) == container_id).then_some(uid)
     }
 
-    /// The label for what belongs to no VM.
+    /// The label of objects that belong to no VM.
     pub fn ground_label(&self) -> Label {
         Label {
             instance: self.clone(),
@@ -108,7 +108,7 @@ impl Instance {
         }
     }
 
-    /// The label for what belongs to a VM.
+    /// The label of objects that belong to a VM.
     pub fn vm_label(&self, name: &Name, uid: Uid) -> Label {
         Label {
             instance: self.clone(),
@@ -126,11 +126,12 @@ impl fmt::Display for Instance {
     }
 }
 
-/// Who a thing belongs to.
+/// The owner of a kernel object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Owner {
-    /// The host itself.
+    /// The host network.
+    #[serde(rename = "ground")]
     Ground,
     /// One VM.
     Vm {
@@ -141,13 +142,13 @@ pub enum Owner {
     },
 }
 
-/// Ownership as written on a thing: `slice/<instance>/ground` or `slice/<instance>/vm/<name>@<uid>`.
+/// A label on a kernel object: `slice/<instance>/ground` for the host network, or `slice/<instance>/vm/<name>@<uid>`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Label {
-    /// Which daemon.
+    /// The daemon.
     pub instance: Instance,
-    /// Which of its objects.
+    /// The owner within this daemon.
     pub owner: Owner,
 }
 
@@ -160,7 +161,7 @@ impl fmt::Display for Label {
     }
 }
 
-/// A text that is not a label of ours.
+/// The error for a text that is not a label.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a slice label")]
 pub struct NotALabel(String);
@@ -208,8 +209,8 @@ impl From<Label> for String {
     }
 }
 
-/// Something in the kernel that was seen to carry our label. A delete action takes nothing else,
-/// so deleting something foreign does not type-check.
+/// A kernel object that was observed with a label of this daemon. Delete actions accept no other type, so code that deletes a foreign
+/// object does not compile.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owned<T> {
     thing: T,
@@ -217,19 +218,19 @@ pub struct Owned<T> {
 }
 
 impl<T> Owned<T> {
-    /// The thing.
+    /// The object.
     pub fn thing(&self) -> &T {
         &self.thing
     }
 
-    /// Whose it is.
+    /// The label of the object.
     pub fn label(&self) -> &Label {
         &self.label
     }
 }
 
 impl Label {
-    /// `thing` is ours if `found`, the label read off it, is exactly `self`.
+    /// Claims `thing` if `found`, the label read from it, equals `self`.
     pub fn claim<T>(&self, thing: T, found: Option<&str>) -> Option<Owned<T>> {
         (found == Some(self.to_string().as_str())).then(|| Owned {
             thing,
@@ -237,7 +238,7 @@ impl Label {
         })
     }
 
-    /// Claims a bridge as [`Label::claim_link`] does a veth.
+    /// Claims a bridge by its label or, if it has none, by its MAC, as [`Label::claim_link`] does for a veth.
     pub fn claim_bridge(&self, name: &str, alias: Option<&str>, mac: Mac) -> Option<Owned<String>> {
         match alias {
             Some(_) => self.claim(name.to_owned(), alias),
@@ -248,8 +249,8 @@ impl Label {
         }
     }
 
-    /// Claims a link by its label or, while it has none, by its birthmark: the kernel sets a link's MAC in the same step
-    /// as its name, but takes its alias only afterwards, and a crash may fall between the two.
+    /// Claims a link by its label (the alias) or, if it has none, by its MAC. The kernel sets the MAC of a link together with its name,
+    /// but the alias in a second step, and the daemon may crash between the two.
     pub fn claim_link(&self, name: &str, alias: Option<&str>, mac: Mac) -> Option<Owned<String>> {
         match alias {
             Some(_) => self.claim(name.to_owned(), alias),
@@ -261,17 +262,17 @@ impl Label {
     }
 }
 
-/// The MAC that a veth end of ours in the host namespace is born with: a function of its name.
+/// The MAC with which a veth end in the host namespace is created: a function of its name, see [`Label::claim_link`].
 pub fn birthmark(host_link: &str) -> Mac {
     mac("birthmark", host_link.as_bytes())
 }
 
-/// The MAC of a bridge of ours: its birthmark, too. Any daemon may be asked for a bridge of this name, so it says whose it is.
+/// The MAC with which a bridge is created. Other daemons may create a bridge with the same name, so the MAC depends on the instance.
 pub fn bridge_mac(instance: &Instance, bridge: &str) -> Mac {
     mac("bridge", format!("{instance}/{bridge}").as_bytes())
 }
 
-/// One VM's names.
+/// The names and MACs of a VM's kernel objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmNames {
     /// `sl<instance><hash>`, 15 characters: the veth end in the host namespace.
@@ -282,13 +283,13 @@ pub struct VmNames {
     pub uplink_mac: Mac,
     /// The MAC of `tap0`, the guest's gateway.
     pub tap_mac: Mac,
-    /// The MAC of the TAP as a port of a bridge. It begins with `fe:ff`, as high as they come: a bridge without a MAC of its own
-    /// takes its ports' lowest (`br_stp_recalculate_bridge_id`), and a user's bridge must keep the one it has. With another MAC,
-    /// even for a moment, it forgets all its neighbours (`neigh_changeaddr`), those that we pinned, too.
+    /// The MAC of the TAP as a port of a bridge. It starts with `fe:ff`, the highest locally administered prefix: a bridge without its
+    /// own MAC takes the lowest MAC of its ports (`br_stp_recalculate_bridge_id`), and a user's bridge must keep its MAC. A change of
+    /// the MAC, however short, removes all neighbours of the bridge (`neigh_changeaddr`), including permanent entries.
     pub port_mac: Mac,
     /// The MAC the guest must use.
     pub guest_mac: Mac,
-    /// `slice-<hash>`: the namespace, in our directory and in `ip netns`.
+    /// `slice-<hash>`: the name of the namespace in the run directory and in `ip netns`.
     pub netns: String,
 }
 
@@ -307,12 +308,12 @@ pub fn vm_names(instance: &Instance, uid: Uid) -> VmNames {
     }
 }
 
-/// The names of the VM that a label speaks of; the ground's label gives names that no VM has.
+/// The names of the VM that a label refers to. The label of the host network yields names that no VM has.
 pub fn names_of(label: &Label) -> VmNames {
     vm_names(&label.instance, uid_of(label))
 }
 
-/// The uid that a label speaks of; the ground's is the nil uid, which no VM has (RFC 9562, section 5.9).
+/// The uid that a label refers to. The uid of the host network is the nil uid, which no VM has (RFC 9562, section 5.9).
 pub fn uid_of(label: &Label) -> Uid {
     match &label.owner {
         Owner::Ground => Uid(uuid::Uuid::nil()),
@@ -320,37 +321,37 @@ pub fn uid_of(label: &Label) -> Uid {
     }
 }
 
-/// Where a daemon keeps what lives as long as the host is up.
+/// The run directory of a daemon, which lasts until the host reboots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunDir(pub PathBuf);
 
 impl RunDir {
-    /// The mount points of the VMs' namespaces.
+    /// The directory with the mount points of the VMs' namespaces.
     pub fn netns_dir(&self) -> PathBuf {
         self.0.join("netns")
     }
 
-    /// One namespace.
+    /// The mount point of a VM's namespace.
     pub fn netns(&self, names: &VmNames) -> PathBuf {
         self.netns_dir().join(&names.netns)
     }
 
-    /// All VMs' own directories.
+    /// The directory that contains the directories of all VMs.
     pub fn vm_dirs(&self) -> PathBuf {
         self.0.join("vm")
     }
 
-    /// A VM's own directory: its record, its VMM's sockets and logs.
+    /// The directory of a VM: its record, and the sockets and logs of its VMM.
     pub fn vm_dir(&self, uid: Uid) -> PathBuf {
         self.vm_dirs().join(uid.to_string())
     }
 
-    /// The part of a VM's own directory that belongs to its VMM.
+    /// The part of a VM's directory that its VMM owns.
     pub fn vmm_dir(&self, uid: Uid) -> PathBuf {
         self.vm_dir(uid).join("vmm")
     }
 
-    /// This boot's copy of the state's seal.
+    /// The copy of the state's integrity record for the current boot.
     pub fn state_seal(&self) -> PathBuf {
         self.0.join("state.seal")
     }
@@ -361,12 +362,12 @@ impl RunDir {
     }
 }
 
-/// Where `ip netns` looks.
+/// The path at which `ip netns` expects a namespace.
 pub fn ip_netns_path(netns: &str) -> PathBuf {
     Path::new("/run/netns").join(netns)
 }
 
-/// `length` characters of base 32 (RFC 4648, lower case) out of a hash; `role` keeps different uses apart.
+/// `length` characters of base 32 (RFC 4648, lower case) of a hash. `role` is the derivation context.
 fn hash(role: &str, bytes: &[u8], length: usize) -> String {
     digest(role, bytes)
         .iter()
@@ -375,7 +376,7 @@ fn hash(role: &str, bytes: &[u8], length: usize) -> String {
         .collect()
 }
 
-/// A locally administered unicast MAC (IEEE 802 section 8.4) out of a hash.
+/// A locally administered unicast MAC (IEEE 802 section 8.4) derived from a hash.
 fn mac(role: &str, bytes: &[u8]) -> Mac {
     let d = digest(role, bytes);
     Mac([(d[0] & 0xfc) | 0x02, d[1], d[2], d[3], d[4], d[5]])

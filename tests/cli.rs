@@ -276,55 +276,55 @@ fn wrong_usage_exits_with_2_and_says_what_is_meant() {
     let cases: &[(&str, &str)] = &[
         ("", "Usage: slicectl"),
         ("get", "TARGET"),
-        ("get pods", "`pods` is no kind"),
-        ("get vm/Bad_Name", "RFC 1123"),
+        ("get pods", "unknown kind \"pods\""),
+        ("get vm/Bad_Name", "invalid name \"Bad_Name\""),
         ("get vm/a hg/b -w", "one kind"),
         ("get vms -o xml", "invalid value"),
-        ("describe vm", "name the vm"),
+        ("describe vm", "name of the vm"),
         ("delete", "required"),
-        ("delete vm", "name the vm"),
+        ("delete vm", "name of the vm"),
         ("delete vm/x -f y", "cannot be used"),
         ("wait vm/x", "--for"),
         ("wait vm/x --for ready --timeout soon", "invalid value"),
-        ("events pod/x", "`pod` is no kind"),
+        ("events pod/x", "unknown kind \"pod\""),
         ("events vm/a vm/b", "one object"),
-        ("logs hg/x", "is no VM"),
-        ("explain sandbox-1 example.org", "no destination"),
+        ("logs hg/x", "is not a VM"),
+        ("explain sandbox-1 example.org", "invalid destination"),
         ("explain sandbox-1 10.0.0.0/8", "not one address"),
         ("apply", "--filename"),
         ("apply -f x --dry-run --wait", "cannot be used"),
-        ("new Bad --net=isolated", "RFC 1123"),
+        ("new Bad --net=isolated", "invalid name \"Bad\""),
         (
             "new a --net=isolated --gateway 10.0.0.1/24",
-            "belongs to --net=bridge",
+            "requires --net=bridge",
         ),
         (
             "new a --net=isolated --bridge br0",
-            "--bridge belongs to --net=bridge",
+            "--bridge requires --net=bridge",
         ),
         (
             "new a --net=isolated --isolate-ports",
-            "--isolate-ports belongs to --net=bridge",
+            "--isolate-ports requires --net=bridge",
         ),
         (
             "new a --net=bridge --drop 10.0.0.0/8",
-            "--drop belongs to --net=isolated",
+            "--drop requires --net=isolated",
         ),
         (
             "new a --net=bridge --on-deny reject",
-            "--on-deny belongs to --net=isolated",
+            "--on-deny requires --net=isolated",
         ),
         (
             "new a --net=bridge --network-name x",
-            "--network-name belongs to --net=cni",
+            "--network-name requires --net=cni",
         ),
         (
             "new a --net=cni --range 10.0.0.2-10.0.0.3",
-            "--range belongs to --net=isolated and --net=bridge",
+            "--range requires --net=isolated or --net=bridge",
         ),
         (
             "new a --net=cni --gateway 10.0.0.1/24",
-            "--gateway belongs to --net=bridge",
+            "--gateway requires --net=bridge",
         ),
         (
             "new a --net=cni --network-name .x",
@@ -340,7 +340,7 @@ fn wrong_usage_exits_with_2_and_says_what_is_meant() {
         ),
         (
             "new a --net=bridge --gateway 10.0.0.0/24",
-            "--gateway: found \"10.0.0.0/24\", expected an address in it",
+            "--gateway: found \"10.0.0.0/24\", expected the address of a host",
         ),
         (
             "new a --net=bridge --range 10.0.0.2-10.0.0.3",
@@ -368,12 +368,12 @@ fn wrong_usage_exits_with_2_and_says_what_is_meant() {
             "--count: 300 VMs do not fit",
         ),
         ("route", "GROUP"),
-        ("route vm/web-1", "is no host group"),
+        ("route vm/web-1", "is not a host group"),
         ("route web --via somewhere", "invalid value"),
         ("new a --net=isolated --drop 10.0.0.1/8", "host bits"),
         (
             "new a --net=isolated --allow 169.254.169.254:80",
-            "always closed",
+            "always denied",
         ),
         ("new a --net=isolated --range 10.0.0.0/22", "169.254.0.0/16"),
         ("new a --net=isolated --range 169.254.100.1/22", "host bits"),
@@ -763,7 +763,7 @@ fn every_verb_has_help_and_those_with_arguments_show_examples() {
     }
     let top = slicectl(&fixture).args("--help").run();
     assert!(
-        top.stdout.contains("SLICE_SOCKET") && top.stdout.contains("first walk"),
+        top.stdout.contains("SLICE_SOCKET") && top.stdout.contains("Quick start:"),
         "{top:?}"
     );
 }

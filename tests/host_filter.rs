@@ -336,7 +336,7 @@ fn a_bad_line_changes_nothing_and_is_named() {
         let whole = filter(vec![Chain::user("SLICE-X", vec![foreign])]);
         let said = world.restore(&Input::whole_tables(&whole)).unwrap_err();
         assert!(
-            said.contains("(the line: -A SLICE-X foreign: whatever)"),
+            said.contains("(line: -A SLICE-X foreign: whatever)"),
             "{said}"
         );
         assert_equal(&world.read(), &a_vms_rules());

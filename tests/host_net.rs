@@ -12,6 +12,7 @@ use slicectl::host::netns::{self, Netns};
 use slicectl::host::route::{self, NextHop, Route};
 use slicectl::host::tap::{self, Framing, Layer, Owner};
 use slicectl::host::{Error, Kind, sysctl};
+use support::guest_stack;
 use support::kernel::{self, Canaries, Neighbour};
 
 const HERE: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -351,15 +352,10 @@ fn a_tap_outlives_its_maker_is_owned_and_labelled_and_can_be_opened_either_way()
         );
 
         for framing in [Framing::Bare, Framing::VnetHdr] {
-            // A child of another test shares the one before until its exec closes it.
-            let mut tries = 0;
-            let guest = loop {
-                match ns.run(move || tap::attach("tap0", framing)).await {
-                    Err(error) if error.kind == Kind::Busy && tries < 100 => tries += 1,
-                    attached => break attached.unwrap(),
-                }
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            };
+            let guest = ns
+                .run(move || guest_stack::attach("tap0", framing))
+                .await
+                .unwrap();
             assert_eq!(
                 kind(ns.run(move || tap::attach("tap0", framing)).await),
                 Some(Kind::Busy)

@@ -357,12 +357,12 @@ fn name_servers_that_the_lists_close_are_warned_of_with_the_entry() {
         (
             "192.168.1.1",
             "drop: [192.168.0.0/16]",
-            Some("drop[0] \"192.168.0.0/16\" closes 53/udp"),
+            Some("drop[0] \"192.168.0.0/16\" denies 53/udp"),
         ),
         (
             "192.168.1.1",
             "drop: [10.0.0.0/8, \"192.168.1.1:53/tcp\"]",
-            Some("drop[1] \"192.168.1.1:53/tcp\" closes 53/tcp"),
+            Some("drop[1] \"192.168.1.1:53/tcp\" denies 53/tcp"),
         ),
         (
             "1.1.1.1",

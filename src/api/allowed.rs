@@ -1,9 +1,9 @@
-//! Below which directories of the host a manifest may name programs and images. A setting of the daemon, never of a manifest.
-//! Out of scope: opening what is named ([`crate::host::named`]).
+//! The directories below which manifests may specify programs and images. A setting of the daemon, not of manifests.
+//! Out of scope: opening the files ([`crate::host::named`]).
 //!
 //! # Why
-//! Whoever may talk to the socket may write any path into a manifest, and the daemon is root. So what a path may lead to is the
-//! administrator's decision: programs that root installed, images that root put where images are.
+//! A client of the socket can specify any path in a manifest, and the daemon runs as root. The administrator therefore decides which
+//! paths are allowed: programs that root installed, and images in directories that root controls.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::host_group::HostGroupSpec;
 use super::manifest::{Draft, Problem};
 
-/// Where distributions and administrators install programs.
+/// Default directories of programs: where distributions and administrators install them.
 const PROGRAMS: [&str; 10] = [
     "/usr/bin",
     "/usr/sbin",
@@ -25,10 +25,10 @@ const PROGRAMS: [&str; 10] = [
     "/nix/store",
     "/run/current-system/sw/bin",
 ];
-/// Where images are.
+/// Default directory of images.
 const IMAGES: &str = "/var/lib/slice/images";
 
-/// What a path of a manifest names.
+/// The purpose of a path in a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Purpose {
@@ -39,7 +39,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// The setting that lists the directories.
+    /// The name of the setting that lists the directories.
     pub const fn setting(self) -> &'static str {
         match self {
             Self::Program => "programs",
@@ -48,12 +48,12 @@ impl Purpose {
     }
 }
 
-/// The directories.
+/// The allowed directories.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowed {
-    /// Of programs.
+    /// Directories of programs.
     pub programs: Vec<PathBuf>,
-    /// Of kernels, initrds, images and disks.
+    /// Directories of kernels, initrds, images and disks.
     pub images: Vec<PathBuf>,
 }
 
@@ -75,7 +75,7 @@ impl Allowed {
         }
     }
 
-    /// The longest of the directories that `path` lies below, by its text alone. None: it lies below none.
+    /// The longest of the directories that contain `path`, without access to the file system; `None` if no directory contains it.
     pub fn directory_of(&self, purpose: Purpose, path: &Path) -> Option<&Path> {
         let below = |dir: &&PathBuf| path.starts_with(dir) && path != dir.as_path();
         let dirs = self.of(purpose).iter().filter(|_| is_straight(path));
@@ -85,7 +85,7 @@ impl Allowed {
         longest.map(PathBuf::as_path)
     }
 
-    /// The same, or what is wrong with the path, for people.
+    /// As [`Allowed::directory_of`], with an error message.
     ///
     /// # Errors
     /// `found …, expected …`.
@@ -94,13 +94,13 @@ impl Allowed {
             let dirs: Vec<String> = self.of(purpose).iter().map(|d| d.display().to_string()).collect();
             let (found, dirs) = (path.display(), dirs.join(", "));
             format!(
-                "found {found}, expected a path below one of the directories that `{}` of sliced lists: {dirs}",
+                "found {found}, expected a path below one of the directories of sliced's setting `{}`: {dirs}",
                 purpose.setting()
             )
         })
     }
 
-    /// What of a manifest names a path that is not allowed, each with its place.
+    /// The problems of a draft with paths that are not allowed.
     pub fn objections(&self, draft: &Draft) -> Vec<Problem> {
         let named = named(&draft.spec).into_iter();
         let refused = named.filter_map(|(field, purpose, path)| {
@@ -111,13 +111,13 @@ impl Allowed {
     }
 }
 
-/// Absolute, without `.` and `..`.
+/// Whether a path is absolute, without `.` and `..`.
 pub fn is_straight(path: &Path) -> bool {
     let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
     path.is_absolute() && path.components().all(plain)
 }
 
-/// Every path of the host that a group's VMs use, with its field.
+/// Every host path that a group's VMs use, with its field.
 fn named(spec: &HostGroupSpec) -> Vec<(String, Purpose, PathBuf)> {
     let vm = &spec.template;
     let program = match vm.hypervisor {
@@ -143,15 +143,15 @@ fn named(spec: &HostGroupSpec) -> Vec<(String, Purpose, PathBuf)> {
     single.chain(disks).collect()
 }
 
-/// A list of directories as `--programs` and `--images` take it: `DIR[:DIR]`.
+/// Parses the value of `--programs` and `--images`: `DIR[:DIR]`.
 ///
 /// # Errors
-/// One of them is no absolute path.
+/// The message of [`directory`] for the first invalid directory.
 pub fn directories(text: &str) -> Result<Vec<PathBuf>, String> {
     text.split(':').map(directory).collect()
 }
 
-/// One directory.
+/// Parses the absolute path of a directory.
 ///
 /// # Errors
 /// `found …, expected …`.
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_allowed_below_a_directory_and_nowhere_else() {
+    fn a_path_is_allowed_below_an_allowed_directory_only() {
         let allowed = Allowed {
             programs: vec!["/usr/bin".into()],
             images: vec!["/srv/images".into(), "/srv/images/private".into()],
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_absolute_and_straight() {
+    fn directories_are_absolute_and_without_dot_dot() {
         let two = directories("/srv/a:/srv/b/").unwrap();
         assert_eq!(two, [Path::new("/srv/a"), Path::new("/srv/b")]);
         for bad in ["", "/", "a", "/a/../b", "/a::/b", "/a:", "/a\n"] {

@@ -139,10 +139,10 @@ impl CniOptions {
         }
     }
 
-    /// Whether the VM with this index may keep this address.
+    /// Whether the requests of the VM with this index allow this address.
     pub fn allow(&self, index: u32, ip: Ipv4Addr) -> bool {
         let asked = self.ips_of(index);
-        asked.is_empty() || asked.iter().any(|asked| asked.ip == ip)
+        asked.is_empty() || asked.iter().any(|request| request.ip == ip)
     }
 
     /// The options of a VM made on demand with the options `own`, in a group with the options `self`. Port mappings, addresses and a
@@ -351,7 +351,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_are_as_many_and_as_long_as_plugins_and_execve_take() {
+    fn the_number_and_the_length_of_arguments_are_limited() {
         let long = "v".repeat(LONGEST_ARGUMENT);
         let args = |count: usize, value: &str| CniOptions {
             args: (0..count)
@@ -378,7 +378,7 @@ mod tests {
                     assert!(found[0].starts_with(start), "{found:?}");
                     assert!(
                         found[0].len() < 300,
-                        "a text of the client is not repeated whole"
+                        "a long text of the client is shortened"
                     );
                 }
             }

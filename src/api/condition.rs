@@ -1,5 +1,5 @@
-//! What a rung, or a whole object, says of itself.
-//! Out of scope: when one changes.
+//! Conditions of a stage or of a whole object.
+//! Out of scope: when a condition changes.
 
 use std::fmt;
 
@@ -7,57 +7,57 @@ use serde::{Deserialize, Serialize};
 
 use super::meta::Timestamp;
 
-/// Kubernetes' three-valued truth.
+/// The status of a condition, as in Kubernetes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Status {
-    /// It is so.
+    /// The condition holds.
     True,
-    /// It is not so.
+    /// The condition does not hold.
     False,
-    /// Nobody could look, or nobody has looked yet.
+    /// Not observed yet, or the observation failed.
     Unknown,
 }
 
-/// Why a condition stands as it does: one CamelCase word, for scripts.
+/// The reason for the status of a condition: one CamelCase word, for scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Reason {
     /// The plan is empty.
     Converged,
-    /// Waits for the rung below, for the ground, or for its turn.
+    /// Waits for the previous stage, for the host network, or for its turn.
     Waiting,
-    /// Actions are being taken.
+    /// Actions are in progress.
     Converging,
-    /// Something foreign stands in the way; the message names the remedy.
+    /// A foreign object prevents an action; the message names the remedy.
     Conflict,
     /// A conflicting writer keeps reverting the repairs.
     Contested,
-    /// Actions ran and the plan did not become empty.
+    /// The actions succeeded, but the plan did not become empty.
     NotConverging,
-    /// An action failed; the message says which and how. Tried again with backoff.
+    /// An action failed; the message contains the action and the error. Retried with backoff.
     ActionFailed,
-    /// Looking failed, so nothing is known.
+    /// The observation failed, so the state is unknown.
     ObserveFailed,
-    /// Nothing is known yet: this process has just started.
+    /// Not observed yet since the start of the daemon.
     NotObserved,
-    /// The spec cannot be carried out on this host; waits for a new one.
+    /// The spec cannot be realized on this host; waits for a change of it.
     Invalid,
-    /// No free /30 is left in the range.
+    /// The range has no free /30.
     RangeExhausted,
-    /// The VMM has ended again and again.
+    /// The VMM exits repeatedly.
     CrashLoop,
-    /// The guest is held where it is, as somebody wants.
+    /// The guest is paused, as requested.
     Paused,
-    /// The guest was asked to power down.
+    /// The guest was requested to power down.
     Stopping,
-    /// It is down, and is to be: somebody stopped it, or it ended well and its restart policy leaves it.
+    /// The VM is stopped as requested, or exited successfully and is not restarted because of its restart policy.
     Stopped,
-    /// What is asked for cannot be stored, and is refused.
+    /// Changes cannot be stored, and are refused.
     StateNotWritable,
-    /// It ended badly, and its restart policy leaves it down.
+    /// The VMM failed and is not restarted because of its restart policy.
     Failed,
-    /// Being taken down.
+    /// The VM is being torn down.
     Terminating,
-    /// The manifest this object came from can no longer be read; its last good edition stands.
+    /// The manifest of this object is invalid; the last valid spec remains in force.
     ManifestInvalid,
 }
 
@@ -67,28 +67,28 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A condition without its type: that is the rung's or `Ready`.
+/// A condition without its type, which is the stage or `Ready`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
-    /// Whether it holds.
+    /// The status.
     pub status: Status,
-    /// One word.
+    /// The reason for the status.
     pub reason: Reason,
-    /// A sentence for people; empty when the reason says it all.
+    /// A message for users; empty if the reason is sufficient.
     pub message: String,
     /// When `status` last changed.
     pub since: Timestamp,
-    /// The generation this was found true of; 0 when none has been seen.
+    /// The generation of the spec that was observed; 0 if none was.
     pub observed_generation: u64,
 }
 
 impl Condition {
-    /// Whether this says "yes" about exactly that edition of the spec.
+    /// Whether the status is `True` for this generation of the spec.
     pub fn is_true_at(&self, generation: u64) -> bool {
         self.status == Status::True && self.observed_generation == generation
     }
-    /// Whether this says of exactly that edition of the spec that all is as somebody wants it: it holds, or it does not because
-    /// the VM is to be paused or down.
+    /// Whether the desired state is reached for this generation of the spec: the status is `True`, or the VM is paused or stopped as
+    /// requested.
     pub fn is_settled_at(&self, generation: u64) -> bool {
         let meant = match self.reason {
             Reason::Paused | Reason::Stopped => true,

@@ -1,5 +1,5 @@
-//! What happened, for people: one line a thing, repeated things counted.
-//! Out of scope: raising and keeping them.
+//! Events for users. Consecutive equal events are counted.
+//! Out of scope: recording and storing events.
 
 use std::fmt;
 
@@ -7,29 +7,29 @@ use serde::{Deserialize, Serialize};
 
 use super::meta::Timestamp;
 
-/// Kubernetes' two weights.
+/// The type of an event, as in Kubernetes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum EventType {
-    /// As it should be.
+    /// Normal operation.
     Normal,
-    /// Somebody may want to look.
+    /// May need attention.
     Warning,
 }
 
-/// One thing that happened, `count` times, last at `time`.
+/// An event that happened `count` times, the last time at `time`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// When it last happened.
+    /// The time of the last occurrence.
     pub time: Timestamp,
-    /// `vm/sandbox-1`, `hostgroup/sandbox`, `ground`, or `manifest/<file name>`.
+    /// The object: `vm/sandbox-1`, `hostgroup/sandbox`, `ground` (the host network), or `manifest/<file name>`.
     pub object: String,
-    /// One CamelCase word.
+    /// The reason, one CamelCase word.
     pub reason: String,
-    /// A sentence.
+    /// The message for users.
     pub message: String,
-    /// How often, in a row.
+    /// The number of consecutive occurrences.
     pub count: u64,
-    /// Its weight.
+    /// The type.
     #[serde(rename = "type")]
     pub kind: EventType,
 }

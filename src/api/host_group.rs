@@ -1,5 +1,5 @@
-//! `HostGroup`: what people write, and the only kind they write.
-//! Out of scope: making VMs out of one.
+//! `HostGroup`: the only kind of object that users define.
+//! Out of scope: creating VMs of a group.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,52 +11,52 @@ use super::meta::{Meta, Name};
 use super::on_demand::Order;
 use super::vm::VmSpec;
 
-/// So many VMs of one kind.
+/// A number of VMs with the same spec.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostGroup {
     /// Name, uid, generation.
     pub meta: Meta,
-    /// Where it came from, and so who may change it.
+    /// Where the group is defined; it can be changed only there.
     pub origin: Origin,
-    /// What is wanted.
+    /// The desired state.
     pub spec: HostGroupSpec,
-    /// The VMs made on demand beside those of `count`, by their place. They are no part of the manifest.
+    /// The VMs made on demand, in addition to those of `count`, by index. They are not part of the manifest.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub orders: BTreeMap<u32, Order>,
-    /// It came back from the run directory after the state was lost, and its file was not seen since: that the file is missing is no
-    /// request to delete it.
+    /// The group was adopted from the run directory after the state was lost, and its file was not read since. A missing file is not a
+    /// request to delete such a group.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub adopted: bool,
-    /// The directory in which its file was last seen to name it. That the file is missing from another directory is no request to
-    /// delete it. None: it comes from `apply`, or was stored by a version that did not record this.
+    /// The directory in which its file was last read. A file that is missing from another directory is not a request to delete the
+    /// group. `None` if the group was created by `apply`, or stored by a version that did not record this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen_in: Option<DirectoryId>,
 }
 
-/// Which directory a path led to: what is mounted or renamed there later is another one.
+/// The identity of a directory: another directory may be mounted or renamed to the same path later.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirectoryId {
     /// `st_dev`.
     pub device: u64,
     /// `st_ino`.
     pub inode: u64,
-    /// When the inode was made, in nanoseconds, where the file system records it (`STATX_BTIME`): a device number and an inode number
-    /// are given again, those of the root of a tmpfs at the very next mount.
+    /// The creation time of the inode in nanoseconds, if the file system records it (`STATX_BTIME`): device and inode numbers are
+    /// reused, those of the root of a tmpfs by the next mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub born: Option<i64>,
 }
 
-/// The highest `count`. The places of VMs made on demand lie past it: a group that grows never meets one.
+/// The maximum `count`. VMs made on demand have higher indexes, so that they never collide with VMs of a group that grows.
 pub const MAX_COUNT: u32 = 65_536;
 
-/// What a person wants of a group.
+/// The desired state of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostGroupSpec {
     /// VMs `<name>-1` to `<name>-<count>`.
     pub count: u32,
-    /// How a change that cannot be made live reaches VMs that run.
+    /// How running VMs are updated by a change that requires a replacement.
     pub update: UpdatePolicy,
-    /// Each of them.
+    /// The spec of each VM.
     pub template: VmSpec,
 }
 
@@ -64,18 +64,18 @@ pub struct HostGroupSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdatePolicy {
-    /// One at a time, the next when the last is Ready.
+    /// One VM at a time, the next when the previous one is Ready.
     #[default]
     Rolling,
-    /// When a person deletes them.
+    /// When the user deletes them.
     OnDelete,
 }
 
-/// Where a group came from. It can be changed only from there.
+/// Where a group is defined. It can be changed only there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "from", content = "path", rename_all = "kebab-case")]
 pub enum Origin {
-    /// A file in the config folder.
+    /// A file in the config directory.
     File(PathBuf),
     /// `slicectl apply`.
     Apply,
@@ -91,12 +91,12 @@ impl fmt::Display for Origin {
 }
 
 impl HostGroup {
-    /// The name of the VM with this index, from 1. `None` when it would be no RFC 1123 label.
+    /// The name of the VM with this index; the first index is 1. `None` if the name is not a valid RFC 1123 label.
     pub fn vm_name(group: &Name, index: u32) -> Option<Name> {
         Name::new(format!("{group}-{index}")).ok()
     }
 
-    /// Whether some group counts, or might count, a VM of this name: a VM made on demand must have another.
+    /// Whether `count` of some group can produce a VM of this name; a VM made on demand must have another name.
     pub fn is_counted_name(name: &Name) -> bool {
         let Some((group, index)) = name.as_str().rsplit_once('-') else {
             return false;
@@ -110,12 +110,12 @@ impl HostGroup {
             == Some(name)
     }
 
-    /// How many VMs it is to have.
+    /// The desired number of VMs.
     pub fn size(&self) -> usize {
         self.spec.count as usize + self.orders.len()
     }
 
-    /// Where the next VM made on demand may stand; `taken` are places in which VMs stand.
+    /// The index for the next VM made on demand; `taken` returns whether a VM has an index.
     pub fn free_place(&self, taken: impl Fn(u32) -> bool) -> Option<u32> {
         let mut places = (MAX_COUNT + 1)..=(2 * MAX_COUNT);
         places.find(|place| !self.orders.contains_key(place) && !taken(*place))

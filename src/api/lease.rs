@@ -1,8 +1,8 @@
-//! `Lease`: which address a VM's name has.
-//! Out of scope: who gets which.
+//! `Lease`: the address of a VM, by the name of the VM.
+//! Out of scope: the assignment of addresses.
 //!
-//! It outlives the VM's uid, so that a replaced VM keeps its address. In CNI mode it is a note of what the plugins gave: their own
-//! address management decides.
+//! A lease outlives the VM's uid, so that a replaced VM keeps its address. In CNI mode it records the address that the IPAM plugin
+//! assigned.
 
 use std::net::Ipv4Addr;
 
@@ -19,22 +19,22 @@ pub struct Lease {
     pub name: Name,
     /// The VM's group.
     pub group: Name,
-    /// What was leased.
+    /// The address.
     #[serde(flatten)]
     pub address: Address,
-    /// When it was taken.
+    /// When the address was leased.
     pub since: Timestamp,
 }
 
-/// What a VM has: the keys tell the modes apart.
+/// The address of a VM. The keys determine the mode.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Address {
-    /// Isolated mode: a /30 of its own.
+    /// Isolated mode: a /30.
     Block {
         /// The pool that the block was taken from.
         pool: Ipv4Network,
-        /// Network, gateway, VM, broadcast.
+        /// The /30: network, gateway, VM, broadcast.
         block: Block,
     },
     /// Bridge mode: one address of the bridge's subnet.
@@ -43,14 +43,14 @@ pub enum Address {
         bridge: String,
         /// The gateway on it, with the subnet's prefix length.
         gateway: Ipv4Network,
-        /// The VM.
+        /// The VM's address.
         ip: Ipv4Addr,
     },
-    /// CNI mode: what the plugins gave.
+    /// CNI mode: the result of the plugins.
     Plugged {
         /// The network's name.
         network: String,
-        /// The VM, with the prefix length of its subnet.
+        /// The VM's address, with the prefix length of its subnet.
         plugged: Ipv4Network,
         /// Its gateway, if it has one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,7 +89,7 @@ impl Address {
         }
     }
 
-    /// The prefix length of what is on-link for the VM.
+    /// The prefix length of the VM's on-link network.
     pub fn prefix_len(&self) -> u8 {
         match self {
             Self::Block { .. } => Block::PREFIX_LEN,
@@ -98,7 +98,7 @@ impl Address {
         }
     }
 
-    /// The /30, in isolated mode.
+    /// The /30; `None` in other modes.
     pub fn block(&self) -> Option<Block> {
         match self {
             Self::Block { block, .. } => Some(*block),

@@ -1,5 +1,5 @@
 //! How a VM's VMM is started and stopped.
-//! Out of scope: doing it.
+//! Out of scope: starting and stopping it.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,44 +8,44 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// From its start to its end.
+/// Settings for the start and the end of a VMM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Life {
-    /// The VMM's program, an absolute path. None: by its usual name in the daemon's `PATH`.
+    /// The VMM's program, an absolute path; `None` for its default name in the daemon's `PATH`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<PathBuf>,
-    /// Firecracker's jailer, an absolute path. None: the one in the daemon's `PATH`, if it can be used.
+    /// Firecracker's jailer, an absolute path; `None` for the one in the daemon's `PATH`, if it is usable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jailer: Option<PathBuf>,
-    /// Words for the end of the kernel's command line: printable ASCII, at most [`MAX_CMDLINE`] bytes, never `ip=`.
+    /// Parameters appended to the kernel command line: printable ASCII, at most [`MAX_CMDLINE`] bytes, without `ip=`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
-    /// QEMU only.
+    /// The machine type; QEMU only.
     #[serde(default, skip_serializing_if = "Board::is_default")]
     pub board: Board,
-    /// What follows when the VMM ends of itself. Taken over live.
+    /// The restart policy. Changes live.
     #[serde(default, skip_serializing_if = "Restart::is_default")]
     pub restart: Restart,
-    /// How long a guest that was asked to power down is waited for. Taken over live.
+    /// How long the daemon waits for a guest that was requested to power down. Changes live.
     #[serde(default, skip_serializing_if = "Grace::is_default")]
     pub graceful_shutdown: Grace,
 }
 
-/// What follows when a VMM ends of itself: not because it was stopped.
+/// The restart policy: what happens when a VMM exits without being stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
-    /// It is started again, however it ended.
+    /// The VMM is started again, for any exit status.
     #[default]
     Always,
-    /// It is started again unless it ended with status 0. An end that nobody saw counts as a failure.
+    /// The VMM is started again unless its exit status was 0. An exit that was not observed counts as a failure.
     OnFailure,
-    /// It stays down.
+    /// The VMM is not started again.
     Never,
 }
 
 impl Restart {
-    /// Nothing was said.
+    /// Whether this is the default.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
@@ -61,21 +61,21 @@ impl fmt::Display for Restart {
     }
 }
 
-/// How long a guest is waited for once it was asked to power down: 0s (it is not even asked) to 10m. Written as humantime writes it.
+/// How long the daemon waits for a guest that was requested to power down: from 0s (no request is made) to 10m, in humantime format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Grace(Duration);
 
 impl Grace {
-    /// The longest.
+    /// The maximum.
     pub const MAX: Duration = Duration::from_secs(600);
 
-    /// So long.
+    /// The duration.
     pub fn get(self) -> Duration {
         self.0
     }
 
-    /// Nothing was said.
+    /// Whether this is the default.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
@@ -93,7 +93,7 @@ impl fmt::Display for Grace {
     }
 }
 
-/// What is wrong with a text that was to be a [`Grace`].
+/// The error for a text that is not a valid [`Grace`]; its message is the expected format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a time from 0s to 10m, such as 5s")]
 pub struct InvalidGrace;
@@ -121,33 +121,34 @@ impl From<Grace> for String {
     }
 }
 
-/// The machine that QEMU makes up.
+/// The machine type of QEMU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Board {
-    /// `-M microvm`: virtio over MMIO, no firmware to speak of, boots fastest.
+    /// `-M microvm`: virtio over MMIO, minimal firmware, the fastest boot.
     #[default]
     Microvm,
-    /// `-M q35`: virtio over PCI, a PC with a chipset of 2007.
+    /// `-M q35`: virtio over PCI, an Intel Q35 chipset.
     Q35,
 }
 
 impl Board {
-    /// Nothing was said.
+    /// Whether this is the default.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// Bytes of a user's kernel words. A kernel takes 2047 in all (x86, `COMMAND_LINE_SIZE`), ours and the VMM's among them.
+/// The maximum length of a user's kernel parameters in bytes. A kernel accepts 2047 in total (x86, `COMMAND_LINE_SIZE`), including those
+/// of the daemon and of the VMM.
 pub const MAX_CMDLINE: usize = 1024;
 
 impl Life {
-    /// Nothing was said.
+    /// Whether this is the default.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
-    /// Takes over what does not concern a VMM that runs.
+    /// Copies the settings from `other` that can change while the VMM runs.
     pub fn change_live_to(&mut self, other: &Self) {
         self.restart = other.restart;
         self.graceful_shutdown = other.graceful_shutdown;

@@ -1,50 +1,57 @@
-//! Names of links that people may write, and those made from a group's name when they write none.
-//! Out of scope: the names of the links that only we name (`owner`).
+//! Names of links that users may specify, and names that are derived from a group's name if none is specified.
+//! Out of scope: the names of other links (`owner`).
 //!
 //! # Why
-//! A derived TAP prefix does not depend on the group's count: a group that grows must not rename what it has. So it leaves room
-//! for the largest number a bridge has ports for. TAPs of two groups never bear one name: a prefix made of the group's name
-//! ends in `-`, so that a TAP's name is cut at its last `-` in one way only, and one made of a hash has a fixed length; the
-//! second character, `-` or `_`, tells the two kinds apart, and no group's name has a `_`.
+//! A derived TAP prefix does not depend on the group's count, because a group that grows must not rename existing TAPs. It therefore
+//! reserves characters for the largest number of a bridge port. TAPs of two groups never have the same name: a prefix that consists of
+//! the group's name ends in `-`, so the last `-` of a TAP's name determines its prefix, and a prefix with a hash has a fixed length. The
+//! second character, `-` or `_`, distinguishes the two formats, and group names contain no `_`.
 
 use super::meta::Name;
 
-/// IFNAMSIZ without the closing NUL, in bytes (kernel, `include/uapi/linux/if.h`).
+/// The maximum length of a link's name in bytes: IFNAMSIZ without the final NUL (kernel, `include/uapi/linux/if.h`).
 pub const LONGEST: usize = 15;
-/// The longest name of a TAP, its number included: one less than the kernel's, for the programs that append a character.
+/// The maximum length of a TAP's name with its number: one less than the kernel's limit, for programs that append a character.
 pub const LONGEST_TAP: usize = 14;
-/// Ports that a bridge can have (kernel, `net/bridge/br_private.h`: `BR_PORT_BITS` 10, and port 0 is none).
+/// The maximum number of ports of a bridge (kernel, `net/bridge/br_private.h`: `BR_PORT_BITS` is 10, and port 0 is not used).
 pub const MAX_PORTS: u32 = 1023;
 
-/// systemd-networkd's shipped `80-container-*.network` and `80-vm-*.network` give links of these names new addresses.
+/// Prefixes of names that match `80-container-*.network` and `80-vm-*.network` of systemd-networkd, which assigns addresses to such links.
 const READDRESSED: [&str; 5] = ["ve-", "vb-", "vt-", "vz-", "ns-"];
-/// `all` and `default` are the kernel's words in `/proc/sys/net/ipv4/conf` (`sysctl_dev_name_is_allowed`); `lo` is there.
+/// Names that the kernel reserves: `all` and `default` in `/proc/sys/net/ipv4/conf` (`sysctl_dev_name_is_allowed`), and `lo`.
 const KEPT: [&str; 3] = ["all", "default", "lo"];
 
-/// Why a bridge or the start of a TAP's name cannot be called so.
+/// The reason why a text is not a valid name of a bridge, or prefix of TAP names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
-    /// Nothing is no name.
+    /// The name is empty.
     #[error("it is empty")]
     Empty,
-    /// See [`LONGEST`].
+    /// The name is longer than [`LONGEST`].
     #[error("it is longer than 15 characters")]
     TooLong,
-    /// The kernel takes more, but `%` is a template to it and `+` a wildcard to iptables.
-    #[error("it must start with a letter or a digit, and only those, `_`, `.` and `-` may follow")]
+    /// The name has other characters. The kernel accepts more, but `%` is a template for it, and `+` is a wildcard for iptables.
+    #[error(
+        "it must start with a letter or a digit and contain only letters, digits, `_`, `.` and `-`"
+    )]
     Characters,
-    /// See [`READDRESSED`].
-    #[error("systemd-networkd gives links that start with ve-, vb-, vt-, vz- or ns- new addresses")]
+    /// The name starts with one of [`READDRESSED`].
+    #[error(
+        "systemd-networkd assigns addresses to links whose names start with ve-, vb-, vt-, vz- or ns-"
+    )]
     Readdressed,
-    /// See [`KEPT`].
-    #[error("the kernel uses that name itself")]
+    /// The name is one of [`KEPT`].
+    #[error("the kernel reserves this name")]
     Kept,
-    /// `sl` and 13 characters of base 32.
-    #[error("links that sliced makes for isolated VMs are named so")]
+    /// The name has the format of the links of isolated VMs: `sl` and 13 characters of base 32.
+    #[error("sliced uses this format for the links of isolated VMs")]
     Ours,
 }
 
-/// Whether a link may be called `name`.
+/// Checks whether `name` is valid for a link.
+///
+/// # Errors
+/// The reason why it is not.
 pub fn check(name: &str) -> Result<(), Unfit> {
     let follows = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     if name.is_empty() {
@@ -70,7 +77,7 @@ fn is_ours(name: &str) -> bool {
         && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
 }
 
-/// The bridge of a group that names none: `br-web`, or `br-` with the start of a long name, `_` and a hash of it.
+/// The derived bridge name of a group: `br-web`, or for a long name `br-`, its first 5 characters, `_` and its hash.
 pub fn bridge_of(group: &Name) -> String {
     let whole = format!("br-{group}");
     match whole.len() <= LONGEST {
@@ -79,7 +86,7 @@ pub fn bridge_of(group: &Name) -> String {
     }
 }
 
-/// The TAPs' prefix of a group that names none: `t-web-`, or `t_` with the start of a long name and a hash of it.
+/// The derived TAP prefix of a group: `t-web-`, or for a long name `t_`, its first 2 characters and its hash.
 pub fn tap_prefix_of(group: &Name) -> String {
     let room = LONGEST_TAP - (MAX_PORTS - 1).to_string().len();
     let whole = format!("t-{group}-");
@@ -90,7 +97,7 @@ pub fn tap_prefix_of(group: &Name) -> String {
 }
 
 fn cut(group: &Name, length: usize) -> &str {
-    // A name is ASCII.
+    // Names are ASCII.
     &group.as_str()[..length.min(group.as_str().len())]
 }
 
@@ -106,19 +113,19 @@ fn hash(role: &str, group: &Name) -> String {
         .collect()
 }
 
-/// The number after `prefix` in `name`, when it is written as a TAP's is: in decimal, without zeros before it.
+/// The number of the TAP `name` with `prefix`: decimal, without leading zeros. `None` for other names.
 pub fn tap_number(prefix: &str, name: &str) -> Option<u32> {
     let number: u32 = name.strip_prefix(prefix)?.parse().ok()?;
     (name == format!("{prefix}{number}")).then_some(number)
 }
 
-/// A name that TAPs of both have, if any: `a` and `b` are prefixes and how many TAPs each has, numbered from 0.
+/// A TAP name that `a` and `b` have in common, if any. Both are a prefix and a number of TAPs, which are numbered from 0.
 pub fn shared_tap(a: (&str, u32), b: (&str, u32)) -> Option<String> {
     let ((short, many), (long, few)) = match a.0.len() <= b.0.len() {
         true => (a, b),
         false => (b, a),
     };
-    // Of the long one's TAPs its first has the smallest number to the short one.
+    // Of the TAPs with the long prefix, the first has the smallest number with the short prefix.
     let first = format!("{long}0");
     let number = tap_number(short, &first)?;
     (number < many && few > 0).then_some(first)
@@ -139,7 +146,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn derived_names_fit_the_kernel_and_are_nobody_elses(group in group()) {
+        fn derived_names_are_valid_and_outside_the_range_of_other_links(group in group()) {
             let (bridge, prefix) = (bridge_of(&group), tap_prefix_of(&group));
             prop_assert_eq!(check(&bridge), Ok(()));
             prop_assert_eq!(check(&prefix), Ok(()));
@@ -150,7 +157,7 @@ mod tests {
         }
 
         #[test]
-        fn derived_names_of_groups_whose_names_run_into_each_other_stay_apart(
+        fn derived_names_of_groups_with_similar_names_do_not_collide(
             groups in proptest::collection::hash_set("[ab1](-?[ab1]){0,12}", 2..20),
         ) {
             let groups: Vec<Name> = groups.into_iter().map(|g| Name::new(g).unwrap()).collect();
@@ -182,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_group_reads_well_and_a_long_one_keeps_its_start() {
+    fn a_short_name_is_used_in_full_and_a_long_one_is_shortened() {
         let name = |text: &str| Name::new(text).unwrap();
         assert_eq!(bridge_of(&name("web")), "br-web");
         assert_eq!(tap_prefix_of(&name("web")), "t-web-");
@@ -198,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn thousands_of_long_names_have_as_many_bridges_and_prefixes() {
+    fn derived_names_of_3000_long_group_names_are_unique() {
         let mut seen: HashMap<String, usize> = HashMap::new();
         for n in 0..3000 {
             let group = Name::new(format!("customer-number-{n}")).unwrap();
@@ -209,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_or_others_would_stumble_over_is_unfit() {
+    fn names_that_the_kernel_or_other_programs_reserve_are_invalid() {
         for good in [
             "br0",
             "vmbr0",

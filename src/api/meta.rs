@@ -1,29 +1,32 @@
-//! Who an object is: its name, its uid, and which edition of its spec this is.
-//! Out of scope: where they come from.
+//! The identity of an object: name, uid and generation.
+//! Out of scope: the assignment of names.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A point in time, UTC, written as RFC 3339 in every answer.
+/// A point in time, UTC, in RFC 3339 format in responses.
 pub type Timestamp = jiff::Timestamp;
 
-/// An RFC 1123 label: 1 to 63 of `a-z`, `0-9` and `-`, starting and ending with a letter or a digit.
+/// An RFC 1123 label: 1 to 63 characters of `a-z`, `0-9` and `-`, with a letter or digit at both ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
-/// What is wrong with a text that was to be a [`Name`].
+/// The error for a text that is not a valid [`Name`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{found}` is no RFC 1123 label: {why}")]
+#[error("invalid name \"{found}\": {why}")]
 pub struct InvalidName {
     found: String,
     why: &'static str,
 }
 
 impl Name {
-    /// Checks `text` against RFC 1123, section 2.1 (and Kubernetes' lower-case reading of it).
+    /// Checks `text` against RFC 1123, section 2.1, restricted to lower case as in Kubernetes.
+    ///
+    /// # Errors
+    /// The text is not a valid label.
     pub fn new(text: impl Into<String>) -> Result<Self, InvalidName> {
         let found = text.into();
         let why = match found.as_bytes() {
@@ -34,7 +37,7 @@ impl Name {
                     .iter()
                     .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) =>
             {
-                Some("only a-z, 0-9 and `-` may stand in it")
+                Some("use a-z, 0-9 and \"-\"")
             }
             [b'-', ..] | [.., b'-'] => Some("it must start and end with a letter or a digit"),
             _ => None,
@@ -52,7 +55,7 @@ impl Name {
 }
 
 impl InvalidName {
-    /// The reason alone.
+    /// The reason, without the text.
     pub fn why(&self) -> &'static str {
         self.why
     }
@@ -90,13 +93,13 @@ impl AsRef<str> for Name {
     }
 }
 
-/// Tells one object from every other that ever had its name.
+/// The uid of an object; objects that have the same name one after another have different uids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Uid(pub uuid::Uuid);
 
 impl Uid {
-    /// A new one, from the system's random numbers.
+    /// A random uid (UUID version 4).
     pub fn random() -> Self {
         Self(uuid::Uuid::new_v4())
     }
@@ -115,27 +118,27 @@ impl FromStr for Uid {
     }
 }
 
-/// What every object carries.
+/// The metadata of every object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
-    /// Unique among the living objects of its kind.
+    /// Unique among the existing objects of its kind.
     pub name: Name,
-    /// Unique for ever.
+    /// Unique among all objects, including deleted ones.
     pub uid: Uid,
-    /// Counts the editions of the spec, from 1.
+    /// The number of the current spec: 1 for the first, incremented by each change.
     pub generation: u64,
     /// When the object was first stored.
     pub created_at: Timestamp,
-    /// Set once, never unset: the object goes when nothing holds it any more.
+    /// Deletion was requested; never unset. The object is removed when it has no finalizers.
     pub deleting: bool,
-    /// The deletion is forced (`slicectl delete --force`): guests are not asked to power down, and a CNI
-    /// attachment is given up after the first DEL that fails. Set with `deleting` or later, and never unset.
+    /// The deletion is forced (`slicectl delete --force`): guests are not requested to power down, and a CNI
+    /// attachment is abandoned after the first DEL that fails. Set with `deleting` or later, and never unset.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub forced: bool,
 }
 
 impl Meta {
-    /// The first edition of a new object.
+    /// The metadata of a new object, with a random uid and generation 1.
     pub fn new(name: Name, created_at: Timestamp) -> Self {
         Self {
             name,

@@ -1,4 +1,4 @@
-//! `Metrics`: what a VM's VMM has counted, under the VMM's own names, and what the kernel has counted of its connections.
+//! `Metrics`: the counters of a VM's VMM, with the names of the VMM, and the kernel's counters of the VM's connections.
 //! Out of scope: querying the VMM.
 
 use std::collections::BTreeMap;
@@ -9,18 +9,18 @@ use serde_json::{Number, Value};
 use super::meta::Name;
 use super::vm::Hypervisor;
 
-/// What one VMM has counted.
+/// The counters of one VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// Whose.
+    /// The VM.
     pub vm: Name,
-    /// Who counted.
+    /// The VMM that counts.
     pub hypervisor: Hypervisor,
-    /// Since when.
+    /// The start of the counting period.
     pub since: Since,
-    /// Each by its name, as its VMM calls it, after those of the parts that it is in: `net_eth0.rx_bytes_count`.
+    /// The counters by name: the name that the VMM uses, prefixed with the names of the enclosing objects: `net_eth0.rx_bytes_count`.
     pub counters: Counters,
-    /// Why its VMM's own counters are missing; none: they are not, or there is no VMM that counts.
+    /// The reason why the VMM's counters are missing; `None` if they are not, or if the VM has no VMM with counters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_error: Option<String>,
 }
@@ -28,18 +28,19 @@ pub struct Metrics {
 /// Counters by name.
 pub type Counters = BTreeMap<String, Number>;
 
-/// Since when a VMM has counted.
+/// The start of the counting period of a VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Since {
-    /// Its start.
+    /// The start of the VMM.
     Start,
-    /// It was asked last, at most a minute ago: it counts anew every minute, and whenever it is asked.
+    /// The last query, at most a minute ago: the VMM resets its counters every minute and on each query.
+    #[serde(rename = "last-asked")]
     LastAsked,
 }
 
 impl Since {
-    /// Of this hypervisor.
+    /// The counting period of this hypervisor.
     pub fn of(hypervisor: Hypervisor) -> Self {
         match hypervisor {
             Hypervisor::Firecracker => Self::LastAsked,
@@ -48,7 +49,7 @@ impl Since {
     }
 }
 
-/// Takes in every number that `told` holds, below this name. What is no number is passed over, and so are lists.
+/// Adds every number in `told` to `counters`, with its path below `name`. Lists and other values are skipped.
 pub fn collect(counters: &mut Counters, name: &str, told: &Value) {
     match told {
         Value::Number(number) => {
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_taken_in_by_the_names_of_all_that_they_are_in() {
+    fn numbers_are_collected_with_the_path_of_their_objects() {
         let told = serde_json::json!({
             "at": 7, "net": { "rx": { "bytes": 1 }, "up": true, "name": "x" }, "list": [1, 2], "part": null,
         });

@@ -1,4 +1,4 @@
-//! SAYS: the types a person may write and the types we answer with.
+//! Types that users write and types that the daemon returns.
 //! Out of scope: I/O, the clock, the kernel, the store.
 
 pub mod allowed;
@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod meta;
 pub mod metrics;
 pub mod network;
+pub mod object;
 pub mod on_demand;
 pub mod policy;
 pub mod pool;

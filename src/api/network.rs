@@ -1,4 +1,4 @@
-//! The `network:` section, once its values are checked.
+//! The `network:` section after validation.
 //! Out of scope: reading YAML; address pools.
 
 use std::fmt;
@@ -12,15 +12,15 @@ use super::cni::CniOptions;
 use super::host_group::MAX_COUNT;
 use super::policy::Policy;
 
-/// Which data path a VM has.
+/// The data path of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// A private namespace, a /30, and nothing but egress through the lists.
+    /// A namespace and a /30 for the VM; only egress that the lists allow.
     Isolated,
-    /// A port of a bridge that the host routes for.
+    /// A port of a bridge whose subnet the host routes.
     Bridge,
-    /// Whatever a chain of CNI plugins makes.
+    /// The result of a chain of CNI plugins.
     Cni,
 }
 
@@ -34,7 +34,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What the data path of a VM is to be.
+/// The desired data path of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "mode", rename_all = "kebab-case")]
 pub enum NetworkSpec {
@@ -49,16 +49,16 @@ pub enum NetworkSpec {
 /// Isolated mode's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IsolatedSpec {
-    /// The /16 to /29 out of 169.254.0.0/16 to take /30s from; none: derived from the group's name.
+    /// The range of the VMs' /30s, a /16 to /29 in 169.254.0.0/16; `None` to derive it from the group's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range: Option<Ipv4Network>,
-    /// How many connections the VM may have at a time; none: a share of the host's table. Changes live.
+    /// The maximum number of concurrent connections of the VM; `None` for a share of the host's table. Changes live.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
-    /// Where the VM may send. Changes live, too.
+    /// The egress policy. Changes live.
     #[serde(flatten)]
     pub policy: Policy,
-    /// Who may open the TAP, as host ids.
+    /// The user and group on the host that may open the TAP.
     #[serde(default)]
     pub tap_owner: TapOwner,
 }
@@ -66,31 +66,31 @@ pub struct IsolatedSpec {
 /// Bridge mode's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BridgeSpec {
-    /// The bridge's name; one that is there without our label is used and left as it is.
+    /// The name of the bridge. An existing bridge without a label is used and not modified.
     pub bridge: String,
-    /// What the TAPs' names start with; the VM's index less one follows.
+    /// The prefix of the TAPs' names; the VM's index minus one follows.
     pub tap_prefix: String,
-    /// The host's address on the bridge and the subnet around it; none: derived from the group's name.
+    /// The host's address on the bridge, with the prefix length of the subnet; `None` to derive it from the group's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<Ipv4Network>,
-    /// Which addresses the VMs get.
+    /// The addresses for the VMs.
     #[serde(default, skip_serializing_if = "Addresses::is_any")]
     pub addresses: Addresses,
-    /// A VM may send with its own MAC and address only, and is no DHCP server and no router.
+    /// Restricts a VM to its own MAC and address; it cannot be a DHCP server or a router.
     pub antispoof: bool,
-    /// VMs of the group do not reach each other over the bridge.
+    /// VMs of the group cannot reach each other over the bridge.
     pub isolate_ports: bool,
-    /// How many connections the VM may have at a time; none: a share of the host's table. Changes live.
+    /// The maximum number of concurrent connections of the VM; `None` for a share of the host's table. Changes live.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
-    /// Who may open the TAPs, as host ids.
+    /// The user and group on the host that may open the TAPs.
     #[serde(default)]
     pub tap_owner: TapOwner,
 }
 
 impl BridgeSpec {
-    /// The TAP of the VM with this index, from 1: the prefix and the index less one; of a VM made on demand, the prefix, `x` and
-    /// a number of its own.
+    /// The name of the TAP of the VM with this index (the first is 1): the prefix and the index minus one. For a VM made on demand: the
+    /// prefix, `x` and a number.
     pub fn tap(&self, index: u32) -> String {
         match index.checked_sub(MAX_COUNT + 1) {
             None => format!("{}{}", self.tap_prefix, index.saturating_sub(1)),
@@ -99,16 +99,16 @@ impl BridgeSpec {
     }
 }
 
-/// Which addresses of a bridge's subnet the VMs of a group get.
+/// The addresses of a bridge's subnet that the VMs of a group may have.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Addresses {
-    /// Any that is free.
+    /// Any free address.
     #[default]
     Any,
-    /// Any that is free from the first to the last.
+    /// Any free address from the first to the last.
     Range(Ipv4Addr, Ipv4Addr),
-    /// These, in the order of the VMs; those made on demand get any that is left over.
+    /// These addresses, in the order of the VMs. VMs made on demand may have any free one of them.
     Listed(Vec<Ipv4Addr>),
 }
 
@@ -117,7 +117,7 @@ impl Addresses {
         *self == Self::Any
     }
 
-    /// Whether the VM with this index, from 1, may have this address.
+    /// Whether the VM with this index (the first is 1) may have this address.
     pub fn allow(&self, index: u32, ip: Ipv4Addr) -> bool {
         match self {
             Self::Any => true,
@@ -131,9 +131,9 @@ impl Addresses {
 /// CNI mode's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CniSpec {
-    /// The network configuration list that makes it.
+    /// The name of the network configuration list.
     pub network_name: String,
-    /// Who may open the TAP, as host ids.
+    /// The user and group on the host that may open the TAP.
     #[serde(default)]
     pub tap_owner: TapOwner,
     /// What the VM requests from the plugins.
@@ -142,7 +142,7 @@ pub struct CniSpec {
 }
 
 impl NetworkSpec {
-    /// The mode's word.
+    /// The mode.
     pub fn mode(&self) -> Mode {
         match self {
             Self::Isolated(_) => Mode::Isolated,
@@ -159,12 +159,12 @@ impl NetworkSpec {
         }
     }
 
-    /// What is allowed but surely not meant.
+    /// Valid settings that are probably a mistake.
     pub fn warnings(&self) -> Vec<String> {
         self.policy().map(Policy::warnings).unwrap_or_default()
     }
 
-    /// How many connections a VM may have at a time, where the group says so.
+    /// The maximum number of concurrent connections of a VM, if the group sets it.
     pub fn max_connections(&self) -> Option<u32> {
         match self {
             Self::Isolated(isolated) => isolated.max_connections,
@@ -173,7 +173,7 @@ impl NetworkSpec {
         }
     }
 
-    /// Who may open the TAP.
+    /// The user and group that may open the TAP.
     pub fn tap_owner(&self) -> TapOwner {
         match self {
             Self::Isolated(isolated) => isolated.tap_owner,
@@ -182,8 +182,8 @@ impl NetworkSpec {
         }
     }
 
-    /// Whether a running VM can send nothing new when its network changes from `before` to this one. A sufficient test: the answer
-    /// `false` does not prove that it can.
+    /// Whether a change from `before` to this network allows a running VM no additional traffic. A sufficient test: `false` does not
+    /// prove that it does.
     pub fn is_no_looser_than(&self, before: &Self) -> bool {
         let fewer = |now: Option<u32>, before: Option<u32>| {
             now == before || now.zip(before).is_some_and(|(now, before)| now <= before)
@@ -216,8 +216,8 @@ impl NetworkSpec {
         }
     }
 
-    /// Takes over from `other` all that may change under a running VM. Where a group's addresses come from is such a thing,
-    /// too: a VM whose own address is no longer among them is replaced for that (see the group's reconciler).
+    /// Copies from `other` the settings that can change while the VM runs. The addresses of a group are one of them: the group's
+    /// reconciler replaces a VM whose address is no longer allowed.
     pub fn change_live_to(&mut self, other: &Self) {
         match (self, other) {
             (Self::Isolated(isolated), Self::Isolated(other)) => {
@@ -238,18 +238,18 @@ impl NetworkSpec {
     }
 }
 
-/// How a guest is connected: what its VMM and its kernel are told, and what we answer of it.
+/// The network configuration of a guest, for its VMM, its kernel and the status of the VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connection {
-    /// The namespace that the TAP and the VMM are in; none: the host's.
+    /// The path of the namespace of the TAP and the VMM; `None` for the host's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<PathBuf>,
-    /// The TAP.
+    /// The name of the TAP.
     pub tap: String,
-    /// The link of the host namespace that the VM's packets pass: a veth end, or the bridge.
+    /// The link in the host namespace that forwards the VM's packets: a veth end, or the bridge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_link: Option<String>,
-    /// The guest's Ethernet address.
+    /// The guest's MAC.
     pub mac: Mac,
     /// The guest's address.
     pub ip: Ipv4Addr,
@@ -264,9 +264,9 @@ pub struct Connection {
     /// Additional routes, in the order in which they can be added; a route without a next hop is on-link.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<(Ipv4Network, Option<Ipv4Addr>)>,
-    /// Bytes.
+    /// The MTU in bytes.
     pub mtu: u32,
-    /// Name servers; the kernel's `ip=` carries the first two.
+    /// Name servers; the kernel parameter `ip=` contains the first two.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<Ipv4Addr>,
     /// One sentence for each part of a CNI result that is not passed to the guest, and for each part that the result lacks.
@@ -274,7 +274,7 @@ pub struct Connection {
     pub warnings: Vec<String>,
 }
 
-/// `tap_owner: uid[:gid]`; a TAP without a gid may be opened by its uid alone.
+/// `tap_owner: uid[:gid]`; without a gid, only the user may open the TAP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TapOwner {
     /// The user that may attach, `TUNSETOWNER`.
@@ -293,7 +293,7 @@ impl fmt::Display for TapOwner {
     }
 }
 
-/// An Ethernet address, written `02:00:00:00:00:01`.
+/// A MAC address, in the format `02:00:00:00:00:01`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Mac(pub [u8; 6]);
@@ -325,7 +325,7 @@ impl TryFrom<String> for Mac {
         bytes
             .and_then(|bytes| bytes.try_into().ok())
             .map(Self)
-            .ok_or_else(|| format!("`{text}` is no Ethernet address"))
+            .ok_or_else(|| format!("invalid MAC address `{text}`"))
     }
 }
 
@@ -338,7 +338,7 @@ impl Block {
     /// The prefix length of every block.
     pub const PREFIX_LEN: u8 = 30;
 
-    /// The block that holds `address`.
+    /// The block that contains `address`.
     pub fn around(address: Ipv4Addr) -> Self {
         let network = Ipv4Addr::from(u32::from(address) & !3);
         Self(Ipv4Network::new(network, Self::PREFIX_LEN).expect("30 is a prefix length"))
@@ -349,17 +349,17 @@ impl Block {
         self.0
     }
 
-    /// `.1`: answers ARP and ping in the VM's namespace.
+    /// The first host address: the gateway in the VM's namespace, which answers ARP and ping.
     pub fn gateway(self) -> Ipv4Addr {
         self.at(1)
     }
 
-    /// `.2`: the VM.
+    /// The second host address: the VM.
     pub fn guest(self) -> Ipv4Addr {
         self.at(2)
     }
 
-    /// `.3`.
+    /// The broadcast address.
     pub fn broadcast(self) -> Ipv4Addr {
         self.at(3)
     }

@@ -1,5 +1,5 @@
-//! VMs made on demand: what a person asks of one, and what its group has to say to that.
-//! Out of scope: making them, giving them names.
+//! VMs made on demand: the request for one, and its validation against the group.
+//! Out of scope: creating and naming them.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use super::vm::VmSpec;
 
 const MIB: u64 = 1 << 20;
 
-/// What is asked of one VM. What is not specified is the group's.
+/// The settings of one VM that override those of its group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
     /// Virtual processors, at most the group's.
@@ -23,16 +23,16 @@ pub struct Ask {
     /// Memory in bytes, a whole number of MiB, at most the group's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ram_bytes: Option<u64>,
-    /// In place of the group's list; an empty one is none.
+    /// Replaces the group's `allow`; an empty list removes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<Vec<Entry>>,
-    /// In place of the group's list; an empty one is none.
+    /// Replaces the group's `drop`; an empty list removes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drop: Option<Vec<Entry>>,
-    /// Its disk outlives it, even if those of the group do not.
+    /// Keep the disk when the VM is deleted, even if the group does not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub persistent: bool,
-    /// To find it again.
+    /// Tags of the VM, for selectors.
     #[serde(default, skip_serializing_if = "Tags::is_empty")]
     pub tags: Tags,
     /// What the VM requests from the plugins of its CNI network: [`CniOptions::of_one`].
@@ -40,21 +40,21 @@ pub struct Ask {
     pub cni: CniOptions,
 }
 
-/// As long as it stands in its group, there is to be such a VM.
+/// The entry of a group for a VM made on demand. The VM exists as long as its group has the entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// The VM's name.
     pub name: Name,
-    /// What it is to be.
+    /// The settings of the VM.
     pub ask: Ask,
 }
 
-/// What a VM made on demand knows beside its spec: enough to be adopted by a daemon that has lost its state.
+/// What a VM made on demand stores in addition to its spec, so that a daemon that lost its state can adopt it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnDemand {
-    /// What was asked.
+    /// The settings of the VM.
     pub ask: Ask,
-    /// What its group's VMs were to be when its spec was made of both.
+    /// The template of the group from which, together with the settings, its spec was computed.
     pub template: VmSpec,
 }
 
@@ -62,7 +62,7 @@ pub struct OnDemand {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewVm {
-    /// None: one is made up, `<group>-<five characters>`.
+    /// The name; `None` for a generated one, `<group>-<five characters>`.
     #[serde(default)]
     pub name: Option<Name>,
     /// See [`Ask::vcpu`].
@@ -88,11 +88,11 @@ pub struct NewVm {
     pub cni: CniOptions,
 }
 
-/// What speaks against an ask: the field of the group it is at odds with, and the rest of a sentence that begins with the VM.
+/// A problem of a request: the field of the group that it conflicts with, and the predicate of a sentence with the VM as subject.
 pub type Objection = (&'static str, String);
 
 impl NewVm {
-    /// The name, and what is asked.
+    /// The name and the settings.
     pub fn split(self) -> (Option<Name>, Ask) {
         let Self {
             name,
@@ -118,7 +118,7 @@ impl NewVm {
 }
 
 impl Ask {
-    /// The VM's spec, out of its group's.
+    /// The VM's spec: the template of its group with these settings.
     pub fn spec(&self, template: &VmSpec) -> VmSpec {
         let mut spec = template.clone();
         spec.vcpu = self.vcpu.unwrap_or(spec.vcpu);
@@ -139,21 +139,21 @@ impl Ask {
         spec
     }
 
-    /// `allow` entries of its own that may name the host itself.
+    /// The VM's own `allow` entries that may allow access to the host itself.
     pub fn host_openings(&self) -> impl Iterator<Item = Entry> + '_ {
         let own = self.allow.iter().flatten().copied();
         own.filter(Entry::may_open_the_host)
     }
 
-    /// All that speaks against such a VM in a group with this template. Nothing: [`Ask::spec`] is one that a manifest could
-    /// have written.
+    /// The problems of such a VM in a group with this template. Without problems, [`Ask::spec`] is a spec that a manifest can
+    /// specify.
     pub fn objections(&self, template: &VmSpec) -> Vec<Objection> {
         let mut found = Vec::new();
         match self.vcpu {
-            Some(0) => found.push(("vcpu", "asks for 0 vcpu, expected 1 at least".to_owned())),
+            Some(0) => found.push(("vcpu", "requests 0 vcpu, expected at least 1".to_owned())),
             Some(vcpu) if vcpu > template.vcpu => {
                 let most = template.vcpu;
-                let message = format!("asks for {vcpu} vcpu, and the group allows {most} at most");
+                let message = format!("requests {vcpu} vcpu, and the group allows at most {most}");
                 found.push(("vcpu", message));
             }
             Some(_) | None => {}
@@ -162,7 +162,7 @@ impl Ask {
         self.object_to_lists(&template.network, &mut found);
         self.object_to_options(&template.network, &mut found);
         if self.persistent && template.storage.image.is_none() {
-            let message = "is to keep its disk, and the group has no `image` to make one from";
+            let message = "requests a persistent disk, and the group has no `image`";
             found.push(("persistent", message.to_owned()));
         }
         if self.tags.len() > MAX_TAGS {
@@ -175,10 +175,10 @@ impl Ask {
     fn ram_objection(&self, most: u64) -> Option<Objection> {
         let ram = self.ram_bytes?;
         let message = if ram == 0 || !ram.is_multiple_of(MIB) {
-            format!("asks for {ram} bytes of memory, expected a whole number of MiB")
+            format!("requests {ram} bytes of memory, expected a whole number of MiB")
         } else if ram > most {
             let (ram, most) = (ram / MIB, most / MIB);
-            format!("asks for {ram} MiB of memory, and the group allows {most} MiB at most")
+            format!("requests {ram} MiB of memory, and the group allows at most {most} MiB")
         } else {
             return None;
         };
@@ -191,9 +191,8 @@ impl Ask {
         }
         if !matches!(network, NetworkSpec::Cni(_)) {
             let mode = network.mode();
-            let message = format!(
-                "sets CNI options, which apply in CNI mode only: the group is in mode {mode}"
-            );
+            let message =
+                format!("sets CNI options, which need mode: cni (its group is in mode {mode})");
             found.push(("network.mode", message));
             return;
         }
@@ -208,7 +207,7 @@ impl Ask {
         }
         let ips = self.cni.ips.len();
         if ips > MAX_ASKED {
-            let message = format!("cannot have {ips} addresses, {MAX_ASKED} is the most");
+            let message = format!("requests {ips} addresses, expected at most {MAX_ASKED}");
             found.push(("cni", message));
         }
         for (field, why) in self.cni.objections() {
@@ -222,14 +221,13 @@ impl Ask {
         for (key, list) in lists.into_iter().flatten() {
             let Some(policy) = network.policy() else {
                 let mode = network.mode();
-                let message = format!(
-                    "has {key} of its own, and only isolated mode has lists of destinations: the group is in mode {mode}"
-                );
+                let message =
+                    format!("sets {key}, which needs mode: isolated (its group is in mode {mode})");
                 found.push(("network.mode", message));
                 continue;
             };
             if let Some(why) = list_objection(list.len()) {
-                found.push(("network", format!("has too long a list, {key}: {why}")));
+                found.push(("network", format!("has an invalid list {key}: {why}")));
             }
             if key == "allow" {
                 for (at, entry) in list.iter().enumerate() {
@@ -243,14 +241,14 @@ impl Ask {
 }
 
 impl Order {
-    /// All that speaks against this VM, in this place of a group with this template.
+    /// The problems of this VM with this index in a group with this template.
     pub fn objections(&self, index: u32, template: &VmSpec) -> Vec<Objection> {
         let mut found = self.ask.objections(template);
         if let NetworkSpec::Bridge(bridge) = &template.network {
             let tap = bridge.tap(index);
             if tap.len() > LONGEST_TAP {
                 let message = format!(
-                    "would have the TAP \"{tap}\", {} characters; a TAP's name has at most {LONGEST_TAP}: a shorter `tap_prefix` helps",
+                    "would have the TAP \"{tap}\" with {} characters, expected at most {LONGEST_TAP}; use a shorter `tap_prefix`",
                     tap.len()
                 );
                 found.push(("network.tap_prefix", message));

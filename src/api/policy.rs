@@ -1,11 +1,11 @@
-//! Where a VM may send: the lists people write, and the one ordered list of verdicts they stand for.
+//! The egress policy of a VM: the lists of the manifest and their evaluation.
 //! Out of scope: rules of the packet filter.
 //!
-//! The firewall's rules, `explain` and the cutting of flows are all made from that one list.
+//! The firewall's rules, `explain` and the termination of existing flows are all derived from [`Policy`].
 //!
 //! # Truth table
-//! neither list: everything passes; `drop` alone: the rest passes; `allow` alone: the rest is denied; both: `allow` is
-//! asked first, then `drop`, and what matches neither passes. Reserved destinations are closed before any list is asked.
+//! Neither list: everything passes. `drop` alone: the rest passes. `allow` alone: the rest is denied. Both: `allow` is evaluated first,
+//! then `drop`, and packets that match neither pass. Reserved destinations are denied before the lists are evaluated.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -14,14 +14,14 @@ use std::str::FromStr;
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
-/// Cloud metadata services: closed unless `allow_metadata: true`.
+/// Addresses of cloud metadata services: denied unless `allow_metadata: true`.
 pub const METADATA: [Ipv4Addr; 3] = [
     Ipv4Addr::new(169, 254, 169, 254),
     Ipv4Addr::new(168, 63, 129, 16),
     Ipv4Addr::new(100, 100, 100, 200),
 ];
 
-/// Destinations that no list opens: RFC 3927, RFC 1122 section 3.2.1.3, RFC 5771, RFC 1112 section 4, Azure, Alibaba.
+/// Destinations that no list can allow: RFC 3927, RFC 1122 section 3.2.1.3, RFC 5771, RFC 1112 section 4, Azure, Alibaba.
 pub const RESERVED: [(Ipv4Addr, u8); 7] = [
     (Ipv4Addr::new(169, 254, 0, 0), 16),
     (Ipv4Addr::new(127, 0, 0, 0), 8),
@@ -32,14 +32,14 @@ pub const RESERVED: [(Ipv4Addr, u8); 7] = [
     (Ipv4Addr::new(100, 100, 100, 200), 32),
 ];
 
-/// [`RESERVED`] as networks, in the order the rules ask them.
+/// [`RESERVED`] as networks, in the order of the rules.
 pub fn reserved() -> impl Iterator<Item = Ipv4Network> {
     RESERVED
         .iter()
         .map(|&(address, prefix)| Ipv4Network::new(address, prefix).expect("a prefix length"))
 }
 
-/// Transport protocols that an entry may name.
+/// The transport protocols of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -76,20 +76,20 @@ impl fmt::Display for Ports {
     }
 }
 
-/// `IP` or `CIDR`, then `:port` or `:from-to`, then `/tcp` or `/udp` (after a bare CIDR's own `/len`).
-/// Ports without a protocol mean TCP and UDP.
+/// An entry of a list: `IP` or `CIDR`, then `:port` or `:from-to`, then `/tcp` or `/udp` (after the `/len` of a CIDR without ports).
+/// Ports without a protocol apply to TCP and UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Entry {
     /// Destination; an IP is a /32.
     pub network: Ipv4Network,
-    /// Destination ports; none: all, and what has no ports.
+    /// Destination ports; `None` for all packets, including those without ports.
     pub ports: Option<Ports>,
-    /// Protocol; none: any.
+    /// Protocol; `None` for any.
     pub protocol: Option<Protocol>,
 }
 
-/// Why a text is no [`Entry`].
+/// The error for a text that is not a valid [`Entry`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "found \"{}\", expected IP or CIDR, then optionally :PORT or :FROM-TO, then optionally /tcp or /udp ({why})",
@@ -101,7 +101,7 @@ pub struct InvalidEntry {
 }
 
 impl InvalidEntry {
-    /// The reason alone, to be said after what was expected.
+    /// The reason, without the text and the expected format.
     pub fn why(&self) -> &str {
         &self.why
     }
@@ -119,9 +119,9 @@ impl FromStr for Entry {
 }
 
 fn parse_entry(text: &str) -> Result<Entry, String> {
-    // Reasons quote the text, and a message is one line.
+    // Messages quote the text and must be one line.
     if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
-        return Err("it has white space in it".into());
+        return Err("it contains white space".into());
     }
     if text.matches(':').count() > 1 {
         return Err("IPv6 destinations are not supported yet".into());
@@ -130,7 +130,7 @@ fn parse_entry(text: &str) -> Result<Entry, String> {
         Some((rest, "tcp")) => (rest, Some(Protocol::Tcp)),
         Some((rest, "udp")) => (rest, Some(Protocol::Udp)),
         Some((_, word)) if word.chars().any(|c| c.is_ascii_alphabetic()) => {
-            return Err(format!("`{word}` is neither tcp nor udp"));
+            return Err(format!("unknown protocol `{word}`, expected tcp or udp"));
         }
         _ => (text, None),
     };
@@ -153,17 +153,17 @@ fn parse_network(text: &str) -> Result<Ipv4Network, String> {
             Ok(prefix @ 0..=32) if len.len() <= 2 && len.bytes().all(|b| b.is_ascii_digit()) => {
                 (address, prefix)
             }
-            _ => return Err(format!("`/{len}` is no prefix length from 0 to 32")),
+            _ => return Err(format!("invalid prefix length `/{len}`, expected 0 to 32")),
         },
     };
     let address: Ipv4Addr = address
         .parse()
-        .map_err(|_| format!("`{address}` is no IPv4 address"))?;
+        .map_err(|_| format!("invalid IPv4 address `{address}`"))?;
     let network = Ipv4Network::new(address, prefix).map_err(|e| e.to_string())?;
     match network.network() == address {
         true => Ok(network),
         false => Err(format!(
-            "`{text}` has host bits set, `{}/{prefix}` has none",
+            "`{text}` has host bits set, use `{}/{prefix}`",
             network.network()
         )),
     }
@@ -172,7 +172,7 @@ fn parse_network(text: &str) -> Result<Ipv4Network, String> {
 fn parse_ports(text: &str) -> Result<Ports, String> {
     let port = |text: &str| match text.parse::<u16>() {
         Ok(port) if port != 0 && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
-        _ => Err(format!("`{text}` is no port from 1 to 65535")),
+        _ => Err(format!("invalid port `{text}`, expected 1 to 65535")),
     };
     let (first, last) = match text.split_once('-') {
         Some((first, last)) => (port(first)?, port(last)?),
@@ -180,7 +180,9 @@ fn parse_ports(text: &str) -> Result<Ports, String> {
     };
     match first <= last {
         true => Ok(Ports { first, last }),
-        false => Err(format!("the ports `{text}` run backwards")),
+        false => Err(format!(
+            "invalid port range `{text}`, expected the lower port first"
+        )),
     }
 }
 
@@ -222,7 +224,7 @@ impl Entry {
             (Some(_), None) => false,
             (Some(ours), Some(theirs)) => ours.first <= theirs.first && theirs.last <= ours.last,
         };
-        // Ports alone already mean "TCP or UDP".
+        // Ports without a protocol match TCP and UDP only.
         let protocol = match (self.protocol, other.protocol) {
             (None, _) => true,
             (Some(ours), theirs) => theirs == Some(ours),
@@ -230,7 +232,7 @@ impl Entry {
         network && ports && protocol
     }
 
-    /// Whether some packet may be matched by both.
+    /// Whether both may match the same packet.
     fn meets(&self, other: &Self) -> bool {
         let network =
             self.network.is_subnet_of(other.network) || other.network.is_subnet_of(self.network);
@@ -245,12 +247,12 @@ impl Entry {
         network && ports && protocol
     }
 
-    /// One address and a port: the only way to open something on the host itself.
+    /// Whether the entry is a single address with ports: only such an entry can allow access to the host itself.
     pub fn may_open_the_host(&self) -> bool {
         self.network.prefix() == 32 && self.ports.is_some()
     }
 
-    /// Whether a packet is matched.
+    /// Whether the entry matches a packet.
     pub fn matches(&self, packet: &Packet) -> bool {
         let transport = packet.transport.map(|(protocol, _)| protocol);
         let port = packet.transport.and_then(|(_, port)| port);
@@ -262,23 +264,23 @@ impl Entry {
     }
 }
 
-/// What a packet from a VM is judged by.
+/// The properties of a packet from a VM that the policy evaluates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Where it goes.
+    /// The destination address.
     pub destination: Ipv4Addr,
-    /// TCP or UDP and its destination port; none: another protocol. A port of none: a later fragment.
+    /// TCP or UDP and the destination port; `None` for another protocol. The port is `None` for a fragment other than the first.
     pub transport: Option<(Protocol, Option<u16>)>,
 }
 
-/// What a denied packet gets.
+/// What happens to a denied packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDeny {
-    /// Silence.
+    /// It is dropped without a response.
     #[default]
     Drop,
-    /// A TCP reset, or ICMP "administratively prohibited".
+    /// The response is a TCP reset, or ICMP "administratively prohibited".
     Reject,
 }
 
@@ -291,19 +293,19 @@ impl fmt::Display for OnDeny {
     }
 }
 
-/// The lists as written.
+/// The lists of a manifest, in its order.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Policy {
-    /// Asked first.
+    /// Evaluated first.
     #[serde(default)]
     pub allow: Vec<Entry>,
-    /// Asked second.
+    /// Evaluated second.
     #[serde(default)]
     pub drop: Vec<Entry>,
-    /// What a denied packet gets.
+    /// What happens to a denied packet.
     #[serde(default)]
     pub on_deny: OnDeny,
-    /// Opens [`METADATA`] to the lists.
+    /// Lets the lists decide about [`METADATA`].
     #[serde(default)]
     pub allow_metadata: bool,
 }
@@ -314,20 +316,20 @@ pub struct Policy {
 pub enum Verdict {
     /// It passes.
     Allow,
-    /// It gets what `on_deny` says.
+    /// It is dropped or rejected, see [`OnDeny`].
     Deny,
 }
 
-/// Which line of the policy decided.
+/// The part of the policy that determined the verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A destination that no list opens.
+    /// A destination that no list can allow.
     Reserved(Ipv4Network),
     /// `allow[index]`.
     Allow(usize, Entry),
     /// `drop[index]`.
     Drop(usize, Entry),
-    /// What matches neither list.
+    /// The packet matches neither list.
     Default,
 }
 
@@ -343,7 +345,7 @@ impl fmt::Display for Origin {
 }
 
 impl Policy {
-    /// What matches neither list: denied when only `allow` is written.
+    /// The verdict for packets that match neither list: denied if only `allow` has entries.
     pub fn default_verdict(&self) -> Verdict {
         match self.drop.is_empty() && !self.allow.is_empty() {
             true => Verdict::Deny,
@@ -351,7 +353,7 @@ impl Policy {
         }
     }
 
-    /// Whether `destination` is closed before any list is asked, and by which range.
+    /// The range because of which `destination` is denied before the lists are evaluated, if it is.
     pub fn reserved(&self, destination: Ipv4Addr) -> Option<Ipv4Network> {
         let opened = self.allow_metadata && METADATA.contains(&destination);
         reserved()
@@ -359,7 +361,7 @@ impl Policy {
             .filter(|_| !opened)
     }
 
-    /// Judges one packet that leaves the VM's TAP with the VM's own source address and MAC.
+    /// Evaluates the policy for a packet from the VM's TAP with the VM's own source address and MAC.
     pub fn judge(&self, packet: &Packet) -> (Verdict, Origin) {
         if let Some(network) = self.reserved(packet.destination) {
             return (Verdict::Deny, Origin::Reserved(network));
@@ -379,13 +381,13 @@ impl Policy {
         (self.default_verdict(), Origin::Default)
     }
 
-    /// Entries that can never decide anything, in words: a `drop` wholly under an `allow`, a duplicate.
+    /// Warnings about entries that never match: a `drop` that an `allow` covers, and duplicates.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         for (index, drop) in self.drop.iter().enumerate() {
             if let Some(allow) = self.allow.iter().find(|allow| allow.covers(drop)) {
                 warnings.push(format!(
-                    "drop[{index}] \"{drop}\" never matches: allow \"{allow}\" is asked first and covers it"
+                    "drop[{index}] \"{drop}\" never matches: allow \"{allow}\" is evaluated first and covers it"
                 ));
             }
         }
@@ -393,7 +395,7 @@ impl Policy {
             for (index, entry) in entries.iter().enumerate() {
                 if let Some(earlier) = entries[..index].iter().find(|e| e.covers(entry)) {
                     warnings.push(format!(
-                        "{list}[{index}] \"{entry}\" never matches: \"{earlier}\" stands before it and covers it"
+                        "{list}[{index}] \"{entry}\" never matches: \"{earlier}\" precedes it and covers it"
                     ));
                 }
             }
@@ -421,7 +423,7 @@ impl Policy {
         metadata && self.allow.iter().all(passed) && default
     }
 
-    /// `allow` entries of one address and a port: the only way to open something on the host itself.
+    /// The `allow` entries for which [`Entry::may_open_the_host`] is true.
     pub fn host_openings(&self) -> impl Iterator<Item = Entry> + '_ {
         self.allow.iter().copied().filter(Entry::may_open_the_host)
     }

@@ -1,7 +1,7 @@
-//! Link-local address pools: which /22s may be used, which one a group gets, and the /30s in it.
-//! Out of scope: who has leased what.
+//! Link-local address pools: the usable /22s, the /22 of a group, and the /30s in it.
+//! Out of scope: leases.
 //!
-//! 169.254.0.0/16 (RFC 3927) is 64 /22s; the index of one is the upper six bits of the third octet.
+//! 169.254.0.0/16 (RFC 3927) has 64 /22s; the index of one is the upper six bits of the third octet.
 
 use std::net::Ipv4Addr;
 
@@ -17,15 +17,15 @@ pub const PREFIX_LEN: u8 = 22;
 /// (5, 6), and instance and task metadata (42, with 43 as a margin).
 pub const RESERVED_INDICES: [u8; 8] = [0, 1, 2, 5, 6, 42, 43, 63];
 
-/// /22s that may be used.
+/// The number of usable /22s.
 pub const USABLE: u64 = 64 - RESERVED_INDICES.len() as u64;
 
-/// RFC 3927, section 2.1.
+/// The link-local range 169.254.0.0/16 (RFC 3927, section 2.1).
 pub fn link_local() -> Ipv4Network {
     network(Ipv4Addr::new(169, 254, 0, 0), 16)
 }
 
-/// Whether the /22 with this index (0 to 63) is never used.
+/// Whether the /22 with this index (0 to 63) is reserved.
 pub fn reserved_index(index: u8) -> bool {
     RESERVED_INDICES.contains(&index)
 }
@@ -43,8 +43,8 @@ pub fn reserved_within(range: Ipv4Network) -> Option<Ipv4Network> {
         .find(|&reserved| overlaps(reserved, range))
 }
 
-/// The /22 for a group that names no range: one chosen by the hash of its name, then the next ones in order past those
-/// that are taken. `None` when all 56 are. A pure function of the name and of what is taken.
+/// The /22 for a group without a range: the one that the hash of its name selects or, if that is taken, the next free one in order.
+/// `None` if all 56 are taken. A pure function of its arguments.
 pub fn derive(group: &Name, taken: impl Fn(Ipv4Network) -> bool) -> Option<Ipv4Network> {
     let usable: Vec<u8> = (0..64).filter(|&index| !reserved_index(index)).collect();
     let digest = blake3::derive_key("slicectl pool of a host group", group.as_str().as_bytes());
@@ -58,13 +58,13 @@ pub fn derive(group: &Name, taken: impl Fn(Ipv4Network) -> bool) -> Option<Ipv4N
         .find(|&candidate| !taken(candidate))
 }
 
-/// Every /30 in `range`, in order of address. None when it is smaller than a /30.
+/// Every /30 in `range`, in order of address; empty if the range is smaller than a /30.
 pub fn blocks(range: Ipv4Network) -> impl Iterator<Item = Block> {
     let first = u32::from(range.network());
     (0..capacity(range)).map(move |index| Block::around(Ipv4Addr::from(first + index * 4)))
 }
 
-/// How many /30s `range` has.
+/// The number of /30s in `range`.
 pub fn capacity(range: Ipv4Network) -> u32 {
     match range.prefix() {
         // A /0 has 2^30; no shift here can overflow.
@@ -75,7 +75,7 @@ pub fn capacity(range: Ipv4Network) -> u32 {
 
 /// Whether two networks share an address.
 pub fn overlaps(a: Ipv4Network, b: Ipv4Network) -> bool {
-    // Not `is_subnet_of`: that compares the written address, host bits and all.
+    // Not `is_subnet_of`, which compares the address including its host bits.
     a.contains(b.network()) || b.contains(a.network())
 }
 
@@ -83,7 +83,7 @@ fn network(address: Ipv4Addr, prefix: u8) -> Ipv4Network {
     Ipv4Network::new(address, prefix).expect("a prefix length up to 32")
 }
 
-/// The /22s that a range touches.
+/// The /22s that overlap a range.
 pub fn slash_22s(range: Ipv4Network) -> impl Iterator<Item = Ipv4Network> {
     let size = 1u32 << (32 - PREFIX_LEN);
     let first = u32::from(range.network()) & !(size - 1);

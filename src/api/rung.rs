@@ -1,5 +1,5 @@
-//! The ladder: what is built for a VM, in which order, and each rung's page about one VM.
-//! Out of scope: taking and leaving one.
+//! The pipeline: the stages of a VM, their order, and the status of a stage of one VM.
+//! Out of scope: acquiring and releasing a stage.
 
 use std::fmt;
 
@@ -8,24 +8,24 @@ use serde::{Deserialize, Serialize};
 use super::condition::{Condition, Reason, Status};
 use super::meta::Timestamp;
 
-/// One step of building a VM.
+/// A stage of the pipeline of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Rung {
-    /// An address block.
+    /// The VM's address.
     Lease,
-    /// Namespace, TAP, veth, addresses, routes.
+    /// The namespace, TAP, veth, addresses and routes.
     Net,
-    /// The namespace's rules, then its gate (`ip_forward`).
+    /// The rules of the namespace, then its forwarding switch (`ip_forward`).
     Firewall,
     /// The VMM process.
     Vmm,
 }
 
-/// Climbed to build, descended to take down.
+/// The stages in the order in which a VM is brought up; it is torn down in reverse order.
 pub const LADDER: [Rung; 4] = [Rung::Lease, Rung::Net, Rung::Firewall, Rung::Vmm];
 
 impl Rung {
-    /// The finalizer a person sees while the rung is held.
+    /// The finalizer that is displayed while the stage is acquired.
     pub fn finalizer(self) -> String {
         format!("slice/{}", self.to_string().to_lowercase())
     }
@@ -42,20 +42,20 @@ impl fmt::Display for Rung {
     }
 }
 
-/// Finalizer, condition and observed generation of one rung of one VM, in one record with one writer.
+/// The status of one stage of one VM: finalizer, condition and observed generation, in one record with one writer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RungPage {
-    /// The rung may have something on the host. Durable before the host is touched.
+    /// The stage is acquired: it may have objects on the host. Durable before the host is changed.
     pub held: bool,
-    /// What was last found.
+    /// The result of the last observation.
     pub condition: Condition,
-    /// What the rung wants to remember of the converged state (the firewall: the digest whose flows were judged).
+    /// The checkpoint of the stage: what it records about the converged state (firewall: the digest whose flows were evaluated).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<String>,
 }
 
 impl RungPage {
-    /// A rung that nobody has climbed.
+    /// The status of a stage that was never acquired.
     pub fn blank(now: Timestamp) -> Self {
         Self {
             held: false,

@@ -1,5 +1,5 @@
-//! What disks a VM is to have.
-//! Out of scope: making them.
+//! The desired disks of a VM.
+//! Out of scope: creating them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,42 +9,42 @@ use serde::{Deserialize, Serialize};
 /// A VM's disks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Storage {
-    /// What the root disk is made of: a raw file, of which each VM gets a copy, or a block device, which is used as it is, read-only.
+    /// The image of the root disk: a raw file, of which each VM has a copy, or a block device, which is used directly and read-only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<PathBuf>,
-    /// How large the copy is to be, in bytes; none: as large as the image.
+    /// The size of the copy in bytes; `None` for the size of the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
-    /// The copy outlives the VM and what replaces it.
+    /// The copy is kept when the VM is replaced or deleted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub persistent: bool,
-    /// Further disks, used where they lie.
+    /// Additional disks, used in place.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<FurtherDisk>,
 }
 
-/// A disk beside the root disk: a raw file or a block device, used where it lies.
+/// An additional disk: a raw file or a block device, used in place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FurtherDisk {
-    /// Where.
+    /// The path of the file or device.
     pub path: PathBuf,
-    /// The guest may not write to it, so that any number of VMs may have it.
+    /// The guest may not write to it, so any number of VMs may use it.
     pub read_only: bool,
 }
 
 impl Storage {
-    /// Nothing was said.
+    /// Whether nothing is set.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether it has a disk that one VM at most may have.
+    /// Whether an additional disk is writable, which at most one VM may use.
     pub fn has_writable_disk(&self) -> bool {
         self.disks.iter().any(|disk| !disk.read_only)
     }
 }
 
-/// A number of bytes as people say it, to a tenth: `1.5 GiB`.
+/// A number of bytes, displayed with a binary unit and one decimal: `1.5 GiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes(pub u64);
 
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_in_words() {
+    fn bytes_are_displayed_with_a_unit() {
         let said = [0, 1023, 1024, 1536, 10 << 30, u64::MAX].map(|n| Bytes(n).to_string());
         let expected = [
             "0 bytes",

@@ -1,5 +1,5 @@
-//! Tags: what people write on VMs to find them again, in Kubernetes' label syntax; and what selects by them.
-//! Out of scope: who bears them.
+//! Tags of VMs, in the syntax of Kubernetes labels, and selectors.
+//! Out of scope: which VMs have tags.
 //!
 //! Syntax: `[PREFIX/]NAME=VALUE` (Kubernetes, "Labels and Selectors": NAME and VALUE at most 63 of `A-Za-z0-9-_.`, starting and
 //! ending with a letter or a digit; VALUE may be empty; PREFIX a DNS subdomain of at most 253 characters).
@@ -12,28 +12,28 @@ use serde::{Deserialize, Serialize};
 
 use super::meta::Name;
 
-/// Tags by their keys.
+/// Tags by key.
 pub type Tags = BTreeMap<TagKey, TagValue>;
 
-/// As many tags as a VM may have: they are part of every answer that shows it.
+/// The maximum number of tags of a VM: they are part of every response that contains the VM.
 pub const MAX_TAGS: usize = 64;
 
-/// Longest name and longest value.
+/// The maximum length of a name, and of a value.
 const LONGEST: usize = 63;
-/// Longest prefix, RFC 1123.
+/// The maximum length of a prefix (RFC 1123).
 const LONGEST_PREFIX: usize = 253;
 
-/// `team` or `example.com/team`.
+/// The key of a tag: `team` or `example.com/team`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TagKey(String);
 
-/// `blue`, or nothing.
+/// The value of a tag, such as `blue`; may be empty.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TagValue(String);
 
-/// Why a text is no tag, or selects by none.
+/// The error for a text that is not a valid tag or selector.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("found \"{}\", expected {expected}: {why}", .found.escape_debug())]
 pub struct InvalidTag {
@@ -87,7 +87,7 @@ fn check_prefix(prefix: &str) -> Result<(), String> {
         let checked = Name::new(label);
         checked
             .map(drop)
-            .map_err(|error| format!("its prefix is no DNS subdomain, {error}"))
+            .map_err(|error| format!("its prefix is not a valid DNS subdomain: {error}"))
     })
 }
 
@@ -97,7 +97,7 @@ fn word(text: &str) -> Result<(), String> {
     if text.len() > LONGEST {
         Err(format!("it is longer than {LONGEST} characters"))
     } else if !text.bytes().all(inner) {
-        Err("only A-Z, a-z, 0-9, `-`, `_` and `.` may stand in it".to_owned())
+        Err("use A-Z, a-z, 0-9, `-`, `_` and `.`".to_owned())
     } else if !ends.iter().flatten().all(u8::is_ascii_alphanumeric) {
         Err("it must start and end with a letter or a digit".to_owned())
     } else {
@@ -105,7 +105,7 @@ fn word(text: &str) -> Result<(), String> {
     }
 }
 
-/// Reads `KEY=VALUE`.
+/// Parses `KEY=VALUE`.
 ///
 /// # Errors
 /// [`InvalidTag`].
@@ -117,7 +117,7 @@ pub fn parse(text: &str) -> Result<(TagKey, TagValue), InvalidTag> {
     Ok((key.parse()?, value.parse()?))
 }
 
-/// What is asked of tags, all of it: `env=ci,team!=blue,owner,!hold`.
+/// A selector: `env=ci,team!=blue,owner,!hold`. All terms must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector(Vec<Term>);
 
@@ -130,7 +130,7 @@ enum Term {
 }
 
 impl Selector {
-    /// Whether these tags are meant. As in Kubernetes, `team!=blue` is true of what has no `team`.
+    /// Whether the selector matches these tags. As in Kubernetes, `team!=blue` matches if there is no `team`.
     pub fn selects(&self, tags: &Tags) -> bool {
         self.0.iter().all(|term| match term {
             Term::Is(key, value) => tags.get(key) == Some(value),
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_is_what_kubernetes_takes_for_a_label() {
+    fn tags_have_the_syntax_of_kubernetes_labels() {
         let long = "x".repeat(63);
         for good in [
             "env=ci",
@@ -208,12 +208,12 @@ mod tests {
             ("=x", "it is empty"),
             ("-env=x", "start and end"),
             ("env=x-", "start and end"),
-            ("env=a b", "only A-Z"),
-            ("env=a=b", "only A-Z"),
-            ("é=x", "only A-Z"),
+            ("env=a b", "use A-Z"),
+            ("env=a=b", "use A-Z"),
+            ("é=x", "use A-Z"),
             ("Example.com/team=x", "prefix"),
             ("/team=x", "prefix"),
-            ("a/b/c=x", "only A-Z"),
+            ("a/b/c=x", "use A-Z"),
             (&format!("{long}x=1"), "longer than 63"),
             (&format!("a={long}x"), "longer than 63"),
         ] {
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_selector_asks_for_all_of_its_terms() {
+    fn a_selector_matches_if_all_terms_match() {
         let tags: Tags = ["env=ci", "team=blue"]
             .into_iter()
             .map(|tag| parse(tag).unwrap())

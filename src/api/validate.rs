@@ -1,10 +1,10 @@
-//! What one group cannot know of itself: whether it is at peace with the others.
-//! Out of scope: reading YAML, the store, which pools are leased.
+//! Detects conflicts between groups, and between groups and the limits of a host.
+//! Out of scope: reading YAML, the store, leased pools.
 //!
 //! # Why
-//! VM names need no check: `<group>-<index>` is unique when group names are, because an index has no `-`, so that all before the
-//! last `-` is the group (`a-1-1` is the first VM of `a-1`, and no VM of `a`). A test below holds that down. VMs made on demand
-//! have names that no group could count ([`HostGroup::is_counted_name`]).
+//! VM names need no check: `<group>-<index>` is unique if group names are, because an index contains no `-`, so the part before the
+//! last `-` is the group (`a-1-1` is the first VM of `a-1`, not a VM of `a`). A test below verifies this. VMs made on demand have
+//! names that `count` of a group cannot produce ([`HostGroup::is_counted_name`]).
 
 mod bridges;
 mod capacity;
@@ -27,18 +27,17 @@ use cni::Requested;
 pub use capacity::{MAX_GROUPS, MAX_ISOLATED, MAX_RULES, MAX_VMS};
 pub use cni::objection_to_requests;
 
-/// A draft, and where the group would belong.
+/// A draft, and the origin that the group would have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim<'a> {
-    /// What is wanted.
+    /// The desired group.
     pub draft: &'a Draft,
-    /// Who wants it.
+    /// The origin of the draft.
     pub origin: Origin,
 }
 
-/// What each of `claims` is refused for: the index of the claim, and the problem. `standing` are groups that stay as they are
-/// whatever is claimed; among the claims the earlier wins, see [`by_precedence`]. VMs that were made on demand in a group of `stored` keep
-/// what they have when a claim changes the group.
+/// The problems of `claims`, each with the index of its claim. `standing` are groups that no claim changes. Of two claims in conflict, the
+/// first one wins, see [`by_precedence`]. VMs made on demand in a group of `stored` keep their resources when a claim changes the group.
 pub fn conflicts(
     stored: &[HostGroup],
     standing: &[&HostGroup],
@@ -70,8 +69,8 @@ pub fn conflicts(
     refused
 }
 
-/// Puts claims in the order in which they win: what runs and claims what it has, then what runs and changes it, then what
-/// comes from elsewhere, then what is new; within each the order given.
+/// Sorts claims by precedence: existing groups that keep their resources, existing groups that change them, existing groups with another
+/// origin, new groups. The order within each class is preserved.
 pub fn by_precedence<'a>(stored: &[HostGroup], mut claims: Vec<Claim<'a>>) -> Vec<Claim<'a>> {
     let stored: HashMap<&Name, &HostGroup> = stored.iter().map(|g| (&g.meta.name, g)).collect();
     claims.sort_by_key(|claim| match stored.get(&claim.draft.name) {
@@ -83,8 +82,8 @@ pub fn by_precedence<'a>(stored: &[HostGroup], mut claims: Vec<Claim<'a>>) -> Ve
     claims
 }
 
-/// What each of `claims` is refused for by VMs that were made on demand in the group it changes: they keep what they have, so
-/// it must go on allowing that.
+/// The problems of `claims` with VMs made on demand, each with the index of its claim: such VMs are not changed, so a changed group must
+/// still allow them.
 pub fn objections_of_orders(stored: &[HostGroup], claims: &[Claim]) -> Vec<(usize, Problem)> {
     let stored: HashMap<&Name, &HostGroup> = stored.iter().map(|g| (&g.meta.name, g)).collect();
     let mut refused = Vec::new();
@@ -102,7 +101,7 @@ pub fn objections_of_orders(stored: &[HostGroup], claims: &[Claim]) -> Vec<(usiz
         let vms = draft.spec.count as usize + group.orders.len();
         if !group.orders.is_empty() && vms > 1 && template.storage.has_writable_disk() {
             let message = format!(
-                "a disk is written to by one VM at most, and with those made on demand the group has {vms}"
+                "at most one VM may write to a disk, and with those made on demand the group has {vms}"
             );
             refused.push((index, draft.problem("disks", message)));
         }
@@ -110,7 +109,10 @@ pub fn objections_of_orders(stored: &[HostGroup], claims: &[Claim]) -> Vec<(usiz
     refused
 }
 
-/// Whether `slicectl apply` may bring these drafts: none may belong to a file, and all must be at peace.
+/// Checks drafts of `slicectl apply`: none may be defined in a file, and none may conflict with other groups.
+///
+/// # Errors
+/// All problems.
 pub fn check_apply(stored: &[HostGroup], drafts: &[Draft]) -> Result<(), Vec<Problem>> {
     let brings = |group: &HostGroup| drafts.iter().any(|draft| draft.name == group.meta.name);
     let standing: Vec<&HostGroup> = stored
@@ -139,7 +141,7 @@ pub fn check_apply(stored: &[HostGroup], drafts: &[Draft]) -> Result<(), Vec<Pro
     }
 }
 
-/// Where a group was met.
+/// The place where a group is defined, for messages.
 #[derive(Clone, Copy)]
 enum Place<'a> {
     Stored(&'a Origin),
@@ -149,14 +151,14 @@ enum Place<'a> {
 impl Place<'_> {
     fn describe(self) -> String {
         match self {
-            Self::Stored(Origin::Apply) => "made by slicectl apply".to_owned(),
+            Self::Stored(Origin::Apply) => "created by slicectl apply".to_owned(),
             Self::Stored(Origin::File(path)) => format!("of {}", path.display()),
             Self::Written(at) => format!("at {at}"),
         }
     }
 }
 
-/// What is taken already.
+/// The resources that are in use.
 #[derive(Default)]
 struct Ground<'a> {
     names: HashMap<&'a Name, Place<'a>>,
@@ -185,7 +187,7 @@ impl<'a> Ground<'a> {
         }
     }
 
-    /// `on_demand`: how many VMs of the group were made on demand.
+    /// The problems of a draft. `on_demand` is the number of VMs made on demand in the group.
     fn objections(&self, draft: &Draft, on_demand: usize) -> Vec<Problem> {
         if let Some(place) = self.names.get(&draft.name) {
             return vec![Problem {
@@ -207,7 +209,7 @@ impl<'a> Ground<'a> {
         }
     }
 
-    /// One is enough: a wide range may overlap thousands.
+    /// The first overlap only: a wide range may overlap thousands of others.
     fn overlap(&self, draft: &Draft, range: Ipv4Network) -> Option<Problem> {
         let (taken, name, place) = self
             .ranges
@@ -222,22 +224,22 @@ impl<'a> Ground<'a> {
 fn twice(name: &Name, place: Place) -> String {
     match place {
         Place::Stored(Origin::Apply) => format!(
-            "group \"{name}\" was made by slicectl apply; `slicectl delete hostgroup/{name}` first, or change it with apply"
+            "group \"{name}\" was created by slicectl apply; run `slicectl delete hostgroup/{name}` first, or change it with apply"
         ),
         Place::Stored(Origin::File(path)) => format!(
-            "group \"{name}\" belongs to the file {}; change it there",
+            "group \"{name}\" is defined in the file {}; change it there",
             path.display()
         ),
-        Place::Written(at) => format!("group \"{name}\" is already at {at}"),
+        Place::Written(at) => format!("group \"{name}\" is already defined at {at}"),
     }
 }
 
-/// What of a group's spec may collide with another's.
+/// The resources of a group that may conflict with other groups.
 enum Footprint<'a> {
-    /// What it takes is chosen where nobody else is.
+    /// The resources are chosen such that they do not conflict.
     None,
     Range(Ipv4Network),
-    /// With the group's count.
+    /// The bridge settings and the group's count.
     Bridge(&'a BridgeSpec, u32),
     /// Host ports, addresses and a MAC.
     Cni(&'a CniSpec),
@@ -252,7 +254,7 @@ fn footprint(spec: &HostGroupSpec) -> Footprint<'_> {
     }
 }
 
-/// Whether an edition of a group claims what the one before did.
+/// Whether a changed spec claims the same resources as the previous one.
 fn keeps(before: &HostGroupSpec, after: &HostGroupSpec) -> bool {
     match (footprint(before), footprint(after)) {
         (Footprint::None, Footprint::None) => true,

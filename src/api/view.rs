@@ -1,5 +1,5 @@
-//! What we answer: the objects with their status folded in. The keys are a contract, scripts rely on them.
-//! Out of scope: folding them together; reading them off the wire.
+//! Objects with their status, as returned by the daemon. The keys are a stable API for scripts.
+//! Out of scope: building the status; HTTP.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -36,36 +36,36 @@ fn is_none(count: &usize) -> bool {
     *count == 0
 }
 
-/// Several of them.
+/// A list of objects.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct List {
     /// Ordered by name (VMs by group, then index).
     pub items: Vec<Object>,
-    /// How many more there are than an answer has room for.
+    /// The number of objects that were left out because of the size limit of a response.
     #[serde(default, skip_serializing_if = "is_none")]
     pub more: usize,
 }
 
-/// `metadata` of every kind.
+/// `metadata` of an object of any kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetaView {
     /// Name.
     pub name: Name,
-    /// Uid; a lease has its VM's name for identity and no uid.
+    /// Uid; `None` for a lease, which its VM's name identifies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<Uid>,
-    /// Edition of the spec.
+    /// Generation of the spec.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
-    /// The group it belongs to; none for a group.
+    /// The group that the object belongs to; `None` for a group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Name>,
-    /// When it was stored.
+    /// When the object was created.
     pub created_at: Timestamp,
-    /// Being removed.
+    /// Deletion was requested.
     #[serde(default)]
     pub deleting: bool,
-    /// What still holds it: a fold of the held rungs.
+    /// The finalizers that delay its removal: one for each acquired stage.
     #[serde(default)]
     pub finalizers: Vec<String>,
 }
@@ -76,52 +76,52 @@ pub struct ConditionView {
     /// The type.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Whether it holds.
+    /// The status.
     pub status: Status,
-    /// One word.
+    /// The reason, one CamelCase word.
     pub reason: Reason,
-    /// A sentence.
+    /// The message for users.
     pub message: String,
-    /// Since when.
+    /// When the status last changed.
     pub since: Timestamp,
-    /// Of which generation.
+    /// The generation that was observed.
     pub observed_generation: u64,
 }
 
-/// A VM as answered.
+/// A VM with its status.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VmView {
-    /// Who it is.
+    /// The identity of the VM.
     pub metadata: MetaView,
-    /// What is wanted.
+    /// The desired state.
     pub spec: VmSpec,
-    /// What a person has said it is to do since.
+    /// The power state that the user requested.
     #[serde(default, skip_serializing_if = "Power::is_default")]
     pub power: Power,
-    /// What was asked of one made on demand; none: its group counts it.
+    /// The settings of a VM made on demand; `None` for a VM that `count` of its group covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_demand: Option<Ask>,
-    /// What is.
+    /// The actual state.
     pub status: VmStatus,
 }
 
-/// What is known of a VM.
+/// The actual state of a VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VmStatus {
-    /// Every rung is Ready at this generation.
+    /// All stages are Ready for the current generation.
     pub ready: bool,
-    /// One a rung, then `Ready`.
+    /// The condition of each stage, then `Ready`.
     pub conditions: Vec<ConditionView>,
-    /// Its network; none before it has a lease, or in CNI mode before the plugins have answered.
+    /// Its network; `None` before the VM has a lease or, in CNI mode, before the plugins have returned a result.
     pub network: Option<NetworkStatus>,
-    /// Its policy.
+    /// Its firewall policy.
     pub firewall: FirewallStatus,
-    /// Its process.
+    /// Its VMM process.
     pub vmm: VmmStatus,
-    /// Its own disk, made from its image; none: it is to have none, or it is not made yet.
+    /// The root disk, created from its image; `None` if the VM has no image, or the disk does not exist yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<PathBuf>,
-    /// Entries that never match and the like.
+    /// Warnings, such as entries that never match.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
@@ -129,7 +129,7 @@ pub struct VmStatus {
 /// `status.network`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NetworkStatus {
-    /// Data path.
+    /// The data path.
     pub mode: Mode,
     /// The guest's address.
     pub ip: Ipv4Addr,
@@ -147,38 +147,38 @@ pub struct NetworkStatus {
     pub mac: Mac,
     /// Its name servers.
     pub dns: Vec<Ipv4Addr>,
-    /// `nsenter --net=` and `ip netns exec $(basename …)` take it.
+    /// The path of the namespace, for `nsenter --net=` and `ip netns exec $(basename …)`.
     pub netns: Option<PathBuf>,
-    /// The TAP, in that namespace, or in the host's when there is none.
+    /// The TAP in that namespace, or in the host's if there is none.
     pub tap: String,
-    /// The link of the host namespace that the VM's packets pass: a veth end, or the bridge.
+    /// The link in the host namespace that forwards the VM's packets: a veth end, or the bridge.
     pub host_link: Option<String>,
-    /// Bytes.
+    /// The MTU in bytes.
     pub mtu: u32,
 }
 
 /// `status.firewall`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FirewallStatus {
-    /// What matches neither list.
+    /// The verdict for packets that match neither list.
     pub default: DefaultVerdict,
-    /// As written.
+    /// The entries of `allow`.
     pub allow: Vec<Entry>,
-    /// As written.
+    /// The entries of `drop`.
     pub drop: Vec<Entry>,
-    /// What a denied packet gets.
+    /// What happens to a denied packet.
     pub on_deny: OnDeny,
-    /// Names the rule set that was last read back from the kernel; none before that.
+    /// The digest of the rule set that was last read from the kernel; `None` before the first observation.
     pub digest: Option<String>,
 }
 
-/// `allow` or `drop`.
+/// The default verdict: `allow` or `drop`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DefaultVerdict {
-    /// The rest passes.
+    /// Other packets pass.
     Allow,
-    /// The rest is denied.
+    /// Other packets are denied.
     Drop,
 }
 
@@ -194,103 +194,103 @@ impl From<Verdict> for DefaultVerdict {
 /// `status.vmm`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VmmStatus {
-    /// Who runs it.
+    /// The VMM.
     pub hypervisor: Hypervisor,
-    /// The process.
+    /// The pid of the process.
     pub pid: Option<u32>,
-    /// What it is doing.
+    /// The state of the process.
     pub state: VmmState,
-    /// The user, and the group of the same number, that the process runs as.
+    /// The uid of the process, which is also its gid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<u32>,
-    /// What confines the process: `jailer 1.17`, or `sliced`; with why it is not the jailer, where there is one.
+    /// The program that confines the process: `jailer 1.17` or `sliced`; if a jailer exists but is not used, with the reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confined_by: Option<String>,
     /// When the process was started.
     pub started_at: Option<Timestamp>,
-    /// How often it was started again because it had ended of itself.
+    /// The number of restarts after the process exited by itself.
     #[serde(default)]
     pub restarts: u32,
-    /// How the last process that ended did.
+    /// The last exit of a process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_exit: Option<ExitView>,
-    /// Its control socket (QEMU: QMP; the others: their own HTTP).
+    /// The control socket (QEMU: QMP; others: HTTP).
     pub api_socket: Option<PathBuf>,
-    /// The guest's serial output and the VMM's own.
+    /// The log file with the guest's serial output and the VMM's output.
     pub log: Option<PathBuf>,
 }
 
-/// How a VMM process ended. Neither status nor signal: nobody was there to see.
+/// The exit of a VMM process. It has neither a status nor a signal if the daemon did not observe it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExitView {
-    /// Which.
+    /// The pid.
     pub pid: u32,
-    /// When that was seen.
+    /// When the exit was observed.
     pub at: Timestamp,
-    /// Its exit status.
+    /// The exit status.
     pub status: Option<i32>,
     /// The signal that killed it.
     pub signal: Option<i32>,
-    /// What that means.
+    /// The cause, for users.
     pub reason: String,
-    /// The last lines of its log.
+    /// The last lines of the log.
     pub said: Vec<String>,
 }
 
-/// What a VMM process is doing.
+/// The state of a VMM process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VmmState {
-    /// Not Ready yet.
+    /// Started, not Ready yet.
     Starting,
-    /// Alive.
+    /// Running.
     Running,
-    /// Alive, and its guest is held.
+    /// The guest is paused.
     Paused,
-    /// Asked to power down, or on its way out.
+    /// Requested to power down, or being terminated.
     Stopping,
-    /// Down, and is to be.
+    /// Stopped as requested.
     Stopped,
-    /// Down, and is not to be, or ended badly and is left so by its restart policy.
+    /// Not running although it should, or failed and not restarted because of its restart policy.
     Failed,
-    /// `hypervisor: none`.
+    /// `hypervisor: none`: the user starts the VMM.
     None,
 }
 
-/// A group as answered.
+/// A group with its status.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupView {
-    /// Who it is.
+    /// The identity of the group.
     pub metadata: MetaView,
-    /// Who may change it.
+    /// Where the group is defined.
     pub origin: Origin,
-    /// What is wanted.
+    /// The desired state.
     pub spec: HostGroupSpec,
-    /// What is.
+    /// The actual state.
     pub status: GroupStatus,
 }
 
-/// What is known of a group.
+/// The actual state of a group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupStatus {
-    /// All VMs are there and Ready at their newest generation.
+    /// All VMs exist and are Ready for their current generation.
     pub ready: bool,
-    /// `Ready`.
+    /// The condition `Ready`.
     pub conditions: Vec<ConditionView>,
-    /// VMs wanted: those that are counted, and those made on demand.
+    /// The desired number of VMs: `count` and those made on demand.
     pub desired: u32,
-    /// How many of them are made on demand.
+    /// The number of VMs made on demand.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub on_demand: u32,
-    /// VMs there, those being removed included.
+    /// The number of existing VMs, including those that are being removed.
     pub current: u32,
-    /// VMs with the newest spec.
+    /// The number of VMs with the current spec.
     pub updated: u32,
-    /// VMs Ready.
+    /// The number of VMs that are Ready.
     pub ready_count: u32,
-    /// Where its addresses come from; none before one was chosen.
+    /// The range of its addresses; `None` before one is chosen.
     pub range: Option<Ipv4Network>,
-    /// Entries that never match and the like.
+    /// Warnings, such as entries that never match.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
@@ -299,73 +299,73 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// A lease as answered.
+/// A lease as returned by the daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LeaseView {
-    /// Its name is the VM's.
+    /// The identity; its name is that of the VM.
     pub metadata: MetaView,
-    /// The /30; none on a bridge.
+    /// The /30; `None` on a bridge.
     pub block: Option<Block>,
     /// The guest's address.
     pub ip: Ipv4Addr,
-    /// Where it was taken from.
+    /// The range that contains the address.
     pub range: Ipv4Network,
 }
 
-/// What `apply` did, or would do, to one group.
+/// The effect of `apply` on one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Applied {
-    /// New.
+    /// Created.
     Created,
     /// Changed.
     Configured,
-    /// As it was.
+    /// Not changed.
     Unchanged,
-    /// Removed.
+    /// Deleted.
     Deleted,
 }
 
-/// `apply`'s answer for one group.
+/// The result of `apply` for one group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ApplyResult {
     /// The group.
     pub name: Name,
-    /// What was done.
+    /// The effect.
     pub applied: Applied,
-    /// Entries that never match and the like.
+    /// Warnings, such as entries that never match.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
 
-/// Actions that a change would take, by object (`vm/sandbox-1`, `ground`), in order.
+/// The actions that a change would cause.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct DiffResult {
-    /// The groups and what would become of them.
+    /// The groups and the effect on them.
     pub groups: Vec<ApplyResult>,
-    /// Object to actions; an object without actions is left out.
+    /// The actions of each object (`vm/sandbox-1`, `ground`), in order; objects without actions are left out.
     pub actions: BTreeMap<String, Vec<String>>,
-    /// Object to why no more of its actions can be told, as when looking failed.
+    /// For each object whose actions are incomplete, the reason, such as a failed observation.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stuck: BTreeMap<String, String>,
-    /// How many more VMs would be created, changed or deleted, of which nothing is told: an answer has room for so many.
+    /// The number of further VMs that would be created, changed or deleted, left out because of the size limit of a response.
     #[serde(default, skip_serializing_if = "is_none")]
     pub more: usize,
 }
 
-/// `explain`'s answer.
+/// The result of `explain`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The VM.
     pub vm: Name,
-    /// What was asked, in canonical form.
+    /// The packet, in canonical form.
     pub packet: String,
-    /// What happens.
+    /// The verdict.
     pub verdict: Verdict,
     /// The deciding rule, as iptables would print it.
     pub rule: String,
-    /// Where that rule stands: `namespace SLICE-POLICY`, `host raw SLICE-…`.
+    /// The chain of that rule: `namespace SLICE-POLICY`, `host raw SLICE-…`.
     pub place: String,
-    /// The YAML entry it came from: `allow[0] "192.168.222.1:3128"`, or `default`, or why no entry can decide.
+    /// The YAML entry of that rule: `allow[0] "192.168.222.1:3128"`, or `default`, or the reason why no entry applies.
     pub entry: String,
 }

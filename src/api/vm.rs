@@ -1,5 +1,5 @@
 //! `Vm`: one microVM slot of a group. Written by the group's reconciler.
-//! Out of scope: how one is run.
+//! Out of scope: running VMs.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -17,40 +17,40 @@ use super::storage::Storage;
 /// One VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vm {
-    /// Name (`<group>-<index>`; of one made on demand, any other), uid, generation.
+    /// Name (`<group>-<index>`, or any other for a VM made on demand), uid, generation.
     pub meta: Meta,
     /// The group it belongs to.
     pub group: Name,
-    /// Its place in the group, from 1; that of one made on demand lies past all that `count` may reach
+    /// The index in the group; the first is 1. The index of a VM made on demand is higher than the maximum `count`
     /// (see [`super::host_group::MAX_COUNT`]).
     pub index: u32,
-    /// What is wanted.
+    /// The desired state.
     pub spec: VmSpec,
-    /// What a person has said it is to do since. Outlives restarts of the daemon; a VM that is replaced begins anew.
+    /// The power state that the user requested. Persists across restarts of the daemon, and is reset when the VM is replaced.
     #[serde(default, skip_serializing_if = "Power::is_default")]
     pub power: Power,
-    /// None: it is one of those that `count` makes.
+    /// Set for a VM made on demand; `None` for a VM that `count` covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_demand: Option<Box<OnDemand>>,
 }
 
-/// What a VM is to do.
+/// The desired power state of a VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Power {
-    /// To run, as far as its restart policy lets it.
+    /// Running, subject to its restart policy.
     #[default]
     Running,
-    /// To be held where it is.
+    /// Paused.
     Paused,
-    /// To be down, and to keep its place, its network and its disk.
+    /// Stopped, with its index, network and disk kept.
     Stopped,
-    /// To be stopped, and to run again then. Becomes `Running` when nothing runs any more.
+    /// Stopped and started again. Becomes `Running` when the VMM has exited.
     Restarting,
 }
 
 impl Power {
-    /// Nobody has said anything.
+    /// Whether this is the default.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
@@ -67,25 +67,25 @@ impl fmt::Display for Power {
     }
 }
 
-/// What a person may tell a VM.
+/// A power command for a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PowerVerb {
-    /// Hold it where it is.
+    /// Pause the VM.
     Pause,
-    /// Let it go on.
+    /// Resume a paused VM.
     Resume,
-    /// Stop it, then start it.
+    /// Stop the VM, then start it.
     Restart,
-    /// Take it down; it stays down until it is started.
+    /// Stop the VM until it is started.
     Stop,
-    /// Start it, whatever has kept it down.
+    /// Start the VM, for whatever reason it is stopped.
     Start,
 }
 
-/// A text that is no [`PowerVerb`].
+/// The error for a text that is not a valid [`PowerVerb`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is nothing a VM can be told: expected pause, resume, restart, stop or start")]
+#[error("unknown command \"{0}\": expected pause, resume, restart, stop or start")]
 pub struct UnknownVerb(String);
 
 impl fmt::Display for PowerVerb {
@@ -114,10 +114,10 @@ impl FromStr for PowerVerb {
     }
 }
 
-/// What a VM is to be.
+/// The desired state of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
-    /// Who runs it.
+    /// The VMM.
     pub hypervisor: Hypervisor,
     /// Virtual processors, 1 to 255.
     pub vcpu: u32,
@@ -129,7 +129,7 @@ pub struct VmSpec {
     /// Its initial RAM file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd_file: Option<PathBuf>,
-    /// Handed to the guest, at most what `ip=` carries: two.
+    /// Name servers for the guest, at most two (the limit of `ip=`).
     #[serde(default)]
     pub dns_servers: Vec<Ipv4Addr>,
     /// Its disks.
@@ -143,8 +143,8 @@ pub struct VmSpec {
 }
 
 impl VmSpec {
-    /// Whether a VM that runs `self` becomes `other` without being replaced:
-    /// only what its network and its life take over live differs.
+    /// Whether a running VM with the spec `self` can be changed to `other` without a replacement: they differ only in settings that can
+    /// change live.
     pub fn changes_live_to(&self, other: &Self) -> bool {
         let mut probe = self.clone();
         probe.network.change_live_to(&other.network);
@@ -157,7 +157,7 @@ impl VmSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hypervisor {
-    /// The slot is prepared and nothing is started: bring your own VMM.
+    /// The network and disks are prepared, and the user starts a VMM.
     None,
     /// `qemu-system-x86_64`.
     Qemu,

@@ -1,27 +1,27 @@
-//! The users that VMMs run as: a range of the host's uids (and gids of the same numbers), one for each VM.
-//! Out of scope: who has which (the store), becoming that user ([`crate::host::process`]).
+//! The users that VMMs run as: a range of the host's uids (and gids with the same numbers), one for each VM.
+//! Out of scope: the assignment to VMs (the store); switching to the user ([`crate::host::process`]).
 //!
 //! # Why 2013265920 to 2080374783
-//! Nobody else gives these out: ordinary and system users end at 65535 (systemd's dynamic users are below that, too), subordinate
-//! ids of containers at 600100000 (login.defs(5)), systemd-nspawn's at 1879048191 (systemd's UIDS-GIDS), directory services
-//! that make ids of their own (FreeIPA, sssd) at 2000200000; and some programs take a number from 2147483648 on for a negative
-//! one. Every daemon begins at a place of its own in the range, so that two of them on one host do not meet.
+//! No other software assigns these ids: regular and system users end at 65535 (including systemd's dynamic users), subordinate ids of
+//! containers at 600100000 (login.defs(5)), those of systemd-nspawn at 1879048191 (systemd's UIDS-GIDS), and generated ids of
+//! directory services (FreeIPA, sssd) at 2000200000. Some programs interpret numbers from 2147483648 as negative. Each daemon starts at a
+//! different id in the range, so that two daemons on one host do not use the same ids.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Uids, both ends included. Never root, never what stands for nobody.
+/// A range of uids, both ends included. It does not contain root; [`IdRange::next_free`] skips the ids that represent no user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdRange {
     first: u32,
     last: u32,
 }
 
-/// What an ordinary host keeps for itself.
+/// The lowest valid id: lower ids belong to system users.
 const LOWEST: u32 = 1000;
-/// `nobody`, and what 16-bit programs take for "no user".
+/// The id of `nobody`, and the id that 16-bit programs interpret as "no user".
 const NOBODY: [u32; 2] = [65534, 65535];
-/// One daemon's part, unless it needs more.
+/// The distance between the start ids of daemons. A daemon that needs more ids continues beyond it.
 const STRIDE: u32 = 1 << 16;
 
 impl Default for IdRange {
@@ -34,7 +34,7 @@ impl Default for IdRange {
 }
 
 impl IdRange {
-    /// Where a daemon begins to give out ids: a place made from its name.
+    /// The first id that a daemon assigns, derived from its instance id.
     pub fn start(&self, instance: &str) -> u32 {
         // FNV-1a, 32 bits: the same in every version of this program.
         let hash = instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
@@ -47,7 +47,7 @@ impl IdRange {
         }
     }
 
-    /// The first id from `start` on, round the range once, that is not `taken`.
+    /// The first id that is not `taken`, from `start` to the end of the range and then from its beginning.
     pub fn next_free(&self, start: u32, taken: impl Fn(u32) -> bool) -> Option<u32> {
         let start = match self.contains(start) {
             true => start,
@@ -58,12 +58,12 @@ impl IdRange {
             .find(|id| !NOBODY.contains(id) && !taken(*id))
     }
 
-    /// The first and the last.
+    /// The first and the last id.
     pub fn ends(&self) -> impl Iterator<Item = u32> {
         [self.first, self.last].into_iter()
     }
 
-    /// Whether an id lies in the range.
+    /// Whether the range contains an id.
     pub fn contains(&self, id: u32) -> bool {
         (self.first..=self.last).contains(&id)
     }
@@ -79,13 +79,17 @@ impl FromStr for IdRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let shape = || format!("`{text}` is no range of user ids, such as 2013265920-2013331455");
+        let shape = || {
+            format!(
+                "invalid range of user ids `{text}`, expected FIRST-LAST such as 2013265920-2013331455"
+            )
+        };
         let (first, last) = text.split_once('-').ok_or_else(shape)?;
         let number = |text: &str| text.trim().parse::<u32>().map_err(|_| shape());
         let (first, last) = (number(first)?, number(last)?);
         if first < LOWEST || last == u32::MAX || first > last {
             return Err(format!(
-                "`{text}`: the first must be {LOWEST} or more, the last not less than it and below {}",
+                "invalid range of user ids `{text}`: the first must be at least {LOWEST}, the last at least the first and below {}",
                 u32::MAX
             ));
         }
@@ -102,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_read_and_those_with_root_in_them_refused() {
+    fn ranges_are_parsed_and_those_with_system_ids_refused() {
         let range: IdRange = "65530-65540".parse().unwrap();
         assert_eq!(range.to_string(), "65530-65540");
         assert_eq!(range.next_free(65534, |_| false), Some(65536), "nobody");
@@ -116,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn daemons_begin_at_places_of_their_own() {
+    fn daemons_start_at_different_ids() {
         let range = IdRange::default();
         let starts: BTreeSet<u32> = ["abcde", "abcdf", "zzzzz", "qrstu"]
             .map(|instance| range.start(instance))
@@ -125,10 +129,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was given and given back in whatever order: no two have the same, all are in the range, and only a full range
-        /// has none.
+        /// For any order of assigning and releasing ids: all are unique and in the range, and an id is missing only if the range is full.
         #[test]
-        fn no_two_living_vms_have_one_id(
+        fn ids_of_existing_vms_are_unique(
             length in 1_u32..12,
             instance in "[a-z]{5}",
             steps in prop::collection::vec(prop::option::of(0_usize..12), 1..60),

@@ -3,8 +3,8 @@
 
 use clap::Parser;
 
-/// Setting up a VM allocates some thousand small pieces, on whichever thread has time: glibc's allocator takes a tenth of the CPU then.
-/// Without huge pages: of those the kernel clears 2 MiB where a few kB are needed, which doubles what the daemon takes.
+/// Setting up a VM makes some thousand small allocations on all worker threads: glibc's allocator takes a tenth of the CPU time for them.
+/// Huge pages are off: the kernel would clear 2 MiB where a few kB are needed, which doubles the memory of the daemon.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,4 +1,4 @@
-//! How long ago, in kubectl's few characters.
+//! Formats ages as kubectl does.
 //! Out of scope: the clock.
 
 use crate::api::meta::Timestamp;
@@ -8,7 +8,7 @@ pub fn age(then: Timestamp, now: Timestamp) -> String {
     short(now.as_second().saturating_sub(then.as_second()).max(0))
 }
 
-/// As Kubernetes' `duration.HumanDuration` has it: two units while the second still matters.
+/// The format of Kubernetes' `duration.HumanDuration`: two units while the second one is significant.
 fn short(seconds: i64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     let two = |big: i64, unit: char, small: i64, sub: char| match small {
@@ -33,7 +33,7 @@ mod tests {
     use super::short;
 
     #[test]
-    fn ages_read_as_in_kubectl() {
+    fn ages_are_formatted_as_in_kubectl() {
         for (seconds, text) in [
             (0, "0s"),
             (119, "119s"),

@@ -1,5 +1,5 @@
-//! `apply` and `diff`: manifests to the daemon, and what became of them to the person.
-//! Out of scope: reading YAML.
+//! `apply` and `diff`: send manifests to the daemon and print the results.
+//! Out of scope: parsing YAML.
 
 use super::args::{ApplyArgs, DiffArgs, Goal};
 use super::failure::{Failure, warn};
@@ -51,7 +51,7 @@ pub async fn diff(client: &Client, args: DiffArgs) -> Result<(), Failure> {
     let stuck: Vec<String> = result
         .stuck
         .iter()
-        .map(|(object, why)| format!("{object}: what would be done cannot be told: {why}"))
+        .map(|(object, why)| format!("{object}: cannot determine the actions: {why}"))
         .collect();
     match stuck.is_empty() {
         true => Ok(()),
@@ -71,7 +71,7 @@ fn differences(result: &DiffResult) -> String {
     });
     let more = (result.more > 0).then(|| {
         let more = result.more;
-        format!("and {more} more actions: VMs that would be created, changed or deleted\n")
+        format!("and {more} more actions for VMs that would be created, changed or deleted\n")
     });
     groups.chain(actions).chain(more).collect()
 }

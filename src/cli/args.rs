@@ -1,5 +1,5 @@
-//! The verbs of `slicectl`, their arguments and their help.
-//! Out of scope: doing them.
+//! The commands of `slicectl`, their arguments and their help.
+//! Out of scope: the implementation of the commands.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -16,11 +16,11 @@ use crate::api::policy::Packet;
 use crate::api::tag::Selector;
 use crate::wire::packet;
 
-/// Tells sliced what microVMs this host shall run, and shows what it made of it.
+/// Declare and inspect the microVMs that sliced runs on this host
 #[derive(Debug, Parser)]
 #[command(name = "slicectl", version, disable_help_subcommand = true, after_help = TOUR)]
 pub struct Args {
-    /// The socket that sliced listens on
+    /// Path of the sliced socket
     #[arg(
         long,
         global = true,
@@ -29,62 +29,62 @@ pub struct Args {
         default_value = "/run/slice/sliced.sock"
     )]
     pub socket: PathBuf,
-    /// What to do
+    /// The command.
     #[command(subcommand)]
     pub verb: Verb,
 }
 
 const TOUR: &str = "\
 Kinds are hostgroup (hg), vm and lease, singular or plural, as KIND NAME or KIND/NAME.
-Exit status: 0 done, 1 failed or timed out, 2 wrong usage.
+Exit status: 0 success, 1 failure or timeout, 2 usage error.
 
-A first walk:
+Quick start:
   slicectl new sandbox --net=isolated --drop 192.168.1.0/24 > sandbox.yaml
   slicectl apply -f sandbox.yaml --wait
   slicectl get vms -o wide
   slicectl explain sandbox-1 192.168.1.7:443";
 
-/// The verbs.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Store what manifests want; one line a group says what became of it
+    /// Apply configuration from files, directories or stdin
     Apply(ApplyArgs),
-    /// Print the actions that applying manifests would take; no action, no output
+    /// Show what apply would change
     Diff(DiffArgs),
-    /// List objects, once or as they change
+    /// List host groups, VMs or leases
     Get(GetArgs),
-    /// Tell everything about objects: spec, conditions, network, firewall, process, recent events
+    /// Show details and recent events
     Describe(DescribeArgs),
-    /// Remove objects
+    /// Delete objects
     Delete(DeleteArgs),
-    /// Wait until objects are ready, or gone
+    /// Wait until objects are ready, stopped, paused or deleted
     Wait(WaitArgs),
-    /// Make VMs on demand and remove them; pause, resume, restart, stop and start any
+    /// Create and delete VMs on demand; pause, resume, restart, stop and start VMs
     #[command(subcommand)]
     Vm(super::vm::VmVerb),
-    /// Show what has happened
+    /// Show recent events
     Events(EventsArgs),
-    /// Print what a VM's guest and VMM have written
+    /// Print the output of a VM's guest and VMM
     Logs(LogsArgs),
-    /// Talk with a VM's guest on its serial port; Ctrl-] leaves it
+    /// Attach to a VM's serial console (Ctrl-] detaches)
     Console(ConsoleArgs),
-    /// Remove what is left over and wanted by nobody
+    /// Remove orphaned host resources
     Gc(GcArgs),
-    /// Check whether this host can do what is asked of it, and say what to do
+    /// Check the host and suggest fixes
     Doctor(FormatArgs),
-    /// Say whether a packet from a VM passes, and which rule and YAML entry decide
+    /// Show whether a packet from a VM is allowed, and the deciding rule and YAML entry
     Explain(ExplainArgs),
-    /// Print the commands by which another machine on the LAN reaches a bridge group's VMs
+    /// Print routes other machines need to reach a bridge group
     Route(RouteArgs),
     /// Print the YAML of a new host group
     New(Box<NewArgs>),
-    /// Print the completion script of a shell
+    /// Print a shell completion script
     #[command(after_help = COMPLETION)]
     Completion {
-        /// Which shell
+        /// The shell
         shell: Shell,
     },
-    /// Print the version of slicectl and of sliced
+    /// Print the versions of slicectl and sliced
     Version(FormatArgs),
 }
 
@@ -97,7 +97,7 @@ Examples:
   slicectl new sandbox --net=isolated | slicectl apply -f -
   slicectl apply -f sandbox.yaml --dry-run")]
 pub struct ApplyArgs {
-    /// A manifest, a folder of *.yaml and *.yml, or - for standard input; may be repeated
+    /// Manifest file, directory of *.yaml and *.yml files, or - for stdin; may be repeated
     #[arg(
         short = 'f',
         long = "filename",
@@ -105,10 +105,10 @@ pub struct ApplyArgs {
         required = true
     )]
     pub files: Vec<PathBuf>,
-    /// Check only, change nothing
+    /// Validate only, change nothing
     #[arg(long, conflicts_with = "wait")]
     pub dry_run: bool,
-    /// Wait until the groups are ready, 60s when no time is given
+    /// Wait until the groups are ready, for at most TIME (60s if omitted)
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true,
           default_missing_value = "60s", value_parser = humantime::parse_duration)]
     pub wait: Option<Duration>,
@@ -117,16 +117,16 @@ pub struct ApplyArgs {
 /// Arguments of `diff`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The exit status is 0 whether there are differences or not; no output means that there are none. It is 1 when what would be done
-for a VM cannot be told, as when looking at it fails.
+No output means that there are no differences. The exit status is 0 with or without differences, and 1 if the actions for a VM
+cannot be determined, for example because observing it fails.
 
-Told are the steps for VMs, not what is made once for all of them: the host's chains, a bridge with its address, ip_forward.
+The output contains the actions for VMs, not those for the host network: chains, bridges with their addresses, ip_forward.
 
 Examples:
   slicectl diff -f sandbox.yaml
-  test -z \"$(slicectl diff -f groups/)\" || echo would change something")]
+  test -z \"$(slicectl diff -f groups/)\" || echo 'apply would change something'")]
 pub struct DiffArgs {
-    /// A manifest, a folder of *.yaml and *.yml, or - for standard input; may be repeated
+    /// Manifest file, directory of *.yaml and *.yml files, or - for stdin; may be repeated
     #[arg(
         short = 'f',
         long = "filename",
@@ -134,22 +134,22 @@ pub struct DiffArgs {
         required = true
     )]
     pub files: Vec<PathBuf>,
-    /// The format of the answer
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
 }
 
-/// How `get` shows objects.
+/// Output formats of `get`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
 pub enum Output {
-    /// A line each
+    /// A table
     #[default]
     Table,
-    /// A longer line each
+    /// A table with more columns
     Wide,
-    /// The object, or {"items":[...]}; with -w one line a change
+    /// The object, or {"items":[...]}; with -w one line per change
     Json,
-    /// As json, in YAML
+    /// The same as json, in YAML
     Yaml,
     /// KIND/NAME
     Name,
@@ -170,13 +170,13 @@ pub struct GetArgs {
     /// KIND, KIND NAME... or KIND/NAME...
     #[arg(value_name = "TARGET", required = true)]
     pub targets: Vec<String>,
-    /// The format of the answer
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Output,
-    /// Only VMs with these tags: KEY=VALUE, KEY!=VALUE, KEY or !KEY, several with commas between them
+    /// Select VMs by tags: KEY=VALUE, KEY!=VALUE, KEY or !KEY, separated by commas
     #[arg(short = 'l', long, value_name = "TAGS")]
     pub selector: Option<Selector>,
-    /// Go on with every change; json and yaml then tell the changes: {"type":"ADDED|MODIFIED|DELETED","object":...}
+    /// After listing, watch for changes; json and yaml print {"type":"ADDED|MODIFIED|DELETED","object":...}
     #[arg(short, long)]
     pub watch: bool,
 }
@@ -196,11 +196,12 @@ pub struct DescribeArgs {
 /// Arguments of `delete`.
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("what").required(true).args(["targets", "files"]), after_help = "\
-A VM that is deleted while its group still counts it comes again, with a new uid, the same name and the same address. One that was
-made on demand is gone, as with `vm delete`. A group takes all of its VMs along.
+A VM that the `count` of its group includes is recreated with a new uid, the same name and the same address. A VM created on demand
+is not recreated, as with `vm delete`. Deleting a group deletes all of its VMs.
 
-With --force, a guest loses what it has not written to its disk yet. A deletion that is under way is forced by the same command with
---force. What a CNI plugin has not released is recorded: an event `DetachFailed` and `doctor` report it, `gc` and each resync retry it.
+With --force, a guest loses data that it has not yet written to its disk. To force a deletion in progress, repeat the command with
+--force. Resources that a CNI plugin has not released are recorded: an event `DetachFailed` and `doctor` report them, `gc` and each
+resync retry the release.
 
 Examples:
   slicectl delete hostgroup/sandbox --wait
@@ -211,38 +212,38 @@ pub struct DeleteArgs {
     /// KIND NAME... or KIND/NAME...
     #[arg(value_name = "TARGET")]
     pub targets: Vec<String>,
-    /// Delete the groups that a manifest names; may be repeated
+    /// Delete the groups that a manifest defines; may be repeated
     #[arg(short = 'f', long = "filename", value_name = "FILE|DIR|-")]
     pub files: Vec<PathBuf>,
-    /// Wait until they are gone, 60s when no time is given
+    /// Wait until the objects are deleted, for at most TIME (60s if omitted)
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true,
           default_missing_value = "60s", value_parser = humantime::parse_duration)]
     pub wait: Option<Duration>,
-    /// What is not there is no error
+    /// Do not fail if the object does not exist
     #[arg(long)]
     pub ignore_not_found: bool,
-    /// Kill VMMs at once, without asking guests to power down, and give up a CNI attachment after the first DEL that fails
+    /// Kill VMMs immediately, without a guest shutdown, and give up a CNI attachment after the first DEL that fails
     #[arg(long)]
     pub force: bool,
 }
 
-/// What `wait` waits for.
+/// Conditions of `wait`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Goal {
-    /// Ready at its newest generation
+    /// Ready at the latest generation
     Ready,
-    /// A VM that is down, and is to be: it was stopped, or ended well and is not to be restarted
+    /// The VM is stopped and is not restarted: by command, or after a clean exit
     Stopped,
-    /// A VM that is held where it is
+    /// The VM is paused
     Paused,
-    /// Gone, with everything it had on the host
+    /// The object and its resources on the host are removed
     Deleted,
 }
 
 /// Arguments of `wait`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-What does not exist yet is waited for. When the time is over, each VM that is missing is named with its reason.
+Objects may be created after the command starts. On timeout, the output names each VM that is not in the requested state, and why.
 
 Examples:
   slicectl wait hostgroup/sandbox --for ready
@@ -252,10 +253,10 @@ pub struct WaitArgs {
     /// KIND NAME... or KIND/NAME...
     #[arg(value_name = "TARGET", required = true)]
     pub targets: Vec<String>,
-    /// What to wait for
+    /// The state to wait for
     #[arg(long = "for", value_name = "GOAL", value_enum)]
     pub goal: Goal,
-    /// How long at most
+    /// Give up after this time
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 }
@@ -269,13 +270,13 @@ Examples:
   slicectl events -w
   slicectl events manifest/sandbox.yaml")]
 pub struct EventsArgs {
-    /// KIND NAME, KIND/NAME, ground or manifest/FILE; without it, everything
+    /// KIND NAME, KIND/NAME, ground (the host network) or manifest/FILE; all objects if omitted
     #[arg(value_name = "OBJECT", num_args = 0..=2)]
     pub object: Vec<String>,
-    /// Go on with what happens
+    /// Keep watching for new events
     #[arg(short, long)]
     pub watch: bool,
-    /// The format of the answer; json is one line an event
+    /// Output format; json prints one line per event
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
 }
@@ -291,10 +292,10 @@ pub struct LogsArgs {
     /// The VM
     #[arg(value_name = "VM", value_parser = super::target::vm)]
     pub vm: Name,
-    /// Go on with what comes
+    /// Keep printing new output
     #[arg(short, long)]
     pub follow: bool,
-    /// Of what is there only the last so many lines
+    /// Lines to show from the end
     #[arg(short = 'n', long, value_name = "NUMBER")]
     pub lines: Option<usize>,
 }
@@ -309,7 +310,7 @@ pub struct ConsoleArgs {
     /// The VM
     #[arg(value_name = "VM", value_parser = super::target::vm)]
     pub vm: Name,
-    /// Begin with the last so many lines of what was written
+    /// Lines of earlier output to show first
     #[arg(short = 'n', long, value_name = "NUMBER", default_value_t = 10)]
     pub lines: usize,
 }
@@ -321,18 +322,18 @@ Examples:
   slicectl gc --dry-run
   slicectl gc")]
 pub struct GcArgs {
-    /// Only tell what would be removed
+    /// Print what would be removed, change nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// The format of the answer
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
 }
 
-/// Arguments of verbs that have none of their own.
+/// Arguments of commands whose only argument is the output format.
 #[derive(Debug, clap::Args)]
 pub struct FormatArgs {
-    /// The format of the answer
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
 }
@@ -340,21 +341,21 @@ pub struct FormatArgs {
 /// Arguments of `explain`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A port without a protocol is TCP; an address alone is a packet without ports, as a ping. The exit status is 0 for both
-verdicts.
+A port without a protocol means TCP; an address alone means a packet without ports, such as a ping. The exit status is 0 for both
+results.
 
 Examples:
   slicectl explain sandbox-1 1.1.1.1
   slicectl explain sandbox-1 192.168.1.7:443
   slicectl explain sandbox-1 8.8.8.8:53/udp -o json")]
 pub struct ExplainArgs {
-    /// The VM that sends
+    /// The sending VM
     #[arg(value_name = "VM", value_parser = super::target::vm)]
     pub vm: Name,
-    /// Where to
+    /// The destination
     #[arg(value_name = "DST[:PORT[/PROTO]]", value_parser = packet::parse)]
     pub packet: Packet,
-    /// The format of the answer
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
 }
@@ -362,7 +363,7 @@ pub struct ExplainArgs {
 /// Arguments of `route`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The commands are for the other machine. This host forwards by itself: nothing is to be done on it.
+Run the commands on the other machine. This host needs no change, since sliced enables forwarding on it.
 
 Examples:
   slicectl route web
@@ -372,10 +373,10 @@ pub struct RouteArgs {
     /// The group, in bridge mode
     #[arg(value_name = "GROUP", value_parser = super::target::group)]
     pub group: Name,
-    /// This host's address on the LAN; by default that of the link of its default route
+    /// Address of this host on the LAN; the address of the default route's link if omitted
     #[arg(long, value_name = "HOST_IP")]
     pub via: Option<Ipv4Addr>,
-    /// The format of the answer
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
 }
@@ -386,7 +387,7 @@ Examples:
   slicectl completion zsh > ~/.zfunc/_slicectl
   slicectl completion fish > ~/.config/fish/completions/slicectl.fish";
 
-/// Prints the completion script.
+/// Prints the completion script for `shell`.
 pub fn completion(shell: Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "slicectl", &mut script);

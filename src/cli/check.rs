@@ -1,5 +1,5 @@
-//! `doctor`, `gc` and `version`: the host, what is left on it, and who looks after it.
-//! Out of scope: looking.
+//! `doctor`, `gc` and `version`: print host checks, orphaned resources and versions.
+//! Out of scope: the checks and the removal.
 
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use super::table::{Field, Table};
 use crate::api::view::{Check, CheckVerdict, Leftover, Server};
 use crate::wire::{Client, Effect};
 
-/// `doctor`: fails when a check does.
+/// `doctor`: fails if a check fails.
 pub async fn doctor(client: &Client, args: FormatArgs) -> Result<(), Failure> {
     let checks = client.doctor().await?;
     print::answer(args.output, &checks, |checks| findings(checks))?;
@@ -21,7 +21,7 @@ pub async fn doctor(client: &Client, args: FormatArgs) -> Result<(), Failure> {
         .count();
     match failed {
         0 => Ok(()),
-        1 => Err(Failure::one("one check failed")),
+        1 => Err(Failure::one("1 check failed")),
         many => Err(Failure::one(format!("{many} checks failed"))),
     }
 }
@@ -37,7 +37,7 @@ fn findings(checks: &[Check]) -> String {
             ]
         })
         .collect();
-    let header = vec!["VERDICT", "CHECK", "FOUND"];
+    let header = vec!["RESULT", "CHECK", "FOUND"];
     let mut text = Table::new(header, Colours::of_stdout()).draw(rows);
     let remedies: String = checks
         .iter()
@@ -45,7 +45,7 @@ fn findings(checks: &[Check]) -> String {
         .map(|check| format!("  {}: {}\n", check.name, one_line(&check.remedy)))
         .collect();
     if !remedies.is_empty() {
-        text.push_str("\nTo do:\n");
+        text.push_str("\nSuggested fixes:\n");
         text.push_str(&remedies);
     }
     text
@@ -59,7 +59,7 @@ pub async fn gc(client: &Client, args: GcArgs) -> Result<(), Failure> {
     };
     let leftovers = client.gc(effect).await?;
     if leftovers.is_empty() && args.output == Format::Table {
-        note("nothing is left over");
+        note("no orphaned resources found");
         return Ok(());
     }
     let remaining: Vec<String> = leftovers.iter().filter_map(remaining).collect();
@@ -74,10 +74,10 @@ pub async fn gc(client: &Client, args: GcArgs) -> Result<(), Failure> {
     }
 }
 
-/// Of what could not be removed: that it is still there, and why.
+/// The error message for a resource that could not be removed.
 fn remaining(leftover: &Leftover) -> Option<String> {
     let why = leftover.still_there.as_ref()?;
-    Some(format!("{} is still there: {why}", leftover.owner))
+    Some(format!("{} still exists: {why}", leftover.owner))
 }
 
 fn removals(leftovers: &[Leftover], effect: Effect) -> String {
@@ -104,8 +104,8 @@ fn removals(leftovers: &[Leftover], effect: Effect) -> String {
         .map(|leftover| vec![Field::from(&leftover.thing), Field::from(&leftover.owner)])
         .collect();
     let header = match effect {
-        Effect::Commit => vec!["REMOVED", "LEFT BY"],
-        Effect::DryRun => vec!["WOULD REMOVE", "LEFT BY"],
+        Effect::Commit => vec!["REMOVED", "OWNER"],
+        Effect::DryRun => vec!["WOULD REMOVE", "OWNER"],
     };
     Table::new(header, Colours::of_stdout()).draw(rows) + &kept
 }
@@ -116,7 +116,7 @@ struct Versions {
     server: Option<Server>,
 }
 
-/// `version`: tells the client's even when no daemon answers, and then fails.
+/// `version`: prints the client's version even if no daemon responds, and fails then.
 pub async fn version(client: &Client, args: FormatArgs) -> Result<(), Failure> {
     let (server, failure) = match client.version().await {
         Ok(server) => (Some(server), None),

@@ -1,5 +1,5 @@
-//! `console`: a VM's serial port, both ways.
-//! Out of scope: reading only (`logs`).
+//! `console`: connects the terminal to a VM's serial port.
+//! Out of scope: output only (`logs`).
 
 use std::io::{self, IsTerminal, Read};
 
@@ -13,32 +13,32 @@ use super::failure::{Failure, note};
 use super::print;
 use crate::wire::{Client, backend::Span};
 
-/// Ctrl-], as telnet and virsh have it: no program at the other end is known to want it.
+/// Ctrl-], as in telnet and virsh: programs in the guest rarely use it.
 const DETACH: u8 = 0x1d;
 
-/// `console VM [-n NUMBER]`. Ends with the detach key, with the end of what is typed, or when the daemon goes.
+/// `console VM [-n NUMBER]`. Ends at the detach key, at the end of the input, or when the daemon stops.
 pub async fn console(client: &Client, args: ConsoleArgs) -> Result<(), Failure> {
-    // Says what is wrong before the terminal is another.
+    // Reports errors before the terminal is in raw mode.
     client.type_in(&args.vm, Bytes::new()).await?;
     let output = client.logs(&args.vm, Some(args.lines), Span::Follow);
     let mut output = Box::pin(output.await?);
     let terminal = Raw::enter()?;
     if terminal.is_some() {
-        note(&format!("connected to {}; Ctrl-] leaves it\r", args.vm));
+        note(&format!("connected to {}; Ctrl-] detaches\r", args.vm));
     }
     let mut typed = typed();
     let ended = loop {
         tokio::select! {
             said = output.next() => match said {
                 Some(bytes) => print::bytes(&bytes?)?,
-                None => break "\r\nsliced has ended the console",
+                None => break "\r\nconnection closed by sliced",
             },
             keys = typed.recv() => match keys {
                 Some(keys) => {
                     let (keys, left) = before_detach(&keys);
                     client.type_in(&args.vm, Bytes::copy_from_slice(keys)).await?;
                     if left {
-                        break "\r\nleft";
+                        break "\r\ndetached";
                     }
                 }
                 None => break "",
@@ -52,7 +52,7 @@ pub async fn console(client: &Client, args: ConsoleArgs) -> Result<(), Failure> 
     Ok(())
 }
 
-/// What is for the guest, and whether the detach key came after it.
+/// The keys for the guest, up to the detach key, and whether the detach key was found.
 fn before_detach(keys: &[u8]) -> (&[u8], bool) {
     match keys.iter().position(|key| *key == DETACH) {
         Some(at) => (&keys[..at], true),
@@ -60,7 +60,7 @@ fn before_detach(keys: &[u8]) -> (&[u8], bool) {
     }
 }
 
-/// What is typed, as it comes. A thread of its own: a read of a terminal cannot be taken back.
+/// Reads standard input in a separate thread, since a blocking read of a terminal cannot be cancelled.
 fn typed() -> mpsc::Receiver<Vec<u8>> {
     let (tell, typed) = mpsc::channel(16);
     std::thread::spawn(move || {
@@ -74,16 +74,16 @@ fn typed() -> mpsc::Receiver<Vec<u8>> {
     typed
 }
 
-/// A terminal that hands on each key as it is, until dropped (termios(3), raw mode).
+/// Standard input in raw mode (termios(3)) until dropped.
 struct Raw(Termios);
 
 impl Raw {
-    /// None: standard input is no terminal.
+    /// Returns `None` if standard input is not a terminal.
     fn enter() -> Result<Option<Self>, Failure> {
         if !io::stdin().is_terminal() {
             return Ok(None);
         }
-        let failed = |error| Failure::one(format!("cannot change the terminal: {error}"));
+        let failed = |error| Failure::one(format!("cannot set the terminal to raw mode: {error}"));
         let before = tcgetattr(io::stdin()).map_err(failed)?;
         let mut raw = before.clone();
         raw.make_raw();
@@ -103,7 +103,7 @@ mod tests {
     use super::before_detach;
 
     #[test]
-    fn what_was_typed_before_the_detach_key_still_reaches_the_guest() {
+    fn keys_before_the_detach_key_are_sent_to_the_guest() {
         assert_eq!(before_detach(b"ls\r"), (&b"ls\r"[..], false));
         assert_eq!(before_detach(b"ls\r\x1dmore"), (&b"ls\r"[..], true));
         assert_eq!(before_detach(b"\x1d"), (&b""[..], true));

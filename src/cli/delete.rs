@@ -1,5 +1,5 @@
-//! `delete`: by name, or what a manifest names.
-//! Out of scope: taking anything down.
+//! `delete`: deletes objects by name, or the groups of a manifest.
+//! Out of scope: the teardown.
 
 use super::args::{DeleteArgs, Goal};
 use super::failure::Failure;
@@ -8,7 +8,7 @@ use super::{manifests, print, wait};
 use crate::api::view::{Kind, Object};
 use crate::wire::{Client, Deletion};
 
-/// `delete KIND/NAME | -f FILE`. Goes on after a failure, and fails at the end.
+/// `delete KIND/NAME | -f FILE`. Continues after a failure, and fails at the end.
 pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
     let targets = match args.files.is_empty() {
         true => target::targets(&args.targets)?,
@@ -26,8 +26,8 @@ pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
             Ok(()) => {
                 let along = match along {
                     0 => String::new(),
-                    1 => ", and the VM made on demand in it".to_owned(),
-                    vms => format!(", and the {vms} VMs made on demand in it"),
+                    1 => ", and its VM created on demand".to_owned(),
+                    vms => format!(", and its {vms} VMs created on demand"),
                 };
                 print::out(&format!("{target} {deleted}{along}\n"))?;
                 going.push(target);
@@ -45,7 +45,8 @@ pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
     }
 }
 
-/// How many VMs go that no manifest brings back. What cannot be asked is left to the deletion to say.
+/// Number of VMs that are deleted with the group and that no manifest recreates; 0 if the group cannot be read, since the deletion
+/// reports that error.
 async fn made_on_demand(client: &Client, target: &Target) -> u32 {
     match target.kind {
         Kind::Vm | Kind::Lease => return 0,

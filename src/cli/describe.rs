@@ -1,4 +1,4 @@
-//! `describe`: everything about an object, for people.
+//! `describe`: prints the details of objects as text.
 //! Out of scope: formats for scripts (`get -o json`).
 
 use std::fmt::Display;
@@ -91,7 +91,7 @@ impl Page {
         self.indent -= 2;
     }
 
-    /// A table under a heading, or `<none>` beside it.
+    /// A table under a heading, or `<none>` on the line of the heading.
     fn table(&mut self, title: &str, drawn: Option<String>) {
         match drawn {
             None => self.line(title, "<none>"),
@@ -122,7 +122,7 @@ impl Page {
             self.line("Deleting", "yes");
         }
         if !metadata.finalizers.is_empty() {
-            self.line("Held by", metadata.finalizers.join(", "));
+            self.line("Finalizers", metadata.finalizers.join(", "));
         }
     }
 
@@ -138,12 +138,12 @@ impl Page {
             page.maybe("Range", status.range);
             let wanted = match status.on_demand {
                 0 => status.desired.to_string(),
-                on_demand => format!("{} ({on_demand} made on demand)", status.desired),
+                on_demand => format!("{} ({on_demand} on demand)", status.desired),
             };
             page.line(
                 "VMs",
                 format!(
-                    "{wanted} wanted, {} there, {} updated, {} ready",
+                    "{wanted} desired, {} current, {} updated, {} ready",
                     status.current, status.updated, status.ready_count
                 ),
             );
@@ -168,18 +168,18 @@ impl Page {
                 page.line("Antispoof", on_off(bridge.antispoof));
                 page.maybe("Digest", vm.status.firewall.digest.as_ref());
             }
-            NetworkSpec::Cni(_) => page.line("Rules", "the plugins' own"),
+            NetworkSpec::Cni(_) => page.line("Rules", "set by the CNI plugins"),
         });
         self.section("Vmm", |page| {
             if !vm.power.is_default() {
-                page.line("Wanted", vm.power);
+                page.line("Desired", vm.power);
             }
             page.vmm(&vm.status.vmm);
         });
         if let Some(disk) = &vm.status.disk {
             let kept = match vm.spec.storage.persistent {
-                true => "stays when the VM goes",
-                false => "goes with the VM",
+                true => "kept when the VM is deleted",
+                false => "deleted with the VM",
             };
             self.line("Disk", format!("{} ({kept})", disk.display()));
         }
@@ -206,8 +206,8 @@ impl Page {
             .filter_map(|(what, said)| said.then_some(what))
             .collect();
         let own = match own.as_slice() {
-            [] => "yes, with nothing of its own".to_owned(),
-            own => format!("yes, with its own {}", own.join(", ")),
+            [] => "yes".to_owned(),
+            own => format!("yes, with own {}", own.join(", ")),
         };
         self.line("On demand", own);
         let tags: Vec<String> = ask
@@ -232,7 +232,7 @@ impl Page {
                 false => "writable",
             };
             self.line(
-                "Further disk",
+                "Additional disk",
                 format!("{} ({access})", disk.path.display()),
             );
         }
@@ -274,7 +274,7 @@ impl Page {
                 self.line("TAP prefix", &bridge.tap_prefix);
                 match bridge.gateway {
                     Some(gateway) => self.line("Gateway", gateway),
-                    None => self.line("Gateway", "chosen for the group"),
+                    None => self.line("Gateway", "assigned automatically"),
                 }
                 self.line("Addresses", addresses(&bridge.addresses));
                 self.line("Antispoof", on_off(bridge.antispoof));
@@ -304,7 +304,7 @@ impl Page {
         self.given("Requested MAC", asked.mac);
     }
 
-    /// A VMM of ours opens it as a user of its own.
+    /// Printed only for VMs without a VMM of ours: our VMMs open the TAP with their own user id.
     fn tap_owner(&mut self, spec: &VmSpec, owner: TapOwner) {
         if spec.hypervisor == Hypervisor::None {
             self.line("TAP owner", owner);
@@ -316,7 +316,7 @@ impl Page {
         self.line("Drop", list(&policy.drop));
         self.line("On deny", policy.on_deny);
         if policy.allow_metadata {
-            self.line("Metadata", "open to the lists");
+            self.line("Metadata", "allow and drop apply");
         }
     }
 
@@ -353,7 +353,7 @@ impl Page {
             (Some(user), _) => self.line("User", user),
             (None, VmmState::Running) => self.line(
                 "User",
-                "root: started by an earlier sliced, confined from its next start on",
+                "root: started by an earlier version of sliced, confined after the next start",
             ),
             (
                 None,
@@ -376,7 +376,7 @@ impl Page {
             let old = age(exit.at, clock::now());
             self.line("Last exit", format!("{} ({old} ago)", exit.reason));
             for said in &exit.said {
-                self.line("Said", said);
+                self.line("Output", said);
             }
         }
         self.maybe("API socket", vmm.api_socket.as_ref().map(|p| p.display()));
@@ -423,10 +423,10 @@ fn on_off(flag: bool) -> &'static str {
     }
 }
 
-/// Where a bridge group's addresses come from.
+/// The address source of a bridge group.
 fn addresses(addresses: &Addresses) -> String {
     match addresses {
-        Addresses::Any => "any free one of the subnet".to_owned(),
+        Addresses::Any => "any free address of the subnet".to_owned(),
         Addresses::Range(first, last) => format!("{first}-{last}"),
         Addresses::Listed(listed) => list(listed),
     }

@@ -1,4 +1,4 @@
-//! `events` and `logs`: what has happened, and what guests say.
+//! `events` and `logs`: print events, and the output of guests.
 //! Out of scope: objects.
 
 use futures::stream::BoxStream;
@@ -37,14 +37,14 @@ pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
     }
 }
 
-/// What events call an object: `vm/x` for all that people write for it.
+/// The object as events name it: `vm/x` for every spelling of the target.
 fn object(words: &[String]) -> Result<Option<String>, Failure> {
     match words {
         [] => Ok(None),
         [word] if word == "ground" || word.starts_with("manifest/") => Ok(Some(word.clone())),
         words => match target::targets(words)?.as_slice() {
             [target] => Ok(Some(target.to_string())),
-            _ => Err(Failure::Usage("name one object, or none for all".into())),
+            _ => Err(Failure::Usage("expected at most one object".into())),
         },
     }
 }
@@ -52,13 +52,13 @@ fn object(words: &[String]) -> Result<Option<String>, Failure> {
 async fn table(stream: Stream) -> Result<(), Failure> {
     let events = collect(stream).await?;
     if events.is_empty() {
-        note("nothing has happened");
+        note("no events found");
         return Ok(());
     }
     print::out(&listing(&events))
 }
 
-/// Columns for people.
+/// A table of events.
 pub fn listing(events: &[Event]) -> String {
     header().draw(events.iter().map(row).collect())
 }
@@ -98,7 +98,7 @@ fn row(event: &Event) -> Vec<Field> {
     ]
 }
 
-/// `logs VM [-f] [-n NUMBER]`: bytes as they are.
+/// `logs VM [-f] [-n NUMBER]`: prints the raw bytes.
 pub async fn logs(client: &Client, args: LogsArgs) -> Result<(), Failure> {
     let mut stream = Box::pin(client.logs(&args.vm, args.lines, span(args.follow)).await?);
     while let Some(bytes) = stream.next().await {

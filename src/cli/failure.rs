@@ -1,5 +1,5 @@
-//! What went wrong, one cause a line on standard error, and the exit status that says so.
-//! Out of scope: deciding that something went wrong.
+//! Errors of commands: one line per cause on standard error, and the exit status.
+//! Out of scope: detecting errors.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -7,16 +7,16 @@ use std::process::ExitCode;
 use super::paint::one_line;
 use crate::wire::client::ClientError;
 
-/// Why a verb did not end well.
+/// Why a command failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// Wrong usage, exit status 2.
+    /// Usage error, exit status 2.
     Usage(String),
-    /// It did not work or took too long, exit status 1. One cause each.
+    /// Failure or timeout, exit status 1. One entry per cause.
     Failed(Vec<String>),
-    /// It has said itself what is wrong, exit status 1.
+    /// The command has already printed the error, exit status 1.
     Told,
-    /// The reader of our output has left (`| head`): it has what it wanted, so exit status 0.
+    /// The reader of standard output has closed the pipe (`| head`), exit status 0.
     PipeClosed,
 }
 
@@ -26,7 +26,7 @@ impl Failure {
         Self::Failed(vec![cause.into()])
     }
 
-    /// Says it and gives the exit status.
+    /// Prints the causes and returns the exit status.
     pub fn report(self) -> ExitCode {
         let (causes, code) = match self {
             Self::Usage(cause) => (
@@ -44,17 +44,17 @@ impl Failure {
     }
 }
 
-/// A warning, on standard error.
+/// Prints a warning to standard error.
 pub fn warn(text: &str) {
     say("warning", text);
 }
 
-/// What is no answer and no fault, on standard error.
+/// Prints a note to standard error.
 pub fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Nobody is left to be told when standard error itself is closed.
+/// Write errors are ignored: there is no other output for them.
 fn say(weight: &str, text: &str) {
     let _ = writeln!(io::stderr(), "{weight}: {}", one_line(text.trim_end()));
 }
@@ -69,7 +69,7 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::PipeClosed,
-            _ => Self::one(format!("cannot write the answer: {error}")),
+            _ => Self::one(format!("cannot write the output: {error}")),
         }
     }
 }

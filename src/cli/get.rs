@@ -1,4 +1,4 @@
-//! `get`: objects in every format, once or as they change.
+//! `get`: lists or watches objects, in all output formats.
 //! Out of scope: the columns (see [`super::rows`]).
 
 use futures::StreamExt;
@@ -24,11 +24,11 @@ pub async fn get(client: &Client, args: GetArgs) -> Result<(), Failure> {
     match (selector, &selection) {
         (None, _) | (Some(_), Selection::All(Kind::Vm)) => {}
         (Some(_), Selection::All(kind)) => {
-            let usage = format!("-l selects VMs, a {kind} has no tags");
+            let usage = format!("-l is valid for VMs only: a {kind} has no tags");
             return Err(Failure::Usage(usage));
         }
         (Some(_), Selection::Some(_)) => {
-            let usage = "-l selects among all VMs; name none beside it".to_owned();
+            let usage = "-l cannot be used with names of VMs".to_owned();
             return Err(Failure::Usage(usage));
         }
     }
@@ -38,7 +38,7 @@ pub async fn get(client: &Client, args: GetArgs) -> Result<(), Failure> {
     }
 }
 
-/// Whether an object is meant by `-l`.
+/// Whether the selector of `-l` matches the object.
 fn is_selected(selector: Option<&Selector>, object: &Object) -> bool {
     selector.is_none_or(|selector| match object {
         Object::Vm(vm) => match &vm.on_demand {
@@ -60,7 +60,7 @@ async fn once(
             let List { mut items, more } = client.get(*kind, None).await?;
             if more > 0 {
                 failure::warn(&format!(
-                    "and {more} more {kind}s: an answer has no room for all; name those that are meant"
+                    "and {more} more {kind}s: the response size is limited; specify names to show the others"
                 ));
             }
             items.retain(|object| is_selected(selector, object));
@@ -86,7 +86,7 @@ async fn once(
     }
 }
 
-/// What is there, and a sentence for each that is not.
+/// The objects that exist, and an error message for each that does not.
 pub async fn fetch(
     client: &Client,
     targets: &[Target],
@@ -118,7 +118,7 @@ fn show(items: Vec<Object>, more: usize, output: Output) -> Result<(), Failure> 
     }
 }
 
-/// One table a run of objects of the same kind.
+/// One table per run of objects of the same kind.
 fn tables(items: &[Object], breadth: Breadth) -> String {
     let now = clock::now();
     let drawn: Vec<String> = items
@@ -142,7 +142,7 @@ async fn watch(
 ) -> Result<(), Failure> {
     let (kind, changes, watched) = open(client, selection).await?;
     let selector = selector.cloned();
-    // Tags never change, so what is selected once stays so.
+    // Tags never change, so the selection of an object does not change either.
     let meant = move |change: &Result<Change, ClientError>| match change {
         Ok(Change::Added { object } | Change::Modified { object } | Change::Deleted { object }) => {
             is_selected(selector.as_ref(), object)
@@ -157,17 +157,17 @@ async fn watch(
         Output::Wide => stream_rows(kind, changes, watched, Breadth::Wide).await?,
         Output::Json | Output::Yaml | Output::Name => stream_values(changes, output).await?,
     }
-    Err(Failure::one("sliced has ended the watch"))
+    Err(Failure::one("connection closed by sliced"))
 }
 
-/// All changes in one stream, and how many `SYNCED` will come.
+/// All changes in one stream, and the number of `SYNCED` in it.
 async fn open(client: &Client, selection: &Selection) -> Result<(Kind, Changes, usize), Failure> {
     match selection {
         Selection::All(kind) => Ok((*kind, client.watch(*kind, None).await?, 1)),
         Selection::Some(targets) => {
             let kind = targets[0].kind;
             if targets.iter().any(|target| target.kind != kind) {
-                let usage = "a watch shows one kind; start one for each".to_owned();
+                let usage = "a watch supports one kind only; start one watch per kind".to_owned();
                 return Err(Failure::Usage(usage));
             }
             let mut streams = Vec::new();
@@ -179,7 +179,7 @@ async fn open(client: &Client, selection: &Selection) -> Result<(Kind, Changes, 
     }
 }
 
-/// What is there at the start is held back and drawn at once, so that its columns fit.
+/// The initial objects are collected and drawn as one table, so that its columns are aligned.
 async fn stream_rows(
     kind: Kind,
     mut changes: Changes,

@@ -1,4 +1,4 @@
-//! `-f FILE|DIR|-`: manifests on their way to the daemon, which alone understands them.
+//! `-f FILE|DIR|-`: reads the texts of manifests; the daemon parses them.
 //! Out of scope: YAML.
 
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use super::failure::Failure;
 use crate::api::view::Source;
 use crate::wire::limits::MANIFEST_LIMIT;
 
-/// Reads all of them, in the order given, a folder's in the order of their names.
+/// Reads all manifests in the given order; those of a directory are sorted by name.
 pub fn read_all(files: &[PathBuf]) -> Result<Vec<Source>, Failure> {
     let mut sources = Vec::new();
     for file in files {
@@ -24,7 +24,7 @@ pub fn read_all(files: &[PathBuf]) -> Result<Vec<Source>, Failure> {
     }
     match sources.is_empty() {
         false => Ok(sources),
-        true => Err(Failure::one("no *.yaml or *.yml file is there")),
+        true => Err(Failure::one("no *.yaml or *.yml files found")),
     }
 }
 
@@ -47,7 +47,7 @@ fn manifest(path: &Path) -> io::Result<Source> {
     source(&path.display().to_string(), File::open(path)?)
 }
 
-/// One byte more than is allowed is enough to know.
+/// Reads at most one byte more than the limit, which is enough to detect that it is exceeded.
 fn source(name: &str, from: impl Read) -> io::Result<Source> {
     let mut text = String::new();
     let most = MANIFEST_LIMIT as u64 + 1;
@@ -58,7 +58,7 @@ fn source(name: &str, from: impl Read) -> io::Result<Source> {
             text,
         }),
         true => Err(io::Error::other(format!(
-            "it has more than {MANIFEST_LIMIT} bytes"
+            "the file is larger than {MANIFEST_LIMIT} bytes"
         ))),
     }
 }

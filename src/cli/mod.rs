@@ -1,5 +1,5 @@
-//! SPEAKS: words and tables for people. One file a family of verbs.
-//! Out of scope: anything the daemon decides.
+//! Messages and tables for users. One file per group of commands.
+//! Out of scope: decisions of the daemon.
 
 pub mod age;
 pub mod apply;
@@ -33,7 +33,7 @@ use self::args::{Args, Verb};
 use self::failure::Failure;
 use crate::wire::Client;
 
-/// `slicectl`, from its arguments to its exit status: 0 done, 1 failed or timed out, 2 wrong usage.
+/// Runs `slicectl`. Exit status: 0 success, 1 failure or timeout, 2 usage error.
 pub fn main() -> ExitCode {
     let args = Args::parse();
     let runtime = tokio::runtime::Builder::new_current_thread()

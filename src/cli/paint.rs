@@ -1,4 +1,4 @@
-//! Green, yellow, red: what a word of status means, and whether the reader can see it.
+//! Colours of the output: which status has which colour, and whether to print colours.
 //! Out of scope: tables.
 
 use std::io::IsTerminal;
@@ -9,21 +9,21 @@ use crate::api::condition::Status;
 use crate::api::event::EventType;
 use crate::api::view::CheckVerdict;
 
-/// What a cell means.
+/// The severity of a cell, shown as its colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
-    /// Nothing of note.
+    /// No severity, no colour.
     Plain,
-    /// As it should be.
+    /// As desired: green.
     Good,
-    /// On its way, or worth a look.
+    /// In progress, or a warning: yellow.
     Fair,
-    /// Not as it should be.
+    /// An error: red.
     Bad,
 }
 
 impl Tone {
-    /// Its colour.
+    /// The colour of table cells.
     pub fn color(self) -> Option<Color> {
         match self {
             Self::Plain => None,
@@ -72,17 +72,17 @@ impl From<CheckVerdict> for Tone {
     }
 }
 
-/// Whether to colour.
+/// Whether the output is coloured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Colours {
-    /// Standard output is a terminal and nobody objects.
+    /// Standard output is a terminal that shows colours, and the user has not disabled them.
     Seen,
-    /// Bare text.
+    /// Plain text.
     Unseen,
 }
 
 impl Colours {
-    /// For standard output: a terminal that is not `dumb`, and `NO_COLOR` unset or empty (no-color.org).
+    /// The setting for standard output: coloured on a terminal that is not `dumb`, with `NO_COLOR` unset or empty (no-color.org).
     pub fn of_stdout() -> Self {
         let objected = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
@@ -92,7 +92,7 @@ impl Colours {
         }
     }
 
-    /// `text` in the colour of `tone`, by ECMA-48 SGR.
+    /// `text` in the colour of `tone` (ECMA-48 SGR).
     pub fn paint(self, tone: Tone, text: &str) -> String {
         match (self, tone.sgr()) {
             (Self::Seen, Some(code)) => format!("\u{1b}[{code}m{text}\u{1b}[0m"),
@@ -101,7 +101,7 @@ impl Colours {
     }
 }
 
-/// `text` on one line and without control characters: what a manifest or a kernel said must not steer a terminal.
+/// Replaces control characters in `text` by spaces: text from manifests, guests or the kernel must not control the terminal.
 pub fn one_line(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })

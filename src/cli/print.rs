@@ -1,4 +1,4 @@
-//! Standard output, in the requested format.
+//! Writes to standard output in the requested format.
 //! Out of scope: the content of the output.
 
 use std::io::{self, Write};
@@ -9,19 +9,19 @@ use serde::Serialize;
 use super::failure::Failure;
 use super::yaml;
 
-/// How verbs that do not answer with objects answer.
+/// Output formats of commands that do not print objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Text for users
     #[default]
     Table,
-    /// For scripts.
+    /// JSON
     Json,
-    /// For both.
+    /// YAML
     Yaml,
 }
 
-/// Writes text and flushes it, so that what reads a stream sees each piece at once.
+/// Writes text and flushes it, so that the reader of a stream receives each piece immediately.
 pub fn out(text: &str) -> Result<(), Failure> {
     bytes(text.as_bytes())
 }
@@ -46,7 +46,7 @@ pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
     out(&format!("{text}\n"))
 }
 
-/// Writes a value in `format`; `table` makes the words for people.
+/// Writes a value in `format`; `table` formats it for [`Format::Table`].
 pub fn answer<T: Serialize>(
     format: Format,
     value: &T,

@@ -1,5 +1,5 @@
-//! `route`: the command by which another machine reaches a bridge group's VMs.
-//! Out of scope: finding out the subnet and the host's address.
+//! `route`: prints the commands that add a route to a bridge group's VMs on another machine.
+//! Out of scope: determining the subnet and the host's address.
 
 use super::args::RouteArgs;
 use super::failure::Failure;
@@ -13,7 +13,7 @@ pub async fn route(client: &Client, args: RouteArgs) -> Result<(), Failure> {
     reach.host = args.via.or(reach.host);
     if reach.host.is_none() {
         return Err(Failure::one(
-            "this host has no default route, so its address on the LAN is not known: say it with --via",
+            "this host has no default route, so its address on the LAN is unknown: specify it with --via",
         ));
     }
     print::answer(args.output, &reach, commands)
@@ -26,14 +26,14 @@ fn commands(reach: &Reach) -> String {
     };
     if subnet.contains(host) {
         return format!(
-            "# The VMs of {group} are in {subnet} with this host, {host}: no route is needed.\n"
+            "# This host, {host}, is in the subnet of the VMs of {group}, {subnet}: no route is needed.\n"
         );
     }
     format!(
-        "# The VMs of {group} are {subnet}, behind this host, {host}.\n\
-         # On a Linux machine of its LAN, as root, until it restarts:\n\
+        "# The VMs of {group} are in {subnet}, reachable via this host, {host}.\n\
+         # On a Linux machine in the same LAN, as root, until it reboots:\n\
          ip route add {subnet} via {host}\n\
-         # On a Mac of its LAN, as root, until it restarts:\n\
+         # On a Mac in the same LAN, as root, until it reboots:\n\
          route -n add -net {subnet} {host}\n"
     )
 }

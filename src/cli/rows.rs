@@ -1,5 +1,5 @@
-//! Which columns each kind has.
-//! Out of scope: drawing them.
+//! The table columns of each kind.
+//! Out of scope: drawing the table.
 
 use super::age::age;
 use super::paint::Tone;
@@ -10,19 +10,19 @@ use crate::api::view::{
     ConditionView, GroupView, Kind, LeaseView, MetaView, Object, VmView, VmmState,
 };
 
-/// How many columns.
+/// The set of columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Breadth {
-    /// What fits a terminal.
+    /// Columns that fit a terminal.
     Narrow,
-    /// More.
+    /// All columns (`-o wide`).
     Wide,
 }
 
-/// The title of the column that says how an object is.
+/// Title of the status column.
 pub const STATUS: &str = "STATUS";
 
-/// The columns' titles.
+/// The column titles of a kind.
 pub fn header(kind: Kind, breadth: Breadth) -> Vec<&'static str> {
     let (narrow, wide): (&[&str], &[&str]) = match kind {
         Kind::HostGroup => (
@@ -50,7 +50,7 @@ pub fn header(kind: Kind, breadth: Breadth) -> Vec<&'static str> {
     }
 }
 
-/// One object's row under [`header`].
+/// The row of an object, with the columns of [`header`].
 pub fn row(object: &Object, breadth: Breadth, now: Timestamp) -> Vec<Field> {
     let (mut narrow, wide) = match object {
         Object::HostGroup(group) => group_row(group, now),
@@ -138,7 +138,7 @@ fn lease_row(lease: &LeaseView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     (narrow, vec![lease.range.into()])
 }
 
-/// One word for how an object is: the first condition that does not hold, or `up`.
+/// The status of an object: the reason of the first condition that is not True, or `up`.
 fn standing(metadata: &MetaView, conditions: &[ConditionView], up: &str) -> Field {
     if metadata.deleting {
         return Field::toned("Terminating", Tone::Fair);
@@ -148,7 +148,7 @@ fn standing(metadata: &MetaView, conditions: &[ConditionView], up: &str) -> Fiel
         Some(found) if found.kind == "Ready" => {
             Field::toned(found.reason.to_string(), tone(found.reason))
         }
-        // They say all by themselves.
+        // These reasons need no condition type before them.
         Some(found)
             if matches!(
                 found.reason,
@@ -164,7 +164,7 @@ fn standing(metadata: &MetaView, conditions: &[ConditionView], up: &str) -> Fiel
     }
 }
 
-/// The first condition that does not hold: the ladder is climbed in order, so it holds up the rest.
+/// The first condition that is not True. Stages are brought up in order, so it blocks the following ones.
 pub fn missing(conditions: &[ConditionView]) -> Option<&ConditionView> {
     conditions
         .iter()
@@ -202,7 +202,7 @@ fn tone(reason: Reason) -> Tone {
     }
 }
 
-/// Bytes in the largest unit that divides them.
+/// Formats bytes in the largest unit that divides them.
 pub fn memory(bytes: u64) -> String {
     let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     units

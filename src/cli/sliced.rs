@@ -1,5 +1,5 @@
-//! The arguments of `sliced`.
-//! Out of scope: what the daemon does with them.
+//! The command line of `sliced`.
+//! Out of scope: the implementation of its options.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,21 +10,21 @@ use crate::api::allowed::directories;
 use crate::api::manifest::settings;
 use crate::api::vmm_ids::IdRange;
 
-/// How log lines look.
+/// Log formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line
     Json,
 }
 
-/// `sliced`: keeps this host's microVM networking as its host groups say.
+/// Run the microVMs and networks of this host as host groups specify them
 #[derive(Clone, Debug, Parser)]
 #[command(name = "sliced", version, after_help = EXAMPLES)]
 pub struct Args {
-    /// The folder whose *.yaml and *.yml files are read, not below it
+    /// Directory of manifests (*.yaml and *.yml, without subdirectories)
     #[arg(
         long,
         env = "SLICE_CONFIG_DIR",
@@ -32,7 +32,7 @@ pub struct Args {
         default_value = "/etc/slice/groups.d"
     )]
     pub config_dir: PathBuf,
-    /// Where the state database is kept; names this daemon among others on the host
+    /// Directory of the state database; identifies this daemon among others on the host
     #[arg(
         long,
         env = "SLICE_STATE_DIR",
@@ -40,7 +40,7 @@ pub struct Args {
         default_value = "/var/lib/slice"
     )]
     pub state_dir: PathBuf,
-    /// Where the socket, the namespaces and the VMs' own directories are
+    /// Directory of the socket, the network namespaces and the VM directories
     #[arg(
         long,
         env = "SLICE_RUN_DIR",
@@ -48,32 +48,32 @@ pub struct Args {
         default_value = "/run/slice"
     )]
     pub run_dir: PathBuf,
-    /// Converge and exit: 0 converged, 1 not
+    /// Converge once and exit: 0 if converged, else 1
     #[arg(long)]
     pub once: bool,
-    /// How log lines look, on standard error
+    /// Log format, on standard error
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
-    /// Which log lines are written, as tracing's EnvFilter reads it
+    /// Log filter, in the syntax of tracing's EnvFilter
     #[arg(long, env = "SLICE_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
-    /// How often everything is looked at although nothing has happened
+    /// Interval between full reconciliations
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = at_least_a_second)]
     pub resync: Duration,
-    /// How long a group's file, or the group in it, must be gone before the group is deleted. Without it `removal_grace:` of the
+    /// Delete a group when its file, or the group in it, has been missing for this time. If omitted: `removal_grace:` of the
     /// settings file, else 2s
     #[arg(long, env = "SLICE_REMOVAL_GRACE", value_name = "TIME", value_parser = removal_grace)]
     pub removal_grace: Option<Duration>,
-    /// How many VMs are looked at or worked on at once. More than the cores: most of a run is waiting
+    /// Number of VMs that are reconciled concurrently. May exceed the number of cores: most of the time is waiting
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
-    /// How long one CNI plugin may take for one operation; then it is killed, and what it left is undone
+    /// Timeout of one CNI plugin call; then the plugin is killed and its changes are undone
     #[arg(long, env = "SLICE_CNI_DEADLINE", value_name = "TIME", default_value = "1m", value_parser = at_least_a_second)]
     pub cni_deadline: Duration,
-    /// How long one iptables-restore may take; then it is killed, and the kernel keeps the rules that it has
+    /// Timeout of iptables-restore; then it is killed and the rules in the kernel stay unchanged
     #[arg(long, env = "SLICE_FILTER_DEADLINE", value_name = "TIME", default_value = "30s", value_parser = at_least_a_second)]
     pub filter_deadline: Duration,
-    /// The user ids that VMMs run as, one for each VM and with a group of the same number: nobody else on the host may give them out
+    /// Range of user ids for VMMs, one per VM, with the same group id; reserved: must not be assigned to other users of this host
     #[arg(
         long,
         env = "SLICE_VMM_IDS",
@@ -81,7 +81,7 @@ pub struct Args {
         default_value_t
     )]
     pub vmm_ids: IdRange,
-    /// The file of settings, with the lists `programs:` and `images:`; one that does not exist says nothing
+    /// Settings file, with the lists `programs:` and `images:`; may be absent
     #[arg(
         long,
         env = "SLICE_SETTINGS",
@@ -89,15 +89,15 @@ pub struct Args {
         default_value = "/etc/slice/sliced.yaml"
     )]
     pub settings: PathBuf,
-    /// Below which directories programs that a manifest names, and those found in PATH, may lie; root alone can write there. Without
-    /// it `programs:` of the settings file, else the system's: /usr/bin, /usr/sbin, /usr/local, /usr/lib, /usr/libexec, /opt, /nix/store
+    /// Directories from which programs (named in a manifest or found in PATH) may be run; must be writable by root only. If omitted:
+    /// `programs:` of the settings file, else /usr/bin, /usr/sbin, /usr/local, /usr/lib, /usr/libexec, /opt, /nix/store
     #[arg(long, env = "SLICE_PROGRAMS", value_name = "DIR[:DIR]")]
     pub programs: Option<Directories>,
-    /// Below which directories kernels, initrds, images and disks may lie; root alone can write there. Without it `images:` of the
-    /// settings file, else /var/lib/slice/images. A block device is allowed by its directory: /dev/vg0, /dev/mapper
+    /// Directories from which kernels, initrds, images and disks may be used; must be writable by root only. If omitted: `images:` of
+    /// the settings file, else /var/lib/slice/images. Block devices are allowed by their directory: /dev/vg0, /dev/mapper
     #[arg(long, env = "SLICE_IMAGES", value_name = "DIR[:DIR]")]
     pub images: Option<Directories>,
-    /// The group, by name or number, whose members may talk to the socket
+    /// Group (name or id) whose members may connect to the socket
     #[arg(long, value_name = "GROUP", default_value = "slice")]
     pub socket_group: String,
 }
@@ -116,25 +116,25 @@ impl std::str::FromStr for Directories {
 
 const EXAMPLES: &str = "\
 Environment:
-  SLICE_CNI_CONF_DIR   where CNI networks are configured [default: /etc/cni/net.d]
-  CNI_PATH             the folders of CNI plugins [default: /opt/cni/bin:/usr/lib/cni]
-  SLICE_CNI_CACHE_DIR  the folder of libcni's cache; ours is `slice` in it [default: /var/lib/cni]
+  SLICE_CNI_CONF_DIR   directory of CNI network configurations [default: /etc/cni/net.d]
+  CNI_PATH             directories of CNI plugins [default: /opt/cni/bin:/usr/lib/cni]
+  SLICE_CNI_CACHE_DIR  directory of libcni's cache; sliced uses `slice` in it [default: /var/lib/cni]
 
 Examples:
-  # As a service would
+  # As a service
   sliced
-  # A second daemon beside the first: its things never mix with the other's
+  # A second daemon on the same host, independent of the first
   sliced --config-dir ./groups.d --state-dir ./state --run-dir /run/slice-test
-  # Images of one directory and the logical volumes of one group, beside nothing else
+  # Allow only images in one directory and the logical volumes of one volume group
   sliced --images /srv/images:/dev/vg0
-  # In a script: converge once, exit 0 when everything is as written
+  # In a script: converge once, exit 0 if converged
   sliced --once";
 
 fn at_least_a_second(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|e| e.to_string())?;
     match time >= Duration::from_secs(1) {
         true => Ok(time),
-        false => Err("it must be at least 1s".into()),
+        false => Err("expected at least 1s".into()),
     }
 }
 
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arguments_are_sound_and_have_the_documented_defaults() {
+    fn the_arguments_are_valid_and_have_the_documented_defaults() {
         Args::command().debug_assert();
         let args = Args::try_parse_from(["sliced"]).unwrap();
         assert_eq!(args.resync, Duration::from_secs(600));

@@ -1,5 +1,5 @@
-//! Tables as kubectl draws them: no borders, columns aligned, three spaces between, rows that may come later.
-//! Out of scope: which columns.
+//! Tables in the style of kubectl: no borders, aligned columns, three spaces between them; rows can be added later.
+//! Out of scope: which columns there are.
 
 use comfy_table::{
     Attribute, Cell, ColumnConstraint, ContentArrangement, Table as Grid, Width, presets,
@@ -7,7 +7,7 @@ use comfy_table::{
 
 use super::paint::{Colours, Tone, one_line};
 
-/// One cell's text and meaning.
+/// Text and severity of a cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
     text: String,
@@ -15,7 +15,7 @@ pub struct Field {
 }
 
 impl Field {
-    /// A text that means something.
+    /// A text with a severity.
     pub fn toned(text: impl Into<String>, tone: impl Into<Tone>) -> Self {
         Self {
             text: text.into(),
@@ -23,7 +23,7 @@ impl Field {
         }
     }
 
-    /// What is there, or `<none>`.
+    /// The value, or `<none>`.
     pub fn maybe(value: Option<impl ToString>) -> Self {
         match value {
             Some(value) => Self::toned(value.to_string(), Tone::Plain),
@@ -38,7 +38,7 @@ impl<T: ToString> From<T> for Field {
     }
 }
 
-/// Draws rows, now and later, under one header.
+/// Draws rows in one or more calls under one header.
 #[derive(Debug)]
 pub struct Table {
     header: Option<Vec<&'static str>>,
@@ -47,7 +47,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// With this header, drawn before the first rows.
+    /// A table whose header is drawn before the first rows.
     pub fn new(header: Vec<&'static str>, colours: Colours) -> Self {
         Self {
             widths: vec![0; header.len()],
@@ -56,7 +56,7 @@ impl Table {
         }
     }
 
-    /// These rows as text, each line ended; columns are at least as wide as in all rows before.
+    /// Formats rows as lines of text; columns are at least as wide as in all earlier rows.
     pub fn draw(&mut self, rows: Vec<Vec<Field>>) -> String {
         let mut grid = Grid::new();
         grid.load_style(presets::NOTHING)
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_that_come_later_stand_under_those_before() {
+    fn later_rows_are_aligned_with_earlier_ones() {
         let mut table = Table::new(vec!["NAME", "STATUS"], Colours::Unseen);
         let first = table.draw(vec![vec!["a-long-name".into(), "x".into()]]);
         let later = table.draw(vec![vec!["b".into(), "y".into()]]);
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_do_not_reach_the_terminal() {
+    fn control_characters_are_replaced() {
         let mut table = Table::new(vec!["A"], Colours::Unseen);
         assert_eq!(
             table.draw(vec![vec!["x\n\u{1b}[31my".into()]]),

@@ -1,5 +1,5 @@
-//! `KIND NAME`, `KIND/NAME`: which objects a person means.
-//! Out of scope: whether they exist.
+//! `KIND NAME`, `KIND/NAME`: parses references to objects.
+//! Out of scope: whether the objects exist.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,12 +8,12 @@ use super::failure::Failure;
 use crate::api::meta::Name;
 use crate::api::view::Kind;
 
-/// One object.
+/// Reference to an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
-    /// Its kind.
+    /// Kind.
     pub kind: Kind,
-    /// Its name.
+    /// Name.
     pub name: Name,
 }
 
@@ -28,7 +28,7 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, String> {
         let (kind, name) = text
             .split_once('/')
-            .ok_or_else(|| format!("`{text}` is no KIND/NAME"))?;
+            .ok_or_else(|| format!("invalid target \"{text}\": expected KIND/NAME"))?;
         Ok(Self {
             kind: kind.parse().map_err(|e| format!("{e}"))?,
             name: name.parse().map_err(|e| format!("{e}"))?,
@@ -36,21 +36,21 @@ impl FromStr for Target {
     }
 }
 
-/// All of a kind, or some objects.
+/// All objects of a kind, or a list of objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selection {
-    /// Every object of this kind.
+    /// All objects of this kind.
     All(Kind),
-    /// These, in the order given.
+    /// These objects, in the given order.
     Some(Vec<Target>),
 }
 
-/// Reads `KIND`, `KIND NAME…` or `KIND/NAME…`.
+/// Parses `KIND`, `KIND NAME…` or `KIND/NAME…`.
 pub fn selection(words: &[String]) -> Result<Selection, Failure> {
     let usage = |error: String| Failure::Usage(error);
     match words {
         [] => Err(usage(
-            "name a kind (hostgroup, vm, lease) or KIND/NAME".into(),
+            "expected a kind (hostgroup, vm, lease) or KIND/NAME".into(),
         )),
         words if words.iter().any(|word| word.contains('/')) => words
             .iter()
@@ -76,22 +76,22 @@ pub fn selection(words: &[String]) -> Result<Selection, Failure> {
     }
 }
 
-/// As [`selection`], for verbs that want names.
+/// The same as [`selection`], for commands that require names.
 pub fn targets(words: &[String]) -> Result<Vec<Target>, Failure> {
     match selection(words)? {
         Selection::Some(targets) => Ok(targets),
         Selection::All(kind) => Err(Failure::Usage(format!(
-            "name the {kind}: `{kind} NAME` or `{kind}/NAME`"
+            "missing name of the {kind}: expected `{kind} NAME` or `{kind}/NAME`"
         ))),
     }
 }
 
-/// One VM, written `NAME` or `vm/NAME`.
+/// Parses a VM, written `NAME` or `vm/NAME`.
 pub fn vm(text: &str) -> Result<Name, String> {
     of_kind(text, Kind::Vm, "VM")
 }
 
-/// One group, written `NAME` or `hostgroup/NAME`.
+/// Parses a group, written `NAME` or `hostgroup/NAME`.
 pub fn group(text: &str) -> Result<Name, String> {
     of_kind(text, Kind::HostGroup, "host group")
 }
@@ -103,7 +103,7 @@ fn of_kind(text: &str, kind: Kind, words: &str) -> Result<Name, String> {
     let target: Target = text.parse()?;
     match target.kind == kind {
         true => Ok(target.name),
-        false => Err(format!("`{target}` is no {words}")),
+        false => Err(format!("`{target}` is not a {words}")),
     }
 }
 
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_and_names_may_be_written_in_every_documented_way() {
+    fn all_documented_spellings_of_kinds_and_names_are_parsed() {
         for text in ["vm a-1", "vms a-1", "vm/a-1", "VM/a-1", "vms/a-1"] {
             let targets = targets(&words(text)).unwrap();
             assert_eq!(targets.len(), 1);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_nothing_is_wrong_usage() {
+    fn an_invalid_target_is_a_usage_error() {
         for text in ["", "pod", "vm/", "vm/A", "vm a_b", "vm/a hg", "/x"] {
             let outcome = selection(&words(text));
             assert!(matches!(outcome, Err(Failure::Usage(_))), "{text}");

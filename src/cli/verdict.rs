@@ -1,5 +1,5 @@
-//! `explain`: whether a packet passes, and what decided.
-//! Out of scope: judging.
+//! `explain`: prints whether a packet is allowed, and the deciding rule.
+//! Out of scope: the evaluation of rules.
 
 use super::args::ExplainArgs;
 use super::failure::Failure;

@@ -19,16 +19,19 @@ use crate::api::view::{Change, ConditionView, Kind, Object, VmView, VmmState};
 use crate::wire::Client;
 use crate::wire::client::ClientError;
 
-/// How long a daemon that has gone in the middle of a watch is given before it is asked again.
+/// Interval of attempts to reopen a watch after the daemon has closed it.
 const REOPEN: Duration = Duration::from_millis(250);
 
-/// `wait KIND/NAME… --for ready|deleted`.
+/// `wait KIND/NAME… --for ready|stopped|paused|deleted`.
 pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
     let targets = target::targets(&args.targets)?;
     let goal = args.goal;
     let no_vm = targets.iter().find(|target| target.kind != Kind::Vm);
     if let (Goal::Stopped | Goal::Paused, Some(target)) = (goal, no_vm) {
-        let usage = format!("{target} is never {}: name VMs", word(goal));
+        let usage = format!(
+            "--for {} is valid for VMs only, not for {target}",
+            word(goal)
+        );
         return Err(Failure::Usage(usage));
     }
     until(client, &targets, goal, args.timeout).await?;
@@ -46,8 +49,8 @@ fn word(goal: Goal) -> &'static str {
     }
 }
 
-/// Returns when all of `targets` are as wished; fails after `limit` with what is missing. A spinner a target shows how
-/// it goes, on a terminal.
+/// Returns when all of `targets` reach the goal; fails after `limit` with the reason for each target that does not. On a terminal, a
+/// spinner per target shows the progress.
 pub async fn until(
     client: &Client,
     targets: &[Target],
@@ -76,7 +79,7 @@ pub async fn until(
     }
 }
 
-/// The action that runs DEL, in a condition.
+/// How a condition message names the action that runs DEL (the text of that action's `Display`).
 const DETACH: &str = "detach from CNI network";
 
 struct Watch<'a> {
@@ -86,12 +89,12 @@ struct Watch<'a> {
     bar: ProgressBar,
 }
 
-/// What a watch has told so far.
+/// The state that a watch has reported so far.
 #[derive(Default)]
 struct Seen {
     synced: bool,
     object: Option<Object>,
-    /// The uid at the start: another one under the same name means that the first is gone.
+    /// The first uid: a different one under the same name means that the first object is deleted.
     first: Option<Uid>,
 }
 
@@ -159,14 +162,14 @@ impl<'a> Watch<'a> {
             .await
     }
 
-    /// The daemon may restart under a wait: it is asked again until the time is over.
+    /// Retries until the timeout, since the daemon may restart during a wait.
     async fn reopen(
         &self,
         client: &Client,
     ) -> Result<BoxStream<'static, Result<Change, ClientError>>, ClientError> {
         let first = self.seen.borrow().first;
         loop {
-            self.bar.set_message("waiting for sliced to come back");
+            self.bar.set_message("reconnecting to sliced");
             tokio::time::sleep(REOPEN).await;
             self.seen.replace(Seen {
                 first,
@@ -181,7 +184,7 @@ impl<'a> Watch<'a> {
 
     fn progress(&self) -> String {
         match &self.seen.borrow().object {
-            None => "not there yet".to_owned(),
+            None => "not created yet".to_owned(),
             Some(object) if self.goal == Goal::Deleted => held(object),
             Some(Object::HostGroup(group)) => format!(
                 "{}/{} VMs ready",
@@ -194,7 +197,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// What is still missing, one cause each; nothing when this target is as wished.
+    /// Why the target has not reached the goal, one entry per cause; empty if it has.
     async fn missing(&self, client: &Client, limit: Duration) -> Vec<String> {
         let (target, limit) = (self.target, humantime::format_duration(limit));
         let (object, reached, synced) = {
@@ -207,7 +210,7 @@ impl<'a> Watch<'a> {
                 (false, true) => vec![format!("timed out after {limit}: {target} does not exist")],
                 (false, false) => {
                     vec![format!(
-                        "timed out after {limit}: sliced has not told of {target}"
+                        "timed out after {limit}: no response from sliced for {target}"
                     )]
                 }
             };
@@ -217,7 +220,7 @@ impl<'a> Watch<'a> {
             (false, Goal::Deleted) => {
                 let held = held(&object);
                 let mut causes = vec![format!(
-                    "timed out after {limit}: {target} is still there, {held}"
+                    "timed out after {limit}: {target} still exists, {held}"
                 )];
                 causes.extend(holders(client, target, &object).await);
                 causes
@@ -240,7 +243,7 @@ fn is_ready(object: &Object) -> bool {
     }
 }
 
-/// Whether that is so at its newest generation.
+/// Whether the object is a VM in this state at its latest generation.
 fn is_in(object: &Object, state: VmmState) -> bool {
     let Object::Vm(vm) = object else {
         return false;
@@ -253,15 +256,15 @@ fn is_in(object: &Object, state: VmmState) -> bool {
 fn held(object: &Object) -> String {
     let metadata = object.metadata();
     match (metadata.deleting, metadata.finalizers.as_slice()) {
-        (false, _) => "and nobody has deleted it".to_owned(),
-        (true, []) if matches!(object, Object::HostGroup(_)) => "held by its VMs".to_owned(),
-        (true, []) => "though nothing holds it any more".to_owned(),
-        (true, finalizers) => format!("held by {}", finalizers.join(", ")),
+        (false, _) => "its deletion is not requested".to_owned(),
+        (true, []) if matches!(object, Object::HostGroup(_)) => "waiting for its VMs".to_owned(),
+        (true, []) => "without finalizers".to_owned(),
+        (true, finalizers) => format!("finalizers: {}", finalizers.join(", ")),
     }
 }
 
-/// What holds an object beside its own finalizers. Of a group: each of its VMs that goes, with the stages that it has acquired and what
-/// the highest of these waits for; of a VM the latter.
+/// What blocks a deletion in addition to the object's own finalizers. For a group: each of its VMs that is being deleted, with the
+/// stages that it has acquired and what the highest of these waits for; for a VM: only the latter.
 async fn holders(client: &Client, target: &Target, object: &Object) -> Vec<String> {
     let group = match object {
         Object::Vm(vm) if vm.metadata.deleting => {
@@ -280,14 +283,17 @@ async fn holders(client: &Client, target: &Target, object: &Object) -> Vec<Strin
         Object::Vm(vm) if vm.metadata.group.as_ref() == Some(group) && vm.metadata.deleting => {
             let stages = vm.metadata.finalizers.join(", ");
             let why = why_held(vm, target).map_or_else(String::new, |why| format!(": {why}"));
-            Some(format!("vm/{} is held by {stages}{why}", vm.metadata.name))
+            Some(format!(
+                "vm/{} has finalizers {stages}{why}",
+                vm.metadata.name
+            ))
         }
         Object::Vm(_) | Object::HostGroup(_) | Object::Lease(_) => None,
     };
     vms.iter().filter_map(holder).collect()
 }
 
-/// What the deletion of a VM waits for; with the command for it, if a forced deletion of the target does not wait.
+/// What the deletion of a VM waits for; if a forced deletion of the target skips this wait, with the command for it.
 fn why_held(vm: &VmView, target: &Target) -> Option<String> {
     let found = waits_for(vm)?;
     let is_forceable = match found.reason {
@@ -297,7 +303,7 @@ fn why_held(vm: &VmView, target: &Target) -> Option<String> {
     };
     let why = condition(found);
     Some(match is_forceable {
-        true => format!("{why}; `slicectl delete {target} --force` does not wait for this"),
+        true => format!("{why}; `slicectl delete {target} --force` skips this wait"),
         false => why,
     })
 }
@@ -310,7 +316,7 @@ fn waits_for(vm: &VmView) -> Option<&ConditionView> {
     conditions.find(|it| it.kind.eq_ignore_ascii_case(highest) && !it.message.is_empty())
 }
 
-/// The condition of each VM that is missing; of a group without such a VM, its own.
+/// The condition of each VM that is not ready; for a group whose VMs are all ready, its own.
 async fn shortcomings(client: &Client, object: &Object) -> Vec<String> {
     match object {
         Object::Vm(vm) => vec![shortcoming(vm)],
@@ -331,7 +337,7 @@ async fn shortcomings(client: &Client, object: &Object) -> Vec<String> {
                 .map(|vm| shortcoming(vm))
                 .collect();
             if causes.is_empty() {
-                // Why may have come after the last change that was told of.
+                // The condition may be newer than the last change of the watch.
                 let now = client.get(Kind::HostGroup, Some(name)).await;
                 let now = now.map(|list| list.items).unwrap_or_default();
                 let group = now.iter().find_map(|object| match object {
@@ -349,7 +355,7 @@ async fn shortcomings(client: &Client, object: &Object) -> Vec<String> {
 
 fn shortcoming(vm: &VmView) -> String {
     let what = rows::missing(&vm.status.conditions).map_or_else(
-        || "its newest generation has not been looked at yet".to_owned(),
+        || "its latest generation is not observed yet".to_owned(),
         condition,
     );
     format!("vm/{}: {what}", vm.metadata.name)

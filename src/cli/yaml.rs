@@ -1,18 +1,18 @@
-//! Writes answers as YAML: the only file of this room that knows the YAML library.
-//! Out of scope: reading manifests.
+//! Formats values as YAML; the only file of this module that uses the YAML library.
+//! Out of scope: parsing manifests.
 
 use serde::Serialize;
 
 use super::failure::Failure;
 
-/// One YAML document, ending with a line feed.
+/// Formats a value as a YAML document that ends with a line feed.
 pub fn document(value: &impl Serialize) -> Result<String, Failure> {
-    // By way of JSON, so that both formats have the same keys and the same shapes: the library writes enums as tags.
+    // Via JSON, so that both formats have the same structure: the library writes enums as YAML tags.
     let value = serde_json::to_value(value).map_err(|e| Failure::one(e.to_string()))?;
     serde_yaml::to_string(&value).map_err(|e| Failure::one(format!("cannot write YAML: {e}")))
 }
 
-/// One scalar as it may stand in a YAML text: quoted when it would be read as something else than this text.
+/// Formats a string as a YAML scalar, quoted if it would not be parsed as this string otherwise.
 pub fn scalar(text: &str) -> Result<String, Failure> {
     document(&text).map(|line| line.trim_end().to_owned())
 }

@@ -1,5 +1,5 @@
-//! What the daemon answers on its socket.
-//! Out of scope: HTTP (`wire`), text output (`cli`), carrying out changes (`reconcile`).
+//! Handlers for requests on the daemon's socket.
+//! Out of scope: HTTP (`wire`), text output (`cli`), executing changes (`reconcile`).
 
 mod failure;
 mod onward;
@@ -46,7 +46,7 @@ use crate::reconcile::vmm;
 use crate::store::{self, Txn};
 use crate::wire::{Backend, Deletion, Effect, Refusal, Span, packet};
 
-/// One for all connections.
+/// State shared by the handlers of all connections.
 pub struct Answers {
     pub(super) engine: Arc<Engine>,
     pub(super) intake: Arc<IntakeLoop>,
@@ -57,7 +57,7 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// For a daemon that was started with these arguments.
+    /// Creates the state for a daemon that was started with `args`.
     pub fn new(engine: Arc<Engine>, intake: Arc<IntakeLoop>, args: &Args) -> Self {
         Self {
             house: House {
@@ -72,7 +72,7 @@ impl Answers {
         }
     }
 
-    /// All objects of a kind, or one, as they are on the disk.
+    /// All objects of a kind, or the one named `name`, as they are persisted.
     pub(super) async fn objects(&self, kind: Kind, name: Option<&Name>) -> Vec<Object> {
         let store = &self.engine.store;
         store
@@ -92,7 +92,7 @@ impl Answers {
             .read(|world| world.groups().cloned().collect())
     }
 
-    /// Manifests as drafts that could be stored now.
+    /// Parses manifests into drafts that could be stored now.
     async fn checked(&self, sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
         let stored = self.stored();
         let allowed = self.engine.processes.places().allowed.clone();
@@ -124,7 +124,7 @@ impl Backend for Answers {
             return Ok(self.thought_through(&drafts));
         }
         let change = |txn: &mut Txn<'_>| {
-            // Again, now that nobody can come between.
+            // Checked again within the transaction, which no other change can interleave with.
             let standing: Vec<HostGroup> = txn.world().groups().cloned().collect();
             if let Err(problems) = validate::check_apply(&standing, &drafts) {
                 return Err(Failure::Refused(Refusal::Conflict(shortened(&problems))));
@@ -139,7 +139,7 @@ impl Backend for Answers {
         let store = &self.engine.store;
         let mut results: Vec<ApplyResult> = loop {
             match store.write(change).await {
-                // The write failed together with concurrent changes. Alone, this one may be a change that only closes.
+                // The write failed together with concurrent changes. Alone, this one may be a change that only restricts.
                 Err(Failure::Store(store::Error::Write(_)))
                     if tries > 0 && restrictions::only(store, &drafts) =>
                 {
@@ -262,7 +262,7 @@ impl Backend for Answers {
         match view.status.vmm.log {
             Some(log) => Ok(streams::log(log, lines, span)),
             None => Err(Refusal::Conflict(vec![format!(
-                "vm/{vm} has no log: its hypervisor is none"
+                "vm/{vm} has no log: hypervisor is none"
             )])),
         }
     }
@@ -276,7 +276,7 @@ impl Backend for Answers {
             None => Err(Refusal::NotFound(format!("vm/{vm}"))),
             Some((_, hypervisor)) if !vmm::takes_input(hypervisor) => {
                 Err(Refusal::Conflict(vec![format!(
-                    "vm/{vm} has no console to type at: hypervisor {hypervisor} takes no input; see `slicectl logs`"
+                    "vm/{vm} has no console input: hypervisor {hypervisor} does not support it; use `slicectl logs` for output"
                 )]))
             }
             Some((uid, _)) => {
@@ -289,7 +289,7 @@ impl Backend for Answers {
     async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>, Refusal> {
         let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
         let orphans = self.engine.orphans(clock::now()).await.map_err(fail)?;
-        let again = "it has a record of this boot and no tombstone: it is adopted as a VM again";
+        let again = "it has a record of this boot and no tombstone: it will be adopted as a VM";
         let adopted = orphans.adopted.iter();
         let adopted = adopted.map(|label| leftover(label, None).kept(again));
         let kept = orphans.kept.iter();
@@ -439,15 +439,15 @@ fn result(draft: &Draft, applied: Applied) -> ApplyResult {
 fn unlisted(vm: &Vm) -> Refusal {
     let mode = vm.spec.network.mode();
     Refusal::Conflict(vec![format!(
-        "vm/{} is in {mode} mode, which has no allow and drop lists: only isolated mode has",
+        "vm/{} is in {mode} mode, which has no allow and drop lists: they need mode: isolated",
         vm.meta.name
     )])
 }
 
-/// What plugins hold for a container that is gone.
+/// An attachment that plugins failed to release, for a container that no longer exists.
 fn attachment(container: String, still_there: Option<String>) -> Leftover {
     Leftover {
-        thing: "what CNI plugins could not be made to take back".to_owned(),
+        thing: "CNI attachment that plugins failed to release".to_owned(),
         owner: container,
         kept: None,
         still_there,

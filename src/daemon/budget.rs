@@ -1,41 +1,41 @@
-//! Who may have how many of the daemon's descriptors. Pure.
+//! Divides the daemon's file descriptors among its consumers. Pure.
 //! Out of scope: raising the limit ([`crate::host::process::raise_file_limit`]), counting connections (`wire`).
 //!
 //! # Why
-//! Descriptors are one pool for the engine and the API, and a repair that cannot open a namespace for want of one is no repair. So the
-//! API's part is fixed beforehand, and what a run of the engine holds open at worst is bounded by how many runs there may be.
+//! The engine and the API share one pool of descriptors, and a repair fails if it cannot open a namespace. So the share of the API is
+//! fixed, and the worst case of the engine is bounded by the number of concurrent runs.
 
 use crate::host::sysctl;
 use crate::runtime::controller::{ASIDE, SLOW_RUNS};
 
-/// Sockets of the host's namespace, watches, the database, standard streams, mounts of procfs, and some to spare.
+/// Sockets of the host's namespace, watches, the database, standard streams, mounts of procfs, and a reserve.
 const BASE: u64 = 128 + sysctl::MOUNTS as u64;
-/// Of a connection: its socket, and what answering opens for a moment.
+/// Per connection: its socket, and descriptors opened while a request is handled.
 const CONNECTION: u64 = 4;
-/// Of a run at worst: sockets and handles of a namespace, pipes and pidfd of a program, files and locks of a VMM that is started.
+/// Per run, worst case: sockets and handles of a namespace, pipes and pidfd of a program, files and locks of a VMM that is started.
 const RUN: u64 = 16;
-/// Connections, however many descriptors there are.
+/// Maximum number of connections.
 const CONNECTIONS: u64 = 256;
-/// The same, however few.
+/// Minimum number of connections.
 const FEWEST: u64 = 16;
 
-/// The parts.
+/// The share of each consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Connections to the API.
+    /// Number of connections to the API.
     pub connections: usize,
-    /// Runs that are slow and have released their workers.
+    /// Number of slow runs that have released their workers.
     pub slow: usize,
-    /// VMMs of which each is watched by a descriptor.
+    /// Number of VMMs; each is watched by one descriptor.
     pub vmms: u64,
 }
 
 impl Budget {
-    /// Of so many descriptors, where so many keys are run at once.
+    /// Divides `limit` descriptors, with `width` keys reconciled concurrently.
     pub fn of(limit: u64, width: usize) -> Self {
         let connections = (limit / 16).clamp(FEWEST, CONNECTIONS);
         let rest = limit.saturating_sub(BASE + connections * CONNECTION);
-        // A half for what a VMM holds as long as it runs.
+        // The other half is for descriptors that are held as long as a VMM runs.
         let runs = usize::try_from(rest / 2 / RUN).unwrap_or(usize::MAX);
         let workers = width.saturating_mul(1 + ASIDE);
         Self {
@@ -45,7 +45,7 @@ impl Budget {
         }
     }
 
-    /// Whether the workers alone may need more than there is.
+    /// Whether `limit` is too low even without slow runs.
     pub fn is_short(&self, limit: u64, width: usize) -> bool {
         let connections = self.connections as u64 * CONNECTION;
         limit < BASE + connections + width as u64 * RUN
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parts_fit_the_whole_and_the_api_never_has_the_larger_one() {
+    fn the_shares_fit_the_limit_and_the_api_has_a_quarter_at_most() {
         for limit in [256, 512, 1024, 4096, 20_000, 524_288, u64::MAX] {
             for width in [1, 16, 256] {
                 let budget = Budget::of(limit, width);

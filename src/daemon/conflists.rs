@@ -1,5 +1,5 @@
-//! The folder of CNI networks: when it changes, the VMs that use them are observed.
-//! Out of scope: reading it (the Net stage does, each time).
+//! Watches the directory of CNI network configurations and enqueues the VMs in cni mode when it changes.
+//! Out of scope: reading the configurations (the Net stage reads them each time).
 
 use tracing::warn;
 
@@ -7,24 +7,24 @@ use crate::api::network::NetworkSpec;
 use crate::intake::Watch;
 use crate::reconcile::engine::{Engine, Key};
 
-/// What libcni reads, too.
+/// Whether libcni reads a file of this name.
 fn is_configuration(name: &std::ffi::OsStr) -> bool {
     let suffix = std::path::Path::new(name).extension();
     suffix.is_some_and(|suffix| suffix == "conflist" || suffix == "conf" || suffix == "json")
 }
 
-/// For as long as the daemon runs. A folder that cannot be watched is looked at with the resync.
+/// Runs while the daemon runs. If the directory cannot be watched, changes are detected at the next resync.
 pub async fn run(engine: &Engine) {
     let mut watch = match Watch::of(&engine.cni.conf_dir, is_configuration).await {
         Ok(watch) => watch,
         Err(error) => {
-            warn!(%error, "changes of CNI networks are seen now and then only");
+            warn!(%error, "cannot watch the CNI configuration directory; changes are detected at the next resync");
             return;
         }
     };
     loop {
         if let Err(error) = watch.changed().await {
-            warn!(%error, "the folder of CNI networks is watched as it lay before");
+            warn!(%error, "cannot renew the watch of the CNI configuration directory");
         }
         let plugged = engine.store.read(|world| {
             let plugged = world

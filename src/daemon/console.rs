@@ -1,5 +1,5 @@
-//! What is typed at a VM's serial port, on its way to the VMM.
-//! Out of scope: what comes back (`streams`); who made the pipe ([`crate::reconcile::vmm`]).
+//! Writes input to a VM's serial port, through the pipe that its VMM reads.
+//! Out of scope: the output of the console (`streams`); creating the pipe ([`crate::reconcile::vmm`]).
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -8,8 +8,8 @@ use std::path::Path;
 
 use crate::wire::Refusal;
 
-/// Hands `keys` to whoever reads the pipe; nothing, to know whether somebody does. All of them or none (pipe(7): up to
-/// `PIPE_BUF` bytes are one write; more may be cut, and that is told).
+/// Writes `keys` to the pipe. With empty `keys`, only checks whether a process reads the pipe. Up to `PIPE_BUF` bytes are written
+/// atomically (pipe(7)); a partial write of more is reported as an error.
 pub(super) fn type_in(pipe: &Path, vm: &str, keys: &[u8]) -> Result<(), Refusal> {
     let refuse = |why: &str| Refusal::Conflict(vec![format!("vm/{vm} {why}")]);
     let opened = OpenOptions::new()
@@ -20,8 +20,8 @@ pub(super) fn type_in(pipe: &Path, vm: &str, keys: &[u8]) -> Result<(), Refusal>
         Ok(opened) => opened,
         Err(error) => {
             return Err(match error.raw_os_error() {
-                // Nobody has it open for reading.
-                Some(libc::ENXIO | libc::ENOENT) => refuse("does not run"),
+                // No process has the pipe open for reading.
+                Some(libc::ENXIO | libc::ENOENT) => refuse("is not running"),
                 _ => Refusal::Failed(format!("cannot open {}: {error}", pipe.display())),
             });
         }
@@ -30,13 +30,15 @@ pub(super) fn type_in(pipe: &Path, vm: &str, keys: &[u8]) -> Result<(), Refusal>
         .metadata()
         .and_then(|meta| match meta.file_type().is_fifo() {
             true => opened.write(keys),
-            false => Err(io::Error::other("it is no pipe")),
+            false => Err(io::Error::other("not a pipe")),
         });
     match written {
         Ok(count) if count == keys.len() => Ok(()),
-        Ok(_) => Err(refuse("does not read what is typed: a part of it was lost")),
+        Ok(_) => Err(refuse(
+            "does not read its console input: part of it was lost",
+        )),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(refuse("does not read what is typed"))
+            Err(refuse("does not read its console input"))
         }
         Err(error) => Err(Refusal::Failed(format!(
             "cannot write to {}: {error}",

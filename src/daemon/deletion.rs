@@ -1,5 +1,5 @@
 //! Deletion of an object by its name: refused, requested, or forced.
-//! Out of scope: groups without a manifest (`intake_loop`); the removal itself.
+//! Out of scope: groups whose manifest was removed (`intake_loop`); the removal itself.
 
 use super::answers::Failure;
 use super::drafts::delete_group;
@@ -12,10 +12,10 @@ use crate::store::{self, Txn};
 use crate::wire::{Deletion, Refusal};
 
 /// Requests the deletion of an object in one transaction, so that a response implies that the request, and that it is forced, are stored.
-/// `false`: there is no such object.
+/// Returns `false` if there is no such object.
 ///
 /// # Errors
-/// A refusal, or the store's.
+/// A refusal, or an error of the store.
 pub(super) fn delete(
     txn: &mut Txn<'_>,
     intake: &IntakeLoop,
@@ -26,7 +26,7 @@ pub(super) fn delete(
         Kind::HostGroup => delete_host_group(txn, intake, name, how),
         Kind::Vm => Ok(delete_vm(txn, name, how)?),
         Kind::Lease => {
-            let why = format!("{kind}/{name} goes with its VM: delete vm/{name}");
+            let why = format!("{kind}/{name} is deleted with its VM: delete vm/{name}");
             Err(Failure::Refused(Refusal::Conflict(vec![why])))
         }
     }
@@ -47,7 +47,7 @@ fn delete_host_group(
         && !intake.is_without_file(group)
     {
         let why = format!(
-            "hostgroup/{name} belongs to {}: remove it there",
+            "hostgroup/{name} is defined in {}: remove it there",
             path.display()
         );
         return Err(Failure::Refused(Refusal::Conflict(vec![why])));
@@ -59,8 +59,8 @@ fn delete_host_group(
     Ok(is_there)
 }
 
-/// Forces the deletion of the group's VMs in the same transaction, because that of some may be under way; and of the group, for a VM that
-/// is adopted later.
+/// Forces the deletion of the group's VMs, some of which may already be deleting, in the same transaction; and of the group, for VMs that
+/// are adopted later.
 fn force_group(txn: &mut Txn<'_>, name: &Name) -> Result<(), store::Error> {
     if let Some(mut group) = txn.world().group(name).cloned() {
         group.meta.forced = true;

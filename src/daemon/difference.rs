@@ -1,5 +1,5 @@
-//! What applying drafts would do for their VMs on the host: the plans, printed and not carried out.
-//! Out of scope: the plans themselves; changes of the host network, which are made for all VMs together (the host's chains, bridges
+//! Computes the actions that applying drafts would take for their VMs, without executing them.
+//! Out of scope: the plans themselves; changes of the host network, which are shared by all VMs (the host's chains, bridges
 //! with their addresses, `ip_forward`).
 
 use std::collections::BTreeMap;
@@ -12,25 +12,25 @@ use crate::api::vm::{Vm, VmSpec};
 use crate::reconcile::engine::{Engine, Preview};
 use crate::reconcile::group::{self, Fitness};
 
-/// VMs of which an answer tells what would be done.
+/// Maximum number of VMs in one response.
 const MOST: usize = 2048;
 
-/// What would be done.
+/// The actions that would be taken.
 #[derive(Default)]
 pub struct Found {
-    /// By object. A VM that is to be made has no uid yet, so of it only that is said.
+    /// By object. A VM that does not exist yet has no uid, so its preview only lists the general steps.
     pub previews: BTreeMap<String, Preview>,
-    /// How many more VMs would be made, changed or removed. They have not been looked at.
+    /// Number of further VMs that would be created, changed or removed; they were not evaluated.
     pub more: usize,
 }
 
-/// Of all drafts together.
+/// Computes the actions for all drafts.
 pub async fn of(engine: &Engine, drafts: &[Draft]) -> Found {
     let mut found = Found::default();
     for draft in drafts {
         let room = MOST.saturating_sub(found.previews.len());
         let (previews, more) = of_group(engine, draft, room).await;
-        // What is said of a VM last holds: one that is changed and then removed at once is only removed.
+        // A later preview of a VM replaces an earlier one: a VM that is changed and then removed is only removed.
         found.previews.extend(previews);
         found.more += more;
     }
@@ -53,13 +53,13 @@ async fn of_group(engine: &Engine, draft: &Draft, room: usize) -> (Vec<(String, 
             continue;
         }
         let goes_on = Preview {
-            steps: vec![format!("let it go on as it is: {why}")],
+            steps: vec![format!("keep it unchanged: {why}")],
             stuck: None,
         };
         found.push((format!("vm/{name}"), goes_on));
     }
     if update_before.is_some_and(|before| before != desired.update) {
-        // Their records tell of it.
+        // The record of each VM contains the update policy.
         for vm in vms.iter().filter(|vm| !vm.meta.deleting) {
             if found.len() >= room {
                 more += 1;
@@ -108,13 +108,13 @@ async fn of_group(engine: &Engine, draft: &Draft, room: usize) -> (Vec<(String, 
     (found, more)
 }
 
-/// What a group would do next.
+/// The next plan of a group.
 struct Foreseen {
     desired: group::Desired,
     plan: Vec<group::Action>,
     vms: Vec<Vm>,
     update_before: Option<UpdatePolicy>,
-    /// VMs that would not be replaced, and why.
+    /// VMs that would not be replaced, each with the reason.
     held: BTreeMap<Name, String>,
 }
 
@@ -149,17 +149,17 @@ fn creation(spec: &VmSpec) -> Vec<String> {
         NetworkSpec::Isolated(_) => vec![
             "lease a /30".to_owned(),
             "create the namespace, TAP, veth, addresses and routes".to_owned(),
-            "commit the rules, read them back, open the gate".to_owned(),
+            "commit the rules, verify them, turn forwarding on".to_owned(),
         ],
         NetworkSpec::Bridge(bridge) => vec![
             "lease an address".to_owned(),
             format!("create the TAP as a port of bridge {}", bridge.bridge),
-            "set its filter, read it back, bring it up".to_owned(),
+            "set its filter, verify it, bring it up".to_owned(),
         ],
         NetworkSpec::Cni(cni) => vec![
             "create the namespace".to_owned(),
             format!("ADD it to CNI network {}", cni.network_name),
-            "create the TAP and redirect between it and the plugins' interface".to_owned(),
+            "create the TAP and redirect packets between it and the plugins' interface".to_owned(),
         ],
     };
     if spec.hypervisor != crate::api::vm::Hypervisor::None {
@@ -168,7 +168,7 @@ fn creation(spec: &VmSpec) -> Vec<String> {
     steps
 }
 
-/// What a VM becomes, and what is done for it while it goes on.
+/// Previews a live update of a VM to `spec`.
 async fn update(engine: &Engine, vm: &Vm, spec: VmSpec) -> Preview {
     let mut changed = vm.clone();
     changed.spec = spec;
@@ -179,7 +179,7 @@ async fn update(engine: &Engine, vm: &Vm, spec: VmSpec) -> Preview {
 async fn removal(engine: &Engine, vm: &Vm, group: &group::Desired) -> Preview {
     let mut preview = engine.preview_removal(vm).await;
     if group.wants(vm.index) {
-        let anew = "create it anew: this change cannot be made live".to_owned();
+        let anew = "create it again: this change cannot be applied live".to_owned();
         preview.steps.push(anew);
     }
     preview

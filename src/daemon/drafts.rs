@@ -1,5 +1,5 @@
-//! Groups as people write them into the store, and out of it.
-//! Out of scope: where they come from.
+//! Writes drafts of groups to the store, and requests the deletion of groups.
+//! Out of scope: the source of the drafts.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::store::{self, Txn};
 /// Writes a group as a draft specifies it.
 ///
 /// # Errors
-/// The store's.
+/// An error of the store.
 pub fn store_draft(
     txn: &mut Txn<'_>,
     draft: &Draft,
@@ -55,7 +55,7 @@ pub fn store_draft(
     Ok(applied)
 }
 
-/// The record of each VM contains data of its group. With a new generation, writing it again is a change of the spec and no drift.
+/// The record of each VM contains data of its group. With a new generation, rewriting it counts as a change of the spec, not as drift.
 fn renew_records(txn: &mut Txn<'_>, group: &Name) -> Result<(), store::Error> {
     let vms: Vec<Vm> = txn.world().vms_of(group).cloned().collect();
     for mut vm in vms {
@@ -65,16 +65,16 @@ fn renew_records(txn: &mut Txn<'_>, group: &Name) -> Result<(), store::Error> {
     Ok(())
 }
 
-/// Requests the deletion of a group. `false`: there is none.
+/// Requests the deletion of a group. Returns `false` if it does not exist.
 ///
 /// # Errors
-/// The store's.
+/// An error of the store.
 pub fn delete_group(txn: &mut Txn<'_>, name: &Name) -> Result<bool, store::Error> {
     match txn.world().group(name).cloned() {
         None => Ok(false),
         Some(mut group) => {
             group.meta.deleting = true;
-            // A group of this name that comes before the last VM has gone begins with none.
+            // A group of this name that is created before the last VM is removed starts without orders.
             group.orders.clear();
             txn.put_group(group)?;
             Ok(true)

@@ -1,5 +1,5 @@
-//! The daemon's own directories: closed to everybody else, however the daemon was started and whatever an earlier version left open.
-//! Out of scope: what is kept in them.
+//! Creates the daemon's directories and restricts their permissions, also of those that an earlier version created with wider ones.
+//! Out of scope: the content of the directories.
 //!
 //! | directory | mode |
 //! |---|---|
@@ -17,16 +17,19 @@ use crate::host::{fs, private};
 use crate::owner::RunDir;
 use crate::reconcile::group::CLAIMS_DIR;
 
-/// The part of a VM's own directory that belongs to its VMM.
+/// The entry of a VM's directory that its VMM owns.
 const VMM: &str = "vmm";
 
-/// The state directory, by one and the same name from here on.
+/// Creates and restricts the state directory; returns its canonical path.
 pub(super) fn state(dir: &Path) -> Result<PathBuf, Error> {
     let dir = usable(dir, 0o700)?;
     if is_ours(&dir)? {
         private::dir(&dir, |_| false)?;
     } else {
-        warn!(dir = %dir.display(), "the state directory holds more than our state and is left as it is; what is ours in it is closed");
+        warn!(
+            dir = %dir.display(),
+            "the state directory contains other files: its mode is left unchanged, and only our entries in it are restricted"
+        );
     }
     close_state(&dir)?;
     let locked = dir.join("db/db");
@@ -34,7 +37,7 @@ pub(super) fn state(dir: &Path) -> Result<PathBuf, Error> {
     Ok(dir)
 }
 
-/// What is in the state directory, as far as it is there.
+/// Restricts the entries of the state directory that exist.
 pub(super) fn close_state(dir: &Path) -> Result<(), Error> {
     for name in ["db", "disks"] {
         close_if_there(&dir.join(name))?;
@@ -42,7 +45,7 @@ pub(super) fn close_state(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// The run directory with all that is in it.
+/// Creates and restricts the run directory and its entries; returns its canonical path.
 pub(super) fn run(dir: &Path) -> Result<RunDir, Error> {
     let run_dir = RunDir(usable(dir, 0o755)?);
     private::open_dir(&run_dir.0)?;
@@ -68,12 +71,12 @@ fn close_if_there(dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// Whether nothing but the daemon's state is in a directory. Somebody may have named one that is also his home or all of `/var/lib`.
+/// Whether a directory contains only the daemon's state. The user may have specified a home directory or all of `/var/lib`.
 fn is_ours(dir: &Path) -> Result<bool, Error> {
     let fs::Dir::Present(names) = fs::look_at_dir(dir)? else {
         return Ok(true);
     };
-    // That is how the database lays itself out.
+    // The file layout of the database.
     let used = dir.join("db/conf").is_file() && dir.join("db/db").is_file();
     let known = |name: &String| {
         let names = [
@@ -91,7 +94,7 @@ fn is_ours(dir: &Path) -> Result<bool, Error> {
     Ok(used || names.iter().all(known))
 }
 
-/// Made if need be, and by one and the same name from here on.
+/// Creates the directory if it does not exist; returns its canonical path.
 fn usable(dir: &Path, mode: u32) -> Result<PathBuf, Error> {
     if std::fs::symlink_metadata(dir).is_err() {
         match mode {

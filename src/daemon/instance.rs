@@ -1,17 +1,17 @@
-//! Which daemon this is: its instance id, stored when the state is created, and claimed on the host while the daemon runs.
-//! Out of scope: the names that are made from it ([`crate::owner`]).
+//! The instance id of this daemon: stored when the state is created, and claimed on the host while the daemon runs.
+//! Out of scope: the names that are derived from it ([`crate::owner`]).
 //!
 //! # Why
-//! Every link, chain, namespace and disk carries the id. An id that follows from the path of the state directory changes when the directory
-//! is moved, and the daemon then builds everything a second time beside what it does not recognise any more. So the id is a file of its own:
-//! it neither depends on the path nor on the database.
+//! Every link, chain, namespace and disk carries the id. An id derived from the path of the state directory changes when the directory
+//! is moved, and the daemon then creates everything a second time, next to objects that it no longer recognises. So the id is stored in a
+//! separate file: it depends neither on the path nor on the database.
 //!
-//! | where | what for |
+//! | location | purpose |
 //! |---|---|
 //! | `<state>/instance` | the id |
-//! | `<run>/instance` | a copy for this boot, for a state directory that was lost |
-//! | labels of links, namespaces and disks | a state directory from before the id was stored, and moved since |
-//! | `/run/slice-instances/<id>` | locked by the daemon that has the id: a copied state directory must not be used beside the original |
+//! | `<run>/instance` | a copy for this boot, in case the state directory is lost |
+//! | labels of links, namespaces and disks | the fallback for a state directory that predates the stored id and was moved since |
+//! | `/run/slice-instances/<id>` | locked by the daemon that has the id: a copied state directory must not be used next to the original |
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -31,33 +31,33 @@ use crate::reconcile::disk;
 use crate::store;
 use crate::store::checked_line::{self, Line};
 
-/// Of the file in the state directory and of the one in the run directory.
+/// Name of the file in the state directory and in the run directory.
 pub(super) const FILE: &str = "instance";
 
-/// Where the daemons of this host claim their ids.
+/// Directory of the claims of all daemons of this host.
 const CLAIMS: &str = "/run/slice-instances";
 
 const BEFORE: &str = "slicectl instance ";
 
-/// How long a claim of a daemon that is just ending is waited for: a child between fork and exec holds it a moment longer.
+/// How long to wait for the claim of a daemon that is exiting: a child between fork and exec holds the lock a little longer.
 const PATIENCE: Duration = Duration::from_secs(2);
 const STEP: Duration = Duration::from_millis(50);
 
 /// A daemon's directories.
 pub(super) struct Dirs<'a> {
-    /// Where its state is (canonical).
+    /// The state directory (canonical).
     pub(super) state: &'a Path,
-    /// Where this boot's files are.
+    /// The run directory, with the files of this boot.
     pub(super) run: &'a RunDir,
-    /// Which boot this is.
+    /// Id of the current boot.
     pub(super) boot_id: &'a str,
 }
 
-/// The id, held until this is dropped.
+/// The claimed id. The claim is released on drop.
 #[derive(Debug)]
 pub(super) struct Claimed {
     pub(super) instance: Instance,
-    /// What somebody should know about where it comes from.
+    /// Messages for the user about the source of the id.
     pub(super) notes: Vec<String>,
     pub(super) lock: File,
 }
@@ -66,13 +66,13 @@ pub(super) struct Claimed {
 enum Stored {
     Absent,
     Damaged,
-    /// As this version writes it.
+    /// With a valid checksum, as this version writes it.
     Id(Instance),
-    /// Without a checksum: an earlier version, or the administrator, wrote it.
+    /// Without a checksum: written by an earlier version or by the administrator.
     Unchecked(Instance),
 }
 
-/// Finds or makes the id, claims it, and stores it. Nothing else was done before.
+/// Finds or creates the id, claims it and stores it. This is the first step of the startup.
 ///
 /// # Errors
 /// [`Error`]: another daemon has it, or the files that record it cannot be read.
@@ -89,7 +89,7 @@ pub(super) async fn claim(dirs: &Dirs<'_>, home: &Netns) -> Result<Claimed, Erro
         }
         (_, Some(id)) => {
             notes.push(format!(
-                "the instance id {id} is taken from the run directory: {} is not there",
+                "the instance id {id} is taken from the run directory: {} does not exist",
                 at(dirs)
             ));
             let lock = lock(dirs, &id).await?;
@@ -101,7 +101,7 @@ pub(super) async fn claim(dirs: &Dirs<'_>, home: &Netns) -> Result<Claimed, Erro
                 Some(id) => {
                     if id != derived {
                         notes.push(format!(
-                            "the instance id {id} is taken from the labels of what is on this host: the state directory was moved"
+                            "the instance id {id} is taken from labels of objects on this host: the state directory was moved"
                         ));
                     }
                     let lock = lock(dirs, &id).await?;
@@ -156,7 +156,7 @@ fn parse(text: &str) -> Stored {
     }
 }
 
-/// The id that the run directory has of this boot. One of an earlier boot, in a run directory that is not a tmpfs, is ignored.
+/// The id of this boot in the run directory. One of an earlier boot, in a run directory that is not a tmpfs, is ignored.
 fn of_this_boot(dirs: &Dirs<'_>) -> Result<Option<Instance>, Error> {
     let text = fs::read_text(&dirs.run.0.join(FILE))?;
     Ok(text.and_then(|text| {
@@ -169,12 +169,12 @@ fn of_this_boot(dirs: &Dirs<'_>) -> Result<Option<Instance>, Error> {
     }))
 }
 
-/// What is in the run directory would be adopted under names that it does not have.
+/// Fails if the run directory contains VMs of another instance: they would be adopted under wrong names.
 fn refuse_foreign_vms(dirs: &Dirs<'_>, other: &Instance) -> Result<(), Error> {
     match vms_of(dirs)?.is_empty() {
         true => Ok(()),
         false => Err(Error::Host(format!(
-            "the run directory {} holds VMs of another sliced (instance {other}): give this one a --run-dir of its own, or start it with the state directory that they belong to",
+            "the run directory {} contains VMs of another sliced (instance {other}): use a separate --run-dir, or start sliced with the state directory that they belong to",
             dirs.run.0.display()
         ))),
     }
@@ -188,13 +188,13 @@ fn vms_of(dirs: &Dirs<'_>) -> Result<Vec<String>, Error> {
     })
 }
 
-/// Neither a database nor anything that indicates one.
+/// Whether the state directory has neither a database nor a file that indicates an earlier one.
 fn is_fresh(state: &Path) -> bool {
     let there = |name: &str| std::fs::symlink_metadata(state.join(name)).is_ok();
     !["db", "seal", "format", "disks"].into_iter().any(there)
 }
 
-/// The id that our VMs' links, namespaces and disks carry: for a state directory in which none is stored.
+/// The id in the labels of our VMs' links, namespaces and disks, for a state directory without a stored id.
 async fn on_the_host(
     dirs: &Dirs<'_>,
     home: &Netns,
@@ -217,7 +217,7 @@ async fn on_the_host(
                         .await?
                         .and_then(|lo| lo.alias),
                 ),
-                // An empty file that a crash left.
+                // An empty file left by a crash.
                 Err(error) if error.kind == host::Kind::Absent => {}
                 Err(error) => return Err(error.into()),
             }
@@ -234,7 +234,7 @@ async fn on_the_host(
     match (ids.next(), ids.next()) {
         (first, None) => Ok(first),
         (Some(one), Some(other)) => Err(Error::Host(format!(
-            "what is on this host for the VMs of {} carries several instance ids ({one}, {other}); write the right one into {}: `echo '{BEFORE}{one}' > {}`",
+            "objects on this host for the VMs of {} carry several instance ids ({one}, {other}); write the correct one to {}: `echo '{BEFORE}{one}' > {}`",
             dirs.state.display(),
             at(dirs),
             at(dirs)
@@ -255,7 +255,7 @@ fn first(dirs: &Dirs<'_>, derived: Instance) -> Result<(Instance, File), Error> 
         {
             return Ok((id, lock));
         }
-        info!(%id, "another sliced has this instance id; a new one is made");
+        info!(%id, "another sliced has this instance id; generating a new one");
         id = Instance::new(uuid::Uuid::new_v4().as_bytes());
     }
 }
@@ -287,7 +287,7 @@ fn try_lock(dirs: &Dirs<'_>, path: &Path) -> Result<Option<File>, Error> {
     let Some(mut lock) = private::try_lock(path)? else {
         return Ok(None);
     };
-    // For whoever finds it locked; a full /run leaves it empty.
+    // Read by a daemon that finds the claim locked. A full /run leaves it empty.
     let words = format!("state {}\n", dirs.state.display());
     let mut before = String::new();
     let _ = lock.read_to_string(&mut before);
@@ -325,7 +325,7 @@ fn in_use(dirs: &Dirs<'_>, id: &Instance, claim: &Path) -> Error {
     let process = process.unwrap_or_else(|| "a process that cannot be seen from here".into());
     match theirs {
         Some(theirs) if !is_same(&theirs, dirs.state) => Error::Host(format!(
-            "the state directory {} is a copy of {}, which {process} is using; both contain the same VMs (instance {id}): stop that sliced, or give this one a state directory of its own",
+            "the state directory {} is a copy of {}, which {process} is using; both contain the same VMs (instance {id}): stop the other sliced, or use a separate state directory",
             dirs.state.display(),
             theirs.display()
         )),
@@ -337,11 +337,11 @@ fn in_use(dirs: &Dirs<'_>, id: &Instance, claim: &Path) -> Error {
     }
 }
 
-/// A state disk that takes nothing now does not keep the daemon from its VMs: the run directory has the id until the next start.
+/// Stores the id. A state disk that is not writable does not keep the daemon from running: the run directory has the id for this boot.
 fn store(dirs: &Dirs<'_>, id: &Instance, notes: &mut Vec<String>) {
     let path = dirs.state.join(FILE);
     match fs::write(&path, text(id).as_bytes(), 0o600, Durability::Disk) {
-        Ok(()) => info!(%id, path = %path.display(), "the instance id is stored"),
+        Ok(()) => info!(%id, path = %path.display(), "instance id stored"),
         Err(error) => {
             let error = format!("{error}: {}", error.source);
             notes.push(format!("the instance id {id} cannot be stored: {error}; do not move the state directory before the next start"));

@@ -1,11 +1,11 @@
-//! The config folder into the store, at every change and at least at every resync.
-//! Out of scope: reading and judging manifests (`intake`, `api`); how groups are written (`drafts`).
+//! Reads the manifest directory into the store, at every change and at least at every resync.
+//! Out of scope: reading and validating manifests (`intake`, `api`); writing groups (`drafts`).
 //!
-//! # What wakes it
-//! inotify reports what passes through this kernel's own view of a folder. Not reported are a write through a mapping, a change in
-//! a network file system or in a lower directory of an overlay, and whatever is mounted over the folder. So at every resync the folder
-//! is watched and read again; the kernel reports every change of the mount table; and a folder on a file system that reports no changes,
-//! or that cannot be watched, is compared by `stat` every two seconds.
+//! # What triggers a read
+//! inotify reports changes that are made through the VFS of this kernel. It does not report writes through a mapping, changes made by
+//! other clients of a network file system or in a lower directory of an overlay, and mounts over the directory. So at every resync the
+//! directory is watched and read again; changes of the mount table trigger a read; and a directory on a file system that reports no
+//! changes, or that cannot be watched, is compared by `stat` every two seconds.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,65 +28,65 @@ use crate::intake::{self, Folder, Intake, Watch};
 use crate::reconcile::engine::Engine;
 use crate::store;
 
-/// Between two tries when the folder cannot be read or watched, and between two looks at one that reports no changes.
+/// Interval between attempts to read or watch a directory that fails, and between polls of a directory that reports no changes.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// For a reading of the folder, which may lie on a file system whose server does not answer.
+/// Deadline for reading the directory, which may be on a file system whose server does not respond.
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Many file systems are mounted at once: namespaces of VMs are. One look is enough for all.
+/// Delay after a change of the mount table. Many file systems are mounted at once (e.g. namespaces of VMs); one check covers all.
 const MOUNTS_SETTLE: Duration = Duration::from_millis(100);
 
-/// None: the folder is unchanged.
+/// The directory with the result of a read. `Ok(None)`: the directory is unchanged.
 type Reading = (Folder, Result<Option<Intake>, intake::Error>);
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether an unchanged folder is read.
+/// Whether an unchanged directory is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Read {
     Always,
     IfChanged,
 }
 
-/// What was last found, for people.
+/// Findings of the last read, which are reported to users.
 #[derive(Default)]
 struct Findings {
     problems: BTreeMap<PathBuf, Vec<String>>,
     warnings: BTreeMap<PathBuf, Vec<String>>,
     others: Vec<PathBuf>,
     kept: BTreeMap<Name, String>,
-    /// Why the folder cannot be read.
+    /// Why the directory cannot be read.
     unreadable: Option<String>,
 }
 
-/// When the folder is looked at although nothing wakes us.
+/// When the directory is read or polled without a notification.
 #[derive(Clone, Copy, Default)]
 struct Pace {
-    /// It is read then.
+    /// Time of the next read.
     again: Option<Instant>,
-    /// It is compared every [`PAUSE`].
+    /// Whether it is polled every [`PAUSE`].
     polled: bool,
 }
 
-/// Reads the folder for as long as the daemon runs.
+/// Reads the directory while the daemon runs.
 pub struct IntakeLoop {
     engine: Arc<Engine>,
     dir: PathBuf,
     grace: Duration,
     folder: Mutex<Option<Folder>>,
-    /// A reading that has not come back, with the folder.
+    /// A read that has not returned yet. It owns the [`Folder`].
     hanging: Mutex<Option<JoinHandle<Reading>>>,
     findings: Mutex<Findings>,
     pace: Mutex<Pace>,
 }
 
 impl IntakeLoop {
-    /// For that folder, which need not be there yet; a removal must last for `grace`.
+    /// Creates a loop for `dir`, which need not exist yet. A file must be absent for `grace` before its groups are removed.
     pub fn new(dir: &Path, grace: Duration, engine: Arc<Engine>) -> Self {
-        // A relative path would be another origin after a restart elsewhere.
+        // A relative path would be another origin after a restart in another working directory.
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
         let allowed = engine.processes.places().allowed.clone();
         Self {
@@ -100,7 +100,7 @@ impl IntakeLoop {
         }
     }
 
-    /// What keeps a group from matching its file, one cause each.
+    /// Why a group does not match its file, one message per cause.
     pub fn problems_of(&self, group: &HostGroup) -> Vec<String> {
         let Origin::File(path) = &group.origin else {
             return Vec::new();
@@ -112,18 +112,18 @@ impl IntakeLoop {
         of_file.chain(of_group).chain(of_folder).cloned().collect()
     }
 
-    /// Whether a group cannot be removed by way of its file, because the file is not there.
+    /// Whether a group cannot be removed by editing its file, because the file is missing or unreadable.
     pub fn is_without_file(&self, group: &HostGroup) -> bool {
         let findings = lock(&self.findings);
         findings.kept.contains_key(&group.meta.name) || findings.unreadable.is_some()
     }
 
-    /// No file is broken.
+    /// Whether no file has problems.
     pub fn is_sound(&self) -> bool {
         lock(&self.findings).problems.is_empty()
     }
 
-    /// Until nothing is waited for.
+    /// Reads until no further read is scheduled.
     pub async fn read_to_the_end(&self) {
         let end = clock::monotonic() + 2 * self.grace + PAUSE;
         self.read(Read::Always).await;
@@ -140,7 +140,7 @@ impl IntakeLoop {
         }
     }
 
-    /// For ever.
+    /// Reads at every change. Never returns.
     pub async fn run(&self, resync: Duration) {
         let mounts = Mounts::watch();
         let mut ticks = tokio::time::interval(resync);
@@ -148,13 +148,13 @@ impl IntakeLoop {
         ticks.tick().await;
         let mut could_watch = true;
         loop {
-            // What lies there now is watched before it is read: a change after that wakes us.
+            // The watch is set up before the read, so that no change after the read is missed.
             let at = self.directory().await;
             let mut watch = match Watch::new(&self.dir).await {
                 Ok(watch) => Some(watch),
                 Err(error) => {
                     if could_watch {
-                        warn!(%error, "cannot watch the config folder; it is looked at every 2 s");
+                        warn!(%error, "cannot watch the manifest directory; polling it every 2 s");
                     }
                     None
                 }
@@ -165,7 +165,7 @@ impl IntakeLoop {
         }
     }
 
-    /// Reads at every change, until the folder is to be watched again.
+    /// Reads at every change, until the directory must be watched again.
     async fn follow(
         &self,
         watch: &mut Option<Watch>,
@@ -182,7 +182,7 @@ impl IntakeLoop {
             tokio::select! {
                 changed = changed(watch) => {
                     if let Err(error) = changed {
-                        warn!(%error, "the config folder's watch broke; watching again");
+                        warn!(%error, "the watch of the manifest directory failed; watching it again");
                         return;
                     }
                     self.read(Read::Always).await;
@@ -192,7 +192,7 @@ impl IntakeLoop {
                     if self.is_elsewhere(&at).await {
                         return;
                     }
-                    // Over one of its files, perhaps.
+                    // The mount may cover one of its files.
                     self.read(Read::IfChanged).await;
                 }
                 _ = ticks.tick() => {
@@ -216,17 +216,17 @@ impl IntakeLoop {
         }
     }
 
-    /// A reading has not come back from the kernel. Every other look at the folder would leave one more thread beside it.
+    /// Whether a read has not returned from the kernel. Every further access to the directory could block another thread.
     fn is_hanging(&self) -> bool {
         lock(&self.hanging).is_some()
     }
 
-    /// The path leads to another directory than `at`.
+    /// Whether the path resolves to another directory than `at`.
     async fn is_elsewhere(&self, at: &Option<DirectoryId>) -> bool {
         !self.is_hanging() && self.directory().await != *at
     }
 
-    /// Which directory is there now. None: none, or it does not answer.
+    /// The directory that the path resolves to. `None` if it does not exist or its file system does not respond.
     async fn directory(&self) -> Option<DirectoryId> {
         if self.is_hanging() {
             return None;
@@ -237,7 +237,7 @@ impl IntakeLoop {
         answer.ok()?.ok()?
     }
 
-    /// One reading, and when the next is due.
+    /// Reads the directory once and schedules the next read.
     async fn read(&self, which: Read) {
         let stored: Vec<HostGroup> = self
             .engine
@@ -248,7 +248,7 @@ impl IntakeLoop {
             polled: true,
         };
         let Some(mut folder) = self.folder().await else {
-            self.cannot_read("a file of it does not come back from the kernel".to_owned());
+            self.cannot_read("reading a file in it does not return".to_owned());
             *lock(&self.pace) = soon;
             return;
         };
@@ -287,7 +287,7 @@ impl IntakeLoop {
             Err(error) => {
                 let why = format!("{error}: {}", error.source);
                 self.cannot_read(why);
-                // What makes it readable again (a mode, a server) may make no event.
+                // The change that makes it readable again (a mode, a server) may not be reported.
                 *lock(&self.pace) = Pace {
                     again: None,
                     polled: true,
@@ -301,14 +301,14 @@ impl IntakeLoop {
         Folder::new(&self.dir, allowed, self.grace)
     }
 
-    /// The folder, to be read. None: the reading before does not come back.
+    /// Takes the [`Folder`] for a read. `None` if the previous read has not returned.
     async fn folder(&self) -> Option<Folder> {
         let hanging = lock(&self.hanging).take();
         let Some(mut hanging) = hanging else {
             return lock(&self.folder).take();
         };
         match tokio::time::timeout(PAUSE, &mut hanging).await {
-            // What it has read is old by now.
+            // Its result is outdated.
             Ok(Ok((folder, _))) => Some(folder),
             Ok(Err(_)) => Some(self.new_folder()),
             Err(_) => {
@@ -318,12 +318,12 @@ impl IntakeLoop {
         }
     }
 
-    /// A folder that cannot be read changes nothing; this is reported once.
+    /// Reports, once, that the directory cannot be read. No group is changed then.
     fn cannot_read(&self, why: String) {
         let why = format!("{why}: nothing is changed or deleted until it can be read");
         let before = lock(&self.findings).unreadable.replace(why.clone());
         if before.as_ref() != Some(&why) {
-            warn!(%why, "the config folder is not read");
+            warn!(%why, "cannot read the manifest directory");
             let object = format!("manifest/{}", self.dir.display());
             self.note(EventType::Warning, &object, "FolderUnreadable", &why);
         }
@@ -352,26 +352,26 @@ impl IntakeLoop {
             })
             .await;
         if let Err(error) = stored {
-            warn!(%error, "cannot store what the config folder says");
+            warn!(%error, "cannot store the manifests of the manifest directory");
             self.carry_out_what_closes(&intake).await;
-            // The folder does not change by that, and what it asks for is still to be done.
+            // The directory has not changed, so that no notification triggers the retry.
             let soon = clock::monotonic() + PAUSE;
             lock(&self.pace).again.get_or_insert(soon);
             return;
         }
         for (draft, origin) in &intake.upserts {
-            info!(group = %draft.name, %origin, "taken in");
+            info!(group = %draft.name, %origin, "group configured");
             let from = format!("from {origin}");
             self.note_group(EventType::Normal, &draft.name, "Configured", &from);
         }
         for name in &intake.deletions {
-            info!(group = %name, "its file is gone");
-            let why = "no file names it any more";
+            info!(group = %name, "group removed: no file defines it");
+            let why = "no file defines it";
             self.note_group(EventType::Normal, name, "Deleted", why);
         }
     }
 
-    /// Of files that cannot be stored as a whole, the groups that become stricter: each by itself.
+    /// If the changes cannot be stored together, stores each change that only restricts its group, in a transaction of its own.
     async fn carry_out_what_closes(&self, intake: &Intake) {
         let store = &self.engine.store;
         let seen_in = intake.directory.as_ref();
@@ -385,10 +385,10 @@ impl IntakeLoop {
                     .await;
                 if let Ok(applied) = stored {
                     if applied != Applied::Unchanged {
-                        info!(group = %draft.name, %origin, "taken in, for it only closes");
+                        info!(group = %draft.name, %origin, "group configured: the change only restricts it");
                         let object = format!("hostgroup/{}", draft.name);
                         let message = format!(
-                            "from {origin}; what else changed waits until it can be stored"
+                            "from {origin}; other changes are applied when they can be stored"
                         );
                         self.note(EventType::Normal, &object, "Configured", &message);
                     }
@@ -398,7 +398,7 @@ impl IntakeLoop {
         }
     }
 
-    /// Reports what was not so at the reading before.
+    /// Reports findings that the previous read did not have.
     fn tell_findings(&self, intake: &Intake) {
         let lines = |problems: &Vec<_>| problems.iter().map(ToString::to_string).collect();
         let problems = intake.problems.iter();
@@ -418,7 +418,7 @@ impl IntakeLoop {
                 continue;
             }
             for line in lines {
-                warn!(problem = %line, "a manifest is refused; what runs is unchanged");
+                warn!(problem = %line, "invalid manifest; the last valid version stays in effect");
                 let object = manifest_object(path);
                 self.note(EventType::Warning, &object, "ManifestInvalid", line);
             }
@@ -444,7 +444,7 @@ impl IntakeLoop {
         }
         for (name, why) in &now.kept {
             if findings.kept.get(name) != Some(why) {
-                warn!(group = %name, %why, "kept");
+                warn!(group = %name, %why, "group kept without a file");
                 self.note_group(EventType::Warning, name, "KeptWithoutFile", why);
             }
         }
@@ -468,7 +468,7 @@ async fn changed(watch: &mut Option<Watch>) -> Result<(), intake::WatchError> {
     }
 }
 
-/// At that moment; without one, never.
+/// Sleeps until `at`; for ever if it is `None`.
 async fn at_last(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,

@@ -1,9 +1,9 @@
-//! Log lines to standard error, for which nothing in the daemon ever waits.
+//! Non-blocking log writer to standard error.
 //! Out of scope: what is logged.
 //!
 //! # Why
-//! Standard error may be a file on a full disk, or a pipe that nobody reads: a write then fails, or never returns. Neither may keep a
-//! policy from being enforced. So a thread of its own writes the lines, and those that it cannot write are counted and left out.
+//! Standard error may be a file on a full disk, or a pipe that no process reads: a write then fails or never returns. Neither may delay
+//! the enforcement of a policy. So a separate thread writes the lines; lines that it cannot write are counted and dropped.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,14 +11,14 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Lines that wait to be written.
+/// Capacity of the queue of unwritten lines.
 const QUEUE: usize = 4096;
 
-/// How long the end of the process waits for them.
+/// How long the daemon waits at its end for unwritten lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(5);
 
-/// Where lines go. Cheap to clone.
+/// Sends lines to the writer thread. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Log {
     lines: SyncSender<Vec<u8>>,
@@ -29,10 +29,10 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 static THREAD: Mutex<Option<Log>> = Mutex::new(None);
 
 impl Log {
-    /// The process' own: its thread is started once.
+    /// The log of this process. Its thread is started once.
     ///
     /// # Errors
-    /// There can be no thread.
+    /// The thread cannot be started.
     pub(super) fn to_stderr() -> io::Result<Self> {
         let mut thread = lock();
         if let Some(log) = &*thread {
@@ -49,7 +49,7 @@ impl Log {
 }
 
 impl Write for Log {
-    /// A whole line.
+    /// Queues one complete line; drops it if the queue is full.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         WAITING.fetch_add(1, Ordering::AcqRel);
         match self.lines.try_send(line.to_vec()) {
@@ -67,7 +67,7 @@ impl Write for Log {
     }
 }
 
-/// Waits a moment for the lines that are still to be written: the process ends.
+/// Waits up to [`LAST_LINES`] for queued lines, at the end of the process.
 pub(super) fn end() {
     let steps = LAST_LINES.as_millis() / STEP.as_millis();
     for _ in 0..steps {
@@ -83,8 +83,7 @@ fn write_all(lines: &Receiver<Vec<u8>>) {
     for line in lines {
         let lost = LOST.swap(0, Ordering::Relaxed);
         let mut put = |text: &[u8]| stderr.write_all(text).is_ok();
-        let noted =
-            lost == 0 || put(format!("{lost} lines of the log could not be written\n").as_bytes());
+        let noted = lost == 0 || put(format!("{lost} log lines could not be written\n").as_bytes());
         if !noted || !put(&line) {
             LOST.fetch_add(if noted { 1 } else { lost + 1 }, Ordering::Relaxed);
         }

@@ -1,5 +1,5 @@
-//! What a VM's VMM and the kernel have counted of it, as it is asked for on the socket.
-//! Out of scope: talking with the VMM ([`crate::reconcile::vmm::Control`]), HTTP.
+//! Collects the metrics of a VM from its VMM and from the kernel.
+//! Out of scope: the protocol of the VMM ([`crate::reconcile::vmm::Control`]), HTTP.
 
 use super::orders::{nearest, not_found};
 use crate::api::meta::Name;
@@ -9,7 +9,7 @@ use crate::reconcile::fold::House;
 use crate::reconcile::vmm::Control;
 use crate::wire::Refusal;
 
-/// Asks the kernel and the VMM. A VMM that does not answer keeps nobody from what the kernel has counted.
+/// Reads the counters of the kernel and the VMM. If the VMM does not respond, only those of the kernel are returned.
 pub async fn ask(engine: &Engine, house: &House, name: Name) -> Result<Metrics, Refusal> {
     let found: Result<_, Refusal> = engine.store.read(|world| {
         let vm = world.vm_named(&name).ok_or_else(|| {
@@ -34,25 +34,23 @@ pub async fn ask(engine: &Engine, house: &House, name: Name) -> Result<Metrics, 
     };
     let Some(control) = Control::of(vmm.hypervisor) else {
         return match ours().await {
-            ours if ours.is_empty() => {
-                refuse("has no VMM of ours that could count: its hypervisor is none")
-            }
+            ours if ours.is_empty() => refuse("has no metrics: hypervisor is none"),
             ours => Ok(metrics(ours, None)),
         };
     };
     let dir = vmm.api_socket.as_deref().and_then(std::path::Path::parent);
     let (Some(pid), Some(dir)) = (vmm.pid, dir) else {
-        return refuse("does not run: nothing is counted");
+        return refuse("is not running: no metrics");
     };
     match control.metrics(dir, pid).await {
         Ok(mut counters) => {
             counters.extend(ours().await);
             Ok(metrics(counters, None))
         }
-        Err(_) if !engine.processes.runs(uid) => refuse("does not run: nothing is counted"),
+        Err(_) if !engine.processes.runs(uid) => refuse("is not running: no metrics"),
         Err(error) => {
             let why = format!(
-                "its VMM does not tell what it has counted: {error}: {}",
+                "cannot read the metrics of its VMM: {error}: {}",
                 error.source
             );
             match ours().await {

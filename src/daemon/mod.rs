@@ -1,4 +1,4 @@
-//! JOINS: the only room that knows every room. Starts them, wires them together, stops them.
+//! Starts all modules, connects them and stops them. The only module that imports every other.
 //! Out of scope: decisions.
 
 mod answers;
@@ -56,30 +56,30 @@ use intake_loop::IntakeLoop;
 use trigger::Trigger;
 use wakes::{converged, quiet, resync, tell_when_quiet, wake_by_changes};
 
-/// Keys that are run at once. More than the cores: a run waits for the kernel's locks and the disk.
+/// Number of keys that are reconciled concurrently. More than the cores: a run waits for the kernel's locks and the disk.
 const WIDTH: usize = 16;
 
-/// What ends the daemon with exit status 1.
+/// An error that ends the daemon with exit status 1.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A folder cannot be used.
+    /// A directory cannot be used.
     #[error("cannot use {path}: {source}")]
     Folder {
-        /// Which.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: std::io::Error,
     },
-    /// The kernel refuses.
+    /// A call to the kernel failed, or the host does not meet a requirement.
     #[error("{0}")]
     Host(String),
-    /// The database refuses.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The settings are not understood.
+    /// The settings file is invalid.
     #[error("{0}")]
     Settings(String),
-    /// The socket refuses.
+    /// The API socket cannot be opened.
     #[error("{0}")]
     Door(String),
 }
@@ -90,16 +90,17 @@ impl From<host::Error> for Error {
     }
 }
 
-/// After a burst the threads that may block end with the rest of its stir, and not in the silence long after it.
+/// How long idle threads of the blocking pool are kept. Short, so that after a burst they end while the daemon is still busy, instead of
+/// waking an idle host later.
 const IDLE_THREADS: Duration = Duration::from_secs(2);
 
-/// Between two words about descriptors that are used up.
+/// Minimum interval between two events about exhausted file descriptors.
 const EXHAUSTION_PAUSE: Duration = Duration::from_secs(5);
 
 /// `sliced`, from its arguments to its exit status.
 pub fn main(args: Args) -> ExitCode {
-    // What we make has the mode that it is made with, whoever has started us and how: network managers read some of it, and a umask of
-    // nothing would leave the rest to be written by all.
+    // Files get the mode that they are created with, independent of the umask of the parent process: network managers must be able to
+    // read some of them, and with a umask of 0 the rest would be world-writable.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let log = match log::Log::to_stderr() {
         Ok(log) => log,
@@ -128,15 +129,15 @@ fn run_to_the_end(args: Args) -> ExitCode {
         }
     };
     let ended = runtime.block_on(run(args));
-    // What hangs must not outlive us, and whoever waits for it is not waited for.
+    // Helper programs that hang must not outlive the daemon, and threads that wait for them would delay its end.
     process::end_helpers();
-    // Whoever still waits for a guest to power down is not waited for.
+    // Threads that wait for a guest to power down are abandoned.
     runtime.shutdown_timeout(Duration::from_millis(200));
     match ended {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            error!(%error, "sliced ends");
+            error!(%error, "exiting with an error");
             ExitCode::FAILURE
         }
     }
@@ -154,20 +155,20 @@ fn log_to_stderr(args: &Args, log: log::Log) {
     }
 }
 
-/// A daemon that has looked around and has not begun.
+/// A daemon that is prepared: it has observed the host and has not changed it yet.
 pub struct Daemon {
-    /// What is done for a key.
+    /// Reconciles a key.
     pub engine: Arc<Engine>,
     controller: Controller<Key>,
     idle: watch::Receiver<bool>,
-    /// From before anybody could write: what is told between preparing and running is not missed.
+    /// Subscribed before any write is possible, so that no change between preparation and `run_until` is missed.
     changes: broadcast::Receiver<Change>,
-    /// While we live, no other daemon has our instance id.
+    /// Lock on the instance id, held while the daemon lives.
     _claim: std::fs::File,
 }
 
 impl Daemon {
-    /// The same, working on so many keys at once, and on so many more that are slow.
+    /// Sets the number of keys that are reconciled concurrently, and the number of slow ones that run in addition.
     fn with_width(self, width: usize, slow: usize) -> Self {
         Self {
             controller: self.controller.with_width(width).with_slow(slow),
@@ -175,7 +176,7 @@ impl Daemon {
         }
     }
 
-    /// Runs what is due until nothing is, for `patience` at most. True: nothing is left to do.
+    /// Reconciles until no key is due, for at most `patience`. Returns whether everything is Ready.
     pub async fn settle(self, patience: Duration) -> bool {
         let (engine, idle) = (self.engine.clone(), self.idle.clone());
         let settled = self
@@ -184,7 +185,7 @@ impl Daemon {
         settled.is_ok() && engine.all_ready()
     }
 
-    /// Runs what is due until `end` completes; what is under way then is finished.
+    /// Reconciles keys that are due until `end` completes, then waits for the runs in progress.
     pub async fn run_until<T>(self, end: impl Future<Output = T>) -> T {
         let stop = CancellationToken::new();
         let changes = tokio::spawn(wake_by_changes(self.engine.clone(), self.changes));
@@ -206,7 +207,7 @@ impl Daemon {
 
 async fn run(args: Args) -> Result<bool, Error> {
     if let Err(error) = cpu::go_first_with_our_session() {
-        debug!(%error, "our session goes as every other");
+        debug!(%error, "cannot set the autogroup nice value of the session");
     }
     let budget = share_descriptors(args.concurrency.into());
     let mut cni = cni::Runtime::from_env();
@@ -237,10 +238,10 @@ async fn run(args: Args) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Raises our own limit of descriptors, and shares it out.
+/// Raises the soft limit of file descriptors and divides it among the consumers.
 fn share_descriptors(width: usize) -> Budget {
     let limit = process::raise_file_limit().or_else(|error| {
-        warn!(%error, "cannot raise the limit of open files");
+        warn!(%error, "cannot raise the open file limit");
         process::file_limit()
     });
     let limit = limit.unwrap_or(1024);
@@ -248,18 +249,18 @@ fn share_descriptors(width: usize) -> Budget {
     if budget.is_short(limit, width) {
         warn!(
             limit,
-            "the limit of open files (LimitNOFILE=) is short of what --concurrency may need"
+            "the open file limit (LimitNOFILE=) is too low for --concurrency"
         );
     }
-    debug!(limit, ?budget, "descriptors");
+    debug!(limit, ?budget, "file descriptor budget");
     budget
 }
 
-/// Tells, once a while, that descriptors are used up.
+/// Reports exhausted file descriptors, at most once per [`EXHAUSTION_PAUSE`].
 async fn tell_exhaustion(engine: Arc<Engine>) {
     loop {
         let error = host::error::exhaustion().await;
-        warn!(%error, "descriptors are used up");
+        warn!(%error, "file descriptors exhausted");
         let message = format!("{error}: raise LimitNOFILE= of sliced.service, or fs.file-max");
         let events = engine.store.events();
         let kind = crate::api::event::EventType::Warning;
@@ -325,30 +326,30 @@ async fn serve(
             .controller
             .run(run, async move { stopped.cancelled().await }),
     );
-    // Not under systemd is no error.
+    // Fails if the daemon does not run under systemd, which is not an error.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!(socket = %engine.run_dir.socket().display(), "ready");
     let ending = or_stuck(&engine, terminated()).await;
-    info!("ending; VMs run on");
+    info!("shutting down; VMs keep running");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
     tasks.abort_all();
-    // Runs under way are finished, but a guest may take its time to power down: the next start goes on with it.
+    // Runs in progress are completed, but waiting for a guest to power down may take long: the next start continues it.
     let ended = async { tokio::join!(&mut wire, &mut controller) };
     if tokio::time::timeout(Duration::from_millis(1500), ended)
         .await
         .is_err()
     {
-        warn!("some runs were still under way; the next start finishes them");
-        // What they have started goes with them.
+        warn!("some reconciliations were still running; the next start completes them");
+        // Helper programs that they started are ended with them.
         controller.abort();
         wire.abort();
     }
     ending
 }
 
-/// `end`, unless the store falls silent before: then nothing can be remembered, nothing may be touched, and whoever started
-/// us starts us anew.
+/// Waits for `end`, or for the store to stop responding: then no state can be persisted and the host must not be changed, so the daemon
+/// exits and its supervisor restarts it.
 async fn or_stuck<T>(
     engine: &Engine,
     end: impl Future<Output = Result<T, Error>>,
@@ -360,7 +361,8 @@ async fn or_stuck<T>(
 }
 
 async fn terminated() -> Result<(), Error> {
-    let fail = |error: std::io::Error| Error::Host(format!("cannot hear signals: {error}"));
+    let fail =
+        |error: std::io::Error| Error::Host(format!("cannot install signal handlers: {error}"));
     let mut term = signal(SignalKind::terminate()).map_err(fail)?;
     let mut int = signal(SignalKind::interrupt()).map_err(fail)?;
     tokio::select! {

@@ -1,5 +1,5 @@
-//! Objects as the API returns them: their status as built from the store, with what only the daemon knows of them.
-//! Out of scope: building the status ([`crate::reconcile::fold`]), watching them (`streams`).
+//! Builds objects as the API returns them: the status computed from the store, plus data that only the daemon has.
+//! Out of scope: computing the status ([`crate::reconcile::fold`]), watching objects (`streams`).
 
 use super::intake_loop::IntakeLoop;
 use crate::api::host_group::HostGroup;
@@ -11,7 +11,7 @@ use crate::reconcile::fold::{self, House, Trouble};
 use crate::reconcile::{limits, storage};
 use crate::store::World;
 
-/// All of a kind, or the one of that name.
+/// All objects of a kind, or the one of that name.
 pub(super) fn objects(
     house: &House,
     engine: &Engine,
@@ -42,10 +42,10 @@ pub(super) fn objects(
     }
 }
 
-/// Bytes of one answer, about.
+/// Approximate maximum size of one response, in bytes.
 const MOST: usize = 64 << 20;
 
-/// The same as far as an answer has room for them, and how many more there are.
+/// As [`objects`], limited to the size of a response; also returns the number of objects that were left out.
 pub(super) fn bounded(
     house: &House,
     engine: &Engine,
@@ -71,7 +71,7 @@ pub(super) fn bounded(
     (shown, more)
 }
 
-/// About how many bytes a VM has as JSON: its lists are in its spec and in its status.
+/// Approximate size of a VM as JSON, in bytes. Its lists occur in its spec and in its status.
 fn weight(vm: &Vm) -> usize {
     const REST: usize = 3 << 10;
     const ENTRY: usize = 2 * 24;
@@ -107,7 +107,7 @@ fn vm(house: &House, engine: &Engine, world: &World, vm: &Vm) -> Object {
     let disks = engine.processes.disk_dir();
     view.status.disk = storage::lying(&vm.spec.storage, disks, &vm.meta.name);
     let why = engine.why_not_replaced(vm);
-    let held = why.map(|why| format!("not replaced, though its group has changed: {why}"));
+    let held = why.map(|why| format!("not replaced although its group has changed: {why}"));
     view.status.warnings.extend(held);
     let read_only = engine.store.read_only();
     let condition = read_only.map(|why| fold::not_writable(&vm.meta, &why));

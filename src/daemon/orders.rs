@@ -1,5 +1,5 @@
-//! VMs made on demand, as they are asked for on the socket.
-//! Out of scope: what an order is held to ([`crate::reconcile::group`]), HTTP.
+//! Adds and removes VMs on demand.
+//! Out of scope: validation of the request ([`crate::reconcile::group`]), HTTP.
 
 use crate::api::event::EventType;
 use crate::api::meta::Name;
@@ -11,7 +11,7 @@ use crate::reconcile::group::{self, AddError, Added, HostUse, Removed};
 use crate::store;
 use crate::wire::Refusal;
 
-/// Orders a VM.
+/// Adds a VM to a group on demand.
 pub async fn add(engine: &Engine, group: Name, wanted: NewVm) -> Result<NewVmResult, Refusal> {
     let host_use = HostUse {
         netlink: &engine.hands.netlink,
@@ -33,7 +33,7 @@ pub async fn add(engine: &Engine, group: Name, wanted: NewVm) -> Result<NewVmRes
         Added::Unchanged => Applied::Unchanged,
     };
     if added == Added::Created {
-        let message = format!("made on demand in hostgroup/{group}");
+        let message = format!("created on demand in hostgroup/{group}");
         note(engine, &name, "Added", &message);
     }
     let warnings = store.read(|world| {
@@ -47,7 +47,7 @@ pub async fn add(engine: &Engine, group: Name, wanted: NewVm) -> Result<NewVmRes
     })
 }
 
-/// Takes an order back.
+/// Removes a VM that was added on demand.
 pub async fn remove(engine: &Engine, name: Name) -> Result<(), Refusal> {
     let removed = engine.store.write(|txn| group::remove(txn, &name));
     let removed = removed
@@ -55,11 +55,11 @@ pub async fn remove(engine: &Engine, name: Name) -> Result<(), Refusal> {
         .map_err(|error: store::Error| Refusal::Failed(error.to_string()))?;
     match removed {
         Removed::Going => {
-            note(engine, &name, "Deleted", "its order is taken back");
+            note(engine, &name, "Deleted", "deleted on request");
             Ok(())
         }
         Removed::Counted(group, count) => Err(Refusal::Conflict(vec![format!(
-            "vm/{name} is one of the {count} that hostgroup/{group} counts, and would come again: lower its `count`, which takes the last ones first; `slicectl delete vm/{name}` makes it anew"
+            "vm/{name} is one of the {count} VMs that hostgroup/{group} keeps (`count`) and would be created again: lower `count`, which removes the highest index first; `slicectl delete vm/{name}` replaces it"
         )])),
         Removed::Absent => {
             let near = engine
@@ -101,7 +101,7 @@ pub(super) fn not_found(kind: &str, name: &Name, near: Option<Name>) -> Refusal 
     }
 }
 
-/// The name that may have been meant: a typing error in a third of the characters.
+/// The most similar name, if at most a third of its characters differ.
 pub(super) fn nearest<'n>(found: &Name, names: impl Iterator<Item = &'n Name>) -> Option<Name> {
     names
         .map(|name| {

@@ -1,5 +1,5 @@
-//! What a person tells a running VM, as it is asked for on the socket.
-//! Out of scope: doing it ([`crate::reconcile::engine`]), HTTP.
+//! Stores the desired power state of a VM, as requested on the socket.
+//! Out of scope: the transition ([`crate::reconcile::engine`]), HTTP.
 
 use super::answers::Failure;
 use super::orders::{nearest, not_found};
@@ -15,7 +15,7 @@ use crate::reconcile::life::ProcessMark;
 use crate::store::World;
 use crate::wire::Refusal;
 
-/// Stores what is wanted of a VM from now on. Its key is renewed by that: a backoff is over.
+/// Stores the desired power state. The change enqueues the VM's key and resets its backoff.
 pub async fn tell(engine: &Engine, name: Name, verb: PowerVerb) -> Result<Applied, Refusal> {
     let told = engine.store.write(|txn| {
         let Some(mut vm) = txn.world().vm_named(&name).cloned() else {
@@ -38,7 +38,7 @@ pub async fn tell(engine: &Engine, name: Name, verb: PowerVerb) -> Result<Applie
     let (uid, applied) = told.await?;
     if applied == Applied::Configured {
         match verb {
-            // What it did before is no reason any more to leave it alone.
+            // Earlier conflicts no longer delay its repair.
             PowerVerb::Start | PowerVerb::Restart => engine.contests.forget(uid),
             PowerVerb::Pause | PowerVerb::Resume | PowerVerb::Stop => {}
         }
@@ -54,16 +54,14 @@ fn refused(why: String) -> Failure {
     Failure::Refused(Refusal::Conflict(vec![why]))
 }
 
-/// What the VM is to do from now on; none: what it does already.
+/// The power state to store; `None` if it does not change.
 fn wanted(world: &World, vm: &Vm, verb: PowerVerb) -> Result<Option<Power>, String> {
     let name = &vm.meta.name;
     if vm.meta.deleting {
         return Err(format!("vm/{name} is being deleted"));
     }
     if vm.spec.hypervisor == Hypervisor::None {
-        return Err(format!(
-            "vm/{name} has no VMM of ours to {verb}: its hypervisor is none"
-        ));
+        return Err(format!("cannot {verb} vm/{name}: hypervisor is none"));
     }
     let reason = world
         .page(vm.meta.uid, Rung::Vmm)
@@ -71,23 +69,23 @@ fn wanted(world: &World, vm: &Vm, verb: PowerVerb) -> Result<Option<Power>, Stri
     let down = matches!(reason, Some(Reason::Stopped | Reason::Failed));
     match (verb, vm.power) {
         (PowerVerb::Pause | PowerVerb::Resume, Power::Stopped) => Err(format!(
-            "vm/{name} is stopped: slicectl vm start {name} starts it"
+            "vm/{name} is stopped: start it with slicectl vm start {name}"
         )),
         (PowerVerb::Pause | PowerVerb::Resume, Power::Restarting) => {
-            Err(format!("vm/{name} is just being restarted"))
+            Err(format!("vm/{name} is restarting"))
         }
         (PowerVerb::Pause | PowerVerb::Resume, _) if down => Err(format!(
-            "vm/{name} does not run: slicectl vm start {name} starts it"
+            "vm/{name} is not running: start it with slicectl vm start {name}"
         )),
         (PowerVerb::Start, Power::Paused) if !down => Err(format!(
-            "vm/{name} is paused: slicectl vm resume {name} lets it go on"
+            "vm/{name} is paused: resume it with slicectl vm resume {name}"
         )),
         (PowerVerb::Pause, Power::Paused)
         | (PowerVerb::Stop, Power::Stopped)
         | (PowerVerb::Restart | PowerVerb::Start, Power::Restarting) => Ok(None),
         (PowerVerb::Start, Power::Running) if world.is_ready(vm) => Ok(None),
         (PowerVerb::Pause, Power::Running) => Ok(Some(Power::Paused)),
-        // One that runs may have been held by somebody else: it is looked at.
+        // A running VM may have been paused by another program: it is observed again.
         (PowerVerb::Resume, Power::Running | Power::Paused) => Ok(Some(Power::Running)),
         (PowerVerb::Stop, Power::Running | Power::Paused | Power::Restarting) => {
             Ok(Some(Power::Stopped))

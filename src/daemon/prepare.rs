@@ -1,5 +1,5 @@
-//! Preparation of a daemon: opens its state, adopts what exists, and finds what has no object.
-//! Out of scope: what it does afterwards.
+//! Prepares a daemon: opens its state, adopts existing VMs and finds orphans.
+//! Out of scope: running it.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -21,14 +21,14 @@ use crate::reconcile::processes::Processes;
 use crate::runtime::controller::controller;
 use crate::store::{Opened, Recalled, RunCopy, Store};
 
-/// The runtime's threads, and one who waits for a late answer.
+/// Number of netlink sockets: one per thread of the runtime, and one for a request whose response is late.
 fn askers() -> NonZeroUsize {
     let threads = std::thread::available_parallelism();
     threads.map_or(NonZeroUsize::MIN, |threads| threads.saturating_add(1))
 }
 
 impl Daemon {
-    /// Opens the store in `state_dir`, adopts what exists, and looks for orphans. Changes nothing on the host yet.
+    /// Opens the store in `state_dir`, adopts existing VMs and finds orphans. Does not change the host yet.
     ///
     /// # Errors
     /// [`Error`].
@@ -36,7 +36,7 @@ impl Daemon {
         Self::prepare_with(state_dir, run_dir, probe, Settings::default()).await
     }
 
-    /// The same, with settings of the caller's.
+    /// As [`Daemon::prepare`], with the given settings.
     ///
     /// # Errors
     /// [`Error`].
@@ -54,10 +54,7 @@ impl Daemon {
         } = settings;
         let lacking = crate::doctor::lacking();
         if !lacking.is_empty() {
-            let why = format!(
-                "sliced must be run as root: it is without {}",
-                lacking.join(", ")
-            );
+            let why = format!("sliced must run as root: missing {}", lacking.join(", "));
             return Err(Error::Host(why));
         }
         let state_dir = folders::state(state_dir)?;
@@ -78,12 +75,12 @@ impl Daemon {
         // Runs a process that prints its version, while the database is read.
         let backend = tokio::task::spawn_blocking(Backend::detect);
         let (store, opened, recalled) = Store::open_in(&state_dir, &run_dir.0, &seal)?;
-        // On a read-only disk permissions cannot be restricted; that was done while it was writable.
+        // On a read-only disk permissions cannot be changed; they were restricted while it was writable.
         if store.read_only().is_none() {
             folders::close_state(&state_dir)?;
         }
         let netlink = home.netlink_for(askers())?;
-        // There may be many, and what the run directory has is read meanwhile.
+        // There may be many links; the run directory is read concurrently.
         let links = tokio::spawn({
             let netlink = netlink.clone();
             async move { link::list(&netlink).await }
@@ -141,21 +138,21 @@ impl Daemon {
             removals: Default::default(),
         });
         for message in &claimed.notes {
-            warn!(%message, "the instance id");
+            warn!(%message, "instance id");
             let (events, kind) = (engine.store.events(), crate::api::event::EventType::Warning);
             events.note(clock::now(), kind, "ground", "InstanceNoticed", message);
         }
-        info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "looking around");
+        info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "starting");
         engine.processes.recover_owners();
-        // Before anything can change: a change without a receiver wakes nothing.
+        // Subscribed before the first change: a change without a receiver enqueues nothing.
         let changes = engine.store.watch();
         let whole = opened == Opened::Existing || matches!(recalled, Recalled::World(_));
         take_over::take_over(&engine, opened, recalled).await?;
         if let Err(error) = engine.hold_claims(whole).await {
-            // Each group reports it when it needs a claim.
-            error!(%error, "what is stored cannot be claimed on this host");
+            // Each group reports the error when it needs a claim.
+            error!(%error, "cannot claim the stored ranges and users on this host");
         }
-        // No VM is observed with the spec that its group had before it was restricted.
+        // Restrictions are passed to the VMs first, so that no VM is observed with the previous spec of its group.
         for group in engine.store.restricted().to_vec() {
             engine.give_to_vms(&group).await;
         }

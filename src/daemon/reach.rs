@@ -1,4 +1,4 @@
-//! How other machines reach a group's VMs: the subnet, and the host's own address on the LAN.
+//! The data that other machines need for a route to a group's VMs: the subnet and the host's address on the LAN.
 //! Out of scope: the text of a route command (`cli`).
 
 use std::net::Ipv4Addr;
@@ -12,7 +12,7 @@ use crate::host::{self, addr, route};
 use crate::reconcile::engine::Engine;
 use crate::wire::Refusal;
 
-/// Answers for a bridge group; for others reports why there is no route.
+/// Returns the route of a bridge group; for other groups an error that explains why there is none.
 pub(super) async fn of(engine: &Engine, group: Name) -> Result<Reach, Refusal> {
     let known = engine.store.read(|world| {
         let found = world.group(&group).cloned()?;
@@ -42,18 +42,17 @@ fn bridge_of(group: &HostGroup) -> Result<String, String> {
     match &group.spec.template.network {
         NetworkSpec::Bridge(bridge) => Ok(bridge.bridge.clone()),
         NetworkSpec::Isolated(_) => Err(format!(
-            "hostgroup/{name} is in isolated mode: nothing from outside reaches its VMs, so there is no route to them; \
-             only bridge mode has one"
+            "hostgroup/{name} is in isolated mode: its VMs are not reachable from outside; routes exist only in bridge mode"
         )),
         NetworkSpec::Cni(cni) => Err(format!(
-            "hostgroup/{name} is in cni mode: whether its VMs can be reached, and how, is for the plugins of network \"{}\"; \
-             only bridge mode has a route of ours",
+            "hostgroup/{name} is in cni mode: the plugins of network \"{}\" determine how its VMs are reached; \
+             slicectl prints routes only for bridge mode",
             cni.network_name
         )),
     }
 }
 
-/// The first address of the link that the best default route leaves by.
+/// The first address of the link of the best default route.
 async fn lan_address(netlink: &Handle) -> Result<Option<Ipv4Addr>, host::Error> {
     let routes = route::list(netlink).await?;
     let best = routes

@@ -1,12 +1,12 @@
-//! What is removed from our directories: a namespace hidden from `ip netns`, a VM's run directory.
-//! Out of scope: what is done about it.
+//! Watches for removals from the daemon's directories: namespaces, handles for `ip netns`, run directories of VMs.
+//! Out of scope: the repair.
 //!
 //! # Why
-//! Netlink tells nothing of names in a file system. `ip netns del` on a namespace in which a process still runs takes its
-//! name and its mount away and leaves every link as it was; only the directory knows.
+//! Netlink does not report names in a file system. `ip netns del` on a namespace in which a process still runs removes its
+//! name and its mount and leaves every link unchanged; only the directory changes.
 //!
-//! inotify itself and not `notify`, which asks to be told of each opening, too: every look at a VM opens its directory, and
-//! would wake a thread to be told so.
+//! Uses inotify directly instead of the `notify` crate, which also subscribes to opens: every observation of a VM opens its directory
+//! and would wake a thread.
 
 use std::io;
 
@@ -16,26 +16,26 @@ use inotify::{Event, EventMask, EventStream, Inotify, WatchMask};
 use crate::host::private;
 use crate::owner::RunDir;
 
-/// One thing that was removed.
+/// A removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removed {
     /// The name of an entry of one of the directories.
     Entry(String),
-    /// A directory itself, or more than we were told: look at everything, and watch anew.
+    /// A directory itself was removed, or events were lost: everything must be observed and watched again.
     Unknown,
 }
 
-/// Bytes: some hundred removals at once.
+/// Size of the read buffer in bytes: some hundred events.
 const BUFFER: usize = 16 * 1024;
 
-/// Tells of removals in the three directories that hold our names.
+/// A stream of removals from the three directories.
 pub struct Removals(EventStream<Vec<u8>>);
 
 impl Removals {
-    /// From now on. The directories are made if need be. Must be called within a tokio runtime.
+    /// Starts watching; creates the directories if necessary. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// A directory cannot be made, or the inotify limits are used up.
+    /// A directory cannot be created, or the inotify limits are exhausted.
     pub fn watch(run_dir: &RunDir) -> io::Result<Self> {
         let handles = crate::owner::ip_netns_path("");
         let inotify = Inotify::init()?;
@@ -55,7 +55,7 @@ impl Removals {
         inotify.into_event_stream(vec![0; BUFFER]).map(Self)
     }
 
-    /// The next one. Nothing is lost when the wait is dropped.
+    /// Waits for the next removal. Cancel safe.
     pub async fn next(&mut self) -> Removed {
         match self.0.next().await {
             Some(Ok(event)) => removed(&event),
@@ -64,7 +64,7 @@ impl Removals {
     }
 }
 
-/// Whatever tells of no entry tells of a directory, or of a queue that has run over.
+/// An event without the name of an entry is about a directory, or about an overflow of the queue.
 fn removed<S: AsRef<std::ffi::OsStr>>(event: &Event<S>) -> Removed {
     let gone = event
         .mask

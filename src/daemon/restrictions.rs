@@ -1,15 +1,15 @@
-//! Changes that only close, while nothing else can be stored.
-//! Out of scope: where they are kept then ([`crate::store`]).
+//! Changes that only restrict a group, which are accepted while the database is not writable.
+//! Out of scope: where they are kept ([`crate::store`]).
 
 use crate::api::host_group::Origin;
 use crate::api::manifest::Draft;
 use crate::api::view::{Applied, ApplyResult};
 use crate::store::Store;
 
-/// So often such a change is tried again that was refused together with others.
+/// How often such a change is retried after it failed together with others.
 pub(super) const TRIES: u32 = 8;
 
-/// Whether each of these groups exists and becomes stricter at most.
+/// Whether each draft is for an existing group and does not loosen it.
 pub(super) fn only(store: &Store, drafts: &[Draft]) -> bool {
     drafts.iter().all(|draft| closes(store, draft, None))
 }
@@ -20,7 +20,7 @@ pub(super) fn warn(store: &Store, results: &mut [ApplyResult]) {
         return;
     };
     let warning = format!(
-        "{}: this change is in force and kept in the reserve until it can be stored",
+        "{}: this change is in effect and kept in the reserve until it can be stored",
         now.why
     );
     let changed = results
@@ -29,7 +29,7 @@ pub(super) fn warn(store: &Store, results: &mut [ApplyResult]) {
     changed.for_each(|done| done.warnings.push(warning.clone()));
 }
 
-/// Whether this group exists, comes from there, and becomes stricter at most.
+/// Whether the group exists, has this origin (if given), and the draft does not loosen it.
 pub(super) fn closes(store: &Store, draft: &Draft, origin: Option<&Origin>) -> bool {
     store.read(|world| {
         let group = world.group(&draft.name);

@@ -1,4 +1,4 @@
-//! The daemon's settings: its file, and what the command line and the environment say instead.
+//! The daemon's settings: the settings file, overridden by the command line and the environment.
 //! Out of scope: what a settings file may contain ([`crate::api::manifest::settings`]).
 
 use std::path::Path;
@@ -14,16 +14,16 @@ use crate::host::fs;
 use crate::host::iptables;
 use crate::intake::REMOVAL_GRACE;
 
-/// What of the daemon is the caller's to say.
+/// Settings that the caller of [`Daemon::prepare_with`](super::Daemon::prepare_with) chooses.
 #[derive(Debug)]
 pub struct Settings {
     /// CNI networks and plugins.
     pub cni: cni::Runtime,
-    /// Users for VMMs.
+    /// Range of user ids for VMMs.
     pub vmm_ids: IdRange,
-    /// Where programs and images may lie.
+    /// Directories from which programs and images may be used.
     pub allowed: Allowed,
-    /// For a commit to the packet filter.
+    /// Deadline for a commit to the packet filter.
     pub filter_deadline: Duration,
 }
 
@@ -38,15 +38,15 @@ impl Default for Settings {
     }
 }
 
-/// What the settings file may also specify.
+/// Settings that the settings file may specify.
 pub(super) struct FromFile {
-    /// Where programs and images may lie.
+    /// Directories from which programs and images may be used.
     pub allowed: Allowed,
-    /// How long a removal from the config folder must last.
+    /// How long a file must be absent from the manifest directory before its groups are removed.
     pub removal_grace: Duration,
 }
 
-/// The values of the command line or the environment, else of the file, else the defaults.
+/// Values of the command line or the environment take precedence over the file, and the file over the defaults.
 pub(super) fn read_all(args: &Args) -> Result<FromFile, Error> {
     let file = read(&args.settings)?;
     let default = Allowed::default();
@@ -62,7 +62,7 @@ pub(super) fn read_all(args: &Args) -> Result<FromFile, Error> {
     })
 }
 
-/// One that is not there says nothing.
+/// Reads the settings file. A missing file is empty.
 fn read(path: &Path) -> Result<settings::Settings, Error> {
     let Some(text) = fs::read_text(path)? else {
         return Ok(settings::Settings::default());

@@ -1,5 +1,5 @@
-//! Answers that go on: changes of objects, events, a VM's log.
-//! Out of scope: what is in them.
+//! Streaming responses: changes of objects, events, a VM's log.
+//! Out of scope: the content of objects, events and logs.
 
 use std::collections::BTreeMap;
 use std::io::{self, SeekFrom};
@@ -23,17 +23,17 @@ use crate::reconcile::vmm::LOG_LIMIT;
 use crate::store::{self, Events};
 use crate::wire::Span;
 
-/// Changes are gathered for so long at least: one VM that climbs makes a dozen.
+/// Minimum time for which changes are collected: bringing up one VM causes a dozen.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// A watch looks for one part of its time, and gathers for so many: many objects take long to look at.
+/// A watch collects changes for this multiple of the time that computing all objects takes, which bounds its CPU use.
 const REST: u32 = 20;
 
-/// How often a log that is followed is looked at: the guest writes it through the kernel, nobody tells us. Soon after it has
-/// written it is likely to go on, or somebody is talking with it.
+/// Minimum and maximum interval for polling a log that is followed; there is no notification of writes by the guest. After a write the
+/// interval is short, because more output is likely (boot, or an interactive console).
 const LOG_STEPS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
 
-/// What is there, then every change of it.
+/// Sends all current objects, then every change.
 pub(super) async fn watch(
     answers: &Answers,
     changes: Receiver<store::Change>,
@@ -91,7 +91,7 @@ fn rest_after(took: Duration) -> Duration {
     GATHER.max(took * REST)
 }
 
-/// Until something changed, and a moment more. `None`: the daemon ends.
+/// Waits for a change, then for `pause`, and discards further changes. `None`: the daemon ends.
 async fn wait(changes: &mut Receiver<store::Change>, pause: Duration) -> Option<()> {
     match changes.recv().await {
         Err(RecvError::Closed) => return None,
@@ -127,13 +127,13 @@ fn differences(before: &BTreeMap<Name, Object>, now: &BTreeMap<Name, Object>) ->
     gone.chain(there).collect()
 }
 
-/// Events of one object or of all.
+/// Sends events of one object, or of all.
 pub(super) fn events(
     events: &Events,
     object: Option<String>,
     span: Span,
 ) -> BoxStream<'static, Event> {
-    // First listened, then read: one that happens in between comes twice and not never.
+    // Subscribed before reading: an event in between is sent twice rather than lost.
     let later = events.watch();
     let known = stream::iter(events.all());
     let all = match span {
@@ -155,7 +155,7 @@ async fn next_event(mut events: Receiver<Event>) -> Option<(Event, Receiver<Even
     }
 }
 
-/// A log from its beginning, or its last `lines`; followed through truncation, until the reader goes.
+/// Sends a log from its beginning, or its last `lines`. With [`Span::Follow`], continues after truncation until the client disconnects.
 pub(super) fn log(
     path: PathBuf,
     lines: Option<usize>,
@@ -195,10 +195,9 @@ fn log_from(
     })
 }
 
-/// Where the last `lines` of a log begin. What is after the last line end is a line, too. Of one that is longer than a log is to be,
-/// only so much of its end is looked at.
+/// Offset of the last `lines` lines of a log. An unterminated last line counts. At most the last [`LOG_LIMIT`] bytes are read.
 async fn start_of_last(path: &Path, lines: usize) -> io::Result<u64> {
-    // The VMM may have put anything there.
+    // The VMM may have replaced the file, e.g. by a FIFO.
     let mut file = match fs::open_plain(path) {
         Ok(file) => tokio::fs::File::from_std(file),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -226,15 +225,15 @@ fn start_in(text: &[u8], lines: usize) -> usize {
 }
 
 async fn read_on(path: &Path, at: u64) -> io::Result<(Bytes, u64)> {
-    // The VMM may have put anything there.
+    // The VMM may have replaced the file, e.g. by a FIFO.
     let mut file = match fs::open_plain(path) {
         Ok(file) => tokio::fs::File::from_std(file),
-        // Not started yet, or just started anew.
+        // The VMM has not started yet, or is being restarted.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Bytes::new(), 0)),
         Err(error) => return Err(error),
     };
     let length = file.metadata().await?.len();
-    // Shorter than where we were: it was emptied.
+    // Shorter than the offset: it was truncated.
     let at = if length < at { 0 } else { at };
     file.seek(SeekFrom::Start(at)).await?;
     let mut bytes = Vec::new();
@@ -248,7 +247,7 @@ mod tests {
     use super::{start_in, start_of_last};
 
     #[tokio::test]
-    async fn the_lines_of_what_is_no_plain_file_are_neither_waited_for_nor_read() {
+    async fn a_log_that_is_not_a_regular_file_is_refused_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         assert_eq!(start_of_last(&path, 2).await.unwrap(), 0);
@@ -267,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lines_begin_after_a_line_end_and_an_unfinished_line_counts() {
+    fn the_last_lines_begin_after_a_line_end_and_an_unterminated_line_counts() {
         for (text, lines, rest) in [
             ("a\nb\nc\n", 2, "b\nc\n"),
             ("a\nb\nc", 2, "b\nc"),

@@ -1,5 +1,5 @@
-//! What an earlier run, or an earlier boot, has left to this one.
-//! Out of scope: reading it back ([`Engine::adopt`]).
+//! Takes over the state of an earlier run or an earlier boot, and reports what was lost.
+//! Out of scope: adoption ([`Engine::adopt`]).
 
 use tracing::{error, info, warn};
 
@@ -10,10 +10,10 @@ use crate::clock;
 use crate::reconcile::engine::Engine;
 use crate::store::{Opened, Recalled};
 
-/// Takes over what is on the host, and says what was lost.
+/// Adopts existing VMs and reports lost or damaged state as events.
 ///
 /// # Errors
-/// What is on the host cannot be looked at, or cannot be remembered.
+/// The host cannot be observed, or the state cannot be persisted.
 pub(super) async fn take_over(
     engine: &Engine,
     opened: Opened,
@@ -21,23 +21,23 @@ pub(super) async fn take_over(
 ) -> Result<(), Error> {
     let now = clock::now();
     for message in engine.store.notes() {
-        warn!(%message, "the state database");
+        warn!(%message, "state database");
         warn_of(engine, now, "StateNoticed", message);
     }
     let is_fresh = opened == Opened::Fresh;
     match &opened {
         Opened::Existing => {
             if engine.forget_an_earlier_boot(now).await? {
-                info!("the host was restarted: everything is built anew, with the same leases");
+                info!("the host was restarted: all VMs are created again with the same leases");
             }
         }
         Opened::Fresh => {}
         Opened::SetAside { path, why } => {
             let message = format!(
-                "the state database is damaged ({why}) and is now {}",
+                "the state database is damaged ({why}) and was moved to {}",
                 path.display()
             );
-            error!(path = %path.display(), %why, "the state database is damaged and is set aside");
+            error!(path = %path.display(), %why, "the state database is damaged and was moved away");
             warn_of(engine, now, "StateSetAside", &message);
         }
     }
@@ -45,8 +45,8 @@ pub(super) async fn take_over(
         Recalled::World(world) => Some(&**world),
         Recalled::Nothing => None,
         Recalled::Unreadable(why) => {
-            warn!(%why, "the copy of the state in the run directory cannot be used");
-            let message = format!("{why}; what single VMs' records tell is adopted");
+            warn!(%why, "cannot use the copy of the state in the run directory");
+            let message = format!("{why}; VMs are adopted from their records instead");
             warn_of(engine, now, "StateCopyUnreadable", &message);
             None
         }
@@ -56,13 +56,13 @@ pub(super) async fn take_over(
         .await
         .map_err(|error| Error::Host(error.to_string()))?;
     if opened != Opened::Existing {
-        // A crash before this adopts once more.
+        // After a crash before this line, the next start adopts again.
         engine.store.recovered().await?;
     }
     if is_fresh && (adopted > 0 || journal.is_some()) {
-        error!("the state database is gone");
+        error!("the state database is missing");
         let message =
-            "the state database is gone; what this boot's run directory has of it is adopted";
+            "the state database is missing; VMs are adopted from this boot's run directory";
         warn_of(engine, now, "StateLost", message);
     }
     Ok(())

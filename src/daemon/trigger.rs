@@ -1,9 +1,9 @@
-//! What the kernel tells, as keys to look at.
-//! Out of scope: what is found there.
+//! Maps kernel events to keys to enqueue.
+//! Out of scope: the observation of the keys.
 //!
 //! # Why
-//! An event says *look*, never *what*. Our own actions make events, too: they are gathered for a moment and each key is
-//! nudged once, so that a namespace in the making is looked at once more and not thirty times.
+//! An event triggers an observation; its content is not used as state. Our own actions cause events, too: events are collected for a short
+//! time and each key is enqueued once, so that a namespace that is being created is observed once more and not thirty times.
 
 mod activity;
 mod gathered;
@@ -30,54 +30,54 @@ use crate::owner::Instance;
 use crate::reconcile::engine::{Engine, Key};
 use crate::store::Change;
 
-/// How long events are gathered that are likely to be of our own actions, and for how long a burst is gathered at most.
+/// How long events are collected that are likely caused by our own actions. Also the maximum for a burst of drift events.
 const GATHER: Duration = Duration::from_millis(600);
 
-/// How long events are gathered about what was at rest: drift. Each event that follows begins the time again, so a burst causes one
-/// look.
+/// How long events are collected about objects that were at rest (drift). Each further event restarts the time, so a burst causes one
+/// observation.
 const DRIFT: Duration = Duration::from_millis(50);
 
 /// Between two observations of an object that a conflicting writer changes: each is repaired at once, at a bounded rate.
 const CONTESTED: Duration = Duration::from_millis(20);
 
-/// So long after the last change of ours an object is at rest: the events of our own actions have been read by then.
+/// Time after our last change until an object counts as at rest: events of our own actions have been read by then.
 const REST: Duration = Duration::from_millis(500);
 
 /// All addresses.
 const EVERYWHERE: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap();
 
-/// After a failure of the stream, before it is opened anew.
+/// Delay before the event stream is reopened after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Which key an event is about.
+/// State for mapping events to keys.
 pub struct Trigger {
     instance: Instance,
     by_link: HashMap<String, Uid>,
-    /// Whose guest has a MAC.
+    /// VM by the MAC address of its guest.
     by_mac: HashMap<[u8; 6], Uid>,
     by_entry: HashMap<String, Uid>,
     by_nsid: HashMap<i32, Uid>,
     by_index: HashMap<u32, Uid>,
     places: HashMap<Uid, Place>,
-    /// The bridges that VMs are on.
+    /// Bridges to which VMs are connected.
     bridges: HashMap<String, Option<Bridge>>,
-    /// Bridges of others, by index.
+    /// Other bridges, by index.
     foreign: HashMap<u32, String>,
-    /// What each VM's link was last seen to be a port of.
+    /// Index of the last observed master of each VM's link.
     masters: HashMap<Uid, Option<u32>>,
-    /// When what is watched in the file system is watched anew.
+    /// Timer for renewing the watches of directories.
     renewals: tokio::time::Interval,
     activity: Activity,
 }
 
-/// A bridge that is there.
+/// A bridge that exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Bridge {
     index: u32,
     mac: Option<[u8; 6]>,
 }
 
-/// Where a VM's link stands in the host namespace.
+/// A VM's link in the host namespace.
 struct Place {
     link: String,
     index: Option<u32>,
@@ -86,7 +86,7 @@ struct Place {
 }
 
 impl Trigger {
-    /// Knows no VM yet.
+    /// Creates a trigger that knows no VM yet.
     pub fn new(instance: Instance, resync: Duration) -> Self {
         let mut renewals = tokio::time::interval(resync);
         renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -106,13 +106,13 @@ impl Trigger {
         }
     }
 
-    /// For as long as the daemon runs.
+    /// Runs while the daemon runs.
     pub async fn run(mut self, engine: &Engine) {
         let mut changes = engine.store.watch();
-        // At the start everything is looked at anyway.
+        // At startup everything is observed anyway.
         let mut missed = Gathered::default();
         while let Err(error) = self.listen(engine, &mut changes, missed).await {
-            warn!(%error, "the kernel's events cannot be heard; listening anew");
+            warn!(%error, "cannot receive kernel events; reopening the socket");
             tokio::time::sleep(PAUSE).await;
             missed = Gathered {
                 everything: true,
@@ -143,9 +143,9 @@ impl Trigger {
                     }
                     self.take_in_removal(removed, &mut news);
                 }
-                // A directory above that was moved, or mounted over, tells nobody.
+                // A parent directory that was moved or mounted over is not reported.
                 _ = self.renewals.tick() => removals = watch_removals(engine),
-                // As in `wake_by_changes`: a backlog is taken in without a yield after each 128 changes.
+                // As in `wake_by_changes`: a backlog is processed without a yield after each 128 changes.
                 change = tokio::task::unconstrained(changes.recv()) => {
                     self.activity.note(&change);
                     if let Err(RecvError::Closed) = change {
@@ -161,13 +161,13 @@ impl Trigger {
                 }
                 () = drift.over() => {
                     let found = drift.take();
-                    // What the repair itself causes is gathered for longer.
+                    // Events caused by the repair itself are collected for longer.
                     self.activity.note_told(found.vms());
                     found.tell(engine);
                 }
             }
             if news.urgent {
-                // While it lasts, somebody is cut off.
+                // Until it is repaired, a VM is cut off.
                 news.merge(slow.take());
                 news.merge(drift.take());
                 std::mem::take(&mut news).tell(engine);
@@ -184,7 +184,7 @@ impl Trigger {
         }
     }
 
-    /// Learns what a change of the store means for whom the kernel reports about.
+    /// Updates the mapping after a change of the store.
     async fn follow(
         &mut self,
         engine: &Engine,
@@ -238,7 +238,7 @@ impl Trigger {
             What::Link(link) => {
                 self.take_in_foreign(&link, gathered);
                 let Some(uid) = self.by_link.get(&link.name).copied() else {
-                    // One of ours may have been given another name.
+                    // It may be a link of ours that was renamed.
                     gathered.keys.extend(self.on_link(Some(link.index)));
                     return;
                 };
@@ -275,13 +275,13 @@ impl Trigger {
             What::Addr { index } => {
                 let bridge = self.bridge_at(index).cloned();
                 gathered.addressed.extend(bridge);
-                // Another link of the host: its neighbours are counted by the host's rules.
+                // Another link of the host: the rules of the host depend on its neighbours.
                 let key = self.on_link(Some(index)).unwrap_or(Key::Ground);
                 gathered.keys.insert(key);
             }
             What::Neigh { index, ip } => {
                 gathered.keys.extend(self.on_link(Some(index)));
-                // A VM's own, on a bridge that it shares with others.
+                // The neighbour may be a VM on a shared bridge.
                 if self.bridge_at(index).is_some()
                     && let Some(ip) = ip
                 {
@@ -308,7 +308,7 @@ impl Trigger {
         }
     }
 
-    /// Rules of the host name the bridges of others, so that they are written again when one comes or goes.
+    /// Rules of the host name other bridges, so they are written again when one is created or deleted.
     fn take_in_foreign(&mut self, link: &LinkChange, gathered: &mut Gathered) {
         let news = match (link.bridge, link.deleted) {
             (true, false) => {
@@ -361,8 +361,8 @@ impl Trigger {
         found.map(|(name, _)| name)
     }
 
-    /// Whoever holds a TAP may change its MAC, and take another's place on the bridge: that of a VM, which is cut off as long as
-    /// it lasts, or of the bridge itself.
+    /// A process with a TAP open can change its MAC to that of another port or of the bridge itself, which cuts off the other until it is
+    /// repaired.
     fn moved_to(&self, mac: Option<[u8; 6]>, gathered: &mut Gathered) {
         let Some(mac) = mac else { return };
         let other = self.by_mac.get(&mac).copied();
@@ -372,10 +372,10 @@ impl Trigger {
     }
 }
 
-/// Without it such a removal is seen at the next resync.
+/// Without the watch, a removal is detected at the next resync.
 fn watch_removals(engine: &Engine) -> Option<Removals> {
     Removals::watch(&engine.run_dir)
-        .inspect_err(|error| warn!(%error, "the run directory cannot be watched; it is looked at now and then"))
+        .inspect_err(|error| warn!(%error, "cannot watch the run directory; changes are detected at the next resync"))
         .ok()
 }
 

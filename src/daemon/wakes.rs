@@ -1,5 +1,5 @@
-//! What wakes keys beside the kernel's events: the store, and time; and when there is nothing left to wake for.
-//! Out of scope: what the kernel reports (`trigger`).
+//! Enqueues keys on changes of the store and on the resync timer; detects that all work is done.
+//! Out of scope: kernel events (`trigger`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use crate::clock;
 use crate::reconcile::engine::{Engine, Key};
 use crate::store::Change;
 
-/// How long `--once` waits for another step before it gives up.
+/// How long `--once` waits for another action before it gives up.
 const ONCE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Whether everything becomes Ready: given up when nothing has been done for a while, which leaves what backs off a few tries.
+/// Waits until everything is Ready. Returns `false` after [`ONCE_PATIENCE`] without an action, which allows keys in backoff a few retries.
 pub(super) async fn converged(engine: &Engine, idle: watch::Receiver<bool>) -> bool {
     let (mut steps, mut since) = (0, clock::monotonic());
     loop {
@@ -33,7 +33,7 @@ pub(super) async fn converged(engine: &Engine, idle: watch::Receiver<bool>) -> b
     }
 }
 
-/// Idle, and still so a moment later: a change may be on its way from the store to the queue.
+/// Waits until the queue is idle for 50 ms: a change may not have reached the queue from the store yet.
 pub(super) async fn quiet(mut idle: watch::Receiver<bool>) {
     loop {
         if idle.wait_for(|idle| *idle).await.is_err() {
@@ -46,7 +46,7 @@ pub(super) async fn quiet(mut idle: watch::Receiver<bool>) {
     }
 }
 
-/// Once: how long the first look at everything took, and what it had to do.
+/// Logs once how long the initial sync took and how many actions it executed.
 pub(super) async fn tell_when_quiet(engine: Arc<Engine>, idle: watch::Receiver<bool>) {
     let began = clock::monotonic();
     quiet(idle).await;
@@ -56,16 +56,16 @@ pub(super) async fn tell_when_quiet(engine: Arc<Engine>, idle: watch::Receiver<b
         milliseconds = clock::monotonic()
             .saturating_duration_since(began)
             .as_millis(),
-        "quiet: everything was looked at"
+        "initial sync done"
     );
 }
 
 /// Enqueues the keys that each change of the store concerns.
 ///
 /// # Why
-/// A task of tokio yields after 128 messages (`tokio::task::coop`). While thousands of VMs are created every worker executes system calls, and
-/// the task is polled again only after a tenth of a second: a change behind 4,000 others was enqueued after three seconds. A message costs
-/// a microsecond and the backlog is bounded (`WATCH_BACKLOG`), so all of it is taken in at once.
+/// A task of tokio yields after 128 messages (`tokio::task::coop`). While thousands of VMs are created every worker executes system
+/// calls, and the task is polled again only after a tenth of a second: a change behind 4,000 others was enqueued after three seconds. A
+/// message costs a microsecond and the backlog is bounded (`WATCH_BACKLOG`), so all of it is processed at once.
 pub(super) async fn wake_by_changes(engine: Arc<Engine>, changes: broadcast::Receiver<Change>) {
     tokio::task::unconstrained(enqueue_changed(engine, changes)).await;
 }
@@ -84,7 +84,7 @@ async fn enqueue_changed(engine: Arc<Engine>, mut changes: broadcast::Receiver<C
     }
 }
 
-/// The safety net under the events.
+/// Enqueues everything periodically, in case events were lost.
 pub(super) async fn resync(engine: Arc<Engine>, every: Duration) {
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -99,9 +99,9 @@ pub(super) async fn resync(engine: Arc<Engine>, every: Duration) {
                     engine.waker.nudge(Key::Stray(label));
                 }
             }
-            Err(error) => warn!(%error, "cannot look for what nothing wants"),
+            Err(error) => warn!(%error, "cannot list orphans"),
         }
-        // A plugin that could not let go at the start may now.
+        // A plugin whose DEL failed before may succeed now.
         engine.sweep_plugins().await;
     }
 }

@@ -1,5 +1,5 @@
-//! The directories of programs and images: whether they are there, and writable by root alone.
-//! Out of scope: what is in them.
+//! Checks that the directories of programs and images exist and are writable by root alone.
+//! Out of scope: the content of the directories.
 
 use std::path::PathBuf;
 
@@ -24,14 +24,14 @@ fn name(purpose: Purpose) -> &'static str {
     }
 }
 
-/// What the system does not have of the default's directories is no fault; of images, one must be there.
+/// Missing directories are accepted as long as one exists.
 fn judge(purpose: Purpose, looked: &[(PathBuf, Result<(), Refusal>)]) -> Check {
     let (name, setting) = (name(purpose), purpose.setting());
     let mut unfit = looked.iter().filter_map(|(_, look)| look.as_ref().err());
     let refused = unfit.find(|refusal| !refusal.is_absent());
     if let Some(refusal) = refused {
         let remedy = format!(
-            "Nothing below it is used: chown root and chmod go-w it and what is above it, or take it out of `{setting}:` in /etc/slice/sliced.yaml (--{setting})."
+            "Nothing below it is used: chown root and chmod go-w it and its parent directories, or remove it from `{setting}:` in /etc/slice/sliced.yaml (--{setting})."
         );
         return warn(name, refusal.to_string(), remedy);
     }
@@ -50,11 +50,11 @@ fn judge(purpose: Purpose, looked: &[(PathBuf, Result<(), Refusal>)]) -> Check {
     };
     let first = dirs.first().cloned().unwrap_or_default();
     let found = match looked.is_empty() {
-        true => format!("`{setting}:` is empty: no manifest may name any"),
+        true => format!("`{setting}:` is empty: manifests cannot name any"),
         false => format!("{} does not exist", first.display()),
     };
     let remedy = format!(
-        "Make it with `install -d -m 755 {0}`, or name others with `{setting}:` in /etc/slice/sliced.yaml (--{setting}).",
+        "Create it with `install -d -m 755 {0}`, or specify others with `{setting}:` in /etc/slice/sliced.yaml (--{setting}).",
         first.display()
     );
     warn(name, found, remedy)
@@ -66,12 +66,12 @@ mod tests {
     use crate::api::view::CheckVerdict;
 
     #[test]
-    fn a_directory_that_others_can_write_and_none_at_all_are_told_of() {
+    fn a_directory_that_others_can_write_and_a_missing_directory_are_warnings() {
         let absent = |dir: &str| (PathBuf::from(dir), Err(Refusal::Absent(dir.into())));
         let fine = |dir: &str| (PathBuf::from(dir), Ok(()));
         let loose = Refusal::NotAccepted {
             path: "/srv/images".into(),
-            found: "a directory of user 1000 with mode 0755".to_owned(),
+            found: "a directory owned by user 1000 with mode 0755".to_owned(),
             expected: "a directory that only root can write",
         };
         let loose = (PathBuf::from("/srv/images"), Err(loose));

@@ -1,4 +1,4 @@
-//! CNI: which networks are configured, whether their plugins are installed, and whether they can attach a VM now (STATUS).
+//! CNI: checks which networks are configured, whether their plugins are installed, and whether they can attach a VM now (STATUS).
 //! Out of scope: attaching a VM.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::cni::{Error, Network, Runtime, Version};
 
 const CNI: &str = "CNI networks";
 const GC: &str = "CNI garbage collection";
-const ABANDONED: &str = "CNI attachments given up";
+const ABANDONED: &str = "CNI attachments not released";
 
 /// The deadline of each plugin call in the STATUS check, unless the deadline of the runtime is shorter.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -31,8 +31,8 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     checks
 }
 
-/// Other runtimes do not see our records, but their GC of a network has its plugins forget whatever they do not list; from 1.1.0 on,
-/// which is when plugins know GC.
+/// Other runtimes do not see our attachments: when they run GC on a network (CNI 1.1.0 or later), its plugins remove every attachment
+/// that is not listed, including ours.
 fn judge_gc(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Option<Check> {
     let names = networks.as_ref().ok()?.iter();
     let found = names.filter_map(|name| runtime.find(name).ok());
@@ -44,10 +44,10 @@ fn judge_gc(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Option
         warn(
             GC,
             format!(
-                "{}: a GC by another runtime on this host has the plugins forget our VMs",
+                "{}: if another runtime on this host runs GC, the plugins remove our VMs' attachments",
                 exposed.join(", ")
             ),
-            "If another CNI runtime uses this folder, add \"disableGC\": true to the network.",
+            "If another CNI runtime uses this directory, add \"disableGC\": true to the network.",
         )
     })
 }
@@ -66,7 +66,7 @@ fn judge_abandoned(cx: &Host) -> Option<Check> {
     (!names.is_empty()).then(|| {
         warn(
             ABANDONED,
-            format!("plugins failed to take back {}", names.join(", ")),
+            format!("plugins failed to release {}", names.join(", ")),
             "slicectl gc runs DEL again and reports the plugins' errors; sliced retries at each resync.",
         )
     })
@@ -76,13 +76,12 @@ async fn judge(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Che
     let folder = runtime.conf_dir.display();
     let names = match networks {
         Ok(names) if names.is_empty() => {
-            let found =
-                format!("none in {folder}: `network_name` in a manifest has nothing to name");
+            let found = format!("none in {folder}: `network_name` cannot be used in manifests");
             return ok(CNI, found);
         }
         Ok(names) => names,
         Err(why) => {
-            let remedy = "Mend the file; what stands in another file works meanwhile.";
+            let remedy = "Fix the file; networks in other files still work.";
             return warn(CNI, why.clone(), remedy);
         }
     };
@@ -102,7 +101,7 @@ async fn judge(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Che
         (false, _) => warn(
             CNI,
             but,
-            "Install the plugins (on Debian: apt-get install containernetworking-plugins), or name their folder in CNI_PATH.",
+            "Install the plugins (on Debian: apt-get install containernetworking-plugins), or set CNI_PATH to their directory.",
         ),
         (true, false) => warn(
             CNI,
@@ -112,7 +111,7 @@ async fn judge(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Che
     }
 }
 
-/// What keeps a network from being used.
+/// Why a network cannot be used.
 #[derive(Default)]
 struct Fit {
     /// Plugins that are not installed, or why the configuration cannot be used.
@@ -185,7 +184,7 @@ esac
 "#;
 
     #[tokio::test]
-    async fn a_network_that_could_not_serve_is_named_in_the_plugins_words() {
+    async fn a_network_that_fails_status_is_named_with_the_error_of_the_plugin() {
         for (version, code, wanted) in [
             ("1.1.0", "0", None),
             (
@@ -231,7 +230,7 @@ esac
     }
 
     #[tokio::test]
-    async fn networks_that_do_not_answer_are_asked_at_the_same_time() {
+    async fn networks_that_do_not_respond_are_checked_concurrently() {
         let dir = tempfile::tempdir().unwrap();
         for n in 0..8 {
             let list = format!(
@@ -252,7 +251,7 @@ esac
         let begin = std::time::Instant::now();
         let check = judge(&runtime, &networks).await;
         assert_eq!(check.found.matches("did not finish STATUS").count(), 8);
-        // One after the other they take eight deadlines.
+        // Sequentially, they would take eight deadlines.
         assert!(
             begin.elapsed() < 4 * runtime.deadline,
             "{:?}",
@@ -276,7 +275,7 @@ esac
     }
 
     #[test]
-    fn a_network_that_another_runtime_may_collect_is_named() {
+    fn a_network_that_another_runtime_may_run_gc_on_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let mut runtime = Runtime::new();
         runtime.conf_dir = dir.path().to_owned();
@@ -295,7 +294,7 @@ esac
     }
 
     #[tokio::test]
-    async fn no_network_at_all_is_no_fault() {
+    async fn no_network_at_all_is_ok() {
         let mut runtime = Runtime::new();
         runtime.conf_dir = "/nowhere/at/all".into();
         let check = judge(&runtime, &runtime.networks().map_err(|e| words(&e))).await;

@@ -1,4 +1,4 @@
-//! Whether VMMs can be confined on this host: the users that they run as, and their control groups.
+//! Checks whether VMMs can be confined on this host: their users and their control groups.
 //! Out of scope: the state of single VMs.
 
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::host::{Error, cgroup, fs};
 const USERS: &str = "users for VMMs";
 const LIMITS: &str = "limits of VMs";
 
-/// A run of ids: whose, the first, how many.
+/// A range of ids: owner, first id, number of ids.
 type Run = (String, u64, u64);
 
 pub(super) fn checks(cx: &Host) -> Vec<Check> {
@@ -22,7 +22,7 @@ pub(super) fn checks(cx: &Host) -> Vec<Check> {
     vec![users, judge_limits(cgroup::base())]
 }
 
-/// The ids that this host knows, and those that it has given to others.
+/// The ids that are mapped in this user namespace, and those that are assigned to other users.
 fn look() -> Result<(Vec<Run>, Vec<Run>), Error> {
     let text = |path: &str| Ok::<_, Error>(fs::read_text(Path::new(path))?.unwrap_or_default());
     let mut others = Vec::new();
@@ -76,17 +76,17 @@ fn judge_users(ids: &IdRange, mapped: &[Run], others: &[Run]) -> Check {
         let (low, high) = (ends.next().unwrap_or(0), ends.next().unwrap_or(0));
         *first <= high && low < first.saturating_add(*length)
     };
-    let elsewhere = "Name a range that nobody else gives out: `sliced --vmm-ids FIRST-LAST`.";
+    let elsewhere = "Specify an unused range: `sliced --vmm-ids FIRST-LAST`.";
     if !mapped.iter().any(|run| holds(&run)) {
-        let found = format!("{ids} are not all users of the namespace that sliced runs in");
+        let found = format!("{ids} are not all mapped in the user namespace of sliced");
         return warn(USERS, found, elsewhere);
     }
     match others.iter().find(meets) {
-        Some((whose, _, _)) => warn(USERS, format!("{ids} meet those of {whose}"), elsewhere),
+        Some((whose, _, _)) => warn(USERS, format!("{ids} overlap with {whose}"), elsewhere),
         None => ok(
             USERS,
             format!(
-                "{ids}, one for each VM; those of bridge groups run in the host's network namespace"
+                "{ids}, one for each VM; VMMs of bridge groups run in the host's network namespace"
             ),
         ),
     }
@@ -97,8 +97,8 @@ fn judge_limits(base: Result<&Path, String>) -> Check {
         Ok(base) => ok(LIMITS, format!("control groups below {}", base.display())),
         Err(why) => warn(
             LIMITS,
-            format!("VMs may use what processor and memory they can get: {why}"),
-            "Run sliced as its unit says, under systemd 254 or later with control groups of version 2; all else works without.",
+            format!("CPU and memory of VMs are not limited: {why}"),
+            "Run sliced from its unit under systemd 254 or later with cgroup v2; everything else works without it.",
         ),
     }
 }
@@ -109,7 +109,7 @@ mod tests {
     use crate::api::view::CheckVerdict;
 
     #[test]
-    fn ids_that_are_somebody_elses_or_nobodys_are_told_of() {
+    fn ids_that_are_assigned_or_not_mapped_are_warnings() {
         let ids: IdRange = "70000-70099".parse().unwrap();
         let whole = mapped("         0          0 4294967295\n");
         assert_eq!(judge_users(&ids, &whole, &[]).verdict, CheckVerdict::Ok);

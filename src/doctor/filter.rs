@@ -1,5 +1,5 @@
-//! The packet filter that iptables speaks to: which half of the kernel, and whether both are in use.
-//! Out of scope: what the rules do to forwarded packets.
+//! Checks which kernel back end iptables uses (nf_tables or ip_tables), and whether both contain rules.
+//! Out of scope: the effect of the rules on forwarded packets.
 
 use super::{Host, ask, fail, ok, unseen, warn, words};
 use crate::api::view::Check;
@@ -16,12 +16,12 @@ const TABLES: [TableName; 4] = [
     TableName::Filter,
 ];
 
-/// What was seen; an `Err` says in words why nothing was.
+/// The observation; an `Err` contains the message of the error.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
-    /// `iptables-restore`, which the daemon writes with.
+    /// `iptables-restore`, which the daemon uses.
     pub restore: Result<Backend, String>,
-    /// `iptables --version`: what other people write with.
+    /// `iptables --version`, which other programs use.
     pub tool: Result<String, String>,
     /// The tables that `iptables-nft` keeps in nf_tables.
     pub nft: Result<Ruleset, String>,
@@ -48,7 +48,7 @@ pub(super) async fn look(cx: &Host) -> Seen {
     }
 }
 
-/// Reads a back end whichever one the tools speak to. Needs no program.
+/// Reads a back end directly, without a program.
 fn read(flavour: Flavour) -> Result<Ruleset, String> {
     let backend = Backend {
         flavour,
@@ -101,9 +101,9 @@ fn judge_back_end(seen: &Seen) -> Check {
 fn judge_mixing(seen: &Seen) -> Check {
     let (nft, legacy) = match (&seen.nft, &seen.legacy) {
         (Ok(nft), Ok(legacy)) => (nft, legacy),
-        // Without ip_tables in the kernel there is nothing to mix with; the same the other way round.
-        (Ok(_), Err(_)) => return ok(MIXING, "only nf_tables can be looked at"),
-        (Err(_), Ok(_)) => return ok(MIXING, "only ip_tables can be looked at"),
+        // If one of the back ends is not in the kernel, rules cannot be mixed.
+        (Ok(_), Err(_)) => return ok(MIXING, "only nf_tables can be read"),
+        (Err(_), Ok(_)) => return ok(MIXING, "only ip_tables can be read"),
         (Err(why), Err(_)) => return unseen(MIXING, why),
     };
     match (tables(nft).as_str(), tables(legacy).as_str()) {
@@ -116,13 +116,13 @@ fn judge_mixing(seen: &Seen) -> Check {
                 "rules in both: nf_tables has {in_nft}, ip_tables has {in_legacy}; a packet must pass both{}",
                 closed(seen, nft, legacy)
             ),
-            "Find who writes to the other one (`iptables-nft-save`, `iptables-legacy-save`), move it to the same back end, and \
-             remove what it left.",
+            "Find the program that uses the other back end (`iptables-nft-save`, `iptables-legacy-save`), switch it to the same back \
+             end, and remove its remaining rules.",
         ),
     }
 }
 
-/// What the back end that we do not write to denies, we cannot allow.
+/// A packet that the other back end drops cannot be accepted by our rules.
 fn closed(seen: &Seen, nft: &Ruleset, legacy: &Ruleset) -> String {
     let other = match seen.restore.as_ref().map(|restore| restore.flavour) {
         Ok(Flavour::Nft) => legacy,
@@ -147,7 +147,7 @@ fn tables(ruleset: &Ruleset) -> String {
     names.join(", ")
 }
 
-/// Before 1.8 there was one back end and no word for it.
+/// Versions before 1.8 have only the legacy back end and do not name it.
 fn spoken(version: &str) -> Flavour {
     match version.contains("nf_tables") {
         true => Flavour::Nft,
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn one_back_end_in_use_is_fine_whichever_it_is() {
+    fn one_back_end_in_use_is_ok_whichever_it_is() {
         use CheckVerdict::Ok;
         for seen in [
             seen(dropping(), Ruleset::default()),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn mixing_is_told_and_that_the_other_half_is_shut() {
+    fn rules_in_both_back_ends_are_a_warning_that_names_the_dropping_policy() {
         let checks = judge(&seen(dropping(), dropping()));
         assert_eq!(checks[1].verdict, CheckVerdict::Warn);
         assert!(
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_of_different_back_ends_are_told() {
+    fn commands_of_different_back_ends_are_a_warning() {
         let mut seen = seen(Ruleset::default(), Ruleset::default());
         seen.tool = Ok("iptables v1.8.9 (legacy)".into());
         let checks = judge(&seen);
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_one_of_the_halves_cannot_mix_and_one_without_both_is_unseen() {
+    fn a_kernel_with_one_back_end_cannot_mix_and_with_none_is_unknown() {
         let mut seen = seen(dropping(), Ruleset::default());
         seen.legacy = Err("no ip_tables".into());
         assert_eq!(verdicts(&seen)[1], CheckVerdict::Ok);

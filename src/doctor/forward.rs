@@ -1,5 +1,5 @@
-//! Whether forwarded packets of VMs can pass: the switch, the FORWARD chain and who else owns it.
-//! Out of scope: which back end the rules are in; foreign forward chains (`native`).
+//! Checks whether forwarded packets of VMs can pass: `ip_forward`, the FORWARD chain and other programs with rules in it.
+//! Out of scope: the back end of the rules; foreign forward chains (`native`).
 
 use std::net::Ipv4Addr;
 
@@ -13,7 +13,7 @@ use crate::host::{route, sysctl};
 
 const SWITCH: &str = "ip_forward";
 const UPLINK: &str = "uplink forwarding";
-/// A public address: the way to it is the default route. Nothing is sent to it.
+/// A public address: the route to it is the default route. No packet is sent to it.
 const ANYWHERE: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
 const CHAIN: &str = "FORWARD chain";
 const NETWORKS: &str = "CNI networks and FORWARD";
@@ -50,19 +50,19 @@ fn judge_switch(ip_forward: Option<&str>) -> Check {
         Some("1") => ok(SWITCH, "on"),
         Some(_) => warn(
             SWITCH,
-            "off: no VM reaches anything but its gateway",
-            "sliced turns it on with the first VM; if it is off again, find who turns it off, and keep it on: \
+            "off: VMs reach only their gateway",
+            "sliced turns it on with the first VM; if it is off again, find the program that turns it off, and keep it on: \
              `echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-slice.conf && sysctl --system`.",
         ),
         None => fail(
             SWITCH,
-            "this kernel has no such switch",
-            "Use a kernel with IPv4 (CONFIG_INET) and a /proc/sys that can be seen.",
+            "not supported by this kernel",
+            "Use a kernel with IPv4 (CONFIG_INET), and mount /proc/sys.",
         ),
     }
 }
 
-/// A packet is forwarded if forwarding is on for its input link, whatever the setting for all links is.
+/// A packet is forwarded if forwarding is on for its input link, regardless of the setting for all links.
 async fn uplink(cx: &Host) -> Check {
     let asked = async {
         let netlink = cx.home.netlink()?;
@@ -74,7 +74,7 @@ async fn uplink(cx: &Host) -> Check {
     match asked.await {
         Ok(None) => ok(
             UPLINK,
-            "no default route: VMs reach the host's own networks only",
+            "no default route: VMs reach only networks of the host",
         ),
         Ok(Some(found)) => judge_uplink(&found),
         Err(error) => unseen(UPLINK, &words(&error)),
@@ -86,9 +86,9 @@ fn judge_uplink(found: &Link) -> Check {
     match found.ipv4 {
         Some(ipv4) if ipv4.forwarding == 0 => warn(
             UPLINK,
-            format!("off on {name}, the link of the default route: no answer reaches a VM"),
+            format!("off on {name}, the link of the default route: replies do not reach VMs"),
             format!(
-                "Turn it on: `sysctl -w net.ipv4.conf.{name}.forwarding=1`, and find who turned it off (systemd-networkd: \
+                "Turn it on: `sysctl -w net.ipv4.conf.{name}.forwarding=1`, and find the program that turned it off (systemd-networkd: \
                  `IPv4Forwarding=yes`, before version 256 `IPForward=ipv4`, in the link's .network file)."
             ),
         ),
@@ -96,19 +96,19 @@ fn judge_uplink(found: &Link) -> Check {
     }
 }
 
-/// Our rules name links of ours only, which are no ports of a bridge.
+/// Our rules match only links of ours that are not ports of a bridge.
 fn judge_bridged(value: Option<&str>) -> Check {
     let found = match value {
         Some("1") => {
-            "on: bridged packets pass FORWARD too, where none of the rules of isolated VMs matches them"
+            "on: bridged packets also traverse FORWARD, where the rules of isolated VMs do not match them"
         }
-        Some(_) => "off: bridged packets do not pass iptables",
-        None => "br_netfilter is not loaded: bridged packets do not pass iptables",
+        Some(_) => "off: bridged packets do not traverse iptables",
+        None => "br_netfilter is not loaded: bridged packets do not traverse iptables",
     };
     ok(BRIDGED, found)
 }
 
-/// Strict (1) and loose (2) both pass a VM's packets: the route back to its source leads to the link it came by.
+/// Strict (1) and loose (2) both accept a VM's packets: the route to their source uses the link on which they arrive.
 fn judge_rp_filter(all: Option<&str>, default: Option<&str>) -> Check {
     let word = |value| match value {
         Some("0") => "off",
@@ -119,11 +119,11 @@ fn judge_rp_filter(all: Option<&str>, default: Option<&str>) -> Check {
     let (all, default) = (word(all), word(default));
     ok(
         RP_FILTER,
-        format!("all {all}, default {default}: VMs' packets pass any of them"),
+        format!("all {all}, default {default}: VMs' packets pass with any of them"),
     )
 }
 
-/// The chain in the back end that we write to. `ours` is what the names of our chains begin with.
+/// Evaluates the chain in the back end that we use. `ours` is the name prefix of our chains.
 fn judge_chain(seen: &Seen, ours: &str) -> Check {
     let ruleset = match seen.restore.as_ref().map(|restore| restore.flavour) {
         Ok(Flavour::Legacy) => &seen.legacy,
@@ -142,31 +142,31 @@ fn judge_chain(seen: &Seen, ours: &str) -> Check {
     match (first, strangers) {
         (Some(_), 0) => ok(
             CHAIN,
-            format!("policy {policy}{others}: our jump stands first, so it decides for VMs"),
+            format!("policy {policy}{others}: our jump is first and decides for VMs"),
         ),
         (Some(_), strangers) => warn(
             CHAIN,
             format!(
-                "policy {policy}{others}: {strangers} foreign rule(s) stand before our jump and may drop VMs' packets"
+                "policy {policy}{others}: {strangers} foreign rule(s) before our jump may drop VMs' packets"
             ),
-            "sliced puts its jump back on top within seconds; if this stays, `slicectl events` names the contest: find who inserts \
-             rules at the top of FORWARD.",
+            "sliced moves its jump to the top within seconds; if this persists, `slicectl events` shows the conflict: find the program \
+             that inserts rules at the top of FORWARD.",
         ),
         (None, _) if policy == Policy::Drop || !others.is_empty() => ok(
             CHAIN,
             format!(
-                "policy {policy}{others}: no jump of ours yet; it will be the first rule, so this will not stop \
-                 isolated VMs and VMs on bridges of ours"
+                "policy {policy}{others}: no jump of ours yet; it will be the first rule, so isolated VMs and VMs on \
+                 managed bridges are not affected"
             ),
         ),
         (None, _) => ok(
             CHAIN,
-            format!("policy {policy}, nobody else's; no jump of ours yet"),
+            format!("policy {policy}, no chains of other programs; no jump of ours yet"),
         ),
     }
 }
 
-/// CNI networks with packets that pass FORWARD, and without a plugin that accepts them there.
+/// CNI networks whose packets traverse FORWARD and that have no plugin which accepts them there.
 fn networks_that_are_not_opened(cx: &Host) -> Vec<String> {
     let names = cx.cni.networks().unwrap_or_default();
     let networks = names.iter().filter_map(|name| cx.cni.find(name).ok());
@@ -179,7 +179,7 @@ fn networks_that_are_not_opened(cx: &Host) -> Vec<String> {
         .collect()
 }
 
-/// Our jump in FORWARD is not for CNI VMs: their network is their plugins'.
+/// Our jump in FORWARD does not match VMs in cni mode: the plugins configure their network.
 fn judge_networks(seen: &Seen, unopened: &[String]) -> Option<Check> {
     let ruleset = match seen.restore.as_ref().map(|restore| restore.flavour) {
         Ok(Flavour::Legacy) => seen.legacy.as_ref(),
@@ -190,13 +190,13 @@ fn judge_networks(seen: &Seen, unopened: &[String]) -> Option<Check> {
     (policy == Policy::Drop && !unopened.is_empty()).then(|| {
         warn(
             NETWORKS,
-            format!("policy {policy}, and no plugin of {names} opens FORWARD: VMs there reach nothing beyond this host"),
-            "Add {\"type\": \"firewall\"} to the plugins of the network; it is for VMs that are attached from then on.",
+            format!("policy {policy}, and no plugin of {names} accepts forwarded packets: VMs there reach nothing beyond this host"),
+            "Add {\"type\": \"firewall\"} to the plugins of the network; it applies to VMs that are attached afterwards.",
         )
     })
 }
 
-/// Who else keeps chains here, by the names that those programs give them.
+/// Other programs with chains in the filter table, recognised by the names of their chains.
 fn company(ruleset: &Ruleset) -> String {
     let chains = ruleset.chains(TableName::Filter);
     let known = [

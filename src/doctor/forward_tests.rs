@@ -1,5 +1,5 @@
-//! What is said of forwarding, without a kernel.
-//! Out of scope: looking, see tests/doctor.rs.
+//! Tests of the evaluation, without a kernel.
+//! Out of scope: the observation, see tests/doctor.rs.
 
 use super::*;
 use crate::api::view::CheckVerdict;
@@ -35,7 +35,7 @@ fn seen(policy: Policy, forward: Vec<Rule>, chains: &[&str]) -> Seen {
 }
 
 #[test]
-fn forwarding_that_is_off_is_told_with_the_line_that_turns_it_on() {
+fn forwarding_that_is_off_is_a_warning_with_the_command_that_turns_it_on() {
     assert_eq!(judge_switch(Some("1")).verdict, CheckVerdict::Ok);
     let off = judge_switch(Some("0"));
     assert_eq!(off.verdict, CheckVerdict::Warn);
@@ -44,7 +44,7 @@ fn forwarding_that_is_off_is_told_with_the_line_that_turns_it_on() {
 }
 
 #[test]
-fn docker_with_policy_drop_is_named_and_does_not_matter_while_our_jump_is_first() {
+fn docker_with_policy_drop_is_named_and_is_ok_while_our_jump_is_first() {
     let forward = vec![jump("SLICE-abcde-FWD"), jump("DOCKER-USER")];
     let check = judge_chain(
         &seen(Policy::Drop, forward, &["DOCKER-USER", "DOCKER"]),
@@ -53,12 +53,12 @@ fn docker_with_policy_drop_is_named_and_does_not_matter_while_our_jump_is_first(
     assert_eq!(check.verdict, CheckVerdict::Ok);
     assert_eq!(
         check.found,
-        "policy DROP, chains of docker: our jump stands first, so it decides for VMs"
+        "policy DROP, chains of docker: our jump is first and decides for VMs"
     );
 }
 
 #[test]
-fn a_foreign_rule_above_our_jump_is_told_and_another_daemons_jump_is_none() {
+fn a_foreign_rule_above_our_jump_is_a_warning_and_the_jump_of_another_daemon_is_not() {
     let ours = jump("SLICE-abcde-FWD");
     let after_docker = vec![jump("DOCKER-USER"), ours.clone()];
     let check = judge_chain(&seen(Policy::Accept, after_docker, &["DOCKER-USER"]), OURS);
@@ -69,7 +69,7 @@ fn a_foreign_rule_above_our_jump_is_told_and_another_daemons_jump_is_none() {
 }
 
 #[test]
-fn all_who_keep_chains_are_named() {
+fn all_programs_with_chains_are_named() {
     let chains = ["DOCKER", "ufw-before-forward", "LIBVIRT_FWO"];
     let check = judge_chain(&seen(Policy::Drop, Vec::new(), &chains), OURS);
     assert!(
@@ -80,18 +80,18 @@ fn all_who_keep_chains_are_named() {
 }
 
 #[test]
-fn bridged_packets_and_reverse_path_filters_are_told_and_harmless() {
+fn bridged_packets_and_reverse_path_filters_are_always_ok() {
     for value in [Some("0"), Some("1"), None] {
         assert_eq!(judge_bridged(value).verdict, CheckVerdict::Ok);
     }
     assert_eq!(
         judge_rp_filter(Some("1"), Some("2")).found,
-        "all strict, default loose: VMs' packets pass any of them"
+        "all strict, default loose: VMs' packets pass with any of them"
     );
 }
 
 #[test]
-fn a_cni_network_that_nobody_opens_a_closed_forward_chain_for_is_named() {
+fn a_cni_network_without_firewall_plugin_is_named_if_forward_drops() {
     let networks = ["slicer".to_owned(), "other".to_owned()];
     for (policy, unopened, is_told) in [
         (Policy::Drop, &networks[..], true),

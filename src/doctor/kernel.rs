@@ -1,9 +1,9 @@
-//! What the kernel has: namespaces, links, and the parts of the packet filter that our rules are made of.
-//! Out of scope: how any of it is set up on this host.
+//! Checks the features of the kernel: namespaces, links, and the packet filter matches and targets that our rules use.
+//! Out of scope: the configuration of this host.
 //!
-//! # Why it is tried and not looked up
-//! `/proc/net/ip_tables_matches` lists what is loaded, and a modular kernel loads a match when a rule first asks for it. So
-//! one rule of each sort is committed in a network namespace that ends with the shell that tries.
+//! # Why features are tried
+//! `/proc/net/ip_tables_matches` lists only loaded modules, and the kernel loads a match when a rule first uses it. So one rule of
+//! each kind is committed in a temporary network namespace.
 
 use std::fs::OpenOptions;
 
@@ -15,13 +15,13 @@ const NAMESPACES: &str = "network namespaces";
 const TUN: &str = "/dev/net/tun";
 const FLOWS: &str = "connection tracking";
 const IPV6: &str = "IPv6";
-/// Bridge mode stands on them.
+/// Required by bridge mode.
 const BRIDGES: &str = "bridges";
-/// The anti-spoofing of bridge mode and the redirect of CNI mode.
+/// Required by the anti-spoofing of bridge mode and the redirect of cni mode.
 const FILTERS: &str = "traffic filters";
 
-/// One line each: `FEATURE yes`, `FEATURE no WHY`. All rules at once first, which is one process; only if that fails each by
-/// itself, to learn which. `-w 1`: wait a second for the lock of the older back end.
+/// Prints one line per feature: `FEATURE yes` or `FEATURE no REASON`. Commits all rules in one process first; only if that fails, each
+/// rule separately, to find the missing features. `-w 1`: wait a second for the lock of the legacy back end.
 const TRIAL: &str = r#"
 echo 'namespace yes'
 try() {
@@ -84,7 +84,7 @@ else
 fi
 "#;
 
-/// A thing that is tried: its word in [`TRIAL`], the check it belongs to, the kernel options that bring it.
+/// Features that are tried: name in [`TRIAL`], check, kernel options.
 const FEATURES: [(&str, &str, &str); 19] = [
     ("veth", "veth links", "CONFIG_VETH"),
     ("tap", "TAP links", "CONFIG_TUN"),
@@ -169,7 +169,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     checks
 }
 
-/// What needs no trial.
+/// Observations that need no temporary namespace.
 struct Here {
     tun: Result<(), String>,
     flows: Result<u32, String>,
@@ -183,7 +183,7 @@ enum Protocol {
 }
 
 fn look_here() -> Here {
-    // Opening makes no link: that takes a TUNSETIFF.
+    // Opening does not create a link: that needs TUNSETIFF.
     let tun = OpenOptions::new().read(true).write(true).open(TUN);
     Here {
         tun: tun.map(drop).map_err(|e| e.to_string()),
@@ -203,11 +203,11 @@ fn judge_trial(said: &str) -> Vec<Check> {
         })
     };
     if answer("namespace") != Some("yes") {
-        let remedy = "Run sliced as root (CAP_SYS_ADMIN) on a kernel with CONFIG_NET_NS, outside of a container that forbids unshare(2).";
-        return vec![fail(NAMESPACES, "none can be made", remedy)];
+        let remedy = "Run sliced as root (CAP_SYS_ADMIN) on a kernel with CONFIG_NET_NS, outside of a container that blocks unshare(2).";
+        return vec![fail(NAMESPACES, "cannot create one", remedy)];
     }
     let mut checks = vec![match answer("setting") {
-        None | Some("yes") => ok(NAMESPACES, "one was made and left"),
+        None | Some("yes") => ok(NAMESPACES, "a network namespace was created"),
         Some(said) => unwritable(said),
     }];
     for name in ["veth links", "TAP links", BRIDGES, FILTERS, "netfilter"] {
@@ -220,14 +220,14 @@ fn judge_trial(said: &str) -> Vec<Check> {
     checks
 }
 
-/// In a container `/proc/sys` is read-only as a rule, for the settings of new namespaces, too.
+/// In a container, `/proc/sys` is usually read-only, also for the settings of new namespaces.
 fn unwritable(said: &str) -> Check {
     // The shell's message begins with its name and the line number.
     let why = said.split_once("create ").map_or(said, |(_, why)| why);
     fail(
         NAMESPACES,
         format!(
-            "one was made, but no setting in it can be written: {}",
+            "cannot write settings in a new namespace: {}",
             why.trim_start_matches("no ")
         ),
         "Make /proc/sys writable for sliced: start it outside of a container, or with `--privileged` or `--security-opt \
@@ -235,7 +235,7 @@ fn unwritable(said: &str) -> Check {
     )
 }
 
-/// A check out of its parts: what was tried, the kernel option that brings it, and what came of it.
+/// Evaluates a check from its parts: feature, kernel option, result.
 fn judge_parts(name: &str, parts: &[(&str, &str, Option<&str>)]) -> Check {
     let failed = |part: &&(&str, &str, Option<&str>)| part.2.is_some_and(|said| said != "yes");
     let missing: Vec<_> = parts.iter().filter(failed).collect();
@@ -260,8 +260,12 @@ fn judge_parts(name: &str, parts: &[(&str, &str, Option<&str>)]) -> Check {
     if tried.len() < parts.len() {
         return warn(
             name,
-            format!("{} of {} parts were tried", tried.len(), parts.len()),
-            "Install iproute2 and iptables so that all can be tried, and look again.",
+            format!(
+                "only {} of {} features could be tried",
+                tried.len(),
+                parts.len()
+            ),
+            "Install iproute2 and iptables, then run slicectl doctor again.",
         );
     }
     ok(name, format!("works: {}", tried.join(", ")))
@@ -272,7 +276,7 @@ fn judge_tun(opened: &Result<(), String>) -> Check {
         Ok(()) => ok(TUN, "opens"),
         Err(why) => fail(
             TUN,
-            format!("does not open: {why}"),
+            format!("cannot be opened: {why}"),
             "Load the driver: `modprobe tun`; where the file is missing: `mkdir -p /dev/net && mknod /dev/net/tun c 10 200`.",
         ),
     }
@@ -284,18 +288,15 @@ fn judge_flows(count: &Result<u32, String>) -> Check {
         Err(why) => fail(
             FLOWS,
             format!("missing: {why}"),
-            "Load it: `modprobe nf_conntrack nf_conntrack_netlink`; without it no answer comes back to a VM.",
+            "Load it: `modprobe nf_conntrack nf_conntrack_netlink`; without it no replies reach VMs.",
         ),
     }
 }
 
 fn judge_ipv6(protocol: Protocol) -> Check {
     match protocol {
-        Protocol::Present => ok(
-            IPV6,
-            "in the kernel; switched off and shut in VMs' namespaces",
-        ),
-        Protocol::Absent => ok(IPV6, "not in the kernel: nothing to shut"),
+        Protocol::Present => ok(IPV6, "supported; disabled and blocked in VMs' namespaces"),
+        Protocol::Absent => ok(IPV6, "not supported by the kernel: nothing to block"),
     }
 }
 
@@ -324,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_has_all_is_fine() {
+    fn a_kernel_with_all_features_is_ok() {
         let checks = judge_trial(&all_but("", ""));
         assert!(
             checks.iter().all(|check| check.verdict == CheckVerdict::Ok),
@@ -333,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_match_is_named_with_what_was_said_and_its_module() {
+    fn a_missing_match_is_named_with_the_error_and_its_module() {
         let checks = judge_trial(&all_but(
             "addrtype",
             "no Extension addrtype revision 0 not supported",
@@ -351,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_tried_is_not_called_missing() {
+    fn features_that_were_not_tried_are_not_reported_as_missing() {
         let checks = judge_trial("namespace yes\nveth yes\ntap yes\nbridge yes\n");
         let verdicts: Vec<_> = checks.iter().map(|check| check.verdict).collect();
         use CheckVerdict::{Ok, Warn};
@@ -359,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_cannot_be_written_are_named() {
+    fn settings_that_cannot_be_written_are_a_failure() {
         let said = "no sh: 8: cannot create /proc/sys/net/ipv4/ip_forward: Read-only file system";
         let told = all_but("", "").replace(
             "namespace yes\n",
@@ -370,7 +371,7 @@ mod tests {
         assert!(
             checks[0]
                 .found
-                .ends_with("written: /proc/sys/net/ipv4/ip_forward: Read-only file system"),
+                .ends_with("namespace: /proc/sys/net/ipv4/ip_forward: Read-only file system"),
             "{}",
             checks[0].found
         );
@@ -382,14 +383,14 @@ mod tests {
     }
 
     #[test]
-    fn no_namespaces_is_the_one_thing_told_then() {
+    fn without_namespaces_nothing_else_is_reported() {
         let checks = judge_trial("");
         assert_eq!(checks.len(), 1);
         assert_eq!(checks[0].verdict, CheckVerdict::Fail);
     }
 
     #[test]
-    fn devices_that_do_not_open_come_with_the_command_that_brings_them() {
+    fn devices_that_cannot_be_opened_come_with_the_command_that_loads_them() {
         let check = judge_tun(&Err("No such file or directory".into()));
         assert_eq!(check.verdict, CheckVerdict::Fail);
         assert!(check.remedy.contains("modprobe tun"));

@@ -1,4 +1,4 @@
-//! Limits of the kernel that many VMs run into.
+//! Checks kernel limits that many VMs may reach.
 //! Out of scope: limits of single VMs.
 
 use rustix::process::Resource;
@@ -14,14 +14,14 @@ const FLOWS: &str = "connection tracking limit";
 const FILES: &str = "open files";
 const SHARES: &str = "connections per VM";
 
-/// The kernel's own defaults, which suit a host of its size; less is a setting of somebody's.
+/// The kernel's default for gc_thresh3. A lower value was configured.
 const NEIGHBOURS_WANTED: u64 = 1024;
 const FLOWS_WANTED: u64 = 16384;
-/// The daemon needs one; other programs take some.
+/// The daemon needs one instance; other programs use some.
 const INSTANCES_WANTED: u64 = 64;
-/// One folder and what lies behind its symbolic links.
+/// The manifest directory and the targets of its symbolic links.
 const WATCHES_WANTED: u64 = 1024;
-/// Two descriptors a VM and some hundred for the daemon's own use, for a thousand VMs.
+/// For a thousand VMs: two descriptors per VM and some hundred for the daemon itself.
 const FILES_WANTED: u64 = 4096;
 
 const KEYS: [&str; 5] = [
@@ -49,7 +49,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     checks
 }
 
-/// A key that is not there, or is no number, is `None`.
+/// A key that does not exist or is not a number is `None`.
 fn read() -> Result<[Option<u64>; 5], Error> {
     let values = sysctl::read_many(&KEYS)?;
     let mut numbers = values.into_iter().map(|value| value?.parse().ok());
@@ -68,11 +68,11 @@ fn judge_neighbours(thresh: Option<u64>, entries: Option<u64>) -> Check {
     let remedy = "Raise it: `sysctl -w net.ipv4.neigh.default.gc_thresh3=8192 net.ipv4.neigh.default.gc_thresh2=4096`, and in \
                   /etc/sysctl.d.";
     match (thresh, entries.unwrap_or(0)) {
-        // One table for all namespaces, whose limit only the first one shows.
+        // The table is shared by all namespaces; its limit is visible only in the initial one.
         (None, entries) => ok(
             NEIGHBOURS,
             format!(
-                "{entries} entries; its limit shows only in the machine's first network namespace"
+                "{entries} entries; the limit is visible only in the initial network namespace"
             ),
         ),
         (Some(limit), entries) if entries.saturating_mul(4) >= limit.saturating_mul(3) => warn(
@@ -82,7 +82,7 @@ fn judge_neighbours(thresh: Option<u64>, entries: Option<u64>) -> Check {
         ),
         (Some(limit), entries) if limit < NEIGHBOURS_WANTED => warn(
             NEIGHBOURS,
-            format!("holds {limit} entries ({entries} in use); each guest that talks takes one"),
+            format!("at most {limit} entries ({entries} in use); each active guest needs one"),
             remedy,
         ),
         (Some(limit), entries) => ok(
@@ -95,19 +95,19 @@ fn judge_neighbours(thresh: Option<u64>, entries: Option<u64>) -> Check {
 fn judge_inotify(instances: Option<u64>, watches: Option<u64>) -> Check {
     match (instances, watches) {
         (Some(instances), Some(watches)) => {
-            let found = format!("{instances} instances and {watches} watches a user");
+            let found = format!("{instances} instances and {watches} watches per user");
             match instances >= INSTANCES_WANTED && watches >= WATCHES_WANTED {
                 true => ok(INOTIFY, found),
                 false => warn(
                     INOTIFY,
-                    format!("{found}: the manifests folder may go unwatched"),
+                    format!("{found}: watching the manifest directory may fail"),
                     "Raise them: `sysctl -w fs.inotify.max_user_instances=128 fs.inotify.max_user_watches=8192`, and in /etc/sysctl.d.",
                 ),
             }
         }
         (None, _) | (_, None) => warn(
             INOTIFY,
-            "not in this kernel: a saved manifest is seen at the next resync only",
+            "not supported by this kernel: changed manifests are detected at the next resync",
             "Use a kernel with CONFIG_INOTIFY_USER, or apply manifests with `slicectl apply`.",
         ),
     }
@@ -117,29 +117,29 @@ fn judge_flows(max: Option<u64>, count: Option<u64>) -> Check {
     let remedy =
         "Raise it: `sysctl -w net.netfilter.nf_conntrack_max=262144`, and in /etc/sysctl.d.";
     match (max, count.unwrap_or(0)) {
-        (None, _) => unseen(FLOWS, "net.netfilter.nf_conntrack_max is not there"),
+        (None, _) => unseen(FLOWS, "net.netfilter.nf_conntrack_max does not exist"),
         (Some(max), count) if count.saturating_mul(10) >= max.saturating_mul(9) => warn(
             FLOWS,
-            format!("{count} of {max} flows: the kernel begins to drop new ones"),
+            format!("{count} of {max} flows: the kernel drops new flows when the limit is reached"),
             remedy,
         ),
         (Some(max), count) if max < FLOWS_WANTED => warn(
             FLOWS,
-            format!("{count} of only {max} flows; all VMs share them"),
+            format!("{count} of {max} flows: the limit is low, and all VMs share it"),
             remedy,
         ),
         (Some(max), count) => ok(FLOWS, format!("{count} of {max} flows")),
     }
 }
 
-/// What a VM may have whose group does not say, and whether the kernel has timeout policies, without which no VM is let on.
+/// The default of `max_connections`, and whether the kernel supports timeout policies, which the rules of a VM need.
 fn judge_shares(max: Option<u64>, error: Option<Error>) -> Check {
     let limit = Limit::share(max.and_then(|max| u32::try_from(max).ok()));
     match error {
         None => ok(
             SHARES,
             format!(
-                "{} by default (max_connections), at most {} entries of a VM in the host's table",
+                "{} by default (max_connections), at most {} entries per VM in the host's table",
                 limit.all(),
                 limit.most_entries()
             ),
@@ -147,11 +147,11 @@ fn judge_shares(max: Option<u64>, error: Option<Error>) -> Check {
         Some(error) => fail(
             SHARES,
             format!(
-                "the kernel has no timeout policies for connection tracking: {}",
+                "the kernel does not support timeout policies for connection tracking: {}",
                 words(&error)
             ),
-            "Use a kernel with CONFIG_NF_CT_NETLINK_TIMEOUT and CONFIG_NF_CONNTRACK_TIMEOUT (nfnetlink_cttimeout); without it no rules \
-             of a VM are set up.",
+            "Use a kernel with CONFIG_NF_CT_NETLINK_TIMEOUT and CONFIG_NF_CONNTRACK_TIMEOUT (nfnetlink_cttimeout); without it the rules \
+             of VMs cannot be set up.",
         ),
     }
 }
@@ -161,10 +161,10 @@ fn judge_files(limit: Option<u64>) -> Check {
     match limit {
         Some(limit) if limit < FILES_WANTED => warn(
             FILES,
-            format!("sliced may open {limit} files; a thousand VMs want {FILES_WANTED}"),
-            "Start it with more: `LimitNOFILE=65536` in the unit, or `ulimit -n 65536`.",
+            format!("sliced can open {limit} files; a thousand VMs need {FILES_WANTED}"),
+            "Raise the limit: `LimitNOFILE=65536` in the unit, or `ulimit -n 65536`.",
         ),
-        Some(limit) => ok(FILES, format!("sliced may open {limit}")),
+        Some(limit) => ok(FILES, format!("sliced can open {limit}")),
         None => ok(FILES, "no limit"),
     }
 }
@@ -175,7 +175,7 @@ mod tests {
     use crate::api::view::CheckVerdict::{Fail, Ok, Warn};
 
     #[test]
-    fn a_neighbour_table_that_is_small_or_nearly_full_is_told() {
+    fn a_neighbour_table_that_is_small_or_nearly_full_is_a_warning() {
         let verdict = |limit, entries| judge_neighbours(limit, entries).verdict;
         assert_eq!(verdict(Some(1024), Some(7)), Ok);
         assert_eq!(verdict(Some(128), Some(7)), Warn);
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn low_inotify_limits_are_told() {
+    fn low_inotify_limits_are_a_warning() {
         let verdict = |instances, watches| judge_inotify(instances, watches).verdict;
         assert_eq!(verdict(Some(128), Some(8192)), Ok);
         assert_eq!(verdict(Some(8), Some(8192)), Warn);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_table_that_is_small_or_nearly_full_is_told() {
+    fn a_flow_table_that_is_small_or_nearly_full_is_a_warning() {
         let verdict = |max, count| judge_flows(max, count).verdict;
         assert_eq!(verdict(Some(262_144), Some(12)), Ok);
         assert_eq!(verdict(Some(262_144), Some(262_000)), Warn);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_vm_may_have_is_told_and_a_kernel_without_timeouts_is_no_host() {
+    fn the_limit_per_vm_is_reported_and_a_kernel_without_timeout_policies_fails() {
         let found = judge_shares(Some(262_144), None);
         assert_eq!(found.verdict, Ok);
         assert!(found.found.contains("512 by default"), "{}", found.found);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn few_open_files_are_told() {
+    fn a_low_open_file_limit_is_a_warning() {
         assert_eq!(judge_files(Some(1024)).verdict, Warn);
         assert_eq!(judge_files(Some(65536)).verdict, Ok);
         assert_eq!(judge_files(None).verdict, Ok);

@@ -1,5 +1,5 @@
-//! Programs that take links over: systemd-networkd and NetworkManager, and whether they leave ours alone.
-//! Out of scope: addresses and routes themselves; configuring these programs ([`crate::reconcile::ground::unmanaged`]).
+//! Checks whether network managers (systemd-networkd, NetworkManager) leave our links unmanaged.
+//! Out of scope: addresses and routes; configuring these programs ([`crate::reconcile::ground::unmanaged`]).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,15 +16,15 @@ mod nm;
 const NETWORKD: &str = "systemd-networkd";
 const NM: &str = "NetworkManager";
 
-/// A link such as ours are.
+/// An example of a link of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Example {
-    /// Its name.
+    /// Name of the link.
     name: String,
     kind: Kind,
 }
 
-/// What it is.
+/// Kind of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Veth,
@@ -32,12 +32,12 @@ enum Kind {
     Tap,
 }
 
-/// What a program would do to a link of ours.
+/// What a network manager would do with a link of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fate {
-    /// Nothing: this file says so, or no file speaks of it.
+    /// It leaves the link unmanaged, because of this file or because no file matches.
     LeftAlone(Option<PathBuf>),
-    /// It is set up as this file says, or by default.
+    /// It configures the link, because of this file or by default.
     Captured(Option<PathBuf>),
 }
 
@@ -49,7 +49,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
         };
         match unmanaged::runs(&cx.home, manager) {
             Err(error) => return unseen(name, &words(&error)),
-            Ok(false) => return ok(name, "does not run here"),
+            Ok(false) => return ok(name, "not running"),
             Ok(true) => {}
         }
         let fates = examples(&cx.links).into_iter().map(|example| {
@@ -67,7 +67,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     Manager::ALL.map(check).into()
 }
 
-/// One link of each sort.
+/// One link of each kind.
 fn examples(links: &OurLinks) -> Vec<Example> {
     let veth = Example {
         name: format!("{}aaaaaaaa", links.veth_prefix),
@@ -97,9 +97,9 @@ fn judge(name: &str, fates: &[(Example, Fate)], remedy: &str) -> Check {
         return match file {
             Some(file) => ok(
                 name,
-                format!("runs and leaves our links alone ({})", file.display()),
+                format!("running; leaves our links unmanaged ({})", file.display()),
             ),
-            None => ok(name, "runs, and none of its files speaks of our links"),
+            None => ok(name, "running; none of its files matches our links"),
         };
     };
     let taken = fates
@@ -111,7 +111,7 @@ fn judge(name: &str, fates: &[(Example, Fate)], remedy: &str) -> Check {
         .map_or("its defaults".into(), |file| file.display().to_string());
     warn(
         name,
-        format!("runs and would take {} over, by {by}", taken.join(", ")),
+        format!("running; would manage {} because of {by}", taken.join(", ")),
         remedy,
     )
 }
@@ -127,11 +127,11 @@ fn remedy(manager: Manager, links: &OurLinks) -> String {
         ),
     };
     format!(
-        "Restart sliced, which writes {file}; or keep it: `printf '%b' \"{text}\" > {kept} && {reload}`."
+        "Restart sliced, which writes {file}; to make it permanent: `printf '%b' \"{text}\" > {kept} && {reload}`."
     )
 }
 
-/// The files with this ending in several directories, by name; of two with one name the earlier directory's counts.
+/// The files with this suffix in several directories, by name. Of files with the same name, that of the earlier directory is used.
 fn files(dirs: &[&str], ending: &str) -> Result<BTreeMap<String, PathBuf>, Error> {
     let mut found = BTreeMap::new();
     for dir in dirs {
@@ -146,7 +146,7 @@ fn files(dirs: &[&str], ending: &str) -> Result<BTreeMap<String, PathBuf>, Error
     Ok(found)
 }
 
-/// `KEY=VALUE` lines of an ini file, each with its section.
+/// `KEY=VALUE` lines of an ini file as (section, key, value).
 fn settings(text: &str) -> impl Iterator<Item = (&str, &str, &str)> {
     let mut section = "";
     text.lines().map(str::trim).filter_map(move |line| {
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_we_write_makes_both_leave_our_links_alone_and_no_others() {
+    fn our_files_make_both_leave_our_links_unmanaged_and_no_others() {
         let ours = [
             ("slabcdeaaaaaaaa", Kind::Veth),
             ("slbr0", Kind::Bridge),
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn being_taken_over_is_told_with_the_link_the_file_and_the_remedy() {
+    fn a_managed_link_is_a_warning_with_the_link_the_file_and_the_remedy() {
         let file = Some(PathBuf::from("/etc/systemd/network/all.network"));
         let fates = [
             (
@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(check.verdict, CheckVerdict::Warn);
         assert_eq!(
             check.found,
-            "runs and would take tp0 over, by /etc/systemd/network/all.network"
+            "running; would manage tp0 because of /etc/systemd/network/all.network"
         );
         assert!(
             check
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_match_as_a_shell_has_them() {
+    fn patterns_match_as_in_a_shell() {
         let matches = |pattern: &str, text: &str| glob(pattern.as_bytes(), text.as_bytes());
         assert!(matches("*", "") && matches("sl*", "slx") && matches("s?x*", "slx"));
         assert!(!matches("sl", "slx") && !matches("?", "") && !matches("eth*", "slx"));

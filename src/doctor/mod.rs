@@ -1,8 +1,8 @@
-//! EXAMINES: whether this host can do what is asked of it, and the remedy where it cannot.
-//! Out of scope: changing anything; the state of VMs.
+//! Checks whether the host meets the requirements, and names a remedy where it does not.
+//! Out of scope: changing the host; the state of VMs.
 //!
-//! Each check is a look and a judgement. Looking may fail, and then that is what is found; judging is a pure function of
-//! what was seen. Looks run at the same time and each has a deadline of [`PATIENCE`], so all of them take less than a second.
+//! Each check observes and evaluates. If the observation fails, the check reports the error; the evaluation is a pure function of
+//! the observation. Observations run concurrently and each has a deadline of [`PATIENCE`], so all of them take less than a second.
 
 mod allowed;
 mod cni;
@@ -31,37 +31,37 @@ use crate::reconcile::ground::unmanaged::OurLinks;
 
 pub use place::lacking;
 
-/// How long a program that is asked something may take.
+/// Deadline for a program that is run by a check.
 const PATIENCE: Duration = Duration::from_millis(800);
 
-/// What is examined.
+/// The host and the settings of the daemon, as input of all checks.
 #[derive(Clone, Debug)]
 pub struct Host {
-    /// The network namespace that the daemon was started in; `examine` must be called by a thread that is in it.
+    /// The network namespace in which the daemon was started. `examine` must be called by a thread in it.
     pub home: Netns,
-    /// Which daemon.
+    /// Instance id of the daemon.
     pub instance: Instance,
-    /// Where the daemon keeps what dies with the host's uptime.
+    /// The daemon's run directory (files of the current boot).
     pub run_dir: PathBuf,
-    /// Where it reads manifests.
+    /// The manifest directory.
     pub config_dir: PathBuf,
-    /// Where it keeps its state.
+    /// The state directory.
     pub state_dir: PathBuf,
-    /// Why no change can be stored, with the path, if that is so.
+    /// If no change can be stored: the reason, with the path.
     pub read_only: Option<String>,
-    /// The users that VMMs run as.
+    /// Range of user ids for VMMs.
     pub vmm_ids: IdRange,
-    /// Where programs and images may lie.
+    /// Directories from which programs and images may be used.
     pub allowed: Allowed,
-    /// Where it finds CNI networks and plugins.
+    /// The directories of CNI networks and plugins.
     pub cni: Runtime,
-    /// The ranges that the host routes for, and the links that their packets come by.
+    /// Ranges that the host forwards, with the links on which their packets arrive.
     pub guarded: Vec<Guarded>,
-    /// What network managers are to leave alone.
+    /// Links that network managers must not manage.
     pub links: OurLinks,
 }
 
-/// Looks at everything. Changes nothing: what must be tried is tried in a namespace that ends with the trial.
+/// Runs all checks. Does not change the host: features that must be tried are tried in a temporary namespace.
 pub async fn examine(cx: &Host) -> Vec<Check> {
     let groups = tokio::join!(
         place::checks(cx),
@@ -88,12 +88,12 @@ async fn packet_filter(cx: &Host) -> Vec<Check> {
     checks
 }
 
-/// As it should be.
+/// The requirement is met.
 fn ok(name: &str, found: impl Into<String>) -> Check {
     check(name, CheckVerdict::Ok, found.into(), String::new())
 }
 
-/// Works, but not well, or not everything.
+/// Works with limitations.
 fn warn(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
     check(name, CheckVerdict::Warn, found.into(), remedy.into())
 }
@@ -103,10 +103,10 @@ fn fail(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Chec
     check(name, CheckVerdict::Fail, found.into(), remedy.into())
 }
 
-/// Could not be looked at, which says nothing about how it stands.
+/// The check could not be performed.
 fn unseen(name: &str, why: &str) -> Check {
-    let remedy = "Run sliced as root in the host's own namespaces, then look again.";
-    warn(name, format!("could not look: {why}"), remedy)
+    let remedy = "Run sliced as root in the host's own namespaces, then run slicectl doctor again.";
+    warn(name, format!("cannot check: {why}"), remedy)
 }
 
 fn check(name: &str, verdict: CheckVerdict, found: String, remedy: String) -> Check {
@@ -118,7 +118,7 @@ fn check(name: &str, verdict: CheckVerdict, found: String, remedy: String) -> Ch
     }
 }
 
-/// What a program writes to standard output until it ends; in the network namespace of the calling thread.
+/// Runs a program in the network namespace of the calling thread and returns its standard output.
 async fn ask(argv: &[&str]) -> Result<String, Error> {
     let outcome = process::run_until(argv, PATIENCE, |_| false).await?;
     Ok(outcome.output)

@@ -1,10 +1,10 @@
-//! Forward chains of nf_tables that iptables does not know: firewalld's, and those of hand-written rule sets.
-//! Out of scope: iptables' own chains; how a chain is asked ([`crate::host::iptables::foreign`]).
+//! Checks native nf_tables forward chains: those of firewalld and of hand-written rule sets.
+//! Out of scope: the chains of iptables; how a chain is evaluated ([`crate::host::iptables::foreign`]).
 //!
 //! # Why
-//! Every base chain of a hook has to let a packet pass (nft(8), "CHAINS": an accept ends only the chain it is in). So no rule
-//! of ours can overrule one of these, whatever its priority. A remedy names the links of every mode, and each of them is asked for
-//! afterwards.
+//! Every base chain of a hook must accept a packet (nft(8), "CHAINS": an accept ends only the evaluation of its own chain). So no rule
+//! of ours can overrule such a chain, whatever its priority. The remedy names the links of every mode, and the check evaluates all of
+//! them.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::host::{Error, link, route};
 use crate::reconcile::ground::drops::{self, Found, Guarded, Links};
 
 const OTHERS: &str = "other forward filters";
-/// A public address: the way to it is the default route. Nothing is sent to it.
+/// A public address: the route to it is the default route. No packet is sent to it.
 const ANYWHERE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(1, 1, 1, 1);
 
 pub(super) async fn check(cx: &Host) -> Check {
@@ -26,7 +26,7 @@ pub(super) async fn check(cx: &Host) -> Check {
     }
 }
 
-/// A host without VMs is asked for isolated ones.
+/// The ranges to check. On a host without isolated VMs, a range of isolated mode is added.
 fn asked(cx: &Host) -> Vec<Guarded> {
     let mut asked = cx.guarded.clone();
     let is_veth = |guarded: &Guarded| matches!(guarded.links, Links::Veths(_));
@@ -65,11 +65,11 @@ fn judge(found: &Found, asked: &[Guarded]) -> Check {
     if chains.is_empty() {
         return ok(
             OTHERS,
-            "no nf_tables chain but iptables' own sees forwarded packets",
+            "no nf_tables chains other than those of iptables at the forward hook",
         );
     }
     let mut by_chain: BTreeMap<&BaseChain, Vec<&Guarded>> = BTreeMap::new();
-    // The check of CNI networks covers iptables' own chain.
+    // The check of CNI networks covers the chain of iptables.
     let foreign = found
         .dropped
         .iter()
@@ -81,7 +81,7 @@ fn judge(found: &Found, asked: &[Guarded]) -> Check {
         }
     }
     if by_chain.is_empty() {
-        let found = format!("{}: open for {}", chains.join(", "), names(asked));
+        let found = format!("{}: accept packets of {}", chains.join(", "), names(asked));
         return ok(OTHERS, found);
     }
     let told: Vec<String> = by_chain
@@ -115,7 +115,7 @@ fn remedy(chain: &BaseChain, of: &[&Guarded]) -> String {
             .map(|words| format!("firewall-cmd --permanent --zone=trusted{words} && "))
             .collect();
         return format!(
-            "Configure firewalld to trust these links, which sliced guards: `{commands}firewall-cmd --reload`."
+            "Configure firewalld to trust these links, which sliced filters itself: `{commands}firewall-cmd --reload`."
         );
     }
     let mut rules: Vec<String> = Vec::new();
@@ -125,12 +125,12 @@ fn remedy(chain: &BaseChain, of: &[&Guarded]) -> String {
         }
     }
     format!(
-        "Open {chain} for VMs' links, which sliced guards: `{}`, and put the same into /etc/nftables.conf.",
+        "Accept packets of VMs' links in {chain}; sliced filters them itself: `{}`, and add the same rules to /etc/nftables.conf.",
         rules.join("; ")
     )
 }
 
-/// Links and sources: firewall-cmd takes one sort in a command.
+/// Options for links and for sources: firewall-cmd accepts only one kind per command.
 fn zoned(of: &[&Guarded]) -> Vec<String> {
     let (mut links, mut sources) = (String::new(), String::new());
     for guarded in of {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shut_chain_that_we_cannot_overrule_comes_with_rules_for_the_links_of_every_mode() {
+    fn a_dropping_chain_is_a_warning_with_rules_for_the_links_of_every_mode() {
         let check = judge(&found("mine", &everybody()), &everybody());
         assert_eq!(check.verdict, CheckVerdict::Warn);
         for rule in [
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn firewalld_is_asked_in_its_own_words_for_those_that_it_drops_only() {
+    fn firewalld_gets_commands_only_for_links_that_it_drops() {
         let all = everybody();
         let remedy = judge(&found("firewalld", &all), &all).remedy;
         assert!(remedy.contains(
@@ -234,12 +234,12 @@ mod tests {
         assert!(
             check
                 .found
-                .contains("open for slabcde*, slbr0, 10.88.0.0/16")
+                .contains("accept packets of slabcde*, slbr0, 10.88.0.0/16")
         );
     }
 
     #[test]
-    fn no_chains_are_fine() {
+    fn no_chains_are_ok() {
         let check = judge(&Found::default(), &everybody());
         assert_eq!(check.verdict, CheckVerdict::Ok);
     }

@@ -1,4 +1,4 @@
-//! Where the daemon stands: its rights, its folders, who sees its namespaces, the addresses that are free.
+//! Checks the environment of the daemon: capabilities, directories, visibility of its namespaces, free address ranges.
 //! Out of scope: the kernel's features.
 
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use crate::api::view::Check;
 use crate::host::fs::{self, Dir};
 use crate::host::{Error, addr, link, route};
 
-const RIGHTS: &str = "rights";
-const FOLDER: &str = "manifests folder";
+const RIGHTS: &str = "capabilities";
+const FOLDER: &str = "manifest directory";
 const STATE: &str = "state";
-const SEEN_BY: &str = "namespaces seen by others";
+const SEEN_BY: &str = "visibility of namespaces";
 const ADDRESSES: &str = "free ranges of 169.254.0.0/16";
 
-/// Bits of linux/capability.h, and what each is for.
+/// Bits of linux/capability.h, with the purpose of each.
 const NEEDED: [(u32, &str); 2] = [
     (12, "CAP_NET_ADMIN (links and rules)"),
     (21, "CAP_SYS_ADMIN (namespaces)"),
@@ -35,7 +35,7 @@ const USEFUL: [(u32, &str); 10] = [
     (28, "CAP_LEASE (whether a VMM's disk is written to)"),
 ];
 
-/// A host with fewer cannot place many groups more.
+/// With fewer free ranges, only few more groups can be placed.
 const FEW_RANGES: usize = 8;
 
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
@@ -55,7 +55,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     vec![rights, folder, state, judge_seen(&mounts()), ranges]
 }
 
-/// The folder may be a symbolic link, `look_at_dir` follows none.
+/// The directory may be a symbolic link, which `look_at_dir` does not follow.
 fn resolved(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
@@ -73,7 +73,7 @@ fn missing(bits: u64, wanted: &[(u32, &'static str)]) -> Vec<&'static str> {
     absent.map(|(_, name)| *name).collect()
 }
 
-/// The rights that nothing goes without and that this process has not. Nothing when it cannot be seen.
+/// The required capabilities that this process does not have. Empty if they cannot be read.
 pub fn lacking() -> Vec<&'static str> {
     let status = fs::read_text(Path::new("/proc/thread-self/status"));
     let bits = status.ok().flatten().and_then(|status| effective(&status));
@@ -81,14 +81,14 @@ pub fn lacking() -> Vec<&'static str> {
 }
 
 fn judge_rights(bits: u64) -> Check {
-    let remedy = "Run sliced as root, or give its unit these in AmbientCapabilities=.";
+    let remedy = "Run sliced as root, or add these to AmbientCapabilities= of its unit.";
     match (
         missing(bits, &NEEDED).as_slice(),
         missing(bits, &USEFUL).as_slice(),
     ) {
-        ([], []) => ok(RIGHTS, "all that are needed"),
-        ([], some) => warn(RIGHTS, format!("without {}", some.join(", ")), remedy),
-        (needed, _) => fail(RIGHTS, format!("without {}", needed.join(", ")), remedy),
+        ([], []) => ok(RIGHTS, "all present"),
+        ([], some) => warn(RIGHTS, format!("missing {}", some.join(", ")), remedy),
+        (needed, _) => fail(RIGHTS, format!("missing {}", needed.join(", ")), remedy),
     }
 }
 
@@ -104,13 +104,13 @@ fn judge_folder(path: &Path, found: Result<Dir, Error>) -> Check {
         }
         Ok(Dir::Absent) => warn(
             FOLDER,
-            format!("{at} is not there: only `slicectl apply` brings groups"),
-            format!("Make it: `mkdir -p {at}`."),
+            format!("{at} does not exist: groups can only be created with `slicectl apply`"),
+            format!("Create it: `mkdir -p {at}`."),
         ),
         Ok(Dir::NotADirectory) => fail(
             FOLDER,
-            format!("{at} is no directory"),
-            "Name a directory with `--config-dir`.",
+            format!("{at} is not a directory"),
+            "Specify a directory with `--config-dir`.",
         ),
         Err(error) => unseen(FOLDER, &words(&error)),
     }
@@ -118,16 +118,16 @@ fn judge_folder(path: &Path, found: Result<Dir, Error>) -> Check {
 
 fn judge_state(dir: &Path, read_only: Option<&str>) -> Check {
     match read_only {
-        None => ok(STATE, format!("{}: changes are stored", dir.display())),
+        None => ok(STATE, format!("{}: writable", dir.display())),
         Some(why) => fail(
             STATE,
-            format!("{why}: changes are refused, what runs is still enforced and repaired"),
-            "Make room on that file system, or make it writable; sliced goes on by itself.",
+            format!("{why}: changes are refused; existing VMs are still enforced and repaired"),
+            "Free space on that file system, or make it writable; sliced then continues by itself.",
         ),
     }
 }
 
-/// Which mount namespace we are in: the machine's, another, or unknown.
+/// The mount namespace of the daemon: that of the host (process 1), another, or unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mounts {
     Machines,
@@ -144,24 +144,24 @@ fn mounts() -> Mounts {
     }
 }
 
-/// A namespace is reached through a mount, which is seen in our mount namespace only.
+/// The name of a network namespace is a bind mount, which is visible only in our mount namespace.
 fn judge_seen(mounts: &Mounts) -> Check {
     match mounts {
-        Mounts::Machines => ok(SEEN_BY, "everybody on this machine, with `ip netns` too"),
+        Mounts::Machines => ok(SEEN_BY, "all processes of the host, also with `ip netns`"),
         Mounts::Unknown => ok(
             SEEN_BY,
-            "whoever shares our mounts; whose those are cannot be seen",
+            "processes in our mount namespace; cannot determine whether it is that of the host",
         ),
         Mounts::Own => warn(
             SEEN_BY,
-            "only by processes of this mount namespace, which is not the machine's",
-            "If the machine's own `ip netns` is to see them, start sliced outside of a container, and from a unit without \
-             PrivateTmp=, ProtectSystem= and the like.",
+            "only processes in our mount namespace, which is not that of the host",
+            "To make them visible to `ip netns` of the host, start sliced outside of a container, and from a unit without \
+             PrivateTmp=, ProtectSystem= and similar settings.",
         ),
     }
 }
 
-/// Networks that others use on this host: addresses and routes longer than /16 of links that are not ours.
+/// Networks in use on this host: addresses and routes longer than /16 of links that are not ours.
 async fn taken(cx: &Host) -> Result<Vec<Ipv4Network>, Error> {
     let netlink = cx.home.netlink()?;
     let prefix = cx.instance.link_prefix();
@@ -196,17 +196,17 @@ fn judge_ranges(taken: &[Ipv4Network]) -> Check {
         .iter()
         .filter(|range| !taken.iter().any(|net| pool::overlaps(**range, *net)))
         .count();
-    let found = format!("{free} of {} /22s are used by nobody else", usable.len());
+    let found = format!("{free} of {} /22s are free", usable.len());
     match free {
         0 => fail(
             ADDRESSES,
             found,
-            "Free a part of 169.254.0.0/16: see `ip -4 addr` and `ip -4 route` for who has it.",
+            "Free a part of 169.254.0.0/16: `ip -4 addr` and `ip -4 route` show the links that use it.",
         ),
         1..FEW_RANGES => warn(
             ADDRESSES,
             found,
-            "Name each group's `range:` so that groups share what is left, or free a part of 169.254.0.0/16.",
+            "Specify `range:` for each group so that groups share the remaining ranges, or free a part of 169.254.0.0/16.",
         ),
         _ => ok(ADDRESSES, found),
     }
@@ -218,7 +218,7 @@ mod tests {
     use crate::api::view::CheckVerdict::{Fail, Ok as Fine, Warn};
 
     #[test]
-    fn missing_rights_are_named() {
+    fn missing_capabilities_are_named() {
         assert_eq!(judge_rights(u64::MAX).verdict, Fine);
         assert_eq!(judge_rights(0).verdict, Fail);
         let check = judge_rights(!(1 << 13));
@@ -232,14 +232,14 @@ mod tests {
     }
 
     #[test]
-    fn manifests_are_counted_and_a_missing_folder_comes_with_the_command_that_makes_it() {
+    fn manifests_are_counted_and_a_missing_directory_comes_with_the_command_that_creates_it() {
         let names = ["a.yaml", "b.yml", "c.yaml.bak"].map(Into::into);
         let check = judge_folder(Path::new("/etc/s"), Ok(Dir::Present(names.into())));
         assert_eq!(check.found, "/etc/s: 2 manifest(s)");
         let check = judge_folder(Path::new("/etc/s"), Ok(Dir::Absent));
         assert_eq!(
             (check.verdict, check.remedy.as_str()),
-            (Warn, "Make it: `mkdir -p /etc/s`.")
+            (Warn, "Create it: `mkdir -p /etc/s`.")
         );
         assert_eq!(
             judge_folder(Path::new("/etc/s"), Ok(Dir::NotADirectory)).verdict,
@@ -248,21 +248,18 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_namespace_of_our_own_is_told() {
+    fn a_separate_mount_namespace_is_a_warning() {
         assert_eq!(judge_seen(&Mounts::Machines).verdict, Fine);
         assert_eq!(judge_seen(&Mounts::Own).verdict, Warn);
         assert_eq!(judge_seen(&Mounts::Unknown).verdict, Fine);
     }
 
     #[test]
-    fn ranges_that_others_use_are_not_free() {
+    fn ranges_in_use_are_not_free() {
         let net = |text: &str| text.parse::<Ipv4Network>().unwrap();
-        assert_eq!(
-            judge_ranges(&[]).found,
-            "56 of 56 /22s are used by nobody else"
-        );
+        assert_eq!(judge_ranges(&[]).found, "56 of 56 /22s are free");
         let one = judge_ranges(&[net("169.254.100.7/30"), net("10.0.0.0/8")]);
-        assert_eq!(one.found, "55 of 56 /22s are used by nobody else");
+        assert_eq!(one.found, "55 of 56 /22s are free");
         assert_eq!(
             judge_ranges(&[
                 net("169.254.0.0/17"),

@@ -1,5 +1,5 @@
-//! The programs that run guests, and KVM.
-//! Out of scope: trying KVM; that boots a kernel and is done once a boot, before the first VM.
+//! Checks the hypervisor programs and KVM.
+//! Out of scope: probing KVM, which boots a kernel once per boot, before the first VM starts.
 
 use std::fs::OpenOptions;
 
@@ -11,7 +11,7 @@ use crate::reconcile::vmm::{ConfinedBy, Program, Programs, Version, tried};
 
 const KVM: &str = "/dev/kvm";
 
-/// Who can run guests. QEMU first: it runs them without KVM, too.
+/// Hypervisors. QEMU first: it also runs guests without KVM.
 const HYPERVISORS: [Hypervisor; 3] = [
     Hypervisor::Qemu,
     Hypervisor::Firecracker,
@@ -41,7 +41,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     checks
 }
 
-/// One is enough; none is well only for groups with `hypervisor: none`.
+/// One is enough. Without any, only groups with `hypervisor: none` work.
 fn judge_programs(found: Vec<(Hypervisor, Result<Program, String>)>) -> Vec<Check> {
     let any = found.iter().any(|(_, program)| program.is_ok());
     let judge = |(hypervisor, program): (Hypervisor, Result<Program, String>)| {
@@ -54,18 +54,18 @@ fn judge_programs(found: Vec<(Hypervisor, Result<Program, String>)>) -> Vec<Chec
                 &name,
                 format!("{} at {}", program.version, program.path.display()),
             ),
-            Err(why) if any => ok(&name, format!("not here: {why}")),
+            Err(why) if any => ok(&name, format!("not installed (optional): {why}")),
             Err(why) => warn(
                 &name,
                 format!("groups with `hypervisor: {name}` cannot start: {why}"),
-                "Install one of qemu, firecracker, cloud-hypervisor (groups with `hypervisor: none` do without).",
+                "Install one of qemu, firecracker, cloud-hypervisor (groups with `hypervisor: none` need none).",
             ),
         }
     };
     found.into_iter().map(judge).collect()
 }
 
-/// Firecracker is confined with or without it.
+/// Firecracker is confined with or without the jailer.
 fn judge_jailer(found: Result<ConfinedBy, String>) -> Check {
     const JAILER: &str = "jailer";
     match found {
@@ -74,12 +74,12 @@ fn judge_jailer(found: Result<ConfinedBy, String>) -> Check {
             format!("{version} at {}, confines firecracker", path.display()),
         ),
         Ok(ConfinedBy::Sliced { why: None }) => {
-            ok(JAILER, "not here: sliced confines firecracker by itself")
+            ok(JAILER, "not installed: sliced confines firecracker itself")
         }
         Ok(ConfinedBy::Sliced { why: Some(why) }) | Err(why) => warn(
             JAILER,
-            format!("cannot be used, sliced confines firecracker by itself: {why}"),
-            "Install firecracker and jailer of one release.",
+            format!("cannot be used, sliced confines firecracker itself: {why}"),
+            "Install firecracker and jailer of the same release.",
         ),
     }
 }
@@ -88,37 +88,37 @@ fn old(hypervisor: Hypervisor, program: &Program) -> Option<String> {
     let least = Version::least(hypervisor).filter(|least| program.version < *least)?;
     let path = program.path.display();
     Some(format!(
-        "{} at {path} is too old, {least} is the least",
+        "{} at {path} is too old, expected at least {least}",
         program.version
     ))
 }
 
-/// `tried`: how many programs of QEMU's were tried in this boot, and how many ran a guest with it.
+/// `tried`: the number of QEMU programs that were probed in this boot, and how many of them ran a guest with KVM.
 fn judge_kvm(device: &Result<(), String>, tried: Option<(usize, usize)>) -> Check {
     match (device, tried) {
         (_, Some((all, with_kvm))) if all == with_kvm => {
-            ok(KVM, "a guest kernel was booted with it")
+            ok(KVM, "works: a guest kernel was booted")
         }
         (Ok(()), None) => ok(
             KVM,
-            "opens; whether it runs a guest is not probed until the first VM of qemu starts",
+            "can be opened; not probed until the first VM with hypervisor qemu starts",
         ),
         (Ok(()), Some((all, 1..))) => warn(
             KVM,
             format!(
-                "some of the {all} QEMU programs boot a guest kernel with it and others do not: their guests run by translation, some ten times slower"
+                "some of the {all} QEMU programs boot a guest kernel with KVM and others do not: their guests are emulated (TCG), about ten times slower"
             ),
-            "Compare the QEMU programs that manifests name (qemu_bin).",
+            "Compare the QEMU programs in the manifests (qemu_bin).",
         ),
         (Ok(()), Some((_, 0))) => warn(
             KVM,
-            "opens, but no guest kernel booted with it: guests run by translation, some ten times slower",
-            "On a cloud host choose one with nested virtualisation; then remove kvm.json in the run directory and restart sliced.",
+            "can be opened, but no guest kernel booted: guests are emulated (TCG), about ten times slower",
+            "On a cloud host, enable nested virtualisation; then remove kvm.json in the run directory and restart sliced.",
         ),
         (Err(why), _) => warn(
             KVM,
-            format!("does not open ({why}): guests run by translation, some ten times slower"),
-            "Switch virtualisation on in the firmware and `modprobe kvm_intel` or `modprobe kvm_amd`.",
+            format!("cannot be opened ({why}): guests are emulated (TCG), about ten times slower"),
+            "Enable virtualisation in the firmware and run `modprobe kvm_intel` or `modprobe kvm_amd`.",
         ),
     }
 }
@@ -129,7 +129,7 @@ mod tests {
     use crate::api::view::CheckVerdict;
 
     #[test]
-    fn a_jailer_that_cannot_be_used_is_told_of_and_none_is_no_fault() {
+    fn a_jailer_that_cannot_be_used_is_a_warning_and_a_missing_one_is_ok() {
         let jailer = Program {
             path: "/usr/bin/jailer".into(),
             version: Version::new(1, 17),
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_opens_is_not_taken_for_one_that_works() {
+    fn a_device_that_can_be_opened_is_not_reported_as_working() {
         let open = Ok(());
         assert!(judge_kvm(&open, None).found.contains("not probed"));
         assert_eq!(judge_kvm(&open, Some((2, 2))).verdict, CheckVerdict::Ok);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn each_program_is_told_with_its_version_and_a_missing_one_matters_only_if_there_is_none() {
+    fn programs_are_reported_with_their_versions_and_a_warning_only_if_all_are_missing() {
         let program = |major, minor| Program {
             path: "/usr/bin/vmm".into(),
             version: Version::new(major, minor),
@@ -178,9 +178,9 @@ mod tests {
         assert!(some.iter().all(|check| check.verdict == CheckVerdict::Ok));
         assert_eq!(some[1].name, "firecracker");
         assert_eq!(some[1].found, "1.15 at /usr/bin/vmm");
-        assert!(some[0].found.contains("not here"), "{}", some[0].found);
+        assert!(some[0].found.contains("not installed"), "{}", some[0].found);
         assert!(
-            some[2].found.contains("38.0 is the least"),
+            some[2].found.contains("expected at least 38.0"),
             "{}",
             some[2].found
         );

@@ -1,9 +1,9 @@
-//! POSIX ACLs of files: one more user, and back.
-//! Out of scope: who, and why (`crate::reconcile::vmm`).
+//! POSIX ACLs of files: grant access to one more user, and revoke it.
+//! Out of scope: which user (`crate::reconcile::vmm`).
 //!
-//! The form is that of the attribute `system.posix_acl_access` (include/uapi/linux/posix_acl_xattr.h): a version, then entries of a tag,
-//! what is allowed, and an id, ordered by tag and id. The mask bounds everybody but the owner and others, and is what the mode shows as
-//! the group's bits.
+//! The format is that of the attribute `system.posix_acl_access` (include/uapi/linux/posix_acl_xattr.h): a version, then entries of tag,
+//! permissions and id, ordered by tag and id. The mask limits all entries except owner and others, and the mode shows it as the group
+//! bits.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 const NAME: &str = "system.posix_acl_access";
 const VERSION: u32 = 2;
 const READ_WRITE: u16 = 6;
-/// Bytes: the kernel gives no longer attribute.
+/// The kernel's maximum attribute size, in bytes.
 const LONGEST: usize = 64 << 10;
 
 const OWNER: u16 = 0x01;
@@ -30,7 +30,7 @@ struct Entry {
     may: u16,
 }
 
-/// The attribute as it is; none: the mode says all.
+/// The attribute; `None`: the file has only mode bits.
 pub fn get(file: impl AsFd) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = vec![0; LONGEST];
     match rustix::fs::fgetxattr(file, NAME, &mut bytes[..]) {
@@ -43,7 +43,7 @@ pub fn get(file: impl AsFd) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// As it was before.
+/// Restores the attribute returned by [`get`].
 pub fn put_back(file: impl AsFd, before: Option<&[u8]>) -> io::Result<()> {
     match before {
         Some(bytes) => Ok(rustix::fs::fsetxattr(
@@ -67,7 +67,7 @@ pub fn names(attribute: Option<&[u8]>, user: u32) -> bool {
         .any(|entry| (entry.tag, entry.id) == (USER, user))
 }
 
-/// Lets one more user read and write the file, with this mode and this attribute.
+/// Grants one more user read and write access to the file, given its current mode and attribute.
 pub fn let_in(file: impl AsFd, mode: u32, attribute: Option<&[u8]>, user: u32) -> io::Result<()> {
     let entries = match attribute {
         Some(bytes) => parse(bytes).ok_or(io::ErrorKind::InvalidData)?,
@@ -91,8 +91,8 @@ fn of_mode(mode: u32) -> Vec<Entry> {
     vec![entry(OWNER, 6), entry(GROUP, 3), entry(OTHERS, 0)]
 }
 
-/// The user's entry, and a mask that bounds neither it nor anybody whom it did not bound before. What the mask hid from others would come
-/// to light with a wider one: their entries are cut to it first.
+/// Adds the user's entry, and a mask that does not limit it. A wider mask would enable permissions of other entries that the old
+/// one masked, so those entries are first reduced to the old mask.
 fn with(mut entries: Vec<Entry>, user: u32) -> Vec<Entry> {
     let mask = entries
         .iter()
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_more_user_and_nobody_else_may_more_than_before() {
+    fn only_the_added_user_gains_permissions() {
         let simple = with(of_mode(0o640), 70_000);
         let may = |entries: &[Entry], tag, id| {
             let found = entries
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(may(&simple, GROUP, none), Some(4));
         assert_eq!(may(&simple, MASK, none), Some(6));
         assert_eq!(may(&simple, OTHERS, none), Some(0));
-        // A mask that hides what another user's entry would allow.
+        // A mask that limits another user's entry.
         let entry = |tag, id, may| Entry { tag, id, may };
         let masked = vec![
             entry(OWNER, none, 6),
@@ -180,7 +180,7 @@ mod tests {
         let wider = with(masked, 70_000);
         assert_eq!(may(&wider, USER, 4321), Some(4), "not more than before");
         assert_eq!(may(&wider, GROUP, none), Some(4));
-        assert_eq!(with(wider.clone(), 70_000), wider, "twice is once");
+        assert_eq!(with(wider.clone(), 70_000), wider, "idempotent");
         assert!(names(Some(&write(&wider)), 70_000) && !names(Some(&bytes), 70_000));
         assert_eq!(parse(b""), None);
         assert_eq!(parse(&bytes[..9]), None);

@@ -21,16 +21,16 @@ pub struct Addr {
     pub net: Ipv4Network,
 }
 
-/// Which addresses.
+/// The links whose addresses are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Of {
-    /// Those of every link.
+    /// All links.
     All,
-    /// Those of the link with this index.
+    /// The link with this index.
     Link(u32),
 }
 
-/// The IPv4 addresses of a link or of all.
+/// The IPv4 addresses of one link or of all links.
 pub async fn list(handle: &Handle, of: Of) -> Result<Vec<Addr>, Error> {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
@@ -49,7 +49,7 @@ pub async fn list(handle: &Handle, of: Of) -> Result<Vec<Addr>, Error> {
     answer.into_iter().map(read).collect()
 }
 
-/// The addresses of a link, of both families, those that are still being probed for among them.
+/// The addresses of a link, of both families, including tentative ones (duplicate address detection).
 pub async fn held(handle: &Handle, index: u32) -> Result<BTreeSet<IpAddr>, Error> {
     let mut held = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -70,7 +70,7 @@ pub async fn held(handle: &Handle, index: u32) -> Result<BTreeSet<IpAddr>, Error
     Ok(held)
 }
 
-/// Adds an address, without a broadcast address. `Exists` when the link has it.
+/// Adds an address, without a broadcast address. `Exists` if the link has it.
 pub async fn add(handle: &Handle, addr: Addr) -> Result<(), Error> {
     handle
         .change(
@@ -81,7 +81,7 @@ pub async fn add(handle: &Handle, addr: Addr) -> Result<(), Error> {
         .map_err(|e| Error::io("add address", addr.net.to_string(), e))
 }
 
-/// Takes an address away. `Absent` when the link has it not.
+/// Deletes an address. `Absent` if the link does not have it.
 pub async fn delete(handle: &Handle, addr: Addr) -> Result<(), Error> {
     handle
         .change(RouteNetlinkMessage::DelAddress(to_message(addr)), 0)
@@ -103,7 +103,7 @@ fn to_message(addr: Addr) -> AddressMessage {
     message
 }
 
-/// Loopback addresses belong to the host alone, as `ip address` has it.
+/// Loopback addresses have host scope, as with `ip address`.
 fn scope(ip: Ipv4Addr) -> AddressScope {
     match ip.is_loopback() {
         true => AddressScope::Host,
@@ -126,7 +126,7 @@ fn read(answer: RouteNetlinkMessage) -> Result<Addr, Error> {
     })
 }
 
-/// LOCAL is ours; ADDRESS is the other side's on a point-to-point link, and on others of IPv6 the only one.
+/// LOCAL is the link's address; ADDRESS is the peer's on a point-to-point link, and the only attribute on other IPv6 links.
 fn own(message: &AddressMessage) -> Option<IpAddr> {
     let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
         message.attributes.iter().find_map(wanted)

@@ -1,5 +1,5 @@
-//! One question of ARP on a link, in the name of whoever is behind it.
-//! Out of scope: the answer, which goes to whoever was named.
+//! Sends one ARP request on a link with the addresses of a host behind it.
+//! Out of scope: the reply, which goes to that host.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -10,7 +10,7 @@ use super::Error;
 /// `ETH_P_ARP` of `include/uapi/linux/if_ether.h`.
 const ETH_P_ARP: u16 = 0x0806;
 
-/// Who asks.
+/// The sender of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asker {
     /// Its MAC.
@@ -19,12 +19,12 @@ pub struct Asker {
     pub ip: Ipv4Addr,
 }
 
-/// Asks everybody on `link` who has `target`; in the calling thread's network namespace.
+/// Broadcasts an ARP request for `target` on `link`; in the calling thread's network namespace.
 ///
-/// Whoever has it sends the answer to the asker, and notes the asker's MAC; the asker, if it knew the target by another MAC, notes
-/// the new one (`arp_process` updates an entry that exists, whether it has asked or not).
+/// The owner of `target` replies to the sender and stores the sender's MAC; if the sender had another MAC for the target, it stores
+/// the new one (`arp_process` updates an existing entry even without a request of its own).
 pub fn ask(link: &str, asker: Asker, target: Ipv4Addr) -> Result<(), Error> {
-    let fail = |error| Error::io("ask with ARP on", link, error);
+    let fail = |error| Error::io("send an ARP request on", link, error);
     let name =
         std::ffi::CString::new(link).map_err(|_| fail(io::ErrorKind::InvalidInput.into()))?;
     // SAFETY: the name ends with a zero byte.
@@ -39,7 +39,7 @@ pub fn ask(link: &str, asker: Asker, target: Ipv4Addr) -> Result<(), Error> {
     if socket < 0 {
         return Err(fail(io::Error::last_os_error()));
     }
-    // SAFETY: it was opened just now, and nobody else has it.
+    // SAFETY: it was opened just now and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     // SAFETY: all zeros is a valid sockaddr_ll.
     let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -67,7 +67,7 @@ pub fn ask(link: &str, asker: Asker, target: Ipv4Addr) -> Result<(), Error> {
     }
 }
 
-/// Ethernet and ARP for IPv4 (RFC 826), a request.
+/// An Ethernet frame with an ARP request for IPv4 (RFC 826).
 fn question(asker: Asker, target: Ipv4Addr) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
     frame.extend(asker.mac);

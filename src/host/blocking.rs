@@ -1,10 +1,10 @@
-//! What may block, on threads of its own and for a bounded time.
+//! Operations that may block, on separate threads and with a timeout.
 //! Out of scope: programs, which can be killed ([`super::process`]).
 //!
 //! # Why
-//! A system call on a file system whose server does not answer (FUSE, NFS) sleeps until it does, and no thread can be called back
-//! from there. So whoever waits for the thread stops waiting, and the thread is left behind. Those are counted: when too many are
-//! left behind, nothing new is begun, so that the runtime's pool is never used up.
+//! A system call on a file system whose server does not answer (FUSE, NFS) sleeps until it does, and the thread cannot be interrupted.
+//! So the caller stops waiting and the thread is abandoned. Abandoned threads are counted: above a limit no new operation
+//! starts, so that the runtime's thread pool is never exhausted.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -17,28 +17,28 @@ use tokio::sync::Notify;
 
 use super::{Error, Kind};
 
-/// Threads that may be left behind at the same time.
+/// Threads that may be abandoned at the same time.
 const MOST_LEFT: usize = 64;
 
 static LEFT: AtomicUsize = AtomicUsize::new(0);
 
-/// How many operations are under way or left behind by what they are about, where these are to be few at a time.
+/// The number of running or abandoned operations by key, for keys with a concurrency limit.
 static KEYS: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
 
-/// Lookups of the same files that run at the same time: many VMs start with the same kernel.
+/// Concurrent lookups of the same files: many VMs start with the same kernel.
 pub const SAME_FILES: usize = 4;
 
-/// One of them has come back.
+/// An operation has returned.
 static RELEASED: Notify = Notify::const_new();
 
-/// For a look at a file that a user named.
+/// The timeout for checking a file that a user specified.
 pub const FILE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// As [`within`], at most `most` at a time with the same key: another one waits until an earlier one has come back, and is refused when
-/// that takes longer than `deadline`. Retries of what hangs would otherwise use up the threads that everything else needs.
+/// As [`within`], with at most `most` concurrent operations per key: another one waits until an earlier one has returned, and is refused
+/// after `deadline`. Otherwise retries of a hanging operation would exhaust the threads that all other operations need.
 ///
 /// # Errors
-/// As [`within`]; or the earlier ones have not come back.
+/// As [`within`]; or the earlier operations have not returned.
 pub async fn limited<T: Send + 'static>(
     most: usize,
     key: String,
@@ -49,7 +49,7 @@ pub async fn limited<T: Send + 'static>(
 ) -> Result<T, Error> {
     let thing = thing.into();
     let Ok(claim) = tokio::time::timeout(deadline, Claim::wait(&key, most)).await else {
-        let why = "earlier operations on it have not come back from the kernel";
+        let why = "earlier operations on it are still blocked in the kernel";
         return Err(Error {
             kind: Kind::Busy,
             ..Error::other(doing, thing, why)
@@ -62,14 +62,14 @@ pub async fn limited<T: Send + 'static>(
     .await
 }
 
-/// One of the few places of a key.
+/// One slot of a key.
 struct Claim(String);
 
 impl Claim {
-    /// Until one is free.
+    /// Waits for a free slot.
     async fn wait(key: &str, most: usize) -> Self {
         loop {
-            // Before the try: a release between the two is not missed.
+            // Enabled before the attempt, so that a release between the two is not missed.
             let mut released = pin!(RELEASED.notified());
             released.as_mut().enable();
             if let Some(claim) = Self::take(key, most) {
@@ -106,12 +106,12 @@ fn keys() -> MutexGuard<'static, BTreeMap<String, usize>> {
     KEYS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whoever waits for a thread. Dropped before the thread has come back, it leaves it behind.
+/// The caller that waits for a thread. If dropped before the thread has returned, the thread is abandoned.
 struct Waiter(Arc<AtomicBool>);
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        // Counted before it can be known as left, and taken back when it came back at the very moment, or before.
+        // Counted before the flag is set; the count is reverted if the thread has already returned.
         LEFT.fetch_add(1, Ordering::Relaxed);
         if self.0.swap(true, Ordering::AcqRel) {
             LEFT.fetch_sub(1, Ordering::Relaxed);
@@ -119,7 +119,7 @@ impl Drop for Waiter {
     }
 }
 
-/// The thread. Dropped when it has come back, has panicked, or was never begun because the runtime ended first.
+/// The thread. Dropped when it has returned or panicked, or never started because the runtime shut down first.
 struct Thread(Arc<AtomicBool>);
 
 impl Drop for Thread {
@@ -130,10 +130,10 @@ impl Drop for Thread {
     }
 }
 
-/// Runs `act` on a thread that may block, and waits for it for so long.
+/// Runs `act` on a thread that may block and waits for it for at most `deadline`.
 ///
 /// # Errors
-/// `act`'s; or it did not come back in time, and goes on by itself; or too many have not.
+/// The errors of `act`; a timeout (`act` continues in the background); or too many abandoned threads.
 pub async fn within<T: Send + 'static>(
     deadline: Duration,
     doing: &'static str,
@@ -147,7 +147,7 @@ pub async fn within<T: Send + 'static>(
             ..Error::other(
                 doing,
                 thing,
-                format!("{MOST_LEFT} operations before it have not come back from the kernel"),
+                format!("{MOST_LEFT} earlier operations are still blocked in the kernel"),
             )
         });
     }
@@ -168,7 +168,7 @@ pub async fn within<T: Send + 'static>(
         },
         Err(_) => {
             let deadline = humantime::format_duration(deadline);
-            let why = format!("the kernel did not come back within {deadline}");
+            let why = format!("the kernel did not answer within {deadline}");
             let why = std::io::Error::new(std::io::ErrorKind::TimedOut, why);
             Err(Error::io(doing, thing, why))
         }
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_does_not_come_back_is_left_behind_and_counted_until_it_does() {
+    async fn an_operation_that_times_out_is_abandoned_and_counted_until_it_returns() {
         let short = Duration::from_millis(20);
         let before = LEFT.load(Ordering::Relaxed);
         let (stop, stopped) = channel::<()>();
@@ -190,21 +190,21 @@ mod tests {
             let _ = stopped.recv();
             Ok(())
         };
-        let error = within(short, "look at", "it", hang).await.unwrap_err();
+        let error = within(short, "stat", "it", hang).await.unwrap_err();
         assert_eq!(error.source.kind(), std::io::ErrorKind::TimedOut, "{error}");
         assert_eq!(LEFT.load(Ordering::Relaxed), before + 1);
         drop(stop);
         while LEFT.load(Ordering::Relaxed) != before {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let done = within(short, "look at", "it", || Ok(7)).await;
+        let done = within(short, "stat", "it", || Ok(7)).await;
         assert_eq!(done.unwrap(), 7);
-        who_is_dropped_leaves_its_thread_behind().await;
-        what_was_never_begun_or_has_panicked_is_not_left_behind().await;
-        what_hangs_is_not_begun_again_until_it_has_come_back().await;
+        a_dropped_waiter_abandons_its_thread().await;
+        an_operation_that_never_started_or_panicked_is_not_counted().await;
+        a_hanging_operation_is_not_started_again_until_it_returns().await;
     }
 
-    async fn who_is_dropped_leaves_its_thread_behind() {
+    async fn a_dropped_waiter_abandons_its_thread() {
         let before = LEFT.load(Ordering::Relaxed);
         let (stop, stopped) = channel::<()>();
         let waiting = within(Duration::MAX, "copy", "it", move || {
@@ -220,7 +220,7 @@ mod tests {
         }
     }
 
-    async fn what_was_never_begun_or_has_panicked_is_not_left_behind() {
+    async fn an_operation_that_never_started_or_panicked_is_not_counted() {
         let before = LEFT.load(Ordering::Relaxed);
         std::thread::spawn(|| {
             let small = tokio::runtime::Builder::new_current_thread()
@@ -231,7 +231,7 @@ mod tests {
             small.block_on(async {
                 let (stop, stopped) = channel::<()>();
                 let takes_the_thread = tokio::task::spawn_blocking(move || stopped.recv());
-                let queued = within(Duration::MAX, "look at", "it", || Ok(()));
+                let queued = within(Duration::MAX, "stat", "it", || Ok(()));
                 let dropped = tokio::time::timeout(Duration::from_millis(20), queued).await;
                 assert!(dropped.is_err());
                 small_runtime_ends(takes_the_thread, stop);
@@ -240,7 +240,7 @@ mod tests {
         })
         .join()
         .unwrap();
-        let panics = tokio::spawn(within(Duration::MAX, "look at", "it", || {
+        let panics = tokio::spawn(within(Duration::MAX, "stat", "it", || {
             if LEFT.load(Ordering::Relaxed) < usize::MAX {
                 panic!("as a test");
             }
@@ -252,7 +252,7 @@ mod tests {
         }
     }
 
-    /// The queued operation is discarded with the runtime; the one that has the thread comes back.
+    /// The queued operation is discarded with the runtime; the running one returns.
     fn small_runtime_ends<T>(
         running: tokio::task::JoinHandle<T>,
         stop: std::sync::mpsc::Sender<()>,
@@ -264,7 +264,7 @@ mod tests {
         });
     }
 
-    async fn what_hangs_is_not_begun_again_until_it_has_come_back() {
+    async fn a_hanging_operation_is_not_started_again_until_it_returns() {
         let short = Duration::from_millis(20);
         let before = LEFT.load(Ordering::Relaxed);
         let (stop, stopped) = std::sync::mpsc::sync_channel::<()>(0);
@@ -275,28 +275,28 @@ mod tests {
                 let _ = stopped.lock().unwrap().recv();
                 Ok(())
             };
-            let first = limited(SAME_FILES, "a".into(), short, "look at", "it", hang).await;
+            let first = limited(SAME_FILES, "a".into(), short, "stat", "it", hang).await;
             assert_eq!(
                 first.unwrap_err().source.kind(),
                 std::io::ErrorKind::TimedOut
             );
         }
         for _ in 0..3 {
-            let again = limited(SAME_FILES, "a".into(), short, "look at", "it", || Ok(())).await;
+            let again = limited(SAME_FILES, "a".into(), short, "stat", "it", || Ok(())).await;
             assert_eq!(again.unwrap_err().kind, Kind::Busy);
         }
         assert_eq!(
             LEFT.load(Ordering::Relaxed),
             before + SAME_FILES,
-            "so many threads, however often it is tried"
+            "the number of threads does not depend on the number of attempts"
         );
-        let other = limited(SAME_FILES, "b".into(), short, "look at", "it", || Ok(7)).await;
+        let other = limited(SAME_FILES, "b".into(), short, "stat", "it", || Ok(7)).await;
         assert_eq!(other.unwrap(), 7);
         drop(stop);
         while LEFT.load(Ordering::Relaxed) != before {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let again = limited(SAME_FILES, "a".into(), short, "look at", "it", || Ok(7)).await;
+        let again = limited(SAME_FILES, "a".into(), short, "stat", "it", || Ok(7)).await;
         assert_eq!(again.unwrap(), 7);
         let running = Claim::wait("b", 1).await;
         let second = limited(1, "b".into(), short, "copy", "it", || Ok(())).await;
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn looks_at_the_same_files_wait_for_each_other_and_all_succeed() {
+    async fn lookups_of_the_same_files_wait_for_each_other_and_all_succeed() {
         let looks = (0..100).map(|n| {
             let pause = move || {
                 std::thread::sleep(Duration::from_millis(1));
@@ -315,7 +315,7 @@ mod tests {
                 SAME_FILES,
                 "same".into(),
                 FILE_DEADLINE,
-                "look at",
+                "stat",
                 "it",
                 pause,
             )

@@ -1,5 +1,5 @@
-//! Bridges and what is particular to their ports.
-//! Out of scope: forwarding entries (`fdb`), what every link has (`link`); the desired state.
+//! Bridges and bridge port settings.
+//! Out of scope: forwarding entries (`fdb`), attributes of every link (`link`); the desired state.
 
 use std::io;
 
@@ -14,57 +14,57 @@ use netlink_packet_route::link::{
 use super::netlink::Handle;
 use super::{Error, link};
 
-/// What a bridge is born with.
+/// The initial attributes of a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Birth {
     /// At most 15 bytes.
     pub name: String,
-    /// The Ethernet address. Given, it does not follow the ports' as a bridge's otherwise does.
+    /// The Ethernet address. If set explicitly, it does not follow the ports' addresses.
     pub mac: [u8; 6],
-    /// In bytes. Given, it does not follow the ports' either.
+    /// In bytes. If set explicitly, it does not follow the ports' MTUs.
     pub mtu: u32,
     /// The group of links that it belongs to (`IFLA_GROUP`).
     pub group: u32,
 }
 
-/// What the kernel says of a bridge beside what every link has.
+/// The bridge attributes that the kernel reports, in addition to those of every link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BridgeInfo {
-    /// Whether a spanning tree is made, by the kernel or by a program.
+    /// Whether a spanning tree protocol runs, in the kernel or in user space.
     pub stp: bool,
     /// How long a port listens and learns before it forwards, in hundredths of a second (`USER_HZ`).
     pub forward_delay: u32,
-    /// Whether it tells VLANs apart.
+    /// Whether it filters VLANs.
     pub vlan_filtering: bool,
-    /// Whether it learns from IGMP and MLD who wants which group, and takes part in the election of who asks (`mcast_snooping`).
+    /// Whether it does IGMP and MLD snooping and takes part in the querier election (`mcast_snooping`).
     pub snooping: bool,
-    /// Which frames to the reserved addresses 01:80:c2:00:00:0X it forwards, a bit for each X.
+    /// Which frames to the reserved addresses 01:80:c2:00:00:0X it forwards, one bit for each X.
     pub group_fwd_mask: u16,
-    /// How many addresses it learns from frames at most (`IFLA_BR_FDB_MAX_LEARNED`); 0: any number. `None`: a kernel before 6.7
-    /// has no such limit.
+    /// The maximum number of learned addresses (`IFLA_BR_FDB_MAX_LEARNED`); 0: no limit. `None`: the kernel is older than 6.7
+    /// and has no such limit.
     pub max_learned: Option<u32>,
 }
 
-/// Addresses that a bridge of ours learns at most. With static entries alone (as with anti-spoofing) it learns none; otherwise a guest
-/// could fill the kernel's memory with addresses.
+/// The maximum number of addresses that a managed bridge learns. With static entries only (as with anti-spoofing) it learns none;
+/// otherwise a guest could fill the kernel's memory with addresses.
 pub const MAX_LEARNED: u32 = 4096;
 
-/// What a bridge does with a port; `include/uapi/linux/if_link.h`, `IFLA_BRPORT_*`.
+/// Bridge port settings; `include/uapi/linux/if_link.h`, `IFLA_BRPORT_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// Isolated ports do not reach each other (`IFLA_BRPORT_ISOLATED`).
+    /// Isolated ports cannot reach each other (`IFLA_BRPORT_ISOLATED`).
     pub isolated: bool,
-    /// Whether source addresses seen here become forwarding entries (`IFLA_BRPORT_LEARNING`).
+    /// Whether source addresses received here become forwarding entries (`IFLA_BRPORT_LEARNING`).
     pub learning: bool,
-    /// Whether frames to unknown unicast addresses go out here (`IFLA_BRPORT_UNICAST_FLOOD`).
+    /// Whether frames to unknown unicast addresses are sent here (`IFLA_BRPORT_UNICAST_FLOOD`).
     pub unicast_flood: bool,
-    /// Nothing that is said here changes the bridge: the port never leads to the root of a spanning tree (`IFLA_BRPORT_PROTECT`,
-    /// "root block") nor to a multicast router (`IFLA_BRPORT_MULTICAST_ROUTER` 0).
+    /// Protocol messages received here do not affect the bridge: the port never becomes the root port of a spanning tree
+    /// (`IFLA_BRPORT_PROTECT`, "root block") nor a multicast router port (`IFLA_BRPORT_MULTICAST_ROUTER` 0).
     pub guarded: bool,
 }
 
 impl Default for Port {
-    /// What the kernel gives a new port.
+    /// The kernel's defaults for a new port.
     fn default() -> Self {
         Self {
             isolated: false,
@@ -97,7 +97,7 @@ impl Port {
     pub(super) fn read(attributes: &[InfoBridgePort]) -> Self {
         let mut port = Self::default();
         let mut root_block = false;
-        // A kernel without snooping tells nothing of multicast routers, and knows none.
+        // A kernel without snooping does not report multicast routers and has none.
         let mut router = false;
         for attribute in attributes {
             match attribute {
@@ -116,15 +116,15 @@ impl Port {
     }
 }
 
-/// Makes a bridge without a spanning tree and with no forward delay: a port forwards as soon as it is up. It is down and has
-/// no alias yet. `Exists` when the name is taken.
+/// Creates a bridge without a spanning tree and with no forward delay: a port forwards as soon as it is up. It is down and has
+/// no alias yet. `Exists` if the name is in use.
 ///
-/// Two messages: the MTU of a bridge stays put under its ports' only if it was *changed*
-/// (`BROPT_MTU_SET_BY_USER`, `net/bridge/br_device.c`), so it is born with a neighbouring one. Whoever finds it between the two
-/// knows it by its MAC and sets the MTU.
+/// Two messages: the MTU of a bridge is independent of its ports only after it was *changed*
+/// (`BROPT_MTU_SET_BY_USER`, `net/bridge/br_device.c`), so it is created with a different one. After a crash between the two
+/// messages, the bridge is identified by its MAC and the MTU is set.
 pub async fn create(handle: &Handle, birth: &Birth) -> Result<(), Error> {
     let fail = |e| Error::io("create bridge", &birth.name, e);
-    // The kernel would put a number in its place, and we would not know which.
+    // The kernel would replace it with a number that is unknown here.
     if birth.name.contains('%') {
         return Err(fail(io::ErrorKind::InvalidInput.into()));
     }
@@ -150,7 +150,7 @@ pub async fn create(handle: &Handle, birth: &Birth) -> Result<(), Error> {
         .map_err(fail)?;
     let mut grown = named(&birth.name);
     grown.attributes.push(LinkAttribute::Mtu(birth.mtu));
-    // Not taken at birth, either: only changes to a link are handed to the protocol families (`do_setlink`).
+    // Not possible on creation either: the kernel passes only changes of a link to the protocol families (`do_setlink`).
     if link::has_ipv6() {
         let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
         let families = vec![AfSpecUnspec::Inet6(vec![none])];
@@ -162,13 +162,13 @@ pub async fn create(handle: &Handle, birth: &Birth) -> Result<(), Error> {
         .map_err(fail)
 }
 
-/// Turns off the spanning tree, the forward delay, the VLAN filter and the snooping of a bridge, as [`create`] makes it, has it forward no frame
-/// that is for the next bridge alone, and bounds how many addresses it learns.
+/// Disables the spanning tree, the forward delay, VLAN filtering and snooping of a bridge, as in [`create`], disables the forwarding of
+/// link-local frames, and limits the number of learned addresses.
 pub async fn calm(handle: &Handle, index: u32, found: BridgeInfo) -> Result<(), Error> {
     let calm = LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Bridge),
         LinkInfo::Data(InfoData::Bridge(vec![
-            // First: the kernel refuses a delay of 0 while there is a tree, and reads the delay before the tree.
+            // In a first message: the kernel refuses a delay of 0 while STP is on, and evaluates the delay before the STP state.
             InfoBridge::StpState(BridgeStpState::Disabled),
         ])),
     ]);
@@ -178,7 +178,7 @@ pub async fn calm(handle: &Handle, index: u32, found: BridgeInfo) -> Result<(), 
         InfoBridge::MulticastSnooping(false),
         InfoBridge::FdbMaxLearned(MAX_LEARNED),
     ];
-    // With it, a port passes the VLANs of its list only. A kernel may have been built without, and refuses the attribute.
+    // With it, a port passes only the VLANs of its list. Only if it is on: a kernel built without it refuses the attribute.
     rest.extend(
         found
             .vlan_filtering
@@ -195,13 +195,13 @@ pub async fn calm(handle: &Handle, index: u32, found: BridgeInfo) -> Result<(), 
         handle
             .change(RouteNetlinkMessage::NewLink(message), 0)
             .await
-            .map_err(|e| Error::io("change bridge", format!("number {index}"), e))?;
+            .map_err(|e| Error::io("change bridge", format!("with index {index}"), e))?;
     }
     Ok(())
 }
 
-/// Sets what a bridge does with a port, by the port's index. It must be a port already: the kernel does not take both in one
-/// message (`rtnl_changelink`). Before the port is up, no frame passes under other settings.
+/// Sets the bridge port settings, by the port's index. It must already be a port: the kernel does not accept both in one
+/// message (`rtnl_changelink`). If it is called before the port is up, no frame passes with other settings.
 pub async fn set_port(handle: &Handle, index: u32, port: Port) -> Result<(), Error> {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -222,7 +222,7 @@ pub async fn set_port(handle: &Handle, index: u32, port: Port) -> Result<(), Err
     handle
         .change(RouteNetlinkMessage::NewLink(message), 0)
         .await
-        .map_err(|e| Error::io("change bridge port", format!("number {index}"), e))
+        .map_err(|e| Error::io("change bridge port", format!("with index {index}"), e))
 }
 
 fn named(name: &str) -> LinkMessage {

@@ -1,10 +1,10 @@
-//! Control groups (version 2): one for each VMM, beside the daemon's own.
-//! Out of scope: how much a VM may have.
+//! Control groups (version 2): one for each VMM, next to the daemon's own.
+//! Out of scope: the limits of a VM.
 //!
-//! # Why only beside a group called `sliced`
-//! A group that shares out controllers holds no processes itself (cgroup-v2.rst, "No Internal Process Constraint"), and systemd could
-//! not start a daemon anew in a group that VMMs live below. So the daemon must have been put into a leaf of its own by
-//! whoever started it: systemd does so from 254 on (`Delegate=yes`, `DelegateSubgroup=sliced`). Else there are no limits.
+//! # Why only next to a group called `sliced`
+//! A group that enables controllers for its children has no processes itself (cgroup-v2.rst, "No Internal Process Constraint"), and systemd
+//! could not restart a daemon in a group that has VMMs below it. So the service manager must start the daemon in its own
+//! leaf group: systemd does so since 254 (`Delegate=yes`, `DelegateSubgroup=sliced`). Otherwise there are no limits.
 
 use std::fs;
 use std::io;
@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use super::{Error, Kind};
 
-/// How much a group may have.
+/// The limits of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Thousandths of a processor.
@@ -24,17 +24,17 @@ pub struct Limits {
     pub pids: u64,
 }
 
-/// The daemon's own leaf.
+/// The daemon's leaf group.
 const LEAF: &str = "sliced";
-/// Its share of the processors where they are short; a VMM has 100 (cgroup-v2.rst, `cpu.weight`).
+/// Its CPU weight; a VMM has 100 (cgroup-v2.rst, `cpu.weight`).
 const WEIGHT: &str = "1000";
-/// What every group of ours starts with.
+/// The name prefix of every group that the daemon creates.
 const PREFIX: &str = "vm-";
 /// Microseconds: the kernel's own default period of `cpu.max`.
 const PERIOD: u64 = 100_000;
 
-/// The group that VMMs' groups are made in, or why there is none, in words. Looked for until it is found; the call that finds it
-/// shares out the controllers. What stands in its way today may be gone tomorrow: a VMM of an earlier daemon in the very group.
+/// The group in which the VMMs' groups are created, or the reason why there is none. The search is repeated until it succeeds, because
+/// the obstacle may disappear (a VMM of an earlier daemon in this group); the call that finds the group enables the controllers.
 pub fn base() -> Result<&'static Path, String> {
     static BASE: OnceLock<PathBuf> = OnceLock::new();
     found_once(&BASE, || {
@@ -60,14 +60,14 @@ fn find(own: &str, mounts: &str) -> Result<PathBuf, String> {
     let own = own
         .lines()
         .find_map(|line| line.strip_prefix("0::"))
-        .ok_or("this host has no control groups of version 2")?;
+        .ok_or("this host has no control groups version 2")?;
     let parent = Path::new(own)
         .strip_prefix("/")
         .ok()
         .filter(|path| path.file_name().is_some_and(|name| name == LEAF))
         .and_then(Path::parent)
         .ok_or_else(|| {
-            format!("sliced runs in {own}, not in a group {LEAF} of its own, as systemd 254 would have it")
+            format!("sliced runs in control group {own}, expected its own leaf group {LEAF} (systemd 254 or later)")
         })?;
     let mounted = mounts.lines().find_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;
@@ -76,11 +76,11 @@ fn find(own: &str, mounts: &str) -> Result<PathBuf, String> {
         (fields.next()? == "/").then_some(())?;
         fields.next()
     });
-    let mounted = mounted.ok_or("control groups of version 2 are not mounted")?;
+    let mounted = mounted.ok_or("control groups version 2 are not mounted")?;
     Ok(Path::new(mounted).join(parent))
 }
 
-/// Hands the controllers that are there down to the groups in `base`.
+/// Enables the controllers for the groups in `base`.
 fn share_out(base: &Path) -> Result<(), String> {
     let file = |name: &str| base.join(name);
     let say = |error: io::Error| format!("{}: {error}", base.display());
@@ -90,22 +90,22 @@ fn share_out(base: &Path) -> Result<(), String> {
     if let Some(at) = missing.iter().position(|missing| *missing) {
         let name = wanted[at];
         return Err(format!(
-            "the controller {name} is not given to {}",
+            "the controller {name} is not available in {}",
             base.display()
         ));
     }
     fs::write(file("cgroup.subtree_control"), "+cpu +memory +pids").map_err(say)?;
-    // Among groups nobody is nice: without it the daemon has as much of a busy host as one of its guests.
+    // Nice values have no effect between groups: without a weight the daemon gets as much of a busy host as one of its guests.
     if let Err(error) = fs::write(file(LEAF).join("cpu.weight"), WEIGHT) {
-        tracing::debug!(%error, "the daemon's share of processors stays as it is");
+        tracing::debug!(%error, "cannot set the daemon's CPU weight");
     }
     Ok(())
 }
 
-/// Makes a group in `base`, or finds it, and sets its limits; returns where it is.
+/// Creates a group in `base` if it does not exist, and sets its limits; returns its path.
 pub fn make(base: &Path, name: &str, limits: &Limits) -> Result<PathBuf, Error> {
     let group = base.join(format!("{PREFIX}{name}"));
-    let fail = |error| Error::io("make control group", group.display().to_string(), error);
+    let fail = |error| Error::io("create control group", group.display().to_string(), error);
     match fs::create_dir(&group) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fail(error)),
         Ok(()) | Err(_) => {}
@@ -118,7 +118,7 @@ pub fn make(base: &Path, name: &str, limits: &Limits) -> Result<PathBuf, Error> 
         ("pids.max", limits.pids.to_string()),
     ] {
         let file = group.join(file);
-        // A controller that was taken away since: no reason for a VM not to start.
+        // A missing controller does not prevent the start of a VM.
         if file.exists() {
             fs::write(file, value).map_err(fail)?;
         }
@@ -126,28 +126,28 @@ pub fn make(base: &Path, name: &str, limits: &Limits) -> Result<PathBuf, Error> 
     Ok(group)
 }
 
-/// Kills everything in a group in `base`, at once (cgroup-v2.rst, `cgroup.kill`, Linux 5.14). One that cannot be killed so is not.
+/// Kills all processes of a group in `base` (cgroup-v2.rst, `cgroup.kill`, Linux 5.14). Best effort.
 pub fn kill(base: &Path, name: &str) {
-    // A file that the kernel has made, or none.
+    // Never creates the file: it exists only if the kernel supports it.
     let file = base.join(format!("{PREFIX}{name}")).join("cgroup.kill");
     let opened = fs::OpenOptions::new().write(true).open(&file);
     if let Err(error) = opened.and_then(|mut file| io::Write::write_all(&mut file, b"1")) {
-        tracing::debug!(group = name, %error, "a control group is not killed");
+        tracing::debug!(group = name, %error, "cannot kill a control group");
     }
 }
 
-/// Which group a process is in.
+/// The group of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Member {
     /// The group of this name in [`base`].
     Ours(String),
-    /// A group that is called like ours, elsewhere: another daemon's, or ours when it ran elsewhere.
+    /// A group with our name prefix under another parent: of another daemon, or of this one when it ran in another group.
     Another,
     /// Any other group.
     Elsewhere,
 }
 
-/// Reads a process' group, as `/proc/<pid>/cgroup` shows it. `own` is the daemon's.
+/// Classifies a process's group, as `/proc/<pid>/cgroup` shows it. `own` is the daemon's.
 pub fn member(own: &str, group: &str) -> Member {
     let (above, name) = group.rsplit_once('/').unwrap_or(("", group));
     let Some(name) = name.strip_prefix(PREFIX) else {
@@ -159,7 +159,7 @@ pub fn member(own: &str, group: &str) -> Member {
     }
 }
 
-/// The daemon's own group of version 2; empty where there is none. It does not change while the daemon runs.
+/// The daemon's own version 2 group; empty if there is none. It does not change while the daemon runs.
 pub fn own() -> &'static str {
     static OWN: OnceLock<String> = OnceLock::new();
     OWN.get_or_init(|| {
@@ -169,7 +169,7 @@ pub fn own() -> &'static str {
     })
 }
 
-/// Removes a group in `base`. One that is not there, or in which something still lives, is left alone without error.
+/// Removes a group in `base`. It is not an error if it does not exist or still has processes.
 pub fn remove(base: &Path, name: &str) -> Result<(), Error> {
     let group = base.join(format!("{PREFIX}{name}"));
     let removed = fs::remove_dir(&group);
@@ -179,14 +179,14 @@ pub fn remove(base: &Path, name: &str) -> Result<(), Error> {
     }
 }
 
-/// Removes every group of ours in which nothing lives.
+/// Removes every group of the daemon that has no processes.
 pub fn sweep(base: &Path) {
     let names = fs::read_dir(base).into_iter().flatten().flatten();
     for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
         if let Some(name) = name.strip_prefix(PREFIX)
             && let Err(error) = remove(base, name)
         {
-            tracing::debug!(%error, "a control group stays");
+            tracing::debug!(%error, "cannot remove a control group");
         }
     }
 }
@@ -201,7 +201,7 @@ mod tests {
 ";
 
     #[test]
-    fn the_base_is_beside_a_leaf_of_our_own_and_nowhere_else() {
+    fn the_base_is_the_parent_of_the_daemons_leaf_group() {
         let own = "0::/system.slice/sliced.service/sliced\n";
         let base = Path::new("/sys/fs/cgroup/system.slice/sliced.service");
         assert_eq!(find(own, MOUNTS).as_deref(), Ok(base));
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_written_where_there_is_a_controller_for_them() {
+    fn limits_are_written_only_for_available_controllers() {
         let base = tempfile::tempdir().unwrap();
         let group = base.path().join("vm-a");
         fs::create_dir(&group).unwrap();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_ours_beside_our_own_leaf_only() {
+    fn only_siblings_of_the_daemons_leaf_are_managed() {
         let ours = |name: &str| Member::Ours(name.to_owned());
         for (own, group, expected) in [
             (
@@ -287,18 +287,18 @@ mod tests {
     }
 
     #[test]
-    fn what_stood_in_the_way_once_does_not_for_ever() {
+    fn a_failed_search_is_repeated() {
         let known = OnceLock::new();
         let busy = found_once(&known, || Err("busy".to_owned()));
         assert_eq!(busy, Err("busy".to_owned()));
         let base = Path::new("/base");
         assert_eq!(found_once(&known, || Ok(base.to_owned())), Ok(base));
-        let again = found_once(&known, || panic!("it is known"));
+        let again = found_once(&known, || panic!("already found"));
         assert_eq!(again, Ok(base));
     }
 
     #[test]
-    fn controllers_that_are_not_ours_to_share_out_are_named() {
+    fn missing_controllers_are_named() {
         let base = tempfile::tempdir().unwrap();
         fs::write(base.path().join("cgroup.controllers"), "cpu hugetlb pids\n").unwrap();
         assert!(share_out(base.path()).unwrap_err().contains("memory"));

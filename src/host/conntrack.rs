@@ -1,4 +1,4 @@
-//! Tracked flows of the calling thread's network namespace: count them, list them, delete some.
+//! Connection tracking entries (flows) of the calling thread's network namespace: count, list, delete.
 //! Out of scope: the desired state.
 //!
 //! Over ctnetlink (linux/netfilter/nfnetlink_conntrack.h), IPv4 only.
@@ -23,29 +23,29 @@ const ZONE: u16 = 18;
 const GLOBAL_ENTRIES: u16 = 1;
 const GLOBAL_MAX_ENTRIES: u16 = 2;
 
-/// A flow, as its first packet had it: before any address was rewritten.
+/// A flow in its original direction, before address translation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// IP protocol number.
     pub protocol: u8,
-    /// Who started it.
+    /// The address of the initiator.
     pub src: Ipv4Addr,
-    /// With whom.
+    /// The destination address.
     pub dst: Ipv4Addr,
     /// Source port; 0 for a protocol without ports.
     pub sport: u16,
     /// Destination port; 0 for a protocol without ports.
     pub dport: u16,
-    /// The kernel's number for it, made of its place in memory and its ends: another flow between the same ends nearly
-    /// always has another.
+    /// The kernel's ID, computed from its memory address and its tuple: another flow with the same tuple almost always has
+    /// another ID.
     pub id: u32,
-    /// Who answers: another than `dst` when the destination was rewritten.
+    /// The source address of replies: differs from `dst` if the destination was translated.
     pub answers: Ipv4Addr,
     tuple: Vec<u8>,
     zone: Option<Vec<u8>>,
 }
 
-/// How many flows this namespace has. Cheap, where [`list`] walks a hash table that all namespaces share.
+/// The number of flows in this namespace. Cheap, whereas [`list`] walks a hash table that all namespaces share.
 pub fn count() -> Result<u32, Error> {
     count_over(&mut Netfilter::open()?)
 }
@@ -58,13 +58,13 @@ pub fn count_over(netfilter: &mut Netfilter) -> Result<u32, Error> {
         Error::other(
             "count",
             "tracked flows",
-            "the kernel's answer has no number",
+            "no number in the kernel's response",
         )
     })
 }
 
-/// How many flows a namespace may have, the same number for all (`nf_conntrack_max`). None: no limit is to be seen, as while
-/// connection tracking is not in use.
+/// The maximum number of flows in a namespace, the same for all (`nf_conntrack_max`). `None`: the kernel reports no limit, for example
+/// while connection tracking is not in use.
 pub fn max() -> Option<u32> {
     be32(attr(
         &stats(&mut Netfilter::open().ok()?).ok()?,
@@ -72,13 +72,13 @@ pub fn max() -> Option<u32> {
     )?)
 }
 
-/// One message, where a path below /proc/sys/net costs more the more namespaces there are (`proc_sys_compare`).
+/// One message; the cost of a path below /proc/sys/net grows with the number of namespaces (`proc_sys_compare`).
 fn stats(netfilter: &mut Netfilter) -> Result<Vec<u8>, Error> {
     let answer = netfilter.get(Message::new(GET_STATS, 0, libc::AF_UNSPEC as u8));
     answer.map_err(|e| Error::io("count", "tracked flows", e))
 }
 
-/// This namespace's IPv4 flows. Flows that come and go meanwhile may or may not be among them.
+/// This namespace's IPv4 flows. Flows that begin or end meanwhile may be missing.
 pub fn list() -> Result<Vec<Flow>, Error> {
     let mut flows = Vec::new();
     let query = Message::new(GET, 0, libc::AF_INET as u8);
@@ -86,8 +86,8 @@ pub fn list() -> Result<Vec<Flow>, Error> {
     Ok(flows)
 }
 
-/// This namespace's flows that begin or end at one of the addresses, before or behind the host's address translation. One walk over
-/// the table, however many addresses.
+/// This namespace's flows with one of the addresses as an endpoint, before or after the host's address translation. One walk over
+/// the table, independent of the number of addresses.
 pub fn list_of(addresses: &BTreeSet<Ipv4Addr>) -> Result<Vec<Flow>, Error> {
     let mut flows = Vec::new();
     if count()? == 0 {
@@ -105,7 +105,7 @@ pub fn list_of(addresses: &BTreeSet<Ipv4Addr>) -> Result<Vec<Flow>, Error> {
     Ok(flows)
 }
 
-/// Deletes the flows of another namespace that have the same ends as these. One that is not there is done.
+/// Deletes the flows in the calling thread's namespace with the same tuples as these from another one. A missing flow is not an error.
 pub fn delete_same_ends(flows: &[Flow]) -> Result<(), Error> {
     let mut socket = Netfilter::open()?;
     flows.iter().try_for_each(|flow| {
@@ -115,7 +115,7 @@ pub fn delete_same_ends(flows: &[Flow]) -> Result<(), Error> {
     })
 }
 
-/// Deletes flows, over one socket. One that is gone, or whose ends and number no longer agree, is done.
+/// Deletes flows, over one socket. A flow that no longer exists, or whose ID differs, is not an error.
 pub fn delete(flows: &[Flow]) -> Result<(), Error> {
     let mut socket = Netfilter::open()?;
     flows

@@ -1,4 +1,4 @@
-//! What the processor reports about itself, and priority for our session where processors are scarce.
+//! The rate of the processor's time-stamp counter, and the scheduling priority of the daemon's session.
 //! Out of scope: the users of that; resetting the priority for a VMM ([`super::process::spawn`]).
 
 use std::io;
@@ -6,9 +6,9 @@ use std::io;
 use rustix::process::{getpid, getpriority_process, getsid};
 
 /// Where the kernel distributes processor time among sessions (sched(7), "The autogroup feature"), the nice value of a process applies
-/// within its session only: next to hundreds of VMMs, each in a session of its own, we would get too little. So our session gets our nice
-/// value. The session of a shell that started us is not changed. Needs CAP_SYS_NICE; has no effect where control groups distribute
-/// processor time (systemd).
+/// within its session only: next to hundreds of VMMs, each in its own session, the daemon would get too little. So the daemon's session
+/// gets the daemon's nice value. The session of a shell that started the daemon is not changed. Needs CAP_SYS_NICE; has no effect where
+/// control groups distribute processor time (systemd).
 pub fn go_first_with_our_session() -> io::Result<()> {
     let nice = getpriority_process(None)?;
     if nice >= 0 || getsid(None)? != getpid() {
@@ -21,7 +21,7 @@ pub fn go_first_with_our_session() -> io::Result<()> {
 }
 
 /// The time-stamp counter's rate in kHz, measured over 20 ms against CLOCK_MONOTONIC_RAW (within about 0.1 %); `None` where
-/// there is no such counter. Measured, because `/proc/cpuinfo` gives the present clock rate of a core, which is another thing.
+/// there is no such counter. Measured, because `/proc/cpuinfo` gives the current clock rate of a core instead.
 #[cfg(target_arch = "x86_64")]
 pub fn tsc_khz() -> Option<u32> {
     let now = || -> Option<(u64, i128)> {

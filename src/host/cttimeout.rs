@@ -28,28 +28,28 @@ const DATA: u16 = 4;
 /// Seconds by state (`enum ctattr_timeout_tcp`).
 pub type Timeouts = BTreeMap<u16, u32>;
 
-/// The policy of that name; none: there is none.
+/// The policy with this name; `None`: it does not exist.
 pub fn get(name: &str) -> Result<Option<Timeouts>, Error> {
     let query = Message::new(GET, 0, libc::AF_INET as u8).text(NAME, name);
     let found = Netfilter::open()?.get(query);
-    let found = absent_is_none(found.map_err(|e| Error::io("look at timeouts", name, e)))?;
+    let found = absent_is_none(found.map_err(|e| Error::io("get timeout policy", name, e)))?;
     Ok(found.map(|policy| decode(&policy)))
 }
 
-/// What a connection without a policy has: `nf_conntrack_tcp_timeout_*` of the namespace, all in one message.
+/// The timeouts of connections without a policy: `nf_conntrack_tcp_timeout_*` of the namespace, all in one message.
 pub fn defaults() -> Result<Timeouts, Error> {
     let query = tcp(Message::new(GET_DEFAULT, 0, libc::AF_INET as u8));
     let found = Netfilter::open()?.get(query);
     found
         .map(|policy| decode(&policy))
-        .map_err(|e| Error::io("look at timeouts", "of the namespace", e))
+        .map_err(|e| Error::io("get", "the default conntrack timeouts", e))
 }
 
-/// Sets what a connection without a policy has; states that are not named keep their value.
+/// Sets the timeouts of connections without a policy; states that are not given keep their value.
 pub fn set_defaults(timeouts: &Timeouts) -> Result<(), Error> {
     let message = tcp(Message::new(SET_DEFAULT, 0, libc::AF_INET as u8));
     let done = Netfilter::open()?.request(message.attr(DATA | NESTED, &encode(timeouts)));
-    done.map_err(|e| Error::io("set timeouts", "of the namespace", e))
+    done.map_err(|e| Error::io("set", "the default conntrack timeouts", e))
 }
 
 fn tcp(message: Message) -> Message {
@@ -72,19 +72,19 @@ fn encode(timeouts: &Timeouts) -> Vec<u8> {
     data
 }
 
-/// Makes the policy, or sets the values of the one that is there.
+/// Creates the policy, or sets the values of an existing one.
 pub fn set(name: &str, timeouts: &Timeouts) -> Result<(), Error> {
     let message = |flags| {
         let message = Message::new(NEW, flags, libc::AF_INET as u8).text(NAME, name);
         tcp(message).attr(DATA | NESTED, &encode(timeouts))
     };
     let done = Netfilter::open()?.request(message(CREATE | REPLACE));
-    done.map_err(|e| Error::io("set timeouts", name, e))
+    done.map_err(|e| Error::io("set timeout policy", name, e))
 }
 
 /// Removes the policy. [`Busy`](super::Kind::Busy): a rule refers to it.
 pub fn delete(name: &str) -> Result<(), Error> {
     let message = Message::new(DELETE, 0, libc::AF_INET as u8).text(NAME, name);
     let done = Netfilter::open()?.request(message);
-    absent_is_done(done.map_err(|e| Error::io("remove timeouts", name, e)))
+    absent_is_done(done.map_err(|e| Error::io("delete timeout policy", name, e)))
 }

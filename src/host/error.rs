@@ -1,16 +1,16 @@
-//! What the kernel answered, with its errno normalised once.
-//! Out of scope: what to do about it.
+//! Kernel errors, with the errno normalised in one place.
+//! Out of scope: error handling.
 
 use std::io;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use tokio::sync::Notify;
 
-/// What ran out last, 0 for nothing yet.
+/// The last errno that reported descriptor exhaustion; 0: none yet.
 static EXHAUSTED: AtomicI32 = AtomicI32::new(0);
 static EXHAUSTION: Notify = Notify::const_new();
 
-/// Notes an errno that says that descriptors are used up: ours (EMFILE) or the host's (ENFILE).
+/// Records an errno that reports exhausted file descriptors: of the process (EMFILE) or of the host (ENFILE).
 pub fn note_exhaustion(error: &io::Error) {
     if let Some(errno @ (libc::EMFILE | libc::ENFILE)) = error.raw_os_error() {
         EXHAUSTED.store(errno, Ordering::Relaxed);
@@ -18,20 +18,20 @@ pub fn note_exhaustion(error: &io::Error) {
     }
 }
 
-/// Comes back when descriptors have been used up since it came back last; what the kernel said.
+/// Waits until descriptors have been exhausted since the last return; returns the kernel's error.
 pub async fn exhaustion() -> io::Error {
     EXHAUSTION.notified().await;
     io::Error::from_raw_os_error(EXHAUSTED.load(Ordering::Relaxed))
 }
 
-/// The five answers that a caller may act on.
+/// The five error classes that a caller may act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// ENOENT, ENODEV, ENXIO, ESRCH, EADDRNOTAVAIL: the thing is not there.
+    /// ENOENT, ENODEV, ENXIO, ESRCH, EADDRNOTAVAIL: the object does not exist.
     Absent,
-    /// EEXIST: it is there already.
+    /// EEXIST: it already exists.
     Exists,
-    /// EBUSY, EAGAIN: not now.
+    /// EBUSY, EAGAIN: try again later.
     Busy,
     /// EPERM, EACCES.
     Denied,
@@ -39,17 +39,17 @@ pub enum Kind {
     Other,
 }
 
-/// What we were doing, to which thing, and what the kernel said.
+/// The operation, its object and the kernel's error.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} {thing}")]
 pub struct Error {
     /// A verb: `create`, `read`, `list the addresses of`.
     pub doing: &'static str,
-    /// The thing's name or path.
+    /// The object's name or path.
     pub thing: String,
-    /// The answer, normalised.
+    /// The normalised error.
     pub kind: Kind,
-    /// The answer itself.
+    /// The error itself.
     #[source]
     pub source: io::Error,
 }
@@ -102,7 +102,7 @@ impl Kind {
     }
 }
 
-/// Absent is an answer, too.
+/// Converts [`Kind::Absent`] to `None`.
 pub fn absent_is_none<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     match result {
         Ok(found) => Ok(Some(found)),
@@ -111,7 +111,7 @@ pub fn absent_is_none<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-/// Absent on delete is success: somebody was faster.
+/// Absent on delete is success: another process deleted it first.
 pub fn absent_is_done(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(error) if error.kind == Kind::Absent => Ok(()),
@@ -119,7 +119,7 @@ pub fn absent_is_done(result: Result<(), Error>) -> Result<(), Error> {
     }
 }
 
-/// Present on create is success: the next look decides whether it is the right one.
+/// `Exists` on create is success: the next observation decides whether it has the desired state.
 pub fn exists_is_done(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(error) if error.kind == Kind::Exists => Ok(()),
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn that_descriptors_are_used_up_is_noted_wherever_it_is_met_and_nothing_else_is() {
+    async fn only_descriptor_exhaustion_is_recorded() {
         for errno in [libc::EMFILE, libc::ENFILE] {
             drop(Error::io("open", "it", io::Error::from_raw_os_error(errno)));
             drop(Error::io(

@@ -1,13 +1,13 @@
-//! What the kernel reports about changes: rtnetlink and nftables multicasts of every namespace we can see.
+//! Change notifications of the kernel: rtnetlink and nftables multicasts of every namespace that has an nsid here.
 //! Out of scope: the desired state.
 //!
 //! # Why
-//! Two sockets for all namespaces (`NETLINK_LISTEN_ALL_NSID`, `netlink(7)`), not two for each: the kernel names the
-//! sender's namespace beside each message, by the number (nsid) that ours has for it. It has one for each namespace that a
-//! veth leads to, see [`super::link::Link::peer_nsid`].
+//! Two sockets for all namespaces (`NETLINK_LISTEN_ALL_NSID`, `netlink(7)`), not two for each: the kernel adds the
+//! sender's namespace to each message, as the ID (nsid) that the receiving namespace has for it. There is one for each namespace with
+//! the other end of a veth, see [`super::link::Link::peer_nsid`].
 //!
-//! An event states *that* something changed, never the new value: that is read. The legacy iptables back end sends no events; a slow
-//! periodic read detects its changes.
+//! An event states *that* something changed, never the new value, which must be read. The legacy iptables back end sends no events; a
+//! periodic resync detects its changes.
 
 mod read;
 
@@ -34,7 +34,7 @@ const NFTABLES_GROUP: [libc::c_int; 1] = [7];
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`: the last message of every transaction.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 
-/// Room for what happens while we are busy: some thousand links made at once.
+/// Receive buffer for events while the daemon is busy: some thousand links created at once.
 const BACKLOG: libc::c_int = 16 << 20;
 
 /// Messages come in datagrams of at most 32 KiB.
@@ -43,19 +43,19 @@ const DATAGRAM: usize = 64 * 1024;
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
 
-/// Something changed.
+/// A change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Where: our number for the namespace; `None` for the one we listen in.
+    /// The namespace's ID in the listening namespace; `None` for the listening namespace itself.
     pub nsid: Option<i32>,
-    /// What.
+    /// The changed object.
     pub what: What,
 }
 
 /// What changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    /// A link was made, changed or deleted.
+    /// A link was created, changed or deleted.
     Link(LinkChange),
     /// An address.
     Addr {
@@ -64,60 +64,60 @@ pub enum What {
     },
     /// An IPv4 route of any table.
     Route {
-        /// The link it leads over, if it leads over one.
+        /// The outgoing link, if there is one.
         index: Option<u32>,
-        /// What it leads to; none: not to be read.
+        /// The destination; `None`: the message could not be decoded.
         dst: Option<Ipv4Network>,
     },
-    /// A rule of policy routing for IPv4.
+    /// A policy routing rule for IPv4.
     RoutingRule,
-    /// A permanent neighbour. What ARP learns and forgets is left out.
+    /// A permanent neighbour. Entries learned by ARP are not reported.
     Neigh {
         /// The link it is on.
         index: u32,
-        /// Its address; none: it is a forwarding entry of a bridge, or one of IPv6.
+        /// Its address; `None`: it is a forwarding entry of a bridge, or an IPv6 neighbour.
         ip: Option<Ipv4Addr>,
     },
-    /// A setting or a route of IPv6: a link has a route while IPv6 is enabled on it, which no other message reports.
+    /// An IPv6 setting or route: a link has a route while IPv6 is enabled on it, and no other message reports this.
     Ipv6 {
         /// The link.
         index: u32,
     },
-    /// A filter of a link's frames, or what such filters hang on.
+    /// A traffic control filter or qdisc of a link.
     Filter {
         /// The link.
         index: u32,
     },
-    /// A setting of a link or of all, `ip_forward` among them.
+    /// A setting of one link or of all links, including `ip_forward`.
     Netconf {
-        /// The link; none: a setting of all links, or what new links start with.
+        /// The link; `None`: a setting of all links, or the default for new links.
         index: Option<u32>,
     },
-    /// nftables rules, those of iptables-nft among them; one event for a transaction.
+    /// nftables rules, including those of iptables-nft; one event per transaction.
     Rules {
-        /// What the transaction left behind.
+        /// The generation after the transaction.
         generation: Generation,
     },
     /// Notifications were lost: read everything in every namespace.
     Overrun,
 }
 
-/// What became of a link.
+/// A change of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkChange {
-    /// Its name, now.
+    /// Its current name.
     pub name: String,
     /// Its index.
     pub index: u32,
-    /// Its MAC, now.
+    /// Its current MAC.
     pub mac: Option<[u8; 6]>,
-    /// Whether it is gone.
+    /// Whether it was deleted.
     pub deleted: bool,
-    /// It is a bridge.
+    /// Whether it is a bridge.
     pub bridge: bool,
-    /// What it is a port of.
+    /// The bridge or bond that it is a port of.
     pub master: Option<u32>,
-    /// Our number for the namespace of its other end; `None`, too, when that end went first.
+    /// The ID of the namespace of its other end; also `None` if that end was deleted first.
     pub peer_nsid: Option<i32>,
 }
 
@@ -131,10 +131,10 @@ pub struct Events {
 }
 
 impl Events {
-    /// Listens in the calling thread's namespace and all that it has numbers for, from now on. Must be called within a
+    /// Starts listening in the calling thread's namespace and in all namespaces that have an nsid there. Must be called within a
     /// tokio runtime.
     pub fn listen() -> Result<Self, Error> {
-        Self::open().map_err(|e| Error::io("listen to", "the kernel's events", e))
+        Self::open().map_err(|e| Error::io("subscribe to", "kernel events", e))
     }
 
     fn open() -> io::Result<Self> {
@@ -142,7 +142,7 @@ impl Events {
         let rules = Listener::open(libc::NETLINK_NETFILTER, &NFTABLES_GROUP)?;
         rules.keep_only(NEW_GENERATION)?;
         let register = |listener| {
-            // SAFETY: a listener owns its descriptor, always answers the same one, and closes it only when dropped.
+            // SAFETY: a listener owns its descriptor, always returns the same one, and closes it only when dropped.
             unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }
         };
         Ok(Self {
@@ -153,7 +153,7 @@ impl Events {
         })
     }
 
-    /// Waits for the next event. Nothing is lost when the wait is dropped.
+    /// Waits for the next event. Cancel safe.
     pub async fn next(&mut self) -> Result<Event, Error> {
         loop {
             if let Some(event) = self.waiting.pop_front() {
@@ -163,7 +163,7 @@ impl Events {
                 ready = self.route.readable() => ready,
                 ready = self.rules.readable() => ready,
             };
-            let fail = |e| Error::io("hear", "the kernel's events", e);
+            let fail = |e| Error::io("receive", "kernel events", e);
             let mut ready = source.map_err(fail)?;
             match ready.try_io(|listener| listener.get_ref().hear(&mut self.buffer)) {
                 Ok(heard) => self.waiting.extend(heard.map_err(fail)?),
@@ -194,15 +194,15 @@ impl AsFd for Listener {
 impl Listener {
     fn open(protocol: libc::c_int, groups: &[libc::c_int]) -> io::Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-        // SAFETY: takes no memory of ours.
+        // SAFETY: no memory is passed.
         let number = unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) };
         if number < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+        // SAFETY: the kernel has just returned this descriptor, and it has no other owner.
         let socket = unsafe { OwnedFd::from_raw_fd(number) };
         let this = Self { socket, protocol };
-        // Above the limit of plain users where we may; else as much as they may.
+        // RCVBUFFORCE exceeds the limit but needs CAP_NET_ADMIN; otherwise as much as the limit allows.
         this.option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &BACKLOG)
             .or_else(|_| this.option(libc::SOL_SOCKET, libc::SO_RCVBUF, &BACKLOG))?;
         let everywhere: libc::c_int = 1;
@@ -211,7 +211,7 @@ impl Listener {
             libc::NETLINK_LISTEN_ALL_NSID,
             &everywhere,
         )?;
-        // First: to bind is to leave all groups but those named in the address.
+        // Before joining: bind leaves all groups except those in the address.
         this.bind()?;
         for group in groups {
             this.option(libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group)?;
@@ -219,7 +219,7 @@ impl Listener {
         Ok(this)
     }
 
-    /// Takes a port. Without one we would count as the kernel itself, which is not sent what it sends.
+    /// Binds to a port. Port 0 is the kernel's, which does not receive its own multicasts.
     fn bind(&self) -> io::Result<()> {
         // SAFETY: a sockaddr_nl of zeroes is valid: any port.
         let mut any: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
@@ -232,8 +232,8 @@ impl Listener {
         }
     }
 
-    /// Has the kernel throw away all datagrams but those that begin with a message of this type: a new rule set is one
-    /// wake-up and not one for each of its rules.
+    /// Makes the kernel discard all datagrams that do not begin with a message of this type, so that a new rule set causes one
+    /// wake-up and not one for each rule.
     fn keep_only(&self, kind: u16) -> io::Result<()> {
         let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
             code: code as u16,
@@ -241,7 +241,7 @@ impl Listener {
             jf,
             k,
         };
-        // The filter reads in network order what netlink writes in the machine's own.
+        // The filter reads in network byte order, netlink writes in native byte order.
         let wanted = u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
         let mut steps = [
             step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, 4),
@@ -274,7 +274,7 @@ impl Listener {
         }
     }
 
-    /// One datagram's events; `WouldBlock` when there is none.
+    /// The events of one datagram; `WouldBlock` when there is none.
     fn hear(&self, buffer: &mut [u8]) -> io::Result<Vec<Event>> {
         let overrun = || {
             vec![Event {
@@ -305,7 +305,7 @@ impl Listener {
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(&control) as _;
-        // SAFETY: the message points to `part` and `control`, whose lengths it tells, and they outlive the call.
+        // SAFETY: the message points to `part` and `control` with their lengths, and they outlive the call.
         let length = unsafe { libc::recvmsg(self.as_raw_fd(), &raw mut message, 0) };
         let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
         if message.msg_flags & libc::MSG_TRUNC != 0 {
@@ -323,7 +323,7 @@ enum Datagram {
     Cut,
 }
 
-/// The sender's namespace; the kernel names none when it is our own.
+/// The ID of the sender's namespace; the kernel sends none for the receiving namespace.
 fn nsid(message: &libc::msghdr) -> Option<i32> {
     // SAFETY: `message` was filled by recvmsg, and its control buffer is still there; each header that the macros yield
     // lies within it, and a NETLINK_LISTEN_ALL_NSID header is followed by an int.

@@ -1,4 +1,4 @@
-//! Forwarding entries of bridges: which address is behind which port.
+//! Forwarding entries (FDB) of bridges: which address is behind which port.
 //! Out of scope: the desired state.
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
@@ -13,32 +13,32 @@ use super::netlink::{self, Handle};
 /// A forwarding entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The port, by index; the bridge itself for some of its own addresses.
+    /// The index of the port, or of the bridge itself for some of its own addresses.
     pub port: u32,
     /// The address behind it.
     pub mac: [u8; 6],
-    /// Only on bridges that tell VLANs apart.
+    /// Only on bridges with VLAN filtering.
     pub vlan: Option<u16>,
-    /// Where it comes from and how it ends.
+    /// Its origin and lifetime.
     pub sort: Sort,
 }
 
-/// Sorts of entries.
+/// Types of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sort {
     /// The bridge's or the port's own address; frames to it are for the host (`permanent` in `bridge fdb`).
     Local,
-    /// Never forgotten, but follows the address to any port that learns and sees it (`static`).
+    /// Never expires, but moves to any learning port that receives a frame from the address (`static`).
     Static,
-    /// Never forgotten and never moved (`static sticky`).
+    /// Never expires and never moves (`static sticky`).
     Sticky,
-    /// Learned, will be forgotten.
+    /// Learned, expires.
     Learned,
 }
 
 impl Entry {
-    /// An entry that no other port can take away by sending from the same address. The kernel moves entries that are merely
-    /// static (`br_fdb_update`): one frame into a learning port would do.
+    /// An entry that does not move when another port receives a frame from the same address. The kernel moves entries that are only
+    /// static (`br_fdb_update`): one frame on a learning port is sufficient.
     pub fn sticky(port: u32, mac: [u8; 6]) -> Self {
         Self {
             port,
@@ -49,21 +49,27 @@ impl Entry {
     }
 }
 
-/// The entries of a port. The answer has these alone, but the kernel walks through all of the bridge's to make it: to see
-/// whether one entry is there, [`get`] it. Empty, too, when the link is no port of a bridge.
+/// The entries of a port. The kernel walks through all entries of the bridge to select these: to check
+/// whether one entry exists, [`get`] it. Also empty if the link is not a bridge port.
 pub async fn list(handle: &Handle, port: u32) -> Result<Vec<Entry>, Error> {
     let mut message = blank();
     message.header.ifindex = port;
     let answer = handle
         .dump_of_one(RouteNetlinkMessage::GetNeighbour(message))
         .await
-        .map_err(|e| Error::io("list forwarding entries of", format!("number {port}"), e))?;
+        .map_err(|e| {
+            Error::io(
+                "list forwarding entries of port",
+                format!("with index {port}"),
+                e,
+            )
+        })?;
     let mut entries = Vec::new();
     for part in answer {
         let RouteNetlinkMessage::NewNeighbour(message) = part else {
             return Err(netlink::unexpected("list", "forwarding entries"));
         };
-        // A device's own filter of addresses is told in the same breath (NTF_SELF).
+        // The same dump contains the device's own address filter (NTF_SELF).
         if !message.header.flags.contains(NeighbourFlags::Own) {
             entries.extend(read(&message));
         }
@@ -71,7 +77,7 @@ pub async fn list(handle: &Handle, port: u32) -> Result<Vec<Entry>, Error> {
     Ok(entries)
 }
 
-/// Where a bridge sends frames to that address, if it knows. One question, however many entries there are.
+/// The entry of a bridge for an address. One request, independent of the number of entries.
 pub async fn get(handle: &Handle, bridge: u32, mac: [u8; 6]) -> Result<Option<Entry>, Error> {
     let mut message = blank();
     message.attributes = vec![
@@ -81,17 +87,17 @@ pub async fn get(handle: &Handle, bridge: u32, mac: [u8; 6]) -> Result<Option<En
     let answer = handle
         .get(RouteNetlinkMessage::GetNeighbour(message))
         .await
-        .map_err(|e| Error::io("look at forwarding entry", text(mac), e));
+        .map_err(|e| Error::io("get forwarding entry", text(mac), e));
     match netlink::absent_is_none(answer)? {
         None => Ok(None),
         Some(Some(RouteNetlinkMessage::NewNeighbour(message))) => read(&message)
             .map(Some)
-            .ok_or_else(|| netlink::unexpected("look at forwarding entry", text(mac))),
-        Some(_) => Err(netlink::unexpected("look at forwarding entry", text(mac))),
+            .ok_or_else(|| netlink::unexpected("get forwarding entry", text(mac))),
+        Some(_) => Err(netlink::unexpected("get forwarding entry", text(mac))),
     }
 }
 
-/// Adds an entry to the bridge that `entry.port` is a port of, in place of whatever the bridge knew of that address.
+/// Adds an entry to the bridge that `entry.port` is a port of, replacing an existing entry for the address.
 pub async fn replace(handle: &Handle, entry: Entry) -> Result<(), Error> {
     handle
         .change(
@@ -102,7 +108,7 @@ pub async fn replace(handle: &Handle, entry: Entry) -> Result<(), Error> {
         .map_err(|e| Error::io("add forwarding entry", text(entry.mac), e))
 }
 
-/// Deletes an entry. `Absent` when that port has none for that address.
+/// Deletes an entry. `Absent` if the port has none for the address.
 pub async fn delete(handle: &Handle, entry: Entry) -> Result<(), Error> {
     handle
         .change(RouteNetlinkMessage::DelNeighbour(to_message(entry)), 0)
@@ -119,7 +125,7 @@ fn blank() -> NeighbourMessage {
 fn to_message(entry: Entry) -> NeighbourMessage {
     let mut message = blank();
     message.header.ifindex = entry.port;
-    // NTF_MASTER: of the bridge above the port, not of the port's own device.
+    // NTF_MASTER: the table of the port's bridge, not of the port device itself.
     message.header.flags = NeighbourFlags::Controller;
     message.header.state = match entry.sort {
         Sort::Local => NeighbourState::Permanent,
@@ -136,7 +142,7 @@ fn to_message(entry: Entry) -> NeighbourMessage {
     message
 }
 
-/// `None` for an address that is no Ethernet address.
+/// `None` if the address is not an Ethernet address.
 fn read(message: &NeighbourMessage) -> Option<Entry> {
     let (mut mac, mut vlan) = (None, None);
     for attribute in &message.attributes {

@@ -1,4 +1,4 @@
-//! Files and directories, written whole or not at all.
+//! Files and directories, written atomically.
 //! Out of scope: the desired state.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -13,12 +13,12 @@ use rustix::mount::UnmountFlags;
 use super::error::absent_is_done;
 use super::{Error, Kind};
 
-/// Whether a file must outlive a power cut, or only a crash of ours.
+/// Whether a file must survive a power failure, or only a crash of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// Outlives the writer: enough for what lives below `/run`.
+    /// Survives the writing process: sufficient below `/run`.
     Process,
-    /// Outlives the machine: `fsync` of the file and of its directory.
+    /// Survives a power failure: `fsync` of the file and of its directory.
     Disk,
 }
 
@@ -29,11 +29,11 @@ pub enum Dir {
     Absent,
     /// A directory, with the names in it, sorted.
     Present(Vec<String>),
-    /// Something else.
+    /// Another type of file.
     NotADirectory,
 }
 
-/// Writes `path` whole: a temporary file beside it, then a rename, so that no reader ever sees half of it.
+/// Writes `path` atomically: a temporary file in the same directory, then a rename, so that no reader sees a partial file.
 /// `mode` is the file's permissions, e.g. `0o600`.
 pub fn write(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> Result<(), Error> {
     let draft = draft_of(path);
@@ -44,14 +44,14 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> Re
             Durability::Disk => File::open(parent(path))?.sync_all(),
         });
     written.map_err(|error| {
-        // The draft is of no use to anybody; the error that counts is the first one.
+        // The draft is not needed any more; the first error is the one to return.
         let _ = fs::remove_file(&draft);
         Error::io("write", shown(path), error)
     })
 }
 
 fn write_draft(draft: &Path, bytes: &[u8], mode: u32, durability: Durability) -> io::Result<()> {
-    // One that a crash left, or somebody else made who may write here: it is not to become ours.
+    // Left by a crash, or created by another user who may write here: it must not become the new file.
     match fs::remove_file(draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
@@ -82,7 +82,7 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// The whole file, or `None` when there is none. A pipe in its place is not waited for.
+/// The whole file, or `None` if it does not exist. Does not block if it is a FIFO.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let read_all = || -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
@@ -99,13 +99,13 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     }
 }
 
-/// The whole file as text (what is not UTF-8 is replaced), or `None` when there is none.
+/// The whole file as text (invalid UTF-8 is replaced), or `None` if it does not exist.
 pub fn read_text(path: &Path) -> Result<Option<String>, Error> {
     Ok(read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// At most the last `limit` bytes, as text; `None` when there is no such file. Whoever else may write in the directory cannot make
-/// this read another file, or wait: see [`open_plain`].
+/// At most the last `limit` bytes, as text; `None` if the file does not exist. Another user who may write in the directory cannot make
+/// this read another file or block: see [`open_plain`].
 pub fn tail(path: &Path, limit: u64) -> Result<Option<String>, Error> {
     let read_end = || -> io::Result<Vec<u8>> {
         let mut file = open_plain(path)?;
@@ -121,7 +121,7 @@ pub fn tail(path: &Path, limit: u64) -> Result<Option<String>, Error> {
     }
 }
 
-/// Opens a file in a directory that others may write to: not through a symbolic link, and a plain file or none at all.
+/// Opens a file in a directory that others may write to: does not follow symbolic links, and fails unless it is a regular file.
 pub fn open_plain(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)
@@ -129,12 +129,12 @@ pub fn open_plain(path: &Path) -> io::Result<File> {
         .open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),
-        false => Err(io::Error::other("it is no plain file")),
+        false => Err(io::Error::other("not a regular file")),
     }
 }
 
-/// Makes a named pipe that is root's alone, in place of whatever file is there, and opens it for reading and writing: as long
-/// as it is open so, no reader finds its end and no writer is without a reader (fifo(7)).
+/// Creates a FIFO that only root can open, in place of an existing file, and opens it for reading and writing: while it is open, no
+/// reader gets end-of-file and no writer is without a reader (fifo(7)).
 pub fn make_pipe(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -152,13 +152,13 @@ pub fn make_pipe(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// What is at `path`, without following a symbolic link.
+/// What exists at `path`, without following a symbolic link.
 pub fn look_at_dir(path: &Path) -> Result<Dir, Error> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => {}
         Ok(_) => return Ok(Dir::NotADirectory),
         Err(error) => {
-            let absent = absent_is_none::<()>(Error::io("look at", shown(path), error))?;
+            let absent = absent_is_none::<()>(Error::io("stat", shown(path), error))?;
             debug_assert!(absent.is_none());
             return Ok(Dir::Absent);
         }
@@ -178,7 +178,7 @@ pub fn look_at_dir(path: &Path) -> Result<Dir, Error> {
     }
 }
 
-/// Makes a directory and those above it; those that are there stay as they are.
+/// Creates a directory and its parents; existing ones are not changed.
 pub fn make_dir(path: &Path, mode: u32) -> Result<(), Error> {
     DirBuilder::new()
         .recursive(true)
@@ -187,13 +187,13 @@ pub fn make_dir(path: &Path, mode: u32) -> Result<(), Error> {
         .map_err(|error| Error::io("create directory", shown(path), error))
 }
 
-/// Removes a file. One that is not there is no error.
+/// Removes a file. It is not an error if the file does not exist.
 pub fn remove(path: &Path) -> Result<(), Error> {
     absent_is_done(fs::remove_file(path).map_err(|error| Error::io("remove", shown(path), error)))
 }
 
-/// Removes a file of ours in a directory of ours, whatever somebody has done to keep it: what is mounted on it is taken off, and stays with
-/// whoever uses it; that it must not be changed (`chattr +i`, `+a`) is taken back. One that is not there is no error.
+/// Removes a file of the daemon, even if removal was prevented: mounts on it are detached (processes that use them keep them), and the
+/// immutable and append-only attributes (`chattr +i`, `+a`) are cleared. It is not an error if the file does not exist.
 pub fn remove_ours(path: &Path) -> Result<(), Error> {
     match remove(path) {
         Err(error) if matches!(error.kind, Kind::Busy | Kind::Denied) => {
@@ -215,10 +215,10 @@ pub fn remove_our_empty_dir(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Takes off what keeps a path of ours, and the directory that it is in, from being changed.
+/// Detaches mounts from a path of the daemon, and makes the path and its directory changeable.
 pub fn free(path: &Path) -> Result<(), Error> {
-    let fail = |error: io::Error| Error::io("free", shown(path), error);
-    // More than one mount may lie there; EINVAL: none (any more).
+    let fail = |error: io::Error| Error::io("make removable", shown(path), error);
+    // There may be several mounts on top of each other; EINVAL: none is left.
     loop {
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         match rustix::mount::unmount(path, flags) {
@@ -236,7 +236,7 @@ pub fn free(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Clears the attributes of ioctl_iflags(2) that keep a file or directory as it is.
+/// Clears the attributes of ioctl_iflags(2) that prevent changes to a file or directory.
 fn make_changeable(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new()
         .read(true)
@@ -248,17 +248,17 @@ fn make_changeable(path: &Path) -> io::Result<()> {
             rustix::fs::ioctl_setflags(&file, flags.difference(fixed))?;
             Ok(())
         }
-        // Not every file system has any.
+        // Not every file system supports these attributes.
         Ok(_) | Err(_) => Ok(()),
     }
 }
 
-/// Removes what a crash in [`write`] of this file left beside it, if anything.
+/// Removes the temporary file that a crash in [`write`] of this file may have left.
 pub fn remove_draft(path: &Path) -> Result<(), Error> {
     remove(&draft_of(path))
 }
 
-/// Removes a directory if it is empty. One that is not empty, or not there, is left alone without error.
+/// Removes a directory if it is empty. It is not an error if it is not empty or does not exist.
 pub fn remove_empty_dir(path: &Path) -> Result<(), Error> {
     match fs::remove_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
@@ -268,8 +268,8 @@ pub fn remove_empty_dir(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// The kernel's name for the time since it was booted (`/proc/sys/kernel/random/boot_id`, a UUID).
-/// It cannot change while we live, so it is read once.
+/// The kernel's ID of the current boot (`/proc/sys/kernel/random/boot_id`, a UUID).
+/// It cannot change while the process runs, so it is read once.
 pub fn boot_id() -> Result<&'static str, Error> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
     static BOOT_ID: OnceLock<String> = OnceLock::new();
@@ -296,7 +296,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_written_whole_and_leaves_no_draft() {
+    fn a_file_is_written_atomically_and_leaves_no_draft() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         write(&path, b"one", 0o600, Durability::Process).unwrap();
@@ -315,7 +315,7 @@ mod tests {
         let path = dir.path().join("a");
         fs::create_dir(&path).unwrap();
         let error = write(&path, b"one", 0o600, Durability::Process).unwrap_err();
-        assert_eq!(error.kind, Kind::Other, "a directory stands there");
+        assert_eq!(error.kind, Kind::Other, "the path is a directory");
         assert_eq!(
             look_at_dir(dir.path()).unwrap(),
             Dir::Present(vec!["a".into()])
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_put_in_the_way_is_neither_read_nor_waited_for() {
+    fn links_and_pipes_of_other_users_are_neither_read_nor_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let (secret, path) = (dir.path().join("secret"), dir.path().join("log"));
         fs::write(&secret, "key").unwrap();
@@ -345,12 +345,12 @@ mod tests {
         assert_eq!(
             fs::read(&secret).unwrap(),
             b"key",
-            "a link in the draft's place"
+            "a link at the draft's path"
         );
     }
 
     #[test]
-    fn what_is_not_there_is_told_from_what_cannot_be_read() {
+    fn absent_and_unreadable_files_are_distinguished() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         assert_eq!(read(&path).unwrap(), None);

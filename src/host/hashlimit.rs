@@ -1,5 +1,5 @@
-//! Token buckets of the calling thread's network namespace, as `xt_hashlimit` shows them.
-//! Out of scope: what they limit.
+//! Token buckets of `xt_hashlimit` in the calling thread's network namespace.
+//! Out of scope: the limits.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::{Error, fs};
 
-/// The bucket of one source.
+/// The token bucket of one source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bucket {
     credit: u64,
@@ -16,12 +16,12 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// How many tokens are missing now.
+    /// The number of tokens that are currently missing.
     pub fn missing(&self) -> f64 {
         self.most.saturating_sub(self.credit) as f64 / self.cost.max(1) as f64
     }
 
-    /// One that lacks so many tokens.
+    /// A bucket with `tokens` missing.
     #[cfg(test)]
     pub(crate) fn lacking(tokens: f64) -> Self {
         const COST: u64 = 1000;
@@ -34,18 +34,18 @@ impl Bucket {
     }
 }
 
-/// The buckets of the table with this name, by source. None of a table that is not there.
+/// The buckets of the table with this name, by source. Empty if the table does not exist.
 ///
 /// # Errors
-/// The kernel does not show them.
+/// The table cannot be read.
 pub fn buckets(table: &str) -> Result<HashMap<Ipv4Addr, Bucket>, Error> {
-    // Of the thread's namespace, where /proc/net is of the process's first thread's.
+    // The thread's namespace; /proc/net is that of the process's first thread.
     let path = PathBuf::from("/proc/thread-self/net/ipt_hashlimit").join(table);
     let text = fs::read_text(&path)?.unwrap_or_default();
     Ok(text.lines().filter_map(bucket).collect())
 }
 
-/// `dl_seq_print` (xt_hashlimit.c): seconds until it expires, source and destination with ports, credit, most credit, cost.
+/// `dl_seq_print` (xt_hashlimit.c): seconds until it expires, source and destination with ports, credit, maximum credit, cost.
 fn bucket(line: &str) -> Option<(Ipv4Addr, Bucket)> {
     let mut words = line.split_whitespace().skip(1);
     let source = words.next()?.split_once(':')?.0.parse().ok()?;
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_the_kernel_are_read_and_others_are_not() {
+    fn only_lines_in_the_kernels_format_are_read() {
         let line = "3599 192.168.137.2:0->0.0.0.0:0 320000 10000000 32000";
         let (source, bucket) = bucket(line).unwrap();
         assert_eq!(source, Ipv4Addr::new(192, 168, 137, 2));

@@ -1,5 +1,7 @@
-//! Who has a file open, what for, and whether he holds a lock on it. Through all of `/proc`, so only where something is in the way.
-//! Out of scope: whether that is in anybody's way (`image`, `private`).
+//! Which processes have a file open, in which mode, and whether they hold a lock on it.
+//! Out of scope: whether a process is in conflict (`image`, `private`).
+//!
+//! A search reads all of `/proc`, so it is used only after a lock attempt has failed.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -8,32 +10,32 @@ use std::path::Path;
 
 use super::process::{self, Identity};
 
-/// A process that has a file open, perhaps by several descriptors.
+/// A process that has a file open, possibly through several descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
     /// Its pid.
     pub pid: u32,
-    /// Its name, without anything that could steer a terminal.
+    /// Its name, without control characters.
     pub name: String,
     /// It has the file open for writing.
     pub writes: bool,
-    /// It holds a lock on it, of whatever kind.
+    /// It holds a lock on it, of any kind.
     pub locks: bool,
-    /// One that lets nobody else have one.
+    /// It holds an exclusive lock.
     pub exclusive: bool,
-    /// Its user; `None`: it has several.
+    /// Its user; `None`: its user IDs differ.
     pub user: Option<u32>,
-    /// A daemon of ours has started and confined it.
+    /// A `sliced` daemon has started and confined it.
     pub confined: bool,
 }
 
 impl Holder {
-    /// Root, or a VMM, which has from root whatever it holds.
+    /// Root, or a VMM, whose descriptors were opened by root.
     pub fn is_privileged(&self) -> bool {
         self.confined || self.user.is_none_or(|user| user == 0)
     }
 
-    /// Whether it may open the file for writing, as far as the file's mode tells. One with an access control list may be anybody's.
+    /// Whether it may open the file for writing according to the file's mode; always true for a file with an access control list.
     pub fn may_write(&self, file: &File) -> bool {
         let Ok(found) = file.metadata() else {
             return true;
@@ -68,19 +70,19 @@ impl Holder {
     }
 }
 
-/// `it is in use by process 4711 (qemu-system-x86) and process 4712 (sleep)`, three at most.
+/// `in use by process 4711 (qemu-system-x86) and process 4712 (sleep)`, three at most.
 pub fn named<'a>(holders: impl Iterator<Item = &'a Holder>) -> String {
     let users: Vec<String> = holders
         .take(3)
         .map(|holder| format!("process {} ({})", holder.pid, holder.name))
         .collect();
     match users.is_empty() {
-        true => "it is in use by somebody who cannot be seen from here".to_owned(),
-        false => format!("it is in use by {}", users.join(" and ")),
+        true => "in use by a process that cannot be identified".to_owned(),
+        false => format!("in use by {}", users.join(" and ")),
     }
 }
 
-/// Every process that has this very file open, ourselves included if it is by another descriptor.
+/// Every process that has this file open, including this process if it has another descriptor of it.
 pub fn of(file: &File) -> Vec<Holder> {
     let Ok(wanted) = file.metadata() else {
         return Vec::new();
@@ -94,7 +96,7 @@ pub fn of(file: &File) -> Vec<Holder> {
         .collect()
 }
 
-/// A process that has ended meanwhile has nothing open.
+/// `None` for a process that does not have it open or has ended meanwhile.
 fn holder(pid: u32, wanted: (u64, u64), asking: i32) -> Option<Holder> {
     let (mut open, mut writes, mut locks, mut exclusive) = (false, false, false, false);
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {

@@ -1,4 +1,4 @@
-//! Links: list, create a veth, label, move up.
+//! Links: list, create a veth, change, rename, delete.
 //! Out of scope: the desired state.
 
 use std::os::fd::{AsFd, AsRawFd};
@@ -16,10 +16,10 @@ use super::netlink::{self, Handle};
 use super::netns::Netns;
 use super::{Error, bridge, tap};
 
-/// A link as the kernel has it.
+/// A link as the kernel reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
-    /// The number that the kernel knows it by, in its namespace.
+    /// Its interface index, in its namespace.
     pub index: u32,
     /// At most 15 bytes.
     pub name: String,
@@ -27,33 +27,33 @@ pub struct Link {
     pub kind: Option<String>,
     /// The Ethernet address.
     pub mac: Option<[u8; 6]>,
-    /// `IFLA_IFALIAS`, where our label is.
+    /// `IFLA_IFALIAS`, which contains the label.
     pub alias: Option<String>,
-    /// Whether it is set up; says nothing of the carrier.
+    /// Whether it is administratively up (`IFF_UP`), independent of the carrier.
     pub up: bool,
     /// In bytes.
     pub mtu: u32,
     /// The bridge or bond that it is a port of.
     pub master: Option<u32>,
-    /// The index of its other end or parent, in the namespace `peer_nsid` or else in this one.
+    /// The index of its other end or parent, in the namespace `peer_nsid`, or in this one if `None`.
     pub peer_index: Option<u32>,
-    /// What this namespace calls the namespace of its other end (`IFLA_LINK_NETNSID`).
+    /// The ID of the namespace of its other end (`IFLA_LINK_NETNSID`).
     pub peer_nsid: Option<i32>,
-    /// `IFLA_GROUP`, by which packet filters know links whatever they are called; 0 by default.
+    /// `IFLA_GROUP`, by which packet filters match links independent of their names; 0 by default.
     pub group: u32,
-    /// What it does with IPv4; `None` for a link without it (`lo` and odd ones).
+    /// Its IPv4 settings; `None` for a link without IPv4.
     pub ipv4: Option<Ipv4>,
-    /// What it does with IPv6; `None` when the kernel, or a link with so small an MTU, has none.
+    /// Its IPv6 settings; `None` if the kernel has no IPv6 or the link's MTU is too small for it.
     pub ipv6: Option<Ipv6>,
-    /// What only TUN and TAP devices have.
+    /// Attributes of a TUN or TAP device.
     pub tun: Option<tap::TunInfo>,
-    /// What only bridges have.
+    /// Attributes of a bridge.
     pub bridge: Option<bridge::BridgeInfo>,
-    /// What its bridge does with it, when `master` is a bridge.
+    /// Its bridge port settings, if `master` is a bridge.
     pub port: Option<bridge::Port>,
 }
 
-/// A link's IPv4: its own values of `net.ipv4.conf`, without those of `all`.
+/// A link's IPv4 settings: its own values of `net.ipv4.conf`, not combined with those of `all`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ipv4 {
     /// `forwarding`.
@@ -90,29 +90,29 @@ pub struct Ipv4 {
     pub log_martians: i32,
 }
 
-/// A link's IPv6.
+/// A link's IPv6 settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv6 {
-    /// `disable_ipv6`: no IPv6 packet comes in or goes out.
+    /// `disable_ipv6`: no IPv6 packet is received or sent.
     pub disabled: bool,
-    /// `accept_ra`, `autoconf`, `accept_redirects` or `proxy_ndp`: the host takes addresses, routes or next hops from packets that
-    /// come in here, or answers for others.
+    /// `accept_ra`, `autoconf`, `accept_redirects` or `proxy_ndp` is set: the host accepts addresses, routes or next hops from received
+    /// packets, or answers for other hosts.
     pub configurable: bool,
-    /// The kernel gives it no address by itself, and so asks for no router (`IN6_ADDR_GEN_MODE_NONE`).
+    /// The kernel generates no address for it, and so sends no router solicitations (`IN6_ADDR_GEN_MODE_NONE`).
     pub bare: bool,
 }
 
 /// Up or down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
-    /// Carries nothing.
+    /// Carries no packets.
     #[default]
     Down,
     /// May carry packets.
     Up,
 }
 
-/// What a veth end is born with.
+/// The initial attributes of a veth end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VethEnd {
     /// At most 15 bytes.
@@ -125,10 +125,10 @@ pub struct VethEnd {
     pub group: u32,
 }
 
-/// Changes to a link, all in one message. What is `None` stays as it is. The kernel labels before it sets up.
+/// Changes to a link, all in one message. `None` means no change. The kernel sets the alias before it sets the link up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
-    /// `IFLA_IFALIAS`, at most 255 bytes; empty takes it away.
+    /// `IFLA_IFALIAS`, at most 255 bytes; an empty one removes it.
     pub alias: Option<String>,
     /// The Ethernet address.
     pub mac: Option<[u8; 6]>,
@@ -136,9 +136,9 @@ pub struct Change {
     pub mtu: Option<u32>,
     /// Up or down.
     pub state: Option<State>,
-    /// The bridge to be a port of, by index; 0 takes it out.
+    /// The index of the bridge to become a port of; 0 detaches it.
     pub master: Option<u32>,
-    /// Which IPv6 addresses the kernel gives it by itself.
+    /// Which IPv6 addresses the kernel generates for it.
     pub ipv6_addresses: Option<Ipv6Addresses>,
     /// [`Link::group`].
     pub group: Option<u32>,
@@ -146,11 +146,11 @@ pub struct Change {
     pub ipv4: Vec<(Ipv4Key, u32)>,
 }
 
-/// A setting below `net.ipv4.conf.<link>`, with its number in `linux/ip.h` (`IPV4_DEVCONF_*`).
+/// A setting of `net.ipv4.conf.<link>`, with its number in `linux/ip.h` (`IPV4_DEVCONF_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Ipv4Key {
-    /// `forwarding`: whether packets that come in here are forwarded. A new link starts with the value of `conf/default`.
+    /// `forwarding`: whether packets received here are forwarded. A new link has the value of `conf/default`.
     Forwarding = 1,
     /// `accept_redirects`.
     AcceptRedirects = 4,
@@ -160,10 +160,10 @@ pub enum Ipv4Key {
     ArpIgnore = 19,
 }
 
-/// IPv6 addresses that the kernel gives a link by itself (`IFLA_INET6_ADDR_GEN_MODE`).
+/// IPv6 addresses that the kernel generates for a link (`IFLA_INET6_ADDR_GEN_MODE`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ipv6Addresses {
-    /// None. Nothing to say, too, for a kernel without IPv6.
+    /// None. Has no effect on a kernel without IPv6.
     Bare,
 }
 
@@ -172,7 +172,7 @@ pub async fn list(handle: &Handle) -> Result<Vec<Link>, Error> {
     dump(handle, LinkMessage::default()).await
 }
 
-/// All bridges of the namespace. The kernel picks them out, so the answer costs little beside thousands of other links.
+/// All bridges of the namespace. The kernel filters by kind, so this is cheap even with thousands of other links.
 pub async fn list_bridges(handle: &Handle) -> Result<Vec<Link>, Error> {
     let mut message = LinkMessage::default();
     message
@@ -208,11 +208,11 @@ pub async fn get(handle: &Handle, name: &str) -> Result<Option<Link>, Error> {
     let answer = handle
         .get(RouteNetlinkMessage::GetLink(message))
         .await
-        .map_err(|e| Error::io("look at link", name, e));
+        .map_err(|e| Error::io("get link", name, e));
     match netlink::absent_is_none(answer)? {
         None => Ok(None),
         Some(Some(RouteNetlinkMessage::NewLink(message))) => Ok(Some(read(message))),
-        Some(_) => Err(netlink::unexpected("look at link", name)),
+        Some(_) => Err(netlink::unexpected("get link", name)),
     }
 }
 
@@ -224,17 +224,20 @@ pub async fn at(handle: &Handle, index: u32) -> Result<Option<Link>, Error> {
     let answer = handle
         .get(RouteNetlinkMessage::GetLink(message))
         .await
-        .map_err(|e| Error::io("look at link", format!("number {index}"), e));
+        .map_err(|e| Error::io("get link", format!("with index {index}"), e));
     match netlink::absent_is_none(answer)? {
         Some(Some(RouteNetlinkMessage::NewLink(message))) => Ok(Some(read(message))),
         None => Ok(None),
-        Some(_) => Err(netlink::unexpected("look at link", index.to_string())),
+        Some(_) => Err(netlink::unexpected(
+            "get link",
+            format!("with index {index}"),
+        )),
     }
 }
 
-/// Makes a veth in the handle's namespace with its other end directly in `peer_netns`; names, MACs and MTUs are
-/// set in the same step, so nothing half-made is ever seen. Both ends are down (the kernel refuses to set the far one up
-/// before it has the near one) and neither has an alias yet. `Exists` when either name is taken.
+/// Creates a veth in the handle's namespace with its other end directly in `peer_netns`; names, MACs and MTUs are
+/// set in the same step, so no partially configured link is visible. Both ends are down (the kernel refuses to set the peer up
+/// before the other end exists) and have no alias yet. `Exists` if either name is in use.
 pub async fn create_veth(
     handle: &Handle,
     end: &VethEnd,
@@ -265,11 +268,11 @@ pub async fn set(handle: &Handle, index: u32, change: &Change) -> Result<(), Err
     handle
         .change(RouteNetlinkMessage::SetLink(message), 0)
         .await
-        .map_err(|e| Error::io("change link", format!("number {index}"), e))
+        .map_err(|e| Error::io("change link", format!("with index {index}"), e))
 }
 
-/// Changes a link of the calling thread's namespace by its name, without a runtime. Blocks. Meant for `prepare` of
-/// [`super::netns::create`], to label `lo` and set it up, and for whoever is inside [`Netns::run_here`] or [`Netns::run`] anyway.
+/// Changes a link of the calling thread's namespace by its name, without a runtime. Blocks. For `prepare` of
+/// [`super::netns::create`], which labels `lo` and sets it up, and for code inside [`Netns::run_here`] or [`Netns::run`].
 pub fn set_here(name: &str, change: &Change) -> Result<(), Error> {
     let mut message = to_message(change);
     message
@@ -279,7 +282,7 @@ pub fn set_here(name: &str, change: &Change) -> Result<(), Error> {
         .map_err(|e| Error::io("change link", name, e))
 }
 
-/// Gives a link another name. It is down afterwards: an older kernel renames no link that is up (`dev_change_name`).
+/// Renames a link. It is down afterwards: an older kernel cannot rename a link that is up (`dev_change_name`).
 pub async fn rename(handle: &Handle, index: u32, name: &str) -> Result<(), Error> {
     let down = Change {
         state: Some(State::Down),
@@ -294,7 +297,7 @@ pub async fn rename(handle: &Handle, index: u32, name: &str) -> Result<(), Error
     handle
         .change(RouteNetlinkMessage::SetLink(message), 0)
         .await
-        .map_err(|e| Error::io("rename link", format!("number {index} to {name}"), e))
+        .map_err(|e| Error::io("rename link", format!("with index {index} to {name}"), e))
 }
 
 /// Deletes a link by its index, and a veth's other end with it.
@@ -304,10 +307,10 @@ pub async fn delete(handle: &Handle, index: u32) -> Result<(), Error> {
     handle
         .change(RouteNetlinkMessage::DelLink(message), 0)
         .await
-        .map_err(|e| Error::io("delete link", format!("number {index}"), e))
+        .map_err(|e| Error::io("delete link", format!("with index {index}"), e))
 }
 
-/// Counters are half of a link's message and nobody here reads them.
+/// Statistics are half of a link's message and are not used.
 fn without_statistics() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }
@@ -316,7 +319,7 @@ fn born(end: &VethEnd) -> LinkMessage {
     let mut message = to_message(&Change {
         mac: Some(end.mac),
         mtu: Some(end.mtu),
-        // A group of 0 is what a link is born with: not worth a word.
+        // 0 is the default.
         group: Some(end.group).filter(|group| *group != 0),
         ..Change::default()
     });
@@ -357,7 +360,7 @@ fn to_message(change: &Change) -> LinkMessage {
     message
 }
 
-/// `IFLA_INET_CONF`: to set values it holds an attribute for each (`inet_set_link_af`), where an answer has an array.
+/// `IFLA_INET_CONF`: in a request it contains an attribute for each value (`inet_set_link_af`), in a response an array.
 fn conf(values: &[(Ipv4Key, u32)]) -> AfSpecInet {
     const IFLA_INET_CONF: u16 = 1;
     let mut attributes = Vec::new();
@@ -367,13 +370,13 @@ fn conf(values: &[(Ipv4Key, u32)]) -> AfSpecInet {
     AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | NESTED, attributes))
 }
 
-/// Whether this kernel speaks IPv6 at all; that does not change while it runs.
+/// Whether this kernel supports IPv6; this does not change while it runs.
 pub(super) fn has_ipv6() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
     *HAS.get_or_init(|| std::path::Path::new("/proc/sys/net/ipv6").exists())
 }
 
-/// Reads what we want of a link's message, which may also be an event.
+/// Decodes a link message, which may be a response or an event.
 pub(super) fn read(message: LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,

@@ -1,11 +1,11 @@
-//! TOUCHES: thin functions over the kernel. No traits, no VM terms.
+//! Thin functions over the kernel: no traits, no VM terms.
 //! Out of scope: the desired state; the owner of an object.
 //!
-//! - Over rtnetlink ([`netlink`]): [`link`], [`bridge`] and what is particular to its ports, [`fdb`] (a bridge's forwarding entries),
-//!   [`tap`], [`addr`], [`route`], [`routing_rule`], [`neigh`], [`tc`] (filters where frames come into a link); [`events`] reports changes.
+//! - Over rtnetlink ([`netlink`]): [`link`], [`bridge`] and bridge port settings, [`fdb`] (a bridge's forwarding entries),
+//!   [`tap`], [`addr`], [`route`], [`routing_rule`], [`neigh`], [`tc`] (ingress filters of a link); [`events`] reports changes.
 //! - Packet filters: [`iptables`], with each rule as a [`rule`]; [`conntrack`], [`hashlimit`].
-//! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`ramdir`], [`image`], [`named`] (files that an unprivileged person
-//!   has named), [`acl`]; what may block, for a bounded time: [`blocking`].
+//! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`ramdir`], [`image`], [`named`] (files at paths that an unprivileged
+//!   user specified), [`acl`]; operations that may block, with a timeout: [`blocking`].
 
 pub mod acl;
 pub mod addr;

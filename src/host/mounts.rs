@@ -1,5 +1,5 @@
-//! Being woken when the mount table changes.
-//! Out of scope: what was mounted where.
+//! Notification of changes to the mount table.
+//! Out of scope: which mount changed.
 
 use std::fs::File;
 
@@ -11,7 +11,7 @@ use tracing::warn;
 pub struct Mounts(Option<AsyncFd<File>>);
 
 impl Mounts {
-    /// From now on. Must be called within a tokio runtime.
+    /// Starts watching. Must be called within a tokio runtime.
     pub fn watch() -> Self {
         let opened = File::open("/proc/self/mountinfo");
         let watched = opened.and_then(|file| {
@@ -22,13 +22,13 @@ impl Mounts {
         Self(
             watched
                 .inspect_err(
-                    |error| warn!(%error, "changes of mounts are noticed at the next resync"),
+                    |error| warn!(%error, "cannot watch the mount table; mount changes are detected at the next resync"),
                 )
                 .ok(),
         )
     }
 
-    /// The next change. Nothing is lost when the wait is dropped.
+    /// Waits for the next change. Cancel safe.
     pub async fn changed(&self) {
         let ready = match &self.0 {
             Some(table) => table.ready(Interest::PRIORITY).await,

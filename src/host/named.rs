@@ -1,22 +1,23 @@
-//! Opening a file that somebody has named who could not open it himself.
+//! Opens a file at a path that an unprivileged user specified.
 //! Out of scope: which directories are allowed.
 //!
 //! # How
-//! The path is followed once, one component at a time (openat2(2), `O_PATH`), each step from the descriptor of the one before.
-//! Nothing is opened for reading on the way: a FIFO does not block and a device driver is not called. The result is a descriptor of
-//! the file itself, from which every later use starts: [`Named::open`] goes through `/proc/self/fd`, which leads to the inode
-//! whatever its path has become; a confined process is given a mount of the descriptor ([`super::process::Reach`]).
+//! The path is resolved once, one component at a time (openat2(2), `O_PATH`), each step from the descriptor of the previous one.
+//! No file is opened for reading during resolution: a FIFO does not block and a device driver is not called. The result is a descriptor
+//! of the file itself, which every later use starts from: [`Named::open`] uses `/proc/self/fd`, which refers to the inode
+//! even if its path has changed; a confined process is given a mount of the descriptor ([`super::process::Reach`]).
 //!
 //! # What is accepted
-//! - The allowed directory itself: root's, writable by root alone. Above it, symbolic links of root's in directories of root's are
-//!   followed (usr-merge, `/etc/alternatives`), and a sticky directory (`/tmp`) will do: nobody removes another's entry there.
-//! - Below it, for an image: no symbolic links; every directory is root's or the file's owner's, and writable by nobody else; a
-//!   regular file of one name, or a block device. In a directory below `/dev` root's links are followed to a block device: udev
-//!   names device-mapper nodes by links.
-//! - Below it, for a program: the file and every directory are root's and writable by root alone, links are root's as well, and
-//!   what they lead to lies below an allowed directory, too.
+//! - The allowed directory itself is owned by root and writable by root only. Above it, symbolic links owned by root in directories owned
+//!   by root are followed (usr-merge, `/etc/alternatives`), and sticky directories (`/tmp`) are accepted: users cannot remove the entries
+//!   of other users there.
+//! - Below it, for an image: no symbolic links; every directory is owned by root or by the file's owner and writable by its owner only; a
+//!   regular file with one link, or a block device. In a directory below `/dev`, links owned by root are followed to a block device: udev
+//!   refers to device-mapper nodes by links.
+//! - Below it, for a program: the file and every directory are owned by root and writable by root only, links are owned by root, and
+//!   their targets are below an allowed directory, too.
 //!
-//! In a user namespace root's files belong to nobody that has a number: there, the owner of `/` counts as root.
+//! In a user namespace, files of the host's root have the overflow user ID: there, the owner of `/` counts as root.
 
 mod refusal;
 
@@ -34,26 +35,26 @@ use rustix::io::Errno;
 pub use refusal::Refusal;
 use refusal::{expected, kernel, open_to_others, shown};
 
-/// Links followed for one path (path_resolution(7) has the same limit).
+/// The maximum number of links followed for one path (as in path_resolution(7)).
 const MOST_LINKS: u32 = 40;
-/// Bits of a mode: written by the group or by others, set-uid or set-gid, sticky.
+/// Mode bits: writable by group or others, writable by others, set-uid or set-gid, sticky.
 const OTHERS_WRITE: u32 = 0o022;
 const EVERYBODY_WRITES: u32 = 0o002;
 const SET_ID: u32 = 0o6000;
 const STICKY: u32 = 0o1000;
 
-/// What a file is opened for.
+/// The purpose for which a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// To be executed.
     Program,
     /// To be read or written as data.
     Image,
-    /// A file that we made ourselves, in a directory of ours.
+    /// A file that the daemon created, in its own directory.
     Ours,
 }
 
-/// A file that was opened by its name, once.
+/// A file whose path has been resolved once.
 #[derive(Debug)]
 pub struct Named {
     fd: OwnedFd,
@@ -62,7 +63,7 @@ pub struct Named {
 }
 
 impl Named {
-    /// Where it is, without symbolic links.
+    /// Its real path, without symbolic links.
     pub fn real(&self) -> &Path {
         &self.real
     }
@@ -77,13 +78,13 @@ impl Named {
         self.stat.st_mode & 0o7777
     }
 
-    /// Of a block device, its number.
+    /// The device number of a block device; `None` for a file.
     pub fn device(&self) -> Option<u64> {
         let is_block = FileType::from_raw_mode(self.stat.st_mode) == FileType::BlockDevice;
         is_block.then_some(self.stat.st_rdev)
     }
 
-    /// What tells this file and this content from any other: device, inode, bytes, and the times of both changes.
+    /// Identifies the file and its content: device, inode, size in bytes, mtime and ctime in nanoseconds since 1970.
     pub fn stamp(&self) -> [i128; 5] {
         let nanos =
             |seconds: i64, nanos: u64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
@@ -96,7 +97,7 @@ impl Named {
         ]
     }
 
-    /// Opens this very file for reading.
+    /// Opens this file for reading.
     pub fn open(&self) -> io::Result<File> {
         let path = self.through_proc();
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -108,12 +109,12 @@ impl Named {
         )?))
     }
 
-    /// A path that leads to this very file for as long as this value lives, in this process.
+    /// A path that refers to this file in this process while this value exists.
     pub fn through_proc(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.fd.as_raw_fd()).into()
     }
 
-    /// What it is now; the mode and the owner may have changed.
+    /// Its current metadata; the mode and the owner may have changed.
     pub fn metadata(&self) -> io::Result<std::fs::Metadata> {
         std::fs::metadata(self.through_proc())
     }
@@ -125,7 +126,7 @@ impl AsFd for Named {
     }
 }
 
-/// Opens `path`, which lies below `dir`; what a program's links lead to may lie below any of `dirs`.
+/// Opens `path`, which must be below `dir`; the target of a program's links may be below any of `dirs`.
 pub fn open(path: &Path, dir: &Path, dirs: &[PathBuf], kind: Kind) -> Result<Named, Refusal> {
     let mut walk = Walk::new(kind)?;
     walk.follow(dir, Part::Above)?;
@@ -144,17 +145,17 @@ pub fn open(path: &Path, dir: &Path, dirs: &[PathBuf], kind: Kind) -> Result<Nam
     walk.finish(dirs)
 }
 
-/// Whether a directory exists and is root's alone, all the way; else why not.
+/// Checks that a directory exists and that only root can change it or the path to it.
 pub fn check_directory(dir: &Path) -> Result<(), Refusal> {
     let mut walk = Walk::new(Kind::Image)?;
     walk.follow(dir, Part::Above)?;
     walk.check_allowed_dir()
 }
 
-/// Which part of a path is followed.
+/// The part of a path that is being resolved.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// Up to and with the allowed directory.
+    /// Up to and including the allowed directory.
     Above,
     /// Below it.
     Below { in_dev: bool },
@@ -162,11 +163,11 @@ enum Part {
 
 struct Walk {
     kind: Kind,
-    /// Counts as root's.
+    /// User IDs that count as root.
     roots: [u32; 2],
-    /// Where we are: the descriptors of all directories from `/` on, for `..` in a link.
+    /// The current position: the descriptors of all directories from `/` on, needed for `..` in a link.
     dirs: Vec<(OwnedFd, Stat, OsString)>,
-    /// What was found last, if it is no directory.
+    /// The last component, if it is not a directory.
     end: Option<(OwnedFd, Stat, OsString)>,
     links: u32,
     followed_below: bool,
@@ -192,7 +193,7 @@ impl Walk {
         })
     }
 
-    /// Where we are.
+    /// The path of the current position.
     fn here(&self) -> PathBuf {
         let names = self.dirs.iter().chain(&self.end).map(|(_, _, name)| name);
         names.collect()
@@ -205,7 +206,7 @@ impl Walk {
                 return Err(self.not_accepted("a file", "a directory"));
             }
             if name == OsStr::new("..") {
-                // Only links have these; `/..` is `/`.
+                // Only link targets contain `..`; `/..` is `/`.
                 if self.dirs.len() > 1 {
                     self.dirs.pop();
                 }
@@ -241,7 +242,7 @@ impl Walk {
                 self.dirs.push((fd, stat, name));
                 match part {
                     Part::Above => self.check_above(),
-                    // Whose the file is is known at its end.
+                    // The file's owner is not known before the end of the path.
                     Part::Below { .. } => Ok(()),
                 }
             }
@@ -252,17 +253,17 @@ impl Walk {
         }
     }
 
-    /// From the last directory, never through a link.
+    /// Opens a component of the last directory, without following links.
     fn look(&self, name: &OsStr) -> Result<(OwnedFd, Stat), Refusal> {
         let Some((dir, _, _)) = self.dirs.last() else {
             return Err(self.not_accepted("nothing", "a directory"));
         };
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || -> Result<_, Errno> {
-            // Not RESOLVE_NO_SYMLINKS: with O_PATH and O_NOFOLLOW the link itself is opened and judged by its owner.
+            // Not RESOLVE_NO_SYMLINKS: with O_PATH and O_NOFOLLOW the link itself is opened, and its owner is checked.
             let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
             let fd = match rustix::fs::openat2(dir, name, flags, Mode::empty(), how) {
-                // Linux before 5.6, or a filter of system calls that does not know it. One component is as safe without.
+                // Linux before 5.6, or a seccomp filter that does not allow it. For one component, openat is equally safe.
                 Err(Errno::NOSYS | Errno::PERM) => {
                     rustix::fs::openat(dir, name, flags, Mode::empty())?
                 }
@@ -281,7 +282,7 @@ impl Walk {
         self.roots.contains(&stat.st_uid)
     }
 
-    /// A link decides where to go: it and the directory that it is in must be root's alone.
+    /// A followed link determines the target: the link and its directory must be writable by root only.
     fn check_link(&mut self, name: &OsStr, link: &Stat, part: Part) -> Result<(), Refusal> {
         let firm = self.loose_dir(|dir| self.is_roots(dir)).is_none();
         let followed = match (part, self.kind) {
@@ -301,14 +302,14 @@ impl Walk {
             found: "a symbolic link".to_owned(),
             expected: match followed {
                 true => {
-                    "a path without symbolic links but root's own, in directories that only root can write"
+                    "a path whose symbolic links are owned by root and in directories that only root can write"
                 }
                 false => "a path without symbolic links below the allowed directory",
             },
         })
     }
 
-    /// Nobody but root may exchange what comes next; in a sticky directory nobody can exchange what is root's.
+    /// Only root may be able to replace the next component; in a sticky directory other users cannot replace entries of root.
     fn check_above(&self) -> Result<(), Refusal> {
         let parent = self
             .dirs
@@ -358,7 +359,7 @@ impl Walk {
         if kind == FileType::RegularFile {
             self.check_file(stat)?;
         }
-        // Root's links are no way out: a program lies below an allowed directory, a device below /dev.
+        // Links of root must not lead outside: a program must be below an allowed directory, a device below /dev.
         let allowed = match self.kind {
             Kind::Ours => true,
             Kind::Image if self.followed_below => real.starts_with("/dev"),
@@ -366,7 +367,7 @@ impl Walk {
         };
         if !allowed {
             return Err(self.not_accepted(
-                "a file outside of the allowed directories",
+                "a file outside the allowed directories",
                 expected(self.kind),
             ));
         }
@@ -377,7 +378,8 @@ impl Walk {
         }
     }
 
-    /// Every directory down to the file: root's, or of an image its owner's. The sticky ones are above the allowed directory alone.
+    /// Checks every directory on the path: owned by root or, for an image, by its owner. Sticky ones are accepted above the allowed
+    /// directory only.
     fn check_dirs(&self, file: &Stat) -> Result<(), Refusal> {
         let owner = |dir: &Stat| self.kind == Kind::Image && dir.st_uid == file.st_uid;
         match self.loose_dir(|dir| self.is_roots(dir) || owner(dir)) {
@@ -386,8 +388,8 @@ impl Walk {
         }
     }
 
-    /// The first directory on the way that is not of such an owner, or that others can write. In a sticky one nobody can exchange a
-    /// directory of root's; what lies in it itself must be in a directory that is not.
+    /// The first directory on the path with an owner that `fits` rejects, or that others can write. A sticky one is accepted if the next
+    /// component is a directory owned by root, because other users cannot replace it.
     fn loose_dir(&self, fits: impl Fn(&Stat) -> bool) -> Option<(PathBuf, Stat)> {
         let mut path = PathBuf::new();
         let following = self.dirs.iter().skip(1).map(|(_, next, _)| Some(next));
@@ -411,20 +413,19 @@ impl Walk {
         }
         match self.kind {
             Kind::Program if !self.is_roots(file) || file.st_mode & OTHERS_WRITE != 0 => refuse(
-                "a file that others than root can write",
+                "a file that users other than root can write",
                 expected(self.kind),
             ),
             Kind::Program if file.st_mode & 0o111 == 0 => {
-                refuse("a file that cannot be executed", expected(self.kind))
+                refuse("a file that is not executable", expected(self.kind))
             }
             Kind::Image if file.st_mode & EVERYBODY_WRITES != 0 => {
-                refuse("a file that everybody can write", expected(self.kind))
+                refuse("a world-writable file", expected(self.kind))
             }
-            // Its other names may be where nothing is allowed.
-            Kind::Image if file.st_nlink > 1 => refuse(
-                "a file with several names (hard links)",
-                expected(self.kind),
-            ),
+            // Its other links may be outside the allowed directories.
+            Kind::Image if file.st_nlink > 1 => {
+                refuse("a file with several hard links", expected(self.kind))
+            }
             Kind::Program | Kind::Image | Kind::Ours => Ok(()),
         }
     }
@@ -438,7 +439,7 @@ impl Walk {
     }
 }
 
-/// As the real paths: `/bin` may be a link to `/usr/bin`.
+/// Compares real paths: `/bin` may be a link to `/usr/bin`.
 fn lies_below(real: &Path, dir: &Path) -> bool {
     real.starts_with(dir) || dir.canonicalize().is_ok_and(|dir| real.starts_with(dir))
 }

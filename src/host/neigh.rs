@@ -12,14 +12,14 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::Error;
 use super::netlink::{self, Handle};
 
-/// A permanent IPv4 neighbour: never asked for with ARP, never forgotten.
+/// A permanent IPv4 neighbour: never resolved by ARP, never expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neigh {
     /// The link.
     pub index: u32,
     /// Its address.
     pub ip: Ipv4Addr,
-    /// Where it is.
+    /// Its MAC.
     pub mac: [u8; 6],
 }
 
@@ -48,7 +48,7 @@ async fn dump(
     Ok(neighbours)
 }
 
-/// Every IPv4 address that somebody was seen at on any link, permanent or not.
+/// All resolved IPv4 neighbours of all links, permanent or not.
 pub async fn list_seen(handle: &Handle) -> Result<Vec<Neigh>, Error> {
     let seen = |message: &NeighbourMessage| match message.header.state {
         NeighbourState::None | NeighbourState::Incomplete | NeighbourState::Failed => None,
@@ -57,7 +57,7 @@ pub async fn list_seen(handle: &Handle) -> Result<Vec<Neigh>, Error> {
     dump(handle, seen).await
 }
 
-/// The permanent IPv4 neighbour of that address on a link. One question, however many neighbours there are.
+/// The permanent IPv4 neighbour with this address on a link. One request, independent of the number of neighbours.
 pub async fn get(handle: &Handle, index: u32, ip: Ipv4Addr) -> Result<Option<Neigh>, Error> {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Inet;
@@ -68,15 +68,15 @@ pub async fn get(handle: &Handle, index: u32, ip: Ipv4Addr) -> Result<Option<Nei
     let answer = handle
         .get(RouteNetlinkMessage::GetNeighbour(message))
         .await
-        .map_err(|e| Error::io("look at neighbour", ip.to_string(), e));
+        .map_err(|e| Error::io("get neighbour", ip.to_string(), e));
     match netlink::absent_is_none(answer)? {
         None => Ok(None),
         Some(Some(RouteNetlinkMessage::NewNeighbour(message))) => Ok(read(&message)),
-        Some(_) => Err(netlink::unexpected("look at neighbour", ip.to_string())),
+        Some(_) => Err(netlink::unexpected("get neighbour", ip.to_string())),
     }
 }
 
-/// Adds a permanent neighbour, in place of whatever was known of that address.
+/// Adds a permanent neighbour, replacing an existing entry for the address.
 pub async fn replace(handle: &Handle, neigh: Neigh) -> Result<(), Error> {
     handle
         .change(
@@ -87,7 +87,7 @@ pub async fn replace(handle: &Handle, neigh: Neigh) -> Result<(), Error> {
         .map_err(|e| Error::io("add neighbour", neigh.ip.to_string(), e))
 }
 
-/// Forgets a neighbour. `Absent` when it is not known.
+/// Deletes a neighbour. `Absent` if it does not exist.
 pub async fn delete(handle: &Handle, neigh: Neigh) -> Result<(), Error> {
     handle
         .change(RouteNetlinkMessage::DelNeighbour(to_message(neigh)), 0)

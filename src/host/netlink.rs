@@ -1,12 +1,12 @@
-//! Talking to the kernel over rtnetlink: ask, and know that the answer was whole.
-//! Out of scope: what is asked (see `link`, `addr`, `route`, `neigh`).
+//! rtnetlink requests, with a check that each response is complete.
+//! Out of scope: the messages (see `link`, `addr`, `route`, `neigh`).
 //!
 //! # Why
-//! `rtnetlink`'s own verbs take the end of the stream for the end of the answer, so a connection that breaks half way
-//! looks like a short list. To us unseen is not absent: this [`Handle`] has the kernel's own DONE and ACK forwarded, and
-//! an answer without them is an error.
+//! The request methods of `rtnetlink` treat the end of the stream as the end of the response, so a connection that breaks in the middle
+//! looks like a short list. Here an object that was not read must not be considered absent: this [`Handle`] forwards the kernel's
+//! DONE and ACK messages, and a response without them is an error.
 //!
-//! Whoever asks drives the connection, instead of a task that would have to be woken for every question and to wake the asker.
+//! The caller drives the connection, instead of a separate task that would have to be woken for every request and to wake the caller.
 
 mod at_once;
 
@@ -32,33 +32,33 @@ use tokio::sync::{Mutex, MutexGuard};
 use self::at_once::AtOnce;
 use super::{Error, Kind};
 
-/// How often a dump that the world changed under is begun again before we say `Busy`.
+/// The number of attempts of a dump that is interrupted by changes, before it fails with `Busy`.
 const DUMP_ROUNDS: usize = 50;
 
-/// Between two rounds: while hundreds of links are being made, a quiet moment has to be waited for.
+/// The pause between two attempts: while hundreds of links are being created, most dumps are interrupted.
 const DUMP_PAUSE: Duration = Duration::from_millis(2);
 
-/// Before an answer is looked for again that was not there at once.
+/// The poll interval for a response that was not available immediately.
 const LATE: Duration = Duration::from_millis(1);
 
-/// How often it is looked for: some 5 s.
+/// The maximum number of polls: about 5 s.
 const LATEST: usize = 5000;
 
-/// A socket's answers fit: the kernel never packs more than 32 KiB into one datagram (`netlink(7)`, `NLMSG_GOODSIZE`).
+/// The receive buffer, in bytes: the kernel never sends more than 32 KiB in one datagram (`netlink(7)`, `NLMSG_GOODSIZE`).
 const ANSWER: usize = 64 * 1024;
 
-/// A conversation with one namespace's rtnetlink. Cheap to clone; its sockets close with the last clone.
+/// An rtnetlink handle for one namespace. Cheap to clone; its sockets close with the last clone.
 #[derive(Clone)]
 pub struct Handle {
     lines: Arc<[Mutex<Line>]>,
 }
 
-/// A socket: one question at a time. The kernel has one listing under way a socket, and answers EBUSY to a second one
+/// A socket, for one request at a time. The kernel supports one dump at a time per socket, and returns EBUSY for a second one
 /// (`__netlink_dump_start`).
 struct Line {
     asker: rtnetlink::Handle,
     connection: Connection,
-    /// The last question was answered to the end, so that what is read next belongs to the next one.
+    /// The last response was read completely, so that the next message belongs to the next request.
     sound: bool,
 }
 
@@ -71,7 +71,7 @@ impl fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// Opens sockets in the calling thread's namespace: as many as there will be who ask at the same time.
+    /// Opens sockets in the calling thread's namespace, one for each concurrent request.
     pub(super) fn open(sockets: NonZeroUsize) -> io::Result<Self> {
         let lines = (0..sockets.get()).map(|_| Line::open().map(Mutex::new));
         Ok(Self {
@@ -79,12 +79,12 @@ impl Handle {
         })
     }
 
-    /// Asks for a change and waits until the kernel has made it. `flags` beside REQUEST and ACK.
+    /// Requests a change and waits until the kernel has made it. `flags` are added to REQUEST and ACK.
     pub(super) async fn change(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.ask(message, NLM_F_ACK | flags).await.map(drop)
     }
 
-    /// Asks for one thing.
+    /// Requests one object.
     pub(super) async fn get(
         &self,
         message: RouteNetlinkMessage,
@@ -92,7 +92,8 @@ impl Handle {
         Ok(self.ask(message, NLM_F_ACK).await?.pop())
     }
 
-    /// Asks for one thing of those that the kernel tells to a group, and to who asked only with ECHO (`rtnetlink_send`).
+    /// Requests one object of a type for which the kernel sends the response to a multicast group, and to the requester only with ECHO
+    /// (`rtnetlink_send`).
     pub(super) async fn get_echoed(
         &self,
         message: RouteNetlinkMessage,
@@ -100,7 +101,7 @@ impl Handle {
         Ok(self.ask(message, NLM_F_ACK | NLM_F_ECHO).await?.pop())
     }
 
-    /// Asks for all things of a sort, again if they changed while we listened.
+    /// Requests all objects of a type; repeats the request if they changed meanwhile.
     pub(super) async fn dump(
         &self,
         message: RouteNetlinkMessage,
@@ -116,8 +117,8 @@ impl Handle {
         Err(io::Error::from_raw_os_error(libc::EAGAIN))
     }
 
-    /// Asks for all things of a sort on one link: they fit one datagram, so that the answer is one moment's, whatever
-    /// changes on other links meanwhile. (The kernel counts all changes of a sort in one counter, `inet_base_seq`.)
+    /// Requests all objects of a type on one link: they fit in one datagram, so that the response is consistent even if
+    /// other links change meanwhile. (The kernel has one counter for all changes of a type, `inet_base_seq`.)
     pub(super) async fn dump_of_one(
         &self,
         message: RouteNetlinkMessage,
@@ -137,7 +138,7 @@ impl Handle {
         }
     }
 
-    /// One that nobody uses; if there is none, the first, in turn.
+    /// A socket that is not in use; if there is none, waits for the first one.
     async fn free_line(&self) -> MutexGuard<'_, Line> {
         match self.lines.iter().find_map(|line| line.try_lock().ok()) {
             Some(free) => free,
@@ -179,7 +180,7 @@ impl Line {
         }
     }
 
-    /// After an answer that was not whole, or that nobody waited for to the end, a conversation begins anew.
+    /// Resets the socket after a response that was incomplete or not read to the end.
     fn ready(&mut self) -> io::Result<()> {
         if !self.sound {
             *self = Self::over(self.connection.socket_mut().anew()?);
@@ -187,14 +188,14 @@ impl Line {
         Ok(())
     }
 
-    /// The kernel's answer, be it a refusal. Fails when it is not whole.
+    /// The kernel's response, which may be an error. Fails if it is incomplete.
     async fn ask(&mut self, request: NetlinkMessage<RouteNetlinkMessage>) -> io::Result<Answer> {
         let Self {
             asker, connection, ..
         } = self;
         let mut answers = asker
             .request(request)
-            .map_err(|_| broken("the netlink connection is gone"))?;
+            .map_err(|_| broken("the netlink connection is closed"))?;
         let mut answer = Vec::new();
         let mut whole = Wholeness::OneMoment;
         while let Some(part) = next(connection, &mut answers).await? {
@@ -211,19 +212,19 @@ impl Line {
                     return Ok(Ok((answer, whole)));
                 }
                 NetlinkPayload::Error(error) => return Ok(Err(error.to_io())),
-                _ => return Err(broken("the kernel lost a part of its answer")),
+                _ => return Err(broken("a part of the kernel's response was lost")),
             }
         }
         Err(broken(
-            "the netlink connection broke before the answer was whole",
+            "the netlink connection closed before the response was complete",
         ))
     }
 }
 
-/// What was asked for, or the kernel's refusal.
+/// The requested objects, or the kernel's error.
 type Answer = io::Result<(Vec<RouteNetlinkMessage>, Wholeness)>;
 
-/// The next part of an answer. `None`: the connection is shut.
+/// The next message of a response. `None`: the connection is closed.
 async fn next<T>(
     connection: &mut Connection,
     answers: &mut (impl Stream<Item = T> + Unpin),
@@ -242,7 +243,7 @@ async fn next<T>(
     Err(io::ErrorKind::TimedOut.into())
 }
 
-/// Sends what is to be sent, and reads what is there.
+/// Sends queued requests and reads available messages.
 async fn drive(connection: &mut Connection) {
     std::future::poll_fn(|context| {
         connection.poll_requests(context);
@@ -255,15 +256,15 @@ async fn drive(connection: &mut Connection) {
     .await;
 }
 
-/// Whether an answer of several datagrams tells of one moment.
+/// Whether a response of several datagrams is a consistent snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wholeness {
     OneMoment,
-    /// The world changed while it was told.
+    /// Objects changed during the dump (`NLM_F_DUMP_INTR`).
     Torn,
 }
 
-/// Asks for a change over a socket opened for it in the calling thread's namespace, without a runtime. Blocks.
+/// Requests a change over a new socket in the calling thread's namespace, without a runtime. Blocks.
 pub(super) fn change_here(message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
     let mut request = NetlinkMessage::from(message);
     request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
@@ -284,16 +285,20 @@ pub(super) fn change_here(message: RouteNetlinkMessage, flags: u16) -> io::Resul
     {
         NetlinkPayload::Error(answer) if answer.code.is_none() => Ok(()),
         NetlinkPayload::Error(answer) => Err(answer.to_io()),
-        _ => Err(broken("the kernel answered a change with something else")),
+        _ => Err(broken("unexpected response of the kernel to a change")),
     }
 }
 
-/// An answer of a sort that was not asked for.
+/// The error for a response with an unexpected message type.
 pub(super) fn unexpected(doing: &'static str, thing: impl Into<String>) -> Error {
-    Error::other(doing, thing, "the kernel answered with something else")
+    Error::other(
+        doing,
+        thing,
+        "unexpected message type in the kernel's response",
+    )
 }
 
-/// `ENODEV` and its like as `None`; every other failure stays one.
+/// Converts `ENODEV` and similar errors to `None`; returns any other error.
 pub(super) fn absent_is_none<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     match result {
         Ok(found) => Ok(Some(found)),
@@ -325,11 +330,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_question_whose_answer_was_lost_fails_soon_and_the_next_one_is_answered() {
+    async fn a_request_with_a_lost_response_fails_soon_and_the_next_one_succeeds() {
         let handle = Handle::open(NonZeroUsize::MIN).expect("a socket");
         handle.get(loopback()).await.expect("an answer");
         for _ in 0..2 {
-            // The kernel's least holds the answer, but not its ACK.
+            // The kernel's minimum size holds the response, but not its ACK.
             set_room(&handle, 1).await;
             let asked = tokio::time::timeout(Duration::from_secs(2), handle.get(loopback()));
             let lost = asked.await.expect("it ends");

@@ -29,14 +29,14 @@ const NSFS: i64 = 0x6e73_6673;
 /// `_IO(0xb7, 0x3)` of `include/uapi/linux/nsfs.h`: answers the `CLONE_NEW*` flag of a namespace.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 
-/// For what waits for the kernel's locks: it is long when hundreds of namespaces are made and removed at once (`pernet_ops_rwsem`,
-/// RTNL).
+/// The timeout for operations that wait for the kernel's locks (`pernet_ops_rwsem`, RTNL): long, because hundreds of namespaces may be
+/// created and removed at once.
 const LOCK_DEADLINE: Duration = Duration::from_secs(60);
 
-/// A network namespace, held open: it lives as long as this does. Cheap to clone.
+/// An open network namespace: it exists at least as long as this value. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Netns {
-    // Dropped before `file`: the namespace's number may be another's afterwards.
+    // Dropped before `file`: afterwards the inode number may be reused by another namespace.
     sysctls: Arc<sysctl::Dirs>,
     file: Arc<File>,
     name: Arc<str>,
@@ -49,11 +49,11 @@ impl Netns {
         file.map_err(|e| Error::io("open", MINE, e))
     }
 
-    /// The namespace mounted at `path`. `Absent` when there is no such file, or no namespace is mounted on it.
+    /// The namespace mounted at `path`. `Absent` when the file does not exist or no namespace is mounted on it.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let name = path.display().to_string();
         let fail = |error| Error::io("open", &name, error);
-        // NONBLOCK: whatever lies there, opening it never waits.
+        // NONBLOCK: opening it never waits, whatever kind of file it is.
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
@@ -64,26 +64,26 @@ impl Netns {
                 doing: "open",
                 thing: name,
                 kind: Kind::Absent,
-                source: io::Error::other("no namespace is mounted there"),
+                source: io::Error::other("no namespace is mounted on it"),
             });
         }
         // SAFETY: the request takes no argument and only reads from the descriptor, which is open.
         match unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) } {
             libc::CLONE_NEWNET => Self::of(file, &name).map_err(fail),
             -1 => Err(fail(io::Error::last_os_error())),
-            _ => Err(Error::other("open", name, "it is no network namespace")),
+            _ => Err(Error::other("open", name, "not a network namespace")),
         }
     }
 
-    /// The namespace's number: equal for two handles of the same namespace, and for no others that live.
+    /// The namespace's inode number, unique among the namespaces that exist.
     pub fn inode(&self) -> Result<u64, Error> {
         let meta = self.file.metadata();
         meta.map(|m| m.ino())
-            .map_err(|e| Error::io("look at", &*self.name, e))
+            .map_err(|e| Error::io("stat", &*self.name, e))
     }
 
-    /// Runs `act` inside, on the calling thread. For what is brief: code that is not async cannot be left half way, so the
-    /// thread is back home before any other task runs on it, and a handful of system calls cost less than a change of thread.
+    /// Runs `act` inside, on the calling thread. For short operations: synchronous code is not suspended, so the thread has returned to
+    /// its own namespace before another task runs on it, and a few system calls cost less than a thread switch.
     pub fn run_here<T>(&self, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         if Inside::is(self) {
             return act();
@@ -96,7 +96,7 @@ impl Netns {
         result
     }
 
-    /// Runs `act` inside, on a thread that may block: for what waits, for a process or for much of the kernel's work.
+    /// Runs `act` inside, on a thread that may block: for operations that wait for a process or for long work of the kernel.
     pub async fn run<T: Send + 'static>(
         &self,
         act: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -108,7 +108,7 @@ impl Netns {
         .await
     }
 
-    /// The same for what ends by itself within a deadline of its own, such as a program.
+    /// The same for an operation with its own deadline, such as a program.
     pub async fn run_for<T: Send + 'static>(
         &self,
         deadline: Duration,
@@ -119,35 +119,35 @@ impl Netns {
         within(patience, "enter", &*self.name, move || this.run_here(act)).await
     }
 
-    /// Reads a key such as `net.ipv4.ip_forward`, without the newline. `Absent` when this kernel has it not.
+    /// Reads a key such as `net.ipv4.ip_forward`, without the newline. `Absent` when this kernel does not have it.
     pub fn read_sysctl(&self, key: &str) -> Result<String, Error> {
         let read = self.run_here(|| Ok(self.sysctls.read(key)))?;
         read.map_err(|e| Error::io("read sysctl", key, e))
     }
 
-    /// Reads several keys such as `net.ipv4.ip_forward`, in their order; `None` where this kernel has one not.
+    /// Reads several keys such as `net.ipv4.ip_forward`, in order; `None` for a key that this kernel does not have.
     pub fn read_sysctls(&self, keys: &[&str]) -> Result<Vec<Option<String>>, Error> {
         self.run_here(|| self.sysctls.read_many(keys))
     }
 
-    /// Writes a key. `Absent` when this kernel has it not.
+    /// Writes a key. `Absent` when this kernel does not have it.
     pub fn write_sysctl(&self, key: &str, value: &str) -> Result<(), Error> {
         let written = self.run_here(|| Ok(self.sysctls.write(key, value)))?;
         written.map_err(|e| Error::io("write sysctl", key, e))
     }
 
-    /// Writes several keys, in their order, up to the first that fails. What this kernel has not need not be written.
+    /// Writes several keys, in order, up to the first that fails. Keys that this kernel does not have are skipped.
     pub fn write_sysctls(&self, values: &[(&str, &str)]) -> Result<(), Error> {
         self.run_here(|| self.sysctls.write_many(values))
     }
 
-    /// A conversation with the namespace's rtnetlink, for one who asks at a time. It holds a socket, and by that the
-    /// namespace: don't hoard.
+    /// An rtnetlink handle for the namespace, for one request at a time. It holds a socket, which keeps the namespace in existence: do not
+    /// keep it longer than needed.
     pub fn netlink(&self) -> Result<Handle, Error> {
         self.netlink_for(NonZeroUsize::MIN)
     }
 
-    /// The same for several who ask at the same time: each finds a socket of its own.
+    /// The same for several concurrent requests: each has its own socket.
     pub fn netlink_for(&self, askers: NonZeroUsize) -> Result<Handle, Error> {
         self.run_here(|| {
             let fail = |e| Error::io("open a netlink socket in", &*self.name, e);
@@ -170,9 +170,9 @@ impl AsFd for Netns {
     }
 }
 
-/// Makes a namespace and mounts it at `path` (its directory is made, too). `prepare` runs inside before anyone can
-/// see it, so a namespace that is visible is prepared. `Exists` when a namespace is mounted there already, `Busy` when one
-/// is being made there; a plain file that a crash left is used.
+/// Creates a namespace and mounts it at `path` (also creates the directory). `prepare` runs inside before the namespace is
+/// mounted, so a visible namespace is always prepared. `Exists` when a namespace is already mounted there, `Busy` when one
+/// is being created there; a regular file left by a crash is reused.
 pub async fn create(
     path: &Path,
     prepare: impl FnOnce(&Netns) -> Result<(), Error> + Send + 'static,
@@ -187,7 +187,7 @@ pub async fn create(
     .await
 }
 
-/// Takes the namespace off `path`; it ends when nobody uses it any more. `Absent` when there is no such file.
+/// Unmounts the namespace from `path`; it ends when its last user closes it. `Absent` when the file does not exist.
 pub async fn delete(path: &Path) -> Result<(), Error> {
     let path = path.to_owned();
     within(
@@ -199,9 +199,9 @@ pub async fn delete(path: &Path) -> Result<(), Error> {
     .await
 }
 
-/// Makes a namespace that only we hold: it ends with the last `Netns` of it.
+/// Creates a namespace that is mounted nowhere: it ends with its last `Netns`.
 pub async fn unnamed() -> Result<Netns, Error> {
-    let name = "a namespace without a name";
+    let name = "an unnamed network namespace";
     within(LOCK_DEADLINE, "create", name, move || {
         let fail = |e| Error::io("create", name, e);
         let way_back = WayBack::remember()?;
@@ -215,7 +215,7 @@ pub async fn unnamed() -> Result<Netns, Error> {
     .await
 }
 
-/// The files in a directory of namespaces, mounted on or not, sorted. No directory: none.
+/// The files in a directory of namespaces, whether or not a namespace is mounted on them, sorted. Empty if the directory does not exist.
 pub fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let fail = |e| Error::io("list", dir.display().to_string(), e);
     let entries = match fs::read_dir(dir) {
@@ -237,10 +237,10 @@ fn create_here(
     let name = path.display().to_string();
     let fail = |e| Error::io("create", &name, e);
     if let Some(dir) = path.parent() {
-        // Who may open what is mounted on could lock it.
+        // A user who can open the file below the mount could lock it.
         super::fs::make_dir(dir, 0o700)?;
     }
-    // The lock on the plain file below the mount keeps two makers apart; a crash frees it.
+    // The lock on the regular file below the mount excludes a concurrent creation; a crash releases it.
     let _place = lock_place(path).map_err(fail)?;
     open_place(path).map_err(fail)?;
 
@@ -256,13 +256,14 @@ fn create_here(
     });
     drop(way_back);
     if made.is_err() {
-        // Best effort: a plain file without a mount is no namespace to anybody.
+        // Best effort: a regular file without a mount is not treated as a namespace.
         let _ = fs::remove_file(path);
     }
     made
 }
 
-/// The plain file to mount on, locked. One that somebody without privileges has locked, when he could still open it, is made anew.
+/// The regular file to mount on, locked. If an unprivileged process holds a lock (taken while it could still open the file), the file is
+/// created again.
 fn lock_place(path: &Path) -> io::Result<File> {
     let lock = || -> io::Result<(File, io::Result<()>)> {
         let place = open_place(path)?;
@@ -283,7 +284,7 @@ fn lock_place(path: &Path) -> io::Result<File> {
     }
 }
 
-/// The plain file to mount on; `AlreadyExists` when a namespace is mounted on it.
+/// The regular file to mount on; `AlreadyExists` when a namespace is mounted on it.
 fn open_place(path: &Path) -> io::Result<File> {
     let place = OpenOptions::new()
         .read(true)
@@ -302,7 +303,7 @@ fn open_place(path: &Path) -> io::Result<File> {
 }
 
 fn delete_here(path: &Path) -> io::Result<()> {
-    // More than one mount may lie there; EINVAL: none (any more).
+    // There may be several mounts on top of each other; EINVAL: none is left.
     loop {
         match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
@@ -313,8 +314,8 @@ fn delete_here(path: &Path) -> io::Result<()> {
     super::fs::remove_ours(path).map_err(|error| error.source)
 }
 
-/// The directories of a namespace's settings, for all who have it open. A number is a namespace's as long as somebody has it open, and
-/// no other's.
+/// The sysctl directories of a namespace, shared by all its handles. While a handle is open, the inode number refers to this namespace
+/// only.
 fn sysctls_of(inode: u64) -> Arc<sysctl::Dirs> {
     static KNOWN: Mutex<BTreeMap<u64, Weak<sysctl::Dirs>>> = Mutex::new(BTreeMap::new());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -332,15 +333,15 @@ fn is_nsfs(file: &File) -> io::Result<bool> {
 }
 
 thread_local! {
-    /// The namespaces that the thread has entered and not left, the last one being where it is.
+    /// The namespaces that the thread has entered and not left; the last one is the current one.
     static ENTERED: RefCell<Vec<Arc<File>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// That the thread is inside a namespace: who goes from there into another need not ask the kernel for the way back.
+/// Records that the thread is inside a namespace, so that entering another one does not need to open the current one.
 struct Inside;
 
 impl Inside {
-    /// Whether the thread is in this very namespace already: entering it again would change nothing.
+    /// Whether the thread is already in this namespace, so that it need not be entered.
     fn is(netns: &Netns) -> bool {
         ENTERED.with_borrow(|entered| {
             let here = entered.last();
@@ -360,7 +361,7 @@ impl Drop for Inside {
     }
 }
 
-/// Takes the thread back to the namespace that it came from, even when it panics.
+/// Returns the thread to its previous namespace on drop, also on panic.
 struct WayBack(Arc<File>);
 
 impl WayBack {
@@ -378,8 +379,8 @@ impl WayBack {
 impl Drop for WayBack {
     fn drop(&mut self) {
         if let Err(error) = enter(self.0.as_fd()) {
-            // A pool thread in a VM's namespace would do the next VM's, or the host's, work there.
-            eprintln!("sliced: cannot leave a network namespace, so must end: {error}");
+            // A pool thread that stays in a VM's namespace would run the operations of another VM, or of the host, there.
+            eprintln!("sliced: cannot leave a network namespace, aborting: {error}");
             std::process::abort();
         }
     }

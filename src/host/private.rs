@@ -1,10 +1,10 @@
-//! Directories and locks that nobody but us can use, whatever umask the daemon was started with and whatever an earlier version left.
+//! Directories and locks that only the daemon can use, independent of its umask and of files left by earlier versions.
 //! Out of scope: which directories.
 //!
 //! # Why
-//! Whoever can open a file can take `flock(2)` on it, also one that he can only read, and hold it for ever; so what we lock lies where
-//! others cannot come. A descriptor that somebody opened while a directory was still open to all outlives the change of its mode, and so
-//! does his lock: such a file is replaced, and the lock stays on the old one.
+//! Any process that can open a file, even read-only, can take `flock(2)` on it and hold it indefinitely; so lock files are in directories
+//! that other users cannot enter. A descriptor that was opened while a directory was still accessible to others survives the change of
+//! its mode, and so does a lock on it: such a file is replaced, and the lock stays on the old file.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
@@ -15,16 +15,16 @@ use std::time::Duration;
 use super::Error;
 use super::holders::{self, Holder};
 
-/// Group's and others' rights.
+/// Permissions of group and others.
 const OTHERS: u32 = 0o077;
-/// Group's and others' right to write.
+/// Write permission of group and others.
 const WRITE: u32 = 0o022;
 
-/// A directory for us alone, mode 0700: made if need be. One that is there is closed to others; if they could write in it, what is not
-/// ours is removed from it, but for the names that `spared` says are meant to be another's.
+/// A directory that only the daemon can access, mode 0700; created if it does not exist. Access by others to an existing one is removed;
+/// if they could write in it, files of other users are removed from it, except names for which `spared` returns true.
 ///
 /// # Errors
-/// It is no directory, a symbolic link, or another user's.
+/// It is not a directory, is a symbolic link, or belongs to another user.
 pub fn dir(path: &Path, spared: impl Fn(&str) -> bool) -> Result<(), Error> {
     let close = || -> io::Result<()> {
         make(path, 0o700)?;
@@ -32,27 +32,27 @@ pub fn dir(path: &Path, spared: impl Fn(&str) -> bool) -> Result<(), Error> {
         let mode = open.metadata()?.mode() & 0o7777;
         if mode & OTHERS != 0 {
             open.set_permissions(fs::Permissions::from_mode(0o700))?;
-            tracing::info!(path = %path.display(), "a directory of ours was open to others and is closed");
+            tracing::info!(path = %path.display(), "directory was accessible to other users; mode set to 0700");
         }
         match mode & WRITE {
             0 => Ok(()),
             _ => remove_foreign(path, spared),
         }
     };
-    close().map_err(|error| Error::io("use as a directory of our own", shown(path), error))
+    close().map_err(|error| Error::io("use as a private directory", shown(path), error))
 }
 
-/// A directory in which others find one thing, mode 0755 at most: nobody else can write in it, everybody can reach what is in it.
+/// A directory that others may traverse but not write in, mode 0755 at most.
 ///
 /// # Errors
-/// As [`dir`]; and one that is meant for everybody (`/tmp`) is not taken over.
+/// As [`dir`]; also for a world-writable sticky directory (`/tmp`), which is not taken over.
 pub fn open_dir(path: &Path) -> Result<(), Error> {
     let settle = || -> io::Result<()> {
         make(path, 0o755)?;
         let open = open_ours(path)?;
         let mode = open.metadata()?.mode() & 0o7777;
         if mode & 0o1000 != 0 && mode & WRITE != 0 {
-            let why = "it is for everybody to write in; name a directory of its own";
+            let why = "it is a shared world-writable directory; use a dedicated directory";
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
         let wanted = (mode & !WRITE) | 0o711;
@@ -64,18 +64,19 @@ pub fn open_dir(path: &Path) -> Result<(), Error> {
             _ => remove_foreign(path, |_| false),
         }
     };
-    settle().map_err(|error| Error::io("use as a directory of our own", shown(path), error))
+    settle().map_err(|error| Error::io("use as a private directory", shown(path), error))
 }
 
-/// Takes the lock on a file in a directory of ours ([`dir`]), which is made if need be; `None`: a process that counts has it (see
-/// [`Holder::is_privileged`]). It ends with the file's descriptor, so with the process at the latest (`flock(2)`). Never waits.
+/// Takes the lock on a file in a private directory ([`dir`]); creates the file if it does not exist. `None`: a privileged process holds it
+/// (see [`Holder::is_privileged`]). It is released with the file's descriptor, at the latest when the process ends (`flock(2)`). Never
+/// waits.
 pub fn try_lock(path: &Path) -> Result<Option<File>, Error> {
-    /// Somebody else may replace the file at the same moment.
+    /// Another process may replace the file at the same time.
     const TRIES: u32 = 8;
     let take = || -> io::Result<Option<File>> {
         for _ in 0..TRIES {
             let Some(file) = open_plain(path)? else {
-                // Not of our making, and in our directory.
+                // Not created by the daemon, although in its directory.
                 remove(path)?;
                 continue;
             };
@@ -84,23 +85,23 @@ pub fn try_lock(path: &Path) -> Result<Option<File>, Error> {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) if is_held(&file) => return Ok(None),
                 Err(TryLockError::WouldBlock) => {
-                    tracing::warn!(path = %path.display(), "an unprivileged process holds a lock of ours: the file is replaced");
+                    tracing::warn!(path = %path.display(), "an unprivileged process holds the lock; replacing the file");
                     remove(path)?;
                 }
                 Err(TryLockError::Error(error)) => return Err(error),
             }
         }
-        Err(io::Error::other("somebody goes on replacing it"))
+        Err(io::Error::other("another process keeps replacing it"))
     };
     take().map_err(|error| Error::io("lock", shown(path), error))
 }
 
-/// As [`try_lock`], and waits for it. For locks that are held for the time of a few system calls.
+/// As [`try_lock`], but waits. For locks that are held for a few system calls only.
 ///
 /// # Errors
-/// Somebody holds it for longer than `deadline`.
+/// Another process holds it for longer than `deadline`.
 pub async fn lock(path: &Path, deadline: Duration) -> Result<File, Error> {
-    /// Between two attempts.
+    /// The pause between two attempts.
     const STEP: Duration = Duration::from_millis(1);
     /// To find the owner of a lock, every process is examined.
     const LOOK_EVERY: u32 = 64;
@@ -115,7 +116,7 @@ pub async fn lock(path: &Path, deadline: Duration) -> Result<File, Error> {
             }
             tokio::time::sleep(STEP).await;
         }
-        Err(Error::other("lock", shown(path), "it goes on being locked"))
+        Err(Error::other("lock", shown(path), "it stays locked"))
     };
     let timed_out = |_| {
         Err(Error::other(
@@ -129,7 +130,7 @@ pub async fn lock(path: &Path, deadline: Duration) -> Result<File, Error> {
         .unwrap_or_else(timed_out)
 }
 
-/// `None`: not now.
+/// `None`: it is locked.
 fn lock_at_once(path: &Path) -> io::Result<Option<File>> {
     let Some(file) = open_plain(path)? else {
         remove(path)?;
@@ -142,7 +143,7 @@ fn lock_at_once(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// The text of a file in a directory of ours ([`dir`]). What is not a file of our making is removed, and not read.
+/// The text of a file in a private directory ([`dir`]). A file that the daemon did not create is removed and not read.
 ///
 /// # Errors
 /// It cannot be read.
@@ -164,8 +165,8 @@ pub fn read_text(path: &Path) -> Result<Option<String>, Error> {
     read().map_err(|error| Error::io("read", shown(path), error))
 }
 
-/// Takes unprivileged locks off a file of ours that somebody else is to lock, by replacing it with a copy. One that is free, not there or
-/// locked by a process that counts stays as it is.
+/// Frees a file of the daemon, which another program is about to lock, from locks of unprivileged processes, by replacing it with a copy.
+/// A file that is not locked, does not exist or is locked by a privileged process is not changed.
 pub fn free(path: &Path) -> Result<(), Error> {
     let free = || -> io::Result<()> {
         let file = match OpenOptions::new()
@@ -193,13 +194,13 @@ pub fn free(path: &Path) -> Result<(), Error> {
         copy.sync_all()?;
         fs::rename(&draft, path)?;
         File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
-        tracing::warn!(path = %path.display(), "an unprivileged process held a lock of ours: the file is replaced by a copy");
+        tracing::warn!(path = %path.display(), "an unprivileged process held the lock; the file was replaced by a copy");
         Ok(())
     };
-    free().map_err(|error| Error::io("take a lock off", shown(path), error))
+    free().map_err(|error| Error::io("remove an unprivileged lock from", shown(path), error))
 }
 
-/// Whether anybody who counts holds a lock on a file of ours, that we could not take. Who cannot be seen counts.
+/// Whether a privileged process holds the lock that could not be taken. A process that is not visible counts as privileged.
 pub fn is_held(file: &File) -> bool {
     let locked: Vec<Holder> = holders::of(file)
         .into_iter()
@@ -208,7 +209,7 @@ pub fn is_held(file: &File) -> bool {
     locked.is_empty() || locked.iter().any(Holder::is_privileged)
 }
 
-/// Made with exactly this mode, whatever the umask is, and those above it for everybody to see.
+/// Creates a directory with exactly this mode, independent of the umask, and its parents with mode 0755.
 fn make(path: &Path, mode: u32) -> io::Result<()> {
     let make = || DirBuilder::new().mode(mode).create(path);
     let made = match (make(), path.parent()) {
@@ -243,7 +244,7 @@ fn open_ours(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Creates the file if it does not exist. `None`: the path is something that we have not created.
+/// Creates the file if it does not exist. `None`: the path exists but was not created by the daemon.
 fn open_plain(path: &Path) -> io::Result<Option<File>> {
     open_plain_with(path, true)
 }
@@ -287,7 +288,7 @@ fn is_at(file: &File, path: &Path) -> bool {
     (file.dev(), file.ino()) == (at.dev(), at.ino())
 }
 
-/// Links are removed, not followed.
+/// Removes symbolic links, does not follow them.
 fn remove(path: &Path) -> io::Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
@@ -300,7 +301,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// What others have put into a directory in which they could write.
+/// Removes files of other users from a directory in which they could write.
 fn remove_foreign(path: &Path, spared: impl Fn(&str) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -309,7 +310,7 @@ fn remove_foreign(path: &Path, spared: impl Fn(&str) -> bool) -> io::Result<()> 
         if ours || name.to_str().is_some_and(&spared) {
             continue;
         }
-        tracing::warn!(path = %entry.path().display(), "somebody else has put this into a directory of ours: it is removed");
+        tracing::warn!(path = %entry.path().display(), "removing a file of another user from a private directory");
         remove(&entry.path())?;
     }
     Ok(())

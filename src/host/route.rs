@@ -14,51 +14,51 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::Error;
 use super::netlink::{self, Handle};
 
-/// The route protocol number that routes of ours carry: unassigned in `/etc/iproute2/rt_protos`, and above the kernel's
+/// The protocol number of the routes that sliced creates: unassigned in `/etc/iproute2/rt_protos`, and above the kernel's
 /// and the routing daemons'.
 pub const PROTOCOL: u8 = 171;
 
 /// An IPv4 unicast route of the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Where to; `0.0.0.0/0` is the default route.
+    /// The destination; `0.0.0.0/0` is the default route.
     pub dst: Ipv4Network,
     /// The next hop; `None` when the destination is on the link.
     pub gateway: Option<Ipv4Addr>,
-    /// The link it leaves by; `None` for a route over several.
+    /// The outgoing link; `None` for a multipath route.
     pub link: Option<u32>,
-    /// How far it goes.
+    /// The scope.
     pub scope: Scope,
-    /// Whether the next hop is taken to be on the link whatever the link's addresses say (`RTNH_F_ONLINK`).
+    /// Whether the next hop is considered on-link independent of the link's addresses (`RTNH_F_ONLINK`).
     pub next_hop: NextHop,
-    /// Who made it; ours is [`PROTOCOL`], the kernel's own 2.
+    /// The originator; [`PROTOCOL`] for sliced, 2 for the kernel.
     pub protocol: u8,
-    /// The smaller the better.
+    /// Lower values have priority.
     pub metric: u32,
 }
 
-/// How far a route goes.
+/// The scope of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// Anywhere, through a next hop.
+    /// Any destination, through a next hop.
     Global,
-    /// To hosts on the link.
+    /// Hosts on the link.
     Link,
-    /// Any other, by its number.
+    /// Another scope, by its number.
     Other(u8),
 }
 
 /// How a next hop is looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NextHop {
-    /// A route must lead to it.
+    /// There must be a route to it.
     Routed,
-    /// It is on the link, no questions asked.
+    /// It is on the link; this is not verified.
     OnLink,
 }
 
 impl Route {
-    /// The default route of ours through a next hop that is on `link` whatever the link's addresses say.
+    /// A default route with [`PROTOCOL`] through a next hop that is on `link` independent of the link's addresses.
     pub fn default_via(gateway: Ipv4Addr, link: u32) -> Self {
         Self {
             dst: EVERYWHERE,
@@ -71,7 +71,7 @@ impl Route {
         }
     }
 
-    /// A route of ours to hosts that are on `link`.
+    /// A route with [`PROTOCOL`] to hosts that are on `link`.
     pub fn on_link(dst: Ipv4Network, link: u32) -> Self {
         Self {
             dst,
@@ -87,8 +87,8 @@ impl Route {
 
 const EVERYWHERE: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap();
 
-/// Which way the kernel sends packets to `ip`: the link, and the next hop if there is one. `None`: nowhere.
-/// One question, however many routes there are.
+/// Looks up the route of packets to `ip`: the link, and the next hop if there is one. `None`: unreachable.
+/// One request, independent of the number of routes.
 pub async fn lookup(
     handle: &Handle,
     ip: Ipv4Addr,
@@ -112,21 +112,21 @@ pub async fn lookup(
     }
 }
 
-/// The route that the kernel takes for packets to an address.
+/// The route that the kernel selects for packets to an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Winner {
-    /// What it leads to.
+    /// The destination.
     pub dst: Ipv4Network,
-    /// In which table.
+    /// The table.
     pub table: u32,
-    /// The link it leaves by, if it leaves by one.
+    /// The outgoing link, if there is one.
     pub link: Option<u32>,
 }
 
-/// Which route of which table decides about packets to `ip` (`RTM_F_FIB_MATCH`). `None`: no route does.
+/// The route and table that match packets to `ip` (`RTM_F_FIB_MATCH`). `None`: no route matches.
 pub async fn winner(handle: &Handle, ip: Ipv4Addr) -> Result<Option<Winner>, Error> {
     let mut message = question(ip);
-    // Without the second the kernel names the main table, whichever it was (`inet_rtm_getroute`).
+    // Without LookupTable the kernel always returns the main table (`inet_rtm_getroute`).
     message.header.flags = RouteFlags::FibMatch | RouteFlags::LookupTable;
     match handle.get(RouteNetlinkMessage::GetRoute(message)).await {
         Ok(Some(RouteNetlinkMessage::NewRoute(found))) => {
@@ -142,23 +142,23 @@ pub async fn winner(handle: &Handle, ip: Ipv4Addr) -> Result<Option<Winner>, Err
             Ok(Some(Winner { dst, table, link }))
         }
         Ok(_) => Err(netlink::unexpected("look up the route to", ip.to_string())),
-        // No route, or one that refuses.
+        // No route, or an unreachable, prohibit or blackhole route.
         Err(e) if is_refusal(&e) => Ok(None),
         Err(e) => Err(Error::io("look up the route to", ip.to_string(), e)),
     }
 }
 
-/// How the kernel would route a packet that comes in by a link.
+/// How the kernel would route a packet that is received on a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inbound {
-    /// It leaves by this link.
+    /// It is sent to this link.
     To(u32),
-    /// It is refused: the number of the error. EHOSTUNREACH: the link does not forward, or there is no way; EXDEV: the way back to its
-    /// source does not lead over the link (`rp_filter`).
+    /// It is refused, with this errno. EHOSTUNREACH: the link does not forward, or there is no route; EXDEV: the reverse route to its
+    /// source does not use the link (`rp_filter`).
     Refused(i32),
 }
 
-/// Asks how a packet from `source` to `ip` would be routed that comes in by `link`.
+/// Looks up the route of a packet from `source` to `ip` that is received on `link`.
 pub async fn lookup_inbound(
     handle: &Handle,
     source: Ipv4Addr,
@@ -200,7 +200,7 @@ fn question(ip: Ipv4Addr) -> RouteMessage {
     message
 }
 
-/// What routes and rules of the kinds unreachable, prohibit and blackhole answer with, and a link that does not forward.
+/// The errors of routes and rules of type unreachable, prohibit and blackhole, and of a link that does not forward.
 fn is_refusal(error: &std::io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -222,7 +222,7 @@ pub async fn list(handle: &Handle) -> Result<Vec<Route>, Error> {
         let RouteNetlinkMessage::NewRoute(message) = part else {
             return Err(netlink::unexpected("list", "routes"));
         };
-        // The kernel may ignore the filter, and a blackhole leads nowhere.
+        // The kernel may ignore the filter; a blackhole route has no link.
         if message.header.table == RouteHeader::RT_TABLE_MAIN
             && message.header.kind == RouteType::Unicast
         {
@@ -232,7 +232,7 @@ pub async fn list(handle: &Handle) -> Result<Vec<Route>, Error> {
     Ok(routes)
 }
 
-/// Adds a route. `Exists` when there is one to the same destination with the same metric.
+/// Adds a route. `Exists` if there is one to the same destination with the same metric.
 pub async fn add(handle: &Handle, route: &Route) -> Result<(), Error> {
     handle
         .change(
@@ -243,7 +243,7 @@ pub async fn add(handle: &Handle, route: &Route) -> Result<(), Error> {
         .map_err(|e| Error::io("add route to", route.dst.to_string(), e))
 }
 
-/// Deletes the route that is like `route` in everything. `Absent` when there is none.
+/// Deletes the route that equals `route`. `Absent` if there is none.
 pub async fn delete(handle: &Handle, route: &Route) -> Result<(), Error> {
     handle
         .change(RouteNetlinkMessage::DelRoute(to_message(route)), 0)

@@ -1,4 +1,4 @@
-//! Rules of policy routing (`ip rule`) for IPv4.
+//! Policy routing rules (`ip rule`) for IPv4.
 //! Out of scope: routes; the desired rules.
 
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ pub const MAIN: u32 = MAIN_TABLE;
 /// `RT_TABLE_LOCAL`.
 pub const LOCAL: u32 = 255;
 
-/// All rules, in the order in which they are asked.
+/// All rules, in the order in which they are evaluated.
 pub async fn list(handle: &Handle) -> Result<Vec<RoutingRule>, Error> {
     let mut message = RuleMessage::default();
     message.header.family = AddressFamily::Inet;
@@ -37,14 +37,14 @@ pub async fn list(handle: &Handle) -> Result<Vec<RoutingRule>, Error> {
     Ok(rules)
 }
 
-/// Adds a rule. `Exists` when there is one like it.
+/// Adds a rule. `Exists` if there is an equal one.
 pub async fn add(handle: &Handle, rule: &RoutingRule) -> Result<(), Error> {
     let message = RouteNetlinkMessage::NewRule(to_message(rule));
     let added = handle.change(message, NLM_F_CREATE | NLM_F_EXCL).await;
     added.map_err(|e| Error::io("add routing rule", rule.priority.to_string(), e))
 }
 
-/// Deletes the rule that is like `rule` in everything. `Absent` when there is none.
+/// Deletes the rule that equals `rule`. `Absent` if there is none.
 pub async fn delete(handle: &Handle, rule: &RoutingRule) -> Result<(), Error> {
     let message = RouteNetlinkMessage::DelRule(to_message(rule));
     let deleted = handle.change(message, 0).await;

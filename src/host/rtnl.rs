@@ -1,30 +1,30 @@
-//! Turns at RTNL, the kernel's lock over the links and addresses of all namespaces.
+//! Serialises access to RTNL, the kernel's lock for the links and addresses of all namespaces.
 //! Out of scope: other programs that take the lock, and `cleanup_net`.
 //!
 //! # Why
-//! Who changes a link sleeps until the lock is free. Who writes `forwarding` or `disable_ipv6` does not: the handler tries the lock
-//! (`rtnl_net_trylock` in `devinet_sysctl_forward` and `addrconf_disable_ipv6`) and has the system call restarted (`restart_syscall`), so the
-//! thread spins in the kernel for as long as another one has it. While 256 VMs were set up, a third of all CPU time went there.
-//! The kernel lets one at a time through anyway: threads of this process take turns here, asleep.
+//! A thread that changes a link sleeps until the lock is free. A thread that writes `forwarding` or `disable_ipv6` does not: the handler
+//! tries the lock (`rtnl_net_trylock` in `devinet_sysctl_forward` and `addrconf_disable_ipv6`) and restarts the system call
+//! (`restart_syscall`), so the thread spins in the kernel while another one holds it. During the setup of 256 VMs this used a third of all
+//! CPU time. The kernel serialises these operations anyway: here the threads of this process wait asleep.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Settings that are written under RTNL (`net/ipv4/devinet.c`, `net/ipv6/addrconf.c`).
 const SETTINGS: [&str; 3] = ["forwarding", "ip_forward", "disable_ipv6"];
 
-/// Whoever has it is the only thread of this process that takes RTNL for a change. To be held for one system call.
+/// Only one thread of this process at a time holds the guard and takes RTNL for a change. Hold it for one system call.
 pub(super) fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A turn, if writing this setting takes one.
+/// The guard, if writing this setting takes RTNL.
 pub(super) fn turn_for_setting(name: &str) -> Option<MutexGuard<'static, ()>> {
     SETTINGS.contains(&name).then(turn)
 }
 
-/// A turn, if the first message of a datagram for rtnetlink asks for a change: the types come in fours, NEW, DEL, GET and SET
-/// (`rtnetlink_rcv_msg`).
+/// The guard, if the first message of an rtnetlink datagram requests a change: message types come in groups of four, NEW, DEL, GET and
+/// SET (`rtnetlink_rcv_msg`).
 pub(super) fn turn_for_messages(datagram: &[u8]) -> Option<MutexGuard<'static, ()>> {
     const GET: u8 = 2;
     let kind = datagram.get(4..6)?;
@@ -41,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_take_a_turn_and_questions_do_not() {
+    fn changes_take_the_lock_and_queries_do_not() {
         for (kind, takes) in [
             (libc::RTM_NEWLINK, true),
             (libc::RTM_DELLINK, true),

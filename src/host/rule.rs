@@ -1,10 +1,10 @@
-//! One packet filter rule, as iptables writes it and the kernel holds it.
+//! A packet filter rule, independent of its text and kernel formats.
 //! Out of scope: the desired state; writing rules to the kernel or reading them back.
 //!
 //! # Why
-//! The rule that is meant, the text that `iptables-restore` gets and the rule that the kernel is found to hold are one
-//! type, so "the rules are in force" is `==`. Whatever the kernel holds beyond the shapes written here is [`Rule::Foreign`]:
-//! never equal to a rule of ours, never skipped, so that it shows as a difference.
+//! The desired rule, the input of `iptables-restore` and the rule read from the kernel have the same type, so `==` shows whether the
+//! rules are in force. A kernel rule in any other form is [`Rule::Foreign`]: never equal to a desired rule and never skipped, so that
+//! it shows as a difference.
 
 mod generation;
 mod limit;
@@ -26,13 +26,13 @@ pub use parse::NotARule;
 pub use routing::RoutingRule;
 pub use ruleset::{Chain, Policy, Ruleset, Table, TableName};
 
-/// What a [`Rule::Foreign`] starts with when written, so that no text is both.
+/// The text prefix of a [`Rule::Foreign`], which no other rule has.
 const FOREIGN: &str = "foreign: ";
 
 /// The longest comment that the `comment` match holds, in bytes (`XT_MAX_COMMENT_LEN` less its NUL).
 const COMMENT_LEN: usize = 255;
 
-/// A rule: which packets, and what becomes of them. Written and read (also by serde) in the syntax of `iptables-save`
+/// A rule: conditions and a target. Formatted and parsed (also by serde) in the syntax of `iptables-save`
 /// without the leading `-A CHAIN`: `-i tap0 ! -s 169.254.100.2/32 -j DROP`.
 ///
 /// ```
@@ -43,14 +43,14 @@ const COMMENT_LEN: usize = 255;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Rule {
-    /// A rule of the shapes written here.
+    /// A rule in a supported form.
     Known {
-        /// Which packets.
+        /// The conditions.
         when: Box<Match>,
-        /// What becomes of them.
+        /// The target.
         then: Target,
     },
-    /// A rule of another shape, in words that only serve to show it.
+    /// A rule in another form, with a text for display only.
     Foreign(String),
 }
 
@@ -80,21 +80,21 @@ impl Rule {
     }
 }
 
-/// A condition or its opposite (`!`).
+/// A condition, possibly inverted (`!`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Test<T> {
-    /// It is so.
+    /// The value matches.
     Is(T),
-    /// It is not so.
+    /// Any other value matches.
     Not(T),
 }
 
-/// Which packets: those that meet every condition.
+/// The conditions of a rule: it matches packets that meet all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Match {
-    /// `-i`: the link a packet came by; a trailing `+` stands for any ending.
+    /// `-i`: the input link; a trailing `+` matches any suffix.
     pub in_if: Option<Test<String>>,
-    /// `-o`: the link a packet leaves by.
+    /// `-o`: the output link.
     pub out_if: Option<Test<String>>,
     /// `-s`.
     pub src: Option<Test<Ipv4Network>>,
@@ -102,40 +102,40 @@ pub struct Match {
     pub dst: Option<Test<Ipv4Network>>,
     /// `-p`.
     pub protocol: Option<Protocol>,
-    /// `--dport`: destination ports, both ends included. Needs TCP or UDP.
+    /// `--dport`: destination ports, inclusive. Needs TCP or UDP.
     pub dport: Option<RangeInclusive<u16>>,
     /// `--icmp-type`, with any code. Needs ICMP.
     pub icmp_type: Option<u8>,
     /// `--tcp-flags`. Needs TCP.
     pub tcp_flags: Option<TcpFlags>,
-    /// `--ctstate`: any of these; empty: not asked.
+    /// `--ctstate`: any of these; empty: no condition.
     pub ctstate: BTreeSet<CtState>,
-    /// `! --ctstatus CONFIRMED`: the packet makes a new entry in the connection tracking table. Excludes `ctstate`.
+    /// `! --ctstatus CONFIRMED`: the packet creates a new connection tracking entry. Excludes `ctstate`.
     pub unconfirmed: bool,
     /// `-m connlimit`.
     pub connlimit: Option<ConnLimit>,
     /// `-m limit`: the rate is not exceeded.
     pub rate: Option<Rate>,
-    /// `-m hashlimit`, packets per second of a source.
+    /// `-m hashlimit`, packets per second per source.
     pub source_rate: Option<SourceRate>,
     /// `-m hashlimit`, number of distinct destinations. Excludes `source_rate`.
     pub distinct: Option<Distinct>,
     /// `--mac-source`.
     pub mac_source: Option<Test<[u8; 6]>>,
-    /// `-m addrtype --dst-type`: any of these; empty: not asked.
+    /// `-m addrtype --dst-type`: any of these; empty: no condition.
     pub dst_type: BTreeSet<AddrType>,
-    /// `-m devgroup --src-group`: the group of the link a packet came by.
+    /// `-m devgroup --src-group`: the group of the input link.
     pub in_group: Option<LinkGroup>,
-    /// `-m devgroup --dst-group`: the group of the link a packet leaves by.
+    /// `-m devgroup --dst-group`: the group of the output link.
     pub out_group: Option<LinkGroup>,
-    /// `--comment`: says something to people, matches everything.
+    /// `--comment`: a text for users; has no effect on matching.
     pub comment: Option<String>,
 }
 
 /// Groups of links (`IFLA_GROUP`): those whose number under `mask` is `value`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LinkGroup {
-    /// No bits beyond the mask.
+    /// The group number; has no bits outside the mask.
     pub value: u32,
     /// The bits that are compared.
     pub mask: u32,
@@ -173,67 +173,67 @@ pub enum Protocol {
 /// `--tcp-flags MASK COMPARE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TcpFlags {
-    /// `SYN,RST SYN`: a segment that opens a connection, in either direction.
+    /// `SYN,RST SYN`: a SYN segment, in either direction.
     Syn,
 }
 
 /// `--ctstate` (`linux/netfilter/xt_conntrack.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CtState {
-    /// Belongs to no flow and can start none.
+    /// Belongs to no flow and cannot start one.
     Invalid,
     /// Starts a flow.
     New,
-    /// Starts a flow that a known one announced, or is an error about one.
+    /// Starts a flow that an existing one expects, or is an ICMP error for one.
     Related,
-    /// Belongs to a flow that was answered.
+    /// Belongs to a flow with packets in both directions.
     Established,
-    /// Its destination was rewritten.
+    /// Its destination was translated.
     Dnat,
-    /// A rule in `raw` took it out of connection tracking: nothing is translated.
+    /// A rule in `raw` excludes it from connection tracking: it is not translated.
     Untracked,
 }
 
-/// `--dst-type`: what the routing tables say about an address (`RTN_*`, `linux/rtnetlink.h`).
+/// `--dst-type`: the type of an address according to the routing tables (`RTN_*`, `linux/rtnetlink.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AddrType {
-    /// Another host's.
+    /// An address of another host.
     Unicast,
-    /// This host's own.
+    /// An address of this host.
     Local,
-    /// Everybody's on a link.
+    /// A broadcast address.
     Broadcast,
     /// Accepted like a broadcast, sent as unicast.
     Anycast,
-    /// A group's.
+    /// A multicast group.
     Multicast,
 }
 
-/// What becomes of a packet.
+/// The target of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
-    /// It passes this table.
+    /// Accepts the packet in this table.
     Accept,
-    /// It is gone.
+    /// Drops the packet.
     Drop,
-    /// Back to the calling chain, or to the policy.
+    /// Returns to the calling chain, or to the policy.
     Return,
-    /// On to another chain, and back here if that one has no verdict.
+    /// Continues in another chain, and returns here if that one has no verdict.
     Jump(String),
-    /// It is dropped and its sender is notified.
+    /// Drops the packet and notifies its sender.
     Reject(Reject),
-    /// Its source becomes the address of the link it leaves by.
+    /// Translates the source to the address of the output link.
     Masquerade,
     /// `TCPMSS --clamp-mss-to-pmtu`.
     ClampMss,
-    /// Its destination becomes another: `DNAT --to-destination 10.0.0.1:80`, `REDIRECT`, `NETMAP`, as far as it is known to what. No rule of
-    /// ours says so.
+    /// Translates the destination: `DNAT --to-destination 10.0.0.1:80`, `REDIRECT`, `NETMAP`; the new destination is included if it is
+    /// known. sliced never creates such a rule.
     Translate(String),
-    /// `CT --timeout NAME`: the entry that the packet makes has the timeouts of that policy. Needs TCP.
+    /// `CT --timeout NAME`: the connection tracking entry gets the timeouts of that policy. Needs TCP.
     Timeout(String),
 }
 
-/// How a sender is notified.
+/// How the sender is notified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reject {
     /// A TCP RST (RFC 9293 section 3.5.3). Needs TCP.
@@ -242,9 +242,9 @@ pub enum Reject {
     IcmpAdminProhibited,
 }
 
-/// Each condition may be asked once; the last word counts. Names of links and chains are the kernel's: no white space.
+/// Each condition can be set once; the last value applies. Link and chain names must not contain white space.
 impl Match {
-    /// `-i link`; `+` at its end stands for any ending, `+` alone asks nothing.
+    /// `-i link`; a trailing `+` matches any suffix, `+` alone sets no condition.
     pub fn in_if(mut self, link: impl Into<String>) -> Self {
         self.in_if = Some(Test::Is(link.into())).filter(|test| !is_any_link(test));
         self
@@ -268,7 +268,7 @@ impl Match {
         self
     }
 
-    /// `-s network`; its host bits are cleared, as iptables does; /0 asks nothing.
+    /// `-s network`; its host bits are cleared, as in iptables; /0 sets no condition.
     pub fn src(mut self, network: Ipv4Network) -> Self {
         self.src = Some(Test::Is(canonical(network))).filter(|test| !is_any_network(test));
         self
@@ -292,7 +292,7 @@ impl Match {
         self
     }
 
-    /// `-p protocol`. What was asked of another protocol's packets is asked no longer.
+    /// `-p protocol`. Removes conditions that belong to another protocol.
     pub fn protocol(mut self, protocol: Protocol) -> Self {
         if self.protocol.replace(protocol) != Some(protocol) {
             self.dport = None;
@@ -302,7 +302,7 @@ impl Match {
         self
     }
 
-    /// `-p protocol --dport from:to`, protocol being TCP or UDP; 0 to 65535 asks nothing about ports.
+    /// `-p protocol --dport from:to`, with protocol TCP or UDP; 0 to 65535 sets no condition on ports.
     pub fn dport(mut self, protocol: Protocol, ports: RangeInclusive<u16>) -> Self {
         self = self.protocol(protocol);
         self.dport = Some(ports).filter(|ports| *ports != (0..=u16::MAX));
@@ -389,8 +389,8 @@ impl Match {
         self
     }
 
-    /// `-m comment --comment "text"`, cut to what the kernel holds (255 bytes); control characters become spaces, and a
-    /// leading `-` goes, because `iptables-restore` would take the text for an option. An empty one is none.
+    /// `-m comment --comment "text"`, truncated to the kernel's limit (255 bytes). Control characters become spaces, and leading
+    /// `-` are removed, because `iptables-restore` would parse the text as an option. An empty text sets no comment.
     pub fn comment(mut self, text: impl AsRef<str>) -> Self {
         let text = text.as_ref().replace(char::is_control, " ");
         let text = text.trim_start_matches('-');
@@ -403,7 +403,7 @@ impl Match {
         self
     }
 
-    /// Makes the rule.
+    /// Completes the rule.
     pub fn then(self, target: Target) -> Rule {
         Rule::Known {
             when: Box::new(self),
@@ -430,7 +430,7 @@ fn is_any_network(test: &Test<Ipv4Network>) -> bool {
 }
 
 impl<T> Test<T> {
-    /// The same test of another value.
+    /// The same test with another value.
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Test<U> {
         match self {
             Self::Is(value) => Test::Is(f(value)),
@@ -439,7 +439,7 @@ impl<T> Test<T> {
     }
 }
 
-/// The words of an enum, both ways.
+/// Implements conversion of an enum to and from keywords.
 macro_rules! words {
     ($type:ident { $($variant:ident = $word:literal),* $(,)? }) => {
         impl fmt::Display for $type {
@@ -452,7 +452,7 @@ macro_rules! words {
             /// Every value.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// The value that is written so.
+            /// The value with this keyword.
             pub fn of_word(word: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|value| value.to_string() == word)
             }

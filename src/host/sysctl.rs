@@ -19,7 +19,7 @@ use super::{Error, Kind, rtnl};
 
 pub use mounts::MOUNTS;
 
-/// Reads a key such as `net.ipv4.ip_forward`, without the newline. `Absent` when this kernel has it not.
+/// Reads a key such as `net.ipv4.ip_forward`, without the newline. `Absent` when this kernel does not have it.
 pub fn read(key: &str) -> Result<String, Error> {
     path(key)
         .and_then(fs::read_to_string)
@@ -27,7 +27,7 @@ pub fn read(key: &str) -> Result<String, Error> {
         .map_err(|e| Error::io("read sysctl", key, e))
 }
 
-/// Writes a key. `Absent` when this kernel has it not.
+/// Writes a key. `Absent` when this kernel does not have it.
 pub fn write(key: &str, value: &str) -> Result<(), Error> {
     path(key)
         .and_then(|path| fs::OpenOptions::new().write(true).open(path))
@@ -43,29 +43,29 @@ fn name_of(key: &str) -> &str {
     key.rsplit(['.', '/']).next().unwrap_or(key)
 }
 
-/// Reads several keys, in their order; `None` where this kernel has one not.
+/// Reads several keys, in order; `None` for a key that this kernel does not have.
 pub fn read_many(keys: &[&str]) -> Result<Vec<Option<String>>, Error> {
     Dirs::default().read_many(keys)
 }
 
-/// Writes several keys, in their order, up to the first that fails. What this kernel has not need not be written.
+/// Writes several keys, in order, up to the first that fails. Keys that this kernel does not have are skipped.
 pub fn write_many(values: &[(&str, &str)]) -> Result<(), Error> {
     Dirs::default().write_many(values)
 }
 
-/// Directories of one namespace below /proc/sys, each walked to once: that is the step that costs more the more namespaces there are
-/// (see `mounts`), and the step after it does not.
+/// Directories of one namespace below /proc/sys, each looked up once: the cost of that lookup grows with the number of namespaces
+/// (see `mounts`), the cost of a lookup in the directory does not.
 ///
-/// A directory of another namespace than the calling thread's is empty: only [`Netns`](super::netns::Netns) keeps them.
+/// The directory of a namespace appears empty to a thread in another one: only [`Netns`](super::netns::Netns) caches them.
 #[derive(Debug, Default)]
 pub(super) struct Dirs {
-    /// The namespace's number; none: the calling thread's, for one question.
+    /// The namespace's inode number; `None`: the calling thread's, for one operation.
     namespace: Option<u64>,
     known: Mutex<Vec<(PathBuf, OwnedFd)>>,
 }
 
 impl Dirs {
-    /// Of the namespace with this number.
+    /// The directories of the namespace with this inode number.
     pub(super) fn of(namespace: u64) -> Self {
         Self {
             namespace: Some(namespace),
@@ -91,7 +91,7 @@ impl Dirs {
     }
 
     pub(super) fn read(&self, key: &str) -> io::Result<String> {
-        // Longer than any value that is asked for here; what is longer still is read in parts.
+        // Longer than any value that is read here; a longer one is read in several parts.
         let mut value = Vec::with_capacity(64);
         let file = self.open(key, OFlags::RDONLY)?;
         loop {
@@ -145,7 +145,7 @@ impl Dirs {
     }
 }
 
-/// As `sysctl.d(5)` has it: dots part the key, unless a slash comes first; then slashes do, and dots are part of names
+/// As in `sysctl.d(5)`: dots separate the parts of a key, unless a slash comes first; then slashes do, and dots are part of names
 /// (`net/ipv4/conf/eth0.7/rp_filter`).
 fn path(key: &str) -> io::Result<PathBuf> {
     let separator = match key.find(['.', '/']) {
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_never_leads_out_of_proc_sys() {
+    fn a_key_cannot_escape_proc_sys() {
         for key in [
             "",
             "..",
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn dots_part_a_key_unless_a_slash_comes_first() {
+    fn dots_separate_a_key_unless_a_slash_comes_first() {
         let read = |key| path(key).map(|p| p.display().to_string()).ok();
         assert_eq!(
             read("net.ipv4.ip_forward").as_deref(),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_the_kernel_has_not_is_absent() {
+    fn a_key_unknown_to_the_kernel_is_absent() {
         assert_eq!(read("net.ipv4.no_such_key").unwrap_err().kind, Kind::Absent);
         assert_eq!(
             read_many(&["kernel.ostype", "kernel.no_such_key"]).unwrap(),

@@ -24,16 +24,16 @@ mod attribute {
     pub const MULTI_QUEUE: u16 = 7;
 }
 
-/// Who may attach to a TAP device without being root.
+/// The user that may attach to a TAP device without being root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// This user…
+    /// The user.
     pub uid: u32,
-    /// …who must also be in this group, if one is given.
+    /// The group that the user must also be in, if set.
     pub gid: Option<u32>,
 }
 
-/// Which of the two sorts of device.
+/// The type of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Layer {
     /// Carries IP packets.
@@ -43,7 +43,7 @@ pub enum Layer {
     Tap,
 }
 
-/// What the kernel says of a TUN or TAP device beside what every link has.
+/// The TUN or TAP attributes that the kernel reports, in addition to those of every link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TunInfo {
     /// TUN or TAP.
@@ -52,22 +52,22 @@ pub struct TunInfo {
     pub owner: Option<u32>,
     /// The gid that may attach.
     pub group: Option<u32>,
-    /// Outlives whoever is attached.
+    /// Persists when no process is attached.
     pub persist: bool,
-    /// Each frame has a four byte header of its own (`IFF_NO_PI` not set).
+    /// Each frame has an additional header of four bytes (`IFF_NO_PI` not set).
     pub packet_info: bool,
-    /// Each frame has a `virtio_net_hdr`; whoever attaches decides.
+    /// Each frame has a `virtio_net_hdr`; set by the process that attaches.
     pub vnet_hdr: bool,
-    /// More than one may attach.
+    /// More than one queue may be attached.
     pub multi_queue: bool,
 }
 
-/// Whether frames have a `virtio_net_hdr` before them.
+/// Whether frames start with a `virtio_net_hdr`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// Bare Ethernet frames.
+    /// Plain Ethernet frames.
     Bare,
-    /// Ten bytes of `virtio_net_hdr` first, as VMMs want.
+    /// Ten bytes of `virtio_net_hdr` first, as VMMs require.
     VnetHdr,
 }
 
@@ -93,15 +93,15 @@ impl TunInfo {
     }
 }
 
-/// Makes a TAP device in the calling thread's namespace that outlives us, with one queue and a `virtio_net_hdr`. It is
-/// owned and changed (labelled, given its MAC…) before it is made to last: a crash leaves none that is nobody's. Blocks.
-/// `Exists` when the name is taken.
+/// Creates a persistent TAP device in the calling thread's namespace, with one queue and a `virtio_net_hdr`. Its owner and `change`
+/// (label, MAC, ...) are set before it becomes persistent: a crash leaves no unlabelled device. Blocks.
+/// `Exists` if the name is in use.
 pub fn create(name: &str, owner: Owner, change: &link::Change) -> Result<(), Error> {
     let fail = |e| Error::io("create tap", name, e);
     let device = open().map_err(fail)?;
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | IFF_TUN_EXCL;
     attach_to(&device, name, flags).map_err(|e| match Kind::of(&e) {
-        // The answer to TUN_EXCL.
+        // The error with TUN_EXCL.
         Kind::Busy => fail(io::Error::from_raw_os_error(libc::EEXIST)),
         _ => fail(e),
     })?;
@@ -113,12 +113,12 @@ pub fn create(name: &str, owner: Owner, change: &link::Change) -> Result<(), Err
     control(&device, libc::TUNSETPERSIST, 1).map_err(fail)
 }
 
-/// Attaches to a TAP device of the calling thread's namespace: what is read from the file is what the kernel sends to
-/// the guest, what is written is what the guest sends. Does not block. `Absent` when there is none, `Busy` when somebody is
+/// Attaches to a TAP device of the calling thread's namespace: a read returns a frame that the kernel sends to
+/// the guest, a write injects a frame from the guest. Does not block. `Absent` if it does not exist, `Busy` if a process is
 /// attached.
 pub fn attach(name: &str, framing: Framing) -> Result<File, Error> {
     let fail = |e| Error::io("attach to tap", name, e);
-    // TUNSETIFF would make a device that is not there.
+    // TUNSETIFF would create a device that does not exist.
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").map_err(fail)?;
     rustix::net::netdevice::name_to_index(&socket, name).map_err(|e| fail(e.into()))?;
     let device = open().map_err(fail)?;
@@ -162,7 +162,7 @@ fn attach_to(device: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
     to_result(answer)
 }
 
-/// The TUN controls whose argument is a number by value.
+/// The TUN ioctls that take a number by value.
 fn control(device: &File, request: libc::Ioctl, value: u32) -> io::Result<()> {
     // SAFETY: these requests take their argument by value and touch no memory of ours.
     to_result(unsafe { libc::ioctl(device.as_raw_fd(), request, libc::c_ulong::from(value)) })

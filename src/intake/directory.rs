@@ -1,10 +1,9 @@
-//! Which directory a path leads to, and whether what lies there has changed.
+//! Identifies the directory at a path, and detects changes of its content by `stat(2)`.
 //! Out of scope: reading manifests.
 //!
 //! # Why
-//! A device number and an inode number do not name a directory for ever: the kernel gives the number of a file system that was
-//! unmounted to the next one, and the root of every tmpfs has the same inode number. The creation time of the inode distinguishes
-//! them.
+//! Device and inode number do not identify a directory permanently: the kernel reuses the device number of a file system that was
+//! unmounted, and the root of every tmpfs has the same inode number. The creation time of the inode distinguishes them.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -17,8 +16,8 @@ use rustix::fs::{AtFlags, CWD, StatxFlags};
 use super::folder::{is_manifest, resembles_a_manifest};
 use crate::api::host_group::DirectoryId;
 
-/// File systems where a change need not pass through this kernel's own file (`statfs(2)`): network file systems, FUSE, and overlayfs,
-/// which does not notice writes to its lower directories.
+/// Types (`statfs(2)`) of file systems whose files can change without an inotify event: network file systems, FUSE, and overlayfs, which
+/// does not report writes to its lower directories.
 const SILENT: [u32; 17] = [
     0x6969,      // NFS
     0x6573_5546, // FUSE, virtiofs
@@ -39,19 +38,19 @@ const SILENT: [u32; 17] = [
     0xf15f,      // eCryptfs
 ];
 
-/// Whether changes that others make in the file system of this file may reach nobody here.
+/// Whether the file system of this file may change without an inotify event.
 pub fn is_silent(file: &File) -> bool {
-    // What cannot be asked is looked at.
+    // If statfs(2) fails, the directory is polled.
     rustix::fs::fstatfs(file).map_or(true, |found| {
-        // The kernel's numbers have 32 bits, the field may have 64.
+        // The magic numbers have 32 bits, the field may have 64.
         SILENT.contains(&(found.f_type as u32))
     })
 }
 
-/// Which directory the path leads to now.
+/// Identifies the directory at the path.
 ///
 /// # Errors
-/// None, or it cannot be asked.
+/// There is no directory at the path, or statx(2) fails.
 pub fn id(dir: &Path) -> io::Result<DirectoryId> {
     let asked = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     let found = rustix::fs::statx(CWD, dir, AtFlags::empty(), asked)?;
@@ -71,7 +70,7 @@ pub fn id(dir: &Path) -> io::Result<DirectoryId> {
     })
 }
 
-/// What changes when a folder or one of its manifests does, as far as `stat` shows. Cheap: no file is opened.
+/// The state of a directory and its manifests according to `stat(2)`, for detecting changes. Cheap: no file is opened.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Stamp(Vec<(OsString, Option<Inode>)>);
 
@@ -84,10 +83,10 @@ struct Inode {
     changed: (i64, i64),
 }
 
-/// Looks at the folder and at what its manifests lead to.
+/// Reads the stamp of a directory; symbolic links of manifests are followed.
 ///
 /// # Errors
-/// It cannot be listed.
+/// The directory cannot be listed.
 pub fn stamp(dir: &Path) -> io::Result<Stamp> {
     let mut found = vec![(OsString::new(), inode(dir))];
     for entry in fs::read_dir(dir)? {

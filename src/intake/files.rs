@@ -1,5 +1,5 @@
-//! The manifests of one reading, each by itself and then together.
-//! Out of scope: what becomes of groups that are in none of them.
+//! Parses and validates the manifests of a read, first each file and then all together.
+//! Out of scope: groups that none of the files defines.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -12,15 +12,15 @@ use crate::api::manifest::{self, Draft, Location, Place, Problem, Source};
 use crate::api::meta::Name;
 use crate::api::validate::{self, Claim};
 
-/// The files, validated one by one and then together.
+/// The files of a read.
 pub(super) struct Files<'l> {
     sound: BTreeMap<PathBuf, Vec<Draft>>,
     broken: BTreeMap<PathBuf, Vec<Problem>>,
-    /// Somebody writes them, and they changed a moment ago: they are read when that is over.
+    /// Files that are open for writing and changed within the grace period: they are parsed later.
     unsettled: BTreeSet<PathBuf>,
-    /// Somebody writes them.
+    /// Files that are open for writing.
     written: BTreeSet<PathBuf>,
-    /// What is in each file that could be read.
+    /// The text of each readable file.
     texts: HashMap<&'l Path, &'l str>,
 }
 
@@ -53,7 +53,7 @@ impl<'l> Files<'l> {
                 }
                 FileReading::Unreadable { path, error } => {
                     let name = path.display().to_string();
-                    let problem = Problem::of_file(&name, format!("cannot be read: {error}"));
+                    let problem = Problem::of_file(&name, format!("cannot read the file: {error}"));
                     files.broken.insert(path.clone(), vec![problem]);
                 }
             }
@@ -108,8 +108,8 @@ impl<'l> Files<'l> {
         }
     }
 
-    /// Moves files that conflict with others to the broken ones. The stored groups of such a file stay, which may cause another
-    /// conflict; every round removes a file, so this ends.
+    /// Moves files that conflict with others to the broken ones. The stored groups of such a file are kept, which may cause another
+    /// conflict. The loop ends, since every round removes a file.
     pub(super) fn settle_conflicts(&mut self, stored: &[HostGroup], look: &Look<'_>) {
         loop {
             let named = self.names();
@@ -142,7 +142,7 @@ impl<'l> Files<'l> {
         }
     }
 
-    /// Whether a stored group stays as it is whatever the sound files contain.
+    /// Whether a stored group is kept unchanged, regardless of the valid files.
     pub(super) fn holds(&self, group: &HostGroup) -> bool {
         match &group.origin {
             Origin::Apply => true,
@@ -150,18 +150,18 @@ impl<'l> Files<'l> {
         }
     }
 
-    /// Whether somebody has the file open for writing.
+    /// Whether a process has the file open for writing.
     pub(super) fn is_written(&self, path: &Path) -> bool {
         self.written.contains(path)
     }
 
-    /// Whether the file states that it has no groups. A file that states nothing at all is broken.
+    /// Whether the file specifies an empty list of groups. A file without the list is broken.
     pub(super) fn says_none(&self, path: &Path) -> bool {
         self.sound.get(path).is_some_and(Vec::is_empty)
     }
 
-    /// A file that may contain the group and that has not been parsed: the group's name occurs in it, or it cannot be read and is not
-    /// the file of another group.
+    /// A file that is not parsed and may define the group: it contains the name of the group, or it cannot be read and is not the file of
+    /// another group.
     pub(super) fn may_hide(&self, name: &Name, stored: &[HostGroup]) -> Option<&PathBuf> {
         let is_home = |path: &Path| {
             let mut origins = stored.iter().map(|group| &group.origin);
@@ -196,7 +196,7 @@ impl<'l> Files<'l> {
     }
 }
 
-/// The groups of a file that name only programs and images that are allowed.
+/// Parses a file and checks that its groups use only allowed programs and images.
 fn parse(source: &Source, allowed: &Allowed) -> Result<Vec<Draft>, Vec<Problem>> {
     let drafts = manifest::parse(source)?;
     let problems: Vec<Problem> = drafts.iter().flat_map(|d| allowed.objections(d)).collect();
@@ -206,8 +206,8 @@ fn parse(source: &Source, allowed: &Allowed) -> Result<Vec<Draft>, Vec<Problem>>
     }
 }
 
-/// Why a text is believed to be the first part of a longer one: it ends within a line of what was last taken from the file. Of a
-/// file that was not read before in this run the last line must be whole before it takes anything away.
+/// A problem if the text seems to be truncated: it ends within a line of the text that was last accepted from the file. If the file
+/// was not read before in this process, its last line must end with a line feed before groups are removed or made smaller.
 fn cut_off(
     source: &Source,
     before: Option<&String>,
@@ -216,7 +216,7 @@ fn cut_off(
     stored: &[HostGroup],
 ) -> Option<Problem> {
     let text = &source.text;
-    // `[]` and `{}` have an end of their own.
+    // A closing bracket shows that the text is complete, too.
     if text.ends_with(['\n', ']', '}']) {
         return None;
     }
@@ -232,13 +232,13 @@ fn cut_off(
         Problem {
             at: Location::new(&source.name, Place { line, column }),
             field: String::new(),
-            message: "the file seems to be cut off within its last line, so it takes nothing away; if it is whole, end its last line"
+            message: "the file seems truncated within its last line, so nothing is removed; if it is complete, add a line feed at the end"
                 .to_owned(),
         }
     })
 }
 
-/// Whether these groups are fewer or smaller than those stored of that file.
+/// Whether the file defines fewer groups than are stored from it, or groups with a lower count.
 fn takes_away(path: &Path, drafts: &[Draft], stored: &[HostGroup]) -> bool {
     let own = |group: &&HostGroup| matches!(&group.origin, Origin::File(home) if home == path);
     stored.iter().filter(own).any(|group| {

@@ -1,5 +1,5 @@
-//! What is in the config folder now.
-//! Out of scope: what follows from it, notification of changes.
+//! Reads the content of the manifest directory.
+//! Out of scope: the changes to the store, notification of changes.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -13,44 +13,44 @@ use crate::api::host_group::DirectoryId;
 use crate::api::manifest::{MAX_BYTES, Source};
 use crate::host::image::is_written;
 
-/// A folder and everything in it that concerns us.
+/// The manifests of a directory.
 #[derive(Clone, Debug)]
 pub struct Listing {
-    /// Which directory the path led to, before and after the files were read.
+    /// The directory; it was the same before and after the files were read.
     pub id: DirectoryId,
-    /// The manifests, in the order of their names.
+    /// The manifests, sorted by name.
     pub files: Vec<FileReading>,
-    /// Files that look like manifests and are none, by their names.
+    /// Files that are not manifests, but whose names resemble one; sorted.
     pub others: Vec<PathBuf>,
-    /// Part of it lies on a file system that does not report changes by others (inotify(7)).
+    /// Whether part of the directory is on a file system that does not report all changes (inotify(7)).
     pub is_silent: bool,
-    /// What [`directory::stamp`] found before the files were read.
+    /// The result of [`directory::stamp`] before the files were read.
     pub stamp: Stamp,
 }
 
-/// One manifest file, as it was met.
+/// The result of reading a manifest file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileReading {
-    /// It was read.
+    /// The file was read.
     Readable {
-        /// In the folder as it was named to us.
+        /// Path, below the directory as it was specified.
         path: PathBuf,
-        /// Its text.
+        /// Content.
         source: Source,
-        /// A process has it open for writing: there may be more to come.
+        /// Whether a process has the file open for writing: it may be incomplete.
         is_written: bool,
     },
-    /// It is there and could not be read. This says nothing of its groups.
+    /// The file exists and cannot be read, so its groups are unknown.
     Unreadable {
-        /// In the folder as it was named to us.
+        /// Path, below the directory as it was specified.
         path: PathBuf,
-        /// Why, for people.
+        /// The error, for users.
         error: String,
     },
 }
 
 impl FileReading {
-    /// The file.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         match self {
             Self::Readable { path, .. } | Self::Unreadable { path, .. } => path,
@@ -58,23 +58,23 @@ impl FileReading {
     }
 }
 
-/// The folder could not be listed. Nothing is known then, least of all that it is empty.
+/// The directory cannot be listed. Its content is unknown then, not empty.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot list the config folder {}", path.display())]
+#[error("cannot list the manifest directory {}", path.display())]
 pub struct Error {
-    /// The folder.
+    /// The directory.
     pub path: PathBuf,
-    /// What the kernel said.
+    /// The system error.
     #[source]
     pub source: io::Error,
 }
 
-/// Reads every manifest directly in `dir`, in the order of their names, through symbolic links.
-/// A file that goes away while we look is not there; whatever else has the name of a manifest and cannot be read, a directory or a
-/// link that leads nowhere included, is `Unreadable`.
+/// Reads all manifests directly in `dir`, sorted by name; follows symbolic links.
+/// A file that is removed meanwhile is omitted. Any other entry with the name of a manifest that cannot be read, including a directory
+/// or a dangling link, is `Unreadable`.
 ///
 /// # Errors
-/// It cannot be listed to its end, or another directory was put in its place meanwhile.
+/// The directory cannot be listed completely, or it was replaced by another directory meanwhile.
 pub fn read_folder(dir: &Path) -> Result<Listing, Error> {
     let failed = |source| Error {
         path: dir.to_owned(),
@@ -102,7 +102,7 @@ pub fn read_folder(dir: &Path) -> Result<Listing, Error> {
         }
     }
     if directory::id(dir).map_err(failed)? != id {
-        let why = "another directory was put in its place while it was read";
+        let why = "it was replaced by another directory while it was read";
         return Err(failed(io::Error::other(why)));
     }
     Ok(Listing {
@@ -114,7 +114,7 @@ pub fn read_folder(dir: &Path) -> Result<Listing, Error> {
     })
 }
 
-/// Whether a file of this name is a manifest: `*.yaml` or `*.yml`, and no dotfile. Editors' own files (`.x.yaml.swp`, `4913`,
+/// Whether a file of this name is a manifest: `*.yaml` or `*.yml`, except dotfiles. Temporary files of editors (`.x.yaml.swp`, `4913`,
 /// `x.yaml~`, `#x.yaml#`, `sedAbCdEf`) are not.
 pub fn is_manifest(name: &OsStr) -> bool {
     let name = name.as_bytes();
@@ -122,14 +122,14 @@ pub fn is_manifest(name: &OsStr) -> bool {
     suffix && !name.starts_with(b".") && !name.starts_with(b"#")
 }
 
-/// Whether somebody may take a file of this name for a manifest: another spelling, or JSON, which is YAML.
+/// Whether a file of this name may be mistaken for a manifest: upper case letters in the suffix, or JSON, which is valid YAML.
 pub fn resembles_a_manifest(name: &OsStr) -> bool {
     let lower = name.as_bytes().to_ascii_lowercase();
     let json = lower.ends_with(b".json") && !lower.starts_with(b".") && !lower.starts_with(b"#");
     !is_manifest(name) && (json || is_manifest(OsStr::from_bytes(&lower)))
 }
 
-/// The file, and whether it lies on a file system that reports no changes.
+/// Reads a file. Also returns whether it is on a file system that does not report all changes; `None` if the file does not exist.
 fn read_file(path: PathBuf) -> Option<(FileReading, bool)> {
     match read_text(&path) {
         Ok(read) => {
@@ -144,7 +144,7 @@ fn read_file(path: PathBuf) -> Option<(FileReading, bool)> {
             };
             Some((reading, read.is_silent))
         }
-        // Gone since the listing. A link that leads nowhere is still there: its target is being swapped, or not mounted.
+        // Removed since the listing. A dangling link still exists: its target is being replaced, or not mounted.
         Err(error)
             if error.kind() == io::ErrorKind::NotFound
                 && fs::symlink_metadata(&path)
@@ -152,7 +152,7 @@ fn read_file(path: PathBuf) -> Option<(FileReading, bool)> {
         {
             None
         }
-        // Where it lies is not known: what makes it readable may make no event.
+        // The file system of a link's target is unknown, so a change that makes it readable may not be reported.
         Err(error) => {
             let linked = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
             let reading = FileReading::Unreadable {
@@ -170,7 +170,7 @@ struct Contents {
     is_silent: bool,
 }
 
-/// The text of a regular file. A pipe or device is an error and never waited for.
+/// Reads a regular file. A pipe or device is an error and does not block.
 fn read_text(path: &Path) -> io::Result<Contents> {
     let mut file = File::options()
         .read(true)
@@ -178,22 +178,24 @@ fn read_text(path: &Path) -> io::Result<Contents> {
         .open(path)?;
     let kind = file.metadata()?.file_type();
     if kind.is_dir() {
-        return Err(io::Error::other("this is a directory, expected a file"));
+        return Err(io::Error::other(
+            "found a directory, expected a regular file",
+        ));
     }
     if !kind.is_file() {
-        return Err(io::Error::other("this is no regular file"));
+        return Err(io::Error::other("not a regular file"));
     }
     let is_silent = directory::is_silent(&file);
     let mut bytes = Vec::new();
-    // One byte more than allowed, so that the parser sees that it is too long.
+    // One byte more than the limit, so that the parser detects a file that is too long.
     (&mut file)
         .take(MAX_BYTES as u64 + 1)
         .read_to_end(&mut bytes)?;
-    // After it was read: who opens it later makes an event.
+    // Checked after the read: a later open for writing causes an event when it is closed.
     let is_written = is_written(&file).unwrap_or(false);
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        io::Error::other(format!("this is no UTF-8 text, from byte {at}"))
+        io::Error::other(format!("invalid UTF-8 at byte {at}"))
     })?;
     Ok(Contents {
         text,

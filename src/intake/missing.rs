@@ -1,5 +1,5 @@
-//! Groups that are in no file any more: which are to be deleted, and why the others stay.
-//! Out of scope: which groups the files have.
+//! Groups that no file defines any more: which are deleted, and why others are kept.
+//! Out of scope: which groups the files define.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,18 +8,18 @@ use super::files::Files;
 use super::{Intake, Look, Memory};
 use crate::api::host_group::{HostGroup, Origin};
 
-/// Why a group stays that is in no file.
+/// Why a group that no file defines is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kept {
-    /// It was adopted after the state was lost, and its file was not seen since.
+    /// It was adopted after the state was lost, and its file has not been seen since.
     Adopted,
-    /// Its file was last seen in another directory than the one that lies on the path now.
+    /// Its file was last seen in a different directory than the one that is at the path now.
     OtherDirectory(PathBuf),
-    /// Somebody has its file open for writing.
+    /// A process has its file open for writing.
     Written(PathBuf),
-    /// A file that cannot be understood may have it.
+    /// An invalid or unreadable file may define it.
     Hidden(PathBuf),
-    /// A file of nearly the same name is there, and is no manifest.
+    /// A file with a similar name exists that is not a manifest.
     Renamed(PathBuf),
 }
 
@@ -27,33 +27,33 @@ impl fmt::Display for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Adopted => f.write_str(
-                "it was adopted after the state was lost, and no file names it: it stays until its file was seen again, or `slicectl delete` removes it",
+                "no file defines it, and it was adopted after the state was lost: it is kept until its file is found again; remove it with `slicectl delete`",
             ),
             Self::OtherDirectory(dir) => write!(
                 f,
-                "no file in {} names it, and this is not the directory in which its file was last seen (a file system that is not mounted, or another directory in its place): nothing is deleted; bring the file back, or `slicectl delete` removes it",
+                "no file in {} defines it, and this is not the directory in which its file was last seen (it is not mounted, or was replaced): it is kept; restore the file, or remove the group with `slicectl delete`",
                 dir.display()
             ),
             Self::Written(path) => write!(
                 f,
-                "a process has {} open for writing: nothing is taken away before it is closed",
+                "a process has {} open for writing: nothing is removed until it is closed",
                 path.display()
             ),
             Self::Hidden(path) => write!(
                 f,
-                "no file names it, but {} cannot be used and may have it: nothing is deleted until that file is corrected or removed",
+                "no file defines it, but {} is invalid or unreadable and may define it: it is kept until that file is corrected or removed",
                 path.display()
             ),
             Self::Renamed(path) => write!(
                 f,
-                "its file seems to be {} now, which is not a manifest (*.yaml, *.yml): nothing is deleted; rename or remove that file",
+                "its file seems to be renamed to {}, which is not a manifest (*.yaml, *.yml): it is kept; rename or remove that file",
                 path.display()
             ),
         }
     }
 }
 
-/// Sorts the groups that no file names into those that stay, those that are waited for and those that go.
+/// Decides for each group that no file defines whether it is kept, is in its grace period, or is deleted.
 pub(super) fn plan(
     look: &Look<'_>,
     stored: &[HostGroup],
@@ -79,12 +79,12 @@ pub(super) fn plan(
             true => intake.deletions.push(name.clone()),
             false => intake.look_again(until),
         }
-        // Whoever cannot store the deletion finds it due at the next reading.
+        // If the caller cannot store the deletion, it is due at the next read.
         memory.missing.insert(name.clone(), since);
     }
 }
 
-/// Why a group stays that no file names. None: its removal is asked for.
+/// Why a group that no file defines is kept. `None` means that its removal is requested.
 pub(super) fn reason(
     look: &Look<'_>,
     stored: &[HostGroup],

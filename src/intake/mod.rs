@@ -1,12 +1,12 @@
-//! READS: the manifests folder into what the store is to be told.
-//! Out of scope: parsing; the watcher only wakes us, the whole folder is re-read.
+//! Reads the manifest directory and determines the changes to the store.
+//! Out of scope: parsing. Events of the watcher only trigger a read of the whole directory.
 //!
 //! # Why
-//! A save is not one event. `cp` empties a file before it fills it, vim moves the old one away before it writes the new one,
-//! `git checkout` does both to many files in a row. A disk that is full, a mount that is missing and a machine that lost its power
-//! leave an emptier folder, too. So input that is missing is no request to delete anything. A group is deleted when its file states that
-//! it has no groups (`host_groups: []`), or when the group's file, or the group in it, is gone from the very directory in which it was
-//! last seen. Both must last for as long as the caller asks (`--removal-grace`), over at least two readings.
+//! A save is not one event. `cp` truncates a file before it writes it, vim renames the old file before it writes the new one, and
+//! `git checkout` does both to many files in sequence. A full disk, a missing mount and a power failure can also leave files or groups
+//! missing. So missing input alone is not a request to delete. A group is deleted when its file specifies that it has no groups
+//! (`host_groups: []`), or when the group's file, or the group in it, is missing from the same directory in which it was last seen. Both
+//! must persist for a grace period (`--removal-grace`) and over at least two reads.
 
 mod directory;
 mod files;
@@ -30,53 +30,53 @@ pub use watch::{Watch, WatchError};
 
 use files::Files;
 
-/// How long a removal must last by default.
+/// Default of the removal grace period.
 pub const REMOVAL_GRACE: Duration = Duration::from_secs(2);
 
-/// What follows from one reading of the folder.
+/// The result of a read of the directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Intake {
-    /// Which directory was read.
+    /// The directory that was read.
     pub directory: Option<DirectoryId>,
-    /// Groups to store: new, changed, or moved to another file. What is stored already is not repeated.
+    /// Groups to store: new, changed, or moved to another file. Unchanged groups are not included.
     pub upserts: Vec<(Draft, Origin)>,
     /// Groups that are stored as their files specify, from files that were last seen in another directory.
     pub seen: Vec<Name>,
     /// Groups that have been absent for the whole removal grace period.
     pub deletions: Vec<Name>,
-    /// Groups that are in no file and stay, and why.
+    /// Groups that no file defines and that are kept, and why.
     pub kept: BTreeMap<Name, Kept>,
-    /// What is wrong, by file. Such a file's groups stay as they are.
+    /// Errors by file. The groups of such a file are not changed.
     pub problems: Vec<(PathBuf, Vec<Problem>)>,
-    /// What is allowed but surely not meant, by file.
+    /// Warnings by file: input that is valid, but probably a mistake.
     pub warnings: Vec<(PathBuf, Vec<String>)>,
-    /// Files that somebody may take for manifests, and that are none.
+    /// Files that are not manifests, but whose names resemble one.
     pub others: Vec<PathBuf>,
-    /// When the folder is to be read again although nothing changes: a removal, or a file that is being written, is waited for.
+    /// When to read the directory again without a change: the end of a grace period, for a removal or for a file that is being written.
     pub again: Option<Instant>,
-    /// Part of the folder lies on a file system that reports no changes.
+    /// Whether part of the directory is on a file system that does not report all changes.
     pub is_silent: bool,
 }
 
 impl Intake {
-    /// Asks for another reading, at that moment or earlier.
+    /// Schedules another read at `at` or earlier.
     fn look_again(&mut self, at: Instant) {
         self.again = Some(self.again.map_or(at, |before| before.min(at)));
     }
 }
 
-/// What earlier readings found. It is lost with the process: without it more is kept.
+/// Results of earlier reads. Not persistent: after a restart, grace periods start again.
 #[derive(Debug, Default)]
 pub struct Memory {
-    /// Since when a group could be removed.
+    /// Since when each group has been missing.
     missing: BTreeMap<Name, Instant>,
-    /// What was last taken from each file.
+    /// The text of each file that was last accepted.
     texts: BTreeMap<PathBuf, String>,
-    /// Files that somebody writes: what is in them, and since when.
+    /// Files that are open for writing: their text, and since when it has not changed.
     written: BTreeMap<PathBuf, (String, Instant)>,
 }
 
-/// The config folder, and what its last readings found.
+/// The manifest directory and the results of earlier reads.
 #[derive(Debug)]
 pub struct Folder {
     dir: PathBuf,
@@ -87,7 +87,8 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The folder at `dir`; a removal must last for `grace`. Two spellings of one path are two origins: hand in one and the same.
+    /// The directory at `dir`; a group must be missing for `grace` before it is deleted. `dir` is part of the origin of groups, so it must
+    /// be spelled the same way after a restart.
     pub fn new(dir: impl Into<PathBuf>, allowed: Allowed, grace: Duration) -> Self {
         Self {
             dir: dir.into(),
@@ -103,11 +104,11 @@ impl Folder {
         &self.dir
     }
 
-    /// Reads the folder (blocking, at most 1 MiB a file) and returns what follows; see [`Intake::again`]. When listing fails
-    /// nothing follows, and what was missing before must be missing for the whole time again.
+    /// Reads the directory (blocking, at most 1 MiB per file) and determines the changes; see [`Intake::again`] for the next read. If
+    /// listing fails, nothing is changed, and the grace periods of missing groups start again.
     ///
     /// # Errors
-    /// The folder cannot be listed.
+    /// The directory cannot be listed.
     pub fn read(&mut self, stored: &[HostGroup], now: Instant) -> Result<Intake, Error> {
         self.stamp = None;
         let listing = read_folder(&self.dir).inspect_err(|_| self.memory.missing.clear())?;
@@ -123,29 +124,29 @@ impl Folder {
         Ok(intake)
     }
 
-    /// Whether the folder is, as far as `stat` shows, what the last reading found. Blocking.
+    /// Whether `stat(2)` shows no change since the last read. Blocking.
     pub fn is_unchanged(&self) -> bool {
         let now = directory::stamp(&self.dir).ok();
         now.is_some() && now == self.stamp
     }
 }
 
-/// What a plan is made of.
+/// The input of [`plan`].
 #[derive(Clone, Copy, Debug)]
 pub struct Look<'a> {
-    /// Every group of the store.
+    /// All groups of the store.
     pub stored: &'a [HostGroup],
-    /// What was read.
+    /// The content of the directory.
     pub listing: &'a Listing,
     /// Programs and images that manifests may name.
     pub allowed: &'a Allowed,
-    /// When it was read.
+    /// Time of the read.
     pub now: Instant,
-    /// How long a removal must last.
+    /// The removal grace period.
     pub grace: Duration,
 }
 
-/// What follows from a reading, given what is stored and what was read before. Pure.
+/// Determines the changes to the store from the listing, the stored groups and earlier reads. Pure.
 pub fn plan(look: &Look<'_>, memory: &mut Memory) -> Intake {
     let living = |group: &&HostGroup| !group.meta.deleting;
     let stored: Vec<HostGroup> = look.stored.iter().filter(living).cloned().collect();
@@ -163,7 +164,7 @@ pub fn plan(look: &Look<'_>, memory: &mut Memory) -> Intake {
         let origin = Origin::File((*path).clone());
         let before = by_name.get(&draft.name);
         let mut draft = (*draft).clone();
-        // More may come: until the writer is done, nothing is taken away.
+        // The file may be incomplete: the count is not lowered until the writer has closed it.
         if let Some(group) = before
             && draft.spec.count < group.spec.count
             && files.is_written(path)

@@ -1,5 +1,5 @@
-//! What follows from readings (pure), and what is read (a folder).
-//! Out of scope: what wakes.
+//! Plans from listings (pure), and reads of a directory.
+//! Out of scope: notifications.
 
 use std::fs;
 use std::process::Command;
@@ -27,7 +27,7 @@ fn file(path: &str, text: impl Into<String>) -> FileReading {
     }
 }
 
-/// The directory that all readings are of, unless a test specifies another.
+/// The directory of all listings, unless a test specifies another.
 fn here() -> DirectoryId {
     DirectoryId {
         device: 1,
@@ -46,7 +46,7 @@ fn listing(readings: &[FileReading]) -> Listing {
     }
 }
 
-/// One reading, so long after the first.
+/// A plan at a time `after` the first one.
 fn at(stored: &[HostGroup], listing: &Listing, memory: &mut Memory, after: Duration) -> Intake {
     static BEGIN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
     let look = Look {
@@ -68,7 +68,7 @@ fn first(stored: &[HostGroup], readings: &[FileReading]) -> Intake {
     )
 }
 
-/// The groups of a reading, as if they had been stored from it.
+/// The groups of these files, as if they had been stored.
 fn stored(readings: &[FileReading]) -> Vec<HostGroup> {
     let intake = first(&[], readings);
     assert_eq!(intake.problems, Vec::new());
@@ -86,7 +86,7 @@ fn as_stored((draft, origin): (Draft, Origin)) -> HostGroup {
     }
 }
 
-/// Reads twice, as the daemon does: the second time when a removal has lasted.
+/// Plans at the start, within and after the grace period; returns the last plan.
 fn twice(stored: &[HostGroup], readings: &[FileReading]) -> Intake {
     twice_of(stored, &listing(readings))
 }
@@ -94,17 +94,17 @@ fn twice(stored: &[HostGroup], readings: &[FileReading]) -> Intake {
 fn twice_of(stored: &[HostGroup], listing: &Listing) -> Intake {
     let mut memory = Memory::default();
     let first = at(stored, listing, &mut memory, Duration::ZERO);
-    assert_eq!(first.deletions, Vec::new(), "one reading deletes nothing");
+    assert_eq!(first.deletions, Vec::new(), "one read deletes nothing");
     let early = at(stored, listing, &mut memory, REMOVAL_GRACE / 2);
     assert_eq!(
         early.deletions,
         Vec::new(),
-        "nor does a removal that has not lasted"
+        "nothing is deleted within the grace period"
     );
     at(stored, listing, &mut memory, REMOVAL_GRACE)
 }
 
-/// The result of a reading that finds nothing to do.
+/// The result of a read without changes.
 fn nothing() -> Intake {
     Intake {
         directory: Some(here()),
@@ -133,7 +133,7 @@ fn what_is_stored_already_is_not_repeated() {
 }
 
 #[test]
-fn a_group_whose_file_vanished_is_deleted_at_the_second_look() {
+fn a_group_whose_file_is_missing_is_deleted_after_the_grace_period() {
     let before = stored(&[
         file("a.yaml", group("a", "")),
         file("b.yaml", group("b", "")),
@@ -144,7 +144,7 @@ fn a_group_whose_file_vanished_is_deleted_at_the_second_look() {
 }
 
 #[test]
-fn a_broken_or_unreadable_file_keeps_its_groups_and_says_why() {
+fn groups_of_an_invalid_or_unreadable_file_are_kept_and_the_reason_is_reported() {
     let before = stored(&[file("a.yaml", group("a", ""))]);
     let broken = twice(&before, &[file("a.yaml", "config: [")]);
     let unreadable = twice(
@@ -161,12 +161,12 @@ fn a_broken_or_unreadable_file_keeps_its_groups_and_says_why() {
     }
     assert_eq!(
         said(&unreadable),
-        ["a.yaml:1:1: cannot be read: Permission denied (os error 13)"]
+        ["a.yaml:1:1: cannot read the file: Permission denied (os error 13)"]
     );
 }
 
 #[test]
-fn a_broken_file_does_not_keep_a_sound_one_from_being_taken() {
+fn an_invalid_file_does_not_affect_a_valid_one() {
     let readings = [file("a.yaml", "config: 1"), file("b.yaml", group("b", ""))];
     let intake = twice(&[], &readings);
     assert_eq!(intake.upserts.len(), 1);
@@ -184,7 +184,7 @@ fn a_group_that_moves_between_files_is_never_deleted() {
 }
 
 #[test]
-fn a_group_in_two_files_stays_with_the_one_that_had_it() {
+fn a_group_in_two_files_keeps_its_origin() {
     let before = stored(&[file("b.yaml", group("a", ""))]);
     let readings = [
         file("a.yaml", group("a", ", drop: [10.0.0.0/8]")),
@@ -194,28 +194,28 @@ fn a_group_in_two_files_stays_with_the_one_that_had_it() {
     assert_eq!((intake.upserts.len(), intake.deletions.len()), (0, 0));
     assert_eq!(intake.problems[0].0, PathBuf::from("a.yaml"));
     assert!(
-        said(&intake)[0].contains("already at b.yaml:1:31"),
+        said(&intake)[0].contains("already defined at b.yaml:1:31"),
         "{:?}",
         said(&intake)
     );
 }
 
 #[test]
-fn a_group_copied_out_of_a_broken_file_stays_with_that_file() {
+fn a_group_copied_from_an_invalid_file_keeps_its_origin() {
     let before = stored(&[file("a.yaml", group("a", ""))]);
     let readings = [file("a.yaml", "config: 1"), file("b.yaml", group("a", ""))];
     let intake = twice(&before, &readings);
     assert_eq!((intake.upserts.len(), intake.deletions.len()), (0, 0));
     assert_eq!(intake.problems.len(), 2);
     assert!(
-        said(&intake)[1].contains("belongs to the file a.yaml"),
+        said(&intake)[1].contains("is defined in the file a.yaml"),
         "{:?}",
         said(&intake)
     );
 }
 
 #[test]
-fn a_group_made_by_apply_is_neither_taken_nor_deleted_by_a_file() {
+fn a_group_created_by_apply_is_neither_changed_nor_deleted_by_a_file() {
     let mut before = stored(&[file("-", group("a", ""))]);
     before[0].origin = Origin::Apply;
     assert_eq!(twice(&before, &[]), nothing());
@@ -229,14 +229,14 @@ fn a_group_made_by_apply_is_neither_taken_nor_deleted_by_a_file() {
 }
 
 #[test]
-fn overlapping_ranges_refuse_the_file_that_came_last_and_all_that_leans_on_it() {
+fn overlapping_ranges_refuse_the_last_file_and_all_files_that_depend_on_it() {
     let a = ", range: 169.254.100.0/22";
     let b = ", range: 169.254.104.0/22";
     let before = stored(&[
         file("1.yaml", group("one", a)),
         file("2.yaml", group("two", b)),
     ]);
-    // Two would move where One is; a third wants the place that Two would leave, and now does not.
+    // `two` requests the range of `one` and is refused, so it keeps its range, which `three` requests.
     let readings = [
         file("1.yaml", group("one", a)),
         file("2.yaml", group("two", a)),
@@ -250,7 +250,7 @@ fn overlapping_ranges_refuse_the_file_that_came_last_and_all_that_leans_on_it() 
         .map(|(path, _)| path.clone())
         .collect();
     assert_eq!(paths, [PathBuf::from("2.yaml"), PathBuf::from("3.yaml")]);
-    // And two files may swap their ranges in one save.
+    // Two files may swap their ranges in one read.
     let readings = [
         file("1.yaml", group("one", b)),
         file("2.yaml", group("two", a)),
@@ -260,14 +260,14 @@ fn overlapping_ranges_refuse_the_file_that_came_last_and_all_that_leans_on_it() 
 }
 
 #[test]
-fn warnings_come_with_their_file() {
+fn warnings_are_reported_by_file() {
     let intake = twice(&[], &[file("a.yaml", group("a", ", allow: []"))]);
     assert_eq!(intake.warnings.len(), 1);
     assert_eq!(intake.upserts.len(), 1);
 }
 
 #[test]
-fn only_manifests_directly_in_the_folder_are_read_in_order_and_nothing_is_waited_for() {
+fn only_manifests_directly_in_the_directory_are_read_in_order_without_blocking() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
     for name in [
@@ -317,7 +317,7 @@ fn only_manifests_directly_in_the_folder_are_read_in_order_and_nothing_is_waited
 }
 
 #[test]
-fn a_folder_that_cannot_be_listed_is_an_error_and_forgets_nothing() {
+fn a_directory_that_cannot_be_listed_is_an_error_and_deletes_nothing() {
     let dir = TempDir::new().unwrap();
     let conf = dir.path().join("conf");
     fs::create_dir(&conf).unwrap();
@@ -337,7 +337,10 @@ fn a_folder_that_cannot_be_listed_is_an_error_and_forgets_nothing() {
     assert!(folder.read(&before, Instant::now()).is_err());
     assert!(folder.read(&before, Instant::now()).is_err());
     fs::rename(dir.path().join("away"), &conf).unwrap();
-    assert!(!folder.is_unchanged(), "nothing is known after a failure");
+    assert!(
+        !folder.is_unchanged(),
+        "the state is unknown after a failure"
+    );
     let again = folder.read(&before, Instant::now()).unwrap();
     assert_eq!((again.upserts.len(), again.seen.len()), (0, 0));
     assert!(folder.is_unchanged());
@@ -346,7 +349,7 @@ fn a_folder_that_cannot_be_listed_is_an_error_and_forgets_nothing() {
 }
 
 #[test]
-fn whoever_has_a_file_open_for_writing_is_seen() {
+fn a_file_that_is_open_for_writing_is_detected() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("a.yaml");
     fs::write(&path, group("a", "")).unwrap();

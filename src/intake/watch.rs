@@ -1,11 +1,11 @@
-//! Being woken when something in the config folder may have changed.
-//! Out of scope: what changed; whoever is woken reads the whole folder again.
+//! Notifies the caller when something in a directory may have changed.
+//! Out of scope: what has changed; the caller reads the whole directory again.
 //!
 //! # Why
-//! inotify watches an inode, and a config folder is a *path*: through symbolic links that are swapped, in directories that
-//! are deleted and come back. So after every wake the path is walked again and a new watcher is made for what lies there
-//! now, before the old one goes. The path may lead to a file system with a server that does not answer: it is walked on a thread that
-//! may block, one at a time, and meanwhile the old watcher stays. Saves are rare and a watcher is cheap; detecting a stale watch is not.
+//! inotify watches an inode, but the manifest directory is a *path*: it contains symbolic links that may be replaced, and directories
+//! that may be deleted and created again. So after every event the path is resolved again, and a new watcher for the result replaces the
+//! old one. A network file system on the path may hang, so the path is resolved on a blocking thread, one at a time, and the old watcher
+//! is used meanwhile. Changes are rare and a watcher is cheap; detecting a stale watch is not.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -22,52 +22,52 @@ use tokio::time::timeout;
 
 use super::folder::{is_manifest, resembles_a_manifest};
 
-/// A save is over when nothing has happened for so long.
+/// A save is complete after this time without events.
 const QUIET: Duration = Duration::from_millis(60);
-/// Someone who never stops saving is not waited for longer than this.
+/// Maximum wait for the end of a save.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// For a walk along the path; then the folder is read without waiting for it.
+/// Timeout for resolving the path; then the directory is read with the old watcher in place.
 const WALK_DEADLINE: Duration = Duration::from_secs(10);
-/// As many links as the kernel follows (path_resolution(7)).
+/// The number of links that the kernel follows (path_resolution(7)).
 const MAX_LINKS: usize = 40;
-/// How often a path that changes under our eyes is looked at again at once.
+/// Number of immediate attempts to watch a path that changes meanwhile.
 const MAX_TRIES: u32 = 8;
 
-/// The folder cannot be watched: the inotify limits are used up, or nothing on its path can be read.
+/// The directory cannot be watched: the inotify limits are exhausted, or the path cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot watch the config folder {}", path.display())]
+#[error("cannot watch the directory {}", path.display())]
 pub struct WatchError {
-    /// The folder.
+    /// The directory.
     pub path: PathBuf,
-    /// What `notify` said.
+    /// The error of `notify`.
     #[source]
     pub source: notify::Error,
 }
 
-/// Which files of a folder matter, by their names.
+/// Selects the files of a directory to watch, by their names.
 pub type Wanted = fn(&OsStr) -> bool;
 
-/// Wake-ups for one folder, which need not exist.
+/// Notifications for a directory, which need not exist.
 pub struct Watch {
     dir: PathBuf,
     wanted: Wanted,
     woken: Arc<Notify>,
-    /// Woken, and not yet reported: so that dropping the future of [`Watch::changed`] loses nothing.
+    /// A notification that [`Watch::changed`] has not returned yet, so that dropping its future loses no notification.
     pending: bool,
-    /// Held for its thread and its watches. None: the path has not been walked to its end yet.
+    /// Owns its thread and its watches. `None` until the path has been resolved once.
     _watcher: Option<RecommendedWatcher>,
-    /// A new watcher that is being made.
+    /// The creation of a new watcher in progress.
     arming: Option<JoinHandle<Result<RecommendedWatcher, WatchError>>>,
 }
 
 impl Watch {
-    /// Watches the manifests in a folder, see [`Watch::of`].
+    /// Watches the manifests in a directory, see [`Watch::of`].
     pub async fn new(dir: &Path) -> Result<Self, WatchError> {
         Self::of(dir, |name| is_manifest(name) || resembles_a_manifest(name)).await
     }
 
-    /// Starts watching. What happens from now on ends in a wake-up; what is there already does not.
-    /// A relative `dir` is taken from the current directory.
+    /// Starts watching. Later changes cause a notification; existing files do not.
+    /// A relative `dir` is relative to the current directory.
     pub async fn of(dir: &Path, wanted: Wanted) -> Result<Self, WatchError> {
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
         let woken = Arc::new(Notify::new());
@@ -83,22 +83,22 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Waits for a change and then for quiet. Changes while nobody waits are one wake-up later. An error means that the
-    /// folder is still watched as it lay before the change: the caller reads it all the same, and says so.
+    /// Waits for a change and then for the end of the save. Changes between two calls cause one notification. On an error the previous
+    /// watch is still in place: the caller must read the directory and report the error.
     pub async fn changed(&mut self) -> Result<(), WatchError> {
         if !self.pending {
             self.woken.notified().await;
             self.pending = true;
         }
         let quiet = async { while timeout(QUIET, self.woken.notified()).await.is_ok() {} };
-        // Whether quiet came or patience ended, it is time to read.
+        // After the timeout, the directory is read during the save.
         let _ = timeout(PATIENCE, quiet).await;
         self.pending = false;
-        // Before the caller reads: what happens after the new watcher is in place wakes us again.
+        // Before the caller reads, so that every change after the read causes another notification.
         self.arm().await
     }
 
-    /// A new watcher. If the path does not answer in time, the old one stays, and the next call goes on waiting for the new one.
+    /// Replaces the watcher. If the path cannot be resolved in time, the old watcher stays, and the next call continues to wait.
     async fn arm(&mut self) -> Result<(), WatchError> {
         let arming = self.arming.get_or_insert_with(|| {
             let (dir, wanted) = (self.dir.clone(), self.wanted);
@@ -119,7 +119,7 @@ impl Watch {
     }
 }
 
-/// A new watcher for what lies on the path now.
+/// Creates a watcher for the current targets of the path.
 fn arm(dir: &Path, wanted: Wanted, woken: &Arc<Notify>) -> Result<RecommendedWatcher, WatchError> {
     let failed = |source| WatchError {
         path: dir.to_owned(),
@@ -132,7 +132,7 @@ fn arm(dir: &Path, wanted: Wanted, woken: &Arc<Notify>) -> Result<RecommendedWat
         let concern = targets.clone();
         let waker = Arc::clone(woken);
         let told = move |event: notify::Result<Event>| {
-            // An error of the queue may hide anything.
+            // After an error, events may be missing.
             if event.map_or(true, |event| concern.concerned_by(&event, wanted)) {
                 waker.notify_one();
             }
@@ -142,18 +142,18 @@ fn arm(dir: &Path, wanted: Wanted, woken: &Arc<Notify>) -> Result<RecommendedWat
         for place in targets.places() {
             match watcher.watch(place, RecursiveMode::NonRecursive) {
                 Ok(()) => {}
-                // Gone since we looked: the look below is different then.
+                // Removed since the path was resolved: the result below differs then.
                 Err(error) if is_absent(&error) => gone = true,
                 Err(error) => return Err(failed(error)),
             }
         }
-        // What changed between the look and the watch would be lost: look once more.
+        // Resolves the path again, to detect changes between the first resolution and the watch.
         let now = Targets::of(dir, wanted);
         if now == targets && !gone {
             return Ok(watcher);
         }
         if tries == MAX_TRIES {
-            // Someone keeps swapping links; the change that we cannot catch wakes us again.
+            // Links keep changing. The notification causes another attempt.
             woken.notify_one();
             return Ok(watcher);
         }
@@ -169,17 +169,17 @@ fn is_absent(error: &notify::Error) -> bool {
     }
 }
 
-/// What to watch, and which events matter.
+/// The paths to watch, which also filter the events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Targets {
-    /// The folder itself, resolved: what is in it matters by its name.
+    /// The resolved directory, whose entries are filtered by name.
     folder: Option<PathBuf>,
-    /// Links and files on the way: these matter, their neighbours do not.
+    /// Links and files on the path; other entries of their directories are ignored.
     exact: BTreeSet<PathBuf>,
 }
 
 impl Targets {
-    /// Walks to the folder, and from it to whatever its manifests link to.
+    /// Resolves the path of the directory and the symbolic links in it.
     fn of(dir: &Path, wanted: Wanted) -> Self {
         let mut targets = Self::default();
         let Some(folder) = targets.walk(dir) else {
@@ -197,8 +197,8 @@ impl Targets {
         targets
     }
 
-    /// Notes every link on `path`, and its end. `None` when it leads nowhere: the first missing part is noted then,
-    /// in the nearest directory there is.
+    /// Resolves `path` and adds every link on it and its end. Returns `None` if it does not exist: then its first missing component
+    /// is added.
     fn walk(&mut self, path: &Path) -> Option<PathBuf> {
         let mut left: Vec<PathBuf> = parts(path);
         let mut here = PathBuf::from("/");
@@ -232,7 +232,7 @@ impl Targets {
         Some(here)
     }
 
-    /// The directories to watch: the folder, and where each exact thing stands.
+    /// The directories to watch: the resolved directory, and the parent of each exact path.
     fn places(&self) -> BTreeSet<&Path> {
         let parents = self.exact.iter().filter_map(|path| path.parent());
         self.folder.as_deref().into_iter().chain(parents).collect()
@@ -243,7 +243,7 @@ impl Targets {
             return true;
         }
         match event.kind {
-            // Our own reading opens files; only the end of a writing matters.
+            // Our own reads open files; only a close after writing is relevant.
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {}
             EventKind::Access(_) => return false,
             EventKind::Any
@@ -255,14 +255,14 @@ impl Targets {
         event.paths.iter().any(|path| {
             let inside = path.parent() == self.folder.as_deref() && self.folder.is_some();
             self.exact.contains(path)
-                // A watched directory itself went away.
+                // A watched directory was itself removed.
                 || self.places().contains(path.as_path())
                 || inside && path.file_name().is_some_and(wanted)
         })
     }
 }
 
-/// The parts of a path, last first, without `/` and `.`.
+/// The components of a path in reverse order, without `/` and `.`.
 fn parts(path: &Path) -> Vec<PathBuf> {
     path.components()
         .rev()

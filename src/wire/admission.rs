@@ -1,5 +1,5 @@
-//! Before a request is worked on: who asks, whether there is room for it, and its body, whole and bounded.
-//! Out of scope: connections ([`super::connections`]), what the request means.
+//! Admission of requests: checks the peer's permission and the limits, and reads the complete body up to its limit.
+//! Out of scope: connections ([`super::connections`]), the content of requests.
 
 use std::sync::Arc;
 
@@ -21,10 +21,10 @@ use super::limits::{
 use super::problem::problem;
 use crate::clock;
 
-/// Between two looks whether there is room for an answer.
+/// Interval of checks whether the limit of [`ANSWERS_LIMIT`] permits another response.
 const ANSWER_STEP: std::time::Duration = std::time::Duration::from_millis(10);
 
-/// The peer of a connection, as its requests carry it.
+/// The peer of a connection, attached to each of its requests.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) peer: Peer,
@@ -32,7 +32,7 @@ pub(super) struct Caller {
     pub(super) connection: Arc<Connection>,
 }
 
-/// What requests share: of each, privileged users have their own.
+/// The limits that requests share. Privileged users have separate ones.
 #[derive(Debug)]
 pub(super) struct Room {
     limits: Limits,
@@ -46,9 +46,9 @@ pub(super) struct Room {
 struct Share {
     heavy: Arc<Semaphore>,
     lists: Arc<Semaphore>,
-    /// A permit a KiB.
+    /// One permit per KiB of request bodies.
     bodies: Arc<Semaphore>,
-    /// The same.
+    /// One permit per KiB of responses.
     answers: Arc<Semaphore>,
 }
 
@@ -82,10 +82,10 @@ impl Room {
         }
     }
 
-    /// A place among those that follow something.
+    /// Registers a stream.
     ///
     /// # Errors
-    /// Why there is none.
+    /// A limit is reached; the message specifies which one.
     fn stream(self: &Arc<Self>, user: User) -> Result<Stream, String> {
         let mut streams = self.streams.lock().unwrap_or_else(|p| p.into_inner());
         let (all, mine) = (
@@ -93,14 +93,14 @@ impl Room {
             streams.iter().filter(|of| **of == user).count(),
         );
         let most = self.limits.streams;
-        // A half is for privileged users.
+        // Half of the streams are reserved for privileged users.
         let full = match user {
             User::Privileged => all >= most,
             User::Of(_) => mine >= most / 4 || all >= most / 2,
         };
         if full {
             return Err(format!(
-                "{all} connections follow something already, {mine} of them of this user: no more may"
+                "the limit of streams is reached: {all} are open, {mine} of them by this user"
             ));
         }
         streams.push(user);
@@ -111,7 +111,7 @@ impl Room {
     }
 }
 
-/// Counted as long as it lasts.
+/// A registered stream, until dropped.
 struct Stream {
     user: User,
     room: Arc<Room>,
@@ -126,15 +126,15 @@ impl Drop for Stream {
     }
 }
 
-/// What a request takes up.
+/// The resources that a request needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Weight {
     Light,
-    /// Reads manifests or looks at the whole host.
+    /// Parses manifests or observes the whole host.
     Heavy,
     /// Lists objects.
     List,
-    /// Follows something.
+    /// Is a stream (`follow=true`).
     Follows,
 }
 
@@ -169,7 +169,7 @@ pub(super) async fn admit(
     answer.map(|body| Body::new(Tracked::new(body, connection, held)))
 }
 
-/// What is held until a request has been answered.
+/// Permits held until the response has been sent.
 #[derive(Default)]
 struct Held {
     stream: Option<Stream>,
@@ -185,9 +185,13 @@ async fn work(
 ) -> Result<(Response, Held), Response> {
     let peer = &caller.peer;
     if !peer.admitted {
-        tracing::warn!(uid = peer.uid, pid = peer.pid, "refused a peer");
+        tracing::warn!(
+            uid = peer.uid,
+            pid = peer.pid,
+            "permission denied for a client"
+        );
         let error = format!(
-            "user {} may not talk to sliced: only root, its own user and the socket's group may",
+            "user {} may not connect to sliced: only root, the user of sliced and members of the socket's group may",
             peer.uid
         );
         return Err(problem(StatusCode::FORBIDDEN, error, Vec::new()));
@@ -198,7 +202,7 @@ async fn work(
     let mut held = Held::default();
     let working = match weight {
         Weight::Heavy => {
-            Some(turn(room, &share.heavy, "read manifests or look at the host").await?)
+            Some(turn(room, &share.heavy, "read manifests or inspect the host").await?)
         }
         Weight::List => Some(turn(room, &share.lists, "list objects").await?),
         Weight::Follows => {
@@ -215,7 +219,7 @@ async fn work(
     Ok((answer, held))
 }
 
-/// Room for an answer until it has been taken.
+/// Permits for a response of this length, until the client has read it. `None` if the response is too small to be counted.
 async fn for_answer(
     room: &Room,
     user: User,
@@ -240,7 +244,7 @@ async fn for_answer(
             continue;
         }
         if now.saturating_duration_since(since) > room.limits.turn {
-            let why = "too many large answers are being taken; try again";
+            let why = "too many large responses are being sent; try again";
             return Err(busy(why.to_owned()));
         }
         tokio::time::sleep(ANSWER_STEP).await;
@@ -261,7 +265,7 @@ async fn turn(
     }
 }
 
-/// The request with its body in memory, and what that takes up of the room for bodies.
+/// Reads the request's body into memory. Also returns the permits for its size.
 async fn whole(
     room: &Room,
     caller: &Caller,
@@ -278,7 +282,7 @@ async fn whole(
         _ => SMALL_BODY_LIMIT,
     };
     let too_large = || {
-        let error = format!("the request's body has more than {most} bytes");
+        let error = format!("the request body is larger than {most} bytes");
         problem(StatusCode::PAYLOAD_TOO_LARGE, error, Vec::new())
     };
     let announced = request.headers().get(header::CONTENT_LENGTH);
@@ -292,13 +296,13 @@ async fn whole(
     let (mut stream, mut bytes, mut held) = (body.into_data_stream(), BytesMut::new(), Vec::new());
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.map_err(|error| {
-            let error = format!("the request's body cannot be read: {error}");
+            let error = format!("cannot read the request body: {error}");
             problem(StatusCode::BAD_REQUEST, error, Vec::new())
         })?;
         if bytes.len() + chunk.len() > most {
             return Err(too_large());
         }
-        // As it comes, and not as it is announced: what never comes takes up nothing.
+        // Permits for the received bytes, not for the announced length: a client that sends nothing takes none.
         let needs = (bytes.len() + chunk.len()).div_ceil(1024) - bytes.len().div_ceil(1024);
         let needs = u32::try_from(needs).unwrap_or(u32::MAX);
         match Arc::clone(bodies).try_acquire_many_owned(needs) {

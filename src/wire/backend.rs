@@ -1,4 +1,4 @@
-//! All that the server needs of the daemon.
+//! The interface between the server and the daemon.
 //! Out of scope: HTTP, JSON.
 
 use std::future::Future;
@@ -18,56 +18,56 @@ use crate::api::view::{
 };
 use crate::api::vm::PowerVerb;
 
-/// Whether something is done or only thought through.
+/// Whether a request changes anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Done.
+    /// Changes are made.
     Commit,
-    /// Checked, and nothing changed.
+    /// The request is validated, and nothing is changed.
     DryRun,
 }
 
 /// How an object is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deletion {
-    /// Guests are asked to power down, and DEL of CNI plugins is retried.
+    /// Guests are requested to power down, and a DEL of CNI plugins that fails is retried.
     Graceful,
-    /// VMMs are killed at once, and a CNI attachment is given up after the first DEL that fails.
+    /// VMMs are killed immediately, and a CNI attachment is given up after the first DEL that fails.
     Forced,
 }
 
-/// How long a stream runs.
+/// Whether a stream continues with new items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span {
-    /// Ends after what there is.
+    /// The stream ends after the existing items.
     Once,
-    /// Goes on with what comes.
+    /// The stream continues with new items.
     Follow,
 }
 
-/// Why the daemon did not do as asked.
+/// Why the daemon refused a request, with the HTTP status.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// 404: what was named is not there, `vm/sandbox-9`.
+    /// 404: the object, such as `vm/sandbox-9`, does not exist.
     #[error("{0} not found")]
     NotFound(String),
-    /// 404, and what may have been meant.
+    /// 404, with a similar object that exists.
     #[error("{0} not found; did you mean {1}?")]
     NotFoundBut(String, String),
-    /// 422: what was asked for makes no sense; one cause each, with file and line where there is one.
-    #[error("the request is invalid")]
+    /// 422: the request is invalid; one entry per cause, with file and line if there is one.
+    #[error("invalid request")]
     Invalid(Vec<String>),
-    /// 409: it belongs to somebody else, or it is not the time for it; one cause each.
-    #[error("the request conflicts with what is")]
+    /// 409: the object has another owner, or its state does not permit the request; one entry per cause.
+    #[error("the request conflicts with the current state")]
     Conflict(Vec<String>),
-    /// 500: it should have worked; the error and its causes.
+    /// 500: an internal error with its causes.
     #[error("{0}")]
     Failed(String),
 }
 
-/// What the daemon does when asked. Every method may run many times at once.
+/// The operations of the daemon. All methods may be called concurrently.
 ///
-/// A method is written `async fn` in an implementation.
+/// Implementations write the methods as `async fn`.
 pub trait Backend: Send + Sync + 'static {
     /// Stores the groups of these manifests, all or none; with [`Effect::DryRun`] only checks them.
     fn apply(
@@ -76,34 +76,35 @@ pub trait Backend: Send + Sync + 'static {
         effect: Effect,
     ) -> impl Future<Output = Result<Vec<ApplyResult>, Refusal>> + Send;
 
-    /// The actions that applying these manifests would take.
+    /// The actions that applying these manifests would cause.
     fn diff(
         &self,
         sources: Vec<Source>,
     ) -> impl Future<Output = Result<DiffResult, Refusal>> + Send;
 
-    /// The groups that these manifests name, in their order, whether they exist or not.
+    /// The names of the groups in these manifests, in order, whether the groups exist or not.
     fn names(
         &self,
         sources: Vec<Source>,
     ) -> impl Future<Output = Result<Vec<Name>, Refusal>> + Send;
 
-    /// All objects of a kind, or the one with this name, or [`Refusal::NotFound`].
+    /// All objects of a kind, or the object of this name, or [`Refusal::NotFound`].
     fn get(
         &self,
         kind: Kind,
         name: Option<Name>,
     ) -> impl Future<Output = Result<List, Refusal>> + Send;
 
-    /// What is there as [`Change::Added`], one [`Change::Synced`], then every change. A name that is not there is no
-    /// error: it may come.
+    /// The existing objects as [`Change::Added`], one [`Change::Synced`], then every change. A name that does not exist is not an
+    /// error: the object may be created later.
     fn watch(
         &self,
         kind: Kind,
         name: Option<Name>,
     ) -> impl Future<Output = Result<BoxStream<'static, Change>, Refusal>> + Send;
 
-    /// Requests the deletion of an object. Returns when the request is stored, not when the object is gone. A deletion that is under way can be forced.
+    /// Requests the deletion of an object. Returns when the request is stored, not when the object is removed. A deletion in progress can
+    /// be forced by a second call.
     fn delete(
         &self,
         kind: Kind,
@@ -111,36 +112,35 @@ pub trait Backend: Send + Sync + 'static {
         how: Deletion,
     ) -> impl Future<Output = Result<(), Refusal>> + Send;
 
-    /// Orders a VM from a group. Asked again by the same name, it is one and the same VM.
+    /// Creates a VM on demand in a group. Idempotent for requests with the same name.
     fn add_vm(
         &self,
         group: Name,
         wanted: NewVm,
     ) -> impl Future<Output = Result<NewVmResult, Refusal>> + Send;
 
-    /// Takes back the order for a VM, and it down; one that its group counts is refused. Returns when that is stored, not when
-    /// it is done.
+    /// Requests the deletion of a VM that was created on demand; any other VM is refused. Returns when the request is stored, not when the
+    /// VM is removed.
     fn remove_vm(&self, vm: Name) -> impl Future<Output = Result<(), Refusal>> + Send;
 
-    /// What a VM is to do from now on. Returns when that is stored, not when it is done.
+    /// Changes the desired power state of a VM. Returns when the request is stored, not when the VM has reached the state.
     fn power(
         &self,
         vm: Name,
         verb: PowerVerb,
     ) -> impl Future<Output = Result<Applied, Refusal>> + Send;
 
-    /// What a VM's VMM has counted.
+    /// The metrics of a VM's VMM.
     fn metrics(&self, vm: Name) -> impl Future<Output = Result<Metrics, Refusal>> + Send;
 
-    /// Events, oldest first, of one object (`vm/sandbox-1`) or of all; an event that happens again comes again with a
-    /// higher count.
+    /// Events, oldest first, of one object (`vm/sandbox-1`) or of all; a repeated event is sent again with a higher count.
     fn events(
         &self,
         object: Option<String>,
         span: Span,
     ) -> impl Future<Output = Result<BoxStream<'static, Event>, Refusal>> + Send;
 
-    /// What the VM's guest and VMM have written; of what is there, the last `lines` or all.
+    /// The output of the VM's guest and VMM; of the existing output, the last `lines` or all.
     fn logs(
         &self,
         vm: Name,
@@ -148,28 +148,28 @@ pub trait Backend: Send + Sync + 'static {
         span: Span,
     ) -> impl Future<Output = Result<BoxStream<'static, io::Result<Bytes>>, Refusal>> + Send;
 
-    /// Types at the VM's serial port; nothing, to know whether that can be done.
+    /// Writes to the VM's serial port; an empty write checks whether that is possible.
     fn type_in(&self, vm: Name, keys: Bytes) -> impl Future<Output = Result<(), Refusal>> + Send;
 
-    /// Removes what is ours and unwanted, or with [`Effect::DryRun`] tells it.
+    /// Removes orphaned host resources; with [`Effect::DryRun`] only lists them.
     fn gc(&self, effect: Effect) -> impl Future<Output = Result<Vec<Leftover>, Refusal>> + Send;
 
-    /// Whether this host can do what is asked of it.
+    /// Checks whether this host meets the requirements.
     fn doctor(&self) -> impl Future<Output = Result<Vec<Check>, Refusal>> + Send;
 
-    /// What happens to a packet that the VM sends.
+    /// Evaluates the firewall rules for a packet that the VM sends.
     fn explain(
         &self,
         vm: Name,
         packet: Packet,
     ) -> impl Future<Output = Result<Explanation, Refusal>> + Send;
 
-    /// How other machines reach the VMs of a group: only a bridge group's can be.
+    /// The addresses for a route to the VMs of a group on other machines; bridge groups only.
     fn route(&self, group: Name) -> impl Future<Output = Result<Reach, Refusal>> + Send;
 
-    /// A connection could not be accepted: descriptors or memory are short.
+    /// Called when accept(2) has failed, which is due to a lack of descriptors or memory.
     fn exhausted(&self, _: &io::Error) {}
 
-    /// Who answers.
+    /// The version and directories of the daemon.
     fn version(&self) -> impl Future<Output = Server> + Send;
 }

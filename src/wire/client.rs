@@ -1,5 +1,5 @@
-//! The client: one connection a request, answers as our own types.
-//! Out of scope: messages for people beyond one sentence per failure.
+//! The client: one connection per request; responses are decoded to the types of [`crate::api`].
+//! Out of scope: messages for users except those of [`ClientError`].
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,58 +30,58 @@ use crate::api::view::{
 };
 use crate::api::vm::PowerVerb;
 
-/// How long an answer may take to begin. `gc` and `doctor` look at the whole host.
+/// Timeout until the response head is received. `gc` and `doctor` observe the whole host.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often, and how far apart, a socket is tried at which too many are waiting already: 5 s.
+/// Number and interval of connect attempts while the backlog of the socket is full: 5 s.
 const BACKLOG_TRIES: u32 = 500;
 const BACKLOG_PAUSE: Duration = Duration::from_millis(10);
 
-/// Talks to the daemon behind one socket.
+/// Sends requests to the daemon that listens on a socket.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
 }
 
-/// Why there is no answer.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody is there.
-    #[error("sliced does not answer on {}: {source}; is it running, and is this its socket (--socket or SLICE_SOCKET)?", socket.display())]
+    /// No daemon listens on the socket.
+    #[error("cannot connect to sliced at {}: {source}; is it running? Is this its socket (--socket or SLICE_SOCKET)?", socket.display())]
     Unreachable {
-        /// Which socket.
+        /// Path of the socket.
         socket: PathBuf,
-        /// What `connect(2)` said. Not a `source()`: the sentence above has it already.
+        /// The error of `connect(2)`. Not a `source()`, since the message contains it.
         source: io::Error,
     },
-    /// The socket is there and not for us.
-    #[error("no permission to open {}: be root or a member of the socket's group", .0.display())]
+    /// The user may not connect to the socket.
+    #[error("permission denied: {} is accessible to root and members of the socket's group", .0.display())]
     Denied(PathBuf),
-    /// The connection broke, or what came was no answer.
-    #[error("the answer of sliced on {} broke off: {why}", socket.display())]
+    /// The connection was closed, or the response is invalid.
+    #[error("connection to sliced at {} failed: {why}", socket.display())]
     Broken {
-        /// Which socket.
+        /// Path of the socket.
         socket: PathBuf,
-        /// What happened.
+        /// The error.
         why: String,
     },
-    /// The daemon said no.
+    /// The daemon refused the request.
     #[error("{}", .problem.error)]
     Refused {
         /// The HTTP status.
         status: u16,
-        /// What it said.
+        /// The response body.
         problem: Problem,
     },
 }
 
 impl ClientError {
-    /// Whether the daemon said that what was named is not there.
+    /// Whether the daemon reported that the object does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
     }
 
-    /// One cause each, for people.
+    /// Messages for users, one per cause.
     pub fn causes(&self) -> Vec<String> {
         match self {
             Self::Refused { problem, .. } if !problem.problems.is_empty() => {
@@ -95,14 +95,14 @@ impl ClientError {
 type Result<T> = std::result::Result<T, ClientError>;
 
 impl Client {
-    /// A client for the daemon that listens on `socket`. Connects with each request, not before.
+    /// A client for the daemon that listens on `socket`. Connects separately for each request.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
             socket: socket.into(),
         }
     }
 
-    /// Which socket.
+    /// Path of the socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
@@ -132,7 +132,7 @@ impl Client {
             .await
     }
 
-    /// See [`super::Backend::watch`]. The stream ends when the daemon does.
+    /// See [`super::Backend::watch`]. The stream ends when the daemon stops.
     pub async fn watch(
         &self,
         kind: Kind,
@@ -292,7 +292,7 @@ impl Client {
         let sent = self.send(method, path, kind, body);
         let asked = tokio::time::timeout(PATIENCE, sent).await;
         let answer = asked
-            .map_err(|_| self.broken(format!("nothing came within {} s", PATIENCE.as_secs())))??;
+            .map_err(|_| self.broken(format!("no response within {} s", PATIENCE.as_secs())))??;
         if answer.status().is_success() {
             return Ok(answer);
         }
@@ -300,7 +300,7 @@ impl Client {
         let body = answer.into_body().collect().await;
         let body = body.map_err(|error| self.broken(error))?.to_bytes();
         let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
-            error: format!("sliced answered {status}"),
+            error: format!("sliced responded with status {status}"),
             problems: Vec::new(),
         });
         Err(ClientError::Refused {
@@ -327,10 +327,10 @@ impl Client {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.broken(error))?;
-        // Ends with the answer's body: there is one request a connection.
+        // Ends with the response body: there is one request per connection.
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended");
+                tracing::debug!(%error, "connection closed with an error");
             }
         });
         let answer = sender.send_request(request).await;
@@ -345,7 +345,7 @@ impl Client {
                 Err(source) => source,
             };
             return Err(match source.kind() {
-                // EAGAIN: its backlog is full (unix(7)).
+                // EAGAIN: the backlog of the socket is full (unix(7)).
                 io::ErrorKind::WouldBlock if tries < BACKLOG_TRIES => {
                     tries += 1;
                     tokio::time::sleep(BACKLOG_PAUSE).await;
@@ -368,7 +368,7 @@ impl Client {
     }
 }
 
-/// No body.
+/// A request without a body.
 const NOTHING: Option<&()> = None;
 
 fn object_path(kind: Kind, name: Option<&Name>) -> String {
@@ -378,7 +378,7 @@ fn object_path(kind: Kind, name: Option<&Name>) -> String {
     }
 }
 
-/// RFC 3986, section 2.1: all but the unreserved characters as `%XX`.
+/// Percent-encodes all but the unreserved characters (RFC 3986, section 2.1).
 fn escaped(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
@@ -403,7 +403,7 @@ fn chunks(socket: PathBuf, body: Incoming) -> impl Stream<Item = Result<Bytes>> 
     })
 }
 
-/// Chunks to lines without their line feeds; a last line without one counts.
+/// Splits chunks into lines without their line feeds; a last line without a line feed is included.
 fn split_lines(
     chunks: BoxStream<'static, Result<Bytes>>,
 ) -> impl Stream<Item = Result<BytesMut>> + Send {

@@ -1,9 +1,9 @@
-//! Who is connected, what each connection waits for, and which one goes when there is no place for another.
-//! Out of scope: accepting ([`super::server`]), HTTP.
+//! The open connections with their phases and deadlines, and the eviction of connections when a limit is reached.
+//! Out of scope: accepting connections ([`super::listener`]), HTTP.
 //!
-//! # Why connections that wait for their peer may go
-//! A limit alone would let whoever fills it first keep everybody else out, root too: idle connections cost a client nothing. One that
-//! waits for its peer, to ask or to read, has no claim to its place; one that we work for, or that follows something, keeps it.
+//! # Why connections that wait for their peer are evicted
+//! With a limit alone, one client could lock out all others, including root: idle connections cost a client nothing. A connection that
+//! waits for its peer to send or to read may be evicted; one with a request in progress, or a stream, may not.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,21 +15,21 @@ use tokio_util::sync::CancellationToken;
 use super::limits::Limits;
 use crate::clock;
 
-/// Whoever has taken nothing for so long makes room for an answer to somebody else.
+/// A connection whose peer has read nothing for this time may be evicted in favour of a response to another peer.
 const BLOCKED: Duration = Duration::from_millis(50);
 
-/// What a connection is doing.
+/// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Waits for a request, since then and until then.
+    /// Waits for a request head since `since`, with the deadline `until`.
     Head { since: Instant, until: Instant },
-    /// Waits for a request's body.
+    /// Waits for a request body.
     Body { since: Instant, until: Instant },
-    /// We work for it.
+    /// A request is in progress.
     Working,
-    /// It is answered, until then.
+    /// A response is being sent, with the deadline `until`.
     Answering { until: Instant },
-    /// It follows something.
+    /// A stream is being sent.
     Following,
 }
 
@@ -45,11 +45,11 @@ pub(super) struct Connection {
 #[derive(Debug)]
 struct State {
     phase: Phase,
-    /// Since when the peer has taken nothing of what is written.
+    /// Since when writes are blocked because the peer does not read.
     blocked: Option<Instant>,
-    /// Until when the answer must have been taken that is still being written.
+    /// Deadline for the peer to read the response that is being written.
     answer_until: Option<Instant>,
-    /// Held until the answer has been written.
+    /// Held until the response has been written.
     permits: Vec<OwnedSemaphorePermit>,
 }
 
@@ -89,7 +89,7 @@ impl Connection {
         self.enter(Phase::Body { since: now, until });
     }
 
-    /// An answer begins; what is held for it is given back when it has been written.
+    /// A response starts; `held` is released when it has been written.
     pub(super) fn answers(&self, now: Instant, follows: bool, held: Vec<OwnedSemaphorePermit>) {
         let until = now + self.limits.response;
         let mut state = self.state();
@@ -103,13 +103,13 @@ impl Connection {
         self.changed.notify_one();
     }
 
-    /// All of the answer has been handed on to be written.
+    /// The complete response has been passed to the writer.
     pub(super) fn answered(&self, now: Instant) {
         let until = now + self.limits.idle;
         self.enter(Phase::Head { since: now, until });
     }
 
-    /// The peer takes nothing.
+    /// A write is blocked because the peer does not read.
     pub(super) fn is_blocked(&self, now: Instant) {
         let mut state = self.state();
         if state.blocked.is_none() {
@@ -119,11 +119,11 @@ impl Connection {
         }
     }
 
-    /// The peer has taken something.
+    /// A write has made progress.
     pub(super) fn moves(&self, now: Instant) {
         let mut state = self.state();
         state.blocked = None;
-        // A long answer is still being read: the time for the next request has not begun.
+        // The peer is still reading a long response: the idle timeout starts later.
         let answering = state.answer_until.is_some();
         if let Phase::Head { since, until } = &mut state.phase
             && answering
@@ -133,7 +133,7 @@ impl Connection {
         }
     }
 
-    /// Everything has been written.
+    /// All data has been written.
     pub(super) fn is_flushed(&self) {
         let mut state = self.state();
         state.blocked = None;
@@ -143,7 +143,7 @@ impl Connection {
         }
     }
 
-    /// Since when it has waited for its peer. None: it does not.
+    /// Since when the connection has waited for its peer; `None` if it does not wait.
     fn waits_since(&self) -> Option<Instant> {
         let state = self.state();
         let phase = match state.phase {
@@ -153,7 +153,7 @@ impl Connection {
         state.blocked.or(phase)
     }
 
-    /// Since when its peer has taken nothing, where something is held for its answer.
+    /// Since when writes are blocked, if the connection holds permits for its response.
     fn blocked_with_answer(&self) -> Option<Instant> {
         let state = self.state();
         state.blocked.filter(|_| !state.permits.is_empty())
@@ -174,7 +174,7 @@ impl Connection {
             .min()
     }
 
-    /// Comes back when the connection is to be closed: a deadline has passed, or its place is needed.
+    /// Returns when the connection must be closed: a deadline has passed, or it is evicted.
     pub(super) async fn must_close(&self) {
         loop {
             let changed = self.changed.notified();
@@ -217,16 +217,16 @@ struct Entry {
     connection: Arc<Connection>,
 }
 
-/// Whose a connection is.
+/// The user of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum User {
-    /// Root, or the daemon's own.
+    /// Root, or the daemon's own user.
     Privileged,
-    /// Another.
+    /// Another user, by its id.
     Of(u32),
 }
 
-/// A connection's place, until it is dropped.
+/// Registration of a connection, until dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     id: u64,
@@ -242,10 +242,10 @@ impl Connections {
         }
     }
 
-    /// A place for one more; if need be, that of one that waits for its peer.
+    /// Registers a connection; if a limit is reached, evicts one that waits for its peer.
     ///
     /// # Errors
-    /// Why there is none.
+    /// A limit is reached and no connection can be evicted; the message specifies the limit.
     pub(super) fn admit(self: &Arc<Self>, user: User, now: Instant) -> Result<Place, String> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         self.make_room(&mut open, user)?;
@@ -266,7 +266,7 @@ impl Connections {
         })
     }
 
-    /// Closes, for its answer's sake, the connection whose peer has taken nothing of it for longest. False: there is none.
+    /// Closes the connection that has been blocked longest among those that hold permits for a response. Returns false if there is none.
     pub(super) fn evict_blocked(&self, privileged: bool, now: Instant) -> bool {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let blocked = open.all.iter().filter_map(|(id, entry)| {
@@ -289,10 +289,10 @@ impl Connections {
         let (mine, others) = (open.of(user), open.all.len() - open.of(User::Privileged));
         match user {
             User::Of(uid) if mine >= limits.per_user => open.evict(&[user]).ok_or_else(|| {
-                format!("user {uid} has {mine} connections, which are as many as one user may have")
+                format!("user {uid} has {mine} connections, which is the limit per user")
             }),
             User::Of(_) if others >= limits.connections - limits.reserved => {
-                // From whoever has the most; never from one with as few.
+                // Evicts from the user with most connections, if that has more than this one.
                 let most = open.most();
                 let most = most.filter(|(other, count)| *other != user && *count > mine);
                 let from = most.map_or(user, |(other, _)| other);
@@ -312,7 +312,7 @@ impl Connections {
 }
 
 fn full(count: usize) -> String {
-    format!("{count} connections are open, which are as many as there may be")
+    format!("{count} connections are open, which is the limit")
 }
 
 impl Open {
@@ -320,7 +320,7 @@ impl Open {
         self.all.values().filter(|entry| entry.user == user).count()
     }
 
-    /// The others first.
+    /// All users, the privileged last.
     fn users(&self) -> Vec<User> {
         let mut users: Vec<User> = self.all.values().map(|entry| entry.user).collect();
         users.sort_by_key(|user| *user == User::Privileged);
@@ -328,7 +328,7 @@ impl Open {
         users
     }
 
-    /// Who of those that are not privileged has the most.
+    /// The unprivileged user with most connections, and their number.
     fn most(&self) -> Option<(User, usize)> {
         let users = self.users().into_iter();
         let others = users.filter(|user| *user != User::Privileged);
@@ -337,7 +337,7 @@ impl Open {
             .max_by_key(|(_, count)| *count)
     }
 
-    /// Closes the connection that has waited longest for its peer, of the first of these users who has one.
+    /// Closes the connection that has waited longest for its peer, of the first of these users that has one.
     fn evict(&mut self, from: &[User]) -> Option<()> {
         let longest = from.iter().find_map(|user| {
             let theirs = self.all.iter().filter(|(_, entry)| entry.user == *user);
@@ -370,7 +370,7 @@ mod tests {
         Limits::of(16)
     }
 
-    /// So many of one user's; `busy` ones are worked for.
+    /// Admits up to `count` connections of a user; with `busy`, each has a request in progress.
     fn fill(all: &Arc<Connections>, user: User, count: usize, busy: bool) -> Vec<Place> {
         let now = Instant::now();
         let admit = |at| {
@@ -389,13 +389,13 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_filled_it_root_finds_a_place_and_one_user_never_has_them_all() {
+    fn root_is_admitted_at_the_limit_and_no_user_has_all_connections() {
         let all = Arc::new(Connections::new(limits()));
         let alice = fill(&all, ALICE, 50, true);
         assert_eq!(
             alice.len(),
             limits().per_user,
-            "busy ones keep their places"
+            "busy connections are not evicted"
         );
         let bob = fill(&all, BOB, 50, true);
         assert_eq!(alice.len() + bob.len(), 12);
@@ -403,25 +403,29 @@ mod tests {
         assert_eq!(root.len(), limits().reserved);
         assert_eq!(closed(&alice) + closed(&bob), 0);
         drop(root);
-        // Idle ones of root itself make room for its next.
+        // Idle connections of root are evicted for new ones of root.
         let root = fill(&all, User::Privileged, 50, false);
         assert_eq!(root.len(), 50);
         assert_eq!(closed(&root), 46);
         assert!(
             !root[49].connection.closed.is_cancelled(),
-            "the newest stays"
+            "the newest is kept"
         );
     }
 
     #[test]
-    fn idle_ones_go_the_oldest_first_and_those_of_whoever_has_most() {
+    fn the_oldest_idle_connection_of_the_user_with_most_is_evicted_first() {
         let all = Arc::new(Connections::new(limits()));
         let alice = fill(&all, ALICE, 6, false);
         let bob = fill(&all, BOB, 6, false);
         let carol = all.admit(User::Of(1002), Instant::now()).unwrap();
         assert_eq!(closed(&alice) + closed(&bob), 1);
         let more = fill(&all, User::Privileged, 16, true);
-        assert_eq!(more.len(), 16, "the others' idle ones go for root's");
+        assert_eq!(
+            more.len(),
+            16,
+            "idle connections of others are evicted for root"
+        );
         assert_eq!(closed(&alice) + closed(&bob), 12);
         assert!(carol.connection.closed.is_cancelled());
         assert!(all.admit(User::Privileged, Instant::now()).is_err());
@@ -429,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn each_phase_has_its_deadline_and_a_stream_has_none_while_its_peer_reads() {
+    fn each_phase_has_its_deadline_and_a_stream_has_none_while_the_peer_reads() {
         let (limits, now) = (limits(), Instant::now());
         let connection = Connection::new(limits, now);
         assert_eq!(connection.deadline(), Some(now + limits.head));

@@ -1,10 +1,10 @@
-//! The listening socket: the wrong people can open it at no moment; and the peer of each connection.
+//! The listening socket with its mode and group, and the peer of each connection.
 //! Out of scope: the requests on a connection.
 //!
 //! # Why
-//! `bind(2)` makes the file with the umask's mode, and `chmod` comes later; so the socket is bound under another name in
-//! the same directory, given its mode and group there, and renamed. The rename also replaces a dead daemon's socket in
-//! one step. That nobody answers on the old one is asked first: two live daemons never share a path.
+//! `bind(2)` creates the file with the mode of the umask, and a later `chmod` would leave it accessible to others in between. So the socket
+//! is bound under another name in the same directory, its mode and group are set, and it is renamed. The rename also replaces the socket
+//! of a daemon that has exited. A connect(2) to the old socket comes first, so that two running daemons never use the same path.
 
 use std::fs;
 use std::io;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{UnixListener, UnixStream};
 
-/// A listening socket. The file goes with it, unless another has taken its place.
+/// A listening socket. Dropping it removes its file, unless the file has been replaced.
 #[derive(Debug)]
 pub struct Door {
     listener: UnixListener,
@@ -23,7 +23,7 @@ pub struct Door {
     group: u32,
 }
 
-/// What we were doing to the socket when it failed.
+/// The operation on the socket that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} the socket {}", path.display())]
 pub struct DoorError {
@@ -33,20 +33,20 @@ pub struct DoorError {
     source: io::Error,
 }
 
-/// Who is on the other end of a connection, as the kernel saw it at `connect(2)` (unix(7), `SO_PEERCRED`).
+/// The peer of a connection at the time of its `connect(2)` (unix(7), `SO_PEERCRED`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Its user.
+    /// User id.
     pub uid: u32,
-    /// Its process, when it is in a process namespace that we see.
+    /// Process id, if the process is visible in our PID namespace.
     pub pid: Option<i32>,
-    /// Root, our own user, or in the socket's group.
+    /// Whether the peer is root, our own user, or a member of the socket's group.
     pub admitted: bool,
 }
 
 impl Door {
-    /// Binds `path`, mode 0660, for `group` when such a group exists and else for our own. Replaces the socket of a
-    /// daemon that is gone; anything else at `path` is an error. Must run inside a tokio runtime.
+    /// Binds `path` with mode 0660 and the given group, or our own group if that does not exist. Replaces the socket of a
+    /// daemon that has exited; any other file at `path` is an error. Must run in a tokio runtime.
     pub fn open(path: &Path, group: &str) -> Result<Self, DoorError> {
         let fail = |doing| {
             move |source| DoorError {
@@ -55,7 +55,7 @@ impl Door {
                 source,
             }
         };
-        ensure_free(path).map_err(fail("take"))?;
+        ensure_free(path).map_err(fail("create"))?;
         let cradle = cradle(path);
         match fs::remove_file(&cradle) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -64,7 +64,7 @@ impl Door {
             _ => {}
         }
         let bound = UnixListener::bind(&cradle).or_else(|error| match error.kind() {
-            // The directory has no space for one more file. Nobody answers on the old socket, so its file is removed.
+            // The directory has no space for one more file. No process listens on the old socket, so its file is removed.
             io::ErrorKind::StorageFull => {
                 fs::remove_file(path)?;
                 UnixListener::bind(&cradle)
@@ -75,7 +75,7 @@ impl Door {
         let opened = dress(&cradle, group)
             .map_err(fail("set the mode and group of"))
             .and_then(|meta| {
-                fs::rename(&cradle, path).map_err(fail("put into place"))?;
+                fs::rename(&cradle, path).map_err(fail("rename"))?;
                 Ok(meta)
             });
         match opened {
@@ -92,15 +92,15 @@ impl Door {
         }
     }
 
-    /// Where it is.
+    /// The path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The next connection, and its peer.
+    /// Accepts the next connection and determines its peer.
     ///
     /// # Errors
-    /// accept(2)'s, EMFILE and its like among them.
+    /// The errors of accept(2), for example EMFILE.
     pub async fn accept(&self) -> io::Result<(UnixStream, Peer)> {
         let (stream, _) = self.listener.accept().await?;
         let peer = self.peer(&stream);
@@ -119,7 +119,7 @@ impl Door {
                         .pid()
                         .is_some_and(|pid| has_group(pid, cred.uid(), self.group)),
             },
-            // Who cannot be seen is not let in.
+            // A peer whose credentials cannot be read is not permitted.
             Err(_) => Peer {
                 uid: u32::MAX,
                 pid: None,
@@ -139,7 +139,7 @@ impl Drop for Door {
 }
 
 impl Peer {
-    /// Root or the daemon's own user: places are kept for them.
+    /// Whether the peer is root or the daemon's own user: connections are reserved for them.
     pub fn is_privileged(&self) -> bool {
         self.uid == 0 || self.uid == rustix::process::geteuid().as_raw()
     }
@@ -151,7 +151,7 @@ fn ensure_free(path: &Path) -> io::Result<()> {
         other => other?,
     };
     if !meta.file_type().is_socket() {
-        let what = "something that is no socket is there";
+        let what = "the file exists and is not a socket";
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
     }
     match StdStream::connect(path) {
@@ -166,7 +166,7 @@ fn ensure_free(path: &Path) -> io::Result<()> {
         Err(error) => Err(error),
         Ok(_) => Err(io::Error::new(
             io::ErrorKind::AddrInUse,
-            "another sliced answers on it",
+            "another sliced is listening on it",
         )),
     }
 }
@@ -178,22 +178,25 @@ fn cradle(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Group before mode: the group must not gain rights that were meant for another. A group that cannot be given (we are
-/// not root and not in it, or it has no number in our user namespace) lets fewer people in, so it does not stop us.
+/// Sets the group before the mode, so that no other group gets the rights meant for this one. If the group cannot be set (we are neither
+/// root nor a member, or it is not mapped in our user namespace), fewer users have access, so this is not an error.
 fn dress(path: &Path, group: &str) -> io::Result<fs::Metadata> {
     match group_id(group) {
         Some(gid) => {
             if let Err(error) = chown(path, None, Some(gid)) {
-                tracing::warn!(group, %error, "cannot give the socket to its group");
+                tracing::warn!(group, %error, "cannot set the group of the socket");
             }
         }
-        None => tracing::debug!(group, "no such group: the socket is for our own alone"),
+        None => tracing::debug!(
+            group,
+            "group not found: the socket has the daemon's own group"
+        ),
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
     fs::symlink_metadata(path)
 }
 
-/// From group(5). Groups of a directory service are given by number.
+/// Reads the group id from group(5). Groups of a directory service must be specified by id.
 fn group_id(name: &str) -> Option<u32> {
     if let Ok(gid) = name.parse() {
         return Some(gid);
@@ -205,8 +208,8 @@ fn group_id(name: &str) -> Option<u32> {
     })
 }
 
-/// Whether the process has `gid` among its supplementary groups (proc_pid_status(5)). The process may have ended since
-/// it connected and its number gone to another; so that one must at least be the same user's.
+/// Whether the process has `gid` among its supplementary groups (proc_pid_status(5)). The process may have exited since
+/// it connected and its pid may have been reused; so the process must at least have the same user.
 fn has_group(pid: i32, uid: u32, gid: u32) -> bool {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
         return false;

@@ -1,5 +1,5 @@
-//! A socket that tells its connection when its peer takes nothing, and an answer that tells when it has been handed on.
-//! Out of scope: what follows ([`super::connections`]).
+//! A socket that reports to its connection when the peer does not read, and a response body that reports when it has been sent.
+//! Out of scope: the consequences ([`super::connections`]).
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use super::connections::Connection;
 use crate::clock;
 
-/// A connection's socket.
+/// A connection's socket; reports the progress of writes.
 pub(super) struct Guarded {
     stream: UnixStream,
     connection: Arc<Connection>,
@@ -69,7 +69,7 @@ impl AsyncWrite for Guarded {
         self.stream.is_write_vectored()
     }
 
-    /// Asked when all that there is has been written.
+    /// hyper calls this when it has written all data.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         if flushed.is_ready() {
@@ -83,11 +83,11 @@ impl AsyncWrite for Guarded {
     }
 }
 
-/// An answer's body.
+/// A response body; reports its end when dropped.
 pub(super) struct Tracked {
     body: Body,
     connection: Arc<Connection>,
-    /// Held as long as the answer is being made.
+    /// Held until the end of the body.
     _held: Box<dyn Send>,
 }
 

@@ -1,63 +1,64 @@
-//! How much of the daemon its clients may take up.
-//! Out of scope: counting it ([`super::connections`], [`super::admission`]).
+//! Limits on the resources that clients may use.
+//! Out of scope: enforcing them ([`super::connections`], [`super::admission`]).
 //!
 //! # Why
-//! The engine shares descriptors, memory and processors with whoever connects. A client that says nothing, reads nothing or asks for
-//! everything at once must not keep a drift from being repaired, nor an operator from asking why.
+//! The engine shares descriptors, memory and CPUs with the clients. A client that sends nothing, reads nothing or requests everything at
+//! once must not delay the repair of a drift, nor block the requests of an operator.
 
 use std::time::Duration;
 
-/// Bytes of a request's head.
+/// Maximum size of a request's head, in bytes.
 pub const HEAD_LIMIT: usize = 64 << 10;
-/// One manifest's text at most, in bytes.
+/// Maximum size of a manifest, in bytes.
 pub const MANIFEST_LIMIT: usize = 1 << 20;
-/// Manifests in one request.
+/// Maximum number of manifests in a request.
 pub const SOURCES_LIMIT: usize = 1024;
-/// Bytes of what a manifest is called.
+/// Maximum length of a manifest's name, in bytes.
 pub const SOURCE_NAME_LIMIT: usize = 4096;
-/// One request's body at most, in bytes, where it carries manifests.
+/// Maximum size of the body of a request with manifests, in bytes.
 pub const BODY_LIMIT: usize = 16 << 20;
-/// The same where it does not.
+/// Maximum size of the body of other requests, in bytes.
 pub const SMALL_BODY_LIMIT: usize = 64 << 10;
-/// Bytes of all bodies together that are being received: of privileged users, and of all others.
+/// Maximum total size of the bodies that are being received, in bytes; once for privileged users and once for all others.
 pub const BODIES_LIMIT: usize = 2 * BODY_LIMIT;
 
-/// Bytes of all answers together that have been made and not taken yet: of privileged users, and of all others.
+/// Maximum total size of the responses that clients have not read yet, in bytes; once for privileged users and once for all others.
 pub const ANSWERS_LIMIT: usize = 64 << 20;
-/// An answer that is smaller is not counted.
+/// Responses below this size, in bytes, are not counted.
 pub const SMALL_ANSWER: usize = 64 << 10;
 
 /// Limits of one server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections.
+    /// Maximum number of connections.
     pub connections: usize,
-    /// Of them, only for root and the daemon's own user.
+    /// Number of connections reserved for root and the daemon's own user.
     pub reserved: usize,
-    /// Of one other user.
+    /// Maximum number of connections of one unprivileged user.
     pub per_user: usize,
-    /// Connections that follow something; half as many of one user that is not privileged.
+    /// Maximum number of streams (`follow=true`); half of it for all unprivileged users, a quarter for one of them.
     pub streams: usize,
-    /// Requests that read manifests or look at the whole host, at the same time: of privileged users, and as many of all others.
+    /// Maximum number of concurrent requests that parse manifests or observe the whole host; once for privileged users and once for all
+    /// others.
     pub heavy: usize,
-    /// Lists of objects that are being made, in the same way.
+    /// Maximum number of concurrent lists of objects; once for privileged users and once for all others.
     pub lists: usize,
-    /// For a request's head, from the connection or its first byte on.
+    /// Timeout for receiving a request's head, from the start of the connection.
     pub head: Duration,
-    /// Between two requests.
+    /// Timeout between two requests.
     pub idle: Duration,
-    /// For a request's body.
+    /// Timeout for receiving a request's body.
     pub body: Duration,
-    /// For the peer to take anything of what is written to it.
+    /// Timeout of a write during which the peer reads nothing.
     pub write: Duration,
-    /// For the peer to take an answer whole that is no stream.
+    /// Timeout for the peer to read a complete response, except a stream.
     pub response: Duration,
-    /// For a place among the heavy requests, or the lists.
+    /// Timeout of a request that waits because of `heavy`, `lists` or the size of responses.
     pub turn: Duration,
 }
 
 impl Limits {
-    /// With so many connections.
+    /// The limits for a maximum number of connections.
     pub fn of(connections: usize) -> Self {
         let connections = connections.max(8);
         let reserved = connections / 4;
@@ -67,7 +68,7 @@ impl Limits {
             per_user: (connections - reserved) / 2,
             streams: connections / 4,
             heavy: 2,
-            // It is work for a processor, of which the engine needs the others.
+            // Lists need CPU time: one CPU at most, since the engine needs the others.
             lists: 1,
             head: Duration::from_secs(10),
             idle: Duration::from_secs(30),

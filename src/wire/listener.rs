@@ -1,5 +1,5 @@
-//! Accepting connections, and each of them to its end.
-//! Out of scope: requests ([`super::server`]), who is let in ([`super::door`]), limits ([`super::connections`]).
+//! Accepts connections and serves each of them until it ends.
+//! Out of scope: requests ([`super::server`]), permission ([`super::door`]), limits ([`super::connections`]).
 
 use std::io;
 use std::sync::Arc;
@@ -26,17 +26,17 @@ use super::server::{Shared, router};
 use crate::api::view::Problem;
 use crate::clock;
 
-/// How long requests may run on after the stop, so that the daemon's own 2 s hold.
+/// How long requests may continue after the stop, so that the daemon stops within 2 s.
 const GRACE: Duration = Duration::from_millis(500);
-/// After a connection could not be accepted for want of descriptors or memory.
+/// Pause after a failed accept(2), which is due to a lack of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `stop` is cancelled; streams end then, other requests get half a second.
+/// Serves until `stop` is cancelled; then streams end, and other requests have half a second to complete.
 pub async fn serve<B: Backend>(door: Door, backend: B, stop: CancellationToken) -> io::Result<()> {
     serve_within(door, backend, stop, Limits::default()).await
 }
 
-/// The same within these limits.
+/// The same as [`serve`] with other limits.
 pub async fn serve_within<B: Backend>(
     door: Door,
     backend: B,
@@ -51,7 +51,7 @@ pub async fn serve_within<B: Backend>(
     let room = Arc::new(Room::new(limits, Arc::clone(&connections)));
     let app = router(Arc::clone(&shared), room);
     let mut tasks = JoinSet::new();
-    // What has lost its place holds its socket until its task has run: those are not to pile up.
+    // An evicted connection holds its socket until its task has run: this bounds their number.
     let most = limits.connections + limits.connections / 8 + 1;
     loop {
         let accepted = tokio::select! {
@@ -73,14 +73,14 @@ pub async fn serve_within<B: Backend>(
             }
         }
     }
-    // Nobody is kept waiting at a door that nobody opens.
+    // Closes the listening socket, so that no client waits for an accept(2).
     drop(door);
     let ended = async { while tasks.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(GRACE, ended).await;
     Ok(())
 }
 
-/// A place for the connection, or a word to the peer and none.
+/// Admits the connection, or sends the peer a 503 response.
 fn take_in(
     connections: &Arc<Connections>,
     stream: &UnixStream,
@@ -111,14 +111,14 @@ fn take_in(
                 "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
                 body.len()
             );
-            // What a new socket does not take at once is not said.
+            // Best effort: if the socket buffer is full, the peer receives no response.
             let _ = stream.try_write(answer.as_bytes());
             None
         }
     }
 }
 
-/// One connection to its end.
+/// Serves a connection until it ends.
 async fn talk(
     stream: UnixStream,
     place: Place,
@@ -144,7 +144,7 @@ async fn talk(
         tokio::select! {
             talked = &mut talking => {
                 if let Err(error) = talked {
-                    tracing::debug!(%error, "a connection ended");
+                    tracing::debug!(%error, "connection closed with an error");
                 }
                 break;
             }

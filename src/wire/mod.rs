@@ -1,8 +1,8 @@
-//! CARRIES: HTTP and JSON on a Unix socket: the requests ([`backend`]), the listening socket ([`door`]), the server, the client.
-//! Out of scope: decisions, storage, messages and tables for people.
+//! HTTP and JSON on a Unix socket: the requests ([`backend`]), the listening socket ([`door`]), the server, the client.
+//! Out of scope: decisions, storage, messages and tables for users.
 //!
 //! # Endpoints
-//! | request | answer |
+//! | request | response |
 //! |---|---|
 //! | `GET /v1/version` | [`Server`](crate::api::view::Server) |
 //! | `POST /v1/apply?dry_run=false`, body `{"sources":[{"name","text"}]}` | array of [`ApplyResult`](crate::api::view::ApplyResult) |
@@ -10,17 +10,17 @@
 //! | `POST /v1/names`, same body | array of the groups' names |
 //! | `GET /v1/objects/{kind}[/{name}]` | [`List`](crate::api::view::List) |
 //! | `GET /v1/objects/{kind}[/{name}]?follow=true` | lines of [`Change`](crate::api::view::Change) |
-//! | `DELETE /v1/objects/{kind}/{name}?force=false` | 204; it goes when nothing holds it any more |
+//! | `DELETE /v1/objects/{kind}/{name}?force=false` | 204; the object is removed when it has no more finalizers |
 //! | `GET /v1/events?object=vm/x&follow=false` | lines of [`Event`](crate::api::event::Event) |
-//! | `GET /v1/logs/{vm}?follow=false&lines=10` | bytes; without `lines` all that is there |
+//! | `GET /v1/logs/{vm}?follow=false&lines=10` | bytes; without `lines` the whole log |
 //! | `POST /v1/gc?dry_run=false` | array of [`Leftover`](crate::api::view::Leftover) |
 //! | `GET /v1/doctor` | array of [`Check`](crate::api::view::Check) |
 //! | `GET /v1/explain/{vm}?packet=1.2.3.4:443/tcp` | [`Explanation`](crate::api::view::Explanation) |
 //! | `GET /v1/route/{group}` | [`Reach`](crate::api::view::Reach) |
 //!
-//! "Lines" are `application/x-ndjson`: one JSON value a line, flushed as it comes. What fails answers 400 (the request
-//! makes no sense), 403 (the peer may not ask), 404, 409, 413, 422, 500 or 503 (too much at once; try again) with a
-//! [`Problem`](crate::api::view::Problem).
+//! "Lines" are `application/x-ndjson`: one JSON value per line, each flushed immediately. Errors are 400 (malformed request),
+//! 403 (the peer is not permitted), 404, 409, 413, 422, 500 or 503 (a limit is reached; try again), with a
+//! [`Problem`](crate::api::view::Problem) as the body.
 
 mod admission;
 pub mod backend;

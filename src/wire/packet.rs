@@ -1,24 +1,25 @@
-//! `DST[:PORT[/PROTO]]`: a packet as a person asks about it, and back.
-//! Out of scope: judging it.
+//! `DST[:PORT[/PROTO]]`: parses and formats the packet of an `explain` request.
+//! Out of scope: evaluating it.
 
 use crate::api::policy::{Entry, Packet, Protocol};
 
-/// Reads `DST`, `DST:PORT` (TCP) or `DST:PORT/PROTO`. `DST` alone is a packet without ports, as a ping.
+/// Parses `DST`, `DST:PORT` (TCP) or `DST:PORT/PROTO`. `DST` alone is a packet without ports, such as a ping.
 pub fn parse(text: &str) -> Result<Packet, String> {
-    let why = |why: &str| format!("`{text}` is no destination: {why}; expected IP[:PORT[/PROTO]]");
+    let why =
+        |why: &str| format!("invalid destination \"{text}\": {why}; expected IP[:PORT[/PROTO]]");
     let entry: Entry = text.parse().map_err(|_| {
-        why("an IPv4 address, a port from 1 to 65535 and tcp or udp may stand in it")
+        why("it consists of an IPv4 address, a port from 1 to 65535, and tcp or udp")
     })?;
     if entry.network.prefix() != 32 {
         return Err(why("it is a network, not one address"));
     }
     let transport = match (entry.ports, entry.protocol) {
         (None, None) => None,
-        (None, Some(_)) => return Err(why("a protocol needs a port")),
+        (None, Some(_)) => return Err(why("a protocol requires a port")),
         (Some(ports), protocol) if ports.first == ports.last => {
             Some((protocol.unwrap_or(Protocol::Tcp), Some(ports.first)))
         }
-        (Some(_), _) => return Err(why("it has a range of ports, not one")),
+        (Some(_), _) => return Err(why("it has a range of ports, not one port")),
     };
     Ok(Packet {
         destination: entry.network.ip(),
@@ -26,7 +27,7 @@ pub fn parse(text: &str) -> Result<Packet, String> {
     })
 }
 
-/// The canonical form: what [`parse`] reads, with the protocol always written.
+/// Formats a packet as [`parse`] reads it, always with the protocol.
 pub fn text(packet: &Packet) -> String {
     match packet.transport {
         None => packet.destination.to_string(),
@@ -40,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_destination_is_read_and_written_back_in_full() {
+    fn a_destination_is_parsed_and_formatted_with_its_protocol() {
         for (written, canonical) in [
             ("1.1.1.1", "1.1.1.1"),
             ("1.1.1.1:443", "1.1.1.1:443/tcp"),
@@ -51,10 +52,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_single_packet_is_refused_with_the_reason() {
+    fn anything_but_a_single_packet_is_refused_with_the_reason() {
         for (written, reason) in [
             ("10.0.0.0/8", "a network"),
-            ("1.1.1.1/udp", "needs a port"),
+            ("1.1.1.1/udp", "requires a port"),
             ("1.1.1.1:1-9", "a range of ports"),
             ("example.org", "an IPv4 address"),
             ("1.1.1.1:0", "a port from 1"),

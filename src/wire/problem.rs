@@ -1,5 +1,5 @@
-//! An answer that is no success.
-//! Out of scope: why.
+//! Error responses.
+//! Out of scope: the reasons.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::api::view::Problem;
 
-/// With one sentence, and one cause each.
+/// A response with a [`Problem`] as its body: a message, and one entry per cause.
 pub(super) fn problem(status: StatusCode, error: String, problems: Vec<String>) -> Response {
     (status, Json(Problem { error, problems })).into_response()
 }

@@ -1,5 +1,5 @@
-//! The server: HTTP requests to [`Backend`] calls, and answers to JSON.
-//! Out of scope: who may connect (see [`super::door`]), what the answers mean.
+//! The server: maps HTTP requests to [`Backend`] calls, and results to JSON.
+//! Out of scope: permission (see [`super::door`]), the meaning of the results.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -31,20 +31,20 @@ use crate::api::vm::PowerVerb;
 /// The body of `apply`, `diff` and `names`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Sources {
-    /// Manifests, in the order given.
+    /// Manifests, in the given order.
     pub sources: Vec<Source>,
 }
 
-/// What all requests share.
+/// State shared by all requests.
 pub(super) struct Shared<B> {
     pub(super) backend: B,
-    /// Streams end with it.
+    /// Cancelled when the daemon stops; ends all streams.
     pub(super) stop: CancellationToken,
 }
 
 type Hall<B> = State<Arc<Shared<B>>>;
 
-/// All that may be asked.
+/// The routes of the API.
 pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, room: Arc<Room>) -> Router {
     Router::new()
         .route("/v1/version", get(version::<B>))
@@ -239,13 +239,13 @@ async fn route<B: Backend>(
 }
 
 async fn nowhere(request: Request) -> Response {
-    let error = format!("there is nothing at {}", request.uri().path());
+    let error = format!("path {} not found", request.uri().path());
     problem(StatusCode::NOT_FOUND, error, Vec::new())
 }
 
 async fn wrong_method(request: Request) -> Response {
     let error = format!(
-        "{} may not be asked with {}",
+        "{} does not support method {}",
         request.uri().path(),
         request.method()
     );
@@ -333,14 +333,14 @@ fn bounded(body: Sources) -> Result<Vec<Source>, Refusal> {
         if name.len() > SOURCE_NAME_LIMIT {
             let found = name.len();
             let why = format!(
-                "a manifest's name has {found} bytes, expected at most {SOURCE_NAME_LIMIT}"
+                "the name of a manifest has {found} bytes, expected at most {SOURCE_NAME_LIMIT}"
             );
             return Err(Refusal::Invalid(vec![why]));
         }
         if text.len() > MANIFEST_LIMIT {
             let found = text.len();
             let why = format!(
-                "{name}: {found} bytes are more than a manifest may have ({MANIFEST_LIMIT})"
+                "{name}: the manifest has {found} bytes, expected at most {MANIFEST_LIMIT}"
             );
             return Err(Refusal::Invalid(vec![why]));
         }
@@ -348,7 +348,7 @@ fn bounded(body: Sources) -> Result<Vec<Source>, Refusal> {
     Ok(body.sources)
 }
 
-/// A stream as lines of JSON. Ends with the daemon, so that a watch does not hold up its end.
+/// A response with the stream as lines of JSON. It ends when the daemon stops, so that a watch does not delay the stop.
 fn lines<B, T: Serialize + Send + 'static>(
     hall: &Shared<B>,
     items: impl Stream<Item = T> + Send + 'static,
@@ -363,13 +363,13 @@ fn lines<B, T: Serialize + Send + 'static>(
 
 fn line(item: &impl Serialize) -> Option<Bytes> {
     let mut text = serde_json::to_vec(item)
-        .inspect_err(|error| tracing::error!(%error, "cannot write an answer as JSON"))
+        .inspect_err(|error| tracing::error!(%error, "cannot encode a response as JSON"))
         .ok()?;
     text.push(b'\n');
     Some(text.into())
 }
 
-/// An extractor whose rejections are [`Problem`]s, too.
+/// An extractor whose rejections are [`Problem`]s.
 struct Asked<T>(T);
 
 macro_rules! asked {

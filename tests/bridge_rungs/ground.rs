@@ -99,7 +99,7 @@ fn a_bridge_of_ours_is_made_kept_readdressed_and_removed() {
             .iter()
             .filter(|step| !step.contains("LIMIT"))
             .collect();
-        assert_eq!(taken[0], "take address 192.168.137.1/24 off brvm0");
+        assert_eq!(taken[0], "remove address 192.168.137.1/24 from brvm0");
         let has = |address: &str| kernel::run("ip -4 -o addr show dev brvm0").contains(address);
         assert!(!has("137.1/24") && has("137.254/24"));
         assert!(has("10.9.9.1/24"), "an address of somebody else's");
@@ -219,11 +219,11 @@ fn a_link_that_is_no_bridge_stops_its_own_vms_only() {
         host.vm(&host.wish(2, "brvm0")).await;
         let why = host.port_diff(&host.wish(3, "eth7")).await.unwrap_err();
         assert!(
-            why.contains("link eth7 is not ours: it is no bridge"),
+            why.contains("link eth7 is not ours: it is not a bridge"),
             "{why}"
         );
         let why = host.port_diff(&host.wish(3, "br7")).await.unwrap_err();
-        assert!(why.contains("br7: it is not there yet"), "{why}");
+        assert!(why.contains("br7: it does not exist yet"), "{why}");
         host.ground(Footing::default()).await;
         assert_eq!(shown("eth7"), before);
     });

@@ -58,7 +58,7 @@ fn a_tap_that_others_may_open_is_made_anew_and_starts_shut() {
         let made = &kernel::ip("link show vmtap2")[0];
         assert!(!made["flags"].to_string().contains("UP"), "{made}");
         let taken = host.gate(&wish).await;
-        assert_eq!(taken.last().unwrap(), "open the gate (TAP up)");
+        assert_eq!(taken.last().unwrap(), "turn forwarding on (TAP up)");
     });
 }
 
@@ -94,7 +94,7 @@ fn a_strangers_link_or_neighbour_is_a_conflict_and_stays() {
         other.port.label = host.wish(6, "br0").port.label;
         let why = host.port_fails(&other).await;
         assert!(
-            why.contains("it is VM web-5's; choose another tap_prefix"),
+            why.contains("it belongs to VM web-5: choose another tap_prefix"),
             "{why}"
         );
     });

@@ -233,7 +233,10 @@ fn a_filter_taken_away_shuts_the_gate_and_a_toggle_does_not() {
         assert_eq!(taken.len(), 3, "{taken:?}");
         assert_eq!(
             (taken[0].as_str(), taken[2].as_str()),
-            ("shut the gate (TAP down)", "open the gate (TAP up)")
+            (
+                "turn forwarding off (TAP down)",
+                "turn forwarding on (TAP up)"
+            )
         );
         kernel::run("tc qdisc del dev vmtap2 clsact");
         assert_eq!(host.gate(&one).await, taken);

@@ -49,7 +49,7 @@ fn a_living_daemons_socket_is_left_alone() {
     let path = dir.path().join("s");
     let _living = UnixListener::bind(&path).unwrap();
     let error = open(&path).unwrap_err();
-    assert!(error.contains("another sliced answers"), "{error}");
+    assert!(error.contains("another sliced is listening"), "{error}");
     assert!(UnixStream::connect(&path).is_ok());
 }
 
@@ -59,7 +59,7 @@ fn what_is_no_socket_is_left_alone() {
     let path = dir.path().join("s");
     fs::write(&path, "precious").unwrap();
     let error = open(&path).unwrap_err();
-    assert!(error.contains("no socket"), "{error}");
+    assert!(error.contains("not a socket"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 }
 
@@ -108,13 +108,16 @@ fn strangers_are_turned_away_and_the_sockets_group_is_let_in() {
     let closed = as_user(&fixture, 65534, 65534);
     assert_eq!(closed.status.code(), Some(1));
     let said = String::from_utf8_lossy(&closed.stderr).into_owned();
-    assert!(said.contains("no permission"), "{said}");
+    assert!(said.contains("permission denied"), "{said}");
     // Even when the file's mode has been loosened, the peer's credentials count.
     fs::set_permissions(fixture.socket(), fs::Permissions::from_mode(0o666)).unwrap();
     let refused = as_user(&fixture, 65534, 65534);
     assert_eq!(refused.status.code(), Some(1));
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(said.contains("user 65534 may not talk to sliced"), "{said}");
+    assert!(
+        said.contains("user 65534 may not connect to sliced"),
+        "{said}"
+    );
     let member = as_user(&fixture, 65534, 0);
     assert_eq!(member.status.code(), Some(0), "{member:?}");
 }

@@ -364,8 +364,7 @@ impl Backend for World {
         };
         let hypervisor = object.spec.hypervisor;
         if hypervisor == Hypervisor::None {
-            let cause =
-                format!("vm/{vm} has no VMM of ours that could count: its hypervisor is none");
+            let cause = format!("vm/{vm} has no metrics: hypervisor is none");
             return Err(Refusal::Conflict(vec![cause]));
         }
         let counters = [
@@ -394,7 +393,7 @@ impl Backend for World {
             PowerVerb::Stop => Power::Stopped,
         };
         if object.spec.hypervisor == Hypervisor::None {
-            let cause = format!("vm/{vm} has no VMM of ours to {verb}: its hypervisor is none");
+            let cause = format!("cannot {verb} vm/{vm}: hypervisor is none");
             return Err(Refusal::Conflict(vec![cause]));
         }
         if object.power == power {
@@ -432,7 +431,7 @@ impl Backend for World {
 
     async fn type_in(&self, vm: Name, _: Bytes) -> Result<(), Refusal> {
         self.find(Kind::Vm, &vm)?;
-        Err(Refusal::Conflict(vec![format!("vm/{vm} does not run")]))
+        Err(Refusal::Conflict(vec![format!("vm/{vm} is not running")]))
     }
 
     async fn logs(

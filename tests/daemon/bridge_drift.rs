@@ -51,7 +51,7 @@ macro_rules! repaired {
 
 repaired! {
     a_deleted_tap_comes_back: "vm/web-1", "create the TAP", "ip link del vmtap0";
-    a_tap_that_is_down_comes_up: "vm/web-1", "open the gate", "ip link set vmtap0 down";
+    a_tap_that_is_down_comes_up: "vm/web-1", "turn forwarding on", "ip link set vmtap0 down";
     a_tap_taken_off_its_bridge_comes_back: "vm/web-1", "make the TAP a port",
         "ip link set vmtap0 nomaster";
     a_deleted_filter_comes_back: "vm/web-1", "set filter", "tc filter del dev vmtap0 ingress";

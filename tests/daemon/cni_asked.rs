@@ -96,7 +96,7 @@ fn what_a_group_asks_for_is_shown_as_it_was_written_and_a_change_of_it_replaces_
         let other = house.write("other.yaml", &asking(1, &asked("20M")));
         let output = house.try_ctl(&format!("diff -f {other}"));
         let diff = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(diff.contains("create it anew"), "{diff}");
+        assert!(diff.contains("create it again"), "{diff}");
         house.apply(&asking(1, &asked("20M")));
         house.until("pod-1 is replaced", || {
             (identity(&house, "pod-1").0 != uid && is_ready(&house, "pod-1").is_some())
@@ -223,7 +223,7 @@ fn a_vm_made_on_demand_asks_for_its_own_and_shares_nothing_that_only_one_can_hav
             ),
             ("--port-mapping 80", 2, "invalid port mapping"),
             ("--bandwidth fast", 2, "expected KEY=BITS"),
-            ("--mac 7", 2, "is no Ethernet address"),
+            ("--mac 7", 2, "invalid MAC address"),
             ("--ip fd00::1", 2, "expected a unicast IPv4 address"),
             ("--cni-arg a", 2, "expected KEY=VALUE"),
         ] {
@@ -233,7 +233,7 @@ fn a_vm_made_on_demand_asks_for_its_own_and_shares_nothing_that_only_one_can_hav
         house.apply(&slots(1, ""));
         let refusal = house.refused("vm add sandbox --name no --ip 10.77.0.5", 1);
         assert!(
-            refusal.contains("the group is in mode isolated"),
+            refusal.contains("its group is in mode isolated"),
             "{refusal}"
         );
     });

@@ -64,9 +64,9 @@ fn the_kernels_counters_of_a_vm_are_shown_whether_or_not_its_vmm_answers() {
                 assert_eq!(why.is_some(), has_vmm && hung, "{vm}, hung {hung}: {found}");
                 let table = house.ctl(&format!("vm metrics {vm}"));
                 let by = match (has_vmm, hung) {
-                    (true, true) => "by the kernel alone: its VMM does not tell",
+                    (true, true) => "by the kernel only: cannot read the metrics of its VMM",
                     (true, false) => "by cloud-hypervisor since",
-                    (false, _) => "by the kernel: there is no VMM",
+                    (false, _) => "by the kernel: the VM has no VMM",
                 };
                 assert!(
                     table.contains(by) && table.contains("connections.limit"),

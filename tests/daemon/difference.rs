@@ -113,7 +113,7 @@ fn what_removes_an_isolated_vm_is_foretold_step_by_step() {
             ["vm/sandbox-2", "vm/sandbox-3"]
         );
         let words = [
-            "shut the gate",
+            "turn forwarding off",
             "delete namespace",
             "delete link",
             "run directory",
@@ -132,7 +132,7 @@ fn what_removes_a_vm_from_a_bridge_is_foretold_step_by_step() {
         assert_eq!(
             told["vm/web-3"],
             [
-                "shut the gate (TAP down)",
+                "turn forwarding off (TAP down)",
                 "delete TAP vmtap2",
                 &format!(
                     "unpin neighbour {} on brvm0",
@@ -152,7 +152,7 @@ fn what_removes_a_vm_from_a_cni_network_is_foretold_step_by_step() {
         let told = comes_true(&house, &pod(1), 1);
         assert_eq!(told.keys().collect::<Vec<_>>(), ["vm/pod-2", "vm/pod-3"]);
         let words = [
-            "shut the gate (TAP down)",
+            "turn forwarding off (TAP down)",
             "detach from CNI network net",
             "remove the intent",
             "delete namespace",
@@ -257,7 +257,7 @@ fn assert_new(told: &mut Steps, done: &mut Steps, vm: &str, word: &str) {
     let mut told = told.remove(vm).expect("foretold");
     let done = done.remove(vm).expect("done");
     let last = told.pop().expect("a last word");
-    assert!(last.starts_with("create it anew"), "{last}");
+    assert!(last.starts_with("create it again"), "{last}");
     assert_in_order(&told, &[word, "remove the VM's run directory"]);
     assert_eq!(done[..told.len()], told);
     assert_eq!(done[told.len()], "write the VM's record");
@@ -360,7 +360,10 @@ fn stopping_a_running_guest_is_foretold_and_a_live_change_leaves_it_alone() {
             let [(vm, steps)] = &told.iter().collect::<Vec<_>>()[..] else {
                 panic!("{told:?}");
             };
-            assert_in_order(steps, &["terminate", "shut the gate", "run directory"]);
+            assert_in_order(
+                steps,
+                &["terminate", "turn forwarding off", "run directory"],
+            );
             let before = house.log().len();
             house.apply(&guests(one));
             house.until("it is gone", || {

@@ -110,7 +110,7 @@ repaired! {
         |place| inside(place, "iptables -P FORWARD ACCEPT");
     an_extra_rule_in_a_namespace_goes: "vm/sandbox-1", "commit rules",
         |place| inside(place, "iptables -I FORWARD -j ACCEPT");
-    an_opened_ipv6_policy_of_a_namespace_is_closed: "vm/sandbox-1", "seal IPv6",
+    an_opened_ipv6_policy_of_a_namespace_is_closed: "vm/sandbox-1", "block IPv6",
         |place| inside(place, "ip6tables -P FORWARD ACCEPT");
     a_removed_address_of_the_host_link_comes_back: "vm/sandbox-1", "add address",
         |place| format!("ip addr flush dev {}", place.link);
@@ -134,7 +134,7 @@ repaired! {
         |place| inside(place, "sh -c 'echo 0 > /proc/sys/net/ipv6/conf/all/disable_ipv6'");
     a_deleted_namespace_comes_back: "vm/sandbox-1", "create the namespace",
         |place| format!("ip netns del {}", place.name);
-    a_namespace_hidden_from_ip_netns_is_shown_again: "vm/sandbox-1", "show the namespace to ip netns",
+    a_namespace_hidden_from_ip_netns_is_shown_again: "vm/sandbox-1", "make the namespace visible to ip netns",
         |place| format!("rm /run/netns/{}", place.name);
     a_removed_run_directory_comes_back: "vm/sandbox-1", "write the VM's record",
         |place| format!("rm -r /run/slice/vm/{}", place.uid);

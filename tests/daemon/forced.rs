@@ -193,7 +193,7 @@ fn an_attachment_whose_del_fails_is_given_up_at_once_and_recorded() {
                     _ => bystander.assert_alive(&house, &case),
                 }
                 let doctor = String::from_utf8_lossy(&house.try_ctl("doctor").stdout).into_owned();
-                assert!(doctor.contains("CNI attachments given up"), "{doctor}");
+                assert!(doctor.contains("CNI attachments not released"), "{doctor}");
                 plugs.unsay();
                 clear(&house, target);
                 bystander.assert_alone(&house, &[], &case);

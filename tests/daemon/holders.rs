@@ -452,7 +452,7 @@ fn a_vmm_and_its_disk_that_others_use_go_or_the_holder_is_named() {
         let named = &Ends::After(&["victim-1.img", "sleep"]);
         deleted_while("somebody holds the disk", manifest, named, |house| {
             Holder::shell(&format!(
-                "exec 5<{}/disks/victim-1.img; flock -s 5 &",
+                "exec 5<{}/disks/victim-1.img; flock -s 5 & until grep -q -- \"-> FLOCK .* $! \" /proc/locks; do sleep 0.01; done",
                 house.state().display()
             ))
         });

@@ -384,7 +384,7 @@ fn another_state_directory_with_a_run_directory_that_holds_vms_is_refused() {
         other.start();
         other.stop();
         let told = refused(&other, &other.state(), &house.run);
-        assert!(told.contains("holds VMs of another sliced"), "{told}");
+        assert!(told.contains("contains VMs of another sliced"), "{told}");
         assert_eq!(house::world_to_the_last_handle(), before);
     });
 }

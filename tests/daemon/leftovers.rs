@@ -296,7 +296,7 @@ fn gc_tells_what_is_still_there_and_fails_and_what_it_tells_as_removed_is_gone()
         assert_eq!(output.status.code(), Some(1), "{out}{said}");
         assert!(!out.contains("REMOVED"), "{out}");
         assert!(
-            said.contains("vm/sandbox-1@") && said.contains("is still there"),
+            said.contains("vm/sandbox-1@") && said.contains("still exists"),
             "{said}"
         );
         assert!(

@@ -422,7 +422,7 @@ fn a_directory_that_is_not_ours_is_refused_with_its_owner_named() {
                 fs::create_dir(at).unwrap();
                 fs::set_permissions(at, fs::Permissions::from_mode(0o1777)).unwrap();
             },
-            "for everybody to write in",
+            "shared world-writable directory",
         ),
     ];
     for (what, put, expected) in PUTS {

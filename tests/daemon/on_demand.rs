@@ -142,7 +142,9 @@ fn a_file_that_no_longer_allows_what_one_has_is_refused_by_its_name() {
                 .pop()
         });
         assert!(
-            told.contains("vm/big, made on demand, asks for 3 vcpu, and the group allows 2"),
+            told.contains(
+                "vm/big, made on demand, requests 3 vcpu, and the group allows at most 2"
+            ),
             "{told}"
         );
         assert_eq!(house.get("hg sandbox")["spec"]["template"]["vcpu"], 4);
@@ -171,7 +173,7 @@ fn what_cannot_change_live_replaces_one_at_a_time_with_its_name_and_address() {
         let diff: Value = serde_json::from_str(&diff).unwrap();
         let steps = |vm: &str| diff["actions"][format!("vm/{vm}")].to_string();
         // The next to go is told; the others follow one by one.
-        assert!(steps("sandbox-1").contains("create it anew"), "{diff}");
+        assert!(steps("sandbox-1").contains("create it again"), "{diff}");
         assert!(
             !steps("two").contains("anew") && !steps("two").contains("remove"),
             "{diff}"

@@ -68,7 +68,7 @@ fn there_is_no_route_to_isolated_and_cni_groups_and_the_reason_is_said() {
         );
         let said = house.refused("route sandbox", 1);
         assert!(
-            said.contains("isolated mode: nothing from outside"),
+            said.contains("isolated mode: its VMs are not reachable"),
             "{said}"
         );
         let said = house.refused("route job", 1);
@@ -85,7 +85,9 @@ fn a_bridge_group_that_would_take_anothers_taps_is_refused_with_its_name() {
         let path = house.write("other.yaml", &WEB.replace("name: web", "name: other"));
         let said = house.refused(&format!("apply -f {path}"), 1);
         assert!(
-            said.contains("\"vm\" is the prefix of group \"web\" made by slicectl apply"),
+            said.contains(
+                "\"vm\" is already the prefix of group \"web\" created by slicectl apply"
+            ),
             "{said}"
         );
     });

@@ -106,7 +106,7 @@ fn adopted_without(spoil: impl FnOnce(&House) + Send) {
                 .pop()
                 .expect("an event");
             assert!(told.contains(house.state().to_str().unwrap()), "{told}");
-            assert!(house.log().contains("set aside"));
+            assert!(house.log().contains("moved away"));
         }
         house.stays(Duration::from_secs(1), || house.messages("", "Drift"));
         assert_eq!(

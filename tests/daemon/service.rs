@@ -94,10 +94,14 @@ fn at_rest_it_says_nothing_and_takes_next_to_no_processor_time() {
             let (spent, said) = stirred(&house);
             (spent <= REST && said.is_empty()).then_some(())
         });
-        let [(spent, said), (more, then)] = [stirred(&house), stirred(&house)];
-        assert_eq!(said + &then, "");
-        // Whoever turns in silence does so all the time; what else this machine does makes waking dearer at times.
-        assert!(spent.min(more) <= REST, "{spent:?}, {more:?}");
+        // A daemon that polls does so in every window; what else runs on this machine makes a wake-up more expensive in some.
+        let mut windows = Vec::new();
+        while windows.len() < 5 && windows.iter().all(|spent| *spent > REST) {
+            let (spent, said) = stirred(&house);
+            assert_eq!(said, "");
+            windows.push(spent);
+        }
+        assert!(windows.iter().any(|spent| *spent <= REST), "{windows:?}");
     });
 }
 
@@ -306,7 +310,10 @@ fn doctor_and_the_condition_name_settings_that_cannot_be_written() {
         empty(|mut house| {
             house.start();
             let healthy = String::from_utf8(house.try_ctl("doctor").stdout).unwrap();
-            assert!(healthy.contains("one was made and left"), "{healthy}");
+            assert!(
+                healthy.contains("a network namespace was created"),
+                "{healthy}"
+            );
             run(&format!(
                 "mount --bind {below} {below} && mount -o remount,ro,bind {below}"
             ));
@@ -317,7 +324,7 @@ fn doctor_and_the_condition_name_settings_that_cannot_be_written() {
                 .find(|line| line.contains("network namespaces"));
             let row = row.unwrap_or_else(|| panic!("{told}"));
             assert!(
-                row.contains("no setting in it can be written"),
+                row.contains("cannot write settings in a new namespace"),
                 "{below}: {row}"
             );
             assert!(

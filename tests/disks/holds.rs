@@ -51,7 +51,7 @@ fn a_writer_who_locks_nothing_is_seen_and_named() {
         .unwrap();
     for how in [Use::Read, Use::Write] {
         let words = refused(&image, how);
-        let named = format!("it is in use by process {} (sleep)", writer.id());
+        let named = format!("in use by process {} (sleep)", writer.id());
         assert!(words.ends_with(&named), "{words}");
     }
     writer.kill().unwrap();

@@ -13,6 +13,8 @@ use slicectl::host::netns::Netns;
 use slicectl::host::tap::{self, Framing, Owner};
 use slicectl::host::{Error, Handle, Kind};
 
+use crate::support::guest_stack;
+
 /// For what is a matter of milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -71,7 +73,7 @@ impl Wire {
         let owner = Owner { uid: 0, gid: None };
         let born = Change { master, ..up() };
         tap::create(name, owner, &born).unwrap();
-        let tap = attach(name).await;
+        let tap = guest_stack::attach(name, Framing::Bare).unwrap();
         let index = index(handle, name).await;
         let this = Self { index, tap };
         this.until_it_carries(handle, name).await;
@@ -121,19 +123,6 @@ impl Wire {
                     let _ = poll(&mut fds, Some(&time));
                 }
             }
-        }
-    }
-}
-
-/// A program that another test starts at this moment may still have the descriptor that the TAP was made with.
-async fn attach(name: &str) -> File {
-    let begin = Instant::now();
-    loop {
-        match tap::attach(name, Framing::Bare) {
-            Err(error) if error.kind == Kind::Busy && begin.elapsed() < PATIENCE => {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            attached => return attached.unwrap(),
         }
     }
 }

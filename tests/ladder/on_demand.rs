@@ -226,12 +226,12 @@ fn more_than_the_group_allows_is_refused_with_both_figures() {
         let cases: [(Ask, &str); 7] = [
             (
                 small(|ask| ask.vcpu = Some(2)),
-                "asks for 2 vcpu, and the group allows 1",
+                "requests 2 vcpu, and the group allows at most 1",
             ),
             (small(|ask| ask.vcpu = Some(0)), "0 vcpu"),
             (
                 small(|ask| ask.ram_bytes = Some(129 << 20)),
-                "asks for 129 MiB of memory, and the group allows 128 MiB",
+                "requests 129 MiB of memory, and the group allows at most 128 MiB",
             ),
             (
                 small(|ask| ask.ram_bytes = Some(1)),
@@ -265,9 +265,8 @@ fn lists_of_its_own_are_for_isolated_mode_alone() {
             let place = Place::with(0, template).await;
             let why = place.refused("ci", small(|ask| ask.allow = Some(vec![])));
             let why = why.await;
-            let expected = format!(
-                "only isolated mode has lists of destinations: the group is in mode {mode}"
-            );
+            let expected =
+                format!("sets allow, which needs mode: isolated (its group is in mode {mode})");
             assert!(why.contains(&expected), "{why}");
             place.add(Some("ci"), Ask::default()).await.unwrap();
         }
@@ -522,9 +521,9 @@ fn a_group_may_not_take_from_one_what_it_has() {
     assert_eq!(
         lines,
         [
-            "web.yaml:5:13: config.host_groups[0].vcpu: vm/ci, made on demand, asks for 2 vcpu, and the group allows 1 at most",
-            "web.yaml:6:15: config.host_groups[0].ram_mb: vm/ci, made on demand, asks for 128 MiB of memory, and the group allows 64 MiB at most",
-            "web.yaml:8:23: config.host_groups[0].network.mode: vm/ci, made on demand, has allow of its own, and only isolated mode has lists of destinations: the group is in mode bridge",
+            "web.yaml:5:13: config.host_groups[0].vcpu: vm/ci, made on demand, requests 2 vcpu, and the group allows at most 1",
+            "web.yaml:6:15: config.host_groups[0].ram_mb: vm/ci, made on demand, requests 128 MiB of memory, and the group allows at most 64 MiB",
+            "web.yaml:8:23: config.host_groups[0].network.mode: vm/ci, made on demand, sets allow, which needs mode: isolated (its group is in mode bridge)",
         ]
     );
     // One that is going has no say.

@@ -260,7 +260,10 @@ fn the_remedy_of_doctor_opens_a_native_chain_for_every_mode() {
         }
         let told = check();
         assert!(
-            told["found"].as_str().unwrap().contains("open for"),
+            told["found"]
+                .as_str()
+                .unwrap()
+                .contains("accept packets of"),
             "{told}"
         );
     });

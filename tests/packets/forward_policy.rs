@@ -80,7 +80,12 @@ fn doctor(lab: &Lab) -> Option<Value> {
     let text = lab.house.try_ctl("doctor -o json").stdout;
     let checks: Value = serde_json::from_slice(&text).unwrap();
     let checks = checks.as_array().or(checks["items"].as_array()).unwrap();
-    let is_it = |check: &&Value| check["found"].as_str().unwrap().contains("opens FORWARD");
+    let is_it = |check: &&Value| {
+        check["found"]
+            .as_str()
+            .unwrap()
+            .contains("accepts forwarded packets")
+    };
     checks.iter().find(is_it).cloned()
 }
 

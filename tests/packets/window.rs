@@ -203,7 +203,7 @@ fn watch_over(
         assert_eq!(
             built
                 .iter()
-                .filter(|step| step.0.starts_with("open the gate"))
+                .filter(|step| step.0.starts_with("turn forwarding on"))
                 .count(),
             1
         );
@@ -234,7 +234,7 @@ fn watch_over(
         let gone = std::mem::take(&mut *log.lock().unwrap());
         let shut = gone
             .iter()
-            .position(|step| step.0.starts_with("shut the gate"))
+            .position(|step| step.0.starts_with("turn forwarding off"))
             .expect("shut");
         // The first look after the gate was shut counts from there.
         let behind = &gone[shut + 1..];

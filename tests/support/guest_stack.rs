@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use slicectl::host::netns::Netns;
 use slicectl::host::tap::{self, Framing};
+use slicectl::host::{self, netns::Netns};
 
 use super::frames::{self, Ip};
 
@@ -22,6 +22,20 @@ pub enum Kind {
     Tcp(u16),
     /// An echo request.
     Ping,
+}
+
+/// Attaches to a TAP of this namespace. A child that another test forks has a copy of the descriptor of the guest before until its
+/// exec (O_CLOEXEC), and a TAP without queues takes one descriptor at a time (EBUSY).
+pub fn attach(tap: &str, framing: Framing) -> Result<File, host::Error> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match tap::attach(tap, framing) {
+            Err(error) if error.kind == host::Kind::Busy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            attached => return attached,
+        }
+    }
 }
 
 /// Attached to a VM's TAP.
@@ -49,9 +63,7 @@ impl Guest {
         gateway: Ipv4Addr,
     ) -> Self {
         let netns = Netns::open(netns).expect("the VM's namespace");
-        let tap = netns
-            .run_here(|| tap::attach("tap0", framing))
-            .expect("tap0");
+        let tap = netns.run_here(|| attach("tap0", framing)).expect("tap0");
         let mut guest = Self {
             tap,
             framing,
@@ -69,7 +81,7 @@ impl Guest {
     /// Opens a TAP of this namespace and asks nobody anything.
     pub fn plug(tap: &str, mac: [u8; 6], ip: Ipv4Addr, gateway: Ipv4Addr) -> Self {
         Self {
-            tap: tap::attach(tap, Framing::Bare).expect("the TAP"),
+            tap: attach(tap, Framing::Bare).expect("the TAP"),
             framing: Framing::Bare,
             mac,
             ip,

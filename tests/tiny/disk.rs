@@ -66,7 +66,7 @@ fn has_a_disk(hypervisor: Hypervisor) {
         );
         house.ctl("vm stop sandbox-1 --wait=20s");
         let why = house.refused("vm metrics sandbox-1", 1);
-        assert!(why.contains("does not run"), "{why}");
+        assert!(why.contains("is not running"), "{why}");
         house.ctl("vm start sandbox-1 --wait=20s");
         let again = std::fs::metadata(&disk).unwrap();
         assert_eq!(again.ino(), found.ino(), "it is the same disk");

@@ -67,7 +67,7 @@ fn a_running_vm_goes_on_until_what_is_to_replace_it_can_run_and_it_is_said_why()
             assert!(page.contains("another-qemu"), "{page}");
         }
         let difference = house.ctl(&format!("diff -f {file}"));
-        assert!(difference.contains("let it go on as it is"), "{difference}");
+        assert!(difference.contains("keep it unchanged"), "{difference}");
         house.stays(Duration::from_secs(1), || pids(&house));
         assert_eq!(pids(&house), before);
         assert_eq!(house.messages("hg/sandbox", "NotReplaced").len(), 1);

@@ -65,7 +65,7 @@ fn thirty_two_vms_live_on_when_the_daemon_is_killed_and_each_is_brought_back_alo
         house.kill();
         undisturbed(&house, &guests);
         house.start();
-        let quiet = "quiet: everything was looked at";
+        let quiet = "initial sync done";
         house.until("quiet again", || {
             (house.log().matches(quiet).count() == 2).then_some(())
         });

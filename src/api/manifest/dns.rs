@@ -1,5 +1,5 @@
-//! `dns_servers:`, and whether a VM can reach them.
-//! Out of scope: name servers that a policy does not mention: whether one answers depends on the network.
+//! Reads `dns_servers:`, and checks whether the policy lets a VM reach them.
+//! Out of scope: whether a name server answers.
 
 use std::net::Ipv4Addr;
 
@@ -9,11 +9,11 @@ use super::super::network::NetworkSpec;
 use super::super::policy::{self, METADATA, Origin, Packet, Policy, Protocol, Verdict};
 use super::section::{Field, Reader, Section};
 
-/// `ip=` of the Linux command line carries two name servers
+/// The maximum number of name servers: the kernel parameter `ip=` has two fields for them
 /// (kernel, Documentation/admin-guide/nfs/nfsroot.rst: `<dns0-ip>:<dns1-ip>`).
 const MAX_DNS_SERVERS: usize = 2;
 
-/// The addresses, each with its place.
+/// The addresses, each with its field.
 pub fn read<'n>(reader: &mut Reader, group: &Section<'n>) -> Vec<(Field<'n>, Ipv4Addr)> {
     const EXPECTED: &str = "a list of IPv4 addresses";
     let Some(field) = group.get("dns_servers") else {
@@ -22,7 +22,7 @@ pub fn read<'n>(reader: &mut Reader, group: &Section<'n>) -> Vec<(Field<'n>, Ipv
     let items = reader.list(field, EXPECTED);
     if let Some(third) = items.get(MAX_DNS_SERVERS) {
         let message = format!(
-            "found {} servers, expected at most {MAX_DNS_SERVERS}: the kernel's ip= carries no more",
+            "found {} servers, expected at most {MAX_DNS_SERVERS}: the kernel parameter ip= supports no more",
             items.len()
         );
         reader.refuse(third, message);
@@ -39,7 +39,7 @@ pub fn read<'n>(reader: &mut Reader, group: &Section<'n>) -> Vec<(Field<'n>, Ipv
         .collect()
 }
 
-/// Refuses addresses that no VM can reach, and warns of those that the group's own lists close.
+/// Refuses addresses that no VM can reach, and warns of addresses that the group's lists deny.
 pub fn check(
     reader: &mut Reader,
     group: &Section,
@@ -51,8 +51,8 @@ pub fn check(
     for (field, address) in servers {
         if let Some(range) = unreachable(*address, policy) {
             let why = match policy.is_some() && METADATA.contains(address) {
-                true => "allow_metadata: true opens it".to_owned(),
-                false => "take a server outside that range".to_owned(),
+                true => "allow_metadata: true allows it".to_owned(),
+                false => "use a server outside that range".to_owned(),
             };
             let message =
                 format!("\"{address}\": the VM cannot reach it: {range} is reserved; {why}");
@@ -69,8 +69,8 @@ pub fn check(
     warnings
 }
 
-/// The reserved range in which a server is of no use. Link-local addresses and those of metadata services are closed by the policy of
-/// isolated mode alone; the others are the guest's own or nobody's.
+/// The reserved range that contains an unusable server. Link-local addresses and those of metadata services are denied by the policy
+/// of isolated mode only; the other ranges are loopback, multicast or unassigned in every mode.
 fn unreachable(address: Ipv4Addr, policy: Option<&Policy>) -> Option<Ipv4Network> {
     if let Some(policy) = policy {
         return policy.reserved(address);
@@ -83,7 +83,7 @@ fn unreachable(address: Ipv4Addr, policy: Option<&Policy>) -> Option<Ipv4Network
     policy::reserved().find(is_own)
 }
 
-/// Which entry closes it to questions over UDP or TCP.
+/// The reason why the policy denies DNS queries to `address` over UDP or TCP, if it does.
 fn closed(address: Ipv4Addr, policy: &Policy) -> Option<String> {
     const DNS: u16 = 53;
     [(Protocol::Udp, "udp"), (Protocol::Tcp, "tcp")]
@@ -98,7 +98,7 @@ fn closed(address: Ipv4Addr, policy: &Policy) -> Option<String> {
             };
             Some(match origin {
                 Origin::Drop(index, entry) => {
-                    format!("drop[{index}] \"{entry}\" closes {DNS}/{word}")
+                    format!("drop[{index}] \"{entry}\" denies {DNS}/{word}")
                 }
                 Origin::Allow(..) | Origin::Reserved(_) | Origin::Default => {
                     format!("allow has no entry for {address}:{DNS}/{word}")

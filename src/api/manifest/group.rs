@@ -1,4 +1,4 @@
-//! `config:` and its host groups.
+//! Reads `config:` and its host groups.
 //! Out of scope: the `network:` section, comparing groups with each other.
 
 use std::collections::BTreeMap;
@@ -64,11 +64,11 @@ const GROUP_KEYS: [&str; 26] = [
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-/// 16 TiB: more than any host this runs on, and far from overflowing anything.
+/// 16 TiB: more than any supported host has, and small enough to exclude overflows.
 const MAX_RAM: u64 = 16 << 40;
 const DEFAULT_VCPU: u32 = 2;
 const DEFAULT_RAM: u64 = 4 * GIB;
-/// What a group may take from `config:` or say itself.
+/// The settings that a group may inherit from `config:` or override.
 #[derive(Clone, Default)]
 struct Boot {
     hypervisor: Option<Hypervisor>,
@@ -78,14 +78,14 @@ struct Boot {
     root: storage::Root,
 }
 
-/// The groups of one document. What is wrong goes to the reader.
+/// The groups of one document. Problems are added to the reader.
 pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
     let before = reader.problem_count();
     let Some(document) = reader.section(root, &["config"]) else {
         return Vec::new();
     };
     let Some(config) = document.get("config") else {
-        // When something else stands there it has been named, and is likely what should be `config`.
+        // An unknown key is reported already, and is probably a misspelt `config`.
         if reader.problem_count() == before {
             reader.refuse_at(root.node.at, "config", "is missing");
         }
@@ -233,7 +233,7 @@ fn read_name(reader: &mut Reader, group: &Section) -> Option<Name> {
         Ok(name) => Some(name),
         Err(error) => {
             let why = error.why();
-            let expected = format!("an RFC 1123 label (a-z, 0-9 and -, at most 63): {why}");
+            let expected = format!("an RFC 1123 label of at most 63 characters: {why}");
             reader.unexpected(field, &expected);
             None
         }
@@ -269,27 +269,27 @@ fn read_ram(reader: &mut Reader, group: &Section) -> u64 {
     bytes
 }
 
-/// QEMU when there is something to boot; else the slot is for a VMM that the user starts.
+/// The hypervisor of the group. The default is QEMU if there is a kernel, else none: the user starts the VMM.
 fn choose_hypervisor(reader: &mut Reader, group: &Section, boot: &Boot) -> Hypervisor {
     let chosen = boot.hypervisor.unwrap_or(match boot.kernel_file {
         Some(_) => Hypervisor::Qemu,
         None => Hypervisor::None,
     });
-    // A kernel_file that is written but bad has been refused already.
+    // An invalid kernel_file has been refused already.
     if chosen != Hypervisor::None && boot.kernel_file.is_none() && !group.has("kernel_file") {
         let at = group
             .get("hypervisor")
             .map_or(group.at, |field| field.node.at);
         let path = format!("{}.kernel_file", group.path);
         let message = format!(
-            "is missing, hypervisor \"{chosen}\" boots from it; set it here or under config, or use hypervisor: none"
+            "is missing: hypervisor \"{chosen}\" requires it; set it here or under config, or use hypervisor: none"
         );
         reader.refuse_at(at, &path, message);
     }
     chosen
 }
 
-/// A VMM of ours runs as a user of its own, and the TAP is that user's: somebody else's would be a promise that is not kept.
+/// Refuses `tap_owner` unless the hypervisor is none: other VMMs run as a dedicated user, which owns the TAP.
 fn check_tap_owner(
     reader: &mut Reader,
     group: &Section,
@@ -299,7 +299,7 @@ fn check_tap_owner(
     if hypervisor != Hypervisor::None && network.tap_owner() != TapOwner::default() {
         let at = group.get("network").map_or(group.at, |field| field.node.at);
         let path = format!("{}.network.tap_owner", group.path);
-        let message = "is for hypervisor: none; a VMM that is started here runs as a user of its own, and the TAP is that user's";
+        let message = "needs hypervisor: none; sliced starts other VMMs as a dedicated user, which owns the TAP";
         reader.refuse_at(at, &path, message);
     }
 }
@@ -315,7 +315,7 @@ fn check_count(
         Some(field) => (field.node.at, field.path.clone()),
         None => (group.at, format!("{}.count", group.path)),
     };
-    if let Some(room) = network::room(network).filter(|room| count > room.vms) {
+    if let Some(room) = network::room(network).filter(|capacity| count > capacity.vms) {
         let vms = match count {
             1 => "1 VM does".to_owned(),
             count => format!("{count} VMs do"),
@@ -326,22 +326,22 @@ fn check_count(
     if HostGroup::vm_name(name, count).is_none() {
         let field = group.get("name").map_or(at, |field| field.node.at);
         let message = format!(
-            "the VM \"{name}-{count}\" would have a name of {} characters, a label has at most 63",
+            "the VM name \"{name}-{count}\" would have {} characters, expected at most 63",
             name.as_str().len() + 1 + count.to_string().len()
         );
         reader.refuse_at(field, &format!("{}.name", group.path), message);
     }
 }
 
-/// What a group takes from `config:`.
+/// The settings of `config:` that groups inherit.
 struct Inherited {
     boot: Boot,
-    /// Where its paths stand.
+    /// The locations of its file paths.
     places: BTreeMap<String, Location>,
 }
 
 impl Inherited {
-    /// A group's own places go before.
+    /// Adds the locations of the group, which take precedence.
     fn and(&self, own: BTreeMap<String, Location>) -> BTreeMap<String, Location> {
         let mut places = self.places.clone();
         places.extend(own);
@@ -349,7 +349,7 @@ impl Inherited {
     }
 }
 
-/// Fields that name a file of the host.
+/// Fields whose value is a file on the host.
 const PATHS: [&str; 7] = [
     "kernel_file",
     "initrd_file",
@@ -360,13 +360,13 @@ const PATHS: [&str; 7] = [
     "jailer_bin",
 ];
 
-/// Fields that may be at odds with other groups, with VMs made on demand, or with the daemon's settings.
+/// Fields that may conflict with other groups, with VMs made on demand, or with the daemon's settings.
 const PLACED: [&str; 12] = [
     "count", "vcpu", "ram_mb", "disks", "cni", PATHS[0], PATHS[1], PATHS[2], PATHS[3], PATHS[4],
     PATHS[5], PATHS[6],
 ];
 
-/// Where those fields, the paths of its disks and the fields of its network stand.
+/// The locations of the fields `keys`, the paths of disks and the fields of the network.
 fn places(reader: &Reader, group: &Section, keys: &[&str]) -> BTreeMap<String, Location> {
     let network = match group.get("network").map(|field| &field.node.value) {
         Some(Value::Map(members)) => members.as_slice(),

@@ -1,4 +1,4 @@
-//! `cmdline`, `machine`, `restart`, `graceful_shutdown` and the VMMs' programs: how a VM's VMM is started and stopped.
+//! Reads `cmdline`, `machine`, `restart`, `graceful_shutdown` and the VMM programs: how a VM's VMM is started and stopped.
 //! Out of scope: which VMM; the files that it boots from.
 
 use std::path::PathBuf;
@@ -8,17 +8,17 @@ use super::super::vm::Hypervisor;
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
 
-/// The keys that name a program, and whose it is.
+/// The keys that specify a program, with the hypervisor that uses it.
 const PROGRAMS: [(&str, Hypervisor); 3] = [
     ("qemu_bin", Hypervisor::Qemu),
     ("firecracker_bin", Hypervisor::Firecracker),
     ("cloud_hypervisor_bin", Hypervisor::CloudHypervisor),
 ];
 
-/// Names another program, which Firecracker alone is run by.
+/// The key of the jailer, which only Firecracker uses.
 const JAILER: &str = "jailer_bin";
 
-/// What a group may take from `config:` or say itself.
+/// The settings that a group may inherit from `config:` or override.
 #[derive(Clone, Default)]
 pub struct Start {
     /// In the order of [`PROGRAMS`].
@@ -30,7 +30,7 @@ pub struct Start {
     graceful_shutdown: Option<Grace>,
 }
 
-/// What this section says, else `default`.
+/// The settings of this section, with `default` for those that are missing.
 pub fn read(reader: &mut Reader, section: &Section, default: Start) -> Start {
     let mut programs = default.programs;
     for (program, (key, _)) in programs.iter_mut().zip(PROGRAMS) {
@@ -69,7 +69,7 @@ pub fn read(reader: &mut Reader, section: &Section, default: Start) -> Start {
 fn read_grace(reader: &mut Reader, field: &Field) -> Option<Grace> {
     let grace = match &field.node.value {
         Value::Text(text) => text.parse(),
-        // A bare number has no unit: 5 could be seconds or minutes.
+        // A number without a unit is ambiguous: 5 could be seconds or minutes.
         _ => Err(InvalidGrace),
     };
     grace
@@ -77,31 +77,31 @@ fn read_grace(reader: &mut Reader, field: &Field) -> Option<Grace> {
         .ok()
 }
 
-/// `ip=` is refused: the network lets no packet pass that comes from another address than the one it gave the VM.
-/// `root=` is taken, and ours is left out then: an image may have partitions.
+/// `ip=` is refused because the network drops packets whose source is not the address that it assigned to the VM.
+/// `root=` is accepted and replaces the generated one, because an image may have partitions.
 fn read_cmdline(reader: &mut Reader, field: &Field) -> Option<String> {
-    let text = reader.text(field, "words for the kernel")?;
+    let text = reader.text(field, "kernel parameters")?;
     if text.len() > MAX_CMDLINE {
         let message = format!("found {} bytes, expected at most {MAX_CMDLINE}", text.len());
         reader.refuse(field, message);
         return None;
     }
     if !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-        reader.unexpected(field, "words of printable ASCII on one line");
+        reader.unexpected(field, "printable ASCII on one line");
         return None;
     }
     if text.split(' ').any(|word| word.starts_with("ip=")) {
         reader.refuse(
             field,
-            "`ip=` is not the user's to say: the network gives the address and drops what comes from another",
+            "`ip=` is not allowed: the network assigns the address and drops packets with another source address",
         );
         return None;
     }
     Some(text.trim().to_owned())
 }
 
-/// What of it is for a VM of this group. A group's own word that its hypervisor would not hear is refused; what `config:` says
-/// is for whichever group can use it.
+/// Selects the settings for a VM of this group. A setting of the group that its hypervisor does not support is refused; a setting of
+/// `config:` applies to the groups that support it.
 pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, start: Start) -> Life {
     let others = [
         ("machine", Hypervisor::Qemu),
@@ -109,14 +109,14 @@ pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, star
     ];
     for (key, whose) in PROGRAMS.into_iter().chain(others) {
         if let Some(field) = group.get(key).filter(|_| whose != hypervisor) {
-            let message = format!("is of no use with hypervisor \"{hypervisor}\"");
+            let message = format!("has no effect with hypervisor \"{hypervisor}\"");
             reader.refuse_whole(field, message);
         }
     }
     if hypervisor == Hypervisor::None {
         for key in ["cmdline", "restart", "graceful_shutdown"] {
             if let Some(field) = group.get(key) {
-                reader.refuse_whole(field, "is of no use with hypervisor \"none\"");
+                reader.refuse_whole(field, "has no effect with hypervisor \"none\"");
             }
         }
         return Life::default();
@@ -128,7 +128,7 @@ pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, star
         jailer: start
             .jailer
             .filter(|_| hypervisor == Hypervisor::Firecracker),
-        // Empty: a group that wants none of what `config:` says.
+        // An empty value in a group overrides that of `config:`.
         cmdline: start.cmdline.filter(|words| !words.is_empty()),
         board: match hypervisor {
             Hypervisor::Qemu => start.board.unwrap_or_default(),

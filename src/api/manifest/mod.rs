@@ -1,8 +1,8 @@
-//! YAML to objects, or errors that name file, line and field.
+//! Parses YAML to objects, or to errors with file, line and field.
 //! Out of scope: reading files, comparing groups with each other (see [`super::validate`]).
 //!
-//! A manifest is one or more YAML documents, each with one `config:`. All that is wrong with a file is said at once; a file
-//! with a problem yields no group at all, so that half an edit is never acted on.
+//! A manifest is one or more YAML documents, each with one `config:`. All problems of a file are reported together. A file with a
+//! problem yields no groups, so an incomplete edit has no effect.
 
 mod dns;
 mod group;
@@ -26,34 +26,34 @@ pub use yaml::{MAX_BYTES, MAX_DEPTH, MAX_VALUES};
 use section::{Field, Reader};
 use yaml::Value;
 
-/// A manifest's text and what to call it.
+/// The text of a manifest and its name in messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// The path as people know it, or `-` for standard input.
+    /// The path as the user specified it, or `-` for standard input.
     pub name: String,
     /// YAML.
     pub text: String,
 }
 
-/// A group as a manifest wants it.
+/// A group as specified by a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
     /// The group's name.
     pub name: Name,
-    /// What is wanted.
+    /// The desired state.
     pub spec: HostGroupSpec,
-    /// Where its name stands.
+    /// The location of its name.
     pub at: Location,
-    /// `config.host_groups[0]`.
+    /// The path of the group, such as `config.host_groups[0]`.
     pub field: String,
-    /// Where `count` and the fields of its network (`network.range`) stand, those that are written.
+    /// The locations of the fields that are set, by path within the group, such as `count` or `network.range`.
     pub places: BTreeMap<String, Location>,
-    /// What is allowed but surely not meant, each with its place.
+    /// Valid settings that are probably a mistake, each with its location.
     pub warnings: Vec<String>,
 }
 
 impl Draft {
-    /// Something wrong with one of its fields (`network.range`); it is said of the group's name when the field is not written.
+    /// A problem of one of its fields (`network.range`). If the field is not set, the problem is located at the group's name.
     pub fn problem(&self, field: &str, message: String) -> Problem {
         Problem {
             at: self.places.get(field).unwrap_or(&self.at).clone(),
@@ -66,25 +66,25 @@ impl Draft {
 /// Whether a manifest may have no groups.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Groups {
-    /// None, too: `host_groups: []`.
+    /// `host_groups: []` is valid.
     AnyNumber,
-    /// There must be one in each document.
+    /// Each document must have a group.
     AtLeastOne,
 }
 
-/// The groups of a manifest, in its order, or all that is wrong with it. A text without content, comments alone included, is an
+/// The groups of a manifest, in its order, or all its problems. A text without content, or with comments only, is an
 /// error: a full disk or a crash may leave an empty file. `host_groups: []` specifies that there are no groups.
 ///
 /// # Errors
-/// All that is wrong.
+/// All problems of the manifest.
 pub fn parse(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
     read(source, Groups::AnyNumber)
 }
 
-/// The same of a manifest that is applied: one without groups would do nothing.
+/// As [`parse`], for a manifest that is applied: a document without groups is an error because applying it has no effect.
 ///
 /// # Errors
-/// All that is wrong.
+/// All problems of the manifest.
 pub fn parse_some(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
     read(source, Groups::AtLeastOne)
 }
@@ -99,7 +99,7 @@ fn read(source: &Source, number: Groups) -> Result<Vec<Draft>, Vec<Problem>> {
     })?;
     let mut reader = Reader::new(&source.name);
     let mut drafts = Vec::new();
-    // Comments alone, or a `---` at the end.
+    // A document is null if it has comments only, or after a `---` at the end.
     let documents: Vec<_> = documents
         .iter()
         .filter(|document| document.value != Value::Null)

@@ -1,9 +1,9 @@
-//! Where in a manifest something is, and what is wrong there.
-//! Out of scope: finding it out.
+//! Locations in a manifest and problems at them.
+//! Out of scope: finding problems.
 
 use std::fmt;
 
-/// A place in a text, both counted from 1.
+/// A position in a text; line and column start at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// Line.
@@ -17,14 +17,14 @@ impl Place {
     pub const START: Self = Self { line: 1, column: 1 };
 }
 
-/// A place in a manifest, written `groups.yaml:14:9`.
+/// A position in a manifest, displayed as `groups.yaml:14:9`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Location {
     /// [`super::Source::name`].
     pub file: String,
-    /// Line, from 1.
+    /// Line; the first is 1.
     pub line: usize,
-    /// Column in characters, from 1.
+    /// Column in characters; the first is 1.
     pub column: usize,
 }
 
@@ -45,15 +45,15 @@ impl fmt::Display for Location {
     }
 }
 
-/// One thing wrong with a manifest. Its `Display` is one line:
+/// A problem of a manifest. Its `Display` is one line:
 /// `groups.yaml:14:9: config.host_groups[0].network.allow[1]: found "1.2.3", expected IP or CIDR`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where.
+    /// The location.
     pub at: Location,
-    /// `config.host_groups[0].network.allow[1]`; empty when the whole file is meant.
+    /// The path of the field, such as `config.host_groups[0].network.allow[1]`; empty for a problem of the whole file.
     pub field: String,
-    /// What, without a final full stop.
+    /// The message, without a final full stop.
     pub message: String,
 }
 
@@ -69,7 +69,7 @@ impl fmt::Display for Problem {
 impl std::error::Error for Problem {}
 
 impl Problem {
-    /// Something wrong with a file as a whole.
+    /// A problem of a whole file.
     pub fn of_file(file: &str, message: impl Into<String>) -> Self {
         Self {
             at: Location::new(file, Place::START),
@@ -78,8 +78,8 @@ impl Problem {
         }
     }
 
-    /// The line of `text` that is meant, with a caret under the column, for a terminal: two lines, the first numbered.
-    /// Past the end of `text` (something is missing there) the last line is shown. `None` when `text` has no line.
+    /// The line of the problem in `text`, with a caret under the column, for a terminal: two lines, the first with its number.
+    /// If the location is past the end of `text`, it is the last line. `None` if `text` has no lines.
     pub fn excerpt(&self, text: &str) -> Option<String> {
         let line = text.lines().nth(self.at.line.saturating_sub(1));
         let (line, number, column) = match line {
@@ -90,7 +90,7 @@ impl Problem {
             }
         };
         let number = number.to_string();
-        // Tabs stay tabs, so that the caret stands under its character at any tab width.
+        // Tabs are kept, so that the caret is below its character at any tab width.
         let lead: String = line
             .chars()
             .take(column.saturating_sub(1))
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_caret_stands_under_the_column_whatever_stands_before_it() {
+    fn the_caret_is_below_the_column_for_any_preceding_characters() {
         let text = "config:\n\té: x\n";
         assert_eq!(
             problem(2, 5).excerpt(text).unwrap(),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_is_one_line_and_a_whole_file_has_no_field() {
+    fn a_problem_is_one_line_and_a_problem_of_a_file_has_no_field() {
         assert_eq!(problem(3, 4).to_string(), "a.yaml:3:4: config: is odd");
         let whole = Problem::of_file("a.yaml", "cannot be read");
         assert_eq!(whole.to_string(), "a.yaml:1:1: cannot be read");

@@ -1,5 +1,5 @@
-//! Reading typed values out of the tree, each with a message that says found and expected.
-//! Out of scope: which keys there are.
+//! Reads typed values from the tree, and reports the found and the expected value otherwise.
+//! Out of scope: which keys exist.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use super::problem::{Location, Place, Problem};
 use super::yaml::{Node, Value};
 
-/// A value and what to call it: `config.host_groups[0].name`.
+/// A value and its path, such as `config.host_groups[0].name`.
 #[derive(Clone)]
 pub struct Field<'a> {
     pub path: String,
     pub node: &'a Node,
 }
 
-/// A mapping whose keys are all known and single.
+/// A mapping with known keys and without duplicates.
 pub struct Section<'a> {
     pub path: String,
     pub at: Place,
@@ -33,7 +33,7 @@ impl<'a> Section<'a> {
         self.get(key).is_some()
     }
 
-    /// A mapping that is not written: it stands where this one does, and has nothing in it.
+    /// An empty mapping in place of a missing field, with the position of this section.
     pub fn nested(&self, key: &str) -> Self {
         Self {
             path: format!("{}.{key}", self.path),
@@ -43,10 +43,10 @@ impl<'a> Section<'a> {
     }
 }
 
-/// As many as anybody reads.
+/// The maximum number of problems that are reported.
 const MAX_PROBLEMS: usize = 200;
 
-/// The first of them, and how many more there are.
+/// The first [`MAX_PROBLEMS`], followed by the number of the others.
 fn shorten(mut problems: Vec<Problem>) -> Vec<Problem> {
     let more = problems.len().saturating_sub(MAX_PROBLEMS);
     problems.truncate(MAX_PROBLEMS);
@@ -60,7 +60,7 @@ fn shorten(mut problems: Vec<Problem>) -> Vec<Problem> {
     problems
 }
 
-/// Reads, and collects what is wrong.
+/// Reads fields and collects problems.
 pub struct Reader<'a> {
     file: &'a str,
     problems: Vec<Problem>,
@@ -74,10 +74,10 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What is wrong, in the order of the file.
+    /// The problems, in the order of the file.
     pub fn into_problems(mut self) -> Vec<Problem> {
         self.problems.sort_by_key(|p| (p.at.line, p.at.column));
-        // An alias brings the same place back under another path; a section read twice must not.
+        // A section may be read twice. Uses of an alias are kept: they have the same position, but another path.
         self.problems.dedup();
         shorten(self.problems)
     }
@@ -102,7 +102,7 @@ impl<'a> Reader<'a> {
         self.refuse_at(field.node.at, &field.path, message);
     }
 
-    /// A field that may not be there at all: what is wrong with its words is no matter then.
+    /// Refuses a field that must not be set, and removes the problems of its value, which are irrelevant then.
     pub fn refuse_whole(&mut self, field: &Field, message: impl Into<String>) {
         self.problems.retain(|problem| problem.field != field.path);
         self.refuse(field, message);
@@ -115,7 +115,7 @@ impl<'a> Reader<'a> {
         );
     }
 
-    /// Opens a mapping, refusing keys that are unknown or there twice.
+    /// Reads a mapping and refuses unknown and duplicate keys.
     pub fn section<'n>(&mut self, field: &Field<'n>, known: &[&str]) -> Option<Section<'n>> {
         let Value::Map(members) = &field.node.value else {
             self.unexpected(field, &format!("a mapping with {}", known.join(", ")));
@@ -134,7 +134,7 @@ impl<'a> Reader<'a> {
                 continue;
             }
             if let Some((_, line)) = lines.iter().find(|(key, _)| *key == member.key) {
-                let message = format!("the key is here twice, first on line {line}");
+                let message = format!("duplicate key, first on line {line}");
                 self.refuse_at(member.key_at, &path, message);
                 continue;
             }
@@ -193,10 +193,10 @@ impl<'a> Reader<'a> {
         number
     }
 
-    /// One of some words; `None` when refused.
+    /// One of `words`; `None` if it was refused.
     pub fn word<T: Copy>(&mut self, field: &Field, words: &[(&str, T)]) -> Option<T> {
         let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        // YAML reads a bare `null` or `~` as nothing, never as a word of ours.
+        // YAML reads a plain `null` or `~` as null, never as a text.
         let found = match &field.node.value {
             Value::Text(text) => words.iter().find(|(word, _)| word == text),
             _ => None,
@@ -212,14 +212,14 @@ impl<'a> Reader<'a> {
         found.map(|(_, value)| *value)
     }
 
-    /// An absolute path. Whether there is such a file is for the host to say.
+    /// An absolute path. Whether the file exists is not checked.
     pub fn path(&mut self, field: &Field) -> Option<PathBuf> {
         const EXPECTED: &str = "the absolute path of a file";
         const STRAIGHT: &str = "the absolute path of a file, without \"..\"";
         let text = self.text(field, EXPECTED)?;
-        // A NUL or line end cannot be handed to a VMM's command line, nor shown on one line.
+        // A NUL cannot be part of a VMM's command line, and a line end cannot be shown on one line.
         let is_plain = !text.ends_with('/') && !text.contains(char::is_control);
-        // A VMM sees its files at their own paths, in a file system where most directories are not.
+        // A VMM opens its files by the same paths in a file system that lacks most directories, so `..` may not resolve.
         let is_straight = !text.split('/').any(|part| part == "..");
         let expected = match (text.starts_with('/') && is_plain, is_straight) {
             (true, true) => return Some(PathBuf::from(text)),
@@ -233,7 +233,7 @@ impl<'a> Reader<'a> {
 
 fn unknown_key(key: &str, known: &[&str]) -> String {
     if key == "<<" {
-        return "merge keys are not supported; write a whole alias".to_owned();
+        return "merge keys are not supported; use an alias for the whole value".to_owned();
     }
     let shown = Value::Text(key.to_owned());
     match near_miss(key, known) {
@@ -242,9 +242,9 @@ fn unknown_key(key: &str, known: &[&str]) -> String {
     }
 }
 
-/// The known word nearest to `found`, if it is near: one that starts with it, or a typing error in three characters.
+/// The known word closest to `found`: one that starts with it, or that differs in at most a third of its characters.
 fn near_miss<'k>(found: &str, known: &[&'k str]) -> Option<&'k str> {
-    // No word of ours is half as long, and the distance costs the product of the lengths.
+    // No known word is half as long, and the cost of the distance is the product of the lengths.
     const LONGEST: usize = 40;
     let plain = |text: &str| text.replace('-', "_").to_ascii_lowercase();
     let found = plain(&found.chars().take(LONGEST).collect::<String>());

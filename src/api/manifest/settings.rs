@@ -12,15 +12,15 @@ use super::yaml::{self, Value};
 
 const KEYS: [&str; 3] = ["programs", "images", "removal_grace"];
 
-/// The shortest removal grace: programs that save a file in more than one step need a moment between them.
+/// The minimum removal grace: programs that save a file in several steps need time between them.
 pub const LEAST_GRACE: Duration = Duration::from_millis(150);
-/// The longest.
+/// The maximum removal grace.
 const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// A removal grace.
+/// Parses a removal grace in humantime format, such as `2s`.
 ///
 /// # Errors
-/// It is no time, or too short or too long.
+/// The text is not a valid time, or the time is not from 150ms to 1day.
 pub fn grace(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     match (LEAST_GRACE..=LONGEST_GRACE).contains(&time) {
@@ -29,18 +29,21 @@ pub fn grace(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// What the file says. None: nothing.
+/// The settings; `None` for a setting that is not in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Below which directories programs may lie.
+    /// The directories below which programs may be used.
     pub programs: Option<Vec<PathBuf>>,
-    /// Below which directories kernels, initrds, images and disks may lie.
+    /// The directories below which kernels, initrds, images and disks may be used.
     pub images: Option<Vec<PathBuf>>,
-    /// How long a removal from the config folder must last.
+    /// How long a file must be missing from the config directory before its groups are removed.
     pub removal_grace: Option<Duration>,
 }
 
-/// Reads it, or says all that is wrong with it.
+/// Parses the settings file.
+///
+/// # Errors
+/// All problems of the file.
 pub fn parse(source: &Source) -> Result<Settings, Vec<Problem>> {
     let documents = yaml::read(&source.text).map_err(|fault| {
         vec![Problem {
@@ -52,7 +55,7 @@ pub fn parse(source: &Source) -> Result<Settings, Vec<Problem>> {
     let mut reader = Reader::new(&source.name);
     let mut settings = Settings::default();
     for (at, document) in documents.iter().enumerate() {
-        // Comments alone, or a `---` at the end.
+        // A document is null if it has comments only, or after a `---` at the end.
         if document.value == Value::Null {
             continue;
         }
@@ -116,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn both_lists_are_read_and_what_is_not_said_stays_unsaid() {
+    fn both_lists_are_read_and_missing_settings_are_none() {
         let settings = parsed("images:\n  - /srv/images\n  - /dev/vg0/\n").unwrap();
         assert_eq!(settings.programs, None);
         let images = settings.images.unwrap();
@@ -128,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_place() {
+    fn problems_are_reported_with_their_position() {
         for (text, place) in [
             ("images: /srv\n", "sliced.yaml:1:9: images: found"),
             (
@@ -152,7 +155,7 @@ mod tests {
             ("removal_grace: 2\n", "removal_grace: found 2"),
             (
                 "images: []\nimages: []\n",
-                "sliced.yaml:2:1: images: the key is here twice",
+                "sliced.yaml:2:1: images: duplicate key",
             ),
             ("[", "sliced.yaml:"),
             ("images: []\n---\nimages: []\n", "expected one"),

@@ -1,5 +1,5 @@
-//! The keys of a VM's disks.
-//! Out of scope: whether the files exist, and how large they are: the daemon checks that on the host.
+//! Reads the keys of a VM's disks.
+//! Out of scope: whether the files exist and their sizes, which the daemon checks on the host.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ const SIZE: &str = "a size such as \"10G\" or \"512M\" (G is GiB), at most 16T";
 /// 16 TiB, the largest file of ext4 with blocks of 4 KiB.
 const MAX_SIZE: u64 = 16 << 40;
 
-/// What a group may take from `config:` or say itself.
+/// The settings that a group may inherit from `config:` or override.
 #[derive(Clone, Default)]
 pub struct Root {
     image: Option<PathBuf>,
@@ -19,7 +19,7 @@ pub struct Root {
     persistent: Option<bool>,
 }
 
-/// `image`, `storage_size` and `persistent`.
+/// Reads `image`, `storage_size` and `persistent`.
 pub fn read_root(reader: &mut Reader, section: &Section, default: Root) -> Root {
     let image = section.get("image").and_then(|f| reader.path(f));
     let size = section
@@ -33,12 +33,15 @@ pub fn read_root(reader: &mut Reader, section: &Section, default: Root) -> Root 
     }
 }
 
-/// The disks of a group of so many VMs.
+/// The disks of a VM of a group with `count` VMs.
 pub fn read(reader: &mut Reader, group: &Section, root: Root, count: u32) -> Storage {
     if root.image.is_none() && !group.has("image") {
         for key in ["storage_size", "persistent"] {
             if let Some(field) = group.get(key) {
-                reader.refuse(field, "says something of the disk that is made from `image`, and there is none; set it here or under config");
+                reader.refuse(
+                    field,
+                    "has no effect without `image:`, here or under config",
+                );
             }
         }
     }
@@ -77,7 +80,7 @@ fn read_further(reader: &mut Reader, group: &Section, root: &Root, count: u32) -
             continue;
         };
         if disks.iter().any(|disk| disk.path == path) {
-            reader.refuse(at, "the VM has this disk already");
+            reader.refuse(at, "duplicate disk");
         }
         if let (Some(flag), false) = (flag, read_only) {
             check_writer(reader, flag, &path, root, count);
@@ -87,17 +90,17 @@ fn read_further(reader: &mut Reader, group: &Section, root: &Root, count: u32) -
     disks
 }
 
-/// Two writers would destroy the file system on it.
+/// Refuses a writable disk that more than one VM would use: two writers corrupt the file system.
 fn check_writer(reader: &mut Reader, flag: &Field, path: &PathBuf, root: &Root, count: u32) {
     if root.image.as_ref() == Some(path) {
         reader.refuse(
             flag,
-            "the image cannot be written to while disks are made from it, expected read_only: true",
+            "found false, expected true: the path is also the image, from which disks are created",
         );
     }
     if count > 1 {
         let message = format!(
-            "found false, expected true, or count: 1: a disk is written to by one VM at most, and the group has {count}"
+            "found false, expected true, or count: 1: at most one VM may write to a disk, and the group has {count}"
         );
         reader.refuse(flag, message);
     }
@@ -114,7 +117,7 @@ fn read_size(reader: &mut Reader, field: &Field) -> Option<u64> {
     size
 }
 
-/// `10G`, `10Gi`, `10GiB`. `GB` is refused: some mean 10^9 by it.
+/// Parses `10G`, `10Gi` or `10GiB`. `GB` is refused because it may also mean 10^9 bytes.
 fn parse_size(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);

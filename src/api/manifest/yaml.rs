@@ -1,15 +1,14 @@
-//! YAML text to a tree whose every node knows its line and column. The only file of the manifests that knows `serde_yaml`.
-//! Out of scope: what the keys mean.
+//! Parses YAML to a tree in which every node has a line and a column. The only file of the manifest parser that uses `serde_yaml`.
+//! Out of scope: the meaning of the keys.
 //!
 //! # Why
-//! `serde_yaml` decides what a text means, but its `Value` forgets where things stood, and a second parser for the
-//! positions would sooner or later disagree with the first. Its errors do know the place: so every scalar is handed over
-//! by *failing* at it. [`Taker`] keeps the scalar aside and returns an error; `serde_yaml` has consumed the scalar by then and
-//! stamps the error with its place, we read the place off and go on. Lists and mappings succeed as usual and
-//! stand where their key or first item stands. `serde_yaml` 0.9.34 is its last release, so what this leans on stays put;
-//! the tests in this file hold it down.
+//! `serde_yaml::Value` has no positions, and a second parser for the positions could interpret a text differently. The errors of
+//! `serde_yaml` do have positions. [`Taker`] therefore stores every scalar and returns an error; at this point `serde_yaml` has
+//! consumed the scalar, and it adds the position to the error. The reader parses the position from the error and continues. Lists and
+//! mappings are deserialized without an error and have the position of their key or of their first item. This depends on the behaviour
+//! of `serde_yaml` 0.9.34, which is its last release; the tests in this file verify it.
 //!
-//! Four limits keep a hostile text cheap: bytes, brackets, depth, and values (aliases count each time they are used).
+//! Four limits bound the cost of a hostile text: bytes, brackets, depth, and values (each use of an alias counts).
 
 mod tags;
 
@@ -19,23 +18,23 @@ use serde::de::{self, Deserialize, DeserializeSeed, EnumAccess, MapAccess, SeqAc
 
 use super::problem::Place;
 
-/// The largest manifest, in bytes.
+/// The maximum size of a manifest, in bytes.
 pub const MAX_BYTES: usize = 1 << 20;
-/// How deep lists and mappings may nest.
+/// The maximum nesting depth of lists and mappings.
 pub const MAX_DEPTH: usize = 32;
-/// How many values a manifest may have, an aliased one counted each time it is used.
+/// The maximum number of values of a manifest; each use of an alias counts.
 pub const MAX_VALUES: usize = 200_000;
-/// The scanner behind `serde_yaml` takes time in the square of the brackets open at once, before any visitor can object.
+/// The maximum number of open brackets. The time of the scanner of `serde_yaml` is quadratic in it, before any visitor is called.
 const MAX_BRACKETS: usize = 256;
 
-/// A value and where it stands.
+/// A value and its position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub at: Place,
     pub value: Value,
 }
 
-/// YAML's core schema.
+/// A value of YAML's core schema.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     Null,
@@ -48,7 +47,7 @@ pub enum Value {
 }
 
 impl Node {
-    /// The value of a key, or this node where there is none.
+    /// The value of a key, or this node if the key is missing.
     pub fn member(&self, key: &str) -> &Self {
         let Value::Map(members) = &self.value else {
             return self;
@@ -58,7 +57,7 @@ impl Node {
     }
 }
 
-/// One `key: value`; a mapping keeps its duplicates.
+/// A `key: value` pair; a mapping keeps duplicate keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {
     pub key: String,
@@ -66,7 +65,7 @@ pub struct Member {
     pub value: Node,
 }
 
-/// Why a text is no YAML, or not YAML that we take.
+/// The error for a text that is not valid YAML, or that uses unsupported YAML.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     pub at: Place,
@@ -79,7 +78,7 @@ pub fn read(text: &str) -> Result<Vec<Node>, Fault> {
         let found = text.len();
         return Err(Fault {
             at: Place::START,
-            message: format!("the file has {found} bytes, a manifest has at most {MAX_BYTES}"),
+            message: format!("the file has {found} bytes, expected at most {MAX_BYTES}"),
         });
     }
     check_brackets(text)?;
@@ -129,7 +128,7 @@ fn check_brackets(text: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// `serde_yaml` says the place at the end of its message, too; once is enough.
+/// Converts an error and removes the position from its message, because a [`Fault`] contains the position.
 fn fault(error: &serde_yaml::Error) -> Fault {
     let place = error.location().map_or(Place::START, |location| Place {
         line: location.line(),
@@ -138,32 +137,32 @@ fn fault(error: &serde_yaml::Error) -> Fault {
     let text = error.to_string();
     let spoken = format!(" at line {} column {}", place.line, place.column);
     let text = text.replacen(&spoken, "", 1);
-    // Its path before our own words would be a second way to name a field.
+    // `serde_yaml` prefixes the message with a path, in another format than that of problems.
     let message = match text.find(TOO_MUCH) {
         Some(start) => text[start + TOO_MUCH.len()..].to_owned(),
-        // Its own guard against aliases that multiply; it says no place.
+        // The limit of `serde_yaml` for the expansion of aliases; this error has no position.
         None if text == "repetition limit exceeded" => {
-            "the file uses its aliases far more often than it has values".to_owned()
+            "the aliases of the file expand to too many values".to_owned()
         }
-        None => format!("this is no YAML: {text}"),
+        None => format!("invalid YAML: {text}"),
     };
     Fault { at: place, message }
 }
 
-/// Starts the errors that are ours and final.
+/// The prefix of errors of this reader that are final, in contrast to the errors that return a scalar.
 const TOO_MUCH: &str = "refused: ";
 
-/// Puts one value into `into`. Succeeds for a list or mapping, fails *with `into` filled* for a scalar,
-/// fails with `into` empty when something is wrong.
+/// Stores one value in `into`. Returns `Ok` for a list or mapping, an error with `into` set for a scalar, and an error with `into`
+/// unset for an invalid value.
 struct Taker<'a> {
     into: &'a mut Option<Node>,
     left: &'a mut usize,
     depth: usize,
-    /// The place to name when there is no better one.
+    /// The position to use if the value has none.
     near: Place,
 }
 
-/// Tells a scalar from a failure, and reads the scalar's place off its error.
+/// Distinguishes a scalar from an error, and parses the position of the scalar from its error.
 fn taken<E: fmt::Display>(result: Result<(), E>, into: Option<Node>) -> Result<Node, E> {
     match (result, into) {
         (Err(error), Some(node)) => Ok(Node {
@@ -171,7 +170,7 @@ fn taken<E: fmt::Display>(result: Result<(), E>, into: Option<Node>) -> Result<N
             ..node
         }),
         (Err(error), None) => Err(error),
-        // A value that says nothing (an empty document) is null.
+        // An empty document is null.
         (Ok(()), node) => Ok(node.unwrap_or(Node {
             at: Place::START,
             value: Value::Null,
@@ -179,8 +178,8 @@ fn taken<E: fmt::Display>(result: Result<(), E>, into: Option<Node>) -> Result<N
     }
 }
 
-/// The visitor sees the error as any `de::Error`, so the place must be read from its text: `… at line 3 column 7`.
-/// At the first character of a text it reads `… at position 0` instead.
+/// The position in the message of an error, `… at line 3 column 7`: a visitor has no other access to it because the error is a generic
+/// `de::Error`. `None` for the first character of a text, for which the message is `… at position 0`.
 fn place_in(error: &str) -> Option<Place> {
     let (_, tail) = error.rsplit_once(" at line ")?;
     let (line, column) = tail.split_once(" column ")?;
@@ -203,7 +202,7 @@ impl Taker<'_> {
     fn count<E: de::Error>(&self) -> Result<(), E> {
         match *self.left {
             0 => Err(E::custom(format_args!(
-                "{TOO_MUCH}the file has more than {MAX_VALUES} values, each use of an alias counted"
+                "{TOO_MUCH}the file has more than {MAX_VALUES} values (each use of an alias counts)"
             ))),
             _ => Ok(()),
         }
@@ -224,7 +223,7 @@ impl Taker<'_> {
         match self.depth < MAX_DEPTH {
             true => Ok(()),
             false => Err(E::custom(format_args!(
-                "{TOO_MUCH}lists and mappings nest more than {MAX_DEPTH} deep"
+                "{TOO_MUCH}lists and mappings are nested more than {MAX_DEPTH} levels deep"
             ))),
         }
     }
@@ -331,7 +330,7 @@ impl<'de> Visitor<'de> for Taker<'_> {
     }
 }
 
-/// The name after a `!`.
+/// A tag, without the `!`.
 struct Tag(String);
 
 impl<'de> Deserialize<'de> for Tag {
@@ -349,7 +348,7 @@ impl Value {
     }
 }
 
-/// As a message names what it found: one line, and not a long one.
+/// The value as shown in messages: one line of limited length.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const LONGEST: usize = 60;
@@ -380,12 +379,12 @@ mod agreement {
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic_and_what_it_reads_serde_yaml_reads_alike(
+        fn the_reader_never_panics_and_agrees_with_serde_yaml(
             text in "([\\[\\]{}:,&*!|>'\"%@`?~#a-c0-2 \n\t.-]|- |: |\n  ){0,60}"
         ) {
             let Ok(all) = read(&text) else { return Ok(()) };
             for (ours, document) in all.iter().zip(serde_yaml::Deserializer::from_str(&text)) {
-                // serde_yaml's own value refuses duplicate keys, which we keep.
+                // `serde_yaml::Value` refuses duplicate keys, which this reader keeps.
                 if let Ok(theirs) = serde_yaml::Value::deserialize(document) {
                     prop_assert!(same(&ours.value, &theirs), "{ours:?} {theirs:?}");
                 }

@@ -1,5 +1,5 @@
-//! Bridge groups beside each other: names of TAPs and bridges, gateways, subnets, addresses, ports.
-//! Out of scope: what one group can know of itself (the manifest's reader), what the host has of its own.
+//! Conflicts between bridge groups: names of TAPs and bridges, gateways, subnets, addresses, ports.
+//! Out of scope: problems of a single group (the manifest parser); other objects on the host.
 
 use std::net::Ipv4Addr;
 
@@ -11,7 +11,7 @@ use super::super::network::{Addresses, BridgeSpec};
 use super::super::pool;
 use super::Place;
 
-/// A bridge group that is there.
+/// An existing bridge group.
 pub(super) struct Bridged<'a> {
     pub name: &'a Name,
     pub place: Place<'a>,
@@ -19,16 +19,16 @@ pub(super) struct Bridged<'a> {
     pub count: u32,
 }
 
-/// The group that comes.
+/// The bridge group that is checked.
 struct Comer<'a> {
     spec: &'a BridgeSpec,
     count: u32,
 }
 
-/// A field, and what is wrong with it.
+/// A field and the message of its problem.
 type Objection = (&'static str, String);
 
-/// What speaks against `draft`, a group with this network, while `there` are: of each kind the first is enough.
+/// The problems of `draft`, a group with the network `spec`, with the existing groups `there`: the first of each kind.
 pub(super) fn objections(there: &[Bridged], draft: &Draft, spec: &BridgeSpec) -> Vec<Problem> {
     let comer = Comer {
         spec,
@@ -61,12 +61,12 @@ fn taps(comer: &Comer, other: &Bridged) -> Option<Objection> {
     if ours == theirs {
         return Some((
             "network.tap_prefix",
-            format!("\"{ours}\" is the prefix of {who}"),
+            format!("\"{ours}\" is already the prefix of {who}"),
         ));
     }
     let tap = shared_tap((ours, comer.count), (theirs, other.count))?;
     let message = format!(
-        "a TAP would be called \"{tap}\", as one of {who}, whose {} start with \"{theirs}\"",
+        "a TAP would have the name \"{tap}\", as one of the {} TAPs of {who} with the prefix \"{theirs}\"",
         other.count
     );
     Some(("network.tap_prefix", message))
@@ -84,7 +84,7 @@ fn bridge_and_tap(comer: &Comer, other: &Bridged) -> Option<Objection> {
     }
     is_tap(ours, comer.count, &theirs.bridge).then(|| {
         let message = format!(
-            "a TAP would be called \"{}\", as the bridge of {who}",
+            "a TAP would have the name \"{}\", as the bridge of {who}",
             theirs.bridge
         );
         ("network.tap_prefix", message)
@@ -95,7 +95,7 @@ fn gateways(comer: &Comer, other: &Bridged) -> Option<Objection> {
     let (ours, theirs) = (comer.spec.gateway?, other.spec.gateway?);
     (other.shares_bridge(comer) && ours != theirs).then(|| {
         let message = format!(
-            "{ours} is another than {theirs} of {} on bridge \"{}\"; groups on one bridge share its gateway",
+            "{ours} differs from {theirs} of {} on bridge \"{}\"; all groups on a bridge must have the same gateway",
             other.describe(),
             comer.spec.bridge
         );
@@ -130,7 +130,7 @@ fn addresses(comer: &Comer, other: &Bridged) -> Option<Objection> {
     Some((field, message))
 }
 
-/// The first address that both name. What a group takes freely makes room for those that others list.
+/// The first address that both specify. [`Addresses::Any`] shares none: such a group uses addresses that no other group specifies.
 fn shared_address(a: &Addresses, b: &Addresses) -> Option<Ipv4Addr> {
     let within = |listed: &[Ipv4Addr], others: &dyn Fn(&Ipv4Addr) -> bool| {
         listed.iter().copied().find(|ip| others(ip))
@@ -153,7 +153,7 @@ fn ports(there: &[Bridged], comer: &Comer) -> Option<Objection> {
     let sharing: Vec<&Bridged> = there.iter().filter(|o| o.shares_bridge(comer)).collect();
     let taken: u64 = sharing.iter().map(|other| u64::from(other.count)).sum();
     let all = taken + u64::from(comer.count);
-    // One that adds none is not what is too much.
+    // A group without VMs does not exceed the limit.
     if all <= u64::from(MAX_PORTS) || comer.count == 0 || sharing.is_empty() {
         return None;
     }
@@ -167,7 +167,7 @@ fn ports(there: &[Bridged], comer: &Comer) -> Option<Objection> {
         false => "",
     };
     let message = format!(
-        "bridge \"{}\" would have {all} ports, {} with {}{more}; a bridge has at most {MAX_PORTS}",
+        "bridge \"{}\" would have {all} ports, {} in addition to {}{more}; expected at most {MAX_PORTS}",
         comer.spec.bridge,
         comer.count,
         others.join(", ")

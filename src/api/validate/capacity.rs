@@ -1,5 +1,5 @@
-//! What all groups of a host may have together: more than the address plan has cannot be made, so it is not planned either.
-//! Out of scope: what one group can know of itself; who has which address.
+//! Limits for all groups of a host together, such as the number of addresses.
+//! Out of scope: problems of a single group; the assignment of addresses.
 
 use std::collections::BTreeSet;
 
@@ -10,30 +10,30 @@ use super::super::manifest::{Draft, Problem};
 use super::super::network::NetworkSpec;
 use super::super::pool;
 
-/// Groups of a host.
+/// The maximum number of groups of a host.
 pub const MAX_GROUPS: usize = 4096;
-/// VMs of a host, whatever connects them.
+/// The maximum number of VMs of a host, in all modes.
 pub const MAX_VMS: u64 = 16_384;
-/// Isolated VMs of a host: the /30s of the /22s in 169.254.0.0/16 that are not reserved.
+/// The maximum number of isolated VMs of a host: the /30s of the /22s in 169.254.0.0/16 that are not reserved.
 pub const MAX_ISOLATED: u64 = pool::USABLE * (1 << (30 - pool::PREFIX_LEN));
-/// Entries of `allow` and `drop`, counted for each VM: each is a rule in the kernel.
+/// The maximum number of entries of `allow` and `drop`, counted for each VM: each is a rule in the kernel.
 pub const MAX_RULES: u64 = 2 << 20;
 
-/// What some groups have together.
+/// The sums over some groups.
 #[derive(Default)]
 pub(super) struct Total {
     groups: usize,
     vms: u64,
     isolated: u64,
     rules: u64,
-    /// The /22s that named ranges touch.
+    /// The /22s that overlap the specified ranges.
     named: BTreeSet<Ipv4Network>,
-    /// Groups to which a /22 is given.
+    /// The number of groups whose /22 is derived.
     derived: usize,
 }
 
 impl Total {
-    /// One group more; with so many VMs made on demand.
+    /// Adds a group with `on_demand` VMs made on demand.
     pub(super) fn add(&mut self, spec: &HostGroupSpec, on_demand: usize) {
         let vms = u64::from(spec.count) + on_demand as u64;
         self.groups += 1;
@@ -49,7 +49,7 @@ impl Total {
         self.rules += vms * entries(spec);
     }
 
-    /// What speaks against one more.
+    /// The limit that another group would exceed, if any.
     pub(super) fn objection(&self, draft: &Draft, on_demand: usize) -> Option<Problem> {
         let mut all = Self {
             named: self.named.clone(),
@@ -71,7 +71,7 @@ impl Total {
             let counts = (all.groups as u64, self.groups as u64);
             return too_many("name", "groups", counts, MAX_GROUPS as u64);
         }
-        // One that adds none is not what is too much.
+        // A group without VMs does not exceed the other limits.
         if nothing {
             return None;
         }
@@ -91,7 +91,7 @@ impl Total {
         let ranges = |total: &Self| (total.named.len() + total.derived) as u64;
         if ranges(&all) > pool::USABLE && ranges(&all) > ranges(self) {
             let counts = (ranges(&all), ranges(self));
-            return too_many("network.range", "ranges of a /22", counts, pool::USABLE);
+            return too_many("network.range", "/22 ranges", counts, pool::USABLE);
         }
         None
     }

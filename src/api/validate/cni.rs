@@ -16,11 +16,11 @@ use super::super::meta::Name;
 use super::super::network::{CniSpec, Mac, NetworkSpec};
 use super::Place;
 
-/// What one VM or group requests and no other may have.
+/// A resource that a VM or group requests exclusively.
 #[derive(Clone, Copy)]
 enum Request<'a> {
     Port(&'a PortMapping),
-    /// With the name of the CNI network.
+    /// The name of the CNI network, and the address.
     Ip(&'a str, Ipv4Addr),
     Mac(&'a str, Mac),
 }
@@ -51,7 +51,7 @@ impl Request<'_> {
     }
 }
 
-/// A request that is in force.
+/// The request of an existing group or VM.
 pub(super) struct Requested<'a> {
     what: Request<'a>,
     group: &'a Name,
@@ -88,19 +88,19 @@ pub(super) fn of_group<'a>(
 /// The requests of the group's VMs that were made on demand.
 pub(super) fn of_orders(group: &HostGroup) -> impl Iterator<Item = Requested<'_>> {
     let network = cni(&group.spec.template.network);
-    let orders = group.orders.values().map(move |order| (order, network));
-    orders.flat_map(|(order, network)| {
+    let entries = group.orders.values().map(move |entry| (entry, network));
+    entries.flat_map(|(entry, network)| {
         let network = network.map_or("", |spec| &spec.network_name);
-        requests(network, &order.ask.cni).map(|what| Requested {
+        requests(network, &entry.ask.cni).map(|what| Requested {
             what,
             group: &group.meta.name,
-            vm: Some(&order.name),
+            vm: Some(&entry.name),
             place: None,
         })
     })
 }
 
-/// The first conflict of `draft` with what is in force, if any. VMs that were made on demand in the same group are not compared:
+/// The first conflict of `draft` with existing requests, if any. VMs made on demand in the same group are not compared:
 /// [`objections_of_orders`](super::objections_of_orders) does that.
 pub(super) fn objection(taken: &[Requested], draft: &Draft, spec: &CniSpec) -> Option<Problem> {
     let message = requests(&spec.network_name, &spec.cni).find_map(|what| {
@@ -110,7 +110,7 @@ pub(super) fn objection(taken: &[Requested], draft: &Draft, spec: &CniSpec) -> O
     Some(draft.problem("cni", message))
 }
 
-/// The first conflict of what a VM made on demand in a group with `network` requests with all groups and all other such VMs, if any.
+/// The first conflict of the requests of a VM made on demand, in a group with `network`, with all groups and all other such VMs.
 pub fn objection_to_requests<'a>(
     groups: impl Iterator<Item = &'a HostGroup>,
     network: &NetworkSpec,
@@ -132,7 +132,7 @@ fn first_conflict<'a>(
     mut taken: impl Iterator<Item = &'a Requested<'a>>,
     what: &Request,
 ) -> Option<String> {
-    let other = taken.find(|taken| taken.what.conflicts(what))?;
+    let other = taken.find(|other| other.what.conflicts(what))?;
     Some(what.refusal(&other.owner()))
 }
 

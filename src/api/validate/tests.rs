@@ -1,5 +1,5 @@
-//! Groups at peace, and groups that are not: each refusal word for word.
-//! Out of scope: what one manifest can be refused for (`tests/manifests.rs`).
+//! Groups with and without conflicts, and the exact message of each conflict.
+//! Out of scope: problems of a single manifest (`tests/manifests.rs`).
 
 use std::collections::HashSet;
 
@@ -21,7 +21,7 @@ fn drafts(file: &str, groups: &[(&str, Option<&str>)]) -> Vec<Draft> {
         name: file.into(),
         text,
     })
-    .expect("a sound manifest")
+    .expect("a valid manifest")
 }
 
 fn stored(origin: Origin, draft: &Draft) -> HostGroup {
@@ -45,19 +45,21 @@ fn words(problems: &[(usize, Problem)]) -> Vec<String> {
 }
 
 #[test]
-fn the_same_group_in_two_files_names_both_places() {
+fn a_group_in_two_files_is_reported_with_both_locations() {
     let (a, b) = (
         drafts("a.yaml", &[("web", None)]),
         drafts("b.yaml", &[("web", None)]),
     );
     assert_eq!(
         words(&conflicts(&[], &[], &[claim(&a[0]), claim(&b[0])])),
-        ["b.yaml:3:14: config.host_groups[0].name: group \"web\" is already at a.yaml:3:14"]
+        [
+            "b.yaml:3:14: config.host_groups[0].name: group \"web\" is already defined at a.yaml:3:14"
+        ]
     );
 }
 
 #[test]
-fn overlapping_ranges_name_both_groups_both_ranges_and_both_places() {
+fn overlapping_ranges_are_reported_with_both_groups_ranges_and_locations() {
     let a = drafts("a.yaml", &[("one", Some("169.254.100.0/22"))]);
     let b = drafts("b.yaml", &[("two", Some("169.254.102.0/23"))]);
     assert_eq!(
@@ -69,7 +71,7 @@ fn overlapping_ranges_name_both_groups_both_ranges_and_both_places() {
 }
 
 #[test]
-fn what_runs_wins_over_what_comes_also_when_it_stands_later_in_the_alphabet() {
+fn an_existing_group_wins_over_a_new_one_in_an_earlier_file() {
     let new = drafts("a.yaml", &[("new", Some("169.254.100.0/22"))]);
     let old = drafts("b.yaml", &[("old", Some("169.254.100.0/22"))]);
     let running = [stored(Origin::File("b.yaml".into()), &old[0])];
@@ -80,7 +82,7 @@ fn what_runs_wins_over_what_comes_also_when_it_stands_later_in_the_alphabet() {
 }
 
 #[test]
-fn apply_on_a_group_of_a_file_is_refused_with_the_files_name() {
+fn apply_to_a_group_of_a_file_is_refused_with_the_path_of_the_file() {
     let mine = drafts("-", &[("web", None), ("other", None)]);
     let running = [stored(
         Origin::File("/etc/slice/groups.d/web.yaml".into()),
@@ -90,12 +92,12 @@ fn apply_on_a_group_of_a_file_is_refused_with_the_files_name() {
     assert_eq!(problems.len(), 1);
     assert_eq!(
         problems[0].to_string(),
-        "-:3:14: config.host_groups[0].name: group \"web\" belongs to the file /etc/slice/groups.d/web.yaml; change it there"
+        "-:3:14: config.host_groups[0].name: group \"web\" is defined in the file /etc/slice/groups.d/web.yaml; change it there"
     );
 }
 
 #[test]
-fn apply_changes_its_own_groups_and_two_of_them_may_swap_ranges() {
+fn apply_changes_applied_groups_and_two_of_them_may_swap_ranges() {
     let before = drafts(
         "-",
         &[
@@ -112,17 +114,17 @@ fn apply_changes_its_own_groups_and_two_of_them_may_swap_ranges() {
     );
     let running: Vec<_> = before.iter().map(|d| stored(Origin::Apply, d)).collect();
     assert_eq!(check_apply(&running, &after), Ok(()));
-    // Alone, the first runs into the second, which stays.
+    // Without the second, the first conflicts with the stored range of the second.
     assert_eq!(check_apply(&running, &after[..1]).unwrap_err().len(), 1);
 }
 
-/// A file each, with one group: name, count and network.
+/// One file for each group: name, count and network.
 fn bridged(groups: &[(&str, u32, &str)]) -> Vec<Draft> {
     let one = |(name, count, network): &(&str, u32, &str)| {
         let group = format!("{{name: {name}, count: {count}, network: {{{network}}}}}");
         let text = format!("config:\n  host_groups:\n    - {group}\n");
         let file = format!("{name}.yaml");
-        parse(&Source { name: file, text }).expect("a sound manifest")
+        parse(&Source { name: file, text }).expect("a valid manifest")
     };
     groups.iter().flat_map(one).collect()
 }
@@ -134,22 +136,22 @@ fn said(groups: &[(&str, u32, &str)]) -> Vec<String> {
 }
 
 #[test]
-fn bridge_groups_that_get_in_each_others_way_are_told_with_both_groups_and_places() {
+fn conflicts_of_bridge_groups_are_reported_with_both_groups_and_locations() {
     let cases: &[(&str, &str, &str)] = &[
         (
             "tap_prefix: vm",
             "tap_prefix: vm",
-            "b.yaml:3:49: config.host_groups[0].network.tap_prefix: \"vm\" is the prefix of group \"a\" at a.yaml:3:14",
+            "b.yaml:3:49: config.host_groups[0].network.tap_prefix: \"vm\" is already the prefix of group \"a\" at a.yaml:3:14",
         ),
         (
             "tap_prefix: vm",
             "tap_prefix: vm1",
-            "b.yaml:3:49: config.host_groups[0].network.tap_prefix: a TAP would be called \"vm10\", as one of group \"a\" at a.yaml:3:14, whose 20 start with \"vm\"",
+            "b.yaml:3:49: config.host_groups[0].network.tap_prefix: a TAP would have the name \"vm10\", as one of the 20 TAPs of group \"a\" at a.yaml:3:14 with the prefix \"vm\"",
         ),
         (
             "bridge: vm3",
             "tap_prefix: vm",
-            "b.yaml:3:49: config.host_groups[0].network.tap_prefix: a TAP would be called \"vm3\", as the bridge of group \"a\" at a.yaml:3:14",
+            "b.yaml:3:49: config.host_groups[0].network.tap_prefix: a TAP would have the name \"vm3\", as the bridge of group \"a\" at a.yaml:3:14",
         ),
         (
             "tap_prefix: vm",
@@ -159,7 +161,7 @@ fn bridge_groups_that_get_in_each_others_way_are_told_with_both_groups_and_place
         (
             "bridge: br0, gateway: 10.0.0.1/24",
             "bridge: br0, gateway: 10.0.0.1/16",
-            "b.yaml:3:59: config.host_groups[0].network.gateway: 10.0.0.1/16 is another than 10.0.0.1/24 of group \"a\" at a.yaml:3:14 on bridge \"br0\"; groups on one bridge share its gateway",
+            "b.yaml:3:59: config.host_groups[0].network.gateway: 10.0.0.1/16 differs from 10.0.0.1/24 of group \"a\" at a.yaml:3:14 on bridge \"br0\"; all groups on a bridge must have the same gateway",
         ),
         (
             "bridge: br0, gateway: 10.0.0.1/24",
@@ -180,7 +182,7 @@ fn bridge_groups_that_get_in_each_others_way_are_told_with_both_groups_and_place
     for (a, b, expected) in cases {
         assert_eq!(said(&[("a", 20, a), ("b", 5, b)]), [*expected]);
     }
-    // The lists of two groups, whichever comes first.
+    // The same address in the lists of two groups.
     let list = "bridge: br0, gateway: 10.0.0.1/24, addresses: [10.0.0.9]";
     assert_eq!(
         said(&[("a", 1, list), ("b", 1, list)]),
@@ -191,7 +193,7 @@ fn bridge_groups_that_get_in_each_others_way_are_told_with_both_groups_and_place
 }
 
 #[test]
-fn bridge_groups_that_only_come_close_are_at_peace() {
+fn similar_bridge_groups_without_a_shared_resource_do_not_conflict() {
     let cases: &[(&str, &str)] = &[
         ("bridge: br0, gateway: 10.0.0.1/24", "bridge: br0"),
         ("bridge: br0", "bridge: br0"),
@@ -218,19 +220,19 @@ fn bridge_groups_that_only_come_close_are_at_peace() {
 }
 
 #[test]
-fn a_bridge_has_1023_ports_however_many_groups_share_them() {
+fn a_bridge_has_at_most_1023_ports_in_all_its_groups() {
     let net = "bridge: br0, gateway: 10.0.0.1/16";
     assert_eq!(said(&[("a", 1000, net), ("b", 23, net)]), [""; 0]);
     assert_eq!(
         said(&[("a", 1000, net), ("b", 20, net), ("c", 4, net)]),
         [
-            "c.yaml:3:24: config.host_groups[0].count: bridge \"br0\" would have 1024 ports, 4 with 1000 of group \"a\" at a.yaml:3:14, 20 of group \"b\" at b.yaml:3:14; a bridge has at most 1023"
+            "c.yaml:3:24: config.host_groups[0].count: bridge \"br0\" would have 1024 ports, 4 in addition to 1000 of group \"a\" at a.yaml:3:14, 20 of group \"b\" at b.yaml:3:14; expected at most 1023"
         ]
     );
 }
 
 #[test]
-fn a_running_group_that_grows_into_anothers_taps_loses_to_it() {
+fn an_existing_group_that_grows_into_the_taps_of_another_is_refused() {
     let before = bridged(&[("a", 5, "tap_prefix: vm"), ("b", 5, "tap_prefix: vm1")]);
     let running: Vec<_> = before
         .iter()
@@ -259,7 +261,7 @@ proptest! {
     }
 }
 
-/// A CNI group with these options, and a VM made on demand in it with those.
+/// The CNI group `group`, with a VM made on demand with the options `own`.
 fn with_one_on_demand(group: &Draft, own: &str) -> HostGroup {
     let ask: NewVm = serde_json::from_str(own).expect("a request");
     let (_, ask) = ask.split();
@@ -274,13 +276,13 @@ fn with_one_on_demand(group: &Draft, own: &str) -> HostGroup {
 }
 
 #[test]
-fn what_a_vm_made_on_demand_has_is_kept_from_groups_that_come_with_its_own() {
+fn a_group_cannot_request_resources_of_a_vm_made_on_demand() {
     let cni = |name: &str, network: &str, options: &str| {
         let text = format!(
             "config:\n  host_groups:\n    - {{name: {name}, network_name: {network}, cni: {{{options}}}}}\n"
         );
         let file = format!("{name}.yaml");
-        parse(&Source { name: file, text }).expect("a sound manifest")
+        parse(&Source { name: file, text }).expect("a valid manifest")
     };
     let own = r#"{"cni": {"port_mappings": [{"host_port": 8081, "guest_port": 80}],
         "ips": ["10.1.0.9"], "mac": "02:00:00:00:00:09"}}"#;
@@ -334,19 +336,21 @@ fn what_a_vm_made_on_demand_has_is_kept_from_groups_that_come_with_its_own() {
 }
 
 #[test]
-fn a_vm_made_on_demand_has_a_bounded_number_of_addresses() {
+fn the_number_of_addresses_of_a_vm_made_on_demand_is_limited() {
     let text = "config:\n  host_groups:\n    - {name: pod, network_name: slicer}\n";
     let pod = parse(&Source {
         name: "pod.yaml".into(),
         text: text.into(),
     });
-    let template = &pod.expect("a sound manifest")[0].spec.template;
+    let template = &pod.expect("a valid manifest")[0].spec.template;
     for (count, refused) in [(64, false), (65, true), (50_000, true)] {
         let ips = (0..count).map(|n| format!("10.{}.{}.9", n / 250, n % 250));
         let ask = serde_json::json!({"cni": {"ips": ips.collect::<Vec<_>>()}});
         let ask: NewVm = serde_json::from_value(ask).expect("a request");
         let found = ask.split().1.objections(template);
-        let is_refused = found.iter().any(|(_, why)| why.contains("64 is the most"));
+        let is_refused = found
+            .iter()
+            .any(|(_, why)| why.contains("expected at most 64"));
         assert_eq!(is_refused, refused, "{count}: {found:?}");
     }
 }

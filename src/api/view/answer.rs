@@ -1,4 +1,4 @@
-//! What we answer beside the objects themselves: kinds, changes, checks, leftovers, problems.
+//! Kinds of objects, and responses other than objects: changes, checks, orphans, problems.
 //! Out of scope: the objects.
 
 use std::fmt;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::super::meta::{Name, Timestamp};
 use super::{Applied, MetaView, Object};
 
-/// The kinds that people name. Written `hostgroup`, `vm` and `lease`; read with their plurals and short forms too.
+/// The kinds of objects. Displayed as `hostgroup`, `vm` and `lease`; plurals and short forms are also parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// `hostgroup`, `hostgroups`, `hg`.
@@ -23,9 +23,9 @@ pub enum Kind {
     Lease,
 }
 
-/// A text that names no [`Kind`].
+/// The error for a text that is not a valid [`Kind`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no kind: expected hostgroup (hg), vm or lease")]
+#[error("unknown kind \"{0}\": expected hostgroup (hg), vm or lease")]
 pub struct UnknownKind(String);
 
 impl fmt::Display for Kind {
@@ -51,7 +51,7 @@ impl FromStr for Kind {
 }
 
 impl Object {
-    /// Its kind.
+    /// The kind of the object.
     pub fn kind(&self) -> Kind {
         match self {
             Self::HostGroup(_) => Kind::HostGroup,
@@ -60,7 +60,7 @@ impl Object {
         }
     }
 
-    /// Who it is.
+    /// The identity of the object.
     pub fn metadata(&self) -> &MetaView {
         match self {
             Self::HostGroup(group) => &group.metadata,
@@ -69,61 +69,61 @@ impl Object {
         }
     }
 
-    /// `vm/sandbox-1`: what events call it.
+    /// The reference of the object, as in events: `vm/sandbox-1`.
     pub fn reference(&self) -> String {
         format!("{}/{}", self.kind(), self.metadata().name)
     }
 }
 
-/// One line of a watch: first every object that is there, as `ADDED`; then one `SYNCED`; then what changes.
+/// One line of a watch: first every existing object, as `ADDED`; then one `SYNCED`; then changes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "UPPERCASE")]
 pub enum Change {
-    /// It is there, or has come.
+    /// The object exists or was created.
     Added {
-        /// As it is.
+        /// The object.
         object: Object,
     },
-    /// Its spec or status is another.
+    /// The spec or status of the object changed.
     Modified {
-        /// As it is now.
+        /// The object after the change.
         object: Object,
     },
-    /// It is gone.
+    /// The object was removed.
     Deleted {
-        /// As it was last.
+        /// The last state of the object.
         object: Object,
     },
-    /// All that was there at the start has been told.
+    /// All objects that existed at the start of the watch have been sent.
     Synced,
 }
 
-/// One manifest on its way to the daemon.
+/// A manifest in a request to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// What errors call it: a path, or `stdin`.
+    /// The name for error messages: a path, or `stdin`.
     pub name: String,
     /// YAML.
     pub text: String,
 }
 
-/// Something of ours that nobody wants, and that `gc` has removed and found gone, could not remove, or would remove.
+/// An orphan: an unreferenced resource of this daemon that `gc` has removed, could not remove, or would remove.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leftover {
-    /// What it is: `link slabcdefghijklm`, `namespace slice-…`.
+    /// The resource: `link slabcdefghijklm`, `namespace slice-…`.
     pub thing: String,
-    /// Who left it: `vm/sandbox-1@<uid>`, `ground`.
+    /// The former owner: `vm/sandbox-1@<uid>`, or `ground` for the host network.
     pub owner: String,
-    /// Why it is not removed; none: it is.
+    /// Why it is kept; `None` if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<String>,
-    /// Why it is still there, if it was to be removed and is.
+    /// Why it could not be removed; `None` if it was removed or is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub still_there: Option<String>,
 }
 
 impl Leftover {
-    /// The same, not to be removed.
+    /// The same orphan, kept for the reason `why`.
     #[must_use]
     pub fn kept(self, why: &str) -> Self {
         Self {
@@ -133,26 +133,26 @@ impl Leftover {
     }
 }
 
-/// One thing that `doctor` looked at.
+/// A check of `doctor`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// A few words: `iptables back end`.
+    /// The name, such as `iptables back end`.
     pub name: String,
-    /// How it stands.
+    /// The result.
     pub verdict: CheckVerdict,
-    /// What was found.
+    /// The observed state.
     pub found: String,
-    /// What to do about it; empty when there is nothing to do.
+    /// The remedy; empty if none is needed.
     pub remedy: String,
 }
 
-/// How a [`Check`] stands.
+/// The result of a [`Check`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckVerdict {
-    /// As it should be.
+    /// Meets the requirements.
     Ok,
-    /// Works, but not well, or not everything.
+    /// Works with restrictions.
     Warn,
     /// Does not work.
     Fail,
@@ -168,7 +168,7 @@ impl fmt::Display for CheckVerdict {
     }
 }
 
-/// What another machine on the LAN needs to know to reach a bridge group's VMs.
+/// The data that another machine on the LAN needs for a route to a bridge group's VMs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reach {
     /// The group.
@@ -177,45 +177,45 @@ pub struct Reach {
     pub bridge: String,
     /// The VMs' subnet.
     pub subnet: Ipv4Network,
-    /// The host's address on the LAN: the first of the link of its default route. None when it has no such route.
+    /// The host's address on the LAN: the first address of the link of its default route; `None` without a default route.
     pub host: Option<Ipv4Addr>,
 }
 
-/// Which daemon answers.
+/// Information about the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Server {
-    /// `CARGO_PKG_VERSION`.
+    /// The version, `CARGO_PKG_VERSION`.
     pub version: String,
-    /// Its process.
+    /// The pid.
     pub pid: u32,
     /// When it started.
     pub started_at: Timestamp,
-    /// Where it reads manifests.
+    /// The manifest directory.
     pub config_dir: PathBuf,
-    /// Where it remembers.
+    /// The state directory.
     pub state_dir: PathBuf,
-    /// Where it keeps what dies with the host's uptime.
+    /// The run directory, whose content is lost when the host reboots.
     pub run_dir: PathBuf,
 }
 
-/// What has become of a VM that was asked for.
+/// The result of a request for a VM on demand.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewVmResult {
-    /// Its name.
+    /// The name of the VM.
     pub name: Name,
-    /// [`Applied::Created`], or [`Applied::Unchanged`]: there is just such a one of that name.
+    /// [`Applied::Created`], or [`Applied::Unchanged`] if a VM with this name and these settings exists.
     pub applied: Applied,
-    /// Entries that never match and the like.
+    /// Warnings, such as entries that never match.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
 
-/// Every answer that is not a success, as `application/json`.
+/// The body of an error response, as `application/json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// One sentence.
+    /// The error, one sentence.
     pub error: String,
-    /// One cause each; may be empty.
+    /// The individual problems; may be empty.
     #[serde(default)]
     pub problems: Vec<String>,
 }

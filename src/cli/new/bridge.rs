@@ -1,4 +1,4 @@
-//! `new --net=bridge`: names, the gateway, the VMs' addresses.
+//! `new --net=bridge`: link names, the gateway, the VMs' addresses.
 //! Out of scope: the rest of the group.
 
 use super::super::failure::Failure;
@@ -7,7 +7,7 @@ use super::text::Text;
 use super::{NewArgs, tap_owner};
 use crate::api::link_name;
 
-/// `network:` with what is not derived. Bridge mode is the default.
+/// `network:` without `mode:`, since bridge mode is the default.
 pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
     names(text, args)?;
     match &args.gateway {
@@ -19,15 +19,19 @@ pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
         None => text.note(
             4,
             "# gateway: 192.168.137.1/24",
-            "else chosen by the group's name, and kept",
+            "default: derived from the group's name, then kept",
         ),
     }
     addresses(text, args)?;
     if args.no_antispoof {
-        text.note(4, "antispoof: false", "VMs may send as anybody");
+        text.note(
+            4,
+            "antispoof: false",
+            "VMs may use any MAC and source address",
+        );
     }
     if args.isolate_ports {
-        text.note(4, "isolate_ports: true", "VMs do not reach each other");
+        text.note(4, "isolate_ports: true", "VMs cannot reach each other");
     }
     tap_owner(text, args);
     Ok(())
@@ -38,11 +42,11 @@ fn names(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
         Some(bridge) => text.note(
             4,
             &format!("bridge: {}", yaml::scalar(bridge)?),
-            "created if absent; an existing one is left as it is",
+            "created if absent; an existing bridge is not changed",
         ),
         None => {
             let derived = yaml::scalar(&link_name::bridge_of(&args.name))?;
-            let why = format!("else {derived}, from the group's name");
+            let why = format!("default: {derived}, derived from the group's name");
             text.note(4, "# bridge: brvm0", &why);
         }
     }
@@ -51,23 +55,27 @@ fn names(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
         None => link_name::tap_prefix_of(&args.name),
     };
     let taps = match args.count() {
-        0 | 1 => format!("the TAP is {prefix}0"),
-        count => format!("the TAPs are {prefix}0 to {prefix}{}", count - 1),
+        0 | 1 => format!("TAP {prefix}0"),
+        count => format!("TAPs {prefix}0 to {prefix}{}", count - 1),
     };
     match &args.tap_prefix {
         Some(prefix) => {
             let prefix = format!("tap_prefix: {}", yaml::scalar(prefix)?);
             text.note(4, &prefix, &taps);
         }
-        None => text.note(4, "# tap_prefix: vmtap", &format!("else {taps}")),
+        None => text.note(4, "# tap_prefix: vmtap", &format!("default: {taps}")),
     }
     Ok(())
 }
 
 fn addresses(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
     let free = match args.gateway {
-        Some(_) => "Any free address of the gateway's subnet, unless one of these says which:",
-        None => "Any free address of the subnet, unless gateway and one of these say which:",
+        Some(_) => {
+            "Default: any free address of the gateway's subnet. To restrict it, set one of these:"
+        }
+        None => {
+            "Default: any free address of the subnet. To restrict it, set gateway and one of these:"
+        }
     };
     match (&args.range, args.addresses.as_slice()) {
         (None, []) => {
@@ -77,7 +85,7 @@ fn addresses(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
         }
         (Some(range), _) => {
             let range = format!("range: {}", yaml::scalar(range)?);
-            text.note(4, &range, "where the VMs' addresses are taken from");
+            text.note(4, &range, "range of the VMs' addresses");
         }
         (None, listed) => {
             let listed: Result<Vec<String>, Failure> = listed.iter().map(|ip| quoted(ip)).collect();
@@ -88,7 +96,7 @@ fn addresses(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// In a list, commas and brackets mean something, too.
+/// A scalar in a flow sequence, in which commas and brackets need quotes as well.
 fn quoted(text: &str) -> Result<String, Failure> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '/');
     match text.starts_with(|c: char| c.is_ascii_digit()) && text.chars().all(plain) {

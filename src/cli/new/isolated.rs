@@ -1,4 +1,4 @@
-//! `new --net=isolated`: a range, and where VMs may send.
+//! `new --net=isolated`: the range, and the allow and drop lists.
 //! Out of scope: the rest of the group.
 
 use ipnetwork::Ipv4Network;
@@ -12,16 +12,16 @@ use crate::api::policy::{Entry, OnDeny, Policy, reserved};
 pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
     if let Some((entry, closed)) = closed(&args.allow) {
         return Err(Failure::Usage(format!(
-            "--allow {entry} lies in {closed}, which is always closed"
+            "invalid --allow {entry}: {closed} is always denied"
         )));
     }
     text.line(4, "mode: isolated");
     match args.range.as_deref().map(range).transpose()? {
-        Some(range) => text.note(4, &format!("range: {range}"), "a /30 of it for each VM"),
+        Some(range) => text.note(4, &format!("range: {range}"), "one /30 for each VM"),
         None => text.note(
             4,
             "# range: 169.254.100.0/22",
-            "else derived from the group's name",
+            "default: derived from the group's name",
         ),
     }
     let policy = Policy {
@@ -44,7 +44,7 @@ pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
     }
     if args.on_deny.is_some() {
         let on_deny = format!("on_deny: {}", policy.on_deny);
-        text.note(4, &on_deny, "the default is drop: no answer");
+        text.note(4, &on_deny, "default: drop (no response)");
     }
     tap_owner(text, args);
     for warning in policy.warnings() {
@@ -53,7 +53,7 @@ pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The first entry in a range that no list opens.
+/// The first entry that is in a reserved range, which the lists cannot allow.
 fn closed(allow: &[Entry]) -> Option<(Entry, Ipv4Network)> {
     allow.iter().find_map(|entry| {
         let range = reserved().find(|range| entry.network.is_subnet_of(*range))?;
@@ -61,38 +61,42 @@ fn closed(allow: &[Entry]) -> Option<(Entry, Ipv4Network)> {
     })
 }
 
-/// What the lists mean together.
+/// Describes the effect of the lists.
 fn in_words(policy: &Policy) -> &'static str {
     match (policy.allow.is_empty(), policy.drop.is_empty()) {
-        (true, true) => "Neither allow nor drop: every destination is open but the reserved ones.",
-        (true, false) => "What drop does not match is open.",
-        (false, true) => "Only what allow matches is open.",
-        (false, false) => "allow is asked first, then drop; what matches neither is open.",
+        (true, true) => {
+            "Without allow and drop, all destinations are allowed except reserved ones."
+        }
+        (true, false) => "Destinations that do not match drop are allowed.",
+        (false, true) => "Only destinations that match allow are allowed.",
+        (false, false) => {
+            "allow is evaluated first, then drop; destinations that match neither are allowed."
+        }
     }
 }
 
-/// Entries are of digits and `./:-` and two words, so double quotes need no escapes.
+/// A flow sequence. Entries contain only digits, `./:-`, `tcp` and `udp`, so they need no escapes within double quotes.
 fn flow(entries: &[Entry]) -> String {
     let quoted: Vec<String> = entries.iter().map(|entry| format!("\"{entry}\"")).collect();
     format!("[{}]", quoted.join(", "))
 }
 
-/// A network of 169.254.0.0/16 that has room for more than one /30.
+/// Parses a network of 169.254.0.0/16 that contains more than one /30.
 fn range(text: &str) -> Result<Ipv4Network, Failure> {
-    let wrong = |why: String| Err(Failure::Usage(format!("--range {text}: {why}")));
+    let wrong = |why: String| Err(Failure::Usage(format!("invalid --range {text}: {why}")));
     let range: Ipv4Network = match text.parse() {
         Ok(range) => range,
         Err(error) => return wrong(error.to_string()),
     };
     let link_local = range.ip().octets()[..2] == [169, 254];
     if !link_local || !(16..=29).contains(&range.prefix()) {
-        return wrong("it must be a /16 to /29 of 169.254.0.0/16".to_owned());
+        return wrong("expected a /16 to /29 of 169.254.0.0/16".to_owned());
     }
     let network = range.network();
     match network == range.ip() {
         true => Ok(range),
         false => wrong(format!(
-            "it has host bits set, {network}/{} has none",
+            "host bits are set, expected {network}/{}",
             range.prefix()
         )),
     }

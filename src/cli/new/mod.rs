@@ -1,5 +1,5 @@
-//! `new`: the YAML of a host group, with comments, ready to be edited and applied.
-//! Out of scope: checking what the daemon alone can check.
+//! `new`: prints the YAML of a host group with comments, for editing and applying.
+//! Out of scope: checks that need the daemon.
 
 mod bridge;
 mod cni;
@@ -19,14 +19,14 @@ use crate::api::meta::Name;
 use crate::api::network::TapOwner;
 use crate::api::policy::Entry;
 
-/// Data paths that people may ask for.
+/// Network modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Net {
-    /// A namespace and a /30 of its own, egress through allow and drop
+    /// A network namespace and a /30 per VM; egress is filtered by allow and drop
     Isolated,
-    /// A bridge shared with the host, the LAN and each other
+    /// A bridge shared by the VMs, the host and the LAN
     Bridge,
-    /// Whatever a chain of CNI plugins makes
+    /// A network created by CNI plugins
     Cni,
 }
 
@@ -38,16 +38,16 @@ impl Net {
     }
 }
 
-/// What a denied packet gets.
+/// Response to denied packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Denial {
-    /// Silence
+    /// No response
     Drop,
     /// A TCP reset, or ICMP "administratively prohibited"
     Reject,
 }
 
-/// Who runs the VMs.
+/// Hypervisors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Vmm {
     /// qemu-system-x86_64 -M microvm
@@ -56,7 +56,7 @@ pub enum Vmm {
     Firecracker,
     /// Cloud Hypervisor; needs KVM
     CloudHypervisor,
-    /// Nobody: the slot is prepared for a VMM of your own
+    /// None: the network is prepared for a VMM that you start yourself
     None,
 }
 
@@ -71,40 +71,39 @@ Examples:
   slicectl new guest --net=isolated --kernel-file /boot/vmlinuz --initrd-file /boot/initrd.img --ram-mb 128
   slicectl new sandbox --net=isolated | slicectl apply -f -")]
 pub struct NewArgs {
-    /// The group's name; its VMs are NAME-1, NAME-2, ...
+    /// Name of the group; its VMs are NAME-1, NAME-2, ...
     pub name: Name,
-    /// The data path
+    /// Network mode
     #[arg(long, value_enum)]
     pub net: Net,
-    /// How many VMs; 1 by default
+    /// Number of VMs; 1 if omitted
     #[arg(long, value_name = "N")]
     pub count: Option<u32>,
-    /// Where addresses are taken from. isolated: a block of 169.254.0.0/16 such as 169.254.100.0/22; bridge: FIRST-LAST of the
-    /// gateway's subnet
+    /// Address range. isolated: a subnet of 169.254.0.0/16 such as 169.254.100.0/22; bridge: FIRST-LAST in the gateway's subnet
     #[arg(long, value_name = "CIDR|FIRST-LAST")]
     pub range: Option<String>,
-    /// isolated: let through, asked before --drop: IP or CIDR, then :PORT or :FROM-TO, then /tcp or /udp; may be repeated
+    /// isolated: allow, evaluated before --drop: IP or CIDR, then :PORT or :FROM-TO, then /tcp or /udp; may be repeated
     #[arg(long, value_name = "ENTRY", value_delimiter = ',')]
     pub allow: Vec<Entry>,
-    /// isolated: deny, written as --allow; may be repeated
+    /// isolated: deny; same syntax as --allow; may be repeated
     #[arg(long, value_name = "ENTRY", value_delimiter = ',')]
     pub drop: Vec<Entry>,
-    /// isolated: what a denied packet gets; drop by default
+    /// isolated: response to denied packets; drop if omitted
     #[arg(long, value_enum)]
     pub on_deny: Option<Denial>,
-    /// Who may open the TAP
+    /// User and group that may open the TAP
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub tap_owner: Option<TapOwner>,
-    /// bridge: its name; one that exists is used and left as it is. Derived from NAME by default
+    /// bridge: name of the bridge; an existing one is used without changing it. Derived from NAME if omitted
     #[arg(long, value_name = "LINK")]
     pub bridge: Option<String>,
-    /// bridge: what the TAPs' names start with, a number follows. Derived from NAME by default
+    /// bridge: prefix of the TAPs' names, followed by a number. Derived from NAME if omitted
     #[arg(long, value_name = "TEXT")]
     pub tap_prefix: Option<String>,
-    /// bridge: the host's address on it, with the subnet's prefix length
+    /// bridge: address of the host on the bridge, with prefix length
     #[arg(long, value_name = "IP/LEN")]
     pub gateway: Option<String>,
-    /// bridge: the VMs' addresses, in their order; may be repeated
+    /// bridge: addresses of the VMs, in order; may be repeated
     #[arg(
         long,
         value_name = "IP",
@@ -113,40 +112,40 @@ pub struct NewArgs {
         requires = "gateway"
     )]
     pub addresses: Vec<String>,
-    /// bridge: VMs may send with any MAC and address
+    /// bridge: VMs may use any MAC and source address
     #[arg(long)]
     pub no_antispoof: bool,
-    /// bridge: VMs of the group do not reach each other
+    /// bridge: VMs of the group cannot reach each other
     #[arg(long)]
     pub isolate_ports: bool,
-    /// cni: which network of /etc/cni/net.d; slicer by default
+    /// cni: network of /etc/cni/net.d; slicer if omitted
     #[arg(long, value_name = "NAME")]
     pub network_name: Option<String>,
-    /// Name servers for the guest, two at most; may be repeated
+    /// Name servers for the guest, at most two; may be repeated
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub dns: Vec<Ipv4Addr>,
-    /// Virtual processors of each VM; 2 by default
+    /// Virtual CPUs of each VM; 2 if omitted
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
     pub vcpu: Option<u32>,
     /// Memory of each VM, in MiB
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     pub ram_mb: Option<u64>,
-    /// Memory of each VM, in GiB; 4 when neither is given
+    /// Memory of each VM, in GiB; 4 if both are omitted
     #[arg(long, value_name = "GIB", conflicts_with = "ram_mb", value_parser = clap::value_parser!(u64).range(1..))]
     pub ram_gb: Option<u64>,
-    /// The kernel to boot
+    /// Kernel image
     #[arg(long, value_name = "PATH")]
     pub kernel_file: Option<PathBuf>,
-    /// Its initial RAM file system
+    /// Initial RAM file system
     #[arg(long, value_name = "PATH", requires = "kernel_file")]
     pub initrd_file: Option<PathBuf>,
-    /// Who runs the VMs; qemu when there is a kernel to boot, else none
+    /// Hypervisor; if omitted, qemu with --kernel-file, else none
     #[arg(long, value_enum)]
     pub hypervisor: Option<Vmm>,
 }
 
 impl NewArgs {
-    /// How many VMs the group has.
+    /// Number of VMs of the group.
     fn count(&self) -> u32 {
         self.count.unwrap_or(1)
     }
@@ -157,18 +156,18 @@ pub fn new(args: NewArgs) -> Result<(), Failure> {
     let usage = |text: &str| Err(Failure::Usage(text.to_owned()));
     foreign(&args)?;
     if args.dns.len() > 2 {
-        return usage("a guest can be given two name servers at most");
+        return usage("too many --dns: expected at most two name servers");
     }
     let runs = args.hypervisor.is_some_and(|vmm| vmm != Vmm::None);
     if runs && args.kernel_file.is_none() {
-        return usage("a --hypervisor other than none needs --kernel-file");
+        return usage("a --hypervisor other than none requires --kernel-file");
     }
     let text = group(&args)?;
     read_back(&text)?;
     print::out(&text)
 }
 
-/// Refuses what only another mode has.
+/// Refuses options of other modes.
 fn foreign(args: &NewArgs) -> Result<(), Failure> {
     const LISTS: &[Net] = &[Net::Isolated];
     const BRIDGE: &[Net] = &[Net::Bridge];
@@ -188,7 +187,7 @@ fn foreign(args: &NewArgs) -> Result<(), Failure> {
             "--gateway",
             args.gateway.is_some(),
             BRIDGE,
-            "; an isolated VM's gateway is .1 of its /30, a CNI network's plugins choose theirs",
+            "; in isolated mode the gateway is .1 of the VM's /30, in cni mode the plugins choose it",
         ),
         ("--addresses", !args.addresses.is_empty(), BRIDGE, ""),
         ("--no-antispoof", args.no_antispoof, BRIDGE, ""),
@@ -207,13 +206,13 @@ fn foreign(args: &NewArgs) -> Result<(), Failure> {
         None => Ok(()),
         Some((option, _, modes, more)) => {
             let modes: Vec<String> = modes.iter().map(Net::option).collect();
-            let text = format!("{option} belongs to {}{more}", modes.join(" and "));
+            let text = format!("{option} requires {}{more}", modes.join(" or "));
             Err(Failure::Usage(text))
         }
     }
 }
 
-/// What is printed must be what the daemon takes; its reader knows all the rules.
+/// Parses the generated text with the parser of the daemon, so that only valid manifests are printed.
 fn read_back(text: &str) -> Result<(), Failure> {
     let source = Source {
         name: "new".to_owned(),
@@ -235,7 +234,7 @@ fn group(args: &NewArgs) -> Result<String, Failure> {
     let mut text = Text::default();
     text.line(
         0,
-        "# Store it: slicectl apply -f FILE --wait, or save it in the folder that sliced reads.",
+        "# Apply with: slicectl apply -f FILE --wait, or save it in the manifest directory of sliced.",
     );
     text.line(0, "config:");
     boot(&mut text, args)?;
@@ -258,25 +257,25 @@ fn group(args: &NewArgs) -> Result<String, Failure> {
     Ok(text.0)
 }
 
-/// What is not given has a default, which the file follows if it changes.
+/// Options that are omitted are printed as comments: the file then uses the default, even if that changes.
 fn size(text: &mut Text, args: &NewArgs) {
     match args.count {
         Some(count) => text.note(3, &format!("count: {count}"), &vms(args)),
-        None => text.note(3, "# count: 2", &format!("else {}", vms(args))),
+        None => text.note(3, "# count: 2", &format!("default: {}", vms(args))),
     }
     match args.vcpu {
         Some(vcpu) => text.line(3, &format!("vcpu: {vcpu}")),
-        None => text.note(3, "# vcpu: 4", "else 2"),
+        None => text.note(3, "# vcpu: 4", "default: 2"),
     }
     memory(text, args);
 }
 
 fn memory(text: &mut Text, args: &NewArgs) {
-    const ONE: &str = "ram_mb, ram_gb or ram_bytes: one of them";
+    const ONE: &str = "one of ram_mb, ram_gb or ram_bytes";
     match (args.ram_mb, args.ram_gb) {
         (Some(mib), _) => text.note(3, &format!("ram_mb: {mib}"), ONE),
         (None, Some(gib)) => text.note(3, &format!("ram_gb: {gib}"), ONE),
-        (None, None) => text.note(3, "# ram_gb: 8", &format!("{ONE}, else 4 GiB")),
+        (None, None) => text.note(3, "# ram_gb: 8", &format!("{ONE}; default: 4 GiB")),
     }
 }
 
@@ -285,7 +284,7 @@ fn dns(text: &mut Text, args: &NewArgs) {
         [] => text.note(
             3,
             "# dns_servers: [1.1.1.1, 8.8.8.8]",
-            "handed to the guest",
+            "name servers of the guest",
         ),
         dns => {
             let dns: Vec<String> = dns.iter().map(ToString::to_string).collect();
@@ -295,18 +294,18 @@ fn dns(text: &mut Text, args: &NewArgs) {
 }
 
 fn boot(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
-    const NONE: &str = "a slot for a VMM of your own";
+    const NONE: &str = "you start the VMM yourself";
     match (args.hypervisor, &args.kernel_file) {
         (Some(Vmm::Qemu), _) => text.line(1, "hypervisor: qemu"),
         (Some(Vmm::Firecracker), _) => text.line(1, "hypervisor: firecracker"),
         (Some(Vmm::CloudHypervisor), _) => text.line(1, "hypervisor: cloud-hypervisor"),
         (Some(Vmm::None), _) => text.note(1, "hypervisor: none", NONE),
         (None, Some(_)) => {
-            let why = format!("or cloud-hypervisor, none ({NONE}); else qemu");
+            let why = format!("or cloud-hypervisor, none ({NONE}); default: qemu");
             text.note(1, "# hypervisor: firecracker", &why);
         }
         (None, None) => {
-            let why = format!("or firecracker, cloud-hypervisor; else none, {NONE}");
+            let why = format!("or firecracker, cloud-hypervisor; default: none, {NONE}");
             text.note(1, "# hypervisor: qemu", &why);
         }
     }
@@ -326,14 +325,14 @@ fn tap_owner(text: &mut Text, args: &NewArgs) {
         text.note(
             4,
             &format!("tap_owner: \"{owner}\""),
-            "who may open the TAP",
+            "user and group that may open the TAP",
         );
     }
 }
 
 fn vms(args: &NewArgs) -> String {
     match args.count() {
-        0 => "no VM for now".to_owned(),
+        0 => "no VMs".to_owned(),
         1 => format!("VM {}-1", args.name),
         count => format!("VMs {0}-1 to {0}-{count}", args.name),
     }
@@ -347,7 +346,7 @@ fn scalar(path: &std::path::Path) -> Result<String, Failure> {
 fn owner(text: &str) -> Result<TapOwner, String> {
     let number = |part: &str| {
         part.parse()
-            .map_err(|_| format!("`{part}` is no numeric id; expected UID[:GID]"))
+            .map_err(|_| format!("invalid numeric id \"{part}\": expected UID[:GID]"))
     };
     match text.split_once(':') {
         None => Ok(TapOwner {

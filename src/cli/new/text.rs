@@ -1,27 +1,27 @@
-//! Lines of YAML with comments behind them.
+//! Formats lines of YAML with trailing comments.
 //! Out of scope: their content.
 
 use std::fmt::Write;
 
-/// YAML in the making.
+/// A YAML text under construction.
 #[derive(Default)]
 pub struct Text(pub String);
 
 impl Text {
-    /// A line, two spaces a level.
+    /// Adds a line, indented by two spaces per level.
     pub fn line(&mut self, level: usize, text: &str) {
         let indent = level * 2;
         // Writing to a String cannot fail.
         let _ = writeln!(self.0, "{:indent$}{text}", "");
     }
 
-    /// A line with a comment behind it, the comments under each other.
+    /// Adds a line with a trailing comment; the comments are aligned.
     pub fn note(&mut self, level: usize, text: &str, comment: &str) {
         let width = 42usize.saturating_sub(level * 2);
         self.line(level, &format!("{text:<width$} # {comment}"));
     }
 
-    /// A section at a level, with its lines; one of comments alone is a comment itself, as an empty section means nothing.
+    /// Adds a section with its lines. If these are only comments, the key is commented out as well, since the section would be null.
     pub fn section(&mut self, level: usize, key: &str, lines: &Self) {
         let has_values = lines
             .0

@@ -1,10 +1,10 @@
-//! Why a transaction ended without effect, on its way to be a refusal.
+//! The error of a transaction, converted to a response.
 //! Out of scope: the transactions.
 
 use crate::store;
 use crate::wire::Refusal;
 
-/// Why a transaction ended without effect.
+/// Why a transaction was aborted.
 pub(in crate::daemon) enum Failure {
     Refused(Refusal),
     Store(store::Error),

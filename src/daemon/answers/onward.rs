@@ -1,5 +1,5 @@
-//! What of the host decides about a packet that a VM's namespace has let go.
-//! Out of scope: deciding (`reconcile::explain`).
+//! The state of the host that affects a packet after it has left a VM's namespace.
+//! Out of scope: evaluation (`reconcile::explain`).
 
 use std::net::Ipv4Addr;
 
@@ -12,13 +12,13 @@ use crate::owner::{Instance, link_group};
 use crate::reconcile::engine::Engine;
 use crate::reconcile::ground::apart;
 
-/// What was found.
+/// The observed state of the host.
 pub(super) struct Onward {
-    /// Subnets that daemons of this host close to isolated VMs.
+    /// Subnets that daemons of this host block for isolated VMs.
     pub closed: Vec<Ipv4Network>,
-    /// The link of a VM that the destination is reached by.
+    /// The VM's link that the route to the destination uses.
     pub neighbour: Option<String>,
-    /// What the host sends elsewhere than was said.
+    /// NAT tables of the host that may change the destination.
     pub translations: Vec<Translations>,
 }
 

@@ -1,5 +1,5 @@
-//! Manifests that a client sent, off the threads that serve others.
-//! Out of scope: what is done with their groups.
+//! Parses manifests that a client sent, on the blocking thread pool.
+//! Out of scope: applying them.
 
 use crate::api::manifest::{self, Draft};
 use crate::api::validate;
@@ -14,7 +14,7 @@ pub(super) fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
             Ok(parsed) => drafts.extend(parsed),
             Err(found) => problems.extend(found.iter().map(ToString::to_string)),
         }
-        // Each file has been held to that by itself.
+        // The parser enforces the limit for each file; this enforces it for all files together.
         if let Some(beyond) = drafts.get(validate::MAX_GROUPS) {
             let found = drafts.len();
             let most = validate::MAX_GROUPS;
@@ -31,7 +31,7 @@ pub(super) fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
     }
 }
 
-/// Lines about what is wrong, after which no further manifest is read.
+/// Number of problems after which no further manifest is parsed.
 const MOST_PROBLEMS: usize = 200;
 
 pub(super) fn shortened(problems: &[manifest::Problem]) -> Vec<String> {
@@ -41,7 +41,7 @@ pub(super) fn shortened(problems: &[manifest::Problem]) -> Vec<String> {
     first.map(ToString::to_string).chain(more).collect()
 }
 
-/// Where it may take its time: to read a megabyte of YAML on a thread of the runtime would keep the engine waiting.
+/// Runs `work` on the blocking thread pool: parsing a megabyte of YAML on a worker thread of the runtime would delay the engine.
 pub(super) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {

@@ -1,9 +1,9 @@
-//! What we have changed a moment ago: events about that are likely to be of our own actions.
+//! Tracks recent changes of our own: events about these objects are likely caused by our own actions.
 //! Out of scope: the content of events.
 //!
 //! # Why
-//! Building a VM causes some thirty events. A look at it for each would cost more than the building, and finds nothing. A VM that
-//! nobody has touched for a moment has no such events: what the kernel reports of it was done by somebody else.
+//! Bringing up a VM causes some thirty events. An observation for each would cost more than the bring-up and find nothing. If we have not
+//! changed a VM for a short time, events about it are caused by another program.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -17,19 +17,19 @@ use crate::clock;
 use crate::reconcile::engine::{Engine, Key};
 use crate::store::Change;
 
-/// When each object was last changed by us.
+/// Time of our last change of each object.
 #[derive(Default)]
 pub(super) struct Activity {
     /// By VM.
     vms: HashMap<Uid, Instant>,
-    /// Any of them, a group or the host: the host's own rules follow all of these.
+    /// Last change of any object, including groups and the host: the rules of the host depend on all of them.
     last: Option<Instant>,
-    /// When the host was last enqueued for observation.
+    /// Time at which the host was last enqueued for observation.
     host: Option<Instant>,
 }
 
 impl Activity {
-    /// The store has changed. The stages of a VM that is being built write their status one after the other.
+    /// Records a change of the store. The stages of a VM that is brought up write their status one after the other.
     pub(super) fn note(&mut self, change: &Result<Change, RecvError>) {
         let vm = match change {
             Ok(Change::Vm(uid) | Change::Page(uid)) => Some(*uid),
@@ -42,9 +42,9 @@ impl Activity {
         }
     }
 
-    /// These VMs are enqueued for observation; `None` is the host.
+    /// Records that VMs are enqueued for observation; `None` is the host.
     pub(super) fn note_told(&mut self, vms: impl Iterator<Item = Option<Uid>>) {
-        /// Enough to be worth a sweep.
+        /// Number of entries above which expired ones are removed.
         const MANY: usize = 1024;
         let now = clock::monotonic();
         for vm in vms {
@@ -60,7 +60,7 @@ impl Activity {
         }
     }
 
-    /// How long to wait before these events are acted on, if all that they are about is changed by a conflicting writer.
+    /// How long to wait before the events are enqueued, if a conflicting writer changes every object that they are about.
     pub(super) fn contested(&self, news: &Gathered, engine: &Engine) -> Option<Duration> {
         if news.everything || !news.is_something() {
             return None;
@@ -70,7 +70,7 @@ impl Activity {
         for vm in news.vms() {
             let (key, last) = match vm {
                 Some(uid) => (Key::Vm(uid), self.vms.get(&uid)),
-                // Not `last`: repairs of contested VMs would keep the host waiting.
+                // Not `last`: repairs of VMs with conflicting writers would delay the host.
                 None => (Key::Ground, self.host.as_ref()),
             };
             if !engine.is_contested(&key) {
@@ -82,7 +82,7 @@ impl Activity {
         Some(longest)
     }
 
-    /// Whether all that these events are about has been left alone by us for a moment.
+    /// Whether every object that the events are about is at rest: not changed by us within [`REST`].
     pub(super) fn is_at_rest(&self, news: &Gathered) -> bool {
         let now = clock::monotonic();
         let rested =

@@ -1,5 +1,5 @@
-//! What the events of a window are about, until it is enqueued.
-//! Out of scope: which events those are.
+//! The keys and other data collected from the events of a window, until they are enqueued.
+//! Out of scope: the mapping from events.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,37 +13,37 @@ use crate::host::rule::Generation;
 use crate::reconcile::engine::{Engine, Key};
 use crate::store::World;
 
-/// How many routes are distinguished within one window.
+/// Maximum number of routes that are distinguished within one window.
 const MOST_ROUTES: usize = 64;
 
 /// What to enqueue.
 #[derive(Default)]
 pub(super) struct Gathered {
-    /// These.
+    /// Keys that are enqueued in any case.
     pub(super) keys: HashSet<Key>,
-    /// By namespace: the VM whose rules changed, and what the last change left behind.
+    /// By namespace id: the VM whose rules changed, and the latest generation of its rules.
     pub(super) rules: HashMap<i32, (Uid, Generation)>,
-    /// Bridges whose MAC changed: their VMs' filters know it, and the kernel has forgotten the neighbours on them.
+    /// Bridges whose MAC changed: the filters of their VMs contain it, and the kernel has dropped the neighbours on them.
     pub(super) moved: HashSet<String>,
-    /// Bridges whose addresses changed: filters of VMs that are kept apart know them.
+    /// Bridges whose addresses changed: the filters of VMs with `isolate_ports` contain them.
     pub(super) addressed: HashSet<String>,
-    /// Networks that routes came or went for: packets to VMs in them may go another way.
+    /// Networks for which routes were added or deleted: packets to VMs in them may take another route.
     pub(super) routed: HashSet<Ipv4Network>,
-    /// Objects with a link that had its own settings changed.
+    /// Objects whose link settings (netconf) changed.
     pub(super) configured: HashSet<Key>,
-    /// A setting of all links changed. The kernel sets each link's own with it (`inet_forward_change`), also when the
+    /// A setting of all links changed. The kernel then sets that of each link (`inet_forward_change`), also when the
     /// repair of the host network restores it.
     pub(super) switched: bool,
-    /// A TAP has taken another's MAC: somebody is cut off, so nothing more is gathered.
+    /// A TAP has the MAC of another port, which is cut off: the keys are enqueued at once.
     pub(super) urgent: bool,
-    /// Everybody.
+    /// All objects.
     pub(super) everything: bool,
 }
 
 impl Gathered {
     pub(super) fn tell(self, engine: &Engine) {
         if self.everything {
-            debug!("events were lost: look at everything");
+            debug!("events were lost: observing everything");
             engine.nudge_everything();
             return;
         }
@@ -65,7 +65,7 @@ impl Gathered {
         }
     }
 
-    /// Takes in what another one has.
+    /// Adds the content of `other`.
     pub(super) fn merge(&mut self, other: Self) {
         self.keys.extend(other.keys);
         self.rules.extend(other.rules);
@@ -99,7 +99,7 @@ impl Gathered {
             .chain(all)
     }
 
-    /// A route daemon may bring thousands: they are taken together.
+    /// Adds a network. Above [`MOST_ROUTES`], networks are merged into /8s: a routing daemon may add thousands.
     pub(super) fn route(&mut self, dst: Ipv4Network) {
         if self.routed.len() < MOST_ROUTES {
             self.routed.insert(dst);
@@ -140,7 +140,7 @@ impl Gathered {
         self.everything || !nothing
     }
 
-    /// The VMs that stand otherwise when these bridges do.
+    /// The VMs that depend on the changed bridges.
     fn on_bridges(&self, engine: &Engine) -> Vec<Uid> {
         if self.moved.is_empty() && self.addressed.is_empty() {
             return Vec::new();

@@ -1,4 +1,4 @@
-//! Which link, namespace and bridge belongs to which VM, so that an event about one of them wakes that VM.
+//! The mapping from links, namespaces and bridges to VMs, which events are looked up in.
 //! Out of scope: the events.
 
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ impl Trigger {
         }
     }
 
-    /// Forgets the index and the id of a VM's link: the kernel gives them to others.
+    /// Removes the index and the namespace id of a VM's link: the kernel reuses them.
     pub(super) fn displace(&mut self, uid: Uid) {
         let Some(place) = self.places.get_mut(&uid) else {
             return;
@@ -44,7 +44,7 @@ impl Trigger {
         }
     }
 
-    /// Learns all VMs and the current indexes of their links.
+    /// Rebuilds the mapping for all VMs from the store and the current links.
     pub(super) async fn learn(&mut self, engine: &Engine) -> Result<(), Error> {
         let uids: Vec<Uid> = engine
             .store
@@ -74,7 +74,7 @@ impl Trigger {
         Ok(())
     }
 
-    /// One that was there before any VM was on it makes no event for us to know it by.
+    /// Updates the bridges to which VMs are connected. For a bridge that existed before its first VM there is no event, so it is looked up.
     pub(super) async fn learn_bridges(&mut self, engine: &Engine) -> Result<(), Error> {
         let mut known = std::mem::take(&mut self.bridges);
         for name in bridges_of(engine) {
@@ -90,7 +90,7 @@ impl Trigger {
         Ok(())
     }
 
-    /// A link that this VM is now known to have, and that may have been made before we knew.
+    /// Updates the mapping for one VM. Returns its link if it is new in the mapping and may already exist.
     pub(super) fn learn_one(&mut self, engine: &Engine, uid: Uid) -> Option<String> {
         let Some(connected) = engine.host_link(uid) else {
             let names = owner::vm_names(&self.instance, uid);
@@ -147,7 +147,7 @@ fn bridges_of(engine: &Engine) -> impl Iterator<Item = String> + use<> {
     footing.bridges.into_keys()
 }
 
-/// Takes a number away from that VM, if it is still its.
+/// Removes `number` if it is mapped to this VM.
 fn remove_of<K: Eq + Hash>(numbers: &mut HashMap<K, Uid>, number: K, uid: Uid) {
     if numbers.get(&number) == Some(&uid) {
         numbers.remove(&number);

@@ -1,12 +1,12 @@
-//! A span of time in which events are gathered.
-//! Out of scope: which events.
+//! A time window in which events are collected.
+//! Out of scope: the choice of events.
 
 use std::time::{Duration, Instant};
 
 use super::gathered::Gathered;
 use crate::clock;
 
-/// What was gathered, and when it is enqueued.
+/// Collected events and the time at which they are enqueued.
 #[derive(Default)]
 pub(super) struct Window {
     gathered: Gathered,
@@ -15,7 +15,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// With something in it from the start.
+    /// Creates a window with initial content.
     pub(super) fn holding(gathered: Gathered, length: Duration) -> Self {
         let mut window = Self::default();
         if gathered.is_something() {
@@ -24,7 +24,7 @@ impl Window {
         window
     }
 
-    /// The first thing opens it for so long.
+    /// Adds events. The first addition opens the window for `length`.
     pub(super) fn add(&mut self, news: Gathered, length: Duration) {
         let now = clock::monotonic();
         self.gathered.merge(news);
@@ -32,7 +32,7 @@ impl Window {
         self.until.get_or_insert(now + length);
     }
 
-    /// Everything keeps it open for so long, at most for `longest` in all.
+    /// Adds events. Each addition extends the window to `length` from now, up to `longest` in total.
     pub(super) fn add_and_extend(&mut self, news: Gathered, length: Duration, longest: Duration) {
         let now = clock::monotonic();
         self.gathered.merge(news);
@@ -40,7 +40,7 @@ impl Window {
         self.until = Some((now + length).min(began + longest));
     }
 
-    /// Until it is over; while nothing is in it, for ever.
+    /// Waits until the window ends. Never returns while it is empty.
     pub(super) async fn over(&self) {
         match self.until {
             Some(until) => tokio::time::sleep_until(until.into()).await,
@@ -48,7 +48,7 @@ impl Window {
         }
     }
 
-    /// What is in it; it is empty then.
+    /// Takes the content; the window is empty afterwards.
     pub(super) fn take(&mut self) -> Gathered {
         std::mem::take(self).gathered
     }
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_burst_is_one_window_and_no_burst_keeps_it_open_for_ever() {
+    async fn a_burst_is_one_window_of_bounded_length() {
         let (step, length, longest) = (5, 30, 600);
         let of = Duration::from_millis;
         for (events, expected) in [(1, length), (10, 9 * step + length), (1000, longest)] {

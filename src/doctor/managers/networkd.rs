@@ -1,12 +1,12 @@
-//! What systemd-networkd's files say of a link.
-//! Out of scope: whether it runs.
+//! Evaluates the configuration files of systemd-networkd for a link.
+//! Out of scope: whether systemd-networkd is running.
 
 use std::path::Path;
 
 use super::{Example, Fate, Kind, files, glob, settings};
 use crate::host::{Error, fs};
 
-/// In the order of systemd.network(5), the strongest first.
+/// In the order of precedence of systemd.network(5), highest first.
 const DIRS: [&str; 5] = [
     "/etc/systemd/network",
     "/run/systemd/network",
@@ -15,7 +15,7 @@ const DIRS: [&str; 5] = [
     "/lib/systemd/network",
 ];
 
-/// What a file that matches says.
+/// The effect of a file that matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Says {
     /// `Unmanaged=yes`.
@@ -36,7 +36,7 @@ pub(super) fn fate(link: &Example) -> Result<Fate, Error> {
     Ok(Fate::LeftAlone(None))
 }
 
-/// A file that is gone, or was masked by a link to /dev/null, says nothing.
+/// A file that was removed, or is masked by a link to /dev/null, is empty.
 fn read(path: &Path) -> Result<String, Error> {
     match path.canonicalize() {
         Ok(target) if target != Path::new("/dev/null") => {
@@ -46,10 +46,10 @@ fn read(path: &Path) -> Result<String, Error> {
     }
 }
 
-/// What the file specifies for such a link; `None` if it does not match.
+/// The effect of a file on a link; `None` if it does not match.
 pub(super) fn verdict(text: &str, link: &Example) -> Option<Says> {
     let conditions = settings(text).filter(|(section, _, _)| *section == "Match");
-    // Several assignments of a key are one list; an empty one begins it again.
+    // Several assignments of a key form one list; an empty assignment resets it.
     let mut lists: Vec<(&str, String)> = Vec::new();
     for (_, key, value) in conditions {
         match lists.iter_mut().find(|(known, _)| *known == key) {
@@ -58,7 +58,7 @@ pub(super) fn verdict(text: &str, link: &Example) -> Option<Says> {
             None => lists.push((key, value.to_owned())),
         }
     }
-    // A file without conditions matches nothing (it was everything before version 243).
+    // A file without conditions matches nothing (before version 243, everything).
     if lists.is_empty() {
         return None;
     }
@@ -72,7 +72,7 @@ pub(super) fn verdict(text: &str, link: &Example) -> Option<Says> {
         "Name" => one_of(value, &[&link.name]),
         "Type" => one_of(value, &[sort]),
         "Kind" | "Driver" => one_of(value, &[kind]),
-        // Hardware, host, architecture…: nothing that a link of ours has.
+        // Other conditions (hardware, host, architecture…) do not match links of ours.
         _ => false,
     });
     let unmanaged = || {
@@ -89,7 +89,7 @@ pub(super) fn verdict(text: &str, link: &Example) -> Option<Says> {
     })
 }
 
-/// Patterns parted by blanks; a `!` before the first turns them all round.
+/// Patterns separated by blanks; a `!` before the first inverts the result.
 fn one_of(patterns: &str, names: &[&str]) -> bool {
     let (patterns, wanted) = match patterns.strip_prefix('!') {
         Some(rest) => (rest, false),
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn bridges_and_taps_are_matched_by_their_own_kinds() {
+    fn bridges_and_taps_are_matched_by_their_kinds() {
         let says = |text: &str, name: &str, kind| {
             let name = name.to_owned();
             verdict(text, &Example { name, kind })
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_for_everything_takes_our_links() {
+    fn a_file_for_all_links_manages_ours() {
         assert_eq!(
             says("[Match]\nName=*\n[Network]\nDHCP=yes\n"),
             Some(Says::SetUp)
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn files_for_other_links_do_not() {
+    fn files_for_other_links_do_not_match() {
         for other in [
             "[Match]\nName=eth0\n",
             "[Match]\nName=ve-*\nKind=veth\n",

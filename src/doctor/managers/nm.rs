@@ -1,12 +1,12 @@
-//! What NetworkManager's configuration says of a link.
-//! Out of scope: whether it runs.
+//! Evaluates the configuration of NetworkManager for a link.
+//! Out of scope: whether NetworkManager is running.
 
 use std::path::PathBuf;
 
 use super::{Example, Fate, Kind, files, glob, settings};
 use crate::host::{Error, fs};
 
-/// In the order of NetworkManager.conf(5), the strongest first.
+/// In the order of precedence of NetworkManager.conf(5), highest first.
 const DIRS: [&str; 3] = [
     "/etc/NetworkManager/conf.d",
     "/run/NetworkManager/conf.d",
@@ -14,9 +14,9 @@ const DIRS: [&str; 3] = [
 ];
 const MAIN: &str = "/etc/NetworkManager/NetworkManager.conf";
 
-/// By default a link that comes up is taken.
+/// By default, NetworkManager manages a link that comes up.
 pub(super) fn fate(link: &Example) -> Result<Fate, Error> {
-    // A file in /etc is read after those in /run, and what is read last counts.
+    // Files in /etc are read after those in /run; the last setting is used.
     let snippets = files(&DIRS, ".conf")?.into_values();
     let (own, others): (Vec<PathBuf>, Vec<PathBuf>) =
         snippets.partition(|path| path.starts_with("/etc"));
@@ -65,8 +65,8 @@ pub(super) fn leaves_alone(text: &str, link: &Example) -> bool {
     })
 }
 
-/// A list of device specifications (NetworkManager.conf(5), "Device List Format"): parted by `;` or `,`, `except:` turns one
-/// round and wins.
+/// Whether a list of device specifications (NetworkManager.conf(5), "Device List Format") matches: separated by `;` or `,`; `except:`
+/// excludes a device and takes precedence.
 fn names(specs: &str, link: &Example) -> bool {
     let mut named = false;
     for spec in specs.split([';', ',']).map(str::trim) {
@@ -90,7 +90,7 @@ fn is(spec: &str, link: &Example) -> bool {
             Some(name) => name == link.name,
             None => glob(pattern.as_bytes(), link.name.as_bytes()),
         },
-        // Veths are Ethernet, too.
+        // Veths also have the type ethernet.
         Some(("type", "ethernet")) => link.kind == Kind::Veth,
         Some(("type", named)) => named == kind,
         Some(("driver", pattern)) => glob(pattern.as_bytes(), driver.as_bytes()),
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_name_links_by_pattern_and_exceptions_win() {
+    fn lists_match_links_by_pattern_and_exceptions_take_precedence() {
         assert!(left(
             "[keyfile]\nunmanaged-devices=interface-name:eth0;interface-name:sl*\n"
         ));
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_section_that_manages_every_device_takes_ours() {
+    fn a_section_that_manages_every_device_manages_ours() {
         let link = Example {
             name: "slabcdeaaaaaaaa".to_owned(),
             kind: Kind::Veth,
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_section_counts_when_it_matches_and_says_unmanaged() {
+    fn a_device_section_applies_if_it_matches_and_is_unmanaged() {
         assert!(left("[device-x]\nmatch-device=driver:veth\nmanaged=0\n"));
         assert!(!left("[device-x]\nmatch-device=driver:veth\nmanaged=1\n"));
         assert!(!left(

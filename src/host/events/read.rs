@@ -1,5 +1,5 @@
-//! What a message of the kernel's says has changed.
-//! Out of scope: how messages come in.
+//! Decodes the kernel's change notifications.
+//! Out of scope: receiving them.
 
 use std::net::Ipv4Addr;
 
@@ -45,7 +45,7 @@ pub(super) fn change(message: &[u8]) -> Option<What> {
             index: index(message)?,
         }),
         rtm::NEWROUTE | rtm::DELROUTE if family(message)? == libc::AF_INET6 => {
-            // `rtm_table`. Of the main table's routes a router has very many.
+            // `rtm_table`. The main table is ignored: on a router it has very many routes.
             let is_local = *message.get(HEADER + 4)? == libc::RT_TABLE_LOCAL;
             let (index, _) = is_local.then(|| route(message)).flatten()?;
             Some(What::Ipv6 { index: index? })
@@ -72,8 +72,7 @@ pub(super) fn change(message: &[u8]) -> Option<What> {
     }
 }
 
-/// `ifa_index` of `struct ifaddrmsg`, `ndm_ifindex` of `struct ndmsg` and `tcm_ifindex` of `struct tcmsg` stand at the same
-/// place.
+/// `ifa_index` of `struct ifaddrmsg`, `ndm_ifindex` of `struct ndmsg` and `tcm_ifindex` of `struct tcmsg` have the same offset.
 fn index(message: &[u8]) -> Option<u32> {
     let bytes = message.get(HEADER + 4..HEADER + 8)?;
     bytes.try_into().ok().map(u32::from_ne_bytes)
@@ -84,7 +83,7 @@ fn family(message: &[u8]) -> Option<i32> {
     message.get(HEADER).map(|family| i32::from(*family))
 }
 
-/// `NDA_DST`, behind `struct ndmsg`.
+/// `NDA_DST`, after `struct ndmsg`.
 fn neighbour(message: &[u8]) -> Option<Ipv4Addr> {
     if family(message)? != libc::AF_INET {
         return None;
@@ -101,7 +100,7 @@ fn neighbour(message: &[u8]) -> Option<Ipv4Addr> {
     }
 }
 
-/// `NETCONFA_IFINDEX`, the first attribute behind `struct netconfmsg`, which has one byte; -1 is all and -2 what new links start with.
+/// `NETCONFA_IFINDEX`, the first attribute after `struct netconfmsg`, which has one byte; -1: all links, -2: the default for new links.
 fn netconf_link(message: &[u8]) -> Option<u32> {
     let body = message.get(HEADER + 4..)?;
     let kind = u16::from_ne_bytes(body.get(2..4)?.try_into().ok()?);
@@ -109,7 +108,7 @@ fn netconf_link(message: &[u8]) -> Option<u32> {
     u32::try_from(index).ok().filter(|_| kind == 1)
 }
 
-/// The link that a route leads over, and what it leads to.
+/// The outgoing link of a route, and its destination.
 fn route(message: &[u8]) -> Option<(Option<u32>, Option<Ipv4Network>)> {
     let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
     let NetlinkPayload::InnerMessage(
@@ -132,7 +131,7 @@ fn route(message: &[u8]) -> Option<(Option<u32>, Option<Ipv4Network>)> {
     ))
 }
 
-/// A link's message that we can't read may mean anything.
+/// A link message that cannot be decoded may report any change.
 fn read_link(message: &[u8]) -> What {
     let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message);
     let (message, deleted) = match parsed.map(|m| m.payload) {
@@ -140,7 +139,7 @@ fn read_link(message: &[u8]) -> What {
         Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(m))) => (m, true),
         _ => return What::Overrun,
     };
-    // A port that leaves its bridge is `deleted` in the bridge's own family only.
+    // A port that leaves its bridge is reported as deleted, but with family AF_BRIDGE.
     let deleted = deleted && message.header.interface_family != AddressFamily::Bridge;
     let link = link::read(message);
     What::Link(LinkChange {
@@ -154,8 +153,8 @@ fn read_link(message: &[u8]) -> What {
     })
 }
 
-/// Whether someone told the kernel of this neighbour, rather than ARP or a bridge that learns. An entry that is being
-/// deleted is no longer permanent, but bears the port of who asked for it; what the kernel does by itself bears none.
+/// Whether a program configured this neighbour, rather than ARP or a learning bridge. An entry that is being
+/// deleted is no longer permanent, but the message has the netlink port of the requester, which is 0 for changes made by the kernel.
 fn is_told(message: &[u8]) -> Option<bool> {
     let asker = u32::from_ne_bytes(message.get(12..16)?.try_into().ok()?);
     // `struct ndmsg` of `include/uapi/linux/neighbour.h`.

@@ -1,4 +1,4 @@
-//! A copy of an image: shared blocks where the file system can, holes kept where it cannot, whole or not at all.
+//! Copies an image atomically: shares blocks if the file system can, otherwise preserves holes.
 //! Out of scope: whether a copy is required.
 
 use std::fs::{File, OpenOptions};
@@ -15,69 +15,69 @@ use super::{Edition, SECTOR, open_ours};
 use crate::host::Error;
 use crate::host::named::Named;
 
-/// Bytes copied between two looks at whether to go on.
+/// Bytes copied between two checks of [`Progress::stop`].
 const STEP: u64 = 8 << 20;
-/// Bytes copied between two flushes: one at the end would tell nothing of its progress, however long it took.
+/// Bytes copied between two flushes: a single one at the end could take long without reporting progress.
 const FLUSH_STEP: u64 = 64 << 20;
 
-/// What is copied, and where to.
+/// Source and destination of a copy.
 #[derive(Clone, Copy, Debug)]
 pub struct Copy<'a> {
     /// The image.
     pub from: &'a Named,
-    /// What it is called.
+    /// The image's path in errors.
     pub called: &'a Path,
-    /// Where the copy grows until it is whole; in the same directory as `to`.
+    /// The path of the incomplete copy; in the same directory as `to`.
     pub draft: &'a Path,
-    /// Where it is to lie. There must be nothing.
+    /// The path of the copy. It must not exist.
     pub to: &'a Path,
-    /// How large it is to be at least, in bytes.
+    /// The minimum size of the copy, in bytes.
     pub at_least: u64,
 }
 
 /// How a copy was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
-    /// Its blocks are the image's own until one of both is written to (`ioctl_ficlone(2)`).
+    /// It shares blocks with the image until one of the two is written to (`ioctl_ficlone(2)`).
     Shared,
-    /// So many bytes were copied, without the holes.
+    /// The number of bytes copied, without holes.
     Copied(u64),
 }
 
-/// How far a copy has come, for others to look at; and their way to stop it.
+/// The progress of a copy, shared with other tasks, which can also stop it.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Bytes copied.
     pub done: AtomicU64,
-    /// Bytes to copy; 0: not known yet.
+    /// Bytes to copy; 0: not yet known.
     pub total: AtomicU64,
-    /// To be set by whoever wants no copy any more.
+    /// Set it to cancel the copy.
     pub stop: AtomicBool,
 }
 
-/// Makes the copy: complete and on the disk before it gets its name. Whatever fails, nothing of it stays. Blocks.
+/// Makes the copy: it is complete and synced to disk before it appears at its path. On failure nothing is left. Blocks.
 ///
 /// # Errors
-/// Among others: the image is being written to, there is no room for it, [`Progress::stop`] was set.
+/// Among others: the image is being written to, there is not enough space, [`Progress::stop`] was set.
 pub fn copy(what: &Copy<'_>, progress: &Progress) -> Result<How, Error> {
     let image = hold_named(what.from, what.called, Use::Read)?;
     let done = fill(what, &image, progress).and_then(|how| {
-        // Whoever waited for it may have given up, and somebody else be at it.
+        // The caller may have given up waiting, and another copy to the same path may be running.
         if progress.stop.load(Ordering::Relaxed) {
-            return Err(io::Error::other("it is not wanted any more"));
+            return Err(io::Error::other("cancelled: it is no longer required"));
         }
         publish(what)?;
         Ok(how)
     });
     done.map_err(|error| {
-        // The error that counts is the first one.
+        // The first error is the one to return.
         let _ = std::fs::remove_file(what.draft);
         let doing = format!("{} to {}", what.called.display(), what.to.display());
         Error::io("copy", doing, error)
     })
 }
 
-/// Makes a file that is shorter longer, with a hole. The caller holds it.
+/// Extends a shorter file to `bytes` with a hole. The caller holds its lock.
 pub fn grow(path: &Path, bytes: u64) -> Result<(), Error> {
     let grow = || -> io::Result<()> {
         let file = open_ours(path, OpenOptions::new().write(true))?;
@@ -100,7 +100,7 @@ fn fill(what: &Copy<'_>, image: &File, progress: &Progress) -> io::Result<How> {
         Ok(()) => How::Shared,
         Err(Errno::NOSPC) => return Err(Errno::NOSPC.into()),
         Err(Errno::DQUOT) => return Err(Errno::DQUOT.into()),
-        // EOPNOTSUPP, EXDEV, EINVAL and whatever file systems say that cannot.
+        // EOPNOTSUPP, EXDEV, EINVAL and other errors of file systems that cannot share blocks.
         Err(_) => {
             let bytes = before.blocks().saturating_mul(512).min(before.len());
             make_sure_of_room(what, &draft, bytes)?;
@@ -112,7 +112,7 @@ fn fill(what: &Copy<'_>, image: &File, progress: &Progress) -> io::Result<How> {
     draft.set_len(length)?;
     draft.sync_all()?;
     if Edition::of(&image.metadata()?) != Edition::of(&before) {
-        return Err(io::Error::other("the image was written to meanwhile"));
+        return Err(io::Error::other("the image was modified during the copy"));
     }
     Ok(how)
 }
@@ -123,7 +123,7 @@ fn publish(what: &Copy<'_>) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Better now than when half of it is copied.
+/// Checks the free space before copying.
 fn make_sure_of_room(what: &Copy<'_>, draft: &File, bytes: u64) -> io::Result<()> {
     let space = rustix::fs::fstatvfs(draft)?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
@@ -133,11 +133,11 @@ fn make_sure_of_room(what: &Copy<'_>, draft: &File, bytes: u64) -> io::Result<()
     let dir = what.to.parent().unwrap_or(Path::new("/")).display();
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let (needs, has) = (mib(bytes), free >> 20);
-    let why = format!("it needs {needs} MiB, and {dir} has {has} MiB free");
+    let why = format!("not enough space: needs {needs} MiB, {dir} has {has} MiB free");
     Err(io::Error::new(io::ErrorKind::StorageFull, why))
 }
 
-/// Copies what is no hole (`lseek(2)`, SEEK_DATA). A file system that knows of no holes shows one piece of data.
+/// Copies the data between holes (`lseek(2)`, SEEK_DATA). A file system without support for holes reports the whole file as data.
 fn copy_data(from: &File, to: &File, length: u64, progress: &Progress) -> io::Result<u64> {
     let (mut at, mut copied, mut flushed) = (0, 0, 0);
     while at < length {
@@ -151,7 +151,7 @@ fn copy_data(from: &File, to: &File, length: u64, progress: &Progress) -> io::Re
         at = data;
         while at < hole {
             if progress.stop.load(Ordering::Relaxed) {
-                return Err(io::Error::other("it is not wanted any more"));
+                return Err(io::Error::other("cancelled: it is no longer required"));
             }
             let step = copy_some(from, to, at, (hole - at).min(STEP))?;
             at += step;
@@ -166,7 +166,7 @@ fn copy_data(from: &File, to: &File, length: u64, progress: &Progress) -> io::Re
     Ok(copied)
 }
 
-/// At least one byte. The kernel copies by itself where both file systems let it (`copy_file_range(2)`).
+/// Copies at least one byte; in the kernel if the file systems support it (`copy_file_range(2)`).
 fn copy_some(from: &File, to: &File, at: u64, most: u64) -> io::Result<u64> {
     let (mut source, mut target) = (at, at);
     let most = usize::try_from(most).unwrap_or(usize::MAX);
@@ -174,13 +174,13 @@ fn copy_some(from: &File, to: &File, at: u64, most: u64) -> io::Result<u64> {
         Ok(copied @ 1..) => return Ok(copied as u64),
         Err(Errno::NOSPC) => return Err(Errno::NOSPC.into()),
         Err(Errno::DQUOT) => return Err(Errno::DQUOT.into()),
-        // Not between these two; what is really wrong the plain way finds out, too.
+        // Not supported between these two files; read and write report any other error.
         Ok(0) | Err(_) => {}
     }
     let mut buffer = vec![0; most.min(1 << 20)];
     let read = from.read_at(&mut buffer, at)?;
     if read == 0 {
-        return Err(io::Error::other("the image was cut short meanwhile"));
+        return Err(io::Error::other("the image was truncated during the copy"));
     }
     to.write_all_at(&buffer[..read], at)?;
     Ok(read as u64)

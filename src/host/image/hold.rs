@@ -1,13 +1,13 @@
-//! Never two writers of an image.
-//! Out of scope: who is to have it.
+//! Locks images, so that an image never has two writers.
+//! Out of scope: the assignment of images to VMs.
 //!
 //! # How
-//! Whoever uses an image holds `flock(2)` on the file itself, exclusive to write, shared to read. A VMM inherits the open file and
-//! knows nothing of it, so that the lock lives exactly as long as the VMM: neither our crash frees it nor can a pid come to mean
-//! another. Being on the file, it holds across names, links and daemons.
+//! Each user of an image holds `flock(2)` on the file itself, exclusive to write, shared to read. A VMM inherits the open file without
+//! using it, so the lock lasts exactly as long as the VMM: a crash of the daemon does not release it, and it does not depend on a
+//! pid, which may be reused. Because it is on the file, it works across paths, links and daemons.
 //!
-//! Others keep other rules. QEMU and Cloud Hypervisor lock ranges (`F_OFD_SETLK`), which does not meet `flock`, so theirs stay on and
-//! are asked about. A lock of whoever can only read the image counts for nothing: see [`is_in_the_way`]. A process that writes
+//! Other programs use other locks. QEMU and Cloud Hypervisor lock ranges (`F_OFD_SETLK`), which do not conflict with `flock`, so these
+//! are checked in addition. A lock of a process that can only read the image is ignored: see [`is_in_the_way`]. A process that writes
 //! without a lock is detected through the kernel: it grants no read lease (`F_SETLEASE`) on a file that is open for writing. A block
 //! device has no leases; a mounted one refuses `O_EXCL`.
 
@@ -24,7 +24,7 @@ use crate::host::holders::{self, Holder};
 use crate::host::named::Named;
 use crate::host::{Error, Kind};
 
-/// Between two looks at who has an image.
+/// The pauses between attempts to lock an image.
 const PAUSES: [Duration; 4] = [
     Duration::from_millis(5),
     Duration::from_millis(10),
@@ -32,24 +32,24 @@ const PAUSES: [Duration; 4] = [
     Duration::from_millis(40),
 ];
 
-/// What for.
+/// The kind of access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// Anybody else may read, too.
+    /// Shared: other readers are allowed.
     Read,
-    /// Nobody else may have it.
+    /// Exclusive.
     Write,
 }
 
-/// Takes an image. It is held until the last copy of this file descriptor is closed, in whatever process.
+/// Locks an image. The lock is held until the last copy of this file descriptor is closed, in any process.
 ///
 /// # Errors
-/// [`Kind::Busy`]: somebody else has it; the error names who, where that can be seen.
+/// [`Kind::Busy`]: another process uses it; the error names the process if it can be identified.
 pub fn hold(path: &Path, how: Use) -> Result<File, Error> {
     take(open(path), path, how)
 }
 
-/// The same for a file that is open already; `path` is what it is called.
+/// The same for an opened file; `path` is its path in errors.
 pub fn hold_named(named: &Named, path: &Path, how: Use) -> Result<File, Error> {
     take(open(&named.through_proc()), path, how)
 }
@@ -57,7 +57,7 @@ pub fn hold_named(named: &Named, path: &Path, how: Use) -> Result<File, Error> {
 fn take(opened: io::Result<File>, path: &Path, how: Use) -> Result<File, Error> {
     let doing = match how {
         Use::Read => "read",
-        Use::Write => "take for writing",
+        Use::Write => "lock for writing",
     };
     let fail = |error| Error::io(doing, path.display().to_string(), error);
     let busy = |why: String| Error {
@@ -67,13 +67,15 @@ fn take(opened: io::Result<File>, path: &Path, how: Use) -> Result<File, Error> 
         source: io::Error::other(why),
     };
     let file = match opened {
-        // The kernel asks for the lease, and takes it away after a while (`/proc/sys/fs/lease-break-time`): the next try finds none.
+        // The kernel breaks the lease after `/proc/sys/fs/lease-break-time`, so that a later attempt succeeds.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            return Err(busy("its owner holds a lease on it".to_owned()));
+            return Err(busy(
+                "a process of its owner holds a lease on it".to_owned(),
+            ));
         }
         opened => opened.map_err(fail)?,
     };
-    // A child of ours, or of another daemon's, shares every open file until its exec closes them: that is a moment.
+    // A child of this or another daemon shares every open file until exec closes them, which takes a moment.
     for pause in PAUSES {
         match is_free(&file, how) {
             Ok(true) => return Ok(file),
@@ -88,8 +90,8 @@ fn take(opened: io::Result<File>, path: &Path, how: Use) -> Result<File, Error> 
     }
 }
 
-/// Exclusively only in name: for a block device that means "not while it is mounted" (`open(2)`).
-/// Neither a lease (fcntl(2), F_SETLEASE) nor a pipe without a writer is waited for.
+/// `O_EXCL` on a block device only means "fail if it is mounted" (`open(2)`).
+/// Does not block on a lease (fcntl(2), F_SETLEASE) or on a FIFO without a writer.
 fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)
@@ -118,12 +120,12 @@ fn is_free(file: &File, how: Use) -> io::Result<bool> {
         return Ok(false);
     }
     let contested = !locked || has_range_locks(file, how)?;
-    // Who could not lock it for that reason has it open all the same.
+    // A process whose attempt to lock it failed may still have it open.
     if !contested && (how == Use::Read || is_alone(file)?) {
         return Ok(true);
     }
     let holders = holders::of(file);
-    // A lock that nobody is seen to hold is in a message on its way (unix(7), SCM_RIGHTS), where a jailed VMM keeps its own.
+    // If no process holds the lock, its descriptor is in a queued message (unix(7), SCM_RIGHTS), where a jailed VMM keeps its own.
     if contested && !holders.iter().any(|holder| holder.locks) {
         return Ok(false);
     }
@@ -132,16 +134,16 @@ fn is_free(file: &File, how: Use) -> io::Result<bool> {
         .any(|holder| is_in_the_way(holder, file, how)))
 }
 
-/// Whether a process that has the image open could be a second writer, or a reader of what is written. Whoever may only read it can lock
-/// it for ever (`flock(2)` asks for no right to write): that is no reason for anybody to wait.
+/// Whether a process that has the image open could be a second writer, or a reader of an image that is written to. A lock of a process
+/// that may only read the image is ignored: `flock(2)` does not require write permission, and such a lock could be held indefinitely.
 fn is_in_the_way(holder: &Holder, file: &File, how: Use) -> bool {
-    /// Since its start, in which a VMM has not yet opened the disk that it holds.
+    /// The time since its start in which a VMM may not have opened the disk that it has locked.
     const YOUNG: Duration = Duration::from_secs(30);
     let root = holder.user.is_none_or(|user| user == 0);
     let may_write = || root || holder.may_write(file);
     match how {
         Use::Write => holder.writes || holder.confined || (holder.locks && may_write()),
-        // A guest that has broken out of a VMM may make the lock for reading that it was given one for writing.
+        // A guest that has escaped from its VMM can turn the VMM's shared lock into an exclusive one.
         Use::Read => {
             let of_a_vmm = || {
                 let device = || file.metadata().is_ok_and(|found| !found.is_file());
@@ -152,7 +154,8 @@ fn is_in_the_way(holder: &Holder, file: &File, how: Use) -> bool {
     }
 }
 
-/// Whether nobody else has it open: then a lease for writing is granted (fcntl(2), F_SETLEASE). Of a device it is not known.
+/// Whether no other process has it open: then a write lease is granted (fcntl(2), F_SETLEASE). Always true for a device, which has no
+/// leases.
 fn is_alone(file: &File) -> io::Result<bool> {
     if !file.metadata()?.is_file() {
         return Ok(true);
@@ -167,7 +170,7 @@ fn is_alone(file: &File) -> io::Result<bool> {
     Ok(granted)
 }
 
-/// Whether somebody has locked a part of it so that we could not lock all of it.
+/// Whether a range lock conflicts with a lock on the whole file.
 fn has_range_locks(file: &File, how: Use) -> io::Result<bool> {
     let kind = match how {
         Use::Read => libc::F_RDLCK,
@@ -208,8 +211,8 @@ pub fn is_written(file: &File) -> io::Result<bool> {
         let error = io::Error::last_os_error();
         return match error.raw_os_error() {
             Some(libc::EAGAIN) => Ok(true),
-            // A file system without leases (NFS, overlayfs), or a file of another user's where we may not lease those
-            // (CAP_LEASE): the slow way.
+            // A file system without leases (NFS, overlayfs), or a file of another user without the capability CAP_LEASE:
+            // scan /proc, which is slow.
             Some(libc::EINVAL | libc::EACCES) => {
                 Ok(holders::of(file).iter().any(|holder| holder.writes))
             }

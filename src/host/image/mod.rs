@@ -1,10 +1,10 @@
-//! Disk images: what one is, copies of it, and who uses it.
-//! Out of scope: which VM is to have which.
+//! Disk images: type and format detection, copies, and locks.
+//! Out of scope: the assignment of images to VMs.
 //!
-//! | file | what it does |
+//! | file | purpose |
 //! |---|---|
-//! | `copy` | a copy that shares blocks where it can and keeps holes where it cannot |
-//! | `hold` | never two writers |
+//! | `copy` | copies an image; shares blocks if the file system can, otherwise preserves holes |
+//! | `hold` | locks an image, so that there are never two writers |
 
 mod copy;
 mod hold;
@@ -21,7 +21,7 @@ use super::named::Named;
 pub use copy::{Copy, How, Progress, copy, grow};
 pub use hold::{Use, hold, hold_named, is_written};
 
-/// Bytes; every VMM counts a disk in these.
+/// The sector size in bytes; every VMM counts the size of a disk in sectors.
 pub const SECTOR: u64 = 512;
 
 /// What exists at a path where an image is expected. Symbolic links are followed.
@@ -29,15 +29,15 @@ pub const SECTOR: u64 = 512;
 pub enum Found {
     /// Nothing.
     Absent,
-    /// A file, and which edition of it.
+    /// A regular file, and the version of its content.
     File(Edition),
     /// A block device.
     Device,
-    /// Something else: `a directory`.
+    /// Another type, as text: `a directory`.
     Other(&'static str),
 }
 
-/// Tells a file's content from the one before: its length in bytes, and when it was last written to, in nanoseconds since 1970.
+/// Identifies a version of a file's content by its length in bytes and its mtime in nanoseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Edition {
     /// Bytes.
@@ -55,23 +55,23 @@ impl Edition {
     }
 }
 
-/// Looks what is there.
+/// Determines what exists at `path`.
 pub fn look(path: &Path) -> Result<Found, Error> {
     judge(path, std::fs::metadata(path))
 }
 
-/// Looks what was opened; `path` is what it is called.
+/// The same for an opened file; `path` is its path in errors.
 pub fn look_at_named(named: &Named, path: &Path) -> Result<Found, Error> {
     judge(path, named.metadata())
 }
 
-/// The same for a place that is ours: a symbolic link there is none of ours.
+/// The same for a path in a directory of the daemon, without following a symbolic link.
 pub fn look_at_ours(path: &Path) -> Result<Found, Error> {
     judge(path, std::fs::symlink_metadata(path))
 }
 
 fn judge(path: &Path, looked: io::Result<std::fs::Metadata>) -> Result<Found, Error> {
-    let looked = looked.map_err(|error| Error::io("look at", path.display().to_string(), error));
+    let looked = looked.map_err(|error| Error::io("stat", path.display().to_string(), error));
     let Some(found) = absent_is_none(looked)? else {
         return Ok(Found::Absent);
     };
@@ -83,25 +83,25 @@ fn judge(path: &Path, looked: io::Result<std::fs::Metadata>) -> Result<Found, Er
     } else if kind.is_dir() {
         Found::Other("a directory")
     } else {
-        Found::Other("no file with content")
+        Found::Other("not a regular file")
     })
 }
 
-/// Bytes in an open file; of a block device 0.
+/// The size of an open file in bytes; 0 for a block device.
 pub fn length(file: &File) -> Result<u64, Error> {
     let found = file.metadata();
-    let found = found.map_err(|error| Error::io("look at", "an open image", error))?;
+    let found = found.map_err(|error| Error::io("stat", "an open image", error))?;
     Ok(found.len())
 }
 
-/// Why a file cannot be a raw image, as far as its first bytes tell: `a qcow2 image`. None: it may be one.
+/// The format of a file that is not a raw image, by its first bytes: `a qcow2 image`. `None`: it may be a raw image.
 ///
 /// # Why
-/// A VMM that is told `raw` shows a guest such a file's header instead of a disk; one that guesses the format can be led by a
-/// guest, who writes another header, to open any file of the host.
+/// A VMM configured with `raw` shows a guest such a file's header instead of a disk; in a VMM that probes the format, a
+/// guest can write another header and so make the VMM open any file of the host.
 pub fn format(named: &Named, path: &Path) -> Result<Option<&'static str>, Error> {
     let mut start = Vec::new();
-    // A lease of its owner's is not waited for.
+    // Does not wait for a lease that the file's owner holds.
     let read = named
         .open()
         .and_then(|file| file.take(128).read_to_end(&mut start));
@@ -109,7 +109,7 @@ pub fn format(named: &Named, path: &Path) -> Result<Option<&'static str>, Error>
     Ok(known_format(&start))
 }
 
-/// From the formats' own documents; the compressed ones as `file(1)` knows them.
+/// Magic numbers from the specifications of the formats; of compressed files from `file(1)`.
 fn known_format(start: &[u8]) -> Option<&'static str> {
     const VDI: [u8; 4] = 0xbeda_107f_u32.to_le_bytes();
     let magics: [(usize, &[u8], &str); 13] = [
@@ -119,7 +119,7 @@ fn known_format(start: &[u8]) -> Option<&'static str> {
         (
             0,
             b"# Disk DescriptorFile",
-            "the description of a VMDK image",
+            "the descriptor of a VMDK image",
         ),
         (0, b"vhdxfile", "a VHDX image"),
         (0, b"conectix", "a VHD image"),
@@ -136,7 +136,7 @@ fn known_format(start: &[u8]) -> Option<&'static str> {
     found.map(|(_, _, name)| name)
 }
 
-/// For reading, never following a symbolic link at a place that is ours.
+/// Opens a file of the daemon, without following a symbolic link.
 fn open_ours(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     options.custom_flags(libc::O_NOFOLLOW).open(path)
@@ -147,28 +147,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_that_is_not_raw_is_known_by_its_first_bytes() {
+    fn an_image_that_is_not_raw_is_detected_by_its_first_bytes() {
         assert_eq!(known_format(b"QFI\xfb\0\0\0\x03"), Some("a qcow2 image"));
         let mut vdi = vec![b'<'; 0x40];
         vdi.extend(0xbeda_107f_u32.to_le_bytes());
         assert_eq!(known_format(&vdi), Some("a VDI image"));
         assert_eq!(known_format(b""), None);
         assert_eq!(known_format(&[0; 128]), None);
-        assert_eq!(
-            known_format(b"LUKS\xba\xbe"),
-            None,
-            "raw, whatever is in it"
-        );
+        assert_eq!(known_format(b"LUKS\xba\xbe"), None, "raw, with any content");
     }
 
     #[test]
-    fn what_is_there() {
+    fn file_types_are_detected() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(look(&dir.path().join("none")).unwrap(), Found::Absent);
         assert_eq!(look(dir.path()).unwrap(), Found::Other("a directory"));
         assert_eq!(
             look(Path::new("/dev/null")).unwrap(),
-            Found::Other("no file with content")
+            Found::Other("not a regular file")
         );
     }
 }

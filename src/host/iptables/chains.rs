@@ -1,4 +1,4 @@
-//! Removes a chain of the `nat` table that some other program made with `iptables`, and the jumps to it.
+//! Removes a chain of the `nat` table that another program created with `iptables`, and the jumps to it.
 //! Out of scope: which program owns the chain.
 
 use std::io;
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crate::host::{Error, process};
 
-/// How long the lock of the older back end is waited for, in seconds.
+/// The timeout for the lock of the legacy back end, in seconds.
 const LOCK_SECONDS: &str = "5";
 
-/// Which of the two programs made it.
+/// The program that created the chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// `iptables`
@@ -29,10 +29,10 @@ impl Family {
 }
 
 /// Removes `chain` with its rules and the rules of `parent` that jump to it, in one transaction; in the calling thread's network
-/// namespace. False: there was nothing. Blocks for three short programs at most, each for `deadline`.
+/// namespace. False: there was no such chain or rule. Blocks for at most three processes, each for at most `deadline`.
 ///
-/// The programs are those in `PATH`: whoever made the chain by that name used the same back end. Where there is no such program,
-/// nobody has made anything with it.
+/// Uses the programs in `PATH`, because the program that created the chain used the same back end. If they do not exist, there is
+/// no such chain.
 pub fn remove_nat_chain(
     family: Family,
     parent: &str,
@@ -45,7 +45,7 @@ pub fn remove_nat_chain(
     if jumps.is_empty() && list(chain)?.is_none() {
         return Ok(false);
     }
-    // With `--noflush`, to declare a chain is to make it or to empty it; so this works whatever of it is there.
+    // With `--noflush`, declaring a chain creates or flushes it; so this works whether or not the chain exists.
     let mut text = format!("*nat\n:{chain} - [0:0]\n");
     for jump in jumps {
         text.push_str(&jump.replacen("-A ", "-D ", 1));
@@ -54,12 +54,12 @@ pub fn remove_nat_chain(
     text.push_str(&format!("-X {chain}\nCOMMIT\n"));
     let done = run(family, "-restore", &["--noflush"], Some(&text), deadline)?;
     done.map(|_| true).ok_or_else(|| {
-        let why = "it refused; its rules have changed meanwhile, or others jump to the chain";
-        Error::other("remove the chain", chain, why)
+        let why = "iptables-restore failed: the rules were changed meanwhile, or other rules jump to the chain";
+        Error::other("remove chain", chain, why)
     })
 }
 
-/// Whether a rule of `parent` jumps to `chain`. Blocks for a short program.
+/// Whether a rule of `parent` jumps to `chain`. Blocks for one process.
 pub fn has_nat_chain(
     family: Family,
     parent: &str,
@@ -76,7 +76,7 @@ fn jumps_to(rule: &str, chain: &str) -> bool {
     rule.starts_with("-A ") && words.any(|word| word == "-j") && words.next() == Some(chain)
 }
 
-/// What it printed; none: it failed, or there is no such program.
+/// Its output; `None`: it failed, or the program does not exist.
 fn run(
     family: Family,
     suffix: &str,
@@ -112,7 +112,7 @@ mod tests {
     use super::jumps_to;
 
     #[test]
-    fn a_jump_is_told_from_a_rule_that_mentions_the_chain() {
+    fn a_jump_is_distinguished_from_a_rule_that_mentions_the_chain() {
         let jump = r#"-A POSTROUTING -s 10.77.0.2/32 -m comment --comment "name: \"net\" id: \"a\"" -j CNI-1"#;
         assert!(jumps_to(jump, "CNI-1"));
         for other in [

@@ -1,5 +1,5 @@
-//! What both back ends share: a rule under decoding, and the extensions of x_tables as the kernel holds them.
-//! Out of scope: how a back end strings them together.
+//! Shared by both back ends: rule decoding and the kernel formats of x_tables extensions.
+//! Out of scope: the structure of rules in a back end.
 //!
 //! Formats: linux/netfilter/xt_*.h, linux/netfilter_ipv4/ipt_*.h; native byte order unless said otherwise.
 
@@ -13,14 +13,14 @@ use crate::host::rule::{
     AddrType, CtState, LinkGroup, Match, Protocol, Reject, Rule, Target, TcpFlags, Test,
 };
 
-/// Something that no rule of ours holds.
+/// Something that no supported rule contains.
 #[derive(Debug)]
 pub struct Unknown;
 
-/// The outcome of decoding a piece.
+/// The result of decoding a part of a rule.
 pub type Decoded = Result<(), Unknown>;
 
-/// The rule, if what was decoded makes exactly one of ours.
+/// The rule, if the decoded parts form a supported one.
 pub fn complete(when: Match, then: Option<Target>) -> Result<Rule, Unknown> {
     match then {
         Some(then) if fits(&when, &then) => Ok(when.then(then)),
@@ -28,7 +28,7 @@ pub fn complete(when: Match, then: Option<Target>) -> Result<Rule, Unknown> {
     }
 }
 
-/// What a person is shown of a foreign rule. Put together only when one is met: most rules read are ours.
+/// The display text of a foreign rule. Built only when needed, because most rules are supported.
 #[derive(Default)]
 pub struct Sketch {
     words: Vec<String>,
@@ -36,7 +36,7 @@ pub struct Sketch {
 }
 
 impl Sketch {
-    /// A piece of the rule; `bytes` tell two foreign rules apart.
+    /// Adds a part of the rule; `bytes` distinguish two foreign rules.
     pub fn piece(&mut self, words: impl Into<String>, bytes: &[u8]) {
         self.words.push(words.into());
         self.digest.update(bytes);
@@ -49,7 +49,7 @@ impl Sketch {
     }
 }
 
-/// Options that need a protocol have it: a kernel rule may look at bytes of any protocol, ours never do.
+/// Whether options that need a protocol have it: a kernel rule may match bytes of any protocol, a supported rule does not.
 fn fits(when: &Match, then: &Target) -> bool {
     let protocol = when.protocol;
     let ports = when.dport.is_none() || matches!(protocol, Some(Protocol::Tcp | Protocol::Udp));
@@ -62,7 +62,7 @@ fn fits(when: &Match, then: &Target) -> bool {
     ports && icmp && (!needs_tcp || protocol == Some(Protocol::Tcp))
 }
 
-/// Sets a condition that was not set before: a rule that asks the same thing twice is not ours.
+/// Sets a condition that was not set before: a rule with the same condition twice is not supported.
 pub fn once<T>(slot: &mut Option<T>, value: T) -> Decoded {
     match slot.replace(value) {
         None => Ok(()),
@@ -70,7 +70,7 @@ pub fn once<T>(slot: &mut Option<T>, value: T) -> Decoded {
     }
 }
 
-/// A test out of the kernel's "inverted" flag.
+/// A test with the kernel's "inverted" flag.
 pub fn test<T>(value: T, inverted: Inverted) -> Test<T> {
     match inverted {
         Inverted::No => Test::Is(value),
@@ -78,12 +78,12 @@ pub fn test<T>(value: T, inverted: Inverted) -> Test<T> {
     }
 }
 
-/// Whether a condition is turned round.
+/// Whether a condition is inverted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inverted {
-    /// As it stands.
+    /// Not inverted.
     No,
-    /// The opposite.
+    /// Inverted.
     Yes,
 }
 
@@ -106,7 +106,7 @@ pub fn protocol(number: u8) -> Result<Protocol, Unknown> {
     }
 }
 
-/// An address under a mask, both as on the wire. A mask with holes is not ours.
+/// A network from an address and a mask in network byte order. A non-contiguous mask is not supported.
 pub fn network(address: [u8; 4], mask: [u8; 4]) -> Result<Ipv4Network, Unknown> {
     Ipv4Network::with_netmask(Ipv4Addr::from(address), Ipv4Addr::from(mask))
         .ok()
@@ -114,7 +114,7 @@ pub fn network(address: [u8; 4], mask: [u8; 4]) -> Result<Ipv4Network, Unknown> 
         .ok_or(Unknown)
 }
 
-/// A link name that was compared whole (`exact`) or as a beginning. A whole name that ends in `+` has no text.
+/// A link name that is compared completely or as a prefix. A complete name that ends in `+` cannot be written.
 pub fn link(name: &[u8], exact: Exact) -> Result<String, Unknown> {
     let name = std::str::from_utf8(name).map_err(|_| Unknown)?;
     match exact {
@@ -129,7 +129,7 @@ pub fn link(name: &[u8], exact: Exact) -> Result<String, Unknown> {
 pub enum Exact {
     /// All of it.
     Whole,
-    /// Its beginning.
+    /// A prefix.
     Beginning,
 }
 
@@ -151,7 +151,7 @@ pub fn xt_match(draft: &mut Match, name: &str, revision: u32, info: &[u8]) -> De
     }
 }
 
-/// A comment, wherever the back end keeps it.
+/// A comment, from the back end's storage location.
 pub fn comment(draft: &mut Match, text: &str) -> Decoded {
     once(&mut draft.comment, text.to_owned())
 }
@@ -163,13 +163,13 @@ fn mac(draft: &mut Match, info: &[u8]) -> Decoded {
     once(&mut draft.mac_source, test(address, inverted.into()))
 }
 
-/// The states (`XT_CONNTRACK_STATE_*`) that `-m conntrack --ctstate` of revision 3 matches; `None`: it asks for something else, too.
+/// The states (`XT_CONNTRACK_STATE_*`) that `-m conntrack --ctstate` of revision 3 matches; `None`: it has other conditions, too.
 pub fn conntrack_states(info: &[u8]) -> Option<u32> {
     let [asked, inverted, mask, _] = conntrack_masks(info).ok()?;
     (asked & !STATE_ALIAS == STATE && inverted == 0).then_some(u32::from(mask))
 }
 
-/// `XT_CONNTRACK_STATE`, and the flag of a rule that was written as `-m state`, which does not match packets.
+/// `XT_CONNTRACK_STATE`, and the flag of a rule that was written as `-m state`, which has no effect on matching.
 const STATE: u16 = 1;
 const STATE_ALIAS: u16 = 1 << 13;
 
@@ -192,7 +192,7 @@ fn conntrack(draft: &mut Match, info: &[u8]) -> Decoded {
     ct_state(draft, conntrack_states(info).ok_or(Unknown)?)
 }
 
-/// `XT_CONNTRACK_STATE_*`; nf_tables' `ct state` has the same lower four bits.
+/// `XT_CONNTRACK_STATE_*`; the nf_tables expression `ct state` has the same lower four bits.
 pub fn ct_state(draft: &mut Match, mask: u32) -> Decoded {
     const BITS: [(u32, CtState); 6] = [
         (1, CtState::Invalid),
@@ -238,7 +238,7 @@ fn devgroup(draft: &mut Match, info: &[u8]) -> Decoded {
     ] {
         let (value, mask) = (field(at)?, field(at + 1)?);
         match flags & flag != 0 {
-            // A value with bits beyond its mask matches nothing; without a mask it matches everything.
+            // A value with bits outside its mask matches nothing; an empty mask matches everything.
             true if value & !mask == 0 && mask != 0 => {
                 once(slot, LinkGroup::under(value, mask))?;
             }
@@ -298,8 +298,8 @@ fn udp(draft: &mut Match, info: &[u8]) -> Decoded {
     }
 }
 
-/// Source ports of any value, destination ports of some. `-m tcp` that asks nothing still passes over fragments, so it is
-/// not the same as no `-m tcp`, and not ours.
+/// Any source port, some destination ports. `-m tcp` without conditions still does not match fragments, so it differs from
+/// no `-m tcp` and is not supported.
 fn ports(draft: &mut Match, info: &[u8]) -> Decoded {
     let port = |at| array(info, at).map(u16::from_ne_bytes);
     let (source, dest) = (port(0)?..=port(2)?, port(4)?..=port(6)?);
@@ -316,7 +316,7 @@ fn all_ports(info: &[u8]) -> Result<bool, Unknown> {
 /// `struct ipt_icmp { u8 type; u8 code[2]; u8 invflags; }`.
 fn icmp(draft: &mut Match, info: &[u8]) -> Decoded {
     match array(info, 0)? {
-        // Type 255 with all codes stands for any type.
+        // Type 255 with all codes matches any type.
         [kind, 0, 255, 0] if kind != 255 => once(&mut draft.icmp_type, kind),
         _ => Err(Unknown),
     }
@@ -336,9 +336,9 @@ pub fn xt_target(name: &str, revision: u32, info: &[u8]) -> Result<Target, Unkno
             0xffff => Ok(Target::ClampMss),
             _ => Err(Unknown),
         },
-        // `struct nf_nat_ipv4_multi_range_compat`: how many, then flags, two addresses, two ports.
+        // `struct nf_nat_ipv4_multi_range_compat`: number of ranges, then flags, two addresses, two ports.
         ("DNAT", 0) => Ok(dnat(array(info, 4)?, array(info, 8)?, array(info, 16)?)),
-        // `struct nf_nat_range`, and `nf_nat_range2`, which begins as it: flags, two addresses of 16 bytes, ports.
+        // `struct nf_nat_range`, and `nf_nat_range2`, which has it as a prefix: flags, two addresses of 16 bytes, ports.
         ("DNAT", 1 | 2) => Ok(dnat(array(info, 0)?, array(info, 4)?, array(info, 36)?)),
         ("REDIRECT" | "NETMAP", 0) => Ok(Target::Translate(name.to_owned())),
         ("CT", 2) => limits::timeout(info).map(Target::Timeout),
@@ -354,7 +354,7 @@ pub fn xt_target(name: &str, revision: u32, info: &[u8]) -> Result<Target, Unkno
     }
 }
 
-/// The first address and port that a destination may become (`NF_NAT_RANGE_MAP_IPS`, `NF_NAT_RANGE_PROTO_SPECIFIED`).
+/// The first address and port of the new destination range (`NF_NAT_RANGE_MAP_IPS`, `NF_NAT_RANGE_PROTO_SPECIFIED`).
 fn dnat(flags: [u8; 4], address: [u8; 4], port: [u8; 2]) -> Target {
     const ADDRESSES: u32 = 1;
     const PORTS: u32 = 2;

@@ -1,7 +1,7 @@
-//! A rule of nf_tables, expression by expression: a little machine whose registers say where a value came from.
-//! Out of scope: asking the kernel.
+//! Decodes an nf_tables rule, one expression at a time; the registers record the source of each value.
+//! Out of scope: reading from the kernel.
 //!
-//! Formats: linux/netfilter/nf_tables.h; numbers are big-endian, what is compared with packets is as in the packet.
+//! Formats: linux/netfilter/nf_tables.h; numbers are big-endian, values compared with packets have the packet's byte order.
 
 use std::ops::RangeInclusive;
 
@@ -14,7 +14,7 @@ const RULE_USERDATA: u16 = 7;
 const EXPR_NAME: u16 = 1;
 const EXPR_DATA: u16 = 2;
 
-/// Where a register's value came from.
+/// The source of a register's value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     InIf,
@@ -49,7 +49,7 @@ pub fn rule(attributes: &[u8]) -> Rule {
         .unwrap_or_else(|Unknown| foreign(attributes))
 }
 
-/// How many packets have come to the rule's counter (`NFTA_COUNTER_PACKETS`); 0 without one.
+/// The number of packets in the rule's counter (`NFTA_COUNTER_PACKETS`); 0 without one.
 pub fn packets(attributes: &[u8]) -> u64 {
     let counter = expressions(attributes).find(|(name, _)| name == "counter");
     let packets = counter.and_then(|(_, data)| attr(data, 2)?.try_into().ok());
@@ -80,7 +80,7 @@ fn expressions(attributes: &[u8]) -> impl Iterator<Item = (String, &[u8])> {
     })
 }
 
-/// Newer iptables keeps the comment beside the rule: type (0: comment), length, text (`libnftnl/udata.h`).
+/// Newer iptables stores the comment in the rule's user data: type (0: comment), length, text (`libnftnl/udata.h`).
 fn userdata_comment(mut data: &[u8]) -> Option<String> {
     while let [kind, length, rest @ ..] = data {
         let value = rest.get(..usize::from(*length))?;
@@ -134,7 +134,7 @@ impl Machine {
                 self.compare(number(1)?, number(2)?, value)
             }
             "range" => self.range(data),
-            // A value for what follows, and no verdict.
+            // A value for a later expression, not a verdict.
             "immediate" if constant(data).is_some() => {
                 let value = constant(data).ok_or(Unknown)?;
                 self.constants.push((number(1)?, value.to_vec()));
@@ -163,7 +163,7 @@ impl Machine {
         }
     }
 
-    /// To an address and a port that stand in the rule, or to what a map says.
+    /// DNAT to an address and a port from the rule; without them if they come from a map.
     fn dnat(&self, data: &[u8]) -> Target {
         let value = |kind| {
             let register = attr(data, kind).and_then(be32)?;
@@ -306,7 +306,7 @@ fn equal(
     match (source, mask, inverted) {
         (Source::InIf, None, _) => once(&mut when.in_if, test(link(value)?, inverted)),
         (Source::OutIf, None, _) => once(&mut when.out_if, test(link(value)?, inverted)),
-        // `NFPROTO_IPV4`: of IPv4 packets it says nothing.
+        // `NFPROTO_IPV4`: always true for IPv4 packets.
         (Source::Family, None, Inverted::No) if first(value)? == 2 => Ok(()),
         (Source::L4Protocol, None, Inverted::No) => {
             once(&mut when.protocol, decode::protocol(first(value)?)?)
@@ -329,7 +329,7 @@ fn first(value: &[u8]) -> Result<u8, Unknown> {
     array::<1>(value, 0).map(|[byte]| byte)
 }
 
-/// A name that is compared with its NUL is compared whole.
+/// A value with a NUL is compared completely, otherwise as a prefix.
 fn link(value: &[u8]) -> Result<String, Unknown> {
     match value.iter().position(|byte| *byte == 0) {
         Some(end) => decode::link(&value[..end], Exact::Whole),
@@ -337,7 +337,7 @@ fn link(value: &[u8]) -> Result<String, Unknown> {
     }
 }
 
-/// `ct state & mask != 0`. From bit 4 on nf_tables counts other states than x_tables.
+/// `ct state & mask != 0`. From bit 4 on, nf_tables and x_tables use different states.
 fn ct_state(when: &mut Match, mask: &[u8], value: &[u8]) -> Decoded {
     let mask = u32::from_ne_bytes(array(mask, 0)?);
     match mask <= 0xf && value.iter().all(|byte| *byte == 0) {
@@ -380,12 +380,12 @@ fn payload(
     }
 }
 
-/// The data of an `immediate` that is no verdict.
+/// The data of an `immediate` that is not a verdict.
 fn constant(data: &[u8]) -> Option<&[u8]> {
     attr(data, 2).and_then(|data| attr(data, 1))
 }
 
-/// The first `length` bytes of an address: a prefix of whole bytes is compared short, any other is masked.
+/// The first `length` bytes of an address: for a prefix of whole bytes only these are compared, any other is masked.
 fn network(
     length: u32,
     mask: Option<&[u8]>,

@@ -1,13 +1,13 @@
-//! Chains of nf_tables at the hook `forward` that iptables does not write to: firewalld's, and those of hand-written rules.
-//! Out of scope: what one rule does to a packet ([`super::walk`]); the tables of iptables.
+//! nf_tables chains at the hook `forward` that iptables does not write to: those of firewalld, and of manually written rules.
+//! Out of scope: the effect of one rule on a packet ([`super::walk`]); the tables of iptables.
 //!
 //! # Why
-//! Every base chain of a hook has to let a packet pass: an accept ends only the chain that it is in (nft(8), "CHAINS"). No rule of ours
-//! overrules one of these, whatever its priority. So each is asked what it does to a packet of a VM, by walking through the rules that
-//! such a packet comes to.
+//! Every base chain of a hook must accept a packet: an accept ends only its own chain (nft(8), "CHAINS"). No rule of sliced
+//! can override a drop in another base chain, at any priority. So for each of them the verdict for a packet of a VM is computed by
+//! evaluating the rules that such a packet traverses.
 //!
 //! The kernel has no list of the base chains of a hook (`NFNL_SUBSYS_HOOK` is an option of recent kernels), only one of all chains, of
-//! which there may be thousands. It is made again when a table has come or has another number of chains.
+//! which there may be thousands. It is read again when a table was added or its number of chains changed.
 
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, PoisonError};
@@ -23,29 +23,29 @@ const FAMILIES: [(u8, &str); 2] = [(1, "inet"), (2, "ip")];
 /// `NF_INET_FORWARD`.
 const FORWARD: u32 = 2;
 
-/// A packet of a VM that the host forwards, as far as rules ask.
+/// A forwarded packet of a VM, with the properties that rules match.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// The link that it comes in by.
+    /// The input link.
     pub in_if: Link,
-    /// The link that it leaves by.
+    /// The output link.
     pub out_if: Link,
     /// Its source.
     pub src: Ipv4Addr,
     /// Its destination.
     pub dst: Ipv4Addr,
-    /// An answer in a connection that is known, and not its first packet.
+    /// It is a reply in an established connection, not the first packet.
     pub answers: bool,
-    /// A CNI plugin connects the VM: in iptables' own chain no rule of ours accepts its packets.
+    /// A CNI plugin connects the VM: no rule of sliced in the iptables chain accepts its packets.
     pub of_plugin: bool,
 }
 
-/// A link, as rules name it.
+/// A link, as rules match it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Its name.
     pub name: String,
-    /// Its index; none: an example of links that come and go.
+    /// Its index; `None`: an example for links that are created and deleted.
     pub index: Option<u32>,
 }
 
@@ -82,10 +82,10 @@ impl std::fmt::Display for BaseChain {
     }
 }
 
-/// What foreign chains there are, and which of them drop each probe.
+/// The foreign chains, and which of them drop each probe.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Verdicts {
-    /// All base chains that were asked.
+    /// All base chains that were evaluated.
     pub chains: Vec<BaseChain>,
     /// For each probe, in order, the chains that drop or reject it.
     pub drops: Vec<Vec<BaseChain>>,
@@ -94,12 +94,12 @@ pub struct Verdicts {
 /// A table: family, name, handle, and how many chains, sets and objects it has (`NFTA_TABLE_USE`).
 type TableState = (u8, String, Vec<u8>, u32);
 
-/// The base chains as they were listed last, and the tables that there were.
+/// The base chains of the last list, and the tables at that time.
 #[derive(Debug, Default)]
 pub struct ForwardChains(Mutex<Option<(Vec<TableState>, Vec<BaseChain>)>>);
 
 impl ForwardChains {
-    /// What becomes of packets. In the calling thread's namespace. `flavour` is what iptables writes to: its own chains are not asked.
+    /// Evaluates the probes in the calling thread's namespace. Chains that iptables of this `flavour` writes to are not evaluated.
     pub fn ask(&self, flavour: Flavour, probes: &[Probe]) -> Result<Verdicts, Error> {
         let (found, _) = nft::consistent(&mut Netfilter::open()?, |netfilter| {
             let chains = self.list(netfilter, flavour)?;
@@ -133,7 +133,7 @@ impl ForwardChains {
         }
         let mut chains = Vec::new();
         for (family, word) in FAMILIES {
-            // An empty family costs nothing.
+            // A family without chains costs nothing.
             let query = Message::new(GETCHAIN, 0, family);
             netfilter.dump("packet filter chains", query, |attributes| {
                 let is_on = |base: &BaseChain| {
@@ -153,7 +153,7 @@ impl ForwardChains {
     }
 }
 
-/// Packets of VMs that a CNI plugin connects, in iptables' own chain when its policy is DROP, as docker and ufw set it.
+/// Evaluates packets of VMs that a CNI plugin connects in the FORWARD chain of iptables, if its policy is DROP (set by docker and ufw).
 fn ask_own(
     netfilter: &mut Netfilter,
     probes: &[Probe],
@@ -213,7 +213,7 @@ fn base_chain(attributes: &[u8], family: &str) -> Option<BaseChain> {
     })
 }
 
-/// A chain to which iptables-nft writes our rules: our jumps come first in it.
+/// A chain to which iptables-nft writes the rules of sliced: its jumps come first there.
 fn is_iptables(base: &BaseChain, flavour: Flavour) -> bool {
     let tables = ["filter", "mangle", "security"];
     let is = base.family == "ip" && base.chain == "FORWARD";

@@ -1,9 +1,9 @@
-//! Reads the tables of iptables out of `ip_tables`, the older half of the kernel's packet filter.
-//! Out of scope: what matches and targets mean.
+//! Reads the tables of iptables from `ip_tables`, the legacy back end of the kernel's packet filter.
+//! Out of scope: the meaning of matches and targets.
 //!
 //! A table is one blob of `struct ipt_entry` (linux/netfilter_ipv4/ip_tables.h) in native byte order: the builtin chains
-//! at the offsets of `ipt_getinfo`, each ended by its policy; then user chains, each begun by an `ERROR` target that
-//! holds its name and ended by a RETURN; then one `ERROR` more.
+//! at the offsets of `ipt_getinfo`, each followed by its policy; then user-defined chains, each preceded by an `ERROR` target with
+//! its name and followed by a RETURN; then a final `ERROR`.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -26,10 +26,10 @@ const ENTRY: usize = 112;
 /// `struct xt_entry_match` and `xt_entry_target` before their data.
 const EXTENSION: usize = 32;
 const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
-/// A table that changes between asking for its size and for itself is asked again, this often.
+/// The maximum number of attempts if a table changes between the reads of its size and of its content.
 const ATTEMPTS: usize = 16;
 
-/// Reads tables. One that this namespace has never used is not made by looking.
+/// Reads tables. Does not create tables that the namespace has never used.
 pub fn read(names: &[TableName]) -> Result<Ruleset, Error> {
     const NAMES: &str = "/proc/thread-self/net/ip_tables_names";
     let used = std::fs::read_to_string(NAMES).map_err(|e| Error::io("read", NAMES, e))?;
@@ -42,7 +42,7 @@ pub fn read(names: &[TableName]) -> Result<Ruleset, Error> {
     Ok(Ruleset::new(tables))
 }
 
-/// Whether the policy of `FORWARD` is to drop. A table that this namespace has never used is not made by looking.
+/// Whether the policy of `FORWARD` is DROP. Does not create a table that the namespace has never used.
 pub fn drops_forwarded() -> Result<bool, Error> {
     const NAMES: &str = "/proc/thread-self/net/ip_tables_names";
     const HOOK: usize = 2;
@@ -78,11 +78,7 @@ fn table(socket: &OwnedFd, name: TableName) -> Result<Table, Error> {
     let (info, blob) =
         fetch(socket, name).map_err(|e| Error::io("read the table", name.to_string(), e))?;
     let chains = chains(&info, &blob).map_err(|Unknown| {
-        Error::other(
-            "read the table",
-            name.to_string(),
-            "its entries make no sense",
-        )
+        Error::other("read the table", name.to_string(), "invalid table entries")
     })?;
     Ok(Table { name, chains })
 }
@@ -126,7 +122,7 @@ fn ask(socket: &OwnedFd, option: libc::c_int, buffer: &mut [u8]) -> io::Result<(
     }
 }
 
-/// The packets that each rule of a user chain of `filter` has matched.
+/// The number of packets that each rule of a user-defined chain of `filter` has matched.
 pub fn counted(chain: &str) -> Result<Vec<(Rule, u64)>, Error> {
     let name = TableName::Filter;
     let fail = |e| Error::io("read the table", name.to_string(), e);
@@ -151,7 +147,7 @@ fn count(blob: &[u8], chain: &str) -> Result<Vec<(Rule, u64)>, Unknown> {
     Ok(counted)
 }
 
-/// An entry and where it stands.
+/// An entry and its offset.
 struct Entry<'a> {
     offset: u32,
     bytes: &'a [u8],
@@ -181,7 +177,7 @@ fn chains(info: &[u8], blob: &[u8]) -> Result<Vec<Chain>, Unknown> {
             false => chain.rules.push(entry.rule(&names)),
         }
     }
-    // The `ERROR` that ends the blob looked like a chain; every user chain's last entry is its implied RETURN.
+    // The final `ERROR` was decoded as a chain; the last entry of every user-defined chain is its implicit RETURN.
     chains.pop();
     for chain in chains.iter_mut().filter(|chain| chain.policy.is_none()) {
         chain.rules.pop();
@@ -206,7 +202,7 @@ fn entries(blob: &[u8]) -> Result<Vec<Entry<'_>>, Unknown> {
     Ok(entries)
 }
 
-/// User chains by the offset that a jump to them names: their first entry after the name.
+/// User-defined chains by their jump offset, that of the first entry after the name.
 fn user_chains(entries: &[Entry]) -> Result<Vec<(u32, String)>, Unknown> {
     let named = entries.iter().filter_map(|entry| {
         let start = entry.offset + entry.bytes.len() as u32;
@@ -235,7 +231,7 @@ impl Entry<'_> {
         Ok((name == "ERROR").then(|| text(data)))
     }
 
-    /// A standard target's verdict: `-NF_x - 1`, `XT_RETURN`, or where to go on.
+    /// A standard target's verdict: `-NF_x - 1`, `XT_RETURN`, or the offset of the next entry.
     fn verdict(&self) -> Result<i32, Unknown> {
         match self.target()? {
             (name, _, data) if name.is_empty() => array(data, 0).map(i32::from_ne_bytes),
@@ -266,7 +262,7 @@ impl Entry<'_> {
             sketch.piece(format!("match {name}"), data);
         }
         match self.target() {
-            // Where a jump goes on moves with other rules.
+            // The offset of a jump changes with other rules.
             Ok((name, ..)) if name.is_empty() => sketch.piece("verdict", &[]),
             Ok((name, _, data)) => sketch.piece(format!("target {name}"), data),
             Err(Unknown) => sketch.piece("no target", &[]),
@@ -327,7 +323,7 @@ impl Entry<'_> {
             -1 => Ok(Target::Drop),
             -2 => Ok(Target::Accept),
             -5 => Ok(Target::Return),
-            // A rule without a target goes on to the next entry, which is no chain's start.
+            // A rule without a target continues at the next entry, which is not the start of a chain.
             offset => chains
                 .iter()
                 .find(|(start, _)| i64::from(*start) == i64::from(offset))
@@ -355,7 +351,7 @@ fn network(
     }
 }
 
-/// The mask covers the name and, if the name is compared whole, its NUL. iptables leaves the `+` in the name, beyond the
+/// The mask covers the name and, if the full name is compared, its NUL. iptables keeps the `+` in the name, outside the
 /// mask.
 fn link(
     name: [u8; 16],

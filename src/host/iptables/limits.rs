@@ -1,5 +1,5 @@
-//! The matches that count, and the target that sets timeouts, as the kernel holds them.
-//! Out of scope: what they mean ([`crate::host::rule`]).
+//! Kernel formats of the stateful matches and of the target that sets timeouts.
+//! Out of scope: their meaning ([`crate::host::rule`]).
 //!
 //! Formats: linux/netfilter/xt_connlimit.h, xt_hashlimit.h, xt_limit.h, xt_CT.h; native byte order.
 
@@ -37,7 +37,7 @@ pub fn limit(draft: &mut Match, info: &[u8]) -> Decoded {
     once(&mut draft.rate, rate)
 }
 
-/// nf_tables' `limit`: rate and unit (be64), burst, type (0: packets), flags (1: inverted).
+/// The nf_tables expression `limit`: rate and unit (be64), burst, type (0: packets), flags (1: inverted).
 pub fn nft_limit(draft: &mut Match, data: &[u8]) -> Decoded {
     let wide = |kind| {
         let bytes = attr(data, kind).and_then(|bytes| bytes.try_into().ok());
@@ -98,8 +98,8 @@ pub fn hashlimit(draft: &mut Match, info: &[u8]) -> Decoded {
     }
 }
 
-/// `struct xt_ct_target_info_v1 { u16 flags; u16 zone; u32 ct_events; u32 exp_events; char helper[16]; char timeout[32]; ... }`. Of
-/// the timeout's name the kernel shows four bytes (`usersize` in xt_CT.c is that of the structure's first version).
+/// `struct xt_ct_target_info_v1 { u16 flags; u16 zone; u32 ct_events; u32 exp_events; char helper[16]; char timeout[32]; ... }`. The
+/// kernel returns only four bytes of the timeout's name (`usersize` in xt_CT.c is that of the structure's first version).
 pub fn timeout(info: &[u8]) -> Result<String, Unknown> {
     let rest: [u8; 28] = array(info, 0)?;
     let name = text(info.get(28..32).ok_or(Unknown)?);

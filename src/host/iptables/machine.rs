@@ -1,7 +1,7 @@
-//! One rule of nf_tables at work on one packet: registers, headers, sets.
+//! Evaluates one nf_tables rule for one packet: registers, headers, sets.
 //! Out of scope: reading rules and sets from the kernel.
 //!
-//! If the value of a register is not known, a comparison with it is unsure, never a match or a mismatch.
+//! If the value of a register is unknown, the result of a comparison with it is unknown, never a match or a mismatch.
 
 use std::collections::HashMap;
 
@@ -9,11 +9,11 @@ use super::decode;
 use super::foreign::Probe;
 use super::netlink::{attr, be32, text};
 
-/// What an expression does.
+/// The result of an expression.
 pub(super) enum Step {
-    /// The next expression is asked.
+    /// Evaluation continues with the next expression.
     Next,
-    /// The same, and it is not known whether the rule matches.
+    /// The same, but it is unknown whether the rule matches.
     Unsure,
     /// The rule does not match.
     NoMatch,
@@ -21,7 +21,7 @@ pub(super) enum Step {
     End(Verdict),
 }
 
-/// What becomes of a packet that matches.
+/// The verdict for a packet that matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Continue,
@@ -32,7 +32,7 @@ pub(super) enum Verdict {
     Goto(String),
 }
 
-/// A set or a map of verdicts.
+/// A set or a verdict map.
 pub(super) struct Set {
     intervals: bool,
     concatenated: bool,
@@ -85,7 +85,7 @@ impl Set {
         self
     }
 
-    /// An interval begins at an element, and ends before the next one.
+    /// Each element begins an interval, which ends before the next element.
     fn find(&self, key: &[u8]) -> Option<&Element> {
         let long = |element: &&Element| key.len() >= element.key.len();
         let found = match self.intervals {
@@ -105,25 +105,26 @@ impl Set {
     }
 }
 
-/// A rule at work.
+/// The state of the evaluation of a rule.
 pub(super) struct Machine<'p> {
     probe: &'p Probe,
-    /// A comparison with the VM's address is unsure, because plugins write a rule for each address and the probe has only one of them.
+    /// The result of a comparison with the VM's address is unknown, because plugins write a rule for each address and the probe has only
+    /// one.
     any_address: bool,
-    /// By the number of its first four bytes; none: not known.
+    /// By the number of the first four bytes; `None`: the value is unknown.
     registers: HashMap<u32, Option<Vec<u8>>>,
 }
 
-/// Where the IPv4 header has the addresses.
+/// The position of the addresses in the IPv4 header.
 const SRC: std::ops::Range<usize> = 12..16;
 const DST: std::ops::Range<usize> = 16..20;
 
-/// Ports of the packet: any of TCP.
+/// Arbitrary TCP ports of the packet.
 const FROM_PORT: u16 = 40_000;
 const TO_PORT: u16 = 443;
 
 impl<'p> Machine<'p> {
-    /// `own`: the rule is one of iptables' own chain.
+    /// `own`: the rule is in the FORWARD chain of iptables itself.
     pub(super) fn new(probe: &'p Probe, own: bool) -> Self {
         Self {
             probe,
@@ -134,7 +135,7 @@ impl<'p> Machine<'p> {
 
     pub(super) fn step(&mut self, name: &str, data: &[u8], set: Option<&Set>) -> Step {
         match name {
-            // `NFTA_*_SREG`: written, not read.
+            // `NFTA_*_SREG`: it sets the value.
             "meta" | "ct" if attr(data, if name == "meta" { 3 } else { 4 }).is_some() => Step::Next,
             "payload" if attr(data, 5).is_some() => Step::Next,
             "meta" => {
@@ -165,7 +166,7 @@ impl<'p> Machine<'p> {
             "range" => matched(self.range(data)),
             "lookup" => self.lookup(data, set),
             "reject" => Step::End(Verdict::Drop),
-            // One packet is within every limit.
+            // A single packet never exceeds a limit.
             "limit" => match number(data, 5).unwrap_or(0) & 1 {
                 0 => Step::Next,
                 _ => Step::NoMatch,
@@ -223,7 +224,7 @@ impl<'p> Machine<'p> {
             bytes
         };
         Some(match key {
-            // Ethernet's name for IPv4, and IPv4's for TCP.
+            // `ETH_P_IP`, `NFPROTO_IPV4`, `IPPROTO_TCP`.
             1 => 0x0800_u16.to_be_bytes().to_vec(),
             15 => vec![libc::AF_INET as u8],
             16 => vec![libc::IPPROTO_TCP as u8],
@@ -248,7 +249,7 @@ impl<'p> Machine<'p> {
         match key {
             0 => number(self.state()),
             1 => Some(vec![u8::from(answers)]),
-            // Seen both ways, confirmed, with another source; no other destination.
+            // `IPS_SEEN_REPLY`, `IPS_ASSURED`, `IPS_CONFIRMED`, `IPS_SRC_NAT`; no `IPS_DST_NAT`.
             2 => number(if answers { 0x1e } else { 0 }),
             // The connection has no mark (`ct mark`).
             3 => number(0),
@@ -366,7 +367,7 @@ fn value(data: &[u8], kind: u16) -> Option<&[u8]> {
     attr(data, kind).and_then(|data| attr(data, 1))
 }
 
-/// An old number denotes a register of 16 bytes, a new one a register of 4 (`enum nft_registers`).
+/// Numbers 1 to 4 denote registers of 16 bytes, those from 8 on registers of 4 bytes (`enum nft_registers`).
 fn register(data: &[u8], kind: u16) -> Option<u32> {
     Some(match number(data, kind)? {
         old @ 1..=4 => (old - 1) * 4,

@@ -1,10 +1,10 @@
-//! The host's packet filter: restore rules in one transaction, read them back, shut IPv6.
+//! The host's packet filter: restore rules in one transaction, read them back, block IPv6.
 //! Out of scope: the desired state.
 //!
 //! # Why
-//! A VM's first packet waits for its rules to be read back, so reading must cost little: rules are written by one
-//! `iptables-restore` (a process, the only one) and read by ourselves from the kernel, in tens of microseconds. What
-//! comes back is decoded to the [`Rule`](super::rule::Rule) that was written, and compared with `==`.
+//! A VM's first packet is delayed until its rules are read back, so reading must be cheap: rules are written by one
+//! `iptables-restore` process and read from the kernel without a process, in tens of microseconds. They
+//! are decoded to the [`Rule`](super::rule::Rule) type that was written, and compared with `==`.
 //!
 //! Everything here is synchronous and works in the network namespace of the calling thread.
 
@@ -38,7 +38,7 @@ pub use restore::{Edit, Input, Lock, restore, restore_whole};
 pub use seal::{ipv6_sealed, ipv6_sealed_over, seal_ipv6};
 pub use translations::Translations;
 
-/// Which half of the kernel's packet filter `iptables` writes to.
+/// The kernel back end that `iptables` writes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
     /// nf_tables.
@@ -47,33 +47,33 @@ pub enum Flavour {
     Legacy,
 }
 
-/// The `iptables-restore` of this host. Ask once and keep it.
+/// The `iptables-restore` of this host. Detect it once and keep it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Where it writes to.
+    /// The kernel back end.
     pub flavour: Flavour,
-    /// The program, by its whole path.
+    /// The absolute path of the program.
     pub restore_program: PathBuf,
-    /// What it calls itself: `iptables-restore v1.8.9 (nf_tables)`.
+    /// Its version output: `iptables-restore v1.8.9 (nf_tables)`.
     pub version: String,
-    /// How long one commit may take. Then the program is killed, and the kernel has the rules that it had before: a commit is one
-    /// netlink transaction.
+    /// The timeout of a commit. After it the program is killed and the kernel keeps the previous rules: a commit is one netlink
+    /// transaction.
     pub deadline: Duration,
 }
 
-/// How long one commit may take unless somebody says otherwise.
+/// The default timeout of a commit.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long the program may take to tell its version.
+/// The timeout of `--version`.
 const VERSION_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Backend {
-    /// The one in `PATH`.
+    /// Finds it in `PATH`.
     pub fn detect() -> Result<Self, Error> {
         Self::detect_in(&std::env::var_os("PATH").unwrap_or_default())
     }
 
-    /// The one in `path`, a list of directories like `PATH`. [`Absent`](super::Kind::Absent): there is none.
+    /// Finds it in `path`, a list of directories like `PATH`. [`Absent`](super::Kind::Absent): not found.
     pub fn detect_in(path: &OsStr) -> Result<Self, Error> {
         const PROGRAM: &str = "iptables-restore";
         let restore_program = std::env::split_paths(path)
@@ -89,7 +89,7 @@ impl Backend {
         let ended = process::run(&mut command, VERSION_DEADLINE)
             .map_err(|e| Error::io("run", restore_program.display().to_string(), e))?;
         let version = String::from_utf8_lossy(&ended.stdout).trim().to_owned();
-        // Before 1.8 there was one back end and no word for it.
+        // Before 1.8 there was only the legacy back end, and the version does not mention it.
         let flavour = match version.contains("nf_tables") {
             true => Flavour::Nft,
             false => Flavour::Legacy,
@@ -102,13 +102,13 @@ impl Backend {
         })
     }
 
-    /// Reads tables back from the kernel, whole, foreign rules at their places.
+    /// Reads complete tables from the kernel, including foreign rules.
     pub fn read(&self, tables: &[TableName]) -> Result<Ruleset, Error> {
         self.read_dated(tables).map(|(ruleset, _)| ruleset)
     }
 
-    /// Reads the chains of these names, as far as they are there; of a builtin chain its first rules, at least 256. In nf_tables this
-    /// costs the same however many other chains and rules there are; `ip_tables` gives whole tables only.
+    /// Reads the chains with these names that exist; of a builtin chain the first rules, at least 256. With nf_tables the cost is
+    /// independent of other chains and rules; `ip_tables` returns complete tables only.
     pub fn read_named(&self, wanted: &[(TableName, String)]) -> Result<Ruleset, Error> {
         match self.flavour {
             Flavour::Nft => nft::read_named(wanted),
@@ -119,7 +119,7 @@ impl Backend {
         }
     }
 
-    /// How many packets the rules with this comment have matched in a chain of `filter` that is no builtin one.
+    /// The number of packets that the rules with this comment in a user-defined chain of `filter` have matched.
     pub fn matched(&self, chain: &str, comment: &str) -> Result<u64, Error> {
         let counted = match self.flavour {
             Flavour::Nft => nft::counted(chain)?,
@@ -131,7 +131,7 @@ impl Backend {
         Ok(ours.map(|(_, packets)| packets).sum())
     }
 
-    /// [`read`](Self::read), and the generation that was read. None: the back end has none.
+    /// [`read`](Self::read), and the generation that was read. `None`: the back end has no generations.
     pub fn read_dated(&self, tables: &[TableName]) -> Result<(Ruleset, Option<Generation>), Error> {
         match self.flavour {
             Flavour::Nft => nft::read(&mut Netfilter::open()?, tables),
@@ -152,7 +152,7 @@ impl Backend {
     }
 }
 
-/// Whether `FORWARD` of iptables-legacy has the policy to drop, whatever sliced writes to. In the calling thread's namespace.
+/// Whether `FORWARD` of iptables-legacy has policy DROP, independent of the back end in use. In the calling thread's namespace.
 pub fn legacy_drops_forwarded() -> Result<bool, Error> {
     legacy::drops_forwarded()
 }
@@ -167,11 +167,11 @@ pub fn builtin_chains(table: TableName) -> &'static [&'static str] {
     }
 }
 
-/// The `iptables` command itself, for questions that may take their time: one process each.
+/// The `iptables` command, for queries that may be slow: one process each.
 pub struct Tool(::iptables::IPTables);
 
 impl Tool {
-    /// Finds `iptables` in `PATH` and asks what it can do.
+    /// Finds `iptables` in `PATH` and detects its features.
     pub fn find() -> Result<Self, Error> {
         ::iptables::new(false)
             .map(Self)
@@ -188,12 +188,12 @@ impl Tool {
             Error::other(
                 "read the policy of",
                 chain,
-                format!("`{word}` is no policy"),
+                format!("unknown policy {word}"),
             )
         })
     }
 
-    /// Whether a chain is there.
+    /// Whether a chain exists.
     pub fn chain_exists(&self, table: TableName, chain: &str) -> Result<bool, Error> {
         self.0
             .chain_exists(&table.to_string(), chain)
@@ -215,7 +215,7 @@ impl Tool {
     }
 }
 
-/// The crate's errors cannot cross threads; their words can.
+/// Converts the crate's errors to text, because they are not `Send`.
 fn failed(doing: &'static str, thing: &str, error: &dyn std::error::Error) -> Error {
     Error::other(doing, thing, error.to_string())
 }

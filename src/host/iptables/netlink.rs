@@ -1,8 +1,8 @@
-//! Messages of nfnetlink: nf_tables and conntrack speak it, in the calling thread's network namespace.
-//! Out of scope: what the messages mean.
+//! nfnetlink messages, used by nf_tables and conntrack, in the calling thread's network namespace.
+//! Out of scope: the meaning of the messages.
 //!
 //! # Why
-//! `netlink-packet-*` has no nf_tables and a tool is a process; headers and attributes are thirty lines.
+//! `netlink-packet-*` does not support nf_tables, and a tool needs a process; headers and attributes are few lines of code.
 //! Format: linux/netlink.h, linux/netfilter/nfnetlink.h.
 
 use std::io;
@@ -42,16 +42,16 @@ const BATCH_END: u16 = 17;
 
 const HEADER: usize = 16;
 const GENERIC_HEADER: usize = 4;
-/// The kernel fills a reply of a dump up to the reader's buffer, at most 32 KiB (`netlink_dump`).
+/// In bytes: the kernel fills dump messages up to the reader's buffer size, at most 32 KiB (`netlink_dump`).
 const BUFFER: usize = 32 * 1024;
-/// The kernel answers within the call that asks, so that only a lost answer (ENOBUFS, a full receive buffer) is waited for.
+/// The kernel responds within the send call, so that a timeout only occurs if the response was lost (ENOBUFS, a full receive buffer).
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A message under construction.
 pub struct Message(Vec<u8>);
 
 impl Message {
-    /// `kind` is subsystem and message type; `family` AF_INET or AF_INET6.
+    /// `kind` is subsystem and message type; `family` is AF_INET or AF_INET6.
     pub fn new(kind: u16, flags: u16, family: u8) -> Self {
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -66,7 +66,7 @@ impl Message {
         self
     }
 
-    /// Adds a text, with its NUL.
+    /// Adds a NUL-terminated string attribute.
     pub fn text(self, kind: u16, value: &str) -> Self {
         self.attr(kind, &[value.as_bytes(), &[0]].concat())
     }
@@ -81,7 +81,7 @@ impl Message {
     }
 }
 
-/// An attribute's bytes, to nest one in another.
+/// Appends an attribute to `bytes`, for nested attributes.
 pub fn push_attr(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
     bytes.extend((value.len() as u16 + 4).to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
@@ -92,7 +92,7 @@ pub fn push_attr(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
 /// `NLA_F_NESTED`.
 pub const NESTED: u16 = 0x8000;
 
-/// Walks attributes: type without its flags, and value. Stops where the bytes make no sense.
+/// Iterates over attributes: type without flags, and value. Stops at malformed data.
 pub fn attrs(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_ne(bytes.get(0..2)?));
@@ -110,12 +110,12 @@ pub fn attr(bytes: &[u8], kind: u16) -> Option<&[u8]> {
         .map(|(_, value)| value)
 }
 
-/// A big-endian number, as nf_tables and conntrack write theirs.
+/// A big-endian number, as used by nf_tables and conntrack.
 pub fn be32(bytes: &[u8]) -> Option<u32> {
     bytes.try_into().ok().map(u32::from_be_bytes)
 }
 
-/// A text up to its NUL. Bytes that are no UTF-8 are replaced.
+/// A NUL-terminated string. Invalid UTF-8 is replaced.
 pub fn text(bytes: &[u8]) -> String {
     let end = bytes
         .iter()
@@ -140,7 +140,7 @@ pub struct Netfilter {
 }
 
 impl Netfilter {
-    /// Opens one.
+    /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Self, Error> {
         let open = || {
             let socket = Socket::new(NETLINK_NETFILTER)?;
@@ -149,7 +149,7 @@ impl Netfilter {
             for timeout in [Timeout::Recv, Timeout::Send] {
                 rustix::net::sockopt::set_socket_timeout(fd, timeout, Some(ANSWER_DEADLINE))?;
             }
-            // Binds it, too (`netlink_connect`).
+            // Also binds it (`netlink_connect`).
             socket.connect(&SocketAddr::new(0, 0))?;
             Ok(socket)
         };
@@ -160,8 +160,8 @@ impl Netfilter {
         })
     }
 
-    /// Asks for a list and gives each answer's attributes to `each`. [`Busy`](crate::host::Kind::Busy): the list changed
-    /// while it was read and is not to be trusted.
+    /// Requests a dump and passes the attributes of each message to `each`. [`Busy`](crate::host::Kind::Busy): the list changed
+    /// during the dump and may be inconsistent.
     pub fn dump(
         &mut self,
         thing: &'static str,
@@ -174,8 +174,8 @@ impl Netfilter {
         })
     }
 
-    /// The same, until `each` has had enough. The kernel fills a list as it is read, so that the rest costs nothing; but it makes no other
-    /// list for the same socket before: a new one is opened.
+    /// The same, until `each` returns `Break`. The kernel generates a dump as it is read, so an unread rest costs nothing; but it starts no
+    /// other dump on the same socket before: a new socket is opened.
     pub fn dump_until(
         &mut self,
         thing: &'static str,
@@ -221,14 +221,14 @@ impl Netfilter {
         }
     }
 
-    /// Asks for one change and waits for the answer.
+    /// Requests a change and waits for the response.
     pub fn request(&mut self, mut message: Message) -> io::Result<()> {
         self.sequence += 1;
         self.send(message.seal(ACK, self.sequence))?;
         self.verdict_on(self.sequence)
     }
 
-    /// Asks for one thing; its attributes.
+    /// Requests one object and returns its attributes.
     pub fn get(&mut self, mut message: Message) -> io::Result<Vec<u8>> {
         self.sequence += 1;
         let sequence = self.sequence;
@@ -246,31 +246,31 @@ impl Netfilter {
         }
     }
 
-    /// The number of the last nf_tables transaction that is in force in full (`base_seq`).
+    /// The number of the last nf_tables transaction that is completely in force (`base_seq`).
     ///
     /// # Why
-    /// A commit takes its number first, then puts its rules in force, then takes the old ones off the lists (`nf_tables_commit`). What is
-    /// listed in between has the new number and the old rules, or none at all: of two tables of one name, a list of rules has the first
-    /// only, and its rules are no longer in force (`nf_tables_dump_rules`). All of it happens under one mutex, and an empty batch
-    /// takes that mutex and changes nothing.
+    /// A commit first increments the number, then activates its rules, then removes the old ones from the lists (`nf_tables_commit`). A
+    /// dump in between has the new number with the old rules or with none: of two tables with the same name, a rule dump contains the first
+    /// only, whose rules are no longer in force (`nf_tables_dump_rules`). A commit holds a mutex, and an empty batch
+    /// waits for that mutex and changes nothing.
     pub fn generation(&mut self) -> io::Result<u32> {
         let id = self.base_seq()?;
         self.sequence += 2;
         let mut bytes = fence(BATCH_BEGIN).seal(0, self.sequence - 1).to_vec();
         bytes.extend(fence(BATCH_END).seal(0, self.sequence));
-        // The kernel has done all of it when this returns. It does not answer.
+        // The batch is processed when this returns. The kernel sends no response.
         self.send(&bytes)?;
         Ok(id)
     }
 
-    /// `base_seq` as it is, whatever a commit under way has done of its work.
+    /// The current `base_seq`, independent of a commit in progress.
     pub fn base_seq(&mut self) -> io::Result<u32> {
         let answer = self.get(Message::new(GETGEN, 0, libc::AF_UNSPEC as u8))?;
         let id = attr(&answer, 1).and_then(be32);
         id.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Asks for several changes, all or nothing (nf_tables only), and waits for the answer.
+    /// Requests several changes as one transaction (nf_tables only), and waits for the response.
     pub fn batch(&mut self, messages: Vec<Message>) -> io::Result<()> {
         self.sequence += 1;
         let mut bytes = fence(BATCH_BEGIN).seal(0, self.sequence).to_vec();
@@ -286,7 +286,7 @@ impl Netfilter {
         self.verdict_on(last)
     }
 
-    /// The first error answered, or the answer to message `sequence`.
+    /// Returns the first error, or the response to message `sequence`.
     fn verdict_on(&mut self, sequence: u32) -> io::Result<()> {
         loop {
             for (header, body) in self.receive()? {
@@ -309,7 +309,7 @@ impl Netfilter {
         while let Err(error) = self.socket.recv(&mut self.buffer, 0) {
             match error.kind() {
                 io::ErrorKind::Interrupted => {}
-                // SO_RCVTIMEO: not the EAGAIN of a list that changed.
+                // SO_RCVTIMEO; must not be confused with EAGAIN for a list that changed.
                 io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
                 _ => return Err(error),
             }
@@ -318,7 +318,7 @@ impl Netfilter {
     }
 }
 
-/// One end of a batch.
+/// The message that begins or ends a batch.
 fn fence(kind: u16) -> Message {
     let mut message = Message::new(kind, 0, libc::AF_UNSPEC as u8);
     // The subsystem the batch is for, big-endian, in nfgenmsg's res_id.
@@ -347,7 +347,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
     })
 }
 
-/// `NLMSG_ERROR` and `NLMSG_DONE` carry a negative errno, or 0.
+/// `NLMSG_ERROR` and `NLMSG_DONE` contain a negative errno, or 0.
 fn verdict(body: &[u8]) -> io::Result<()> {
     match body.get(..4).map_or(0, |code| u32_ne(code) as i32) {
         0 => Ok(()),

@@ -1,5 +1,5 @@
-//! Reads the tables of iptables out of nf_tables, over netlink.
-//! Out of scope: what one rule's expressions mean.
+//! Reads the tables of iptables from nf_tables, over netlink.
+//! Out of scope: the meaning of a rule's expressions.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -13,10 +13,10 @@ const GETTABLE: u16 = NFTABLES | 1;
 const GETCHAIN: u16 = NFTABLES | 4;
 const GETRULE: u16 = NFTABLES | 7;
 
-/// A dump that meets a change is asked again, this often.
+/// The maximum number of attempts of a dump that is interrupted by changes.
 const ATTEMPTS: usize = 16;
 
-/// Reads tables of family `ip`, and the generation that they are of.
+/// Reads tables of family `ip`, and their generation.
 pub fn read(
     netfilter: &mut Netfilter,
     tables: &[TableName],
@@ -27,8 +27,8 @@ pub fn read(
     Ok((Ruleset::new(tables), Some(Generation::of_id(generation))))
 }
 
-/// The chains of these names that there are, of family `ip`; of a builtin one the first [`FIRST_RULES`] rules. The cost does not
-/// depend on what else is in the tables.
+/// The existing chains with these names, of family `ip`; of a builtin one the first [`FIRST_RULES`] rules. The cost does not
+/// depend on the rest of the tables.
 pub fn read_named(wanted: &[(TableName, String)]) -> Result<Ruleset, Error> {
     let (tables, _) = consistent(&mut Netfilter::open()?, |netfilter| {
         read_named_once(netfilter, wanted)
@@ -36,7 +36,7 @@ pub fn read_named(wanted: &[(TableName, String)]) -> Result<Ruleset, Error> {
     Ok(Ruleset::new(tables))
 }
 
-/// Rules of a builtin chain that [`read_named`] reads at most: our jumps come first.
+/// The maximum number of rules of a builtin chain that [`read_named`] reads: the jumps of sliced come first.
 const FIRST_RULES: usize = 256;
 
 fn read_named_once(
@@ -84,12 +84,12 @@ fn read_named_once(
     Ok(tables)
 }
 
-/// The first rule in every chain of a dormant table, as we read it.
+/// The rule that is inserted at the top of every chain of a dormant table.
 fn asleep() -> Rule {
     Rule::Foreign("the table is dormant".into())
 }
 
-/// The packets that each rule of a chain of `filter` has matched.
+/// The number of packets that each rule of a chain of `filter` has matched.
 pub fn counted(chain: &str) -> Result<Vec<(Rule, u64)>, Error> {
     let read = |netfilter: &mut Netfilter| {
         let mut counted = Vec::new();
@@ -98,7 +98,7 @@ pub fn counted(chain: &str) -> Result<Vec<(Rule, u64)>, Error> {
             .text(2, chain);
         netfilter.dump("packet filter rules", query, |rule| {
             let of = |kind| attr(rule, kind).map(text);
-            // The kernel does not filter by chain when it knows no table of that name.
+            // The kernel does not filter by chain if there is no table with this name.
             if of(2).as_deref() == Some(chain) {
                 counted.push((expr::rule(rule), expr::packets(rule)));
             }
@@ -116,7 +116,7 @@ pub fn read_ipv6(netfilter: &mut Netfilter, tables: &[TableName]) -> Result<Rule
     Ok(Ruleset::new(tables))
 }
 
-/// The names of a family's tables, iptables' or not.
+/// The names of all tables of a family, including those not written by iptables.
 pub fn tables(family: u8) -> Result<Vec<String>, Error> {
     let read = |netfilter: &mut Netfilter| {
         let mut names = Vec::new();
@@ -129,7 +129,7 @@ pub fn tables(family: u8) -> Result<Vec<String>, Error> {
     consistent(&mut Netfilter::open()?, read).map(|(names, _)| names)
 }
 
-/// What `read` lists, all of one generation, and which. [`Busy`](Kind::Busy): there was a commit during each attempt.
+/// The result of `read` at one generation, and that generation. [`Busy`](Kind::Busy): there was a commit during each attempt.
 pub(super) fn consistent<T>(
     netfilter: &mut Netfilter,
     mut read: impl FnMut(&mut Netfilter) -> Result<T, Error>,
@@ -163,7 +163,7 @@ fn read_once(
             let of = |kind| attr(rule, kind).map(text);
             let chain =
                 of(2).and_then(|chain| table.chains.iter_mut().find(|found| found.name == chain));
-            // A chain that appeared between the two dumps: the next look sees it.
+            // A chain that was created between the two dumps is ignored; the generation check detects it.
             if let Some(chain) = chain.filter(|_| of(1).as_ref() == Some(&name)) {
                 chain.rules.push(expr::rule(rule));
             }
@@ -177,7 +177,7 @@ fn read_once(
     Ok(tables)
 }
 
-/// Tables that are switched off as a whole (`NFT_TABLE_F_DORMANT`).
+/// Dormant tables, whose chains are inactive (`NFT_TABLE_F_DORMANT`).
 fn dormant_tables(netfilter: &mut Netfilter, family: u8) -> Result<Vec<String>, Error> {
     let mut dormant = Vec::new();
     let query = Message::new(GETTABLE, 0, family);
@@ -237,8 +237,8 @@ fn one_chain(table: TableName, attributes: &[u8]) -> Chain {
     Chain::builtin(name, policy, rules)
 }
 
-/// Where iptables hooks a builtin chain: hook, priority, chain type (`nft_ipv4` tables of iptables-nft;
-/// linux/netfilter.h, linux/netfilter_ipv4.h). A chain of that name that hooks elsewhere guards nothing.
+/// The hook, priority and type of a builtin chain of iptables (`nft_ipv4` tables of iptables-nft;
+/// linux/netfilter.h, linux/netfilter_ipv4.h). A chain with this name at another hook does not filter these packets.
 pub fn builtin(table: TableName, chain: &str) -> Option<(u32, i32, &'static str)> {
     let hook = match chain {
         "PREROUTING" => 0,

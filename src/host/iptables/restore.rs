@@ -1,4 +1,4 @@
-//! Writes rules: one `iptables-restore`, all or nothing.
+//! Writes rules with one `iptables-restore`, atomically.
 //! Out of scope: reading them back; the desired state.
 
 use std::fmt::Write as _;
@@ -12,10 +12,10 @@ use super::{Backend, Flavour};
 use crate::host::rule::{Chain, Rule, Ruleset, TableName};
 use crate::host::{Error, Kind, process};
 
-/// How long `iptables-restore` waits for the lock of the older back end, in seconds.
+/// How long `iptables-restore` waits for the lock of the legacy back end, in seconds.
 const LOCK_SECONDS: &str = "5";
 
-/// Characters of what the program says that are passed on.
+/// The maximum length of the program's output in an error, in characters.
 const MOST_SAID: usize = 4 << 10;
 
 /// What `iptables-restore` reads.
@@ -25,32 +25,32 @@ pub struct Input {
     scope: Scope,
 }
 
-/// What becomes of what the input does not name.
+/// The effect on objects that the input does not contain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
-    /// Gone: each table named is replaced.
+    /// Removed: each table in the input is replaced.
     WholeTables,
-    /// It stays.
+    /// Not changed.
     OnlyNamedChains,
 }
 
-/// A change to one table that leaves alone what it does not name. Everything happens at once or not at all.
+/// An atomic change to one table; chains and rules that it does not contain are not changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edit {
     /// The table.
     pub table: TableName,
-    /// Chains that are to hold exactly these rules; made if they are not there.
+    /// Chains to replace with exactly these rules; created if they do not exist.
     pub chains: Vec<Chain>,
-    /// Chains that are to be gone, there or not. Whatever jumps to them must be in `remove` or in a chain named here.
+    /// Chains to delete, whether or not they exist. Rules that jump to them must be in `remove` or in a chain of this edit.
     pub gone: Vec<String>,
-    /// Rules to take out of a chain: chain, rule. The first equal one goes; if there is none, nothing happens at all.
+    /// Rules to remove from a chain: chain, rule. Removes the first equal one; if there is none, the whole edit fails.
     pub remove: Vec<(String, Rule)>,
-    /// Rules to put at the top of a chain: chain, rule. In this order, the first at the very top.
+    /// Rules to insert at the top of a chain: chain, rule. In this order, the first one at the top.
     pub on_top: Vec<(String, Rule)>,
 }
 
 impl Edit {
-    /// An edit of `table` that changes nothing yet.
+    /// An empty edit of `table`.
     pub fn of(table: TableName) -> Self {
         Self {
             table,
@@ -63,13 +63,13 @@ impl Edit {
 }
 
 impl Input {
-    /// Replaces the tables named in `ruleset`, whatever they held: for a namespace of our own. Builtin chains that are not
-    /// named become empty with policy ACCEPT. Other tables stay.
+    /// Replaces the tables in `ruleset` completely, for a namespace of the daemon. Builtin chains that are not in it
+    /// become empty with policy ACCEPT. Other tables are not changed.
     pub fn whole_tables(ruleset: &Ruleset) -> Self {
         let mut text = String::new();
         for table in ruleset.tables() {
             line(&mut text, format_args!("*{}", table.name));
-            // The older back end keeps the policy of a builtin chain that is not named.
+            // The legacy back end keeps the policy of a builtin chain that is not declared.
             for name in super::builtin_chains(table.name) {
                 let policy = ruleset.policy(table.name, name);
                 line(&mut text, format_args!(":{name} {policy} [0:0]"));
@@ -86,7 +86,7 @@ impl Input {
         }
     }
 
-    /// Fills tables that hold their builtin chains with the right policies and nothing else.
+    /// Fills tables that contain only their builtin chains, with the desired policies.
     fn into_begun(ruleset: &Ruleset) -> Self {
         let mut text = String::new();
         for table in ruleset.tables() {
@@ -103,12 +103,12 @@ impl Input {
         }
     }
 
-    /// Changes what the edits name and nothing else: for the host.
+    /// Changes only what the edits contain, for the host.
     pub fn edits(edits: &[Edit]) -> Self {
         let mut text = String::new();
         for edit in edits {
             line(&mut text, format_args!("*{}", edit.table));
-            // To declare a chain empties it, or makes it.
+            // Declaring a chain flushes or creates it.
             let kept = edit.chains.iter().map(|chain| chain.name.as_str());
             for name in kept.chain(edit.gone.iter().map(String::as_str)) {
                 line(&mut text, format_args!(":{name} - [0:0]"));
@@ -146,26 +146,26 @@ fn append(text: &mut String, chains: &[Chain]) {
 }
 
 fn line(text: &mut String, line: std::fmt::Arguments) {
-    writeln!(text, "{line}").expect("a String takes all");
+    writeln!(text, "{line}").expect("writing to a String does not fail");
 }
 
-/// Where the older back end's lock is.
+/// The lock file of the legacy back end.
 #[derive(Clone, Copy, Debug)]
 pub enum Lock<'a> {
-    /// `/run/xtables.lock`, which everybody on the host takes: for the host's own tables.
+    /// `/run/xtables.lock`, which all programs on the host use: for the host's tables.
     Shared,
-    /// A file of the caller's: for a namespace of our own, whose tables nobody else writes, so that hundreds of them do
-    /// not wait for each other. Made if it is not there.
+    /// A file of the caller: for a namespace of the daemon, whose tables no other program writes, so that hundreds of them do
+    /// not wait for each other. Created if it does not exist.
     Private(&'a Path),
 }
 
-/// Makes the tables named in `ruleset` hold just that, in a namespace of our own: like [`Input::whole_tables`], and 14 ms
-/// faster the first time. If the first time fails half way, the tables stand with their policies and without rules.
+/// Replaces the tables in `ruleset` in a namespace of the daemon: like [`Input::whole_tables`], but 14 ms
+/// faster the first time. If the first time fails after the first step, the tables exist with their policies and without rules.
 ///
 /// # Why
-/// `iptables-nft-restore` sets a policy by changing a chain, and what was changed is freed after an RCU grace period, which
-/// the kernel waits for when the tool's socket closes (`nft_rcv_nl_event`). A chain that is born with its policy costs
-/// nothing of that. So where nothing stands, the builtin chains are made over netlink, and shut before there is a rule.
+/// `iptables-nft-restore` sets a policy by updating a chain, and the old state is freed after an RCU grace period, which
+/// the kernel waits for when the tool's socket closes (`nft_rcv_nl_event`). A chain that is created with its policy needs
+/// no update. So if there is no table yet, the builtin chains are created over netlink with their policies before the rules.
 pub fn restore_whole(backend: &Backend, ruleset: &Ruleset, lock: Lock) -> Result<(), Error> {
     let begun = match backend.flavour {
         Flavour::Nft => begin(ruleset)?,
@@ -178,9 +178,9 @@ pub fn restore_whole(backend: &Backend, ruleset: &Ruleset, lock: Lock) -> Result
     restore(backend, &input, lock)
 }
 
-/// Commits `input` in the calling thread's network namespace. Blocks for one child process, for [`Backend::deadline`] at most.
+/// Commits `input` in the calling thread's network namespace. Blocks for one child process, at most for [`Backend::deadline`].
 ///
-/// Errors carry what the tool said and the line it said it about; [`Kind::Busy`]: the lock was not to be had in 5 s.
+/// Errors contain the output of the tool and the input line that it refers to; [`Kind::Busy`]: the lock was not available within 5 s.
 pub fn restore(backend: &Backend, input: &Input, lock: Lock) -> Result<(), Error> {
     let error = |e| Error::io("run", backend.restore_program.display().to_string(), e);
     let mut command = Command::new(&backend.restore_program);
@@ -213,7 +213,7 @@ pub fn restore(backend: &Backend, input: &Input, lock: Lock) -> Result<(), Error
     }
 }
 
-/// A file without a name: the child reads it at its own pace, and nobody has to feed a pipe.
+/// An anonymous file as standard input, so that no thread has to write to a pipe.
 pub(super) fn memory_file(text: &str) -> io::Result<File> {
     let fd = rustix::fs::memfd_create("rules", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut file = File::from(fd);
@@ -223,13 +223,13 @@ pub(super) fn memory_file(text: &str) -> io::Result<File> {
 }
 
 fn failed(backend: &Backend, input: &Input, status: std::process::ExitStatus, said: &str) -> Error {
-    /// `RESOURCE_PROBLEM` of xtables.h: the lock, or memory.
+    /// `RESOURCE_PROBLEM` of xtables.h: the lock is held, or memory allocation failed.
     const RESOURCE_PROBLEM: i32 = 4;
-    // What a program says without end is no message.
+    // Limit the length of the message.
     let said: String = said.chars().take(MOST_SAID).collect();
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     let about = offending_line(&said, &input.text)
-        .map(|line| format!(" (the line: {line})"))
+        .map(|line| format!(" (line: {line})"))
         .unwrap_or_default();
     let mut error = Error::other(
         "commit packet filter rules with",
@@ -242,7 +242,7 @@ fn failed(backend: &Backend, input: &Input, status: std::process::ExitStatus, sa
     error
 }
 
-/// Both back ends say `line 7` or `line: 7`.
+/// Both back ends report `line 7` or `line: 7`.
 fn offending_line<'a>(said: &str, text: &'a str) -> Option<&'a str> {
     let number = said.split("line").skip(1).find_map(|rest| {
         let rest = rest.trim_start_matches([':', ' ']);

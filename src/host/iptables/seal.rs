@@ -1,10 +1,10 @@
-//! Base chains, made over netlink in the calling thread's network namespace: IPv6 shut, IPv4 tables begun.
+//! Base chains, created over netlink in the calling thread's network namespace: to block IPv6, and for new IPv4 tables.
 //! Out of scope: rules.
 //!
 //! # Why
-//! IPv6 is shut by one batch over netlink instead of `ip6tables-restore`, which would be a second process for every VM. It
-//! is nf_tables whichever back end `iptables` has, and seen as `ip6tables-nft -S`: `ip6 filter` with policy DROP everywhere
-//! and not one rule.
+//! IPv6 is blocked by one batch over netlink instead of `ip6tables-restore`, which would be a second process for every VM. It
+//! uses nf_tables with either back end of `iptables`; `ip6tables-nft -S` shows it as `ip6 filter` with policy DROP in all chains
+//! and no rules.
 
 use std::io;
 
@@ -17,8 +17,8 @@ const NEWTABLE: u16 = NFTABLES;
 const NEWCHAIN: u16 = NFTABLES | 3;
 const DELRULE: u16 = NFTABLES | 8;
 
-/// Shuts IPv6, in one transaction. Also mends a seal that was broken: policies become DROP, rules go. A chain of one of
-/// our three names that hooks elsewhere is an error.
+/// Blocks IPv6, in one transaction. Also repairs changes: sets the policies to DROP and removes rules. A builtin chain
+/// with another hook is an error.
 pub fn seal_ipv6() -> Result<(), Error> {
     let family = libc::AF_INET6 as u8;
     let table = TableName::Filter;
@@ -34,19 +34,19 @@ pub fn seal_ipv6() -> Result<(), Error> {
             .text(1, &table.to_string())
             .text(2, chain)
     }));
-    commit(batch).map_err(|e| Error::io("shut", "IPv6", e))
+    commit(batch).map_err(|e| Error::io("block", "IPv6", e))
 }
 
-/// What [`begin`] found.
+/// The result of [`begin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begun {
-    /// No such tables: they are there now, with their builtin chains and policies, empty.
+    /// The tables did not exist and were created with their builtin chains and policies, without rules.
     Now,
-    /// One of them was there before: nothing was done.
+    /// One of them already existed: nothing was changed.
     Before,
 }
 
-/// Makes the tables of `ruleset` in nf_tables, without rules, unless there is one already.
+/// Creates the tables of `ruleset` in nf_tables, without rules, unless one of them exists.
 pub fn begin(ruleset: &Ruleset) -> Result<Begun, Error> {
     let family = libc::AF_INET as u8;
     let mut batch = Vec::new();
@@ -58,7 +58,7 @@ pub fn begin(ruleset: &Ruleset) -> Result<Begun, Error> {
             }),
         );
     }
-    // The kernel's refusal would say the same, after an RCU grace period (`__nf_tables_abort`): 8 ms.
+    // Checked first, because the kernel's error takes an RCU grace period (`__nf_tables_abort`): 8 ms.
     let standing = nft::tables(family)?;
     if ruleset
         .tables()
@@ -67,7 +67,7 @@ pub fn begin(ruleset: &Ruleset) -> Result<Begun, Error> {
     {
         return Ok(Begun::Before);
     }
-    let outcome = commit(batch).map_err(|e| Error::io("begin", "packet filter tables", e));
+    let outcome = commit(batch).map_err(|e| Error::io("create", "packet filter tables", e));
     match outcome {
         Ok(()) => Ok(Begun::Now),
         Err(error) if error.kind == Kind::Exists => Ok(Begun::Before),
@@ -87,7 +87,7 @@ fn commit(batch: Vec<Message>) -> io::Result<()> {
 fn new_table(family: u8, table: TableName, flags: u16) -> Message {
     Message::new(NEWTABLE, flags, family)
         .text(1, &table.to_string())
-        // Flags 0: awake.
+        // Flags 0: not dormant.
         .attr(2, &0u32.to_be_bytes())
 }
 
@@ -114,7 +114,7 @@ fn new_chain(family: u8, table: TableName, chain: &str, policy: Policy) -> Messa
     }
 }
 
-/// Whether IPv6 is shut: every builtin chain is hooked where it should be, drops, and holds no rule.
+/// Whether IPv6 is blocked: every builtin chain has its hook, policy DROP and no rules.
 pub fn ipv6_sealed() -> Result<bool, Error> {
     ipv6_sealed_over(&mut Netfilter::open()?)
 }

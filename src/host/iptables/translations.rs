@@ -1,5 +1,5 @@
-//! What a host sends elsewhere than was said: the nat chains that packets meet when they come in, of every table of IPv4, iptables' or not.
-//! Out of scope: what becomes of one packet.
+//! Destination translation: the nat chains at the hook `prerouting` of all IPv4 tables, including those not written by iptables.
+//! Out of scope: the evaluation for one packet.
 
 use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
 use super::{Backend, Flavour, expr, legacy, nft};
@@ -9,30 +9,30 @@ use crate::host::rule::{Chain, TableName};
 const GETCHAIN: u16 = NFTABLES | 4;
 const GETRULE: u16 = NFTABLES | 7;
 
-/// `NFPROTO_IPV4` and `NFPROTO_INET` of `linux/netfilter.h`, and what `nft` calls them.
+/// `NFPROTO_IPV4` and `NFPROTO_INET` of `linux/netfilter.h`, and their names in `nft`.
 const FAMILIES: [(u8, &str); 2] = [(2, "ip"), (1, "inet")];
 
 /// `NF_INET_PRE_ROUTING`.
 const PREROUTING: u32 = 0;
 
-/// `NF_IP_PRI_NAT_DST`, where iptables hooks its own.
+/// `NF_IP_PRI_NAT_DST`, the hook priority of iptables.
 const IPTABLES: i32 = -100;
 
-/// A table with a nat chain that packets meet when they come in.
+/// A table with a nat chain at the hook `prerouting`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Translations {
     /// `ip nat`.
     pub table: String,
-    /// The chain that is met first.
+    /// The base chain.
     pub entry: String,
-    /// The lower the earlier.
+    /// Lower values are evaluated first.
     pub priority: i32,
     /// All chains of the table.
     pub chains: Vec<Chain>,
 }
 
 impl Backend {
-    /// Reads all of them, the earliest first.
+    /// Reads all of them, in order of priority.
     pub fn translations(&self) -> Result<Vec<Translations>, Error> {
         let mut found = match self.flavour {
             Flavour::Nft => read_nft()?,
@@ -44,7 +44,7 @@ impl Backend {
                     priority: IPTABLES,
                     chains: table.chains.clone(),
                 });
-                // A kernel with the older half alone has no other tables.
+                // A kernel with ip_tables only has no other tables.
                 let others = read_nft().unwrap_or_default();
                 of_iptables.chain(others).collect()
             }

@@ -1,8 +1,8 @@
-//! What a chain of nf_tables does to one packet: the rules that it comes to are read and gone through.
-//! Out of scope: which chains there are.
+//! Computes the verdict of an nf_tables chain for one packet: reads and evaluates the rules that the packet traverses.
+//! Out of scope: listing chains.
 //!
 //! # Why
-//! Whatever is not understood is taken for passing: nobody is warned of a drop that is none. Formats: linux/netfilter/nf_tables.h.
+//! Unsupported expressions count as accepting, so that there are no false warnings. Formats: linux/netfilter/nf_tables.h.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,33 +18,33 @@ const GETRULE: u16 = NFTABLES | 7;
 const GETSET: u16 = NFTABLES | 10;
 const GETSETELEM: u16 = NFTABLES | 13;
 
-/// Rules and elements of sets that are read for one base chain. A packet that comes to more is not followed.
+/// The maximum number of rules and set elements that are read for one base chain. Beyond it the result is unknown.
 const MOST: usize = 1024;
 
-/// The kernel's limit (`NFT_JUMP_STACK_SIZE`).
+/// The kernel's limit of nested jumps (`NFT_JUMP_STACK_SIZE`).
 const DEEPEST: usize = 16;
 
-/// What becomes of a packet.
+/// The result for a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It goes on.
+    /// It is accepted.
     Passes,
-    /// It does not.
+    /// It is dropped.
     Dropped,
-    /// It comes to more rules than are read.
+    /// It traverses more rules than are read.
     Unknown,
 }
 
-/// What ends the way through a chain.
+/// The result of a chain.
 enum End {
     Accepted,
     Dropped,
-    /// Nothing: the chain that jumped here goes on.
+    /// No verdict: evaluation continues in the calling chain.
     Returned,
     TooMuch,
 }
 
-/// One base chain and what was read of its table.
+/// One base chain and the cached rules and sets of its table.
 pub(super) struct Walk<'n> {
     netfilter: &'n mut Netfilter,
     family: u8,
@@ -66,12 +66,12 @@ impl<'n> Walk<'n> {
         }
     }
 
-    /// Whether the base chain drops what no rule accepts.
+    /// Whether the base chain drops packets that no rule accepts.
     pub(super) fn drops_by_policy(&mut self) -> Result<bool, Error> {
         Ok(self.policy()? == Some(Some(0)))
     }
 
-    /// The policy (`NF_DROP` is 0) of the base chain, if it states one; `None`: the chain does not exist.
+    /// The policy (`NF_DROP` is 0) of the base chain, if it has one; `None`: the chain does not exist.
     fn policy(&mut self) -> Result<Option<Option<u32>>, Error> {
         let query = Message::new(GETCHAIN, 0, self.family)
             .text(1, &self.base.table)
@@ -83,7 +83,7 @@ impl<'n> Walk<'n> {
         }
     }
 
-    /// What becomes of a packet that comes to the base chain.
+    /// The result of the base chain for a packet.
     pub(super) fn fate(&mut self, probe: &Probe) -> Result<Fate, Error> {
         let Some(policy) = self.policy()? else {
             return Ok(Fate::Passes);
@@ -126,7 +126,7 @@ impl<'n> Walk<'n> {
         Ok(End::Returned)
     }
 
-    /// What a rule does, and whether it is sure that it matches.
+    /// The verdict of a rule, and whether it is certain that it matches.
     fn rule(&mut self, rule: &[u8], probe: &Probe) -> Result<(bool, Verdict), Error> {
         let mut machine = Machine::new(probe, self.base.is_own_forward());
         let mut sure = true;
@@ -151,7 +151,7 @@ impl<'n> Walk<'n> {
         Ok((sure, Verdict::Continue))
     }
 
-    /// Whether the chain could be read, now or before.
+    /// Reads a chain unless it is cached; false: it has too many rules.
     fn read_chain(&mut self, name: &str) -> Result<bool, Error> {
         if self.rules.contains_key(name) {
             return Ok(true);
@@ -179,7 +179,7 @@ impl<'n> Walk<'n> {
         Ok(fits)
     }
 
-    /// A set; none: it is not understood.
+    /// A set; `None`: it could not be read or is too large.
     fn set(&mut self, name: &str) -> Result<Option<&Set>, Error> {
         if !self.sets.contains_key(name) {
             let set = self.read_set(name)?;

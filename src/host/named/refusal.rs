@@ -1,5 +1,5 @@
-//! Why a file is not opened, for people.
-//! Out of scope: finding it out.
+//! The errors for a file that is not accepted.
+//! Out of scope: the checks.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,26 +12,26 @@ use super::Kind;
 /// Why a file is not opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// There is nothing.
+    /// The path does not exist.
     #[error("{0} does not exist")]
     Absent(PathBuf),
-    /// There is something that is not accepted.
+    /// The path exists but is not accepted.
     #[error("{path}: found {found}, expected {expected}")]
     NotAccepted {
-        /// The component that is in the way.
+        /// The component that is not accepted.
         path: PathBuf,
-        /// What is there.
+        /// The actual file and its properties.
         found: String,
-        /// What would do.
+        /// What would be accepted.
         expected: &'static str,
     },
-    /// The kernel refuses.
+    /// The kernel returned an error.
     #[error("cannot open {0}: {1}")]
     Kernel(PathBuf, String),
 }
 
 impl Refusal {
-    /// Nothing is there.
+    /// Whether the path does not exist.
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Absent(_))
     }
@@ -40,7 +40,7 @@ impl Refusal {
 pub(super) fn expected(kind: Kind) -> &'static str {
     match kind {
         Kind::Program => "an executable file that only root can write",
-        Kind::Image => "a regular file with one name, or a block device",
+        Kind::Image => "a regular file without other hard links, or a block device",
         Kind::Ours => "a regular file",
     }
 }
@@ -62,7 +62,7 @@ pub(super) fn open_to_others(path: &Path, stat: &Stat) -> Refusal {
     Refusal::NotAccepted {
         path: path.to_owned(),
         found: format!(
-            "a directory of user {} with mode {:04o}",
+            "a directory owned by user {} with mode {:04o}",
             stat.st_uid,
             stat.st_mode & 0o7777
         ),

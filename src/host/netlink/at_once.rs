@@ -1,10 +1,10 @@
-//! A netlink socket that is never waited for.
+//! A netlink socket that is never registered with a reactor.
 //! Out of scope: the messages that are sent over it.
 //!
 //! # Why
-//! rtnetlink answers within the call that asks (`netlink_rcv_skb`), and continues a listing within the call that reads: what
-//! there is to read is there when the request has been sent. So no task has to be woken by a runtime for it, and a request
-//! costs its system calls and no change of thread. Nor is there anything to read after the end of an answer until the next request, and
+//! rtnetlink responds within the send call (`netlink_rcv_skb`), and continues a dump within the receive call: the
+//! response is available when the request has been sent. So the runtime need not wake a task for it, and a request
+//! costs its system calls and no thread switch. After the end of a response there is nothing to read until the next request, and
 //! a caller that reads once more, as `netlink-proto` does, gets that result without a system call.
 
 use std::cell::RefCell;
@@ -19,15 +19,15 @@ use netlink_sys::{AsyncSocket, Socket, SocketAddr};
 
 use crate::host::rtnl;
 
-/// Answers [`Poll::Pending`] for "nothing there", and wakes nobody: who polls it looks again by themselves.
+/// Returns [`Poll::Pending`] if there is nothing to read, without registering a waker: the caller polls again by itself.
 pub(super) struct AtOnce {
     socket: Socket,
-    /// The last question was answered to its end.
+    /// The last response was read completely.
     answered: AtomicBool,
 }
 
 thread_local! {
-    /// A datagram, before it is given to whoever asked.
+    /// The buffer for a datagram before it is copied to the caller.
     static DATAGRAM: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(super::ANSWER));
 }
 
@@ -39,7 +39,7 @@ impl AtOnce {
         }
     }
 
-    /// Sends a question: an answer is to come.
+    /// Sends a request and marks its response as outstanding.
     fn ask<T>(&self, send: impl FnOnce(&Socket) -> io::Result<T>) -> Poll<io::Result<T>> {
         self.answered.store(false, Ordering::Relaxed);
         there(send(&self.socket))
@@ -58,12 +58,12 @@ impl AtOnce {
         }))
     }
 
-    /// The same socket for a new conversation, with what is left of the old one read away.
+    /// The same socket for a new connection; discards unread messages.
     pub(super) fn anew(&self) -> io::Result<Self> {
         // SAFETY: a socket owns its descriptor, which is open as long as it lives.
         let ours = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
         let copy = ours.try_clone_to_owned()?;
-        // SAFETY: the descriptor is a netlink socket's, and nobody else has it.
+        // SAFETY: the descriptor is a netlink socket and has no other owner.
         let anew = Self::over(unsafe { Socket::from_raw_fd(copy.into_raw_fd()) });
         let mut rest = Vec::with_capacity(super::ANSWER);
         loop {
@@ -131,13 +131,13 @@ impl AsyncSocket for AtOnce {
     }
 }
 
-/// Whether the last message of a datagram is the last of an answer: every question is asked for with `NLM_F_ACK` or `NLM_F_DUMP`.
+/// Whether the last message of a datagram ends a response: every request has `NLM_F_ACK` or `NLM_F_DUMP`.
 fn ends(mut datagram: &[u8]) -> bool {
     let mut last = None;
     while let Some(header) = datagram.first_chunk::<8>() {
         let [a, b, c, d, kind @ .., _, _] = *header;
         last = Some(u16::from_ne_bytes(kind));
-        // A header is 16 bytes long at least; a shorter one is not walked over.
+        // A message is at least as long as its header of 16 bytes.
         let length = (u32::from_ne_bytes([a, b, c, d]) as usize).max(16);
         datagram = datagram
             .get(length.next_multiple_of(4)..)
@@ -149,9 +149,9 @@ fn ends(mut datagram: &[u8]) -> bool {
 fn there<T>(result: io::Result<T>) -> Poll<io::Result<T>> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-        // `netlink-proto` would make it a message that answers no question, and whoever asked would wait for ever.
+        // `netlink-proto` would forward it as an unsolicited message, and the requester would wait indefinitely.
         Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Poll::Ready(Err(
-            io::Error::other("the kernel lost a part of its answer"),
+            io::Error::other("a part of the kernel's response was lost"),
         )),
         result => Poll::Ready(result),
     }
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_ends_with_its_done_or_its_ack_and_not_before() {
+    fn a_response_ends_with_its_done_or_ack() {
         let (link, ack, done) = (message(16, 30), message(2, 20), message(3, 4));
         for (datagram, expected) in [
             (vec![], false),

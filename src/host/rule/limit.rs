@@ -1,40 +1,40 @@
-//! Matches that count: how many flows a source has, how fast it opens them, to how many destinations.
-//! Out of scope: which limits apply.
+//! Stateful matches: the number of flows of a source, their rate, and their number of destinations.
+//! Out of scope: the values of the limits.
 //!
-//! # Why these
-//! - `connlimit` (`nf_conncount`) counts the entries of a source or destination that are in the table, without those that TCP has
-//!   closed. Its state belongs to the rule: a rule that is written again counts from 0.
-//! - `hashlimit` keeps a token bucket for each key. The table is found by its name and keeps its first configuration
-//!   (`htable_find_get`), so a name must change with the numbers.
-//! - A hashlimit table that is full drops the packet (`hotdrop` in `hashlimit_mt_common`), whatever the rate: with the
-//!   destination as the key, the table's size is a bound on the number of distinct destinations within its expiry time.
+//! # Why these matches
+//! - `connlimit` (`nf_conncount`) counts the conntrack entries of a source or destination, except closed TCP connections.
+//!   Its state belongs to the rule: a rule that is written again counts from 0.
+//! - `hashlimit` keeps a token bucket for each key. The table is identified by its name and keeps its first configuration
+//!   (`htable_find_get`), so the name must change with the parameters.
+//! - A full hashlimit table drops the packet (`hotdrop` in `hashlimit_mt_common`), independent of the rate: with the
+//!   destination as the key, the table's size limits the number of distinct destinations within its expiry time.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::{Match, Target};
 
-/// Which end of a flow is counted.
+/// The address of a flow by which flows are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// Its source.
+    /// The source.
     Source,
-    /// Its destination.
+    /// The destination.
     Destination,
 }
 
-/// More than `above` flows whose address has the same first `prefix` bits.
+/// Matches if more than `above` flows have the same first `prefix` bits of the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnLimit {
-    /// So many are within the limit.
+    /// The maximum number of flows that does not match.
     pub above: u32,
-    /// How many bits of the address are the key.
+    /// The prefix length of the key, in bits.
     pub prefix: u8,
-    /// Which address.
+    /// The address that is counted.
     pub of: Side,
 }
 
-/// A rate that both units of the kernel (`XT_LIMIT_SCALE`, `XT_HASHLIMIT_SCALE_v2`) and nf_tables' `limit` hold exactly.
+/// A rate that `XT_LIMIT_SCALE`, `XT_HASHLIMIT_SCALE_v2` and the nf_tables expression `limit` represent exactly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rate {
     per_second: u32,
@@ -42,13 +42,13 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// Packets per second that divide 10,000: x_tables keeps 10,000 divided by the rate.
+    /// Packets per second that divide 10,000: x_tables stores 10,000 divided by the rate.
     const EXACT: [u32; 25] = [
         1, 2, 4, 5, 8, 10, 16, 20, 25, 40, 50, 80, 100, 125, 200, 250, 400, 500, 625, 1000, 1250,
         2000, 2500, 5000, 10_000,
     ];
 
-    /// The highest rate that is exact and not above `per_second`, at least 1; after so many packets at once (1 to 10,000).
+    /// The highest exact rate not above `per_second`, at least 1; `burst` is clamped to 1 to 10,000 packets.
     pub fn at_most(per_second: u32, burst: u32) -> Self {
         let exact = Self::EXACT.iter().rev().find(|rate| **rate <= per_second);
         Self {
@@ -57,7 +57,7 @@ impl Rate {
         }
     }
 
-    /// The rate that the kernel holds, if it is one of these.
+    /// The rate with exactly these values; `None` if it cannot be represented exactly.
     pub fn exactly(per_second: u32, burst: u32) -> Option<Self> {
         let rate = Self::at_most(per_second, burst);
         (rate.per_second == per_second && rate.burst == burst).then_some(rate)
@@ -68,48 +68,48 @@ impl Rate {
         self.per_second
     }
 
-    /// Packets at once.
+    /// Burst, in packets.
     pub fn burst(self) -> u32 {
         self.burst
     }
 }
 
-/// A source exceeds the rate.
+/// Matches if a source exceeds the rate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SourceRate {
     /// The name of the kernel's table.
     pub name: String,
-    /// Packets of one key.
+    /// The rate of one key.
     pub rate: Rate,
-    /// How many bits of the source are the key.
+    /// The prefix length of the key, in bits of the source address.
     pub prefix: u8,
-    /// How long a source's bucket is kept after its last packet, in milliseconds.
+    /// The time after the last packet after which a bucket expires, in milliseconds.
     pub expire: u32,
 }
 
-/// Passes at most so many distinct destinations within the expiry time: the packet to one more is dropped by the match itself.
+/// Limits the number of distinct destinations within the expiry time: the match itself drops packets to further ones.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Distinct {
     /// The name of the kernel's table.
     pub name: String,
-    /// Destinations.
+    /// The maximum number of destinations.
     pub most: u32,
 }
 
 impl SourceRate {
-    /// [`SourceRate::expire`] of a limit, in milliseconds: by then the bucket is full again.
+    /// [`SourceRate::expire`] of a limit, in milliseconds: after this time the bucket is full again.
     pub const EXPIRE: u32 = 20_000;
-    /// Buckets of the kernel's table, which holds eight times as many sources (`htable_create`).
+    /// The number of hash buckets of the kernel's table, which holds eight times as many sources (`htable_create`).
     pub const SIZE: u32 = 1024;
 }
 
 impl Distinct {
-    /// How long a destination counts after its last packet, in milliseconds: a neighbour that does not answer is asked for for 3 s
-    /// (`mcast_solicit` times `retrans_time_ms`), and may be forgotten 5 s after it was last changed (`neigh_forced_gc`).
+    /// How long a destination counts after its last packet, in milliseconds: a neighbour that does not answer is probed for 3 s
+    /// (`mcast_solicit` times `retrans_time_ms`), and may be removed 5 s after its last change (`neigh_forced_gc`).
     pub const EXPIRE: u32 = 5000;
-    /// The rate says nothing here: the rule's target does the same as its end.
+    /// The rate has no effect: the rule's target does the same as the end of the chain.
     pub const RATE: u32 = 1;
-    /// And so does the burst.
+    /// The burst has no effect either.
     pub const BURST: u32 = 1;
 }
 
@@ -170,17 +170,17 @@ impl fmt::Display for Distinct {
     }
 }
 
-/// The options of one `-m hashlimit` while they are read.
+/// The options of one `-m hashlimit` during parsing.
 #[derive(Default)]
 pub(super) struct HashOptions(BTreeMap<String, String>);
 
 impl HashOptions {
-    /// Takes an option of the match, without its `--hashlimit-`.
+    /// Adds an option of the match, without its prefix `--hashlimit-`.
     pub(super) fn take(&mut self, option: &str, value: String) {
         self.0.insert(option.to_owned(), value);
     }
 
-    /// Gives the match its condition. Fails when the options make none of the two shapes above.
+    /// Adds the condition to the match. Fails if the options are neither [`SourceRate`] nor [`Distinct`].
     pub(super) fn finish(mut self, mut when: Match) -> Result<Match, String> {
         if self.0.is_empty() {
             return Ok(when);
@@ -193,7 +193,7 @@ impl HashOptions {
                 let burst = number(self.0.get("burst").cloned());
                 when.source_rate = Some(SourceRate {
                     name: name.clone(),
-                    rate: Rate::exactly(per_second, burst).ok_or("not an exact rate")?,
+                    rate: Rate::exactly(per_second, burst).ok_or("the rate must divide 10000")?,
                     prefix: number(self.0.get("srcmask").cloned()) as u8,
                     expire: number(self.0.get("htable-expire").cloned()),
                 });
@@ -207,7 +207,7 @@ impl HashOptions {
             }
         }
         self.0.insert("name".to_owned(), name);
-        // What is written for it must hold exactly the options that were read.
+        // The formatted match must have exactly the options that were parsed.
         let written = when.clone().then(Target::Return).to_string();
         let words: Vec<&str> = written.split_whitespace().collect();
         let same = self.0.iter().all(|(option, value)| {
@@ -217,7 +217,7 @@ impl HashOptions {
         });
         match same {
             true => Ok(when),
-            false => Err("another hashlimit than those written here".into()),
+            false => Err("unsupported hashlimit options".into()),
         }
     }
 }
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_rounded_down_to_one_that_every_unit_holds_exactly() {
+    fn a_rate_is_rounded_down_to_an_exact_one() {
         for (asked, given) in [(0, 1), (1, 1), (3, 2), (25, 25), (26, 25), (99_999, 10_000)] {
             assert_eq!(Rate::at_most(asked, 5).per_second(), given, "{asked}");
         }

@@ -1,5 +1,5 @@
-//! A rule out of its text.
-//! Out of scope: the whole language of iptables; only the shapes of [`Rule`].
+//! Parses a rule.
+//! Out of scope: other iptables options than those of [`Rule`].
 
 use std::str::FromStr;
 
@@ -10,9 +10,9 @@ use super::{
     ConnLimit, FOREIGN, LinkGroup, Match, Protocol, Rate, Reject, Rule, Side, Target, TcpFlags,
 };
 
-/// A text that is no rule of the known shapes.
+/// A text that is not a supported rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is no rule that is known here: {why}")]
+#[error("unsupported rule \"{text}\": {why}")]
 pub struct NotARule {
     text: String,
     why: String,
@@ -66,12 +66,15 @@ fn rule(mut words: Words) -> Result<Rule, String> {
             flag => when = plain(when, flag, &mut words)?,
         }
     }
-    Err("it has no target".into())
+    Err("no target (-j)".into())
 }
 
 fn plain(mut when: Match, flag: &str, words: &mut Words) -> Result<Match, String> {
     if let "--connlimit-saddr" | "--connlimit-daddr" = flag {
-        let limit = when.connlimit.as_mut().ok_or("a limit comes first")?;
+        let limit = when
+            .connlimit
+            .as_mut()
+            .ok_or("--connlimit-above must come first")?;
         limit.of = match flag {
             "--connlimit-saddr" => Side::Source,
             _ => Side::Destination,
@@ -85,7 +88,7 @@ fn plain(mut when: Match, flag: &str, words: &mut Words) -> Result<Match, String
         "-s" => when.src(network(&value)?),
         "-d" => when.dst(network(&value)?),
         "-p" => when.protocol(known(Protocol::of_word(&value), &value)?),
-        // Names the extension that the next option belongs to.
+        // The extension of the next option; not needed here.
         "-m" => when,
         "--dport" => {
             let (first, last) = value.split_once(':').unwrap_or((&value, &value));
@@ -103,7 +106,7 @@ fn plain(mut when: Match, flag: &str, words: &mut Words) -> Result<Match, String
             let compare = next(words, flag)?;
             when.tcp_flags = match (value.as_str(), compare.as_str()) {
                 ("SYN,RST", "SYN") => Some(TcpFlags::Syn),
-                _ => return Err(format!("unknown flags `{value} {compare}`")),
+                _ => return Err(format!("unsupported --tcp-flags {value} {compare}")),
             };
             when
         }
@@ -114,26 +117,31 @@ fn plain(mut when: Match, flag: &str, words: &mut Words) -> Result<Match, String
             of: Side::Source,
         }),
         "--connlimit-mask" => {
-            let limit = when.connlimit.as_mut().ok_or("a limit comes first")?;
+            let limit = when
+                .connlimit
+                .as_mut()
+                .ok_or("--connlimit-above must come first")?;
             limit.prefix = number(&value)?;
             when
         }
         "--limit" => {
-            let per_second = value.strip_suffix("/sec").ok_or("a rate is N/sec")?;
-            let rate = Rate::exactly(number(per_second)?, 5).ok_or("not an exact rate")?;
+            let per_second = value
+                .strip_suffix("/sec")
+                .ok_or("invalid rate, expected N/sec")?;
+            let rate = Rate::exactly(number(per_second)?, 5).ok_or("the rate must divide 10000")?;
             when.rate(rate)
         }
         "--limit-burst" => {
-            let rate = when.rate.ok_or("a rate comes first")?;
+            let rate = when.rate.ok_or("--limit must come first")?;
             let rate = Rate::exactly(rate.per_second(), number(&value)?);
-            when.rate(rate.ok_or("not a burst in range")?)
+            when.rate(rate.ok_or("burst out of range, expected 1 to 10000")?)
         }
         "--ctstate" => when.ctstate(set(&value, super::CtState::of_word)?),
         "--dst-type" => when.dst_type(set(&value, super::AddrType::of_word)?),
         "--src-group" => when.in_group(group(&value)?),
         "--dst-group" => when.out_group(group(&value)?),
         "--comment" => when.comment(value),
-        other => return Err(format!("unknown option `{other}`")),
+        other => return Err(format!("unsupported option {other}")),
     })
 }
 
@@ -145,7 +153,7 @@ fn negated(when: Match, flag: &str, value: String) -> Result<Match, String> {
         "-d" => when.not_dst(network(&value)?),
         "--mac-source" => when.not_mac_source(mac(&value)?),
         "--ctstatus" if value == "CONFIRMED" => when.unconfirmed(),
-        other => return Err(format!("`! {other}` is unknown")),
+        other => return Err(format!("unsupported inverted option ! {other}")),
     })
 }
 
@@ -165,18 +173,18 @@ fn target(words: Words) -> Result<Target, String> {
         }
         ["DNAT" | "REDIRECT" | "NETMAP", ..] => Target::Translate(words.join(" ")),
         [chain] if !chain.is_empty() => Target::Jump((*chain).to_owned()),
-        other => return Err(format!("unknown target `{}`", other.join(" "))),
+        other => return Err(format!("unsupported target {}", other.join(" "))),
     })
 }
 
 fn next(words: &mut Words, flag: &str) -> Result<String, String> {
     words
         .next()
-        .ok_or_else(|| format!("`{flag}` ends the line"))
+        .ok_or_else(|| format!("missing value after {flag}"))
 }
 
 fn known<T>(value: Option<T>, word: &str) -> Result<T, String> {
-    value.ok_or_else(|| format!("unknown word `{word}`"))
+    value.ok_or_else(|| format!("unsupported value {word}"))
 }
 
 fn set<T>(words: &str, of_word: fn(&str) -> Option<T>) -> Result<Vec<T>, String> {
@@ -188,12 +196,11 @@ fn set<T>(words: &str, of_word: fn(&str) -> Option<T>) -> Result<Vec<T>, String>
 
 fn network(text: &str) -> Result<Ipv4Network, String> {
     text.parse()
-        .map_err(|_| format!("`{text}` is no IPv4 network"))
+        .map_err(|_| format!("invalid IPv4 network {text}"))
 }
 
 fn number<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse()
-        .map_err(|_| format!("`{text}` is no number in range"))
+    text.parse().map_err(|_| format!("invalid number {text}"))
 }
 
 /// `VALUE` or `VALUE/MASK`, in hexadecimal.
@@ -201,7 +208,7 @@ fn group(text: &str) -> Result<LinkGroup, String> {
     let bits = |text: &str| {
         let digits = text.strip_prefix("0x");
         let bits = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
-        bits.ok_or_else(|| format!("`{text}` is no hexadecimal number of 32 bits"))
+        bits.ok_or_else(|| format!("invalid 32-bit hexadecimal number {text}"))
     };
     match text.split_once('/') {
         None => Ok(LinkGroup::only(bits(text)?)),
@@ -209,7 +216,7 @@ fn group(text: &str) -> Result<LinkGroup, String> {
             let group = LinkGroup::under(bits(value)?, bits(mask)?);
             let fits = bits(value)? == group.value && group.mask != 0;
             fits.then_some(group)
-                .ok_or_else(|| format!("`{text}` has bits that its mask does not compare"))
+                .ok_or_else(|| format!("invalid group {text}: the value has bits outside the mask"))
         }
     }
 }
@@ -225,11 +232,11 @@ fn mac(text: &str) -> Result<[u8; 6], String> {
         });
     match complete {
         true => Ok(mac),
-        false => Err(format!("`{text}` is no MAC address")),
+        false => Err(format!("invalid MAC address {text}")),
     }
 }
 
-/// Splits at white space outside double quotes; a backslash in quotes makes the next character plain.
+/// Splits at spaces outside double quotes; a backslash in quotes escapes the next character.
 fn words(text: &str) -> Result<Vec<String>, String> {
     let mut words = Vec::new();
     let mut chars = text.chars().peekable();
@@ -261,7 +268,7 @@ fn quoted(chars: &mut impl Iterator<Item = char>) -> Result<String, String> {
             c => word.push(c),
         }
     }
-    Err("a quote is not closed".into())
+    Err("unterminated quote".into())
 }
 
 #[cfg(test)]
@@ -269,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn a_formatted_rule_parses_to_the_same_rule() {
         for text in [
             "-i tap0 ! -s 169.254.100.2/32 -j DROP",
             "-i slabcde+ -m addrtype --dst-type LOCAL,BROADCAST -j DROP",
@@ -300,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_asks_nothing_is_not_written() {
+    fn conditions_that_match_everything_are_not_written() {
         let any = "0.0.0.0/0".parse().unwrap();
         let rule = Rule::when()
             .in_if("+")
@@ -312,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_rule_is_refused() {
+    fn unsupported_rules_are_refused() {
         for text in [
             "",
             "-j",

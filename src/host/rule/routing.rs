@@ -1,4 +1,4 @@
-//! A rule of policy routing (`ip rule`) as a value.
+//! A policy routing rule (`ip rule`) as a value.
 //! Out of scope: the kernel ([`crate::host::routing_rule`]).
 
 use ipnetwork::Ipv4Network;
@@ -11,20 +11,20 @@ pub const MAIN_TABLE: u32 = 254;
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoutingRule {
-    /// The lower, the earlier it is asked.
+    /// Lower values are evaluated first.
     pub priority: u32,
-    /// Packets to these only.
+    /// Limits the rule to packets to this network.
     pub to: Option<Ipv4Network>,
-    /// The table that it asks; none: it asks none.
+    /// The table that it looks up; `None`: it has another action.
     pub table: Option<u32>,
-    /// Who made it; ours is [`crate::host::route::PROTOCOL`], the kernel's own 2.
+    /// The originator; [`crate::host::route::PROTOCOL`] for sliced, 2 for the kernel.
     pub protocol: u8,
-    /// It has conditions beside `to`.
+    /// It has conditions in addition to `to`.
     pub narrowed: bool,
 }
 
 impl RoutingRule {
-    /// A rule of ours: packets to this network are routed by the main table.
+    /// A rule of sliced: packets to this network are routed by the main table.
     pub fn by_main(priority: u32, to: Ipv4Network) -> Self {
         Self {
             priority,
@@ -35,7 +35,7 @@ impl RoutingRule {
         }
     }
 
-    /// Whether one of ours made it, of whichever daemon.
+    /// Whether a sliced daemon created it (this or another one).
     pub fn is_ours(&self) -> bool {
         self.protocol == PROTOCOL
     }

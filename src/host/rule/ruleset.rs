@@ -1,4 +1,4 @@
-//! Rules in their order, chains, tables.
+//! Chains of rules, tables, rule sets.
 //! Out of scope: the desired state.
 
 use std::fmt;
@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize};
 
 use super::{Rule, words};
 
-/// The tables of iptables, in the order that a forwarded packet meets them.
+/// The tables of iptables, in the order that a forwarded packet traverses them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TableName {
-    /// Before a packet is given to a flow.
+    /// Before connection tracking.
     Raw,
-    /// Changes packets.
+    /// Modifies packets.
     Mangle,
-    /// Changes addresses; asked for the first packet of a flow only.
+    /// Translates addresses; evaluated for the first packet of a flow only.
     Nat,
-    /// Decides.
+    /// Accepts or drops packets.
     Filter,
 }
 
@@ -28,13 +28,13 @@ words!(TableName {
     Filter = "filter",
 });
 
-/// What becomes of a packet at the end of a builtin chain.
+/// The policy of a builtin chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Policy {
-    /// It passes.
+    /// Accepts packets that no rule has decided.
     Accept,
-    /// It is gone.
+    /// Drops packets that no rule has decided.
     Drop,
 }
 
@@ -43,15 +43,15 @@ words!(Policy {
     Drop = "DROP",
 });
 
-/// Rules, asked one after the other.
+/// A chain of rules, evaluated in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
     /// Its name, at most 28 bytes.
     pub name: String,
-    /// A builtin chain's policy; none: a chain that is only jumped to.
+    /// A builtin chain's policy; `None`: a user-defined chain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
-    /// In order.
+    /// The rules, in order.
     #[serde(default)]
     pub rules: Vec<Rule>,
 }
@@ -66,7 +66,7 @@ impl Chain {
         }
     }
 
-    /// A chain that is jumped to.
+    /// A user-defined chain.
     pub fn user(name: impl Into<String>, rules: Vec<Rule>) -> Self {
         Self {
             name: name.into(),
@@ -75,13 +75,13 @@ impl Chain {
         }
     }
 
-    /// An empty builtin chain that lets everything pass says the same as none at all.
+    /// An empty builtin chain with policy ACCEPT is equivalent to no chain.
     fn is_nothing(&self) -> bool {
         self.policy == Some(Policy::Accept) && self.rules.is_empty()
     }
 }
 
-/// `:NAME POLICY`, then the rules as `-A NAME ...`, one a line.
+/// `:NAME POLICY`, then the rules as `-A NAME ...`, one per line.
 impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.policy {
@@ -97,13 +97,13 @@ impl fmt::Display for Chain {
 /// One table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
-    /// Which.
+    /// Its name.
     pub name: TableName,
     /// Its chains.
     pub chains: Vec<Chain>,
 }
 
-/// Tables in a normal form, so that what is meant and what is found compare with `==`: tables in the order of
+/// Tables in a normal form, so that desired and observed tables can be compared with `==`: tables in the order of
 /// [`TableName`], chains by name, without empty builtin chains whose policy is ACCEPT (the two back ends disagree on
 /// whether those exist) and without empty tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,7 +111,7 @@ pub struct Table {
 pub struct Ruleset(Vec<Table>);
 
 impl Ruleset {
-    /// Brings tables to the normal form. A table given twice is taken together.
+    /// Converts tables to the normal form. Tables with the same name are merged.
     pub fn new(tables: impl IntoIterator<Item = Table>) -> Self {
         let mut merged: Vec<Table> = Vec::new();
         for table in tables {
@@ -129,12 +129,12 @@ impl Ruleset {
         Self(merged)
     }
 
-    /// The tables that hold something.
+    /// The tables that are not empty.
     pub fn tables(&self) -> &[Table] {
         &self.0
     }
 
-    /// One table's chains; none if it holds nothing.
+    /// The chains of a table; empty if the table is empty.
     pub fn chains(&self, table: TableName) -> &[Chain] {
         self.0
             .iter()
@@ -142,12 +142,12 @@ impl Ruleset {
             .map_or(&[], |found| &found.chains)
     }
 
-    /// One chain. None: no such chain, or a builtin one that is empty with policy ACCEPT.
+    /// A chain. `None`: it does not exist, or it is an empty builtin chain with policy ACCEPT.
     pub fn chain(&self, table: TableName, name: &str) -> Option<&Chain> {
         self.chains(table).iter().find(|chain| chain.name == name)
     }
 
-    /// One chain's rules; none of a chain that is not there.
+    /// The rules of a chain; empty if it does not exist.
     pub fn rules(&self, table: TableName, chain: &str) -> &[Rule] {
         self.chain(table, chain).map_or(&[], |chain| &chain.rules)
     }

@@ -1,5 +1,5 @@
-//! A rule as text.
-//! Out of scope: reading it.
+//! Formats a rule.
+//! Out of scope: parsing.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,7 +15,7 @@ impl fmt::Display for Rule {
     }
 }
 
-/// Each condition with a space after it.
+/// Each condition is followed by a space.
 impl fmt::Display for Match {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         option(f, "-i", &self.in_if)?;
@@ -116,7 +116,7 @@ impl fmt::Display for MacText {
     }
 }
 
-/// `iptables-restore` takes `\` in quotes as an escape (`libxtables`, `xtables_save_string`).
+/// `iptables-restore` treats `\` in quotes as an escape (`libxtables`, `xtables_save_string`).
 struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {

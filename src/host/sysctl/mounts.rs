@@ -1,11 +1,11 @@
-//! Mounts of procfs for looking up the settings of network namespaces. They are attached nowhere and nobody else sees them.
+//! Detached mounts of procfs for looking up the settings of network namespaces. They are not visible to other processes.
 //! Out of scope: reading and writing settings.
 //!
 //! # Why
-//! `/proc/sys/net` is one directory entry for all network namespaces, and what is below it (`ipv4`, `ipv6`) has the same name in each.
-//! The kernel keeps all of them in one hash chain and compares one after the other (`__d_lookup`, `proc_sys_compare`), so with 1,024
-//! namespaces a lookup walks a chain of 1,024 entries. Each mount of procfs has directory entries of its own (since Linux 5.8), and a
-//! chain of its own that holds only the namespaces that are looked up there.
+//! `/proc/sys/net` is one directory entry for all network namespaces, and the entries below it (`ipv4`, `ipv6`) have the same names in
+//! each. The kernel keeps all of them in one hash chain and compares them one by one (`__d_lookup`, `proc_sys_compare`), so with 1,024
+//! namespaces a lookup walks a chain of 1,024 entries. Each mount of procfs has its own directory entries (since Linux 5.8), so its
+//! chain contains only the namespaces that are looked up through it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,28 +15,28 @@ use std::sync::OnceLock;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
-/// How many there are at most. Each is a descriptor, and is made when the first namespace needs it.
+/// The maximum number of mounts. Each uses one descriptor and is created when the first namespace needs it.
 pub const MOUNTS: usize = 32;
 
 static KNOWN: [OnceLock<OwnedFd>; MOUNTS] = [const { OnceLock::new() }; MOUNTS];
 
-/// Opens a directory below /proc/sys for the calling thread's namespace, which has the number `namespace`.
+/// Opens a directory below /proc/sys for the calling thread's namespace, whose inode number is `namespace`.
 pub(super) fn open_dir(namespace: u64, dir: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let own = mount(namespace).and_then(|mount| {
         let below = dir.strip_prefix("/proc").map_err(io::Error::other)?;
         Ok(rustix::fs::openat(mount, below, flags, Mode::empty())?)
     });
-    // Where procfs cannot be mounted (an older kernel, a sandbox), the one that everybody uses gives the same answer later.
+    // Where procfs cannot be mounted (an older kernel, a sandbox), the shared /proc gives the same result, but more slowly.
     own.or_else(|_| Ok(rustix::fs::open(dir, flags, Mode::empty())?))
 }
 
-/// The same one for a namespace each time.
+/// Returns the same mount for a namespace each time.
 fn mount(namespace: u64) -> io::Result<BorrowedFd<'static>> {
     let known = &KNOWN[(namespace % MOUNTS as u64) as usize];
     if known.get().is_none() {
         let made = make()?;
-        // Another thread may have been faster: then its mount is used, and this one ends.
+        // If another thread was faster, its mount is used and this one is dropped.
         known.get_or_init(|| made);
     }
     known

@@ -1,9 +1,9 @@
-//! Filters where frames come into a link (traffic control): classic BPF programs, and redirects to another link.
-//! Out of scope: how they are written in netlink (`write`, `read`); the desired state.
+//! Ingress filters of links (traffic control): classic BPF programs, and redirects to another link.
+//! Out of scope: their netlink encoding (`write`, `read`); the desired state.
 //!
 //! # Why
-//! Redirects match everything through `u32`: kernels for microVM hosts are often built without `matchall`. Programs are classic
-//! BPF, given as instructions: they need no object file, no BPF file system and no descriptor, and can be read back whole.
+//! Redirects match all frames with `u32`: kernels for microVM hosts are often built without `matchall`. Programs are classic
+//! BPF, passed as instructions: they need no object file, no BPF file system and no descriptor, and can be read back completely.
 
 mod read;
 mod write;
@@ -15,77 +15,77 @@ use netlink_packet_route::tc::{TcAttribute, TcHandle};
 use super::netlink::{self, Handle};
 use super::{Error, Kind};
 
-/// The priority of filters of ours: before everybody else's.
+/// The priority of sliced's filters: before all others.
 pub const PRIORITY: u16 = 1;
 
-/// The number of filters of ours. What gets a number from the kernel gets 1, 2… (programs) or 0x800… (`u32`), never this.
+/// The handle of sliced's filters. The kernel assigns 1, 2, ... (programs) or 0x800... (`u32`), never this one.
 pub const NUMBER: u32 = 0x51c;
 
-/// What a program answers for a frame that later filters may still judge; when there are none, it comes in
+/// The return value of a program that leaves the decision to later filters; without any, the frame is accepted
 /// (`TC_ACT_UNSPEC` of `include/uapi/linux/pkt_cls.h`).
 pub const PASS: u32 = u32::MAX;
 
-/// What a program answers for a frame that comes in, whatever later filters say (`TC_ACT_OK`). It is also the answer of a program
-/// that reads behind the end of a frame.
+/// The return value of a program that accepts a frame without evaluating later filters (`TC_ACT_OK`). It is also the result of a program
+/// that reads beyond the end of a frame.
 pub const ACCEPT: u32 = 0;
 
-/// What a program answers for a frame that does not come in (`TC_ACT_SHOT`).
+/// The return value of a program that drops a frame (`TC_ACT_SHOT`).
 pub const DROP: u32 = 2;
 
-/// The most instructions that we put into a program. The kernel takes 4096 (`BPF_MAXINSNS`), but tells of a filter only if it fits into a
-/// datagram, which may be as small as 3.5 KiB (`NLMSG_GOODSIZE`); else [`list`] fails.
+/// The maximum number of instructions of a program. The kernel accepts 4096 (`BPF_MAXINSNS`), but dumps a filter only if it fits in a
+/// datagram, which may be as small as 3.5 KiB (`NLMSG_GOODSIZE`); otherwise [`list`] fails.
 pub const LONGEST: usize = 384;
 
-/// What frames that come in meet first.
+/// The ingress hook of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// The queueing discipline `clsact`.
+    /// The qdisc `clsact`.
     Clsact,
-    /// The older one, `ingress`; it takes the same filters.
+    /// The older qdisc `ingress`; it accepts the same filters.
     Ingress,
 }
 
 /// An instruction of classic BPF (`struct sock_filter`, `Documentation/networking/filter.rst`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Insn {
-    /// What to do.
+    /// The operation.
     pub code: u16,
-    /// How many instructions to skip if a test holds.
+    /// The number of instructions to skip if the test is true.
     pub jt: u8,
-    /// How many if it does not.
+    /// The number to skip if it is false.
     pub jf: u8,
-    /// An operand.
+    /// The operand.
     pub k: u32,
 }
 
-/// A filter as the kernel has it.
+/// A filter as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// The smaller the earlier.
+    /// Lower values are evaluated first.
     pub priority: u16,
-    /// The EtherType that it is asked for; 3 (`ETH_P_ALL`): every.
+    /// The EtherType that it applies to; 3 (`ETH_P_ALL`): all.
     pub protocol: u16,
-    /// Frames meet chain 0 only, unless one of its filters sends them on.
+    /// Frames are evaluated in chain 0 only, unless one of its filters jumps to another.
     pub chain: u32,
-    /// Tells apart those of a priority; for `u32`, the number of its table is in the upper 12 bits.
+    /// Identifies a filter among those of its priority; for `u32`, the upper 12 bits are the number of its table.
     pub handle: u32,
-    /// What it does.
+    /// The action.
     pub what: What,
 }
 
-/// What a filter does.
+/// The action of a filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    /// Asks a program, whose answer is final (`direct-action`).
+    /// Runs a program, whose result is final (`direct-action`).
     Program(Vec<Insn>),
-    /// Every frame goes out by the link with this index, instead of coming in.
+    /// Redirects every frame to the egress of the link with this index.
     Redirect(u32),
-    /// What we never make: its kind.
+    /// A filter that sliced never creates, with its kind.
     Other(String),
 }
 
 impl Filter {
-    /// [`NUMBER`] when it is of ours, whichever table it is in.
+    /// [`NUMBER`] for a filter of sliced, in any table.
     pub fn number(&self) -> u32 {
         match &self.what {
             What::Redirect(_) => self.handle & 0xfff,
@@ -95,25 +95,25 @@ impl Filter {
     }
 }
 
-/// What filters can be put on; `None`: nothing yet.
+/// The qdisc that ingress filters can be attached to; `None`: there is none.
 ///
-/// Not for every look: the kernel answers this question to all who listen for traffic control (`RTNLGRP_TC`), too. Whether a filter is
-/// there is what [`list`] says, and [`add_hook`] says if there is a hook already.
+/// Not for every observation: the kernel multicasts the response to all listeners of `RTNLGRP_TC`. Use [`list`] to check whether a filter
+/// exists; [`add_hook`] reports if there is already a hook.
 pub async fn hook(handle: &Handle, index: u32) -> Result<Option<Hook>, Error> {
-    let thing = || format!("number {index}");
-    let doing = "look at the ingress of link";
+    let thing = || format!("with index {index}");
+    let doing = "get the ingress qdisc of link";
     let mut question = write::hook(index);
-    // Whichever is there: what takes an emptied place has no handle.
+    // Any qdisc: the default that replaces a deleted one has no handle.
     question.header.handle = TcHandle::UNSPEC;
     let answer = handle
         .get_echoed(RouteNetlinkMessage::GetQueueDiscipline(question))
         .await;
     let found = match answer {
         Ok(Some(RouteNetlinkMessage::NewQueueDiscipline(found))) => found,
-        // It had one once.
+        // It had one that was deleted.
         Ok(None) => return Ok(None),
         Ok(Some(_)) => return Err(netlink::unexpected(doing, thing())),
-        // Of a link that is gone it is ENODEV.
+        // For a link that does not exist the error is ENODEV.
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
         Err(e) => return Err(Error::io(doing, thing(), e)),
     };
@@ -128,7 +128,7 @@ pub async fn hook(handle: &Handle, index: u32) -> Result<Option<Hook>, Error> {
     }
 }
 
-/// Makes a `clsact`. `Exists` when there is one, or an `ingress`.
+/// Creates a `clsact` qdisc. `Exists` if there is one, or an `ingress`.
 pub async fn add_hook(handle: &Handle, index: u32) -> Result<(), Error> {
     let mut message = write::hook(index);
     message.attributes.push(TcAttribute::Kind("clsact".into()));
@@ -139,20 +139,20 @@ pub async fn add_hook(handle: &Handle, index: u32) -> Result<(), Error> {
         )
         .await;
     made.map_err(|e| match Kind::of(&e) {
-        // The answer when there is an `ingress` in its place.
+        // The error if there is an `ingress` qdisc.
         _ if e.raw_os_error() == Some(libc::EINVAL) => io_exists(),
         _ => e,
     })
-    .map_err(|e| Error::io("add clsact to link", format!("number {index}"), e))
+    .map_err(|e| Error::io("add clsact to link", format!("with index {index}"), e))
 }
 
-/// The filters for what comes in at a link, in the order in which frames meet them. None, too, when there is no such link: look at
-/// the link, or its [`hook`], first.
+/// The ingress filters of a link, in evaluation order. Also empty if the link does not exist: check the link, or its [`hook`],
+/// first.
 pub async fn list(handle: &Handle, index: u32) -> Result<Vec<Filter>, Error> {
     let answer = handle
         .dump(RouteNetlinkMessage::GetTrafficFilter(write::ingress(index)))
         .await
-        .map_err(|e| Error::io("list the filters of link", format!("number {index}"), e))?;
+        .map_err(|e| Error::io("list the filters of link", format!("with index {index}"), e))?;
     let mut filters = Vec::new();
     for part in answer {
         let RouteNetlinkMessage::NewTrafficFilter(message) = part else {
@@ -163,10 +163,16 @@ pub async fn list(handle: &Handle, index: u32) -> Result<Vec<Filter>, Error> {
     Ok(filters)
 }
 
-/// Puts a program of ours ([`PRIORITY`], [`NUMBER`], every EtherType) where frames come in, in place of the one that is there:
-/// there is no moment with neither. `Absent` when there is no [`hook`].
+/// Sets the ingress program ([`PRIORITY`], [`NUMBER`], every EtherType) and atomically replaces an existing one.
+/// `Absent` if there is no [`hook`].
 pub async fn replace_program(handle: &Handle, index: u32, program: &[Insn]) -> Result<(), Error> {
-    let fail = |e| Error::io("set the program of link", format!("number {index}"), e);
+    let fail = |e| {
+        Error::io(
+            "set the ingress program of link",
+            format!("with index {index}"),
+            e,
+        )
+    };
     if program.is_empty() || program.len() > LONGEST {
         return Err(fail(std::io::ErrorKind::InvalidInput.into()));
     }
@@ -177,8 +183,8 @@ pub async fn replace_program(handle: &Handle, index: u32, program: &[Insn]) -> R
         .map_err(fail)
 }
 
-/// Sends all that comes in at a link out by another, with a filter of ours ([`PRIORITY`], [`NUMBER`]). `Exists` when there is one
-/// of ours. No netfilter and no bridge sees what is redirected.
+/// Redirects all received frames of a link to the egress of another, with a filter ([`PRIORITY`], [`NUMBER`]). `Exists` if there is such
+/// a filter. Redirected frames do not pass netfilter or a bridge.
 pub async fn add_redirect(handle: &Handle, index: u32, to: u32) -> Result<(), Error> {
     let message = write::redirect(index, to);
     let flags = NLM_F_CREATE | NLM_F_EXCL;
@@ -186,20 +192,20 @@ pub async fn add_redirect(handle: &Handle, index: u32, to: u32) -> Result<(), Er
         .change(RouteNetlinkMessage::NewTrafficFilter(message), flags)
         .await
         .map_err(|e| match e.raw_os_error() {
-            // What `u32` says when a number is taken (`idr_alloc_u32`).
+            // The error of `u32` if the handle is in use (`idr_alloc_u32`).
             Some(libc::ENOSPC) => io_exists(),
             _ => e,
         })
-        .map_err(|e| Error::io("redirect link", format!("number {index}"), e))
+        .map_err(|e| Error::io("redirect link", format!("with index {index}"), e))
 }
 
-/// Deletes the filter with that priority, chain and handle. `Absent` when there is none.
+/// Deletes the filter with this priority, chain and handle. `Absent` if there is none.
 pub async fn delete(handle: &Handle, index: u32, filter: &Filter) -> Result<(), Error> {
     let message = write::position(index, filter);
     handle
         .change(RouteNetlinkMessage::DelTrafficFilter(message), 0)
         .await
-        .map_err(|e| Error::io("delete a filter of link", format!("number {index}"), e))
+        .map_err(|e| Error::io("delete a filter of link", format!("with index {index}"), e))
 }
 
 fn io_exists() -> std::io::Error {

@@ -1,5 +1,5 @@
-//! Filters as the kernel tells of them.
-//! Out of scope: messages of ours (`write`).
+//! Decodes the kernel's traffic control messages.
+//! Out of scope: encoding (`write`).
 
 use netlink_packet_core::{DefaultNla, Nla};
 use netlink_packet_route::tc::{
@@ -14,10 +14,10 @@ use super::{Filter, Insn, What};
 pub(super) const BPF_OPS_LEN: u16 = 4;
 pub(super) const BPF_OPS: u16 = 5;
 
-/// The bits of a `u32` handle that number a filter within its table.
+/// The bits of a `u32` handle that identify a filter within its table.
 const IN_TABLE: u32 = 0xfff;
 
-/// `None` for what is told beside filters: that a priority is in use, and the tables of `u32`.
+/// `None` for messages that are not filters: a priority in use, and the tables of `u32`.
 pub(super) fn filter(message: TcMessage) -> Option<Filter> {
     let mut kind = String::new();
     let mut options = Vec::new();
@@ -50,7 +50,7 @@ pub(super) fn filter(message: TcMessage) -> Option<Filter> {
     })
 }
 
-/// `None` for an extended program, and for one whose answer is not the last word.
+/// `None` for an extended program, and for one without direct action.
 fn program(options: &[TcOption]) -> Option<Vec<Insn>> {
     let mut code = None;
     let mut direct = false;
@@ -78,7 +78,7 @@ fn insn(bytes: &[u8]) -> Insn {
     }
 }
 
-/// Where to, if every frame is redirected and nothing else is done.
+/// The target link, if the filter redirects every frame and has no other action.
 fn redirect(options: &[TcOption]) -> Option<u32> {
     let mut to = None;
     let mut everything = false;
@@ -92,7 +92,7 @@ fn redirect(options: &[TcOption]) -> Option<u32> {
                 [action] => to = mirred(action),
                 _ => return None,
             },
-            // One link's, or one mark's.
+            // Limited to a link or a mark, or with another action.
             TcOption::U32(
                 TcFilterU32Option::Indev(_)
                 | TcFilterU32Option::Mark(_)

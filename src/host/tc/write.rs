@@ -1,5 +1,5 @@
-//! Traffic control messages as the kernel wants them.
-//! Out of scope: what the kernel answers (`read`).
+//! Encodes traffic control messages.
+//! Out of scope: decoding responses (`read`).
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::tc::{
@@ -13,7 +13,7 @@ use super::{Filter, Insn, NUMBER, PRIORITY, What, read};
 /// `ETH_P_ALL` of `include/uapi/linux/if_ether.h`.
 const EVERY_PROTOCOL: u16 = 3;
 
-/// The place of `clsact` and `ingress`.
+/// The position of `clsact` and `ingress`.
 pub(super) fn hook(index: u32) -> TcMessage {
     let mut message = TcMessage::with_index(index.cast_signed());
     message.header.parent = TcHandle::CLSACT;
@@ -24,7 +24,7 @@ pub(super) fn hook(index: u32) -> TcMessage {
     message
 }
 
-/// The place of filters of what comes in.
+/// The position of ingress filters.
 pub(super) fn ingress(index: u32) -> TcMessage {
     let mut message = TcMessage::with_index(index.cast_signed());
     message.header.parent = TcHandle {
@@ -51,7 +51,7 @@ pub(super) fn program(index: u32, program: &[Insn]) -> TcMessage {
 }
 
 pub(super) fn redirect(index: u32, to: u32) -> TcMessage {
-    // No key: with one, `u32` passes over frames that are too short to have it.
+    // No key: with one, `u32` does not match frames that are too short for it.
     let mut everything = TcU32Selector::default();
     everything.flags = TcU32SelectorFlags::Terminal;
     let mut there = TcMirror::default();
@@ -76,7 +76,7 @@ pub(super) fn redirect(index: u32, to: u32) -> TcMessage {
     )
 }
 
-/// Where a filter is.
+/// The position of a filter.
 pub(super) fn position(index: u32, filter: &Filter) -> TcMessage {
     let mut message = ingress(index);
     message.header.handle = filter.handle.into();

@@ -1,10 +1,10 @@
-//! Input that is missing or incomplete: what is kept, and what is a request to delete.
-//! Out of scope: real folders.
+//! Missing or incomplete input: which groups are kept, and which are deleted.
+//! Out of scope: real directories.
 
 use super::*;
 
 #[test]
-fn a_file_that_says_nothing_deletes_nothing_and_one_that_says_none_deletes() {
+fn a_file_without_a_list_of_groups_deletes_nothing_and_an_empty_list_deletes() {
     let before = stored(&[file("a.yaml", group("a", ""))]);
     for text in [
         "",
@@ -28,7 +28,7 @@ fn a_file_that_says_nothing_deletes_nothing_and_one_that_says_none_deletes() {
     ] {
         let intake = twice(&before, &[file("a.yaml", text)]);
         assert_eq!(names(&intake.deletions), [""; 0], "{text:?}");
-        assert_eq!(intake.again, None, "{text:?}: nothing is waited for");
+        assert_eq!(intake.again, None, "{text:?}: no grace period");
         assert!(
             !intake.problems.is_empty(),
             "{text:?}: no problem is reported"
@@ -45,12 +45,12 @@ fn a_file_that_says_nothing_deletes_nothing_and_one_that_says_none_deletes() {
 }
 
 #[test]
-fn a_removal_that_does_not_last_deletes_nothing() {
+fn a_group_that_is_missing_for_less_than_the_grace_period_is_not_deleted() {
     let full = [file("a.yaml", group("a", ""))];
     let before = stored(&full);
     let (mut memory, half) = (Memory::default(), REMOVAL_GRACE / 2);
     let (gone, back) = (listing(&[]), listing(&full));
-    // Gone, back, and gone again: the grace period starts again.
+    // Missing, present, and missing again: the grace period starts again.
     for (reading, folder) in [&gone, &back, &gone, &gone].into_iter().enumerate() {
         let intake = at(&before, folder, &mut memory, half * reading as u32);
         assert_eq!(names(&intake.deletions), [""; 0], "reading {reading}");
@@ -60,7 +60,7 @@ fn a_removal_that_does_not_last_deletes_nothing() {
 }
 
 #[test]
-fn nothing_is_deleted_by_another_directory() {
+fn nothing_is_deleted_because_of_another_directory() {
     let files = [
         file("a.yaml", group("a", "")),
         file("b.yaml", group("b", "")),
@@ -86,7 +86,7 @@ fn nothing_is_deleted_by_another_directory() {
             assert_eq!(names(&intake.deletions), [""; 0], "{id:?}");
             assert_eq!(intake.kept.len(), 2 - left.len());
             assert_eq!(intake.seen.len(), left.len());
-            // A file that exists and states that it has no groups is obeyed.
+            // A file with an empty list of groups deletes.
             let none = file("a.yaml", "config: {host_groups: []}\n");
             let listing = Listing {
                 files: [&[none][..], left].concat(),
@@ -95,7 +95,7 @@ fn nothing_is_deleted_by_another_directory() {
             assert_eq!(names(&twice_of(&before, &listing).deletions), ["a"]);
         }
     }
-    // Stored by a version that did not know of directories.
+    // Stored by a version that did not record directories.
     let mut unknown = before.clone();
     unknown[0].seen_in = None;
     assert_eq!(names(&twice(&unknown, &files[1..]).deletions), [""; 0]);
@@ -103,7 +103,7 @@ fn nothing_is_deleted_by_another_directory() {
 }
 
 #[test]
-fn a_file_that_is_cut_off_within_a_line_takes_nothing_away() {
+fn a_file_that_is_truncated_within_a_line_removes_nothing() {
     let one = |name: &str, count: u32| {
         format!(
             "    - name: {name}\n      network: {{mode: isolated, drop: [10.0.0.0/8]}}\n      count: {count}\n"
@@ -118,7 +118,7 @@ fn a_file_that_is_cut_off_within_a_line_takes_nothing_away() {
     let mut cuts = 0;
     for length in 0..whole.len() {
         let cut = &whole[..length];
-        // At the end of a line a cut looks as an edit does.
+        // A file truncated at the end of a line cannot be distinguished from an edit.
         if cut.ends_with('\n') || whole[length..].starts_with('\n') {
             continue;
         }
@@ -143,7 +143,7 @@ fn a_file_that_is_cut_off_within_a_line_takes_nothing_away() {
         }
     }
     assert!(cuts > 100, "{cuts}");
-    // The last group taken out, and no line end after what is left: an edit.
+    // The last group is removed, without a line feed at the end: an edit.
     let shorter = whole[..whole.len() - one("second", 34).len()].trim_end();
     let mut memory = Memory::default();
     at(
@@ -160,7 +160,7 @@ fn a_file_that_is_cut_off_within_a_line_takes_nothing_away() {
 }
 
 #[test]
-fn a_file_that_is_open_for_writing_takes_nothing_away() {
+fn a_file_that_is_open_for_writing_removes_nothing() {
     let group = |name: &str, count: u32| {
         format!("    - {{name: {name}, count: {count}, network: {{mode: isolated}}}}\n")
     };
@@ -193,7 +193,7 @@ fn a_file_that_is_open_for_writing_takes_nothing_away() {
             (0, 0),
             "{text}: too early"
         );
-        assert!(intake.again.is_some(), "{text}: it is looked at again");
+        assert!(intake.again.is_some(), "{text}: another read is scheduled");
         for after in [REMOVAL_GRACE, REMOVAL_GRACE * 2, REMOVAL_GRACE * 9] {
             let intake = at(&before, &open(&text), &mut memory, after);
             assert_eq!(names(&intake.deletions), [""; 0], "{text}");
@@ -203,7 +203,7 @@ fn a_file_that_is_open_for_writing_takes_nothing_away() {
 }
 
 #[test]
-fn a_group_that_may_have_moved_within_the_folder_is_not_deleted() {
+fn a_group_that_may_have_moved_within_the_directory_is_not_deleted() {
     let before = stored(&[
         file("a.yaml", group("a", "")),
         file("b.yaml", group("b", "")),
@@ -239,7 +239,7 @@ fn a_group_that_may_have_moved_within_the_folder_is_not_deleted() {
 }
 
 #[test]
-fn what_is_kept_keeps_its_range_from_others() {
+fn the_range_of_a_kept_group_stays_reserved() {
     let range = ", range: 169.254.100.0/22";
     let before = stored(&[file("a.yaml", group("a", range))]);
     let listing = Listing {

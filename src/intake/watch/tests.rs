@@ -1,5 +1,5 @@
-//! Every way of saving, with the tools that people save with.
-//! Out of scope: what follows from what is read.
+//! Notifications for saves by common tools.
+//! Out of scope: the plan from what is read.
 
 use std::fs;
 use std::process::Command;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::intake::{FileReading, read_folder};
 
-/// A config folder, `sh` in its parent, and a watch on it.
+/// A manifest directory with a watch, and a shell in its parent directory.
 struct Desk {
     dir: TempDir,
     watch: Watch,
@@ -25,13 +25,13 @@ impl Desk {
         Self { dir, watch }
     }
 
-    /// Runs a save and returns what the folder says once woken, well within a second.
+    /// Runs a save, waits less than a second for the notification, and returns the files of the directory.
     async fn save(&mut self, script: &str) -> Vec<(String, String)> {
         sh(self.dir.path(), script);
         let start = Instant::now();
         tokio::time::timeout(Duration::from_millis(900), self.watch.changed())
             .await
-            .unwrap_or_else(|_| panic!("not woken by: {script}"))
+            .unwrap_or_else(|_| panic!("no notification after: {script}"))
             .unwrap();
         assert!(start.elapsed() < Duration::from_millis(900));
         self.now()
@@ -51,7 +51,7 @@ impl Desk {
     async fn stays_asleep(&mut self, script: &str) {
         sh(self.dir.path(), script);
         let woken = tokio::time::timeout(Duration::from_millis(400), self.watch.changed()).await;
-        assert!(woken.is_err(), "woken by: {script}");
+        assert!(woken.is_err(), "notification after: {script}");
     }
 }
 
@@ -74,7 +74,7 @@ fn one(name: &str, text: &str) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn every_way_of_saving_wakes_within_a_second() {
+async fn every_way_of_saving_is_notified_within_a_second() {
     let mut desk = Desk::new("echo 1 > conf/a.yaml").await;
     assert_eq!(
         desk.save("echo 2 > conf/a.yaml").await,
@@ -100,7 +100,7 @@ async fn every_way_of_saving_wakes_within_a_second() {
 }
 
 #[tokio::test]
-async fn vim_saving_in_place_and_by_renaming_wakes() {
+async fn saves_by_vim_in_place_and_by_renaming_are_notified() {
     let mut desk = Desk::new("echo 1 > conf/a.yaml").await;
     for (copy, text) in [("no", "2"), ("yes", "3")] {
         let script = format!(
@@ -114,7 +114,7 @@ async fn vim_saving_in_place_and_by_renaming_wakes() {
 }
 
 #[tokio::test]
-async fn git_checkout_of_another_branch_wakes_and_is_read_whole() {
+async fn a_git_checkout_of_another_branch_is_notified_and_read_completely() {
     let mut desk = Desk::new(
         "cd conf; git init -q -b one; git config user.email a@b; git config user.name n
          echo 1 > a.yaml; git add .; git commit -qm 1; git checkout -qb two; git mv a.yaml b.yaml; git commit -qm 2; git checkout -q one",
@@ -126,8 +126,8 @@ async fn git_checkout_of_another_branch_wakes_and_is_read_whole() {
 }
 
 #[tokio::test]
-async fn a_swapped_link_wakes_be_it_the_folder_its_data_or_a_file() {
-    // As the kubelet lays out a ConfigMap.
+async fn a_replaced_link_to_the_directory_its_data_or_a_file_is_notified() {
+    // The layout of a ConfigMap volume by the kubelet.
     let mut desk = Desk::new(
         "cd conf; mkdir ..v1 ..v2; echo 1 > ..v1/a.yaml; echo 2 > ..v2/a.yaml; ln -s ..v1 ..data; ln -s ..data/a.yaml a.yaml",
     ).await;
@@ -160,7 +160,7 @@ async fn a_swapped_link_wakes_be_it_the_folder_its_data_or_a_file() {
 }
 
 #[tokio::test]
-async fn a_folder_that_is_deleted_and_comes_back_is_watched_on() {
+async fn a_directory_that_is_deleted_and_created_again_is_still_watched() {
     let mut desk = Desk::new("echo 1 > conf/a.yaml").await;
     assert_eq!(desk.save("rm -r conf").await, one("folder", "gone"));
     assert_eq!(
@@ -180,7 +180,7 @@ async fn a_folder_that_is_deleted_and_comes_back_is_watched_on() {
         desk.save("echo 5 > conf/a.yaml").await,
         one("a.yaml", "5\n")
     );
-    // Not even its parents need be there.
+    // Its parents need not exist either.
     let mut watch = Watch::new(&desk.dir.path().join("x/y/conf")).await.unwrap();
     for step in [
         "mkdir x",
@@ -191,13 +191,13 @@ async fn a_folder_that_is_deleted_and_comes_back_is_watched_on() {
         sh(desk.dir.path(), step);
         let woken = tokio::time::timeout(Duration::from_millis(900), watch.changed()).await;
         woken
-            .unwrap_or_else(|_| panic!("not woken by: {step}"))
+            .unwrap_or_else(|_| panic!("no notification after: {step}"))
             .unwrap();
     }
 }
 
 #[tokio::test]
-async fn neighbours_editors_and_our_own_reading_do_not_wake() {
+async fn other_files_temporary_files_of_editors_and_our_own_reads_are_not_notified() {
     let mut desk = Desk::new("echo 1 > conf/a.yaml").await;
     desk.stays_asleep("cat conf/a.yaml; ls conf; echo 1 > conf/.a.yaml.swp; echo 1 > conf/4913; rm conf/4913; echo 1 > neighbour.yaml; mkdir conf/sub")
         .await;
@@ -206,19 +206,19 @@ async fn neighbours_editors_and_our_own_reading_do_not_wake() {
 }
 
 #[tokio::test]
-async fn a_wait_that_is_given_up_half_way_loses_no_wake_up() {
+async fn a_cancelled_wait_loses_no_notification() {
     let mut desk = Desk::new("echo 1 > conf/a.yaml").await;
     sh(desk.dir.path(), "echo 2 > conf/a.yaml");
     let woken = tokio::time::timeout(Duration::from_millis(30), desk.watch.changed()).await;
-    assert!(woken.is_err(), "it waits for quiet first");
+    assert!(woken.is_err(), "it waits for the end of the save first");
     tokio::time::timeout(Duration::from_millis(900), desk.watch.changed())
         .await
-        .expect("still woken")
+        .expect("a notification")
         .unwrap();
 }
 
 #[tokio::test]
-async fn someone_who_never_stops_saving_is_not_waited_for() {
+async fn continuous_saves_are_notified_before_they_end() {
     let mut desk = Desk::new("echo 1 > conf/a.yaml").await;
     let path = desk.dir.path().join("conf/a.yaml");
     let busy = tokio::spawn(async move {
@@ -229,7 +229,7 @@ async fn someone_who_never_stops_saving_is_not_waited_for() {
     });
     tokio::time::timeout(Duration::from_millis(900), desk.watch.changed())
         .await
-        .expect("patience ends")
+        .expect("a notification")
         .unwrap();
     busy.abort();
 }

@@ -1,5 +1,5 @@
-//! One step of a namespace's rules and gate.
-//! Out of scope: which steps, and in which order.
+//! Executes one step for a namespace's rules and forwarding switch.
+//! Out of scope: which steps are executed, and in which order.
 
 use super::Firewall;
 use super::observe::{GATE, forbidden};
@@ -32,7 +32,7 @@ pub(super) async fn act(
         (Action::CutFlows(_), Some(rules)) => {
             let rules = rules.clone();
             let flows = netns.run(move || forbidden(&rules)).await?;
-            // First on the host: flows that are left in the namespace are found again after a crash.
+            // First on the host: flows that remain in the namespace are found again after a crash.
             let here = flows.clone();
             let cut = move || conntrack::delete_same_ends(&here);
             firewall.home.run(cut).await?;

@@ -1,34 +1,34 @@
-//! What a VM on a bridge may send, as a program that judges every frame before the bridge sees it. Pure.
-//! Out of scope: putting it on a TAP (`host::tc`).
+//! What a VM on a bridge may send, as a program that filters every frame before the bridge receives it. Pure.
+//! Out of scope: attaching it to a TAP (`host::tc`).
 //!
 //! # What passes
 //! Untagged frames from the VM's own Ethernet address, and of these:
-//! - IPv4 from the VM's own address, but nothing that configures others: no DHCP server (UDP from port 67 or to port 68), no ICMP redirect
-//!   or router advertisement, no IGMP query, no PIM. A DHCP client's 0.0.0.0 does not pass either: addresses are given by lease, nobody
-//!   here would answer. A later fragment has no ports and is judged by its addresses.
-//! - ARP requests and answers, of Ethernet and IPv4, that name the VM's own addresses as the sender's, or 0.0.0.0, with which a
-//!   host probes for its own address (RFC 5227 section 1.1).
-//! - IPv6 as [`ipv6`] says: neighbour discovery about the VM's own addresses only.
+//! - IPv4 from the VM's own address, except for packets that configure others: no DHCP server (UDP from port 67 or to port 68), no ICMP
+//!   redirect or router advertisement, no IGMP query, no PIM. A DHCP client's 0.0.0.0 does not pass either: addresses are assigned by
+//!   lease, and no server would answer. A later fragment has no ports; only its addresses are checked.
+//! - ARP requests and replies for Ethernet and IPv4 whose sender has the VM's own addresses, or 0.0.0.0, with which a host probes for its
+//!   own address (RFC 5227 section 1.1).
+//! - IPv6 as described in [`ipv6`]: neighbour discovery for the VM's own addresses only.
 //!
-//! Nothing passes to 01:80:c2:00:00:0X, which the kernel takes in at the port itself.
+//! Frames to 01:80:c2:00:00:0X are dropped: the kernel receives them at the port itself.
 //!
-//! Every other EtherType is dropped: spanning tree, LLDP, EAPOL, PPPoE and so on are what switches and access concentrators say,
-//! and VLAN tags, one or two, in the frame or beside it, would lead past the checks.
+//! Every other EtherType is dropped: spanning tree, LLDP, EAPOL, PPPoE and so on are protocols of switches and access concentrators, and
+//! VLAN tags, one or two, in the frame or in its metadata, would bypass the checks.
 //!
-//! # Apart
-//! The bridge keeps isolated ports from each other, but not from the host, which routes: a guest that hands a frame for its
-//! neighbour's address to the host would see it brought. What the host takes for its own is what comes to the bridge's MAC or to
-//! that of the TAP itself (`eth_type_trans` has said `PACKET_HOST` before the bridge looks; at another port's MAC it has said
-//! `PACKET_OTHERHOST`, which no protocol takes). So [`Apart`] lets pass to these two MACs only:
+//! # Port isolation
+//! The bridge isolates isolated ports from each other, but not from the host, which routes: a guest could send a frame with its neighbour's
+//! IP address to the host, and the host would forward it. The host receives frames to the bridge's MAC and to that of the TAP itself
+//! (`eth_type_trans` has set `PACKET_HOST` before the bridge handles the frame; for another port's MAC it has set `PACKET_OTHERHOST`, which
+//! no protocol accepts). So [`Apart`] lets only these frames pass to these two MACs:
 //! - ARP;
 //! - IPv4 for the host's own addresses on the bridge and for what is beyond the bridge's subnet, without options (a source route is one);
 //! - IPv6 for the host's own addresses on the bridge, without extension headers: the host routes no IPv6 of such a guest.
 //!
-//! Nothing else, tags behind a tag among it: the kernel takes off more than one (`__netif_receive_skb_core`).
+//! All other frames are dropped, including tags after a tag: the kernel removes more than one (`__netif_receive_skb_core`).
 //!
 //! # Why
-//! A program that reads behind the end of a frame ends with 0, which means that the frame is *accepted*. So each part asks for the
-//! length first. Frames pass with [`PASS`], not `ACCEPT`, so that others' filters still judge them.
+//! A program that reads beyond the end of a frame returns 0, which means that the frame is *accepted*. So each part checks the length
+//! first. Frames pass with [`PASS`], not `ACCEPT`, so that filters of other programs still see them.
 //!
 //! [`PASS`]: crate::host::tc::PASS
 
@@ -53,13 +53,13 @@ use self::assemble::Line::{At, Do, Exits, Test};
 use self::assemble::To::{Drop, Next, Part, Pass};
 use self::assemble::{Line, assemble, op};
 
-/// The parts of the program, to jump to.
+/// The parts of the program, as jump targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Label {
     Port,
     Host,
     HostIpv6,
-    /// Behind the host's IPv6 address of that number.
+    /// The instructions after the host's IPv6 address of this index.
     Past(usize),
     Judge,
     Reserved,
@@ -75,9 +75,9 @@ enum Label {
 /// Where a packet begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tag {
-    /// Behind the Ethernet header.
+    /// After the Ethernet header.
     None,
-    /// Behind a VLAN tag that the kernel has left there.
+    /// After a VLAN tag that the kernel has left in the frame.
     One,
 }
 
@@ -111,15 +111,15 @@ const DHCP_CLIENT: u32 = 68;
 
 /// ICMP types, in the upper half of two bytes (RFC 792, 1256): redirect, router advertisement.
 const ICMP_ROUTERS: [u32; 2] = [5 << 8, 9 << 8];
-/// IGMP types, in the upper half of two bytes (RFC 1112, 2236, 3376): what members of groups say.
+/// IGMP types, in the upper half of two bytes (RFC 1112, 2236, 3376): messages of group members.
 const IGMP_MEMBERS: [u32; 4] = [0x12 << 8, 0x16 << 8, 0x17 << 8, 0x22 << 8];
 
-/// The first four bytes of 01:80:c2:00:00:0X, to which bridges talk (IEEE 802.1D section 7.12.6).
+/// The first four bytes of 01:80:c2:00:00:0X, the group addresses of bridges (IEEE 802.1D section 7.12.6).
 const RESERVED: u32 = 0x0180_c200;
-/// What tags of VLANs are announced by: IEEE 802.1Q, 802.1ad, and older.
+/// EtherTypes of VLAN tags: IEEE 802.1Q, 802.1ad, and older.
 const TAGS: [u32; 3] = [0x8100, 0x88a8, 0x9100];
 
-/// Where things are, in bytes from the frame's begin.
+/// Offsets, in bytes from the beginning of the frame.
 const SOURCE: u32 = 6;
 const ETHERTYPE: u32 = 12;
 const PAYLOAD: u32 = 14;
@@ -128,31 +128,31 @@ const IPV4_DESTINATION: u32 = PAYLOAD + 16;
 /// In an IPv6 header.
 const IPV6_NEXT_HEADER: u32 = PAYLOAD + 6;
 const IPV6_DESTINATION: u32 = PAYLOAD + 24;
-/// Behind an IPv6 header.
+/// After an IPv6 header.
 const BEHIND_IPV6: u32 = PAYLOAD + 40;
 
-/// As many of the host's addresses of a family as a program has room for; further ones are not reached.
+/// The maximum number of the host's addresses of each family in a program; further addresses cannot be reached.
 const MOST_IPV4: usize = 32;
 const MOST_IPV6: usize = 8;
 
-/// From whom a port is kept apart, also by way of the host.
+/// The addresses that a program needs to isolate a port also from neighbours that the host would forward to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Apart {
-    /// The bridge's MAC, by which the host is reached.
+    /// The bridge's MAC, at which the host receives frames.
     pub bridge: Mac,
-    /// The TAP's own, by which it is reached, too.
+    /// The TAP's MAC, at which the host receives frames, too.
     pub port: Mac,
     /// The subnet on the bridge.
     pub subnet: Ipv4Network,
-    /// Its gateway: the host, or a router behind a bridge of the user's.
+    /// Its gateway: the host, or a router behind an unmanaged bridge.
     pub gateway: Ipv4Addr,
     /// The host's own addresses on the bridge.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub hosts: BTreeSet<IpAddr>,
 }
 
-/// The program for a VM's TAP that keeps it from sending as another, and apart if that is wanted. Its answers are `PASS` and
-/// `DROP` of [`crate::host::tc`].
+/// The program for a VM's TAP that prevents spoofed addresses, and isolates the port if requested. It returns `PASS` or `DROP` of
+/// [`crate::host::tc`].
 pub fn program(mac: Mac, ip: Ipv4Addr, apart: Option<&Apart>) -> Vec<Insn> {
     let lines = [
         apart.map(not_by_the_host).unwrap_or_default(),
@@ -164,16 +164,16 @@ pub fn program(mac: Mac, ip: Ipv4Addr, apart: Option<&Apart>) -> Vec<Insn> {
     assemble(&lines.concat())
 }
 
-/// The program for a VM's TAP that may send as whom it likes, on a bridge that is not ours: all passes but what configures others, the
-/// host among them, and what such could hide behind. On a bridge of ours the host's own settings see to that. Kept apart, too, if that is
-/// wanted.
+/// The program for a VM's TAP that may send from any address, on an unmanaged bridge: all frames pass except those that configure others,
+/// including the host, and those that could hide such frames. On a managed bridge the host's own settings prevent this. The port is
+/// isolated if requested.
 pub fn program_unmanaged(apart: Option<&Apart>) -> Vec<Insn> {
     let mut lines = apart.map(not_by_the_host).unwrap_or_default();
     lines.extend(at_least(PAYLOAD));
-    // Spanning trees, LLDP and their like, and the registration of VLANs and groups (IEEE 802.1Q tables 8-1 and 10-1).
+    // Spanning trees, LLDP and similar protocols, and the registration of VLANs and groups (IEEE 802.1Q tables 8-1 and 10-1).
     lines.extend(not_to_bridges(0xffc0));
     lines.push(Do(op::LOAD_HALF, ETHERTYPE));
-    // The kernel has taken off the outermost.
+    // The kernel has removed the outermost tag.
     lines.extend(TAGS.map(|tag| Test(op::EQUAL, tag, Part(Label::Tagged), Next)));
     lines.extend([
         Test(op::EQUAL, IPV4, Part(Label::Ipv4), Next),
@@ -183,7 +183,7 @@ pub fn program_unmanaged(apart: Option<&Apart>) -> Vec<Insn> {
     lines.extend(ipv4_header(Tag::None));
     lines.extend(ipv4_upper(Tag::None));
     lines.extend(ipv6::any());
-    // Behind two tags there is IPv4, or what configures nobody, but no third tag.
+    // After two tags, IPv4 is checked, other protocols that configure nothing pass, and a third tag is dropped.
     lines.extend([Exits, At(Label::Tagged)]);
     lines.extend(at_least(PAYLOAD + 4));
     lines.push(Do(op::LOAD_HALF, ETHERTYPE + 4));
@@ -197,14 +197,14 @@ pub fn program_unmanaged(apart: Option<&Apart>) -> Vec<Insn> {
     assemble(&lines)
 }
 
-/// The program for a VM's TAP that may send as whom it likes, but is kept apart.
+/// The program for a VM's TAP that may send from any address, but is isolated.
 pub fn program_apart(apart: &Apart) -> Vec<Insn> {
     let mut lines = not_by_the_host(apart);
     lines.push(Test(op::AT_LEAST, 0, Pass, Pass));
     assemble(&lines)
 }
 
-/// A name for a program: 12 hexadecimal digits of a hash over its instructions.
+/// The digest of a program: 12 hexadecimal digits of a hash over its instructions.
 pub fn digest(program: &[Insn]) -> String {
     let mut bytes = Vec::with_capacity(program.len() * 8);
     for insn in program {
@@ -215,7 +215,7 @@ pub fn digest(program: &[Insn]) -> String {
     blake3::hash(&bytes).to_hex()[..12].to_owned()
 }
 
-/// What is not for the host is for what follows to judge, and so is what the host may have.
+/// Frames that are not for the host, and those that the host may receive, go on to the following checks.
 fn not_by_the_host(apart: &Apart) -> Vec<Line<Label>> {
     let (bridge, port) = (halves(apart.bridge), halves(apart.port));
     let on = Part(Label::Judge);
@@ -287,7 +287,8 @@ fn ipv6_to_the_host(apart: &Apart) -> Vec<Line<Label>> {
     lines
 }
 
-/// On to be judged if it is for that address, else to `past`, behind these lines. The last word first: it differs the most.
+/// Jumps to [`Label::Judge`] if the destination is that address, otherwise to `past`, after these lines. The last word is compared first,
+/// because it differs the most.
 fn unless_it_is(host: Ipv6Addr, past: Label) -> Vec<Line<Label>> {
     let bits = host.to_bits();
     let mut lines = Vec::new();
@@ -321,7 +322,7 @@ fn ethernet(mac: Mac) -> Vec<Line<Label>> {
     lines
 }
 
-/// Drops what is sent to bridges: to 01:80:c2:00, and then 0 under `mask`.
+/// Drops frames to the group addresses of bridges: 01:80:c2:00, followed by 0 under `mask`.
 fn not_to_bridges(mask: u32) -> [Line<Label>; 6] {
     [
         Do(op::LOAD_WORD, 0),
@@ -357,7 +358,7 @@ fn ipv4_header(tag: Tag) -> Vec<Line<Label>> {
     lines
 }
 
-/// Nothing that configures others. A fragment that is not the first has no header of the upper protocol.
+/// Drops packets that configure others. A fragment that is not the first has no header of the upper protocol.
 fn ipv4_upper(tag: Tag) -> Vec<Line<Label>> {
     let payload = tag.payload();
     let (icmp, igmp) = (Label::Icmp(tag), Label::Igmp(tag));
@@ -396,7 +397,7 @@ fn ipv4_upper(tag: Tag) -> Vec<Line<Label>> {
     lines
 }
 
-/// X = the length of the IPv4 header, if the frame reaches `length` bytes behind it.
+/// X = the length of the IPv4 header; drops the frame if it has less than `length` bytes after it.
 fn upper_to_x(payload: u32, length: u32) -> [Line<Label>; 6] {
     [
         Do(op::HEADER_LENGTH_TO_X, payload),
@@ -418,7 +419,7 @@ fn arp(mac: Mac, ip: Ipv4Addr) -> Vec<Line<Label>> {
         Test(op::EQUAL, 1 << 16 | IPV4, Next, Drop),
         Do(op::LOAD_HALF, PAYLOAD + 4),
         Test(op::EQUAL, 0x0604, Next, Drop),
-        // A request or an answer.
+        // A request or a reply.
         Do(op::LOAD_HALF, PAYLOAD + 6),
         Test(op::EQUAL, 1, Part(Label::ArpKind), Next),
         Test(op::EQUAL, 2, Next, Drop),
@@ -433,7 +434,7 @@ fn arp(mac: Mac, ip: Ipv4Addr) -> Vec<Line<Label>> {
     lines
 }
 
-/// Drops what is shorter, in bytes.
+/// Drops shorter frames; in bytes.
 fn at_least(length: u32) -> Vec<Line<Label>> {
     vec![
         Do(op::LOAD_LENGTH, 0),
@@ -441,7 +442,7 @@ fn at_least(length: u32) -> Vec<Line<Label>> {
     ]
 }
 
-/// Drops what has another address there.
+/// Drops frames with another address at this offset.
 fn is_mac(at: u32, mac: Mac) -> [Line<Label>; 4] {
     let (first, rest) = halves(mac);
     [
@@ -452,7 +453,7 @@ fn is_mac(at: u32, mac: Mac) -> [Line<Label>; 4] {
     ]
 }
 
-/// Four bytes and two.
+/// The first four bytes and the last two.
 fn halves(mac: Mac) -> (u32, u32) {
     let [a, b, c, d, e, f] = mac.0;
     let rest = u16::from_be_bytes([e, f]);

@@ -16,11 +16,11 @@ use crate::host::netns::Netns;
 
 pub use plan::{Action, Desired, Observed, Rules};
 
-/// The rung's hands.
+/// The reconciler of the Firewall stage in isolated mode.
 pub struct Firewall {
     /// Which kernel interface the host's iptables speaks.
     pub backend: Backend,
-    /// The host's own namespace, which tracks the VM's flows, too.
+    /// The host's own namespace, which also tracks the VM's flows.
     pub home: Netns,
 }
 

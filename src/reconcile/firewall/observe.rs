@@ -10,7 +10,7 @@ use crate::host::netns::Netns;
 use crate::host::rule::TableName;
 use crate::host::{self, Kind, iptables};
 
-/// The gate: the same as `net.ipv4.ip_forward` (net/ipv4/devinet.c), in a directory that is open already.
+/// The forwarding switch: the same as `net.ipv4.ip_forward` (net/ipv4/devinet.c), in a directory that is open already.
 pub(super) const GATE: &str = "net.ipv4.conf.all.forwarding";
 
 pub(super) async fn observe(
@@ -19,7 +19,7 @@ pub(super) async fn observe(
 ) -> Result<Observed, host::Error> {
     let netns = match Netns::open(&desired.netns) {
         Ok(netns) => netns,
-        // Nothing is to be there: no namespace is as good as a shut gate. Otherwise the rung below has work to do.
+        // Forwarding is to be off: a missing namespace is equivalent. Otherwise the stage below has to create it.
         Err(error) if error.kind == Kind::Absent && desired.rules.is_none() => {
             return Ok(Observed::default());
         }
@@ -27,7 +27,7 @@ pub(super) async fn observe(
     };
     let (seen, flows) = netns.run_here(|| look(firewall, &netns, desired))?;
     let forbidden_flows = match &desired.rules {
-        // To list even a few is to walk the flows of all namespaces. These rules may have judged them already.
+        // Listing even a few flows traverses the flows of all namespaces. The flows may have been checked against these rules already.
         Some(rules)
             if rules.ruleset == seen.ruleset
                 && rules.judged.as_ref() != Some(&rules.digest)
@@ -44,7 +44,7 @@ pub(super) async fn observe(
     })
 }
 
-/// All but which flows are forbidden, and how many flows there are once the rules were read.
+/// Observes all except which flows are forbidden; also returns how many flows exist after the rules were read.
 fn look(
     firewall: &Firewall,
     netns: &Netns,
@@ -77,11 +77,12 @@ fn look(
     Ok((seen, flows))
 }
 
-/// The calling thread's namespace's flows that the rules forbid.
+/// The flows of the calling thread's namespace that the rules forbid.
 pub(super) fn forbidden(rules: &Rules) -> Result<Vec<Flow>, host::Error> {
     let mut flows = conntrack::list()?;
     flows.retain(|flow| flow.src == rules.guest);
-    // Rules that were written again count from 0: who has more than the limit keeps none, so that it never has more than that.
+    // Rules that were written again count from 0: all flows of a VM that is over its limit are deleted, so that it never has more than the
+    // limit.
     if flows.len() <= rules.limit as usize {
         flows.retain(|flow| denied(rules, flow));
     }

@@ -8,82 +8,82 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::rule::{Generation, Policy, Ruleset, TableName};
 
-/// What ought to be in one VM's namespace.
+/// The desired state of one VM's namespace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
     /// The namespace.
     pub netns: PathBuf,
-    /// What the older back end locks while it writes them.
+    /// The file that the older back end locks while it writes the rules.
     pub lock: PathBuf,
-    /// The rules; none: the gate is shut, and that is all.
+    /// The rules. `None`: forwarding is turned off, and nothing else is changed.
     pub rules: Option<Rules>,
 }
 
-/// Rules that ought to stand.
+/// The desired rules.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rules {
-    /// Them.
+    /// The rules.
     pub ruleset: Ruleset,
-    /// Their name.
+    /// Their digest.
     pub digest: String,
-    /// The rules by which the tracked flows were last judged.
+    /// The digest of the rules against which the tracked flows were last checked.
     pub judged: Option<String>,
-    /// Decides which flows may go on.
+    /// Decides which flows may continue.
     pub policy: crate::api::policy::Policy,
-    /// Whose flows they are.
+    /// The address of the guest that the flows belong to.
     pub guest: std::net::Ipv4Addr,
-    /// How many flows it may have.
+    /// The maximum number of flows of the guest.
     pub limit: u32,
 }
 
-/// What is in the namespace.
+/// The observed state of the namespace.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Observed {
-    /// There is a namespace.
+    /// Whether the namespace exists.
     pub netns: bool,
     /// Its filter table.
     pub ruleset: Ruleset,
-    /// IPv6 is shut.
+    /// Whether IPv6 is blocked.
     pub ipv6_sealed: bool,
     /// `net.ipv4.ip_forward`.
     pub gate_open: bool,
-    /// Packets that exceeded the limit of connections; none: not looked for, because the VM has few.
+    /// Packets that exceeded the limit of connections; `None` if not read, because the VM has few.
     #[serde(skip)]
     pub refused: Option<u64>,
-    /// The generation that [`ruleset`](Self::ruleset) is of, or of a later one.
+    /// The generation of [`ruleset`](Self::ruleset), or a later one.
     #[serde(skip)]
     pub generation: Option<Generation>,
-    /// Flows that the desired rules forbid: looked for only when the rules stand and these flows were not yet judged by them.
+    /// Flows that the desired rules forbid. Read only if the rules are in place and these flows have not been checked against them yet.
     pub forbidden_flows: usize,
 }
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
-    /// Nothing passes any more.
+    /// Turn forwarding off.
     ShutGate,
-    /// All rules, or none.
+    /// Write all rules in one transaction.
     CommitRules {
-        /// Their name.
+        /// Their digest.
         digest: String,
     },
     /// Policy DROP on every IPv6 chain.
     SealIpv6,
-    /// What the rules now forbid, and began under others.
+    /// Delete flows that began under other rules and are now forbidden.
     CutFlows(usize),
-    /// From here on packets pass.
+    /// Turn forwarding on.
     OpenGate,
 }
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ShutGate => f.write_str("shut the gate (ip_forward off)"),
+            Self::ShutGate => f.write_str("turn forwarding off (ip_forward=0)"),
             Self::CommitRules { digest } => write!(f, "commit rules {digest}"),
-            Self::SealIpv6 => f.write_str("seal IPv6"),
-            Self::CutFlows(count) => write!(f, "cut {count} flows that are now forbidden"),
-            Self::OpenGate => f.write_str("open the gate (ip_forward on)"),
+            Self::SealIpv6 => f.write_str("block IPv6"),
+            Self::CutFlows(count) => write!(f, "delete {count} flows that are now denied"),
+            Self::OpenGate => f.write_str("turn forwarding on (ip_forward=1)"),
         }
     }
 }
@@ -98,7 +98,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let mut plan = Vec::new();
     let standing = observed.ruleset == rules.ruleset;
     if !standing {
-        // With the policy on DROP a missing rule lets nothing through; the allowed flows of a live change must go on.
+        // With policy DROP a missing rule lets nothing through; the allowed flows must continue during a live change.
         let fails_open = ["INPUT", "FORWARD"]
             .iter()
             .any(|chain| observed.ruleset.policy(TableName::Filter, chain) != Policy::Drop);
@@ -115,7 +115,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     if standing && observed.forbidden_flows > 0 {
         plan.push(Action::CutFlows(observed.forbidden_flows));
     }
-    // Only a look that found the rules standing opens the gate.
+    // Forwarding is turned on only after an observation that found the rules in place.
     if standing && observed.ipv6_sealed && !observed.gate_open {
         plan.push(Action::OpenGate);
     }

@@ -2,8 +2,8 @@
 //! Out of scope: the interface and the TAP (the Net stage).
 //!
 //! # Why
-//! What is redirected by-passes the namespace's netfilter and its addresses, so the guest is to the network what the plugins' interface
-//! was: it has its MAC and its address. Filters of strangers stay where they are; ours are known by priority and number.
+//! Redirected packets bypass the namespace's netfilter and its addresses, so the guest takes the place of the plugins' interface on the
+//! network: it has its MAC and its address. Filters of other programs are not changed; ours are identified by priority and number.
 
 mod plan;
 
@@ -18,7 +18,7 @@ use super::super::{Conflict, Reconcile};
 
 pub use plan::{Action, Desired, End, Filter, Join, Observed, Way};
 
-/// The rung's hands.
+/// The reconciler of the Firewall stage in CNI mode.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Redirect;
 
@@ -34,7 +34,7 @@ impl Reconcile for Redirect {
     async fn observe(&self, desired: &Desired) -> Result<Observed, Error> {
         let netns = match Netns::open(&desired.netns) {
             Ok(netns) => netns,
-            // Nothing is to be there. Otherwise the rung below has work to do.
+            // Nothing is desired. Otherwise the stage below has to create the namespace.
             Err(error) if error.kind == Kind::Absent && desired.join.is_none() => {
                 return Ok(Observed::default());
             }
@@ -63,7 +63,7 @@ impl Reconcile for Redirect {
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), Error> {
         match act(desired, action).await {
-            // With its namespace or its link, the gate is gone.
+            // Without its namespace or its link, forwarding is off.
             Err(error) if error.kind == Kind::Absent && *action == Action::ShutGate => Ok(()),
             done => done,
         }

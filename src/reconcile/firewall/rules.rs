@@ -1,9 +1,9 @@
-//! The rules of a VM's namespace, made from its policy. Pure.
+//! Compiles a VM's policy to the rules of its namespace. Pure.
 //! Out of scope: committing them.
 //!
 //! # Why
-//! What leaves the VM is judged on EVERY packet, with no short-cut for established flows, so a destination that is taken off
-//! the list is cut at once. Only what comes back is let in by the flow it belongs to.
+//! EVERY packet from the VM is evaluated, without an exception for established flows, so a destination that is removed from the list is
+//! unreachable at once. Only packets to the VM are accepted because of the flow that they belong to.
 
 use std::net::Ipv4Addr;
 
@@ -18,17 +18,17 @@ use crate::host::rule::{
 use crate::owner::{TAP, UPLINK};
 use crate::reconcile::limits::Limit;
 
-/// The chain that the lists stand in.
+/// The chain that contains the lists.
 pub const POLICY: &str = "SLICE-POLICY";
-/// What a denied packet goes through.
+/// The chain for denied packets.
 pub const DENY: &str = "SLICE-DENY";
-/// What an allowed packet goes through: it passes, unless the VM has too many connections.
+/// The chain for allowed packets: they pass, unless the VM has too many connections.
 pub const ALLOW: &str = "SLICE-ALLOW";
 
 /// The comment of the rules that drop what exceeds the limit.
 pub const LIMIT: &str = "max_connections";
 
-/// Every rule of a VM's namespace.
+/// All rules of a VM's namespace.
 pub fn compile(policy: &Policy, block: Block, guest_mac: Mac, limit: Limit) -> Ruleset {
     Ruleset::new([Table {
         name: TableName::Filter,
@@ -43,7 +43,7 @@ pub fn compile(policy: &Policy, block: Block, guest_mac: Mac, limit: Limit) -> R
     }])
 }
 
-/// The VM may ping its gateway, and nothing else of its namespace.
+/// The VM may ping its gateway, and reach nothing else in its namespace.
 fn input(block: Block, guest_mac: Mac) -> Vec<Rule> {
     vec![
         Rule::when()
@@ -56,8 +56,8 @@ fn input(block: Block, guest_mac: Mac) -> Vec<Rule> {
     ]
 }
 
-/// The namespace itself speaks to its VM alone. An ICMP error goes to the source of what caused it, and "time exceeded" is
-/// said before the forward chain is asked: to a spoofed source it would be a packet past every list.
+/// The namespace itself sends to its VM only. An ICMP error goes to the source of the packet that caused it, and "time exceeded" is sent
+/// before the forward chain is evaluated: to a spoofed source it would bypass every list.
 fn output(block: Block) -> Vec<Rule> {
     vec![
         Rule::when()
@@ -86,14 +86,14 @@ fn forward(block: Block, guest_mac: Mac) -> Vec<Rule> {
     ]
 }
 
-/// The one ordered list of verdicts; each rule's comment is the YAML entry it came from.
+/// The ordered list of decisions; each rule's comment is the YAML entry that it was compiled from.
 fn lists(policy: &Policy) -> Vec<Rule> {
     let mut rules = Vec::new();
     let opened: Vec<Ipv4Addr> = match policy.allow_metadata {
         true => METADATA.to_vec(),
         false => Vec::new(),
     };
-    // The opened ones skip the reserved ranges but not the lists: those are asked for them first.
+    // The opened addresses are exempt from the reserved ranges but not from the lists, so the lists are evaluated for them first.
     for address in &opened {
         rules.extend(entries(policy, Some(*address)));
         rules.push(by_default(policy, Some(*address)));
@@ -107,7 +107,7 @@ fn lists(policy: &Policy) -> Vec<Rule> {
     rules
 }
 
-/// The rules of both lists; `only`: as far as they concern that address.
+/// The rules of both lists. `only`: restricted to that address.
 fn entries(policy: &Policy, only: Option<Ipv4Addr>) -> Vec<Rule> {
     let allow = policy.allow.iter().enumerate().map(|(index, entry)| {
         (
@@ -130,7 +130,7 @@ fn entries(policy: &Policy, only: Option<Ipv4Addr>) -> Vec<Rule> {
         .collect()
 }
 
-/// The entry as far as it concerns one address; none: not at all.
+/// The entry restricted to one address; `None` if it does not contain the address.
 fn narrow(entry: Entry, only: Option<Ipv4Addr>) -> Option<Entry> {
     match only {
         None => Some(entry),
@@ -141,7 +141,7 @@ fn narrow(entry: Entry, only: Option<Ipv4Addr>) -> Option<Entry> {
     }
 }
 
-/// One entry's rules: two when it names ports and no protocol.
+/// The rules of one entry: two if it has ports and no protocol.
 fn matching(entry: Entry, origin: &Origin, target: &Target) -> Vec<Rule> {
     let protocols: &[Option<Protocol>] = match (entry.protocol, entry.ports) {
         (Some(policy::Protocol::Tcp), _) => &[Some(Protocol::Tcp)],
@@ -178,8 +178,8 @@ fn by_default(policy: &Policy, only: Option<Ipv4Addr>) -> Rule {
     }
 }
 
-/// Only a packet that makes a new entry in the connection tracking table is counted: the others belong to an entry that was. A
-/// denied packet does not come here and takes nothing from the budget.
+/// Only packets that create an entry in the connection tracking table are counted; others belong to an existing entry. A denied packet does
+/// not reach this chain and does not use up the limit.
 fn allow(limit: Limit) -> Vec<Rule> {
     let open = |above| ConnLimit {
         above,
@@ -222,7 +222,7 @@ pub fn host(address: Ipv4Addr) -> Ipv4Network {
     Ipv4Network::from(address)
 }
 
-/// A name for a set of rules: 12 hexadecimal digits of a hash over their text.
+/// The digest of a ruleset: 12 hexadecimal digits of a hash over its text.
 pub fn digest(ruleset: &Ruleset) -> String {
     let hash = blake3::hash(ruleset.to_string().as_bytes());
     hash.to_hex()[..12].to_owned()

@@ -1,5 +1,5 @@
-//! One step of the host's own rules and bridges.
-//! Out of scope: which steps.
+//! Executes one step for the host's own rules and bridges.
+//! Out of scope: which steps are executed.
 
 use super::Ground;
 use super::limits::{excess, timeouts_name};
@@ -98,7 +98,7 @@ pub(super) async fn act(ground: &Ground, desired: &Desired, action: &Action) -> 
     }
 }
 
-/// In the calling thread's namespace.
+/// Deletes the excess flows of the calling thread's namespace.
 fn cut_excess(footing: &Footing) -> Result<(), Error> {
     let share = Limit::share(conntrack::max());
     conntrack::delete(&excess(footing, share, conntrack::list()?))
@@ -115,7 +115,8 @@ async fn create(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Er
     close(ground, desired, name).await
 }
 
-/// From here on the host takes no configuration in on it. The bridge is ours: another of that name is left as it is.
+/// From here on the host accepts no configuration on the bridge. This applies to managed bridges; another bridge of that name is not
+/// changed.
 async fn close(ground: &Ground, desired: &Desired, name: &str) -> Result<(), Error> {
     find(ground, desired, name).await?;
     host_links::write_bridge(&ground.home, name)
@@ -125,7 +126,7 @@ async fn configure(ground: &Ground, desired: &Desired, name: &str) -> Result<(),
     let found = find(ground, desired, name).await?;
     let mac = owner::bridge_mac(&desired.instance, name).0;
     let right = Change {
-        // With the same MAC again the kernel forgets the bridge's permanent neighbours, too (`neigh_changeaddr`).
+        // If the same MAC is set again, the kernel also removes the bridge's permanent neighbours (`neigh_changeaddr`).
         mac: (found.mac != Some(mac)).then_some(mac),
         mtu: Some(MTU),
         group: Some(link_group::BRIDGE),
@@ -154,7 +155,7 @@ async fn change(
     link::set(&ground.netlink, bridge.index, &change).await
 }
 
-/// The bridge, if it is ours: somebody may have been faster than we and have made one of that name.
+/// Returns the bridge if it is managed. Another program may have created a bridge of that name in the meantime.
 async fn find(ground: &Ground, desired: &Desired, name: &str) -> Result<Link, Error> {
     let found = link::get(&ground.netlink, name).await?;
     let gone = || std::io::Error::from_raw_os_error(libc::ENODEV);
@@ -165,7 +166,7 @@ async fn find(ground: &Ground, desired: &Desired, name: &str) -> Result<Link, Er
     }
 }
 
-/// One edit a table; a table of which nothing is said is left out.
+/// One edit per table. A table without changes is omitted.
 fn edits(commit: &Commit) -> Vec<Edit> {
     let edit = |table: TableName| {
         let chains = commit.write.iter().filter(|(t, _)| *t == table);

@@ -1,26 +1,27 @@
-//! What keeps isolated VMs apart from every other VM on the host, also from those of other daemons, and from what the host translates. Pure.
+//! Isolates isolated VMs from every other VM on the host, including those of other daemons, and from destinations that the host translates
+//! to. Pure.
 //! Out of scope: the other rules of the host ([`super::rules`]).
 //!
 //! # Why
-//! - These rules only drop, and stand in `mangle FORWARD`, which packets pass before `filter FORWARD` and after the destination was
-//!   translated (`NF_IP_PRI_MANGLE`, `NF_IP_PRI_NAT_DST`). So no ACCEPT that comes first, be it another daemon's, a plugin's or
-//!   Docker's, lets past what they drop, and it does not matter whose rules come first.
-//! - A daemon knows the names of its own links only. Links of all daemons have groups in common ([`link_group`]), from birth: a
-//!   daemon's rules about its isolated VMs hold against links that other daemons make later.
-//! - A bridge that is not ours and the links of a CNI plugin have no group of ours, because they are not ours to change. There the daemon
-//!   whose VMs are on them closes its own VMs' subnets to isolated VMs of every daemon.
-//! - The lists of a VM are asked in its namespace, about the destination that the guest names. What the host then sends elsewhere (DNAT,
-//!   REDIRECT, NETMAP, a published port, a service address) was allowed or dropped under another name: it is dropped. The answers to
-//!   masqueraded packets are not meant: of such a flow only the source is translated.
+//! - These rules only drop. They are in `mangle FORWARD`, which packets pass before `filter FORWARD` and after the destination was
+//!   translated (`NF_IP_PRI_MANGLE`, `NF_IP_PRI_NAT_DST`). So no earlier ACCEPT, whether of another daemon, a plugin or Docker, lets a
+//!   packet through that they drop, and the order of the rules of different programs does not matter.
+//! - A daemon knows only the names of its own links. Links of all daemons have groups in common ([`link_group`]) from their creation: a
+//!   daemon's rules for its isolated VMs also apply to links that other daemons create later.
+//! - An unmanaged bridge and the links of a CNI plugin have no group of ours, because we must not change them. There the daemon that runs
+//!   VMs on them closes the subnets of its own VMs to isolated VMs of every daemon.
+//! - The lists of a VM are evaluated in its namespace, for the destination that the guest uses. What the host then sends elsewhere (DNAT,
+//!   REDIRECT, NETMAP, a published port, a service address) was evaluated for another destination, so it is dropped. Replies to masqueraded
+//!   packets are not affected: only the source of such a flow is translated.
 
 use super::rules::{Carried, Side, Standing, push_once};
 use crate::host::rule::{CtState, LinkGroup, Match, Rule, Target};
 use crate::owner::link_group;
 
-/// What the chain is called behind the daemon's prefix.
+/// The name of the chain after the daemon's prefix.
 pub const ROLE: &str = "APART";
 
-/// All of the chain.
+/// All rules of the chain.
 pub(super) fn rules(carried: &Carried<'_>) -> Vec<Rule> {
     let any = LinkGroup::under(link_group::ANY, link_group::MASK);
     let drop = |when: Match| when.then(Target::Drop);
@@ -55,7 +56,7 @@ pub(super) fn rules(carried: &Carried<'_>) -> Vec<Rule> {
     rules
 }
 
-/// What comes from isolated VMs and was sent elsewhere by the host.
+/// Matches packets from isolated VMs whose destination the host has translated.
 fn translated(ours: &str) -> Match {
     Rule::when().in_if(ours).ctstate([CtState::Dnat])
 }

@@ -1,9 +1,9 @@
-//! The bridges: those that are ours are made and kept as they must be, those of others are used as they are. Pure.
+//! The bridges: managed bridges are created and kept as specified, unmanaged bridges are used as they are. Pure.
 //! Out of scope: their ports; the rules about them ([`super::rules`]).
 //!
 //! # Why
-//! A link that is called as a wanted bridge and is none stops neither the ground nor other groups: nothing is done and no rule is
-//! made about it, and the VMs that want it say so (the Net rung).
+//! A link that has the name of a required bridge but is not a bridge blocks neither the host network nor other groups: it is not changed,
+//! no rules are written for it, and the VMs that require it report it (the Net stage).
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ use crate::api::network::Mac;
 use crate::owner::{self, Owned};
 use crate::reconcile::net::MTU;
 
-/// A link that bears a wanted bridge's name, or a bridge that is ours.
+/// A link that has the name of a required bridge, or a managed bridge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BridgeSeen {
     /// It is a bridge.
@@ -40,7 +40,7 @@ pub struct BridgeSeen {
 }
 
 impl BridgeSeen {
-    /// Whose it is, if it is ours.
+    /// Proof of ownership, if the bridge is managed by this daemon.
     pub fn owned(&self, desired: &Desired, name: &str) -> Option<Owned<String>> {
         let label = desired.instance.ground_label();
         let claimed = label.claim_bridge(name, self.alias.as_deref(), self.mac);
@@ -89,7 +89,7 @@ fn keep(desired: &Desired, name: &str, seen: &BridgeSeen, plan: &mut Vec<Action>
     }
     let gateways = desired.footing.bridges.get(name);
     let is_wanted = |address: &&Ipv4Network| gateways.is_some_and(|all| all.contains(*address));
-    // What was never ours to carry somebody else has added.
+    // An address that was never specified was added by another program.
     let before = desired.before.bridges.get(name).into_iter().flatten();
     let stale = before.filter(|address| !is_wanted(address) && seen.addresses.contains(*address));
     plan.extend(stale.map(|address| Action::RemoveGateway(bridge(), *address)));
@@ -101,7 +101,7 @@ fn keep(desired: &Desired, name: &str, seen: &BridgeSeen, plan: &mut Vec<Action>
     }
 }
 
-/// What the rules must know of each subnet on a bridge.
+/// What the rules need to know of each subnet on a bridge.
 pub(super) fn sides(desired: &Desired, observed: &Observed) -> Vec<Side> {
     let mut sides = Vec::new();
     for (name, gateways) in &desired.footing.bridges {

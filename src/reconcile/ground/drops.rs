@@ -1,5 +1,5 @@
-//! Which foreign chains at the hook `forward` drop what VMs send to the internet, or the answers.
-//! Out of scope: how a chain is asked ([`crate::host::iptables::foreign`]); opening one, which is not ours to do.
+//! Finds foreign chains at the hook `forward` that drop packets from VMs to the internet, or the replies.
+//! Out of scope: how a chain is evaluated ([`crate::host::iptables::foreign`]); changing a foreign chain, which does not belong to us.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 use crate::host::{self, link, route};
 
-/// A range of VMs' addresses and the links of the host that their packets come by.
+/// A range of VM addresses, and the host's links that carry their packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guarded {
     /// The links.
@@ -25,14 +25,14 @@ pub struct Guarded {
     pub range: Ipv4Network,
 }
 
-/// Links of VMs, as other programs' rules name them.
+/// Links of VMs, as the rules of other programs match them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Links {
-    /// The host's ends of isolated VMs' veths: their names start so.
+    /// The host's ends of isolated VMs' veths: the prefix of their names.
     Veths(String),
     /// A bridge that the host routes for.
     Bridge(String),
-    /// Whatever a CNI plugin has made: it is known by its subnet.
+    /// Links that a CNI plugin has created; they are identified by their subnet.
     OfPlugin,
 }
 
@@ -51,7 +51,7 @@ impl std::fmt::Display for Guarded {
 pub struct HostDrop {
     /// The range.
     pub range: Ipv4Network,
-    /// Which chain drops what, and who names the remedy.
+    /// Which chain drops which packets, and which command shows the remedy.
     pub message: String,
 }
 
@@ -62,23 +62,23 @@ pub struct Dropped {
     pub by: BaseChain,
     /// The VMs that send or receive these packets.
     pub of: Guarded,
-    /// Their answers only.
+    /// Only replies are dropped.
     pub answers: bool,
 }
 
-/// What was found.
+/// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Found {
-    /// The foreign chains that there are.
+    /// All foreign chains.
     pub chains: Vec<BaseChain>,
-    /// Those that drop.
+    /// Those that drop packets.
     pub dropped: Vec<Dropped>,
 }
 
-/// A public address that no rule is likely to name. Nothing is sent to it.
+/// A public address that no rule is likely to contain. Nothing is sent to it.
 const ANYWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 114, 9);
 
-/// Asks every foreign chain for every range. `uplink` is the link of the default route.
+/// Evaluates every foreign chain for every range. `uplink` is the link of the default route.
 pub async fn look(
     home: &Netns,
     netlink: &Handle,
@@ -89,7 +89,7 @@ pub async fn look(
 ) -> Result<Found, host::Error> {
     let uplink = match uplink {
         Some(uplink) => named(uplink),
-        // Without a default route: a link that no rule names.
+        // Without a default route: a name that no rule matches.
         None => Link {
             name: "?".to_owned(),
             index: None,
@@ -127,7 +127,7 @@ pub async fn look(
     Ok(sort(asked, ask.await?))
 }
 
-/// Where outgoing packets are dropped, dropped answers are not reported in addition.
+/// If outgoing packets are dropped, dropped replies are not reported in addition.
 fn sort(asked: Vec<Guarded>, verdicts: Verdicts) -> Found {
     let mut dropped = Vec::new();
     for (of, drops) in asked.into_iter().zip(verdicts.drops.chunks(2)) {
@@ -147,7 +147,7 @@ fn sort(asked: Vec<Guarded>, verdicts: Verdicts) -> Found {
     }
 }
 
-/// A link of such VMs; none: there is none now.
+/// Returns a link of these VMs; `None` if no such link exists now.
 async fn example(netlink: &Handle, of: &Guarded) -> Result<Option<Link>, host::Error> {
     let found = match &of.links {
         Links::Veths(prefix) => {
@@ -183,7 +183,7 @@ pub(super) fn guarded(desired: &Desired, observed: &Observed) -> Vec<Guarded> {
         range: *pool,
     });
     let sides = bridges::sides(desired, observed).into_iter();
-    // The gateway of the others is another machine.
+    // The gateway of the other subnets is another machine.
     let routed = sides.filter(|side| side.standing != Standing::Joined);
     let routed = routed.map(|side| Guarded {
         links: Links::Bridge(side.bridge),
@@ -196,17 +196,17 @@ pub(super) fn guarded(desired: &Desired, observed: &Observed) -> Vec<Guarded> {
     pools.chain(routed).chain(plugged).collect()
 }
 
-/// As VMs and groups report it.
+/// The messages that VMs and groups report.
 pub(super) fn told(found: &Found) -> Vec<HostDrop> {
     let tell = |Dropped { by, of, answers }: &Dropped| {
         let what = match answers {
             false => "packets from",
-            true => "answers to",
+            true => "replies to",
         };
         let remedy = match by.is_own_forward() {
-            false => "`slicectl doctor` names the command that opens it",
+            false => "`slicectl doctor` shows the command that accepts them",
             true => {
-                "no plugin of their CNI network accepts them there; `slicectl doctor` names the remedy"
+                "no plugin of their CNI network accepts them there; `slicectl doctor` shows the remedy"
             }
         };
         HostDrop {

@@ -1,20 +1,20 @@
-//! The host's rules that keep one VM from filling the host's kernel tables: connection tracking and neighbours. Pure.
-//! Out of scope: how large the limits are ([`crate::reconcile::limits`]); the rules that decide who may reach whom.
+//! The host's rules that keep one VM from filling the kernel tables of the host: connection tracking and neighbours. Pure.
+//! Out of scope: the values of the limits ([`crate::reconcile::limits`]); the rules that decide which addresses a VM may reach.
 //!
-//! # Why so
-//! - New connections are counted in `mangle PREROUTING`: behind connection tracking (priority -200), before any address is
-//!   rewritten and before the packet is routed, so one counter sees what is forwarded and what is for the host itself. An entry is
-//!   inserted into the table only at the packet's end (`nf_conntrack_confirm`): one whose packet is dropped here was never there.
-//! - One counter for each source: `connlimit` with a mask of 30 for the /30s of isolated VMs, of 32 on a bridge. The number of rules
-//!   depends on pools and subnets, not on VMs. On a bridge of ours what comes from no subnet of it counts as one source.
-//! - The counters belong to the rules, so these chains hold nothing that changes with a VM or its policy.
-//! - TCP gets our own timeouts where its entries are made: `connlimit` does not count what TCP has closed, and entries of the
-//!   kernel's default live for two minutes then.
-//! - A neighbour that does not answer takes a place in the kernel's one neighbour table for seconds, and only a destination on one
-//!   of the host's own links is a neighbour. The number of those that have not answered is bounded, in equal parts for each pool
-//!   and subnet of VMs, so that the VMs of one group leave the others theirs.
-//! - The counter of a rule on the host is that of all VMs on a bridge. So what a VM on a bridge is refused takes tokens from a bucket of
-//!   its own ([`super::refusals`]): there is no rule for each VM.
+//! # Why
+//! - New connections are counted in `mangle PREROUTING`: after connection tracking (priority -200), before any address is rewritten and
+//!   before the packet is routed, so that one counter covers forwarded packets and packets for the host itself. An entry is inserted into
+//!   the table only at the end of the packet's path (`nf_conntrack_confirm`): a packet that is dropped here leaves no entry.
+//! - One counter per source: `connlimit` with a mask of 30 for the /30s of isolated VMs, of 32 on a bridge. The number of rules depends on
+//!   pools and subnets, not on VMs. On a managed bridge, all sources outside its subnets count as one source.
+//! - The counters belong to the rules, so these chains contain nothing that changes with a VM or its policy.
+//! - TCP uses our own timeouts from the creation of the entry: `connlimit` does not count closed TCP connections, and with the kernel's
+//!   default timeouts their entries remain for two minutes.
+//! - A neighbour that does not answer occupies an entry in the kernel's only neighbour table for seconds, and only a destination on one of
+//!   the host's own links is a neighbour. The number of neighbours that have not answered is limited, in equal parts for each pool and
+//!   subnet of VMs, so that the VMs of one group do not use up the entries of the others.
+//! - A rule on the host has one counter for all VMs on a bridge. So refused packets of a VM on a bridge also take tokens from a bucket of
+//!   that VM ([`super::refusals`]), without a rule for each VM.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -32,20 +32,20 @@ use crate::owner::Instance;
 use crate::reconcile::limits::Limit;
 use crate::store::Footing;
 
-/// Distinct destinations on the host's links that do not answer, for all VMs together: a quarter of the kernel's default size of
-/// the neighbour table (`gc_thresh3`).
+/// The maximum number of distinct destinations on the host's links that do not answer, for all VMs together: a quarter of the kernel's
+/// default size of the neighbour table (`gc_thresh3`).
 const NEIGHBOURS: u32 = 256;
 
-/// The chain that counts what VMs on bridges are refused, and drops it.
+/// The chain that counts and drops what VMs on bridges send beyond their limit.
 pub(super) const REFUSED: &str = "REFUSED";
 
-/// And for the VMs of one pool or subnet at least.
+/// The minimum of [`NEIGHBOURS`] for the VMs of one pool or subnet.
 const FEWEST_NEIGHBOURS: u32 = 16;
 
-/// What the limits are made from.
+/// The input for the limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Of a VM whose group asks for none.
+    /// The limit of a VM whose group specifies none.
     pub share: Limit,
     /// The networks of the host's links whose neighbours are counted.
     pub on_link: BTreeSet<Ipv4Network>,
@@ -56,13 +56,13 @@ pub fn timeouts_name(instance: &Instance) -> String {
     instance.as_str().chars().take(4).collect()
 }
 
-/// `raw`: what comes from VMs makes entries with our timeouts.
+/// `raw`: entries for packets from VMs are created with our timeouts.
 pub(super) fn timeouts(carried: &Carried<'_>) -> Vec<Rule> {
     let policy = Target::Timeout(timeouts_name(carried.instance));
     vec![Rule::when().protocol(Protocol::Tcp).then(policy)]
 }
 
-/// `mangle`: what comes from VMs.
+/// `mangle`: packets from VMs.
 pub(super) fn from_vms(carried: &Carried<'_>) -> Vec<Rule> {
     let known = [CtState::Established, CtState::Related];
     let mut rules = vec![Rule::when().ctstate(known).then(Target::Return)];
@@ -73,7 +73,7 @@ pub(super) fn from_vms(carried: &Carried<'_>) -> Vec<Rule> {
     let odd = carried.instance.chain("ODD");
     let to_odd = |bridge: &str| Rule::when().in_if(bridge).jump(&odd);
     rules.extend(ours(carried.sides).into_iter().map(to_odd));
-    // There is no condition for "not TCP".
+    // iptables has no match for "not TCP".
     let tcp = Rule::when().unconfirmed().protocol(Protocol::Tcp);
     rules.push(tcp.then(Target::Return));
     let others = |sources: Sources<'_>| {
@@ -85,8 +85,8 @@ pub(super) fn from_vms(carried: &Carried<'_>) -> Vec<Rule> {
     rules
 }
 
-/// `mangle`: what comes from VMs, by whether its destination is on a link of the host. A chain of its own: the networks of the host
-/// come and go, and a counter starts again when its rule is written again.
+/// `mangle`: packets from VMs, by whether the destination is on a link of the host. This is a separate chain because the networks of the
+/// host change, and a counter restarts when its rule is written again.
 pub(super) fn by_destination(carried: &Carried<'_>) -> Vec<Rule> {
     let lan = carried.instance.chain("LAN");
     let to_lan = |network: &Ipv4Network| Rule::when().dst(*network).jump(&lan);
@@ -96,7 +96,7 @@ pub(super) fn by_destination(carried: &Carried<'_>) -> Vec<Rule> {
         .collect()
 }
 
-/// `mangle`: what comes from bridges of ours, but from no subnet on them; such sources count as one.
+/// `mangle`: packets from managed bridges with a source in none of their subnets; such sources count as one.
 pub(super) fn odd_sources(carried: &Carried<'_>) -> Vec<Rule> {
     let bridges = ours(carried.sides);
     let mut rules = Vec::new();
@@ -118,7 +118,7 @@ pub(super) fn odd_sources(carried: &Carried<'_>) -> Vec<Rule> {
     rules
 }
 
-/// `mangle`: what comes from VMs for a destination on a link of the host.
+/// `mangle`: packets from VMs to a destination on a link of the host.
 pub(super) fn to_neighbours(carried: &Carried<'_>) -> Vec<Rule> {
     if carried.limits.on_link.is_empty() {
         return Vec::new();
@@ -138,8 +138,8 @@ pub(super) fn to_neighbours(carried: &Carried<'_>) -> Vec<Rule> {
     sources.iter().map(bounded).collect()
 }
 
-/// `mangle`: what exceeds the limit of a VM on a bridge. Both rules drop; the first takes a token from the source's bucket, which is
-/// how it is counted.
+/// `mangle`: packets that exceed the limit of a VM on a bridge. Both rules drop; the first takes a token from the source's bucket, which
+/// counts the packet.
 pub(super) fn refused(carried: &Carried<'_>) -> Vec<Rule> {
     if carried.sides.is_empty() {
         return Vec::new();
@@ -149,7 +149,7 @@ pub(super) fn refused(carried: &Carried<'_>) -> Vec<Rule> {
     vec![drop(counted), drop(Rule::when())]
 }
 
-/// `mangle`: what others open to VMs on bridges. Isolated VMs get answers only.
+/// `mangle`: connections that others open to VMs on bridges. Isolated VMs receive only replies.
 pub(super) fn to_vms(carried: &Carried<'_>) -> Vec<Rule> {
     let mut rules = Vec::new();
     for side in carried.sides {
@@ -168,18 +168,18 @@ pub(super) fn to_vms(carried: &Carried<'_>) -> Vec<Rule> {
     rules
 }
 
-/// Which packets come from one sort of VMs, and what each of these may have.
+/// Packets from one kind of VM, and the limits of each VM.
 struct Sources<'a> {
-    /// Their link, where it says more than the source.
+    /// Their link, if it restricts more than the source does.
     bridge: Option<&'a str>,
     network: Option<Ipv4Network>,
     limit: Limit,
-    /// How many bits of the source tell them apart.
+    /// The number of leading bits of the source that distinguish VMs.
     prefix: u8,
 }
 
 impl Sources<'_> {
-    /// The packets that make an entry.
+    /// Matches packets that create an entry.
     fn new_entries(&self) -> Match {
         self.packets().unconfirmed()
     }
@@ -195,7 +195,7 @@ impl Sources<'_> {
         }
     }
 
-    /// What may be open, and how fast it may be opened.
+    /// Limits the number of open connections and the rate of new ones.
     fn open(&self, carried: &Carried<'_>) -> [Rule; 2] {
         let rate = self.rate(carried);
         let open = self.connlimit(self.limit.all());
@@ -206,7 +206,7 @@ impl Sources<'_> {
         ]
     }
 
-    /// What is dropped of VMs on a bridge is counted for each source.
+    /// Dropped packets of VMs on a bridge are counted per source.
     fn refuse(&self, carried: &Carried<'_>) -> Target {
         match (self.bridge, self.network) {
             (Some(_), Some(_)) => Target::Jump(carried.instance.chain(REFUSED)),
@@ -254,14 +254,14 @@ fn sources<'a>(carried: &'a Carried<'_>) -> Vec<Sources<'a>> {
     pools.chain(sides).collect()
 }
 
-/// Bridges of ours: all that comes from them is from VMs, whatever its source.
+/// Managed bridges: all packets from them are from VMs, whatever their source.
 fn ours(sides: &[Side]) -> BTreeSet<&str> {
     let ours = sides.iter().filter(|side| side.standing == Standing::Ours);
     ours.map(|side| side.bridge.as_str()).collect()
 }
 
-/// Of these flows, those of VMs that have more than they may. The rules were written again and count from 0: who has more than the
-/// limit keeps none, so that it never has more than that.
+/// Returns those flows that belong to VMs over their limit. Rules that were written again count from 0: all flows of a VM that is over its
+/// limit are deleted, so that it never has more than the limit.
 pub(super) fn excess(footing: &Footing, share: Limit, flows: Vec<Flow>) -> Vec<Flow> {
     let bridges = footing.bridges.values().flatten();
     let subnets = bridges.map(|gateway| (subnet(*gateway), 32));

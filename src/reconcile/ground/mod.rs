@@ -1,5 +1,5 @@
-//! The ground: what belongs to the host and to no VM. Our chains, the jumps into them, `ip_forward`, bridges.
-//! Out of scope: anything that is one VM's. The number of rules does not depend on the number of VMs.
+//! The host network: what belongs to the host and not to a single VM. Our chains, the jumps into them, `ip_forward`, and bridges.
+//! Out of scope: anything that belongs to one VM. The number of rules does not depend on the number of VMs.
 
 mod act;
 pub mod apart;
@@ -27,7 +27,7 @@ pub use bridges::BridgeSeen;
 pub use plan::{Action, Commit, Desired, Jump, Observed};
 pub use refusals::{Refusals, Refused};
 
-/// The ground's hands.
+/// The reconciler of the host network.
 pub struct Ground {
     /// The namespace that the daemon was started in.
     pub home: Netns,
@@ -37,34 +37,34 @@ pub struct Ground {
     pub backend: Backend,
     /// How much of the host's tables is read.
     pub scope: Scope,
-    /// The foreign chains that forwarded packets come to.
+    /// The foreign chains that forwarded packets pass.
     pub forward_chains: Arc<ForwardChains>,
-    /// The bridges that actions were executed for: what depends on them is observed again. None: an action for all.
+    /// The bridges that actions were executed for. What depends on them is observed again. `None`: the action concerns all bridges.
     pub touched: Arc<Mutex<BTreeSet<Option<String>>>>,
 }
 
-/// How much of the host's tables is read. Others may have tens of thousands of rules there, which change all the time.
+/// How much of the host's tables is read. Other programs may have tens of thousands of rules there, which change all the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All of them: jumps to our chains are looked for in others' chains, too.
+    /// All of them. Jumps to our chains are also searched for in the chains of other programs.
     Whole,
-    /// Our chains and those that our jumps are in. When something is to be changed there, all is read before.
+    /// Our chains and the chains that contain our jumps. If a change is needed there, everything is read first.
     Named,
-    /// The same, and all is not read in any case: nothing is to be changed, and it must be quick.
+    /// The same, but never everything: no change is to be made, and the observation must be fast.
     Glance,
 }
 
-/// Whether the rules that restrict VMs are the ones to be, whatever else is still to do.
+/// Whether the rules that restrict VMs are as desired, whatever else remains to be done.
 pub fn enforces(desired: &Desired, observed: &Observed) -> bool {
     plan::enforces(desired, observed)
 }
 
-/// Whether a link that bears a bridge's name is a bridge of ours.
+/// Whether a link with a bridge's name is a managed bridge.
 pub fn is_ours(desired: &Desired, link: &Link) -> bool {
     observe::look(link).owned(desired, &link.name).is_some()
 }
 
-/// The ranges that the host routes for, by a look at its bridges.
+/// Observes the bridges and returns the ranges that the host routes for.
 pub async fn guarded(
     hands: &Ground,
     desired: &Desired,
@@ -72,7 +72,7 @@ pub async fn guarded(
     observe::guarded(hands, desired).await
 }
 
-/// Whether a step, by its message, was one for the rules that restrict VMs.
+/// Whether a step, given by its message, changes the rules that restrict VMs.
 pub fn restricts(step: &str) -> bool {
     plan::restricts(step)
 }

@@ -21,7 +21,7 @@ use crate::owner::{Instance, link_group};
 use crate::reconcile::limits::Timeouts;
 use crate::reconcile::net::host_links;
 
-/// The host's switch. Ours to turn on; other people may need it, so never ours to turn off.
+/// The host's forwarding switch. We turn it on but never off, because other programs may need it.
 pub(super) const FORWARDING: &str = "net.ipv4.ip_forward";
 
 pub(super) async fn observe(ground: &Ground, desired: &Desired) -> Result<Observed, host::Error> {
@@ -73,7 +73,7 @@ pub(super) async fn observe(ground: &Ground, desired: &Desired) -> Result<Observ
     Ok(observed)
 }
 
-/// A kernel without nf_tables has no foreign chains there; whatever else keeps us from seeing them does not stop the host's rules.
+/// A kernel without nf_tables has no foreign chains there. Any other error does not block the host's rules.
 async fn observe_drops(
     ground: &Ground,
     desired: &Desired,
@@ -93,7 +93,7 @@ async fn observe_drops(
     )
     .await;
     found
-        .inspect_err(|error| debug!(%error, "foreign chains cannot be seen"))
+        .inspect_err(|error| debug!(%error, "cannot read foreign chains"))
         .ok()
         .map(|found| drops::told(&found))
 }
@@ -109,7 +109,7 @@ pub(super) async fn guarded(
     Ok(drops::guarded(desired, &observed))
 }
 
-/// Where our rules are if nothing has drifted: our chains, and the chains that our jumps are in. A jump of ours in another chain is found
+/// Where our rules are if nothing has drifted: our chains, and the chains that contain our jumps. A jump of ours in another chain is found
 /// when whole tables are read.
 fn places(instance: &Instance) -> Vec<(TableName, String)> {
     let mut places = Vec::new();
@@ -123,7 +123,7 @@ fn places(instance: &Instance) -> Vec<(TableName, String)> {
     places
 }
 
-/// All that we write to.
+/// All tables that we write to.
 const TABLES: [TableName; 4] = [
     TableName::Raw,
     TableName::Mangle,
@@ -131,18 +131,18 @@ const TABLES: [TableName; 4] = [
     TableName::Filter,
 ];
 
-/// A kernel that has no timeout policies has none of ours; that none can be made is said when one is.
+/// A kernel without timeout policies has none of ours; the error is reported when a policy is to be created.
 fn observe_timeouts(name: &str) -> Result<Option<Timeouts>, host::Error> {
     match cttimeout::get(name) {
-        // `nfnetlink_rcv_msg`: there is no such subsystem.
+        // `nfnetlink_rcv_msg`: the subsystem does not exist.
         Err(error) if error.source.kind() == std::io::ErrorKind::InvalidInput => Ok(None),
         found => found,
     }
 }
 
-/// The networks of the host's links that have room for more neighbours than are bounded, and all private ones, of which a host may
-/// have many. An isolated VM's link has its own /30, in which there is nobody else; a small subnet of VMs on a bridge of ours or of
-/// another daemon bounds its neighbours by itself.
+/// The networks of the host's links that can have more neighbours than the limit, and all private networks, of which a host may have many.
+/// The link of an isolated VM has its own /30 without other hosts; a small subnet of VMs on a bridge of this or another daemon limits its
+/// neighbours by its size.
 async fn observe_on_link(
     ground: &Ground,
     bridges: &[Link],
@@ -162,10 +162,10 @@ async fn observe_on_link(
     Ok(networks.filter(counts).map(subnet).collect())
 }
 
-/// A public address: the way to it is the host's default route. Nothing is sent to it.
+/// A public address, which is reached by the host's default route. Nothing is sent to it.
 const ANYWHERE: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
 
-/// Another one.
+/// Another public address.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 
 /// The link of the host's default route, if there is one.
@@ -176,7 +176,7 @@ async fn observe_uplink(ground: &Ground) -> Result<Option<Link>, host::Error> {
     }
 }
 
-/// Bridges of somebody else. The host's uplink may be a bridge, too: what goes there is the internet and no neighbour's.
+/// Bridges of other programs. The host's uplink may be a bridge, too: destinations behind it are the internet and not neighbours.
 fn foreign(bridges: &[Link], uplink: Option<&Link>) -> BTreeSet<String> {
     let uplink = uplink.map(|uplink| uplink.index);
     let foreign = bridges
@@ -185,23 +185,23 @@ fn foreign(bridges: &[Link], uplink: Option<&Link>) -> BTreeSet<String> {
     foreign.map(|bridge| bridge.name.clone()).collect()
 }
 
-/// What keeps the internet's answers from VMs. The link is not ours to change.
+/// Conditions that keep replies from the internet from reaching VMs. The link does not belong to us, so it is not changed.
 async fn warnings(ground: &Ground, uplink: &Link) -> Result<Vec<String>, host::Error> {
     let name = &uplink.name;
     if uplink.ipv4.is_some_and(|ipv4| ipv4.forwarding == 0) {
         return Ok(vec![format!(
-            "forwarding is off on {name}, the link of the default route, so that no answer reaches a VM: sysctl -w net.ipv4.conf.{name}.forwarding=1"
+            "forwarding is off on {name}, the link of the default route, so no reply reaches a VM: sysctl -w net.ipv4.conf.{name}.forwarding=1"
         )]);
     }
-    // Whatever the destination: the way back to the source is asked for first.
+    // The route back to the source is validated first, whatever the destination.
     let asked = route::lookup_inbound(&ground.netlink, ANYWHERE, ELSEWHERE, uplink.index).await?;
     let mut warnings = match asked {
         route::Inbound::Refused(libc::EXDEV) => vec![format!(
-            "rp_filter drops answers that come in at {name}, the link of the default route: sysctl -w net.ipv4.conf.{name}.rp_filter=2"
+            "rp_filter drops replies that arrive on {name}, the link of the default route: sysctl -w net.ipv4.conf.{name}.rp_filter=2"
         )],
         route::Inbound::Refused(_) | route::Inbound::To(_) => Vec::new(),
     };
-    // What iptables-legacy denies, no rule in nf_tables allows. The other way round it is a foreign chain.
+    // A packet that iptables-legacy drops is not accepted by a rule in nf_tables. The reverse case is a foreign chain.
     if ground.backend.flavour == Flavour::Nft && ground.home.run(legacy_drops_forwarded).await? {
         warnings.push(
             "FORWARD of iptables-legacy has policy DROP, and sliced writes to nf_tables: iptables-legacy -P FORWARD ACCEPT"
@@ -221,7 +221,7 @@ async fn observe_bridges(
         let mut found = look(&bridge);
         if wanted || found.owned(desired, &bridge.name).is_some() {
             let addresses = addr::list(&ground.netlink, addr::Of::Link(bridge.index)).await;
-            // The kernel's own word: it has gone since it was listed.
+            // The kernel reports that the link was removed after it was listed.
             let Some(addresses) = host::error::absent_is_none(addresses)? else {
                 continue;
             };

@@ -1,5 +1,5 @@
-//! What is to be done for the host's own rules. Pure.
-//! Out of scope: which rules they are ([`super::rules`]).
+//! Plans the actions for the host's own rules. Pure.
+//! Out of scope: the content of the rules ([`super::rules`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,40 +17,40 @@ use crate::owner::{Instance, Owned};
 use crate::reconcile::limits::{Limit, Timeouts, timeouts};
 use crate::store::Footing;
 
-/// What ought to be.
+/// The desired state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
-    /// Whose.
+    /// The owner.
     pub instance: Instance,
-    /// What the rules and bridges must carry; without a pool and a bridge there is to be nothing of ours.
+    /// What the rules and bridges must serve. Without a pool and a bridge nothing of ours is to exist.
     pub footing: Footing,
-    /// What they were made to carry before: its addresses are ours to take off a bridge of ours.
+    /// The previous requirements. Their addresses may be removed from managed bridges.
     #[serde(default)]
     pub before: Footing,
 }
 
-/// What is.
+/// The observed state.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Observed {
-    /// All four tables, other people's rules included.
+    /// All four tables, including the rules of other programs.
     pub ruleset: Ruleset,
     /// `net.ipv4.ip_forward` of the host.
     pub forwarding: bool,
-    /// Links that bear wanted bridges' names, and bridges that are ours.
+    /// Links with the names of required bridges, and managed bridges.
     pub bridges: BTreeMap<String, BridgeSeen>,
-    /// `nf_conntrack_max`; none: not to be seen.
+    /// `nf_conntrack_max`; `None` if it cannot be read.
     pub conntrack_max: Option<u32>,
     /// The networks of the host's links whose neighbours are counted.
     pub on_link: BTreeSet<Ipv4Network>,
-    /// Our timeout policy for TCP; none: there is none.
+    /// Our timeout policy for TCP; `None` if it does not exist.
     pub timeouts: Option<Timeouts>,
-    /// Bridges that are neither ours nor another daemon's, and that the default route does not use.
+    /// Bridges of other programs that the default route does not use.
     pub foreign: BTreeSet<String>,
-    /// What of the host, not ours to change, keeps VMs' packets from passing, each with its remedy.
+    /// Conditions of the host that keep VMs' packets from passing and that we must not change, each with its remedy.
     #[serde(skip)]
     pub warnings: Vec<String>,
-    /// Foreign chains that drop packets of VMs; none: not to be seen.
+    /// Foreign chains that drop packets of VMs; `None` if they cannot be read.
     #[serde(skip)]
     pub drops: Option<Vec<HostDrop>>,
     /// All rules of policy routing.
@@ -58,41 +58,41 @@ pub struct Observed {
     pub routing: Vec<RoutingRule>,
 }
 
-/// Rules of ours that stand first in a chain that is not ours.
+/// Our rules at the beginning of a chain that is not ours.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Jump {
     /// The table.
     pub table: TableName,
     /// The chain.
     pub chain: String,
-    /// In this order, first in the chain.
+    /// In this order, at the beginning of the chain.
     pub rules: Vec<Rule>,
 }
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Action {
-    /// Our chains and the jumps into them, in one transaction, all or nothing.
+    /// Our chains and the jumps into them, in one transaction.
     Commit(Commit),
-    /// The timeouts of VMs' TCP connections in the host's table.
+    /// Set the timeouts of VMs' TCP connections in the host's table.
     SetTimeouts,
-    /// Remove them.
+    /// Remove these timeouts.
     RemoveTimeouts,
-    /// `ip_forward`.
+    /// Turn `ip_forward` on.
     EnableForwarding,
     /// Have packets to a pool or subnet of VMs routed by the main table, regardless of other rules.
     AddRoutingRule(u32, Ipv4Network),
-    /// Take such a rule of ours away.
+    /// Remove such a rule of ours.
     RemoveRoutingRule(u32, Ipv4Network),
-    /// Make a bridge: without a spanning tree, with a MAC of its own, down.
+    /// Create a bridge: without a spanning tree, with a MAC of its own, down.
     CreateBridge(String),
-    /// Label it.
+    /// Label the bridge.
     LabelBridge(String),
-    /// Set its MAC, MTU and group, turn off its spanning tree, delay and snooping, and have the host take no configuration in on it.
+    /// Set its MAC, MTU and group, turn off its spanning tree, delay and snooping, and have the host accept no configuration on it.
     ConfigureBridge(String),
     /// Give the host an address on it.
     AddGateway(String, Ipv4Network),
-    /// Take one away that was ours.
+    /// Remove an address that was ours.
     RemoveGateway(String, Ipv4Network),
     /// Set it up.
     RaiseBridge(String),
@@ -101,7 +101,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The bridge that it is about.
+    /// The bridge that the action concerns.
     pub(super) fn bridge(&self) -> Option<&str> {
         match self {
             Self::CreateBridge(bridge)
@@ -124,13 +124,13 @@ impl Action {
 /// One transaction over the host's tables.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Commit {
-    /// Chains of ours to write whole.
+    /// Our chains, to be written as a whole.
     pub write: Vec<(TableName, Chain)>,
-    /// Jumps of ours to take away: table, chain, rule.
+    /// Our jumps to remove: table, chain, rule.
     pub unjump: Vec<(TableName, String, Rule)>,
-    /// Jumps to put first.
+    /// Jumps to insert at the beginning of a chain.
     pub jump: Vec<Jump>,
-    /// Chains of ours to remove.
+    /// Our chains to remove.
     pub remove: Vec<(TableName, String)>,
 }
 
@@ -145,7 +145,7 @@ impl fmt::Display for Action {
             Self::RemoveRoutingRule(priority, to) => {
                 write!(f, "remove routing rule {priority} to {to} lookup main")
             }
-            Self::EnableForwarding => f.write_str("switch the host's ip_forward on"),
+            Self::EnableForwarding => f.write_str("turn ip_forward on"),
             Self::CreateBridge(bridge) => write!(f, "create bridge {bridge}"),
             Self::LabelBridge(bridge) => write!(f, "label bridge {bridge}"),
             Self::ConfigureBridge(bridge) => {
@@ -153,7 +153,7 @@ impl fmt::Display for Action {
             }
             Self::AddGateway(bridge, address) => write!(f, "add address {address} to {bridge}"),
             Self::RemoveGateway(bridge, address) => {
-                write!(f, "take address {address} off {bridge}")
+                write!(f, "remove address {address} from {bridge}")
             }
             Self::RaiseBridge(bridge) => write!(f, "set bridge {bridge} up"),
             Self::DeleteBridge(bridge) => write!(f, "delete bridge {}", bridge.thing()),
@@ -174,7 +174,7 @@ impl fmt::Display for Action {
                     parts.push(format!("put our jumps first in {}", names(chains)));
                 } else if !commit.unjump.is_empty() {
                     let chains = &mut commit.unjump.iter().map(|(t, c, _)| format!("{t} {c}"));
-                    parts.push(format!("take our jumps out of {}", names(chains)));
+                    parts.push(format!("remove our jumps from {}", names(chains)));
                 }
                 if !commit.remove.is_empty() {
                     let chains = &mut commit.remove.iter().map(|(t, c)| format!("{t} {c}"));
@@ -195,7 +195,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     let mut plan = Vec::new();
     let wanted = (!desired.footing.is_empty()).then(timeouts);
     let has_timeouts = observed.timeouts == wanted;
-    // Rules refer to the timeouts: these come before the rules and go after them.
+    // Rules refer to the timeouts, so the timeouts are set before the rules and removed after them.
     if wanted.is_some() && !has_timeouts {
         plan.push(Action::SetTimeouts);
     }
@@ -210,16 +210,16 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
         plan.push(Action::EnableForwarding);
     }
     plan_routing(desired, observed, &mut plan);
-    // After the rules: what keeps isolated VMs from a bridge stands before there is somebody on it.
+    // After the rules: the rules that isolate VMs from a bridge exist before a VM is on it.
     plan.extend(bridges::plan(desired, observed));
     Ok(plan)
 }
 
-/// The kernel asks the main table last but one.
+/// The priority of the kernel's rule for the main table, which is the last but one.
 const MAIN_PRIORITY: u32 = 32766;
 
-/// The priority of our rules: between 10 and 99, before those of VPNs and of Kubernetes' network plugins. It differs between the daemons
-/// of one host, so that each recognizes its own.
+/// The priority of our rules: between 10 and 99, before those of VPNs and of Kubernetes network plugins. It differs between the daemons of
+/// one host, so that each recognizes its own.
 fn routing_priority(instance: &Instance) -> u32 {
     let sum = instance.as_str().bytes().fold(0_u32, |sum, byte| {
         sum.wrapping_mul(31).wrapping_add(u32::from(byte))
@@ -227,7 +227,7 @@ fn routing_priority(instance: &Instance) -> u32 {
     10 + sum % 90
 }
 
-/// Only where somebody else has rules: without them the main table decides anyway.
+/// Rules are needed only if other programs have rules; otherwise the main table decides anyway.
 fn plan_routing(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
     let priority = routing_priority(&desired.instance);
     let others = observed
@@ -256,26 +256,26 @@ fn plan_routing(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) 
 }
 
 impl Observed {
-    /// Rules of policy routing that are others'.
+    /// Policy routing rules of other programs.
     pub fn foreign_routing(&self) -> Vec<RoutingRule> {
         let foreign = self.routing.iter().filter(|rule| !rule.is_ours());
         foreign.cloned().collect()
     }
 }
 
-/// Whether a step, by its message, was one for the rules that restrict VMs: a [`Commit`]'s.
+/// Whether a step, given by its message, is a [`Commit`], which changes the rules that restrict VMs.
 pub(super) fn restricts(step: &str) -> bool {
     [
         "write host chains",
         "put our jumps",
-        "take our jumps",
+        "remove our jumps",
         "remove host chains",
     ]
     .iter()
     .any(|beginning| step.starts_with(beginning))
 }
 
-/// Whether nothing is left to do for our chains and the jumps into them.
+/// Whether our chains and the jumps into them need no change.
 pub(super) fn enforces(desired: &Desired, observed: &Observed) -> bool {
     let mut commit = Commit::default();
     match desired.footing.is_empty() {
@@ -284,7 +284,7 @@ pub(super) fn enforces(desired: &Desired, observed: &Observed) -> bool {
     }
 }
 
-/// Whether nothing is to be changed in the host's tables, by what was read of them; and nothing else depends on the rest of them.
+/// Whether what was read of the host's tables needs no change, and nothing else depends on the rest of the tables.
 pub(super) fn is_settled(desired: &Desired, observed: &Observed) -> bool {
     let mut commit = Commit::default();
     match desired.footing.is_empty() {
@@ -297,7 +297,7 @@ pub(super) fn is_settled(desired: &Desired, observed: &Observed) -> bool {
     commit == Commit::default() && !is_bare
 }
 
-/// Whether a chain that stays, because it is not ours, refers to the timeouts: the kernel keeps them then.
+/// Whether a chain that remains because it is not ours refers to the timeouts: the kernel keeps them in that case.
 fn stays_referred_to(desired: &Desired, observed: &Observed, commit: &Commit) -> bool {
     let policy = Target::Timeout(limits::timeouts_name(&desired.instance));
     let refers = |rule: &Rule| matches!(rule, Rule::Known { then, .. } if *then == policy);
@@ -359,7 +359,7 @@ fn plan_chains(
     Ok(())
 }
 
-/// Puts a jump first in its chain, and away wherever else it stands there.
+/// Puts a jump first in its chain, and removes it from all other places in the chain.
 fn plan_jump(desired: &Desired, observed: &Observed, jump: Jump, commit: &mut Commit) {
     let prefix = desired.instance.chain("");
     let standing = observed.ruleset.rules(jump.table, &jump.chain);
@@ -376,7 +376,7 @@ fn plan_jump(desired: &Desired, observed: &Observed, jump: Jump, commit: &mut Co
     let ours = left
         .iter()
         .filter(|rule| jumps_into(&prefix, rule) && !strangers(rule));
-    // Another daemon's jumps concern its own links. Two that both insisted on the very first place would never rest.
+    // Another daemon's jumps concern its own links. Two daemons that both insist on the first place would never converge.
     let others = left
         .iter()
         .take_while(|rule| leads_to_another(&desired.instance, rule))
@@ -395,8 +395,8 @@ fn plan_nothing(desired: &Desired, observed: &Observed, commit: &mut Commit) {
     sweep(desired, observed, commit, |_, _| false);
 }
 
-/// Removes every chain of ours that is not kept, and every jump to it. A chain of a stranger under our name keeps the jumps that
-/// lead to it: they are the stranger's too.
+/// Removes every chain of ours that is not kept, and every jump to it. A foreign chain with one of our names keeps the jumps that lead to
+/// it: they belong to its owner.
 fn sweep(
     desired: &Desired,
     observed: &Observed,
@@ -424,8 +424,8 @@ fn sweep(
     }
 }
 
-/// A chain is ours by the label in its first rule; every rule of ours carries it, so that the next one is first when somebody deletes
-/// rules. One that somebody has flushed holds nothing foreign.
+/// A chain is ours if its first rule has our label. Every rule of ours has it, so that the next rule identifies the chain when a program
+/// deletes rules. A chain that another program has flushed contains nothing foreign.
 fn is_ours(instance: &Instance, chain: &Chain) -> bool {
     let label = instance.ground_label();
     match chain.rules.first() {

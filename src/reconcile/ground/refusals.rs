@@ -1,11 +1,11 @@
-//! How many packets each VM on a bridge was refused: by the tokens that are missing from its bucket in the kernel.
-//! Out of scope: the rules that drop them ([`super::limits`]), who is notified.
+//! Counts the refused packets of each VM on a bridge, by the tokens that are missing from its bucket in the kernel.
+//! Out of scope: the rules that drop them ([`super::limits`]); who is notified.
 //!
-//! # Why so
-//! A token is taken for each packet that is dropped, and one comes back each second (a longer period does not allow a burst:
-//! `user2credits`, xt_hashlimit.c). So the missing tokens are a lower bound of what was dropped lately, exact for what was dropped
-//! since the last look a moment ago, and a bucket is there for an hour after the last packet. Counts only grow: a look adds
-//! what is missing beyond what was missing at the look before.
+//! # Why
+//! One token is taken for each packet that is dropped, and one is added each second (a longer period does not allow a burst:
+//! `user2credits`, xt_hashlimit.c). So the number of missing tokens is a lower bound of the packets dropped recently, exact for those
+//! dropped since an observation a moment ago, and a bucket exists for an hour after the last packet. Counts only grow: each observation
+//! adds the tokens that are missing in addition to those of the previous observation.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -23,15 +23,15 @@ use crate::reconcile::fresh::Fresh;
 /// How long a bucket is kept after the last packet.
 const KEPT: Duration = Duration::from_secs(3600);
 
-/// The most tokens that x_tables keeps.
+/// The maximum number of tokens that x_tables keeps.
 const TOKENS: u32 = 10_000;
 
-/// The kernel's table is read at most this often, for however many VMs are looked at.
+/// The minimum interval between two reads of the kernel's table, for any number of VMs.
 const FRESH: Duration = Duration::from_millis(100);
 
 type Buckets = HashMap<Ipv4Addr, Bucket>;
 
-/// The buckets.
+/// The match whose buckets are read.
 pub(super) fn bucket(instance: &Instance) -> SourceRate {
     SourceRate {
         name: format!("{}-refused", instance.link_prefix()),
@@ -41,34 +41,33 @@ pub(super) fn bucket(instance: &Instance) -> SourceRate {
     }
 }
 
-/// What was read of the kernel's table.
+/// The cached table of the kernel, and the count of each VM.
 #[derive(Debug, Default)]
 pub struct Refusals {
     table: Fresh<Buckets>,
     counts: Mutex<HashMap<Uid, Count>>,
 }
 
-/// What one VM was refused.
+/// The refused packets of one VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Count {
     total: u64,
-    /// Tokens that were missing at the last look.
+    /// Tokens that were missing at the last observation.
     missing: f64,
     looked: Option<Instant>,
 }
 
-/// What a look found.
+/// The result of an observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// Since this process has first looked.
+    /// Since the first observation of this process.
     pub total: u64,
-    /// Since the look before.
+    /// Since the previous observation.
     pub more: u64,
 }
 
 impl Refusals {
-    /// Looks at the VM with this address, now. What is missing from the bucket of one that `is_new` was taken by another VM, which had
-    /// the address before.
+    /// Observes the VM with this address. If the VM `is_new`, the missing tokens were taken by another VM that had the address before.
     ///
     /// # Errors
     /// The kernel's table cannot be read.
@@ -93,7 +92,7 @@ impl Refusals {
         })
     }
 
-    /// There is no such VM any more.
+    /// Removes the count of a VM that does not exist any more.
     pub fn forget(&self, uid: Uid) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.remove(&uid);
@@ -101,13 +100,13 @@ impl Refusals {
 }
 
 impl Count {
-    /// How many more packets were refused.
+    /// Returns how many more packets were refused.
     fn look(&mut self, bucket: Option<&Bucket>, is_new: bool, now: Instant) -> u64 {
         let missing = bucket.map_or(0.0, Bucket::missing);
         let more = match (self.looked, bucket) {
             (_, None) => 0,
             (None, Some(_)) if is_new => 0,
-            // It is there, so something was refused.
+            // The bucket exists, so a packet was refused.
             (None, Some(_)) => (missing.round() as u64).max(1),
             (Some(then), Some(_)) => {
                 let back = now.saturating_duration_since(then).as_secs_f64();
@@ -127,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_beyond_what_was_missing_before_is_counted_once() {
+    fn each_missing_token_is_counted_once() {
         let start = Instant::now();
         let mut count = Count::default();
         // Seconds after the start, tokens missing (none: no bucket), how many more.
@@ -149,11 +148,11 @@ mod tests {
             assert_eq!(count.look(bucket.as_ref(), false, now), more, "at {at} s");
         }
         assert_eq!(count.total, 320 + 5 + 40 + 9961 + 1 + 2);
-        // One that is nearly full again shows that something was refused.
+        // A bucket that is nearly full again shows that a packet was refused.
         let mut late = Count::default();
         assert_eq!(late.look(Some(&Bucket::lacking(0.0)), false, start), 1);
         assert_eq!(late.look(Some(&Bucket::lacking(0.0)), false, start), 0);
-        // What another VM with the address was refused is not the new one's.
+        // Packets that another VM with the address was refused are not counted for the new VM.
         let mut new = Count::default();
         assert_eq!(new.look(Some(&Bucket::lacking(300.0)), true, start), 0);
         let later = start + Duration::from_secs(10);

@@ -1,14 +1,14 @@
-//! The host's own rules: the same number for one VM and for a thousand. Pure.
-//! Out of scope: committing them; which bridges there are.
+//! The host's own rules: their number does not depend on the number of VMs. Pure.
+//! Out of scope: committing them; which bridges exist.
 //!
 //! # Why
-//! - What leaves a bridge's subnet for another link is masqueraded, also when the other link is another bridge: its guests may
-//!   have another machine for their gateway, and would send answers to addresses of ours there.
-//! - On a bridge that is not ours there are others than our VMs. Of them, too, only what belongs to the VMs' subnet is accepted,
-//!   and where the gateway is another machine this host forwards nothing for the subnet: it only bridges. (Bridged packets pass
-//!   these chains where `net.bridge.bridge-nf-call-iptables` is on, from and to the bridge.)
-//! - Isolated VMs do not reach a bridge of ours at all, and on others' bridges not the VMs' subnet: the way to the internet may lead
-//!   over that very bridge.
+//! - Packets that leave a bridge's subnet for another link are masqueraded, even if the other link is another bridge: its guests may have
+//!   another machine as their gateway, and would send replies to our addresses there.
+//! - An unmanaged bridge may have ports other than our VMs. There only packets of the VMs' subnet are accepted, and if the gateway is
+//!   another machine, this host forwards nothing for the subnet: it only bridges. (Bridged packets pass these chains if
+//!   `net.bridge.bridge-nf-call-iptables` is on, from and to the bridge.)
+//! - Isolated VMs cannot reach a managed bridge at all, and on unmanaged bridges they cannot reach the VMs' subnet: the default route may
+//!   use that bridge.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,26 +21,26 @@ use crate::api::policy::{self, Entry};
 use crate::host::rule::{AddrType, Chain, CtState, Match, Protocol, Rule, TableName, Target};
 use crate::owner::Instance;
 
-/// A chain of ours and where it stands.
+/// A chain of ours and its table.
 pub type Placed = (TableName, Chain);
 
-/// What the chains are made from.
+/// The input for the chains.
 pub struct Carried<'a> {
-    /// Whose.
+    /// The owner.
     pub instance: &'a Instance,
-    /// Where VMs' addresses come from.
+    /// The ranges from which VMs get their addresses.
     pub pools: &'a BTreeSet<Ipv4Network>,
-    /// One address and its ports on the host, opened to a pool.
+    /// An address and its ports on the host that are open to a pool.
     pub openings: &'a [(Ipv4Network, Entry)],
     /// Subnets on bridges, by the bridges' names.
     pub sides: &'a [Side],
     /// Subnets of CNI networks.
     pub plugged: &'a BTreeSet<Ipv4Network>,
-    /// How many connections a VM may have, by pool or subnet, where that is said.
+    /// The maximum number of connections of a VM, by pool or subnet, if specified.
     pub max_connections: &'a BTreeMap<Ipv4Network, u32>,
-    /// What keeps VMs from filling the host's tables.
+    /// Limits that keep VMs from filling the host's tables.
     pub limits: &'a Limits,
-    /// Bridges of this host that are neither ours nor another daemon's, and that the default route does not use.
+    /// Bridges of other programs on this host that the default route does not use.
     pub foreign: &'a BTreeSet<String>,
 }
 
@@ -51,18 +51,18 @@ pub struct Side {
     pub bridge: String,
     /// The VMs' subnet.
     pub subnet: Ipv4Network,
-    /// What this host is to it.
+    /// The role of this host for the subnet.
     pub standing: Standing,
 }
 
-/// What this host is to a subnet on a bridge.
+/// The role of this host for a subnet on a bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// The bridge is ours: only VMs are on it, and the host is their gateway.
+    /// The bridge is managed: only VMs are on it, and the host is their gateway.
     Ours,
-    /// The bridge is somebody else's, and the host is the subnet's gateway.
+    /// The bridge is unmanaged, and the host is the subnet's gateway.
     Hosted,
-    /// The bridge is somebody else's, and so is the gateway.
+    /// The bridge is unmanaged, and so is the gateway.
     Joined,
 }
 
@@ -87,10 +87,10 @@ pub(super) const PLACES: [(TableName, &str); 17] = [
     (TableName::Filter, "BR"),
 ];
 
-/// The chain that Docker leaves to its users, and does not put its own before.
+/// The chain that Docker reserves for users, and evaluates before its own chains.
 pub(super) const DOCKER_USER: &str = "DOCKER-USER";
 
-/// Every chain of ours. Every rule of them carries our label.
+/// All our chains. Every rule in them has our label.
 pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
     let label = carried.instance.ground_label().to_string();
     let isolated = |rules: Vec<Rule>| match carried.pools.is_empty() {
@@ -131,7 +131,7 @@ pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
         .collect()
 }
 
-/// The jumps into them; each must stand first in its chain.
+/// The jumps into our chains; each must be first in its chain.
 pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
     let instance = carried.instance;
     let ours = instance.link_wildcard();
@@ -145,7 +145,7 @@ pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
     };
     let forward = || vec![from("OUT"), to("IN"), all("BR")];
     let bridges: BTreeSet<&str> = carried.sides.iter().map(|s| s.bridge.as_str()).collect();
-    // Once for each link that VMs' packets come by.
+    // Once for each link that carries packets of VMs.
     let from_each = |role: &str| {
         let on_bridge = |bridge: &&str| Rule::when().in_if(*bridge).jump(instance.chain(role));
         let isolated = (!carried.pools.is_empty()).then(|| from(role));
@@ -154,7 +154,7 @@ pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
             .chain(bridges.iter().map(on_bridge))
             .collect::<Vec<_>>()
     };
-    // A packet that comes in at a port of a bridge enters the host as the bridge's.
+    // A packet that arrives at a port of a bridge enters the host as the bridge's packet.
     let not_from = |role: &str| Rule::when().not_in_if(&ours).jump(instance.chain(role));
     let mut mss = vec![from("MSS"), to("MSS")];
     if carried.pools.is_empty() {
@@ -192,7 +192,7 @@ pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
     jumps
 }
 
-/// Before any DNAT: what comes from our VMs for any address of the host, or from no address of ours, goes no further.
+/// Before any DNAT: drops packets from our VMs to any address of the host, or from a source that is not ours.
 fn raw(carried: &Carried<'_>) -> Vec<Rule> {
     let opened = openings(carried, &Target::Return);
     let local = [AddrType::Local, AddrType::Broadcast]
@@ -209,8 +209,8 @@ fn raw(carried: &Carried<'_>) -> Vec<Rule> {
         .collect()
 }
 
-/// What bears an isolated VM's address and did not come in at a link of ours: somebody has made such a link a port of a bridge, or
-/// took it over otherwise. What the host sends to itself comes in at `lo`.
+/// Drops packets that have an isolated VM's address but did not arrive on a link of ours: another program has made such a link a port of a
+/// bridge, or has taken it over otherwise. Packets that the host sends to itself arrive on `lo`.
 fn astray(carried: &Carried<'_>) -> Vec<Rule> {
     let drop = |pool: &Ipv4Network| Rule::when().src(*pool).then(Target::Drop);
     [Rule::when().in_if("lo").then(Target::Return)]
@@ -219,7 +219,7 @@ fn astray(carried: &Carried<'_>) -> Vec<Rule> {
         .collect()
 }
 
-/// Only what `raw` let through can come here.
+/// Only packets that `raw` has passed arrive here.
 fn to_host(carried: &Carried<'_>) -> Vec<Rule> {
     let mut rules = openings(carried, &Target::Accept);
     rules.push(Rule::when().then(Target::Drop));
@@ -248,8 +248,7 @@ fn openings(carried: &Carried<'_>, target: &Target) -> Vec<Rule> {
     rules
 }
 
-/// From our isolated VMs onwards: not to each other, nor to VMs on bridges or CNI networks, and nothing that could not be
-/// masqueraded.
+/// Packets from our isolated VMs: not to each other, not to VMs on bridges or CNI networks, and none that cannot be masqueraded.
 fn out(carried: &Carried<'_>) -> Vec<Rule> {
     let to_isolated = Rule::when().out_if(carried.instance.link_wildcard());
     let mut rules = vec![to_isolated.then(Target::Drop)];
@@ -269,11 +268,11 @@ fn out(carried: &Carried<'_>) -> Vec<Rule> {
     rules
 }
 
-/// Packets of no flow are not masqueraded: they would leave with a VM's private address.
+/// Packets that belong to no flow are not masqueraded: they would leave with a VM's private address.
 const NOT_TRANSLATED: [CtState; 2] = [CtState::Invalid, CtState::Untracked];
 
-/// Behind a bridge of this host that somebody else keeps, such as Docker's, are that owner's containers: what may reach them is
-/// decided by the owner's rules, which are evaluated after ours.
+/// Behind an unmanaged bridge of this host, such as Docker's, are the containers of its owner. The owner's rules, which are evaluated after
+/// ours, decide who may reach them.
 fn to_foreign(carried: &Carried<'_>, from: &Match) -> Vec<Rule> {
     let leave = |bridge: &String| from.clone().out_if(bridge).then(Target::Return);
     let sides = carried.sides;
@@ -290,7 +289,7 @@ fn routed_bridges(sides: &[Side]) -> BTreeSet<&str> {
     routed.map(|side| side.bridge.as_str()).collect()
 }
 
-/// To our VMs: answers only.
+/// Packets to our VMs: only replies.
 fn back_in() -> Vec<Rule> {
     vec![
         Rule::when()
@@ -300,7 +299,7 @@ fn back_in() -> Vec<Rule> {
     ]
 }
 
-/// From and to VMs on bridges: whatever the policy of the host's chain, as Docker sets it to DROP.
+/// Packets from and to VMs on bridges, whatever the policy of the host's chain; Docker sets it to DROP.
 fn over_bridges(carried: &Carried<'_>) -> Vec<Rule> {
     let mut rules = Vec::new();
     for Side {
@@ -362,7 +361,7 @@ fn nat(carried: &Carried<'_>) -> Vec<Rule> {
     rules
 }
 
-/// Two subnets on a bridge may want the same rule.
+/// Two subnets on a bridge may need the same rule.
 pub(super) fn push_once(rules: &mut Vec<Rule>, rule: Rule) {
     if !rules.contains(&rule) {
         rules.push(rule);

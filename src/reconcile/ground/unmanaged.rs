@@ -2,8 +2,8 @@
 //! Out of scope: whether they do ([`crate::doctor`]).
 //!
 //! # Why
-//! The files are written before the links exist, whether the programs run or not: one that starts later reads them before it looks at any
-//! link. They are in `/run`, so that nothing of ours outlives the boot. A bridge of somebody else is left to its owner's manager.
+//! The files are written before the links exist, whether the programs run or not: a program that starts later reads them before it reads
+//! any link. They are in `/run`, so that they do not survive a reboot. An unmanaged bridge is left to the network manager of its owner.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,21 +16,21 @@ use crate::host::{Error, process};
 const NETWORKD_RUN: &str = "/run/systemd/network";
 const NM_RUN: &str = "/run/NetworkManager/conf.d";
 
-/// How long a manager may take to read its files again.
+/// How long a network manager may take to reload its files.
 const PATIENCE: Duration = Duration::from_millis(800);
 
-/// Links of ours, by the names that they have now or are given later.
+/// Our links, by their present or future names.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct OurLinks {
     /// What the names of isolated VMs' veths start with.
     pub veth_prefix: String,
-    /// Bridges of ours.
+    /// Managed bridges.
     pub bridges: BTreeSet<String>,
     /// What the names of bridge VMs' TAPs start with; a number follows, or `x` and a number.
     pub tap_prefixes: BTreeSet<String>,
 }
 
-/// A program that takes links over.
+/// A program that configures links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manager {
     /// systemd-networkd.
@@ -43,7 +43,7 @@ impl Manager {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Networkd, Self::NetworkManager];
 
-    /// The file that it reads. Of networkd's files the first that matches counts, by name: ours has a low number.
+    /// The file that it reads. networkd uses the first file that matches, in the order of names: ours has a low number.
     pub fn file(self, veth_prefix: &str) -> PathBuf {
         match self {
             Self::Networkd => {
@@ -61,7 +61,7 @@ impl Manager {
         }
     }
 
-    /// The first 15 characters of its process' name (proc_pid_comm(5)).
+    /// The first 15 characters of its process name (proc_pid_comm(5)).
     fn comm(self) -> &'static str {
         match self {
             Self::Networkd => "systemd-network",
@@ -77,8 +77,8 @@ impl Manager {
     }
 }
 
-/// A `.network` file (systemd.network(5)). Several `Name=` are one list. A TAP's name is its prefix and a number, so that a short prefix
-/// matches no link of somebody else.
+/// A `.network` file (systemd.network(5)). Several `Name=` form one list. A TAP's name is its prefix and a number, so that a short prefix
+/// matches no link of another program.
 fn networkd_text(links: &OurLinks) -> String {
     let veths = format!("{}*", links.veth_prefix);
     let taps = links.tap_prefixes.iter();
@@ -93,11 +93,11 @@ fn networkd_text(links: &OurLinks) -> String {
     )
 }
 
-/// Kinds of links that no TAP is of.
+/// Kinds of links that are never TAPs.
 const NO_TAPS: [&str; 6] = ["ethernet", "wifi", "bridge", "bond", "vlan", "veth"];
 
-/// A snippet (NetworkManager.conf(5)). The sections have names of their own: `unmanaged-devices` in `[keyfile]` would replace another
-/// file's. Its patterns know no digits: `except:` keeps a short prefix from matching the host's own links.
+/// A snippet (NetworkManager.conf(5)). The sections have unique names: `unmanaged-devices` in `[keyfile]` would replace the value of
+/// another file. Its patterns have no digit class: `except:` keeps a short prefix from matching the host's own links.
 fn nm_text(links: &OurLinks) -> String {
     let prefix = &links.veth_prefix;
     let mut text = format!(
@@ -120,7 +120,7 @@ fn nm_text(links: &OurLinks) -> String {
     text
 }
 
-/// Writes the files where they are not as they are to be, has the programs that run read them, and answers which were written.
+/// Writes the files that differ, has the running programs reload them, and returns the files that were written.
 pub async fn write_unmanaged(home: &Netns, links: &OurLinks) -> Result<Vec<PathBuf>, Error> {
     let mut written = Vec::new();
     for manager in Manager::ALL {
@@ -136,7 +136,7 @@ pub async fn write_unmanaged(home: &Netns, links: &OurLinks) -> Result<Vec<PathB
     Ok(written)
 }
 
-/// Whether it had to be written.
+/// Returns whether the file had to be written.
 fn write(path: &Path, text: &str) -> Result<bool, Error> {
     if fs::read_text(path)?.as_deref() == Some(text) {
         return Ok(false);
@@ -148,14 +148,14 @@ fn write(path: &Path, text: &str) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// A program that does not answer reads the file when it starts next; doctor and this message state what to do until then.
+/// A program that does not answer reads the file at its next start; doctor and this message describe the remedy until then.
 async fn reload(manager: Manager) {
     let outcome = process::run_until(manager.reload(), PATIENCE, |_| false).await;
     if let Err(error) = outcome {
         tracing::warn!(
             command = manager.reload().join(" "),
             %error,
-            "cannot have a network manager read its files again"
+            "cannot make a network manager reload its files"
         );
     }
 }
@@ -175,7 +175,7 @@ pub fn runs(home: &Netns, manager: Manager) -> Result<bool, Error> {
         if comm.ok().flatten().as_deref().map(str::trim_end) != Some(manager.comm()) {
             return false;
         }
-        // One that ends while we look does not run.
+        // A process that ends during the check does not count.
         let netns = Netns::open(Path::new(&format!("/proc/{pid}/ns/net")));
         netns
             .and_then(|netns| netns.inode())

@@ -1,5 +1,5 @@
-//! One step of a VM's data path.
-//! Out of scope: which steps, and in which order.
+//! Executes one step for a VM's data path.
+//! Out of scope: which steps are executed, and in which order.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -16,7 +16,7 @@ use crate::host::{self, Error, addr, fs, link, neigh, netns, route, sysctl, tap,
 use crate::owner::{TAP, UPLINK, link_group};
 use crate::reconcile::firewall::port;
 
-/// How often, and how often again, a veth is looked at whose namespace was deleted: 600 ms in all.
+/// The number of checks for a veth whose namespace was deleted, and their interval: 600 ms in all.
 const FADING_LOOKS: u32 = 60;
 const FADING_STEP: std::time::Duration = std::time::Duration::from_millis(10);
 
@@ -76,7 +76,7 @@ async fn create_netns(net: &Net, desired: &Desired) -> Result<(), Error> {
 
 fn settle(net: &Net, keys: &BTreeMap<String, String>) -> Result<(), Error> {
     let keys: Vec<(&str, &str)> = keys.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    // Not through directories that are kept open: a link's goes with the link.
+    // Settings of links are not written through directories that are kept open: the directory of a link is removed with the link.
     let (of_links, others): (Vec<_>, Vec<_>) = keys
         .into_iter()
         .partition(|(key, _)| settings::is_of_a_link(key));
@@ -94,7 +94,7 @@ async fn delete_inside(net: &Net, side: Side) -> Result<(), Error> {
     delete_link(&net.door.inside()?.netlink, name).await
 }
 
-/// With its namespace gone, the kernel is about to take the veth away: that is waited for, and only then helped along.
+/// When its namespace is deleted, the kernel removes the veth after a while. The link is deleted only if that takes too long.
 async fn delete_host_link(net: &Net, desired: &Desired, name: &str) -> Result<(), Error> {
     if desired.slot.is_none() {
         for _ in 0..FADING_LOOKS {
@@ -231,7 +231,7 @@ async fn add_default_route(net: &Net, desired: &Desired) -> Result<(), Error> {
     exists_is_done(route::add(&netlink, &route::Route::default_via(NEXT_HOP, index)).await)
 }
 
-/// The link on that side, and the socket to talk of it.
+/// Returns the link on that side, and the netlink socket of its namespace.
 async fn find(net: &Net, desired: &Desired, side: Side) -> Result<(Handle, u32), host::Error> {
     let (netlink, name) = match side {
         Side::Host => (net.netlink.clone(), desired.names().host_link),

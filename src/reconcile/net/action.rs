@@ -1,5 +1,5 @@
-//! The steps of a VM's data path, and their words.
-//! Out of scope: which are to be taken.
+//! The steps for a VM's data path, and their messages.
+//! Out of scope: which steps are planned.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::network::{Block, Mac, TapOwner};
 use crate::owner::{Owned, TAP, UPLINK};
 
-/// Where a neighbour entry goes, and where a link is.
+/// Where a link is, and where a neighbour entry belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
@@ -29,36 +29,36 @@ pub enum Side {
 pub enum Action {
     /// Write the record.
     WriteRecord,
-    /// Make the namespace: settings, label, `lo`, and only then its name.
+    /// Create the namespace: settings, label, `lo`, and then its name.
     CreateNetns,
     /// Make it visible to `ip netns`.
     LinkHandle,
-    /// Put the namespace's settings right.
+    /// Correct the namespace's settings.
     Settle(BTreeMap<String, String>),
-    /// Remove a link inside that is not as it must be; everything inside is ours.
+    /// Remove a link in the namespace that is not as specified; everything in the namespace is ours.
     DeleteInside(Side),
     /// Remove the veth.
     DeleteHostLink(Owned<String>),
-    /// Make the TAP.
+    /// Create the TAP.
     CreateTap(TapOwner),
-    /// Put the program on the TAP that judges the guest's frames.
+    /// Attach the program that filters the guest's frames to the TAP.
     SetTapFilter {
-        /// Its name.
+        /// Its digest.
         digest: String,
     },
-    /// Make the veth, both ends in place.
+    /// Create the veth with both ends in their namespaces.
     CreateVeth,
-    /// Label the host's end, put it into its group, and turn IPv6 off on it.
+    /// Label the host's end, set its group, and turn IPv6 off on it.
     LabelHostLink,
-    /// Take a link out of the bridge or VRF that somebody made it a port of.
+    /// Remove a link from the bridge or VRF that another program made it a port of.
     Release(Side),
-    /// Set MAC and MTU, bring up.
+    /// Set MAC and MTU, bring the link up.
     Configure(Side),
     /// Give a link an address.
     AddAddress(Side, Ipv4Network),
-    /// Pin a neighbour.
+    /// Add a permanent neighbour.
     AddNeighbour(Side, Ipv4Addr, Mac),
-    /// Route the block over a link; its address does that by itself, unless somebody took the route away.
+    /// Route the block over a link. The link's address implies this route, unless another program has removed it.
     AddBlockRoute(Side, Block),
     /// Route everything over `up0`.
     AddDefaultRoute,
@@ -81,7 +81,7 @@ impl fmt::Display for Side {
 }
 
 impl Action {
-    /// Whether a link may have another index afterwards, or be gone.
+    /// Whether a link may have another index afterwards, or may be removed.
     pub(super) fn changes_names(&self) -> bool {
         match self {
             Self::CreateNetns
@@ -112,7 +112,7 @@ impl fmt::Display for Action {
         match self {
             Self::WriteRecord => f.write_str("write the VM's record"),
             Self::CreateNetns => f.write_str("create the namespace"),
-            Self::LinkHandle => f.write_str("show the namespace to ip netns"),
+            Self::LinkHandle => f.write_str("make the namespace visible to ip netns"),
             Self::Settle(keys) => {
                 let keys: Vec<&str> = keys.keys().map(String::as_str).collect();
                 write!(f, "set {}", keys.join(", "))
@@ -124,7 +124,7 @@ impl fmt::Display for Action {
             Self::CreateVeth => f.write_str("create the veth"),
             Self::LabelHostLink => write!(f, "label {}", Side::Host),
             Self::Release(side) => {
-                write!(f, "take {side} out of its foreign master (nomaster)")
+                write!(f, "detach {side} from its foreign master (nomaster)")
             }
             Self::Configure(side) => write!(f, "configure {side} and bring it up"),
             Self::AddAddress(side, address) => write!(f, "add address {address} to {side}"),

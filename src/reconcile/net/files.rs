@@ -1,4 +1,4 @@
-//! A VM's run directory: made with the record, removed with it. The same in every mode.
+//! A VM's run directory: created with the record, removed with it. The same in every mode.
 //! Out of scope: what the record contains; what the VMM keeps there.
 
 use std::path::Path;
@@ -7,19 +7,19 @@ use super::{LOCK, RECORD};
 use crate::host::fs::{self, Durability};
 use crate::host::{Error, Kind, ramdir};
 
-/// What of a run directory is there.
+/// The content of a run directory.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(super) struct Seen {
-    /// The record's text; none: no such file.
+    /// The record's text; `None` if there is no such file.
     pub(super) record: Option<String>,
-    /// The directory.
+    /// Whether the directory exists and contains files of ours, or is empty.
     pub(super) dir: bool,
 }
 
 pub(super) fn observe(dir: &Path) -> Result<Seen, Error> {
     let record = fs::read_text(&dir.join(RECORD))?;
     let is_there = match fs::look_at_dir(dir)? {
-        // With nothing but files of others in it, all that is ours is gone.
+        // If it contains only foreign files, everything of ours is removed.
         fs::Dir::Present(names) => {
             names.is_empty() || names.iter().any(|name| is_ours(name)) || ramdir::is_mounted(dir)?
         }
@@ -41,7 +41,7 @@ pub(super) fn write_record(dir: &Path, record: &str) -> Result<(), Error> {
     )
 }
 
-/// The record goes last: while it exists, the directory shows its owner. What is mounted on the directory is detached if necessary.
+/// The record is removed last: while it exists, the directory shows its owner. A mount on the directory is detached if necessary.
 pub(super) fn remove(dir: &Path) -> Result<(), Error> {
     if ramdir::is_mounted(dir)? {
         fs::free(dir)?;
@@ -51,7 +51,7 @@ pub(super) fn remove(dir: &Path) -> Result<(), Error> {
         remove_all(dir)?;
     }
     if let fs::Dir::Present(names) = fs::look_at_dir(dir)? {
-        tracing::warn!(dir = %dir.display(), ?names, "files that are not ours are left in the directory of a VM that is gone");
+        tracing::warn!(dir = %dir.display(), ?names, "the directory of a removed VM contains files that are not ours");
     }
     Ok(())
 }
@@ -72,8 +72,8 @@ fn is_ours(name: &str) -> bool {
             .is_some_and(|draft| draft.starts_with(RECORD))
 }
 
-/// The empty file below a namespace's mount, which a crash leaves when it comes just before mounting or just after unmounting.
-/// What is mounted on is busy, and stays.
+/// Removes the empty file below a namespace's mount. A crash just before mounting or just after unmounting leaves it. A mounted file is
+/// busy, and stays.
 pub(super) fn remove_vacant(path: &Path) -> Result<(), Error> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.is_file() && found.len() == 0 => match fs::remove(path) {

@@ -1,9 +1,9 @@
-//! Links by their names, asked for once between two looks.
-//! Out of scope: what a look sees.
+//! Caches the indexes of links by name between two observations.
+//! Out of scope: what an observation reads.
 //!
 //! # Why
-//! A path in the making is changed ten times over three links. To act on the index that a name had is also to act on that
-//! very link, whatever has the name by now: if it went, the kernel says so.
+//! Creating a data path takes ten changes of three links. An action on the cached index also affects exactly the link that was observed,
+//! whatever link has the name now: if the link was removed, the kernel returns an error.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,12 +12,12 @@ use crate::host::link::{self, Link};
 use crate::host::netlink::Handle;
 use crate::host::{self, Error};
 
-/// Names to indexes. Whoever uses it for links of several namespaces sees to it that their names differ.
+/// Names to indexes. The names must differ if links of several namespaces are cached.
 #[derive(Default)]
 pub(super) struct Found(Mutex<BTreeMap<String, u32>>);
 
 impl Found {
-    /// The index of the link of this name, if it passes `check` when it is seen.
+    /// Returns the index of the link of this name. A link that is not cached must pass `check`.
     pub async fn index(
         &self,
         netlink: &Handle,
@@ -33,7 +33,7 @@ impl Found {
         Ok(found.index)
     }
 
-    /// Something was made, taken away or looked at anew.
+    /// Clears the cache, after a change or before an observation.
     pub fn forget(&self) {
         self.indexes().clear();
     }
@@ -43,7 +43,7 @@ impl Found {
     }
 }
 
-/// The link of this name, which has to be there.
+/// Returns the link of this name, which must exist.
 pub(super) async fn get(netlink: &Handle, name: &str) -> Result<Link, host::Error> {
     let gone = std::io::Error::from_raw_os_error(libc::ENODEV);
     let found = link::get(netlink, name).await?;

@@ -1,26 +1,26 @@
-//! What every link of ours in the host namespace has: its group, and settings by which nothing that a guest says configures the host.
-//! Out of scope: who makes the links; what guests may send to each other (`firewall::antispoof`).
+//! The group and the settings of each of our links in the host namespace. With these settings no message from a guest configures the host.
+//! Out of scope: creating the links; what guests may send to each other (`firewall::antispoof`).
 //!
 //! # Why
-//! - Packets of bridge VMs come in at the bridge. Only there does the host need IPv4. It needs IPv6 nowhere: VMs are given no IPv6
-//!   addresses, and what they say to each other in IPv6 is bridged whether the host speaks it or not. With `disable_ipv6` the link has no
-//!   address, route or neighbour, and loses those that it had. A port needs nothing, but is not out of reach: what is sent to 01:80:c2:00:00:0X is taken in at the port itself
-//!   (`br_handle_frame`, net/bridge/br_input.c).
-//! - `accept_ra`, `autoconf` and `accept_redirects` of IPv6 are read from the link alone. Of IPv4, `accept_redirects` and
-//!   `accept_source_route` need `all` as well on a link that forwards (`IN_DEV_RX_REDIRECTS`, include/linux/inetdevice.h), so that a 0
-//!   here closes; `arp_ignore` and `arp_announce` are the larger of both. `forwarding` is compared for the same reason: without it
-//!   `all` or the link opens.
-//! - They are written while the link is down, and compared at every look.
+//! - Packets of bridge VMs arrive on the bridge. Only there does the host need IPv4. It needs IPv6 nowhere: VMs get no IPv6 addresses, and
+//!   IPv6 between VMs is bridged whether or not the host uses IPv6. With `disable_ipv6` the link has no address, route or neighbour, and
+//!   loses those that it had. A port needs none of them, but it can be addressed: frames to 01:80:c2:00:00:0X are received at the port
+//!   itself (`br_handle_frame`, net/bridge/br_input.c).
+//! - `accept_ra`, `autoconf` and `accept_redirects` of IPv6 are read from the link alone. For IPv4, `accept_redirects` and
+//!   `accept_source_route` also need `all` on a link that forwards (`IN_DEV_RX_REDIRECTS`, include/linux/inetdevice.h), so a 0 here turns
+//!   them off; `arp_ignore` and `arp_announce` are the maximum of both. `forwarding` is compared for the same reason: without it, either
+//!   `all` or the link turns them on.
+//! - They are written while the link is down, and compared at every observation.
 
 use crate::host::link::{Ipv4, Ipv4Key, Ipv6, Link};
 use crate::host::netns::Netns;
 use crate::host::{Error, sysctl};
 use crate::owner::link_group;
 
-/// A setting: the family, the key below `conf/<link>`, its value.
+/// A setting: the address family, the key below `conf/<link>`, its value.
 type Setting = (&'static str, &'static str, &'static str);
 
-/// Of a port of a bridge, and of the host's end of a veth.
+/// Settings of a port of a bridge.
 const OF_A_PORT: [Setting; 5] = [
     ("ipv6", "disable_ipv6", "1"),
     ("ipv6", "accept_ra", "0"),
@@ -29,23 +29,23 @@ const OF_A_PORT: [Setting; 5] = [
     ("ipv6", "proxy_ndp", "0"),
 ];
 
-/// Of a port as well, and set with its MAC and MTU in one message. Netlink has no such message for IPv6 (`inet6_set_link_af`).
+/// Further settings of a port, set with its MAC and MTU in one message. Netlink has no such message for IPv6 (`inet6_set_link_af`).
 pub(in crate::reconcile) const PORT_IPV4: [(Ipv4Key, u32); 3] = [
     (Ipv4Key::AcceptRedirects, 0),
     (Ipv4Key::AcceptSourceRoute, 0),
-    // No answer to ARP, whatever is asked for: the port has no address.
+    // No ARP request is answered: the port has no address.
     (Ipv4Key::ArpIgnore, 8),
 ];
 
-/// Of the host's end of a veth. Its peer speaks no IPv6, and what it says in IPv4 is dropped before it is routed. Where IPv6 is
-/// disabled, no advertisement or redirect is read (`ip6_rcv_core`), so the other settings are not written for every VM.
+/// Settings of the host's end of a veth. Its peer sends no IPv6, and its IPv4 packets are dropped before they are routed. Where IPv6 is
+/// disabled, advertisements and redirects are not processed (`ip6_rcv_core`), so the other settings are not written for every VM.
 const OF_A_VETH: [Setting; 1] = [("ipv6", "disable_ipv6", "1")];
 
-/// Of the host's end of a veth as well, set with its label in one message. A packet is forwarded if the link that it comes in by
-/// has `forwarding` on; the host's switch sets it on the links that are there, and new links take `conf/default`.
+/// Further settings of the host's end of a veth, set with its label in one message. A packet is forwarded if `forwarding` is on for the
+/// link that it arrives on; the host's forwarding switch sets it on all existing links, and new links take `conf/default`.
 pub(in crate::reconcile) const VETH_IPV4: [(Ipv4Key, u32); 1] = [(Ipv4Key::Forwarding, 1)];
 
-/// Of a bridge of ours.
+/// Settings of a managed bridge.
 const OF_A_BRIDGE: [Setting; 14] = [
     ("ipv6", "disable_ipv6", "1"),
     ("ipv6", "accept_ra", "0"),
@@ -59,9 +59,9 @@ const OF_A_BRIDGE: [Setting; 14] = [
     ("ipv4", "accept_source_route", "0"),
     ("ipv4", "proxy_arp", "0"),
     ("ipv4", "arp_accept", "0"),
-    // The host answers for its addresses on the bridge, and asks in their name, not for those of its other links.
+    // The host answers for its addresses on the bridge, and sends requests from them, not from those of its other links.
     ("ipv4", "arp_announce", "2"),
-    // And only to senders of its subnet: `arp_process` makes a neighbour of every sender that is answered.
+    // Only senders of its subnet are answered: `arp_process` creates a neighbour for every sender that is answered.
     ("ipv4", "arp_ignore", "2"),
 ];
 
@@ -80,7 +80,7 @@ pub(in crate::reconcile) fn write_bridge(home: &Netns, link: &str) -> Result<(),
     write(home, link, &OF_A_BRIDGE)
 }
 
-/// Slashes, because a link's name may hold dots. What a link or kernel without IPv6 does not have need not be written.
+/// Uses slashes, because a link's name may contain dots. Settings that a link or a kernel without IPv6 does not have are skipped.
 fn write(home: &Netns, link: &str, settings: &[Setting]) -> Result<(), Error> {
     let key = |(family, key, value): &Setting| (format!("net/{family}/conf/{link}/{key}"), *value);
     let values: Vec<(String, &str)> = settings.iter().map(key).collect();
@@ -88,11 +88,11 @@ fn write(home: &Netns, link: &str, settings: &[Setting]) -> Result<(), Error> {
         .iter()
         .map(|(key, value)| (key.as_str(), *value))
         .collect();
-    // Not kept open, as the directories of `Netns::write_sysctls` are: links come and go.
+    // Not through directories that are kept open, as in `Netns::write_sysctls`: links are created and removed.
     home.run_here(|| sysctl::write_many(&values))
 }
 
-/// A port has its group and settings.
+/// Whether a port has its group and settings.
 pub(in crate::reconcile) fn is_port(link: &Link) -> bool {
     let ipv4 = |ipv4: Ipv4| {
         (ipv4.accept_redirects, ipv4.accept_source_route) == (0, 0) && ipv4.arp_ignore == 8
@@ -100,7 +100,7 @@ pub(in crate::reconcile) fn is_port(link: &Link) -> bool {
     link.group == link_group::PORT && link.ipv6.is_none_or(is_off) && link.ipv4.is_none_or(ipv4)
 }
 
-/// The host's end of a veth has its group and settings.
+/// Whether the host's end of a veth has its group and settings.
 pub(in crate::reconcile) fn is_veth(link: &Link) -> bool {
     let is_off = |ipv6: Ipv6| ipv6.disabled && ipv6.bare;
     let forwards = |ipv4: Ipv4| ipv4.forwarding == 1;
@@ -109,7 +109,7 @@ pub(in crate::reconcile) fn is_veth(link: &Link) -> bool {
         && link.ipv4.is_none_or(forwards)
 }
 
-/// A bridge has its group and settings.
+/// Whether a bridge has its group and settings.
 pub(in crate::reconcile) fn is_bridge(link: &Link) -> bool {
     let right = |ipv4: Ipv4| Ipv4 {
         forwarding: 1,
@@ -157,7 +157,7 @@ mod tests {
     };
 
     #[test]
-    fn each_setting_by_itself_makes_a_bridge_differ() {
+    fn each_wrong_setting_of_a_bridge_is_detected() {
         assert!(is_bridge(&bridge()));
         let changes: [fn(&mut Link); 13] = [
             |link| link.group = 0,
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn each_setting_by_itself_makes_a_port_and_a_veth_differ() {
+    fn each_wrong_setting_of_a_port_and_a_veth_is_detected() {
         let port = Link {
             group: link_group::PORT,
             ipv4: Some(Ipv4 {

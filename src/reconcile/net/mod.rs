@@ -27,20 +27,20 @@ use crate::host::netns::Netns;
 pub use action::{Action, Side};
 pub use plan::{Desired, HostLink, Inside, NetnsSeen, Observed, Slot, TapSeen, Uplink};
 
-/// What the VM's namespace routes through: an address that no pool can hold, so that it is on-link everywhere.
-/// Nobody has it: a permanent neighbour entry stands for it.
+/// The next hop of the VM's namespace: an address that no pool can contain, so that it is on-link everywhere. No host has it; a permanent
+/// neighbour entry maps it to the MAC of the host's veth end.
 pub const NEXT_HOP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 0, 1);
 
-/// Bytes, on every link of the path.
+/// Bytes, on every link of the data path.
 pub const MTU: u32 = 1500;
 
-/// The file in a VM's run directory that says whose everything is.
+/// The file in a VM's run directory that identifies the owner of the VM's resources.
 pub const RECORD: &str = "record.json";
 
 /// The file in a VM's run directory that the older iptables back end locks while it writes the namespace's rules.
 pub const LOCK: &str = "xtables.lock";
 
-/// The rung's hands for one run about one VM.
+/// The reconciler of the Net stage in isolated mode, for one run and one VM.
 pub struct Net {
     /// The namespace that the daemon was started in.
     pub home: Netns,
@@ -54,7 +54,7 @@ pub struct Net {
 }
 
 impl Net {
-    /// Hands for one run.
+    /// Creates the reconciler for one run.
     pub fn new(home: Netns, netlink: Handle) -> Self {
         Self {
             home,
@@ -67,7 +67,7 @@ impl Net {
         }
     }
 
-    /// Whether a namespace was made in this run: what was known of one before is of no use.
+    /// Whether a namespace was created in this run. What was known of an earlier one is then obsolete.
     pub fn made_netns(&self) -> bool {
         self.made_netns.load(Ordering::Relaxed)
     }
@@ -112,8 +112,8 @@ impl Reconcile for Net {
     }
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
-        // A record is a file and nothing of the kernel's: what was seen a moment ago beside it still stands. Every change of
-        // a policy writes one, so this halves what such a change costs.
+        // A record is a file and no kernel object: the rest of the last observation is still valid. Every change of a policy writes a
+        // record, so this halves the cost of such a change.
         if *action != Action::WriteRecord {
             self.seen().take();
         }

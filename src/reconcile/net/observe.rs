@@ -51,7 +51,7 @@ pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, ho
     })
 }
 
-/// What was seen in this run, with the record as it is now.
+/// Returns the last observation of this run, with the present record.
 pub(super) fn record_again(desired: &Desired, seen: Observed) -> Result<Observed, host::Error> {
     let Seen {
         record,
@@ -66,7 +66,7 @@ pub(super) fn record_again(desired: &Desired, seen: Observed) -> Result<Observed
     })
 }
 
-/// The host's switch, which sets `forwarding` of every link.
+/// The host's forwarding switch, which sets `forwarding` of every link.
 const SWITCH: &str = "net.ipv4.ip_forward";
 
 async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLink>, host::Error> {
@@ -74,7 +74,7 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
     let Some(mut seen) = link::get(&net.netlink, &name).await? else {
         return Ok(None);
     };
-    // Switched off together with all links: the host network's reconciler restores it on all of them.
+    // Turned off together with all links: the host network's reconciler restores it on all of them.
     if let Some(ipv4) = seen.ipv4.as_mut().filter(|ipv4| ipv4.forwarding == 0)
         && net.home.run_here(|| sysctl::read(SWITCH))? == "0"
     {
@@ -86,7 +86,7 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
         Some(guest) => routed::is_routed(&net.netlink, guest, seen.index).await?,
         None => false,
     };
-    // One that is down has no route yet.
+    // A link that is down has no route yet.
     let taken = match guest {
         Some(guest) if seen.up && !routed => {
             routed::taken(&net.netlink, guest, seen.index, Block::PREFIX_LEN).await?
@@ -95,7 +95,7 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
     };
     let addresses = match addresses(&net.netlink, seen.index).await {
         Ok(addresses) => addresses,
-        // The kernel's own word: a link that was fading away has gone since it was found.
+        // The kernel reports that the link was removed after it was found.
         Err(error) if error.kind == Kind::Absent => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -120,8 +120,8 @@ async fn observe_inside(
     netlink: &Handle,
     desired: &Desired,
 ) -> Result<Inside, host::Error> {
-    // Not one list of both: a question about one link also has the kernel take note at once of its carrier, without which the link
-    // drops every packet (`linkwatch_sync_dev` in `rtnl_getlink`; by itself that may take a second).
+    // Two requests and not one list: a request for one link also makes the kernel process a pending change of its carrier, without which
+    // the link drops every packet (`linkwatch_sync_dev` in `rtnl_getlink`; otherwise that may take a second).
     let tap = link::get(netlink, TAP).await?;
     let uplink = link::get(netlink, UPLINK).await?;
     let strayed = settings::strayed(netns, &[tap.as_ref(), uplink.as_ref()])?;
@@ -170,8 +170,8 @@ async fn observe_inside(
     })
 }
 
-/// What is pinned for the one address that we pin on a link. Not a listing: the kernel keeps the neighbours of all
-/// namespaces in one table (`neigh_table`), and a listing goes through all of it.
+/// Returns the permanent neighbour with this address. This is not a dump: the kernel keeps the neighbours of all namespaces in one table
+/// (`neigh_table`), and a dump traverses all of it.
 async fn pinned(
     netlink: &Handle,
     index: u32,
@@ -187,7 +187,7 @@ async fn pinned(
         .collect())
 }
 
-/// The name of the program of ours on a link, if it is the only filter there: everything in the namespace is ours.
+/// Returns the digest of our program on a link, if it is the only filter there: everything in the namespace is ours.
 async fn program(netlink: &Handle, index: u32) -> Result<Option<String>, host::Error> {
     let filters = tc::list(netlink, index).await?;
     match filters.as_slice() {
@@ -199,7 +199,7 @@ async fn program(netlink: &Handle, index: u32) -> Result<Option<String>, host::E
     }
 }
 
-/// Who may open the TAP, if it is the kind of TAP we make.
+/// Who may open the TAP, if it is the kind of TAP that we create.
 pub(super) fn tap_owner(link: &Link) -> Option<TapOwner> {
     let tun = link.tun.as_ref()?;
     let sound = tun.layer == Layer::Tap && tun.persist && !tun.packet_info && !tun.multi_queue;
@@ -217,7 +217,7 @@ pub(super) async fn addresses(
     Ok(found.into_iter().map(|addr| addr.net).collect())
 }
 
-/// A link without a MAC is none that we made.
+/// A link without a MAC was not created by us.
 pub(super) fn mac(found: Option<[u8; 6]>) -> Mac {
     Mac(found.unwrap_or_default())
 }

@@ -1,5 +1,5 @@
-//! A VM's own place on the host: its run directory with its record, its namespace, the namespace's handle for `ip netns`.
-//! Out of scope: what is in the namespace.
+//! A VM's location on the host: its run directory with its record, its namespace, and the namespace's handle for `ip netns`.
+//! Out of scope: the content of the namespace.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,21 +14,21 @@ use crate::host::netns::{self, Netns};
 use crate::host::{Error, Kind, fs, link};
 use crate::owner::{self, Label, RunDir, VmNames};
 
-/// Whose place, and where.
+/// The owner and the directory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
     pub label: &'a Label,
     pub run_dir: &'a Path,
 }
 
-/// What of the namespace is not there.
+/// The parts of the namespace that are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gaps {
     pub netns: bool,
     pub handle: bool,
 }
 
-/// What is there.
+/// The parts that exist.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub record: Option<String>,
@@ -36,14 +36,14 @@ pub(super) struct Seen {
     pub handle: Option<PathBuf>,
 }
 
-/// The VM's namespace, entered once a run.
+/// The VM's namespace, entered once per run.
 #[derive(Clone)]
 pub(super) struct Room {
     pub netns: Netns,
     pub netlink: Handle,
 }
 
-/// Keeps a socket inside a namespace for a run.
+/// Keeps a netlink socket in a namespace for a run.
 #[derive(Default)]
 pub(super) struct Door(Mutex<Option<Room>>);
 
@@ -68,7 +68,7 @@ impl Place<'_> {
         RunDir(self.run_dir.to_owned())
     }
 
-    /// What is missing of the namespace, unless somebody else's stands there.
+    /// Returns what is missing of the namespace; a conflict if a foreign namespace has its path.
     pub fn gaps(&self, netns: &NetnsSeen, handle: Option<&PathBuf>) -> Result<Gaps, Conflict> {
         let absent = match netns {
             NetnsSeen::Absent => true,
@@ -88,7 +88,7 @@ impl Place<'_> {
             Some(target) if *target == self.netns() => false,
             Some(target) => {
                 let handle = self.handle();
-                // `ip netns del` would follow a symlink and take the namespace it leads to out of the way.
+                // `ip netns del` would follow a symlink and remove the namespace that it leads to.
                 let remedy = match *target == handle {
                     true => format!("remove it: ip netns del {}", self.names().netns),
                     false => format!("remove the link: rm {}", handle.display()),
@@ -112,7 +112,7 @@ impl Place<'_> {
         })
     }
 
-    /// The namespace that stands there, whosesoever.
+    /// Opens the namespace at the VM's path, whoever its owner is.
     pub fn open(&self) -> Result<Option<Netns>, Error> {
         match Netns::open(&self.netns()) {
             Ok(found) => Ok(Some(found)),
@@ -121,8 +121,8 @@ impl Place<'_> {
         }
     }
 
-    /// A namespace with its label on `lo`, which is up, and whatever `settle` does before anyone can see it. `None`: there is
-    /// one already.
+    /// Creates a namespace with its label on `lo`, which is up. `settle` runs before the namespace is visible to others. `None`: a
+    /// namespace exists already.
     pub async fn create_netns(
         &self,
         settle: fn(&Netns) -> Result<(), Error>,
@@ -155,7 +155,7 @@ impl Place<'_> {
         exists_is_done(made)
     }
 
-    /// The run directory, and what is left below the mount of a namespace.
+    /// Removes the run directory, and the file below the mount of a namespace.
     pub fn remove_dir(&self) -> Result<(), Error> {
         files::remove_vacant(&self.netns())?;
         files::remove(&self.vm_dir())
@@ -163,7 +163,7 @@ impl Place<'_> {
 }
 
 impl Door {
-    /// Enters a namespace and stays inside; if it is there already, nothing happens.
+    /// Enters a namespace and keeps it open. If it is entered already, nothing changes.
     pub async fn enter(&self, netns: Netns) -> Result<Room, Error> {
         let known = self.room().take();
         let room = match known {
@@ -177,14 +177,14 @@ impl Door {
         Ok(room)
     }
 
-    /// `Absent` when no namespace was entered.
+    /// `Absent` if no namespace was entered.
     pub fn inside(&self) -> Result<Room, Error> {
         let gone = std::io::Error::from_raw_os_error(libc::ENOENT);
         let room = self.room().clone();
         room.ok_or_else(|| Error::io("enter", "the VM's namespace", gone))
     }
 
-    /// Lets go of the namespace: a socket inside would keep it alive.
+    /// Closes the namespace: a socket in it would keep it alive.
     pub fn leave(&self) {
         self.room().take();
     }
@@ -199,7 +199,7 @@ fn read_link(path: &Path) -> Result<Option<PathBuf>, Error> {
     match std::fs::read_link(path) {
         Ok(target) => Ok(Some(target)),
         Err(e) if Kind::of(&e) == Kind::Absent => Ok(None),
-        // No symlink: a mount point, a file. It points to itself.
+        // Not a symlink but a mount point or a file. It is reported as pointing to itself.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(Some(path.to_owned())),
         Err(e) => Err(fail(e)),
     }

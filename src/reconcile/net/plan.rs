@@ -1,4 +1,4 @@
-//! What is to be done for a VM's data path. Pure.
+//! Plans the actions for a VM's data path. Pure.
 //! Out of scope: rules.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,14 +17,14 @@ use crate::host::tc::Insn;
 use crate::owner::{Label, Owned, VmNames};
 use crate::reconcile::firewall::antispoof;
 
-/// What ought to be for one VM.
+/// The desired state for one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
-    /// Whose it is: names are made from it.
+    /// The owner; the names of links and files are derived from it.
     pub label: Label,
-    /// Where the namespace and the record stand.
+    /// The directory of the namespace and the record.
     pub run_dir: PathBuf,
-    /// The data path; none: nothing of it.
+    /// The data path. `None`: it is to be removed.
     pub slot: Option<Slot>,
 }
 
@@ -39,42 +39,42 @@ pub struct Slot {
     pub record: String,
 }
 
-/// What is.
+/// The observed state.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Observed {
-    /// The record's text; none: no such file.
+    /// The record's text; `None` if there is no such file.
     pub record: Option<String>,
-    /// The VM's run directory is there.
+    /// Whether the VM's run directory exists.
     pub dir: bool,
     /// The namespace.
     pub netns: NetnsSeen,
-    /// Where `/run/netns/<name>` points to; none: nothing there. A file that is no symlink points to itself.
+    /// Where `/run/netns/<name>` points to; `None` if it does not exist. A file that is not a symlink points to itself.
     pub handle: Option<PathBuf>,
-    /// What bears the veth's name in the host namespace.
+    /// The link with the veth's name in the host namespace.
     pub host_link: Option<HostLink>,
-    /// What is in the namespace, if it is ours.
+    /// The content of the namespace, if it is ours.
     pub inside: Option<Inside>,
 }
 
-/// What stands at the namespace's path.
+/// The namespace at the VM's path.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub enum NetnsSeen {
-    /// No namespace; perhaps an empty file that a crash left.
+    /// No namespace; possibly an empty file that a crash left.
     #[default]
     Absent,
     /// A namespace, and the alias of its `lo`.
     Present(Option<String>),
 }
 
-/// A link in the host namespace that bears our name.
+/// A link in the host namespace with one of our names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostLink {
     /// Its label.
     pub alias: Option<String>,
     /// Its MAC.
     pub mac: Mac,
-    /// Its index, as its peer names it.
+    /// Its index.
     pub index: u32,
     /// Its peer's index, in the peer's namespace.
     pub peer: Option<u32>,
@@ -86,37 +86,36 @@ pub struct HostLink {
     pub addresses: BTreeSet<Ipv4Network>,
     /// Permanent neighbours.
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
-    /// The host sends the guest's packets straight over it.
+    /// Whether the host sends the guest's packets directly over it.
     pub routed: bool,
-    /// What takes the guest's packets instead.
+    /// The route or rule that takes the guest's packets instead.
     #[serde(default)]
     pub taken: Option<Taken>,
-    /// It is in the group of isolated VMs' links, the host speaks no IPv6 on it and forwards what comes in there
-    /// ([`super::host_links`]).
+    /// It is in the group of isolated VMs' links, IPv6 is off on it, and packets that arrive on it are forwarded ([`super::host_links`]).
     pub bare: bool,
-    /// It has a master: its packets enter the host as the master's, which rules about our links do not match.
+    /// It has a master: its packets enter the host as the master's packets, which rules about our links do not match.
     #[serde(default)]
     pub port: bool,
 }
 
-/// The namespace's inside.
+/// The content of the namespace.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Inside {
-    /// What bears the name `tap0`.
+    /// The link named `tap0`.
     pub tap: Option<TapSeen>,
-    /// What bears the name `up0`.
+    /// The link named `up0`.
     pub uplink: Option<Uplink>,
     /// Next hop of the default route over `up0`.
     pub default_via: Option<Ipv4Addr>,
-    /// Settings that stand otherwise than ours: key to value.
+    /// Settings that differ from ours: key to the value that it should have.
     pub strayed: BTreeMap<String, String>,
 }
 
-/// A link called `tap0`.
+/// A link named `tap0`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TapSeen {
-    /// It is a TAP, persistent, with one queue, and this is who may open it; none: another kind of link.
+    /// Who may open the TAP, if it is a persistent TAP with one queue; `None` for another kind of link.
     pub owner: Option<TapOwner>,
     /// Its MAC.
     pub mac: Mac,
@@ -130,7 +129,7 @@ pub struct TapSeen {
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
     /// On-link routes over it.
     pub routes: BTreeSet<Ipv4Network>,
-    /// The name of the program that judges the guest's frames ([`antispoof::digest`]).
+    /// The digest of the program that filters the guest's frames ([`antispoof::digest`]).
     #[serde(default)]
     pub program: Option<String>,
     /// It has a master.
@@ -138,10 +137,10 @@ pub struct TapSeen {
     pub port: bool,
 }
 
-/// A link called `up0`.
+/// A link named `up0`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Uplink {
-    /// Its index, as its peer names it.
+    /// Its index.
     pub index: u32,
     /// Its peer's index, in the host namespace.
     pub peer: Option<u32>,
@@ -174,7 +173,7 @@ impl Desired {
         self.place().handle()
     }
 
-    /// Its own directory.
+    /// Its run directory.
     pub fn vm_dir(&self) -> PathBuf {
         self.place().vm_dir()
     }
@@ -204,8 +203,8 @@ fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
     {
         plan.push(Action::DeleteNetns(netns));
     }
-    // Last: the kernel takes the links of many dying namespaces away together, where one by one each costs an RCU grace
-    // period under the lock of all links.
+    // Last: the kernel removes the links of many deleted namespaces together. Deleting them one by one takes an RCU grace period each,
+    // under the lock of all links.
     if let Some(link) = owned_host_link(desired, observed.host_link.as_ref()) {
         plan.push(Action::DeleteHostLink(link));
     }
@@ -218,7 +217,7 @@ fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
 fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let mut plan = Vec::new();
     let record = (observed.record.as_ref() != Some(&slot.record)).then_some(Action::WriteRecord);
-    // Where the slot exists the record is written last: a record that does not fit on a full disk must not prevent repairs.
+    // If the slot exists, the record is written last: a record that does not fit on a full disk must not prevent repairs.
     let exists = observed.record.is_some() && observed.inside.is_some();
     plan.extend(record.clone().filter(|_| !exists));
     plan_netns(desired, observed, &mut plan)?;
@@ -236,7 +235,7 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
         &mut plan,
     )?;
     plan.extend(record.filter(|_| exists));
-    // Last: what is ours is put right whatever others do.
+    // Last: what belongs to us is repaired whatever other programs do.
     match observed
         .host_link
         .as_ref()
@@ -272,7 +271,7 @@ fn plan_tap(desired: &Desired, slot: &Slot, seen: Option<&TapSeen>, plan: &mut V
     if kept.is_some_and(|tap| tap.port) {
         plan.push(Action::Release(Side::Tap));
     }
-    // Before the TAP is up: nothing is learned from a guest.
+    // Before the TAP is up: no neighbour is learned from a guest.
     let digest = antispoof::digest(&program(slot, &names));
     if kept.and_then(|tap| tap.program.as_ref()) != Some(&digest) {
         plan.push(Action::SetTapFilter { digest });
@@ -295,7 +294,7 @@ fn plan_tap(desired: &Desired, slot: &Slot, seen: Option<&TapSeen>, plan: &mut V
     }
 }
 
-/// What judges the guest's frames.
+/// The program that filters the guest's frames.
 pub(super) fn program(slot: &Slot, names: &VmNames) -> Vec<Insn> {
     let (guest, gateway) = (slot.block.guest(), slot.block.gateway());
     antispoof::program_isolated(names.guest_mac, guest, gateway)
@@ -344,7 +343,7 @@ fn plan_host_end(
     names: &VmNames,
     plan: &mut Vec<Action>,
 ) {
-    // First: while it has a master, the guest's packets are not seen to come from it.
+    // First: while it has a master, the guest's packets do not appear to come from it.
     if host.is_some_and(|host| host.port) {
         plan.push(Action::Release(Side::Host));
     }

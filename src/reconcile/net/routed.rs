@@ -1,9 +1,9 @@
-//! Whether the host sends packets for a VM's address over the VM's link, and who takes them if it does not.
-//! Out of scope: the routes and rules of ours.
+//! Whether the host sends packets for a VM's address over the VM's link, and which route or rule takes them if it does not.
+//! Out of scope: our own routes and rules.
 //!
 //! # Why
-//! The question is what the kernel does with a packet, not which routes of ours there are: a narrower route, or a rule of policy routing
-//! that has another table asked first, takes the packets while all our routes and rules are in place.
+//! The result depends on the kernel's decision for a packet, not on our routes: a more specific route, or a policy routing rule that
+//! selects another table first, takes the packets while all our routes and rules are in place.
 
 use std::net::Ipv4Addr;
 
@@ -14,20 +14,20 @@ use crate::host::routing_rule::{self, LOCAL, MAIN, RoutingRule};
 use crate::host::{self, link, route};
 use crate::reconcile::Conflict;
 
-/// Of the kernel's rule that has the main table asked.
+/// The priority of the kernel's rule for the main table.
 const MAIN_PRIORITY: u32 = 32766;
 
-/// What takes packets for a VM's address.
+/// The route or rule that takes packets to a VM's address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Taken {
     /// The route or rule.
     pub by: String,
-    /// What a person can do about it.
+    /// How the user can remove it.
     pub remedy: String,
 }
 
 impl Taken {
-    /// That it is in the way of this VM.
+    /// The conflict that it causes for this VM.
     pub fn conflict(&self, ip: Ipv4Addr) -> Conflict {
         Conflict {
             thing: format!("{}, which takes packets to the VM's address {ip},", self.by),
@@ -36,7 +36,7 @@ impl Taken {
     }
 }
 
-/// Whether packets to `ip` go straight over a link.
+/// Whether packets to `ip` are sent directly over a link.
 pub(super) async fn is_routed(
     netlink: &Handle,
     ip: Ipv4Addr,
@@ -45,8 +45,8 @@ pub(super) async fn is_routed(
     Ok(route::lookup(netlink, ip).await? == Some((index, None)))
 }
 
-/// Who takes packets to `ip` that a route of at least this length in the main table is to lead over a link. None: nobody, that route
-/// is missing.
+/// Returns what takes packets to `ip` that a route of at least this prefix length in the main table is to send over a link. `None`: nothing
+/// takes them, our route is missing.
 pub(super) async fn taken(
     netlink: &Handle,
     ip: Ipv4Addr,

@@ -8,13 +8,12 @@ use crate::host::netns::Netns;
 use crate::host::{Error, cttimeout};
 use crate::reconcile::limits;
 
-/// Key and value. `default` is what a new link starts with, `all` is joined with each link's own
-/// (Documentation/networking/ip-sysctl.rst).
+/// Key and value. New links start with `default`; `all` is combined with each link's own value (Documentation/networking/ip-sysctl.rst).
 const SETTINGS: [(&str, &str); 27] = [
-    // No IPv6 at all: nothing to filter, nothing to forget.
+    // IPv6 is off completely, so there is nothing to filter.
     ("net.ipv6.conf.all.disable_ipv6", "1"),
     ("net.ipv6.conf.default.disable_ipv6", "1"),
-    // A guest must not re-route its own gateway, nor be told to.
+    // A guest must not change the route of its gateway, nor receive redirects.
     ("net.ipv4.conf.all.accept_redirects", "0"),
     ("net.ipv4.conf.default.accept_redirects", "0"),
     ("net.ipv4.conf.all.send_redirects", "0"),
@@ -23,15 +22,15 @@ const SETTINGS: [(&str, &str); 27] = [
     ("net.ipv4.conf.default.accept_source_route", "0"),
     ("net.ipv4.conf.all.route_localnet", "0"),
     ("net.ipv4.conf.default.route_localnet", "0"),
-    // The host's end of the veth has the gateway's address, too: its "fragmentation needed" and "time exceeded" come from an
-    // address that is local here. Sources are judged by the rules, not by the routes.
+    // The host's end of the veth also has the gateway's address: its "fragmentation needed" and "time exceeded" come from an address that
+    // is local here. Sources are checked by the rules, not by the routes.
     ("net.ipv4.conf.all.accept_local", "1"),
     ("net.ipv4.conf.all.rp_filter", "0"),
     ("net.ipv4.conf.default.rp_filter", "0"),
-    // The guest is asked for by its one address only, on the link that has it.
+    // ARP requests are answered only for the address of the link that they arrive on.
     ("net.ipv4.conf.all.arp_ignore", "1"),
-    // A new namespace copies these of the first one (`devinet_init_net`, unless `net.core.devconf_inherit_init_net` is set
-    // otherwise): nobody but the gateway answers ARP, broadcasts are not forwarded, a guest makes no neighbours and no log.
+    // A new namespace copies these from the first one (`devinet_init_net`, unless `net.core.devconf_inherit_init_net` differs). With these
+    // values only the gateway answers ARP requests, broadcasts are not forwarded, and a guest creates no neighbours and no log messages.
     ("net.ipv4.conf.default.arp_ignore", "0"),
     ("net.ipv4.conf.all.proxy_arp", "0"),
     ("net.ipv4.conf.default.proxy_arp", "0"),
@@ -47,17 +46,19 @@ const SETTINGS: [(&str, &str); 27] = [
     ("net.ipv4.conf.default.log_martians", "0"),
 ];
 
-/// The first of [`SETTINGS`] that a namespace has right unless the first namespace's owner changed it.
+/// The settings from this index on are right in a new namespace, unless the owner of the first namespace has changed them.
 const INHERITED: usize = 14;
 
-/// The forwarding switch of [`crate::reconcile::firewall`]. A write sets `forwarding` of every link, and only the link's own has an effect.
+/// The forwarding switch of [`crate::reconcile::firewall`]. A write sets `forwarding` of every link, and only the link's own value has an
+/// effect.
 const GATE: &str = "net.ipv4.conf.all.forwarding";
 
 /// Reads a setting.
 type Value = fn(&Ipv4) -> i32;
 
-/// A link's own values, all 0, of settings that the kernel joins with `all` or takes from the link alone (`IN_DEV_ORCONF`, `IN_DEV_MAXCONF`,
-/// `IN_DEV_ANDCONF` in linux/inetdevice.h). They come with the link, so that `default` matters only where a link is to be created.
+/// A link's own values, all 0, of settings that the kernel combines with `all` or reads from the link alone (`IN_DEV_ORCONF`,
+/// `IN_DEV_MAXCONF`, `IN_DEV_ANDCONF` in linux/inetdevice.h). They are read with the link, so that `default` matters only if a link is to
+/// be created.
 const OF_A_LINK: [(&str, Value); 12] = [
     ("accept_redirects", |ipv4| ipv4.accept_redirects),
     ("send_redirects", |ipv4| ipv4.send_redirects),
@@ -73,7 +74,7 @@ const OF_A_LINK: [(&str, Value); 12] = [
     ("log_martians", |ipv4| ipv4.log_martians),
 ];
 
-/// Whether a key is one link's own.
+/// Whether a key belongs to a single link.
 pub(super) fn is_of_a_link(key: &str) -> bool {
     let link = key
         .strip_prefix("net.ipv4.conf.")
@@ -81,7 +82,7 @@ pub(super) fn is_of_a_link(key: &str) -> bool {
     link.is_some_and(|rest| !rest.starts_with("all.") && !rest.starts_with("default."))
 }
 
-/// Writes them all. A kernel without IPv6 has no IPv6 to switch off.
+/// Writes all settings. A kernel without IPv6 has no IPv6 settings.
 pub(super) fn write_all(netns: &Netns) -> Result<(), Error> {
     // `all.disable_ipv6` sets `default` as well (`addrconf_disable_ipv6`, net/ipv6/addrconf.c).
     let unset = SETTINGS[..INHERITED]
@@ -93,11 +94,11 @@ pub(super) fn write_all(netns: &Netns) -> Result<(), Error> {
         .filter(|((_, value), found)| found.as_ref().is_some_and(|found| found != value))
         .map(|(setting, _)| setting);
     netns.write_sysctls(&unset.chain(inherited).copied().collect::<Vec<_>>())?;
-    // One message instead of a file for each.
+    // One message instead of one file per timeout.
     netns.run_here(|| cttimeout::set_defaults(&limits::timeouts()))
 }
 
-/// Those that differ, with the value they should have; of each of our links, too, where `all` does not decide.
+/// Returns the settings that differ, with the value that they should have; also those of each of our links if `all` does not decide.
 pub(super) fn strayed(
     netns: &Netns,
     links: &[Option<&Link>],
@@ -122,7 +123,7 @@ pub(super) fn strayed(
         strayed.extend(of_a_link(link, gate.as_deref()));
     }
     for (state, attribute, seconds) in limits::TIMEOUTS {
-        // There is no sysctl for simultaneous opening.
+        // There is no sysctl for simultaneous open.
         if state != "syn_sent2"
             && timeouts
                 .get(&attribute)
@@ -135,7 +136,7 @@ pub(super) fn strayed(
     Ok(strayed)
 }
 
-/// Settings of a link's own that differ. `gate`: the namespace's forwarding switch.
+/// A link's own settings that differ. `gate`: the namespace's forwarding switch.
 fn of_a_link(link: &Link, gate: Option<&str>) -> BTreeMap<String, String> {
     let mut differ = BTreeMap::new();
     let mut note = |family: &str, key: &str, right: &str| {
@@ -152,7 +153,7 @@ fn of_a_link(link: &Link, gate: Option<&str>) -> BTreeMap<String, String> {
             note("ipv4", "forwarding", gate);
         }
     }
-    // The kernel asks the link alone (`ipv6_rcv`); `all` is copied to the links when it is written.
+    // The kernel reads the link's value alone (`ipv6_rcv`); `all` is copied to the links when it is written.
     if link.ipv6.is_some_and(|ipv6| !ipv6.disabled) {
         note("ipv6", "disable_ipv6", "1");
     }
@@ -167,7 +168,7 @@ mod tests {
     type Break = fn(&mut Ipv4);
 
     #[test]
-    fn each_setting_of_a_link_by_itself_is_found() {
+    fn each_wrong_setting_of_a_link_is_detected() {
         let right = Link {
             name: "tap0".into(),
             ipv4: Some(Ipv4 {

@@ -1,5 +1,5 @@
-//! `network:` of a bridge group: names, the gateway, which addresses its VMs get.
-//! Out of scope: what exists on the host already, other groups on the bridge.
+//! Reads `network:` of a bridge group: names, the gateway, the addresses of its VMs.
+//! Out of scope: objects that exist on the host; other groups on the bridge.
 
 mod subnet;
 
@@ -32,7 +32,7 @@ pub fn read(reader: &mut Reader, network: &Section, whose: &Whose) -> Option<Net
     let (antispoof, isolate_ports) = (flag("antispoof", true), flag("isolate_ports", false));
     let tap_owner = read_tap_owner(reader, network);
     let max_connections = read_max_connections(reader, network);
-    // Without a name nothing can be derived; the group has been refused for that.
+    // Nothing can be derived without a name; the missing name has been reported.
     let group = whose.name?;
     let spec = BridgeSpec {
         bridge: bridge.map_or_else(|| link_name::bridge_of(group), str::to_owned),
@@ -51,7 +51,7 @@ pub fn read(reader: &mut Reader, network: &Section, whose: &Whose) -> Option<Net
     })
 }
 
-/// One that is refused comes back all the same: it is not absent, so nothing is derived in its place.
+/// Returns the name even if it is refused: the field is set, so no name is derived.
 fn read_link_name<'n>(reader: &mut Reader, field: &Field<'n>, expected: &str) -> &'n str {
     let Some(text) = reader.text(field, expected) else {
         return "";
@@ -63,14 +63,14 @@ fn read_link_name<'n>(reader: &mut Reader, field: &Field<'n>, expected: &str) ->
 }
 
 fn read_tap_prefix<'n>(reader: &mut Reader, field: &Field<'n>, count: u32) -> &'n str {
-    let prefix = read_link_name(reader, field, "the start of the TAPs' names, such as vmtap");
+    let prefix = read_link_name(reader, field, "a prefix of TAP names, such as vmtap");
     let last = format!("{prefix}{}", count.saturating_sub(1));
     if last.len() > LONGEST_TAP {
         let message = format!(
-            "the last TAP would be \"{last}\", {} characters with its number; a TAP's name has at most {LONGEST_TAP}",
+            "the name of the last TAP, \"{last}\", would have {} characters, expected at most {LONGEST_TAP}",
             last.len()
         );
-        // A name too long for any link has been refused for that.
+        // A prefix that is invalid by itself has been refused already.
         if link_name::check(prefix).is_ok() {
             reader.refuse(field, message);
         }
@@ -78,14 +78,14 @@ fn read_tap_prefix<'n>(reader: &mut Reader, field: &Field<'n>, count: u32) -> &'
     prefix
 }
 
-/// A bridge cannot have the name of one of its own group's TAPs.
+/// Refuses a bridge that has the name of a TAP of its group.
 fn check_not_a_tap(reader: &mut Reader, network: &Section, spec: &BridgeSpec, count: u32) {
     let number = link_name::tap_number(&spec.tap_prefix, &spec.bridge);
-    // Two derived names never meet, so one of the two is written.
+    // Two derived names never collide, so at least one field is set.
     let field = network.get("bridge").or(network.get("tap_prefix"));
     if let (Some(number), Some(field)) = (number.filter(|number| *number < count), field) {
         let message = format!(
-            "the bridge and the TAP of VM {} would both be called \"{}\"",
+            "the bridge and the TAP of VM {} would both have the name \"{}\"",
             number + 1,
             spec.bridge
         );
@@ -93,7 +93,7 @@ fn check_not_a_tap(reader: &mut Reader, network: &Section, spec: &BridgeSpec, co
     }
 }
 
-/// `gateway` is none when there is none, and nothing inside when it was refused.
+/// `gateway` is `None` if the field is missing, and `Some(None)` if it was refused.
 fn read_addresses(
     reader: &mut Reader,
     network: &Section,
@@ -110,8 +110,7 @@ fn read_addresses(
     };
     let gateway = match gateway {
         None => {
-            let message =
-                "needs gateway: without it the subnet is chosen for the group, and may be another";
+            let message = "needs gateway: without it, sliced chooses the subnet, which may not contain these addresses";
             reader.refuse(field, message);
             return Addresses::Any;
         }
@@ -124,14 +123,14 @@ fn read_addresses(
     }
 }
 
-/// How many VMs fit, and why no more.
+/// The maximum number of VMs of the group.
 pub fn room(spec: &BridgeSpec) -> Room {
     let gateway = spec.gateway;
     let (vms, why) = match &spec.addresses {
         Addresses::Listed(listed) => (listed.len(), format!("addresses lists {}", listed.len())),
         Addresses::Range(first, last) => {
             let vms = in_range(*first, *last, gateway);
-            (vms, format!("{first}-{last} has room for {vms}"))
+            (vms, format!("{first}-{last} has {vms} usable addresses"))
         }
         Addresses::Any => {
             let vms = in_subnet(gateway.map_or(24, |gateway| gateway.prefix()));
@@ -139,7 +138,7 @@ pub fn room(spec: &BridgeSpec) -> Room {
                 Some(gateway) => subnet(gateway).to_string(),
                 None => "the derived subnet, a /24,".to_owned(),
             };
-            (vms, format!("{net} has room for {vms} beside the gateway"))
+            (vms, format!("{net} has {vms} usable addresses"))
         }
     };
     match vms > MAX_PORTS as usize {
@@ -160,7 +159,7 @@ fn in_range(first: Ipv4Addr, last: Ipv4Addr, gateway: Option<Ipv4Network>) -> us
     all - usize::from(own)
 }
 
-/// All but network, broadcast and gateway; a prefix is 8 to 30.
+/// The number of addresses without network, broadcast and gateway; a prefix is 8 to 30.
 fn in_subnet(prefix: u8) -> usize {
     (1usize << (32 - prefix)) - 3
 }

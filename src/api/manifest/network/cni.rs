@@ -1,12 +1,12 @@
-//! The fields of CNI mode: `network_name`, `cni:`, and the few fields that `network:` may have in addition.
-//! Out of scope: whether there is such a network.
+//! Reads the fields of CNI mode: `network_name`, `cni:`, and the few fields that `network:` may have in addition.
+//! Out of scope: whether the network exists.
 
 use super::super::super::cni::CniOptions;
 use super::super::super::network::{CniSpec, NetworkSpec};
 use super::super::section::{Field, Reader, Section};
 use super::{BRIDGE_KEYS, Network, Room, Whose, cni_options, read_tap_owner, refuse_lists};
 
-/// The spec sets no limit, but the name is part of a file's (`<name>-<container>-<interface>`, in libcni's cache).
+/// The spec sets no limit, but the name is part of a file name (`<name>-<container>-<interface>` in libcni's cache).
 const LONGEST_NAME: usize = 128;
 
 /// Reads `network:` of mode cni, which is empty if only `network_name` is given, and `cni:`, the requests to the plugins. The
@@ -21,9 +21,7 @@ pub fn read(
     refuse_lists(reader, network, "cni");
     for key in BRIDGE_KEYS.iter().chain(&["range", "max_connections"]) {
         if let Some(field) = network.get(key) {
-            let message = format!(
-                "mode cni has no {key}, the plugins of its network decide; only tap_owner may stand here"
-            );
+            let message = "has no effect with mode: cni, in which the plugins of the network decide; only tap_owner is valid here";
             reader.refuse(field, message);
         }
     }
@@ -39,7 +37,7 @@ pub fn read(
     }
 }
 
-/// How many VMs can have an address, if the group lists addresses.
+/// The maximum number of VMs, if the group lists addresses.
 pub fn room(options: &CniOptions) -> Option<Room> {
     let listed = options.ips.len();
     (listed > 0).then(|| Room {
@@ -48,8 +46,8 @@ pub fn room(options: &CniOptions) -> Option<Room> {
     })
 }
 
-/// A network's name (CNI spec 1.1.0, section 1). One that is refused comes back all the same, so that the groups that use it
-/// are not refused for having none.
+/// Reads a network's name (CNI spec 1.1.0, section 1). Returns the name even if it is refused, so that it is not reported as missing
+/// for the groups that use it.
 pub fn read_name(reader: &mut Reader, field: &Field) -> String {
     const EXPECTED: &str = "the name of a CNI network: a letter or digit, then letters, digits, _, . and -, at most 128";
     let Some(name) = reader.text(field, EXPECTED) else {

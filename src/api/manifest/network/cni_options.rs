@@ -1,4 +1,4 @@
-//! `cni:` of a group: what its VMs request from the plugins of their network.
+//! Reads `cni:` of a group: what its VMs request from the plugins of their network.
 //! Out of scope: which options exist; whether their values are valid ([`CniOptions::objections`]).
 
 use std::collections::{BTreeMap, HashMap};
@@ -80,7 +80,7 @@ fn refuse(reader: &mut Reader, field: &Field, options: &CniOptions) {
     note_places("", field.node, &mut places);
     for (path, message) in options.objections() {
         // The location of a missing field is the section that lacks it.
-        let around = path.rsplit_once('.').map_or("", |(around, _)| around);
+        let around = path.rsplit_once('.').map_or("", |(parent, _)| parent);
         let place = places.get(&path).or_else(|| places.get(around));
         let at = place.copied().unwrap_or(field.node.at);
         reader.refuse_at(at, &format!("{}.{path}", field.path), message);
@@ -188,7 +188,11 @@ fn read_alias(reader: &mut Reader, field: &Field) -> Option<Name> {
     match Name::new(text) {
         Ok(name) => Some(name),
         Err(error) => {
-            reader.unexpected(field, &format!("{EXPECTED}: {}", error.why()));
+            let expected = format!(
+                "an RFC 1123 label of at most 63 characters: {}",
+                error.why()
+            );
+            reader.unexpected(field, &expected);
             None
         }
     }

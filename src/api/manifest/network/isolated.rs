@@ -1,5 +1,5 @@
-//! `network:` of an isolated group: its range and its lists.
-//! Out of scope: what other groups' ranges are, what the lists mean together (`policy`).
+//! Reads `network:` of an isolated group: its range and its lists.
+//! Out of scope: the ranges of other groups; evaluating the lists (`policy`).
 
 use ipnetwork::Ipv4Network;
 
@@ -10,16 +10,16 @@ use super::super::section::{Field, Reader, Section};
 use super::super::yaml::Value;
 use super::{BRIDGE_KEYS, Network, Room, read_max_connections, read_tap_owner};
 
-/// Prefix lengths that leave room for more than one /30 and stay inside link-local space.
+/// Prefix lengths with more than one /30, within the link-local range.
 const RANGE_PREFIXES: std::ops::RangeInclusive<u8> = 16..=29;
 
-/// Entries a list may have: each is a rule that packets pass one by one.
+/// The maximum number of entries of a list: each is a rule, and rules are evaluated one by one for a packet.
 const MAX_ENTRIES: usize = 1024;
 
 pub fn read(reader: &mut Reader, network: &Section) -> Network {
     for key in BRIDGE_KEYS {
         if let Some(field) = network.get(key) {
-            let message = format!("{key} belongs to bridge mode, mode isolated has none");
+            let message = format!("{key} needs mode: bridge (this group is isolated)");
             reader.refuse(field, message);
         }
     }
@@ -72,13 +72,10 @@ fn read_entries<'n>(
         reader.refuse(field, message);
         return Vec::new();
     }
-    // A list of the wrong kind is no empty list; it has been refused.
+    // A value that is not a list has been refused already.
     if items.is_empty() && matches!(field.node.value, Value::List(_)) {
         let at = reader.location(field.node.at);
-        warnings.push(format!(
-            "{at}: {}: an empty list is the same as none, it closes nothing",
-            field.path
-        ));
+        warnings.push(format!("{at}: {}: an empty list has no effect", field.path));
     }
     items
         .into_iter()
@@ -95,25 +92,25 @@ fn read_entries<'n>(
         .collect()
 }
 
-/// What speaks against a list of so many entries.
+/// The reason why a list with this number of entries is invalid, if it is.
 pub fn list_objection(entries: usize) -> Option<String> {
     (entries > MAX_ENTRIES)
         .then(|| format!("found {entries} entries, expected at most {MAX_ENTRIES}"))
 }
 
-/// What speaks against an entry of `allow`.
+/// The reason why an entry of `allow` is invalid, if it is.
 pub fn entry_objection(entry: &Entry, allow_metadata: bool) -> Option<String> {
     let is_metadata = METADATA
         .iter()
         .any(|&address| entry.network.contains(address));
     let message = match is_metadata {
-        true => "is a metadata service, which is closed; allow_metadata: true opens it",
-        false => "is a reserved destination, which no list can open",
+        true => "is a metadata service, which is denied by default; allow_metadata: true allows it",
+        false => "is a reserved destination, which no list can allow",
     };
     shut(entry.network, allow_metadata).then(|| format!("\"{entry}\" {message}"))
 }
 
-/// Whether every address of `network` is closed before any list is asked.
+/// Whether every address of `network` is denied before the lists are evaluated.
 fn shut(network: Ipv4Network, allow_metadata: bool) -> bool {
     if allow_metadata && METADATA.iter().any(|&address| network.contains(address)) {
         return false;
@@ -121,7 +118,7 @@ fn shut(network: Ipv4Network, allow_metadata: bool) -> bool {
     if policy::reserved().any(|reserved| network.is_subnet_of(reserved)) {
         return true;
     }
-    // Two reserved ranges may lie side by side (224.0.0.0/4 and 240.0.0.0/4): look at the halves.
+    // Two reserved ranges may be adjacent (224.0.0.0/4 and 240.0.0.0/4): check the halves.
     policy::reserved().any(|reserved| reserved.is_subnet_of(network))
         && halves(network)
             .is_some_and(|halves| halves.into_iter().all(|half| shut(half, allow_metadata)))
@@ -137,7 +134,7 @@ fn halves(network: Ipv4Network) -> Option<[Ipv4Network; 2]> {
 fn read_range(reader: &mut Reader, field: &Field) -> Option<Ipv4Network> {
     const EXPECTED: &str = "a CIDR in 169.254.0.0/16, from /16 to /29, such as 169.254.100.0/22";
     let text = reader.text(field, EXPECTED)?;
-    // Entries and ranges are one grammar, and host bits are refused by both.
+    // A range is parsed as an entry, which also refuses host bits.
     let entry = match text.parse::<Entry>() {
         Ok(entry) if entry.ports.is_none() && entry.protocol.is_none() && text.contains('/') => {
             entry
@@ -158,7 +155,7 @@ fn read_range(reader: &mut Reader, field: &Field) -> Option<Ipv4Network> {
     }
     if let Some(reserved) = pool::reserved_within(range) {
         let message = format!(
-            "{range} touches {reserved}, which is kept for clouds' own services or by RFC 3927; take another, such as 169.254.100.0/22"
+            "{range} overlaps {reserved}, which is reserved for cloud services or by RFC 3927; use another range, such as 169.254.100.0/22"
         );
         reader.refuse(field, message);
         return None;
@@ -166,7 +163,7 @@ fn read_range(reader: &mut Reader, field: &Field) -> Option<Ipv4Network> {
     Some(range)
 }
 
-/// How many VMs fit, and why no more.
+/// The maximum number of VMs of the range.
 pub fn room(range: Option<Ipv4Network>) -> Room {
     let (range, words) = match range {
         Some(range) => (range, range.to_string()),
@@ -178,6 +175,6 @@ pub fn room(range: Option<Ipv4Network>) -> Room {
     let vms = pool::capacity(range);
     Room {
         vms,
-        why: format!("{words} has {vms} blocks of a /30"),
+        why: format!("{words} has {vms} /30 blocks"),
     }
 }

@@ -1,14 +1,14 @@
-//! A group's `network:` section, and `network_name` and `cni:`, which select CNI mode without one.
-//! Out of scope: the rest of the group; whether groups are at peace with each other.
+//! Reads a group's `network:` section, and `network_name` and `cni:`, which select CNI mode without one.
+//! Out of scope: the rest of the group; conflicts between groups.
 //!
 //! # Which mode
 //! | `network:` | `network_name` of the group | of `config:` | mode |
 //! |---|---|---|---|
-//! | with `mode` | | | that one; `cni` takes the name from the group, else from `config:` |
+//! | with `mode` | | | this mode; `cni` uses the name of the group, else that of `config:` |
 //! | without `mode` | no | | bridge |
-//! | `isolated` or `bridge`, said or not | yes | | refused: the group says two things |
+//! | `isolated` or `bridge`, set or by default | yes | | refused: the group specifies two modes |
 //! | none | yes, or no | or yes | CNI |
-//! | none | no | no | bridge, all of it derived: every field of it is optional, so `network: {}` and no section are one |
+//! | none | no | no | bridge with derived values: all its fields are optional, so a missing section equals `network: {}` |
 
 mod bridge;
 mod cni;
@@ -39,7 +39,7 @@ const KEYS: [&str; 14] = [
     "isolate_ports",
     "max_connections",
 ];
-/// Words of bridge mode alone.
+/// Keys of bridge mode only.
 const BRIDGE_KEYS: [&str; 6] = [
     "bridge",
     "tap_prefix",
@@ -48,26 +48,26 @@ const BRIDGE_KEYS: [&str; 6] = [
     "antispoof",
     "isolate_ports",
 ];
-/// Words of isolated mode alone.
+/// Keys of isolated mode only.
 const LIST_KEYS: [&str; 4] = ["allow", "drop", "on_deny", "allow_metadata"];
 
-/// What a network section makes of a group.
+/// The result of reading a network section.
 pub struct Network {
     pub spec: NetworkSpec,
     pub warnings: Vec<String>,
 }
 
-/// Whose network it is.
+/// The group that owns the network.
 pub struct Whose<'a> {
-    /// None when it was refused.
+    /// The name of the group; `None` if it was refused.
     pub name: Option<&'a Name>,
     pub count: u32,
 }
 
-/// How many VMs a network has room for.
+/// The maximum number of VMs of a network.
 pub struct Room {
     pub vms: u32,
-    /// `169.254.100.0/22 has 256 blocks of a /30`.
+    /// The reason for the limit, such as `169.254.100.0/22 has 256 /30 blocks`.
     pub why: String,
 }
 
@@ -78,7 +78,7 @@ enum Mode {
     Cni,
 }
 
-/// The network of a group, `default_name` being the `network_name` of `config:`. `None` when it was refused.
+/// The network of a group. `default_name` is the `network_name` of `config:`. `None` if the network was refused.
 pub fn read(
     reader: &mut Reader,
     group: &Section,
@@ -90,7 +90,7 @@ pub fn read(
     let name = own_name.as_deref().or(default_name);
     let asked = group.get("cni");
     let Some(field) = group.get("network") else {
-        // An empty section, standing where the group stands.
+        // An empty section with the position of the group.
         let nothing = group.nested("network");
         return match name {
             Some(name) => Some(cni::read(reader, &nothing, asked, whose, name)),
@@ -103,7 +103,7 @@ pub fn read(
     let network = reader.section(field, &KEYS)?;
     let mode = read_mode(reader, field, &network)?;
     if let (Mode::Isolated | Mode::Bridge, Some(own)) = (mode, own) {
-        let message = "belongs to CNI mode, and network: says another; remove one of the two, or write network: {mode: cni}";
+        let message = "needs mode: cni, but network: specifies another mode; remove one of the two, or set network: {mode: cni}";
         reader.refuse(own, message);
     }
     if let Mode::Isolated | Mode::Bridge = mode {
@@ -115,7 +115,7 @@ pub fn read(
         (Mode::Cni, Some(name)) => Some(cni::read(reader, &network, asked, whose, name)),
         (Mode::Cni, None) => {
             let path = format!("{}.network_name", group.path);
-            let message = "is missing, mode cni needs it; set it here or under config";
+            let message = "is missing: mode cni requires it; set it here or under config";
             reader.refuse_at(field.node.at, &path, message);
             None
         }
@@ -129,7 +129,7 @@ fn read_mode(reader: &mut Reader, field: &Field, network: &Section) -> Option<Mo
         ("cni", Mode::Cni),
     ];
     let Some(mode) = network.get("mode") else {
-        // With misspelt keys only, `mode` is likely one of them and has been named.
+        // An unknown key is reported already, and is probably a misspelt `mode`.
         return match &field.node.value {
             Value::Map(members) if members.iter().any(|m| !KEYS.contains(&m.key.as_str())) => None,
             _ => Some(Mode::Bridge),
@@ -138,7 +138,7 @@ fn read_mode(reader: &mut Reader, field: &Field, network: &Section) -> Option<Mo
     reader.word(mode, &WORDS)
 }
 
-/// How many VMs have room; none when only the group's own bounds count.
+/// The maximum number of VMs of the network; `None` if only the limits of the group apply.
 pub fn room(spec: &NetworkSpec) -> Option<Room> {
     match spec {
         NetworkSpec::Isolated(isolated) => Some(isolated::room(isolated.range)),
@@ -155,30 +155,34 @@ fn refuse_options(reader: &mut Reader, asked: Option<&Field>) {
     }
 }
 
-/// Refuses what only isolated mode has.
+/// Refuses the fields of isolated mode in a group with another mode.
 fn refuse_lists(reader: &mut Reader, network: &Section, mode: &str) {
+    let default = match mode == "bridge" && !network.has("mode") {
+        true => ", the default",
+        false => "",
+    };
     for field in LIST_KEYS.iter().filter_map(|key| network.get(key)) {
-        let message = format!("only isolated mode has lists of destinations, mode {mode} has none");
+        let message = format!("needs mode: isolated (this group is {mode}{default})");
         reader.refuse(field, message);
     }
 }
 
-/// Fewer than 16 connections serve no guest; more than the kernel's default for the largest host are no limit.
+/// Fewer than 16 connections are unusable for a guest; the upper bound is the kernel's default table size on the largest hosts.
 const MAX_CONNECTIONS: std::ops::RangeInclusive<u64> = 16..=262_144;
 
-/// `max_connections`; none: a share of the host's table.
+/// Reads `max_connections`; `None` for a share of the host's table.
 fn read_max_connections(reader: &mut Reader, network: &Section) -> Option<u32> {
     let field = network.get("max_connections")?;
     let count = reader.whole(field, MAX_CONNECTIONS)?;
     u32::try_from(count).ok()
 }
 
-/// `tap_owner`, root when there is none.
+/// Reads `tap_owner`; the default is root.
 fn read_tap_owner(reader: &mut Reader, network: &Section) -> TapOwner {
     let Some(field) = network.get("tap_owner") else {
         return TapOwner::default();
     };
-    // -1 means "leave as it is" to the kernel, so it is nobody's id.
+    // For the kernel, -1 means "unchanged", so it is not a valid id.
     let id = |text: &str| match text.parse::<u32>() {
         Ok(id) if id != u32::MAX && text.bytes().all(|b| b.is_ascii_digit()) => Some(id),
         _ => None,
@@ -195,7 +199,7 @@ fn read_tap_owner(reader: &mut Reader, network: &Section) -> TapOwner {
         _ => None,
     };
     if owner.is_none() {
-        reader.unexpected(field, "UID or \"UID:GID\" in numbers");
+        reader.unexpected(field, "a numeric UID or \"UID:GID\"");
     }
     owner.unwrap_or_default()
 }

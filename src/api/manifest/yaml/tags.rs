@@ -1,8 +1,8 @@
-//! Tags that mean nothing here.
-//! Out of scope: what the values are.
+//! Refuses unknown tags.
+//! Out of scope: the values.
 //!
 //! # Why
-//! `serde_yaml` reports a local tag (`!x`) and ignores every other one it does not know: it reads `!!python/object/apply:os.system` as a
+//! `serde_yaml` reports a local tag (`!x`) and ignores all other unknown tags: it reads `!!python/object/apply:os.system` as a
 //! plain list. The author of such a tag expects it to have an effect. The events of `serde_yaml` do not contain tags, so a text with an
 //! exclamation mark is scanned a second time, by a parser with events that contain them.
 
@@ -11,7 +11,7 @@ use saphyr_parser::{Event, Parser, Tag};
 use super::Fault;
 use crate::api::manifest::problem::Place;
 
-/// The tags of the core schema (YAML 1.2.2, chapter 10). They specify the type that the value has anyway.
+/// The tags of the core schema (YAML 1.2.2, chapter 10). They do not change the type of the value.
 const KNOWN: [&str; 7] = ["null", "bool", "int", "float", "str", "seq", "map"];
 
 /// The prefix that `!!` abbreviates.
@@ -65,7 +65,7 @@ fn shown(tag: &Tag) -> String {
     }
 }
 
-/// The tag's own place: the parser names that of the value behind it, which may be on a later line.
+/// The position of the tag: the parser reports the position of the value after it, which may be on a later line.
 fn place_of(text: &str, value: Place) -> Place {
     let lines: Vec<&str> = text.lines().take(value.line).collect();
     for (number, line) in lines.iter().enumerate().rev() {

@@ -1,5 +1,5 @@
-//! Places and limits of the YAML reader.
-//! Out of scope: whether it agrees with `serde_yaml`'s own values; that test is in the reader's file.
+//! Positions and limits of the YAML reader.
+//! Out of scope: agreement with `serde_yaml::Value`, which is tested in the reader's file.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn place(line: usize, column: usize) -> Place {
 
 fn member<'a>(node: &'a Node, key: &str) -> &'a Member {
     let Value::Map(members) = &node.value else {
-        panic!("{node:?} is no mapping");
+        panic!("{node:?} is not a mapping");
     };
     members.iter().find(|m| m.key == key).expect("the key")
 }
@@ -17,12 +17,12 @@ fn member<'a>(node: &'a Node, key: &str) -> &'a Member {
 fn items(node: &Node) -> &[Node] {
     match &node.value {
         Value::List(items) => items,
-        _ => panic!("{node:?} is no list"),
+        _ => panic!("{node:?} is not a list"),
     }
 }
 
 #[test]
-fn every_kind_of_value_knows_its_place() {
+fn values_of_every_type_have_positions() {
     let text = "a: 1\nb:\n  - x\n  - {c: true, d: }\n  - [[], 'q']\ne: |\n  z\nf: {}\n";
     let root = &read(text).unwrap()[0];
     assert_eq!(root.at, place(1, 1));
@@ -41,7 +41,7 @@ fn every_kind_of_value_knows_its_place() {
 }
 
 #[test]
-fn an_alias_stands_where_its_text_stands_and_columns_are_characters() {
+fn an_alias_has_the_position_of_its_anchor_and_columns_are_characters() {
     let root = &read("é: &x 5\nb: *x\nc: [*x, 6]\n").unwrap()[0];
     assert_eq!(member(root, "é").value.at, place(1, 4));
     assert_eq!(member(root, "b").value.at, place(1, 4));
@@ -58,11 +58,11 @@ fn duplicate_keys_and_documents_are_kept() {
     assert_eq!(all[1].value, Value::Null);
     assert_eq!(member(&all[2], "b").key_at, place(5, 1));
     assert_eq!(read("").unwrap()[0].value, Value::Null);
-    assert_eq!(read("# only words\n").unwrap()[0].value, Value::Null);
+    assert_eq!(read("# only a comment\n").unwrap()[0].value, Value::Null);
 }
 
 #[test]
-fn bombs_are_refused_quickly_and_in_our_own_words() {
+fn texts_above_the_limits_are_refused_quickly_with_a_clear_message() {
     let mut laughs = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
     for (this, last) in ('b'..='i').zip('a'..) {
         laughs += &format!(
@@ -96,7 +96,7 @@ fn bombs_are_refused_quickly_and_in_our_own_words() {
 }
 
 #[test]
-fn a_syntax_error_says_its_place_once() {
+fn a_syntax_error_contains_its_position_once() {
     let fault = read("a: [1, 2\nb: 3\n").unwrap_err();
     assert_eq!(fault.at, place(2, 2));
     assert!(

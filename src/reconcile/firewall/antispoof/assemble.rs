@@ -3,8 +3,8 @@
 
 use crate::host::tc::{DROP, Insn, PASS};
 
-/// Operations: `BPF_*` of `include/uapi/linux/bpf_common.h`, put together. `A` is the accumulator, `X` the index; offsets are in
-/// bytes from the frame's begin.
+/// Operations: `BPF_*` of `include/uapi/linux/bpf_common.h`, combined. `A` is the accumulator, `X` the index; offsets are in bytes from the
+/// beginning of the frame.
 pub(super) mod op {
     /// A = the four bytes at k.
     pub const LOAD_WORD: u16 = 0x20;
@@ -34,44 +34,44 @@ pub(super) mod op {
     pub const HAS_BITS: u16 = 0x45;
     /// Whether A > X.
     pub const MORE_THAN_X: u16 = 0x2d;
-    /// The program's answer is k.
+    /// Return k.
     pub const ANSWER: u16 = 0x06;
 
-    /// For [`LOAD_WORD`]: whether there is a VLAN tag beside the frame, where the kernel keeps the outermost
-    /// (`SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT` of `include/uapi/linux/filter.h`).
+    /// For [`LOAD_WORD`]: whether the frame's metadata contains a VLAN tag, where the kernel keeps the outermost one (`SKF_AD_OFF +
+    /// SKF_AD_VLAN_TAG_PRESENT` of `include/uapi/linux/filter.h`).
     pub const VLAN_TAG_PRESENT: u32 = 0xffff_f000 + 48;
 }
 
-/// Where to go on.
+/// Where execution continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum To<L> {
     /// The next line.
     Next,
-    /// The line behind [`Line::At`] that label.
+    /// The line after [`Line::At`] with that label.
     Part(L),
-    /// The answer [`PASS`].
+    /// Return [`PASS`].
     Pass,
-    /// The answer [`DROP`].
+    /// Return [`DROP`].
     Drop,
 }
 
 /// A line of a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Line<L> {
-    /// A place to jump to.
+    /// A jump target.
     At(L),
     /// An operation and its operand.
     Do(u16, u32),
-    /// A test and its operand; where to go on if it holds, and if not.
+    /// A test and its operand; where execution continues if it holds, and if not.
     Test(u16, u32, To<L>, To<L>),
-    /// Both answers, nearer than those at the end. No line before it goes on here.
+    /// Both return instructions, closer than those at the end. The line before it must jump.
     Exits,
 }
 
-/// The program of a listing, with the two answers behind it.
+/// Assembles a listing, and appends the two return instructions.
 ///
 /// # Panics
-/// When a label is behind the jump to it or further than 255 instructions away: a mistake in the listing, whatever its operands.
+/// If a label precedes the jump to it or is more than 255 instructions away: a mistake in the listing, whatever its operands.
 pub(super) fn assemble<L: Copy + PartialEq>(lines: &[Line<L>]) -> Vec<Insn> {
     let size = |line: &Line<L>| match line {
         Line::At(_) => 0,
@@ -107,7 +107,7 @@ pub(super) fn assemble<L: Copy + PartialEq>(lines: &[Line<L>]) -> Vec<Insn> {
         };
         let distance = target.checked_sub(from + 1);
         let short = distance.and_then(|distance| u8::try_from(distance).ok());
-        short.expect("a label a little further on")
+        short.expect("a label at most 255 instructions ahead")
     };
     let mut program = Vec::with_capacity(length + 2);
     for line in lines {

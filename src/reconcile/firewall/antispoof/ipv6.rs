@@ -1,22 +1,22 @@
 //! Which IPv6 packets of a guest pass. Pure.
 //! Out of scope: Ethernet addresses, which are evaluated before.
 //!
-//! # What passes from a guest that may send as itself only
-//! IPv6 addresses are not leased. What can be verified is what follows from the VM's MAC: the interface identifier that RFC 4291
-//! (appendix A) makes of it, with which Linux forms its link-local address and, from a router's prefix, further ones. So an address with
-//! that identifier is the VM's own, and
-//! - a link-local source is the VM's own one, whatever the packet is;
-//! - neighbour solicitations come from an own address, or from `::` and then ask for an own one (duplicate address detection);
-//! - neighbour advertisements come from and are about own addresses, and not from a router;
-//! - the option with a link-layer address holds the VM's MAC. Messages have the fixed shapes of RFC 4861 with one option at most: a
-//!   program without loops cannot look through a list. (Linux sends duplicate address detection with a nonce, RFC 7527.)
-//! - of other ICMPv6, echo and errors pass. What routers say does not: advertisements and redirects, MLD queries, router discovery
-//!   for multicast, renumbering;
-//! - reports of group members (MLD) pass from the VM's link-local address and from `::`. They alone have an extension header, of fixed
-//!   shape: behind others a router could hide (RFC 7113);
-//! - UDP passes but from and to the ports of DHCPv6 servers and clients.
+//! # What passes from a guest that may send from its own addresses only
+//! IPv6 addresses are not leased. What follows from the VM's MAC can be verified: the interface identifier derived from it (RFC 4291,
+//! appendix A), with which Linux forms its link-local address and, from a router's prefix, further ones. So an address with that identifier
+//! is the VM's own, and
+//! - a link-local source is the VM's own address, whatever the packet is;
+//! - neighbour solicitations come from an own address, or from `::` and are then for an own address (duplicate address detection);
+//! - neighbour advertisements come from own addresses, are for own addresses, and do not have the router flag;
+//! - the option with a link-layer address contains the VM's MAC. Messages have the fixed formats of RFC 4861 with one option at most: a
+//!   program without loops cannot parse a list. (Linux sends duplicate address detection with a nonce, RFC 7527.)
+//! - of other ICMPv6, echo and errors pass. Messages of routers do not: advertisements and redirects, MLD queries, router discovery for
+//!   multicast, renumbering;
+//! - reports of group members (MLD) pass from the VM's link-local address and from `::`. Only they have an extension header, of a fixed
+//!   format: others could hide messages of a router (RFC 7113);
+//! - UDP passes, except from ports of DHCPv6 servers and to ports of DHCPv6 clients.
 //!
-//! A guest that forms its addresses in another way (RFC 7217, RFC 8981) is not resolved by its neighbours under `antispoof`.
+//! A guest that forms its addresses in another way (RFC 7217, RFC 8981) cannot be resolved by its neighbours under `antispoof`.
 
 use super::assemble::Line::{At, Do, Exits, Test};
 use super::assemble::To::{Drop, Next, Part, Pass};
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::api::network::Mac;
 
-/// The parts of the program about IPv6, to jump to.
+/// The parts of the program for IPv6, as jump targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Label {
     Own,
@@ -67,7 +67,7 @@ const MLD_REPORTS: [u32; 3] = [131, 132, 143];
 const DHCPV6_CLIENT: u32 = 546;
 const DHCPV6_SERVER: u32 = 547;
 
-/// Where things are, in bytes from the frame's begin.
+/// Offsets, in bytes from the beginning of the frame.
 const LENGTH: u32 = PAYLOAD + 4;
 const SOURCE: u32 = PAYLOAD + 8;
 /// In neighbour discovery (RFC 4861 section 4).
@@ -91,7 +91,7 @@ fn at(label: Label) -> Line<All> {
     At(All::Ipv6(label))
 }
 
-/// From a guest that may send as itself only.
+/// From a guest that may send from its own addresses only.
 pub(super) fn own(mac: Mac) -> Vec<Line<All>> {
     let id = identifier(mac);
     [
@@ -105,7 +105,7 @@ pub(super) fn own(mac: Mac) -> Vec<Line<All>> {
     .concat()
 }
 
-/// From a guest that may send as whom it likes: all but what configures others.
+/// From a guest that may send from any address: all except messages that configure others.
 pub(super) fn any() -> Vec<Line<All>> {
     let mut lines = vec![at(Label::Any)];
     lines.extend(at_least(BEHIND_IPV6));
@@ -137,7 +137,7 @@ fn identifier(mac: Mac) -> [u32; 2] {
     ]
 }
 
-/// Drops what is not this there.
+/// Drops frames with another identifier at this offset.
 fn is_identifier(place: u32, [first, second]: [u32; 2]) -> [Line<All>; 4] {
     [
         Do(op::LOAD_WORD, place),
@@ -157,7 +157,7 @@ fn source(id: [u32; 2]) -> Vec<Line<All>> {
         Do(op::LOAD_WORD, SOURCE),
         Do(op::AND, 0xffc0_0000),
         Test(op::EQUAL, 0xfe80_0000, to(Label::LinkLocal), Next),
-        // A group sends nothing.
+        // A multicast address is not a valid source.
         Test(op::AT_LEAST, 0xff00_0000, Drop, Next),
         Do(op::LOAD_WORD, SOURCE),
         Test(op::EQUAL, 0, Next, to(Label::Sourced)),
@@ -186,7 +186,7 @@ fn source(id: [u32; 2]) -> Vec<Line<All>> {
     lines
 }
 
-/// Who has no address yet looks for its own, for a router, or becomes a member of a group.
+/// A guest without an address checks for duplicates of its own address, solicits a router, or joins a group.
 fn unspecified(id: [u32; 2]) -> Vec<Line<All>> {
     let mut lines = vec![
         at(Label::Unspecified),
@@ -209,7 +209,7 @@ fn unspecified(id: [u32; 2]) -> Vec<Line<All>> {
     lines
 }
 
-/// Nothing behind the message's own `length` bytes, or one option of eight bytes and this kind.
+/// Nothing after the message's own `length` bytes, or one option of eight bytes and this kind.
 fn one_option(
     length: u32,
     place: u32,
@@ -226,7 +226,7 @@ fn one_option(
     lines
 }
 
-/// One header of eight bytes, then what a member of a group says.
+/// One header of eight bytes, then a message of a group member.
 fn hop_by_hop(label: Label) -> Vec<Line<All>> {
     let mut lines = vec![at(label)];
     lines.extend(at_least(BEHIND_IPV6 + 8 + 4));
@@ -242,7 +242,7 @@ fn hop_by_hop(label: Label) -> Vec<Line<All>> {
     lines
 }
 
-/// From a known source, or one with a prefix that we do not know.
+/// From the VM's link-local address, or from a source whose prefix we do not know.
 fn upper() -> Vec<Line<All>> {
     let mut lines = vec![
         at(Label::Sourced),
@@ -288,7 +288,7 @@ fn neighbour(mac: Mac, id: [u32; 2]) -> Vec<Line<All>> {
     lines.extend([
         at(Label::Advertisement),
         Do(op::LOAD_BYTE, FLAGS),
-        // "I am a router."
+        // The router flag.
         Test(op::HAS_BITS, 0x80, Drop, Next),
     ]);
     lines.extend(is_identifier(TARGET + 8, id));

@@ -4,13 +4,13 @@
 //! # What passes
 //! Untagged frames from the VM's own Ethernet address, and of these:
 //! - IPv4 from the VM's own address;
-//! - ARP requests for the gateway, and ARP answers, that name the VM's own addresses as the sender's, or 0.0.0.0, with which a host
-//!   probes for its own address.
+//! - ARP requests for the gateway, and ARP replies, whose sender has the VM's own addresses, or 0.0.0.0, with which a host probes for its
+//!   own address.
 //!
 //! # Why
-//! `arp_process` makes a neighbour of every sender that asks for an address of ours (`neigh_event_ns`), and the kernel keeps the
-//! neighbours of all namespaces in one table of 1,024 entries. Here the one sender that passes is a permanent neighbour already,
-//! which does not count (`neigh_alloc`, `exempt_from_gc`). IPv6 is off in the namespace.
+//! `arp_process` creates a neighbour for every sender of a request for one of our addresses (`neigh_event_ns`), and the kernel keeps the
+//! neighbours of all namespaces in one table of 1,024 entries. Here the only sender that passes is a permanent neighbour already, which is
+//! not counted (`neigh_alloc`, `exempt_from_gc`). IPv6 is off in the namespace.
 
 use std::net::Ipv4Addr;
 
@@ -62,7 +62,7 @@ fn arp(mac: Mac, ip: Ipv4Addr, gateway: Ipv4Addr) -> Vec<Line<Label>> {
         Test(op::EQUAL, 1 << 16 | IPV4, Next, Drop),
         Do(op::LOAD_HALF, PAYLOAD + 4),
         Test(op::EQUAL, 0x0604, Next, Drop),
-        // A request asks for the gateway.
+        // A request must be for the gateway.
         Do(op::LOAD_HALF, PAYLOAD + 6),
         Test(op::EQUAL, 2, Part(Label::ArpKind), Next),
         Test(op::EQUAL, 1, Next, Drop),

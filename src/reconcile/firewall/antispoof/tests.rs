@@ -1,5 +1,5 @@
-//! The program against an interpreter of classic BPF, and against the same rules in plain Rust.
-//! Out of scope: the kernel's opinion, see `tests/host_bridge.rs`.
+//! Compares the program, run by an interpreter of classic BPF, with the same rules in plain Rust.
+//! Out of scope: the kernel's result, see `tests/host_bridge.rs`.
 
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -16,14 +16,14 @@ use oracle::{arp_frame, ethernet_frame, ipv4_frame, ipv6_frame, passable, seeds,
 const MAC: Mac = Mac(oracle::MAC);
 const IP: Ipv4Addr = oracle::IP;
 
-/// A frame, and whether a VLAN tag is kept beside it.
+/// A frame, and whether its metadata has a VLAN tag.
 #[derive(Clone, Debug)]
 struct Frame {
     bytes: Vec<u8>,
     tag: u32,
 }
 
-/// What the kernel does with a program (`net/core/filter.c`).
+/// Interprets a program as the kernel does (`net/core/filter.c`).
 fn interpret(program: &[Insn], frame: &Frame) -> u32 {
     let length = frame.bytes.len() as u32;
     let load = |at: u32, size: usize| -> Option<u32> {
@@ -67,7 +67,7 @@ fn interpret(program: &[Insn], frame: &Frame) -> u32 {
             op::ANSWER => return k,
             _ => panic!("instruction {code:#x}"),
         };
-        // A load behind the end.
+        // A load beyond the end.
         let Some(value) = loaded else { return 0 };
         match code {
             op::LENGTH_TO_X | op::HEADER_LENGTH_TO_X => x = value,
@@ -86,7 +86,7 @@ fn passes(bytes: &[u8]) -> bool {
 
 fn judge(frame: &Frame) -> u32 {
     let answer = interpret(&program(MAC, IP, None), frame);
-    assert_ne!(answer, ACCEPT, "it read behind the end of {frame:?}");
+    assert_ne!(answer, ACCEPT, "it read beyond the end of {frame:?}");
     let expected = if frame.tag == 0 && passable(&frame.bytes) == Some(true) {
         PASS
     } else {
@@ -96,7 +96,7 @@ fn judge(frame: &Frame) -> u32 {
     answer
 }
 
-/// Bytes that mean something somewhere.
+/// Bytes with a meaning in some field.
 fn telling() -> impl Strategy<Value = u8> {
     const TOLD: [u8; 37] = [
         0, 1, 2, 4, 5, 6, 7, 8, 9, 14, 16, 17, 24, 32, 43, 44, 51, 58, 60, 67, 68, 131, 133, 134,
@@ -108,12 +108,12 @@ fn telling() -> impl Strategy<Value = u8> {
 fn frames() -> impl Strategy<Value = Frame> {
     let seed = proptest::sample::select(seeds());
     let changes = proptest::collection::vec((any::<prop::sample::Index>(), telling()), 0..4);
-    // Few of these, or nothing else would be judged.
+    // Few of these: all tagged frames are dropped at once.
     let tag = prop_oneof![15 => Just(0u32), 1 => Just(1u32)];
     let cut = prop_oneof![3 => Just(usize::MAX), 1 => 0usize..80];
     let mutated = (seed, changes, cut, tag).prop_map(|(mut bytes, changes, cut, tag)| {
         for (place, byte) in changes {
-            // The destination and the VM's own address are seldom what is looked at.
+            // The destination and the VM's own address are changed rarely.
             let at = place.index(bytes.len());
             if at >= 12 || byte % 8 == 0 {
                 bytes[at] = byte;
@@ -137,7 +137,7 @@ proptest! {
 }
 
 #[test]
-fn the_frames_of_the_property_test_pass_about_as_often_as_they_do_not() {
+fn the_frames_of_the_property_test_pass_and_are_dropped_about_equally_often() {
     use proptest::strategy::ValueTree;
     use proptest::test_runner::TestRunner;
     let mut runner = TestRunner::deterministic();
@@ -150,7 +150,7 @@ fn the_frames_of_the_property_test_pass_about_as_often_as_they_do_not() {
 }
 
 #[test]
-fn a_frame_that_is_cut_short_never_passes_for_being_short() {
+fn a_truncated_frame_never_passes_because_it_is_short() {
     for seed in seeds() {
         for length in 0..seed.len() {
             let cut = Frame {
@@ -172,7 +172,7 @@ fn a_frame_that_is_cut_short_never_passes_for_being_short() {
 }
 
 #[test]
-fn an_honest_guest_is_heard() {
+fn frames_with_the_guests_own_addresses_pass() {
     assert!(passes(&ipv4_frame(6, 0, 0, &[0; 20])));
     assert!(passes(&ipv4_frame(1, 0, 0, &[8, 0, 0, 0])));
     assert!(passes(&ipv4_frame(17, 0, 0, &udp_from(53))));
@@ -191,7 +191,7 @@ fn an_honest_guest_is_heard() {
 }
 
 #[test]
-fn another_ones_addresses_are_refused() {
+fn frames_with_other_addresses_are_dropped() {
     let honest = ipv4_frame(6, 0, 0, &[0; 20]);
     for at in (6..12).chain(26..30) {
         let mut frame = honest.clone();
@@ -211,7 +211,7 @@ fn another_ones_addresses_are_refused() {
 }
 
 #[test]
-fn a_dhcp_server_does_not_hide_behind_ip_options_or_fragments() {
+fn a_dhcp_server_is_detected_behind_ip_options_and_fragments() {
     for options in (0..=40).step_by(4) {
         assert!(!passes(&ipv4_frame(17, 0, options, &udp_from(67))));
         assert!(passes(&ipv4_frame(17, 0, options, &udp_from(69))));
@@ -223,7 +223,7 @@ fn a_dhcp_server_does_not_hide_behind_ip_options_or_fragments() {
 }
 
 #[test]
-fn a_router_does_not_hide_behind_extension_headers() {
+fn a_router_is_detected_behind_extension_headers() {
     assert!(!passes(&ipv6_frame(58, &[134, 0, 0, 0])));
     assert!(!passes(&ipv6_frame(58, &[137, 0, 0, 0])));
     assert!(!passes(&ipv6_frame(17, &udp_from(547))));
@@ -231,7 +231,7 @@ fn a_router_does_not_hide_behind_extension_headers() {
         let hidden = [58, 0, 5, 2, 0, 0, 1, 0, 134, 0, 0, 0];
         assert!(!passes(&ipv6_frame(next as u8, &hidden)), "{next}");
     }
-    // Two headers, or one of sixteen bytes with the wanted type where a report has its own.
+    // Two headers, or one of sixteen bytes with an accepted type at the offset where a report has its own.
     assert!(!passes(&ipv6_frame(
         0,
         &[60, 0, 0, 0, 0, 0, 0, 0, 143, 0, 0, 0]
@@ -243,7 +243,7 @@ fn a_router_does_not_hide_behind_extension_headers() {
 }
 
 #[test]
-fn tags_and_what_switches_say_are_refused() {
+fn vlan_tags_and_protocols_of_switches_are_dropped() {
     let honest = ipv4_frame(6, 0, 0, &[0; 20]);
     let tagged = Frame {
         bytes: honest.clone(),
@@ -258,7 +258,7 @@ fn tags_and_what_switches_say_are_refused() {
 }
 
 #[test]
-fn the_program_is_short_and_ends_with_an_answer() {
+fn the_program_is_short_and_ends_with_a_return() {
     let program = program(MAC, IP, None);
     assert!(program.len() < 256, "{} instructions", program.len());
     assert_eq!(program.last().map(|insn| insn.code), Some(op::ANSWER));

@@ -1,5 +1,5 @@
-//! One step of a TAP's filter and gate.
-//! Out of scope: which steps, and in which order.
+//! Executes one step for a TAP's filter and forwarding switch.
+//! Out of scope: which steps are executed, and in which order.
 
 use super::Gate;
 use super::observe::is_ours;

@@ -1,4 +1,4 @@
-//! The Firewall stage in bridge mode: the filter at a VM's TAP, read back, and then its forwarding switch: the TAP is set up.
+//! The Firewall stage in bridge mode: the filter at a VM's TAP, read back, and then its forwarding switch, which is the TAP's link state.
 //! Out of scope: the TAP as the bridge's port (the Net stage); what the filter lets pass ([`super::antispoof`]).
 
 mod act;
@@ -12,7 +12,7 @@ use crate::reconcile::{Conflict, Reconcile};
 pub(crate) use observe::is_ours;
 pub use plan::{Action, Desired, Filter, Observed, Pass, TapSeen};
 
-/// The rung's hands.
+/// The reconciler of the Firewall stage in bridge mode.
 pub struct Gate {
     /// Sockets in the host namespace.
     pub netlink: Handle,

@@ -7,12 +7,12 @@ use crate::host::tc::{self, Filter, What};
 use crate::host::{self, link};
 use crate::reconcile::firewall::antispoof;
 
-/// `ETH_P_ALL` of `include/uapi/linux/if_ether.h`: our program is asked about every frame.
+/// `ETH_P_ALL` of `include/uapi/linux/if_ether.h`: our program filters every frame.
 const EVERY_PROTOCOL: u16 = 3;
 
 pub(super) async fn observe(gate: &Gate, desired: &Desired) -> Result<Observed, host::Error> {
     let Some(tap) = link::get(&gate.netlink, &desired.tap).await? else {
-        // Nothing is to pass: no TAP is as good as a shut gate. Otherwise the rung below has work to do.
+        // Forwarding is to be off: a missing TAP is equivalent. Otherwise the stage below has to create it.
         return match desired.pass {
             None => Ok(Observed::default()),
             Some(_) => Err(host::Error::io(
@@ -39,7 +39,7 @@ pub(super) async fn observe(gate: &Gate, desired: &Desired) -> Result<Observed, 
     })
 }
 
-/// Ours is known by its place.
+/// Our filter is identified by its priority, protocol, chain and number.
 pub(crate) fn is_ours(filter: &Filter) -> bool {
     let place = (filter.priority, filter.protocol, filter.chain);
     place == (tc::PRIORITY, EVERY_PROTOCOL, 0)
@@ -47,7 +47,7 @@ pub(crate) fn is_ours(filter: &Filter) -> bool {
         && matches!(filter.what, What::Program(_))
 }
 
-/// All filters of one priority are of one kind and for one protocol (`tcf_chain_tp_find`, net/sched/cls_api.c).
+/// All filters of one priority have the same kind and protocol (`tcf_chain_tp_find`, net/sched/cls_api.c).
 fn is_in_the_way(filter: &Filter) -> bool {
     let at_our_priority = filter.priority == tc::PRIORITY && filter.chain == 0;
     let beside = filter.protocol == EVERY_PROTOCOL && kind(filter) == "bpf";

@@ -1,4 +1,4 @@
-//! What is to be done for a TAP's filter and gate. Pure.
+//! Plans the actions for a TAP's filter and forwarding switch. Pure.
 //! Out of scope: the program itself.
 
 use std::fmt;
@@ -12,60 +12,60 @@ use crate::owner::Label;
 use crate::reconcile::Conflict;
 use crate::reconcile::firewall::antispoof::{self, Apart};
 
-/// What ought to be at one VM's TAP.
+/// The desired state of one VM's TAP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
-    /// Whose the TAP is.
+    /// The owner of the TAP.
     pub label: Label,
     /// Its name, in the host namespace.
     pub tap: String,
-    /// What may come in; none: the gate is shut, and that is all.
+    /// Which frames may pass. `None`: forwarding is turned off, and nothing else is changed.
     #[serde(default)]
     pub pass: Option<Pass>,
-    /// The name of what was last verified to stand there ([`Pass::digest`]), if anything was.
+    /// The digest of the filter that was last verified ([`Pass::digest`]), if any.
     #[serde(default)]
     pub before: Option<String>,
 }
 
-/// What of the guest's frames may pass.
+/// Which of the guest's frames may pass.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pass {
     /// All of them.
     Any,
-    /// What [`antispoof::program`] lets pass.
+    /// Those that [`antispoof::program`] passes.
     Only(Filter),
-    /// All but what reaches a neighbour by way of the host ([`antispoof::program_apart`]).
+    /// All except those that reach a neighbour through the host ([`antispoof::program_apart`]).
     Apart(Apart),
-    /// All but what configures others, on a bridge that is not ours ([`antispoof::program_unmanaged`]); kept apart, too.
+    /// All except those that configure others, on an unmanaged bridge ([`antispoof::program_unmanaged`]); the port may be isolated, too.
     Unmanaged(Option<Apart>),
 }
 
-/// What the filter is made from.
+/// The input for the filter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filter {
-    /// The guest's.
+    /// The guest's MAC.
     pub mac: Mac,
-    /// The guest's.
+    /// The guest's address.
     pub ip: Ipv4Addr,
-    /// Kept apart from its neighbours, too.
+    /// Isolates the port from its neighbours, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apart: Option<Apart>,
 }
 
-/// What is.
+/// The observed state.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Observed {
-    /// What bears the TAP's name.
+    /// The link with the TAP's name.
     pub tap: Option<TapSeen>,
-    /// The name of the program of ours that stands at it.
+    /// The digest of our program that is attached to it.
     pub program: Option<String>,
-    /// What stands where our program must be, and lets none stand beside it.
+    /// A foreign filter in the place of our program that prevents attaching it.
     pub in_the_way: Option<String>,
 }
 
-/// A link called as the TAP.
+/// A link with the TAP's name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TapSeen {
     /// Its label.
@@ -77,38 +77,38 @@ pub struct TapSeen {
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
-    /// Nothing passes any more, either way.
+    /// Turn forwarding off in both directions (TAP down).
     ShutGate,
-    /// Put the program where frames come in, in place of the one that is there.
+    /// Attach the program to the TAP's ingress, and replace the present one.
     SetFilter {
-        /// Its name.
+        /// Its digest.
         digest: String,
     },
-    /// Take our program away.
+    /// Remove our program.
     RemoveFilter,
-    /// From here on frames pass.
+    /// Turn forwarding on (TAP up).
     OpenGate,
 }
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ShutGate => f.write_str("shut the gate (TAP down)"),
+            Self::ShutGate => f.write_str("turn forwarding off (TAP down)"),
             Self::SetFilter { digest } => write!(f, "set filter {digest} on the TAP"),
             Self::RemoveFilter => f.write_str("remove the filter from the TAP"),
-            Self::OpenGate => f.write_str("open the gate (TAP up)"),
+            Self::OpenGate => f.write_str("turn forwarding on (TAP up)"),
         }
     }
 }
 
 impl Pass {
-    /// A name for it, for the rung's page.
+    /// Its digest, for the stage status.
     pub fn digest(&self) -> String {
         self.program()
             .map_or("any".to_owned(), |program| antispoof::digest(&program))
     }
 
-    /// What stands at the TAP; nothing when all may pass.
+    /// The program that is attached to the TAP; `None` if all frames may pass.
     pub fn program(&self) -> Option<Vec<Insn>> {
         match self {
             Self::Any => None,
@@ -142,7 +142,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     }
 }
 
-/// Without a TAP there is nothing to shut, and something is missing if it ought to be open: looking says so first.
+/// Without a TAP, forwarding cannot be turned off. If it should be on, the TAP is missing, and the observation has failed before.
 fn without_one(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let open = |tap: &&TapSeen| tap.up && is_ours(desired, tap);
     match desired.pass {
@@ -174,15 +174,15 @@ fn filtered(
     observed: &Observed,
 ) -> Result<Vec<Action>, Conflict> {
     let digest = pass.digest();
-    // Only a look that found the filter standing opens the gate.
+    // Forwarding is turned on only after an observation that found the filter in place.
     let standing = observed.program.as_ref() == Some(&digest);
     let mut plan = Vec::new();
     match (standing, tap.up) {
         (true, true) => {}
         (true, false) => plan.push(Action::OpenGate),
         (false, up) => {
-            // Where all stands as it was last verified, the wish has changed and not the world: the new filter takes the old one's
-            // place at once, and flows that both allow go on. Nothing passes meanwhile that did not before.
+            // If the state is as last verified, the spec has changed and not the host: the new filter replaces the old one at once, and
+            // flows that both allow continue. Meanwhile nothing passes that did not pass before.
             let seen = observed
                 .program
                 .clone()
@@ -192,7 +192,7 @@ fn filtered(
                 plan.push(Action::ShutGate);
             }
             if let Some(stranger) = &observed.in_the_way {
-                // Fail closed: first the gate, and what is in the way is told by the plan that follows.
+                // Fail closed: forwarding is turned off first, and the next plan reports the foreign filter.
                 return match up {
                     true => Ok(plan),
                     false => Err(Conflict {

@@ -1,5 +1,5 @@
-//! What is to be done for the redirect between a CNI interface and a TAP, and for the gate. Pure.
-//! Out of scope: who made the two.
+//! Plans the actions for the redirect between a CNI interface and a TAP, and for the forwarding switch. Pure.
+//! Out of scope: creating the two links.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,35 +9,35 @@ use serde::{Deserialize, Serialize};
 use super::super::super::Conflict;
 use crate::owner::Label;
 
-/// What ought to be in one VM's namespace.
+/// The desired state of one VM's namespace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
-    /// Whose namespace it is.
+    /// The owner of the namespace.
     pub label: Label,
     /// The namespace.
     pub netns: PathBuf,
-    /// The TAP. It is the gate: while it is down, nothing passes.
+    /// The TAP. It is the forwarding switch: while it is down, nothing passes.
     pub tap: String,
-    /// How it is joined; none: the gate is shut, and that is all.
+    /// How it is connected. `None`: forwarding is turned off, and nothing else is changed.
     pub join: Option<Join>,
 }
 
-/// How the TAP is joined with the plugins' interface.
+/// How the TAP is connected to the plugins' interface.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Join {
-    /// By us, with the interface of this name: all that comes in at one goes out by the other.
+    /// By us, to the interface of this name: packets that arrive on one leave by the other.
     Ours(String),
     /// By a plugin of the chain.
     Chains,
 }
 
-/// What is in the namespace.
+/// The observed state of the namespace.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Observed {
-    /// There is a namespace, with this label.
+    /// The label of the namespace; `None` if it does not exist.
     pub netns: Option<String>,
-    /// The plugins' interface; looked for when we join.
+    /// The plugins' interface; read only if we connect it.
     pub eth: Option<End>,
     /// The TAP.
     pub tap: Option<End>,
@@ -50,23 +50,23 @@ pub struct End {
     pub index: u32,
     /// Administratively up.
     pub up: bool,
-    /// What bears our number among the filters of what comes in there.
+    /// The filter with our number at its ingress.
     pub filter: Filter,
 }
 
 /// Our filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Filter {
-    /// There is none.
+    /// It does not exist.
     #[default]
     Absent,
-    /// Everything goes out by the link with this index.
+    /// All packets are redirected to the link with this index.
     To(u32),
-    /// It does something else.
+    /// It has another action.
     Wrong,
 }
 
-/// What comes in where.
+/// The direction of a redirect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Way {
@@ -79,13 +79,13 @@ pub enum Way {
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
-    /// Nothing passes any more.
+    /// Turn forwarding off.
     ShutGate,
-    /// Remove our filter of this way, which is not as it must be.
+    /// Remove our filter of this direction, which is not as specified.
     Unredirect(Way),
-    /// Redirect this way.
+    /// Redirect in this direction.
     Redirect(Way),
-    /// From here on packets pass.
+    /// Turn forwarding on.
     OpenGate,
 }
 
@@ -101,10 +101,10 @@ impl fmt::Display for Way {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ShutGate => f.write_str("shut the gate (TAP down)"),
+            Self::ShutGate => f.write_str("turn forwarding off (TAP down)"),
             Self::Unredirect(way) => write!(f, "remove the wrong redirect {way}"),
             Self::Redirect(way) => write!(f, "redirect {way}"),
-            Self::OpenGate => f.write_str("open the gate (TAP up)"),
+            Self::OpenGate => f.write_str("turn forwarding on (TAP up)"),
         }
     }
 }
@@ -113,7 +113,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     let ours = desired.label.claim((), observed.netns.as_deref()).is_some();
     let up = observed.tap.as_ref().is_some_and(|tap| tap.up);
     let Some(join) = &desired.join else {
-        // No namespace is as good as a shut gate; a stranger's has no gate of ours.
+        // Without a namespace, forwarding is off; a foreign namespace has no forwarding switch of ours.
         return Ok(match ours && up {
             true => vec![Action::ShutGate],
             false => vec![],
@@ -132,7 +132,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     };
     let standing = plan.is_empty();
     match (standing, up) {
-        // Only a look that found both redirects opens the gate.
+        // Forwarding is turned on only after an observation that found both redirects.
         (true, false) => plan.push(Action::OpenGate),
         (false, true) => plan.insert(0, Action::ShutGate),
         (true, true) | (false, false) => {}

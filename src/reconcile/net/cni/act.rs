@@ -40,7 +40,7 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
         Action::Forget(network) => attach
             .runtime
             .forget(network, &desired.attachment())
-            .map_err(|error| fault("forget the record of", network, error)),
+            .map_err(|error| fault("remove the cache record of", network, error)),
         Action::RemoveIntent => fs::remove(&desired.vm_dir().join(INTENT)),
         Action::CreateNetns => {
             // The plugins configure its content.
@@ -99,7 +99,11 @@ pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> 
 /// created, because the plugins may be unable to serve an ADD.
 async fn write_new_intent(attach: &Attach, desired: &Desired) -> Result<(), Error> {
     let Some(name) = &desired.network else {
-        return Err(Error::other("find", "the CNI network", "it has no name"));
+        return Err(Error::other(
+            "find",
+            "the CNI network",
+            "its name is not known",
+        ));
     };
     let found = attach.runtime.find(name);
     let found = found.map_err(|error| not_found(name, error))?;
@@ -289,7 +293,7 @@ async fn look_at_what_was_added(
     match routes.as_ref().map_or(0, Vec::len) {
         ..=MAX_ROUTES => Ok(routes),
         many => Err(cannot(format!(
-            "the plugins made {many} routes for {IFNAME}, {MAX_ROUTES} is the most"
+            "the plugins created {many} routes for {IFNAME}, the maximum is {MAX_ROUTES}"
         ))),
     }
 }

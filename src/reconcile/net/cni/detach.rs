@@ -21,7 +21,7 @@ pub(super) async fn detach(attach: &Attach, desired: &Desired, basis: &Basis) ->
     };
     let noted = read_intent(desired).ok();
     if let Err(error) = note_failure(desired, basis) {
-        tracing::warn!(%error, "cannot note that a CNI DEL has failed");
+        tracing::warn!(%error, "cannot record that a CNI DEL has failed");
     }
     if desired.tries() == 1 {
         // Without a backoff. A plugin that does not end would most likely use up another deadline.
@@ -60,7 +60,7 @@ pub(super) async fn release(runtime: &Runtime, basis: &Basis) -> Result<(), Erro
     let again = match runtime.release(network, attachment).await {
         Ok(()) => false,
         Err(error) if error.may_be_done_now() => {
-            tracing::debug!(%error, network = network.name, "asking for DEL again");
+            tracing::debug!(%error, network = network.name, "calling DEL again");
             true
         }
         Err(error) => return Err(failed(error)),
@@ -98,7 +98,7 @@ async fn remove_veth(host_end: Option<(String, Mac)>) -> Result<(), Error> {
     let netlink = Netns::current()?.netlink()?;
     match link::get(&netlink, &name).await? {
         Some(found) if found.kind.as_deref() == Some("veth") && found.mac == Some(mac.0) => {
-            tracing::debug!(name, "a veth is left of a CNI attachment");
+            tracing::debug!(name, "removing the veth that a CNI DEL left behind");
             absent_is_done(link::delete(&netlink, found.index).await)
         }
         Some(_) | None => Ok(()),

@@ -1,9 +1,9 @@
-//! What a CNI result means for a guest: its address, its MAC, its TAP. Pure.
-//! Out of scope: whether what the result states exists.
+//! Interprets a CNI result for a guest: its address, its MAC, its TAP. Pure.
+//! Out of scope: whether the result describes existing links.
 //!
-//! A chain may make the TAP itself, as `tc-redirect-tap` does: then the result has two more interfaces of one name. One is the
-//! TAP, in the namespace. The other is the guest's own, whose "sandbox" is the container id; it bears the guest's MAC, and
-//! the guest's addresses point to it.
+//! A chain may create the TAP itself, as `tc-redirect-tap` does: then the result has two more interfaces of the same name. One is the TAP
+//! in the namespace. The other one is the guest's, and its "sandbox" is the container id; it has the guest's MAC, and the guest's addresses
+//! refer to it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -22,19 +22,19 @@ const MAX_LISTED: usize = 64;
 /// The maximum length of a plugin's text in a warning, in characters.
 const LONGEST_TEXT: usize = 80;
 
-/// The main table (`RT_TABLE_MAIN`), or the one that a result does not name.
+/// The main table (`RT_TABLE_MAIN`), or a table that the result does not specify.
 const MAIN: [u32; 2] = [0, 254];
 
-/// What there must be of the plugins' interface inside.
+/// What is expected of the plugins' interface in the namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Expected {
-    /// Its MAC, when the result says it.
+    /// Its MAC, if the result contains it.
     pub mac: Option<Mac>,
-    /// Among its addresses.
+    /// Addresses that it must have.
     pub addresses: BTreeSet<Ipv4Network>,
 }
 
-/// Why no guest can use a result.
+/// Returns why a guest cannot use a result.
 pub(super) fn unfit(result: &CniResult, attachment: &Attachment) -> Option<String> {
     let dns = &result.dns;
     let counts = [
@@ -46,7 +46,9 @@ pub(super) fn unfit(result: &CniResult, attachment: &Attachment) -> Option<Strin
         ("DNS options", dns.options.len(), MAX_LISTED),
     ];
     if let Some((what, found, most)) = counts.into_iter().find(|(_, found, most)| found > most) {
-        return Some(format!("the result has {found} {what}, {most} is the most"));
+        return Some(format!(
+            "the result has {found} {what}, the maximum is {most}"
+        ));
     }
     let addresses = addresses(result, attachment);
     let is_hosts = |ip: Ipv4Addr| !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast());
@@ -60,14 +62,14 @@ pub(super) fn unfit(result: &CniResult, attachment: &Attachment) -> Option<Strin
     }
     match addresses.is_empty() {
         true => Some(format!(
-            "the result gives {} no IPv4 address, and guests have none but IPv4",
+            "the result assigns no IPv4 address to {}, and guests have IPv4 addresses only",
             attachment.ifname
         )),
         false => None,
     }
 }
 
-/// The TAP that the chain made itself.
+/// The TAP that the chain created itself.
 pub(super) fn chains_tap<'r>(result: &'r CniResult, attachment: &Attachment) -> Option<&'r str> {
     let guest = pseudo(result, attachment)?.1;
     let tap = |found: &&Interface| found.name == guest.name && is_inside(found, attachment);
@@ -75,12 +77,12 @@ pub(super) fn chains_tap<'r>(result: &'r CniResult, attachment: &Attachment) -> 
     Some(&tap.name)
 }
 
-/// The TAP, whoever made it.
+/// The TAP, whether the chain or sliced creates it.
 pub(super) fn tap<'r>(result: &'r CniResult, attachment: &Attachment) -> &'r str {
     chains_tap(result, attachment).unwrap_or(TAP)
 }
 
-/// The plugins' interface inside, as it is to be.
+/// What the result requires of the plugins' interface in the namespace.
 pub(super) fn expected(result: &CniResult, attachment: &Attachment) -> Expected {
     let eth = eth(result, attachment);
     let is_its = |ip: &&Ip| match (ip.interface, eth) {
@@ -346,14 +348,14 @@ fn name_servers(result: &CniResult) -> Vec<Ipv4Addr> {
     servers.filter_map(|server| server.parse().ok()).collect()
 }
 
-/// The plugins' interface inside, and where it stands in the result.
+/// The plugins' interface in the namespace, and its index in the result.
 fn eth<'r>(result: &'r CniResult, attachment: &Attachment) -> Option<(usize, &'r Interface)> {
     let is_it = |found: &Interface| found.name == attachment.ifname && is_inside(found, attachment);
     let mut all = result.interfaces.iter().enumerate();
     all.find(|(_, found)| is_it(found))
 }
 
-/// The guest's own interface of a chain that made the TAP.
+/// The guest's own interface, if the chain created the TAP.
 fn pseudo<'r>(result: &'r CniResult, attachment: &Attachment) -> Option<(usize, &'r Interface)> {
     let is_it =
         |found: &Interface| found.sandbox.as_deref() == Some(attachment.container_id.as_str());

@@ -2,10 +2,10 @@
 //! Out of scope: how plugins are run (`cni`); the redirect between their interface and the TAP (the Firewall stage).
 //!
 //! # Why
-//! The network's configuration is read here and is not part of [`Desired`]: it is a file that people change, so it is observed. A VM that
-//! is attached does not need it any more, even if it is removed or invalid.
+//! The network's configuration is read here and is not part of [`Desired`]: it is a file that users change, so it is observed. A VM that is
+//! attached does not need it any more, even if it is removed or invalid.
 //!
-//! Before the first plugin runs, an [`Intent`] is written beside the VM's record. With the intent and the cache's record, each observation
+//! Before the first plugin runs, an [`Intent`] is written next to the VM's record. With the intent and the cache's record, each observation
 //! distinguishes a complete ADD from an interrupted one, and DEL uses the configuration and arguments of ADD, not those in the file now.
 
 mod act;

@@ -96,7 +96,7 @@ fn look_at_cache(
         Err(Error::DamagedCache { .. }) => Ok(AddedSeen::Damaged),
         Err(error) => {
             let network = network.map_or("", String::as_str);
-            Err(fault("read what the cache knows of", network, error))
+            Err(fault("read the cache record of", network, error))
         }
     }
 }
@@ -226,7 +226,7 @@ async fn check(
     }
     let mut causes: Vec<String> = complaints.iter().map(ToString::to_string).collect();
     if baseline.masqueraded && !masqueraded {
-        causes.push("the chain of iptables that masquerades it is gone".to_owned());
+        causes.push("the iptables chain that masquerades its packets is missing".to_owned());
     }
     if causes.is_empty() {
         return Ok(None);

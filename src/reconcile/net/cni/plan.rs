@@ -16,15 +16,15 @@ use crate::api::network::TapOwner;
 use crate::cni::{Attachment, Network};
 use crate::owner::{Owned, TAP};
 
-/// What a DEL goes by.
+/// The input of a DEL.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Basis {
     /// The configuration.
     pub network: Network,
-    /// For whom; without a namespace when it is gone.
+    /// The container; without a namespace if that does not exist any more.
     pub attachment: Attachment,
-    /// The plugins find not all of the addresses that ADD gave: by these some find what else they have to take back, and leave behind
-    /// what they find no address for.
+    /// The plugins cannot find all addresses that ADD assigned. Some plugins find their other resources by these addresses, and leave
+    /// behind the resources of missing addresses.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub addresses_lost: bool,
 }
@@ -34,34 +34,34 @@ pub struct Basis {
 pub enum Action {
     /// Write the record.
     WriteRecord,
-    /// DEL of every plugin; with it the cache's record goes.
+    /// DEL of every plugin; it also removes the cache's record.
     Detach(Box<Basis>),
-    /// DEL of every plugin, whoever fails, and no more of it: what is left of the attachment is removed as far as it is provably its
-    /// own, and what plugins owe is kept for the sweep.
+    /// DEL of every plugin, even if some fail, for the last time: what is left of the attachment is removed if it certainly belongs to it,
+    /// and what the plugins have not released is recorded for the sweep.
     Abandon(Box<Basis>),
-    /// Remove a cache record that nobody can read, and nobody knows what to DEL by.
+    /// Remove a cache record that cannot be read and without which there is no input for DEL.
     Forget(String),
     /// Remove the intent.
     RemoveIntent,
-    /// Make the namespace: label, `lo`, and only then its name.
+    /// Create the namespace: label, `lo`, and then its name.
     CreateNetns,
     /// Make it visible to `ip netns`.
     LinkHandle,
-    /// Settle the version with the plugins, and write down what they will be asked.
+    /// Agree on a version with the plugins, and write the input of ADD to the disk.
     WriteIntent,
-    /// Write down again what they were asked.
+    /// Write the input of ADD again.
     RestoreIntent(Box<Intent>),
-    /// ADD of every plugin. What it leaves when it fails is taken back at once.
+    /// ADD of every plugin. If it fails, it is undone at once.
     Attach,
     /// Set the plugins' interface up.
     RaiseEth,
-    /// Remove what bears the TAP's name; everything inside is ours.
+    /// Remove the link with the TAP's name; everything in the namespace is ours.
     DeleteTap,
-    /// Make the TAP, with the MTU of the plugins' interface.
+    /// Create the TAP with the MTU of the plugins' interface.
     CreateTap(TapOwner, u32),
-    /// Give the TAP that MTU.
+    /// Set this MTU on the TAP.
     SetTapMtu(u32),
-    /// Have the kernel give the TAP no IPv6 address: the namespace itself has nothing to say to the guest.
+    /// Keep the kernel from assigning IPv6 addresses to the TAP: the namespace itself does not communicate with the guest.
     StripIpv6,
     /// Remove the namespace's name.
     UnlinkHandle,
@@ -83,10 +83,12 @@ impl fmt::Display for Action {
                     basis.network.name
                 )
             }
-            Self::Forget(network) => write!(f, "forget the damaged record of network {network}"),
+            Self::Forget(network) => {
+                write!(f, "remove the damaged cache record of network {network}")
+            }
             Self::RemoveIntent => f.write_str("remove the intent"),
             Self::CreateNetns => f.write_str("create the namespace"),
-            Self::LinkHandle => f.write_str("show the namespace to ip netns"),
+            Self::LinkHandle => f.write_str("make the namespace visible to ip netns"),
             Self::WriteIntent => f.write_str("write the intent"),
             Self::RestoreIntent(_) => f.write_str("write the intent again"),
             Self::Attach => f.write_str("attach to the CNI network"),
@@ -94,7 +96,7 @@ impl fmt::Display for Action {
             Self::DeleteTap => write!(f, "delete the wrong {TAP}"),
             Self::CreateTap(owner, mtu) => write!(f, "create {TAP} for uid {owner}, MTU {mtu}"),
             Self::SetTapMtu(mtu) => write!(f, "set the MTU of {TAP} to {mtu}"),
-            Self::StripIpv6 => write!(f, "keep IPv6 addresses off {TAP}"),
+            Self::StripIpv6 => write!(f, "turn IPv6 address generation off on {TAP}"),
             Self::UnlinkHandle => f.write_str("hide the namespace from ip netns"),
             Self::DeleteNetns(path) => write!(f, "delete namespace {}", path.thing().display()),
             Self::RemoveRunDir => f.write_str("remove the VM's run directory"),
@@ -139,14 +141,14 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
         }
     }
     if standing.is_none() {
-        // First, for it may turn out that nothing can be attached.
+        // First, because it may find that the VM cannot be attached.
         plan.push(Action::WriteIntent);
     }
     plan.extend(gaps.netns.then_some(Action::CreateNetns));
     plan.extend(gaps.handle.then_some(Action::LinkHandle));
     let Some((added, eth, tap)) = standing else {
         plan.push(Action::Attach);
-        // The TAP's MTU is that of an interface which no look has found yet.
+        // The TAP gets the MTU of an interface that has not been observed yet.
         return Ok(plan);
     };
     if !matches!(observed.intent, IntentSeen::Written(_)) {
@@ -176,19 +178,19 @@ fn plan_tap(want: &Want, eth: &Eth, seen: Option<&Tap>, plan: &mut Vec<Action>) 
             plan.push(Action::CreateTap(want.tap_owner, eth.mtu));
         }
     }
-    // A new one is born so.
+    // A new TAP is created without IPv6.
     if kept.is_some_and(|tap| !tap.ipv6_off) {
         plan.push(Action::StripIpv6);
     }
 }
 
-/// The ADD, if it was not cut short and what it made is still as it made it.
+/// Returns the ADD, if it was completed and its result is unchanged.
 fn standing(observed: &Observed) -> Option<(&Added, &Eth, Option<&Tap>)> {
     let added = observed.remembered()?;
     let inside = observed.inside.as_ref()?;
     let eth = inside.eth.as_ref()?;
     let (result, attachment) = (&added.result, &added.attachment);
-    // What a DEL was begun of is not whole, though it may look so.
+    // An attachment is incomplete after a DEL has begun, even if it looks complete.
     let sound = observed.complaint.is_none()
         && observed.failed() == 0
         && !observed.adding()
@@ -197,7 +199,7 @@ fn standing(observed: &Observed) -> Option<(&Added, &Eth, Option<&Tap>)> {
     sound.then_some((added, eth, inside.tap.as_ref()))
 }
 
-/// DEL of what an ADD left, whole or cut short.
+/// DEL of a complete or an interrupted ADD.
 fn undo(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
     let noted = observed.intent != IntentSeen::Absent;
     let cached = observed.added != AddedSeen::Absent;
@@ -216,7 +218,7 @@ fn undo(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
     }
 }
 
-/// Not all addresses that ADD gave are on the plugins' interface, or nobody knows which it gave.
+/// Whether addresses that ADD assigned are missing on the plugins' interface, or are not known.
 fn addresses_lost(observed: &Observed) -> bool {
     let eth = observed.inside.as_ref().and_then(|seen| seen.eth.as_ref());
     let (Some(added), Some(eth)) = (observed.remembered(), eth) else {
@@ -226,9 +228,9 @@ fn addresses_lost(observed: &Observed) -> bool {
     !given.is_subset(&eth.addresses)
 }
 
-/// What ADD went by or, when nobody can say that any more, what it would go by now.
+/// The input of ADD or, if that is lost, the input that ADD would have now.
 fn basis(desired: &Desired, observed: &Observed) -> Option<Basis> {
-    // A stranger's namespace in the place of ours is no business of the plugins.
+    // A foreign namespace at our path does not concern the plugins.
     let netns = owned_netns(desired, observed).map(|netns| netns.thing().clone());
     let (network, attachment) = match (&observed.intent, &observed.added, &observed.conflist) {
         (IntentSeen::Written(intent), _, _) => (&intent.network, intent.attachment.clone()),
@@ -253,7 +255,7 @@ fn owned_netns(desired: &Desired, observed: &Observed) -> Option<Owned<PathBuf>>
     }
 }
 
-/// A plugin that makes a TAP wants its name to be free.
+/// A plugin that creates a TAP requires that its name is not in use.
 fn makes_a_tap(conflist: &ConflistSeen) -> bool {
     match conflist {
         ConflistSeen::Found(network) => super::tap_plugin(network),

@@ -1,10 +1,10 @@
-//! Chains of iptables that plugins leave behind when DEL finds no address on their interface, or fails half way.
+//! iptables chains that plugins leave behind when DEL finds no address on their interface, or fails half way.
 //! Out of scope: when they may exist; rules that contain an address only, which another container may have by now.
 //!
 //! # Why
-//! The bridge and ptp plugins masquerade through a chain per attachment, the portmap plugin publishes ports through one. The
-//! chain's name is made of the network's name and the container's id (`utils.FormatChainName` of
-//! containernetworking/plugins), so it belongs to this attachment and to no other.
+//! The bridge and ptp plugins masquerade through one chain per attachment, and the portmap plugin publishes ports through one. The chain's
+//! name is made of the network's name and the container's id (`utils.FormatChainName` of containernetworking/plugins), so it belongs to
+//! this attachment and to no other.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::cni::Attachment;
 use crate::host::iptables::{Family, has_nat_chain, remove_nat_chain};
 use crate::host::{self, blocking};
 
-/// How long each of a few short programs may take.
+/// How long each of the short programs may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A name of a chain of iptables has 28 characters at most (`XT_EXTENSION_MAXNAMELEN`).
+/// The maximum length of the name of an iptables chain (`XT_EXTENSION_MAXNAMELEN`).
 const CHAIN_LENGTH: usize = 28;
 
 /// The prefix of each chain's name, followed by the hash, and the chain that jumps to it.
@@ -48,8 +48,8 @@ pub(super) async fn remove(network: &str, attachment: &Attachment) -> Result<(),
     Ok(())
 }
 
-/// Whether iptables has a chain that masquerades the attachment, and goes there. A program that empties the tables of others takes
-/// it away, and no CHECK of the bridge and ptp plugins looks for it.
+/// Whether iptables has a chain that masquerades the attachment, and a jump to it. A program that flushes foreign tables removes it, and
+/// CHECK of the bridge and ptp plugins does not detect that.
 pub(super) async fn masquerades(
     network: &str,
     attachment: &Attachment,
@@ -83,8 +83,8 @@ mod tests {
     use super::chain;
 
     #[test]
-    fn chains_are_named_as_the_plugins_name_them() {
-        // Of `utils_test.go`, and one that was seen.
+    fn chains_have_the_same_names_as_in_the_plugins() {
+        // From `utils_test.go`, and from a real attachment.
         assert_eq!(
             chain("CNI-", "test", "1234"),
             "CNI-2bbe0c48b91a7d1b8a6753a8"

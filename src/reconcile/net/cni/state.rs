@@ -77,7 +77,7 @@ pub struct Intent {
     /// Why the ADD failed, if the DEL that undoes it failed as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub add_failed: Option<String>,
-    /// ADD has begun, and its result has not been checked yet: an attachment that a crash left so is removed.
+    /// ADD has begun, and its result has not been checked yet: after a crash, such an attachment is removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub adding: bool,
     /// How often a DEL of it has failed.
@@ -121,27 +121,27 @@ fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
-/// What is.
+/// The observed state.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Observed {
-    /// The record's text; none: no such file.
+    /// The record's text; `None` if there is no such file.
     pub record: Option<String>,
-    /// The VM's run directory is there.
+    /// Whether the VM's run directory exists.
     pub dir: bool,
     /// The namespace.
     pub netns: NetnsSeen,
-    /// Where `/run/netns/<name>` points to; none: nothing there. A file that is no symlink points to itself.
+    /// Where `/run/netns/<name>` points to; `None` if it does not exist. A file that is not a symlink points to itself.
     pub handle: Option<PathBuf>,
-    /// The network's configuration as it is now.
+    /// The present configuration of the network.
     pub conflist: ConflistSeen,
-    /// What was written down before the ADD.
+    /// The input that was written to the disk before the ADD.
     pub intent: IntentSeen,
-    /// What the cache remembers of the ADD.
+    /// The cache's record of the ADD.
     pub added: AddedSeen,
-    /// What is in the namespace, if it is ours.
+    /// The content of the namespace, if it is ours.
     pub inside: Option<Inside>,
-    /// What CHECK found to be otherwise than after the ADD.
+    /// What CHECK found to differ from the state after the ADD.
     pub complaint: Option<String>,
     /// Why attached containers may have limited connectivity, as reported by STATUS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -151,57 +151,57 @@ pub struct Observed {
 /// A network's configuration.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub enum ConflistSeen {
-    /// Nobody had to know.
+    /// It was not needed.
     #[default]
     Unasked,
-    /// It is there.
+    /// It exists.
     Found(Box<Network>),
-    /// It is not there, or cannot be used; why.
+    /// It does not exist or cannot be used; contains the error.
     Unusable(String),
 }
 
 /// The intent.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub enum IntentSeen {
-    /// No such file.
+    /// The file does not exist.
     #[default]
     Absent,
-    /// It cannot be understood.
+    /// It cannot be decoded.
     Damaged,
-    /// It is there.
+    /// It exists.
     Written(Box<Intent>),
 }
 
 /// The cache's record.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub enum AddedSeen {
-    /// None.
+    /// It does not exist.
     #[default]
     Absent,
-    /// It cannot be understood.
+    /// It cannot be decoded.
     Damaged,
-    /// It is there.
+    /// It exists.
     Remembered(Box<Added>),
 }
 
-/// An ADD that succeeded, as the cache has it.
+/// A successful ADD, as recorded in the cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Added {
     /// The configuration.
     pub network: Network,
-    /// For whom.
+    /// The container's id, namespace, interface and arguments.
     pub attachment: Attachment,
-    /// What came of it.
+    /// The result.
     pub result: CniResult,
 }
 
-/// The namespace's inside.
+/// The content of the namespace.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Inside {
     /// The plugins' interface.
     pub eth: Option<Eth>,
-    /// The TAP, ours or the chain's.
+    /// The TAP, created by us or by the chain.
     pub tap: Option<Tap>,
 }
 
@@ -210,7 +210,7 @@ pub struct Inside {
 pub struct Eth {
     /// Its MAC.
     pub mac: Mac,
-    /// It is a veth: what comes in meets its redirect whatever MAC it is for.
+    /// It is a veth: packets that arrive on it are redirected whatever their destination MAC is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub veth: bool,
     /// Administratively up.
@@ -221,19 +221,19 @@ pub struct Eth {
     pub addresses: BTreeSet<Ipv4Network>,
 }
 
-/// A TAP, or what bears its name.
+/// A TAP, or another link of its name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tap {
-    /// It is a TAP, persistent, with one queue, and this is who may open it; none: another kind of link.
+    /// Who may open the TAP, if it is a persistent TAP with one queue; `None` for another kind of link.
     pub owner: Option<TapOwner>,
     /// Bytes.
     pub mtu: u32,
-    /// IPv6 is off on it (or the kernel has none).
+    /// IPv6 is off on it, or the kernel has no IPv6.
     pub ipv6_off: bool,
 }
 
 impl Desired {
-    /// After how many failures of DEL the attachment is given up.
+    /// The number of failures of DEL after which the attachment is given up.
     pub(super) fn tries(&self) -> u32 {
         match self.forced && self.want.is_none() {
             true => 1,
@@ -251,7 +251,7 @@ impl Desired {
         self.place().handle()
     }
 
-    /// Its own directory.
+    /// Its run directory.
     pub fn vm_dir(&self) -> PathBuf {
         self.place().vm_dir()
     }
@@ -263,7 +263,7 @@ impl Desired {
         }
     }
 
-    /// What the plugins are told of it.
+    /// The input of the plugins without arguments.
     pub fn attachment(&self) -> Attachment {
         let id = self.label.instance.container_id(owner::uid_of(&self.label));
         Attachment::new(id, self.netns(), IFNAME)
@@ -282,8 +282,8 @@ impl Observed {
         guest::connection(&added.result, &added.attachment, eth, made)
     }
 
-    /// The same for a guest that keeps its MAC while it keeps its address. Some plugins (ptp) cannot be asked for a MAC; on a veth
-    /// the guest's may be another than the interface's, because whoever asks for the address is answered by the guest.
+    /// The same for a guest that keeps its MAC while it keeps its address. Some plugins (ptp) do not support a requested MAC; on a veth the
+    /// guest's MAC may differ from the interface's, because the guest answers ARP requests for the address.
     pub fn connection_for(&self, want: &Want) -> Option<Connection> {
         let eth = self.inside.as_ref()?.eth.as_ref()?;
         let mut connection = self.connection()?;
@@ -298,7 +298,7 @@ impl Observed {
         Some(connection)
     }
 
-    /// How often a DEL of what is here has failed.
+    /// How often a DEL of the attachment has failed.
     pub(super) fn failed(&self) -> u32 {
         match &self.intent {
             IntentSeen::Written(intent) => intent.failed,
@@ -314,18 +314,18 @@ impl Observed {
         }
     }
 
-    /// The chain made the TAP itself, and joined it with its interface: there is nothing to redirect.
+    /// Whether the chain created the TAP itself and connected it to its interface: then no redirect is needed.
     pub fn chain_made_the_tap(&self) -> bool {
         self.remembered()
             .is_some_and(|added| guest::chains_tap(&added.result, &added.attachment).is_some())
     }
 
-    /// The network's configuration is another one now, or gone; this VM keeps what it was given.
+    /// Whether the network's configuration has changed or was removed since ADD; this VM keeps what ADD assigned.
     pub fn network_changed(&self) -> bool {
         match (&self.intent, &self.conflist) {
             (IntentSeen::Written(intent), ConflistSeen::Found(now)) => {
                 let now = now.digest();
-                // An intent that was restored from the cache has no other digest.
+                // An intent that was restored from the cache has the digest of the negotiated configuration.
                 intent.digest != now && intent.network.digest() != now
             }
             (IntentSeen::Written(_), ConflistSeen::Unusable(_)) => true,

@@ -1,4 +1,4 @@
-//! Releases attachments that a daemon which died left with the plugins, of VMs that no object references any more.
+//! Releases attachments that a crashed daemon has not released, of VMs that no object references any more.
 //! Out of scope: VMs that are still known; the engine tears them down.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,26 +12,27 @@ use crate::host::link;
 use crate::host::netns::Netns;
 use crate::owner::{self, Instance, Label};
 
-/// What was swept, and what could not be.
+/// The result of a sweep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Container ids that the plugins forgot.
+    /// Container ids whose attachments were released.
     pub detached: Vec<String>,
     /// Reservations of `host-local` that were removed.
     pub reservations: Vec<PathBuf>,
-    /// Container ids that the plugins did not forget, and why.
+    /// Container ids whose attachments could not be released, and the error.
     pub kept: Vec<(String, String)>,
-    /// In words.
+    /// Error messages.
     pub failures: Vec<String>,
 }
 
-/// DEL by the cache's record, be it of an ADD that was cut short, for every container of ours that is no living VM's; where
-/// there was one, GC, too (for networks of 1.1.0), with what all runtimes of this host remember as valid; then the
-/// reservations of `host-local` in these and in the `networks` named, but for containers whose DEL has failed: their interface may
-/// still have the address. What bears no name of ours stays. Every failure is noted, and stops nothing else.
+/// Runs DEL with the cache's record, also of an interrupted ADD, for every container of this daemon that belongs to no existing VM. For the
+/// networks of these containers it also runs GC (for networks of 1.1.0), with the attachments recorded by all runtimes of this host as
+/// valid. Then it removes the reservations of `host-local` in these networks and in the given `networks`, except for containers whose DEL
+/// has failed: their interface may still have the address. Containers without our name are not touched. Errors are collected, and stop
+/// nothing else.
 ///
-/// VMs are made while this goes on. Each is stored before its plugins run, and its uid never comes back; so who is not among the
-/// `living` *after* something of his was seen is gone for good. They are asked once after each look, never before it.
+/// VMs are created concurrently. Each is stored before its plugins run, and its uid is never used again; so a VM that is not among the
+/// `living` *after* something of it was observed does not exist any more. `living` is called after each observation, never before it.
 pub async fn sweep(
     runtime: &Runtime,
     instance: &Instance,
@@ -88,7 +89,7 @@ pub async fn sweep(
     swept
 }
 
-/// Every container that the cache has something of; none: that cannot be told.
+/// Returns every container that is recorded in the cache; `None` if the cache cannot be read.
 fn remembered_containers(runtime: &Runtime, swept: &mut Swept) -> Option<BTreeSet<String>> {
     let finished = note(runtime.attachments(), swept)?;
     let unfinished = note(runtime.unfinished(), swept)?;
@@ -102,7 +103,7 @@ fn note<T>(result: Result<T, cni::Error>, swept: &mut Swept) -> Option<T> {
     result.map_err(failed).ok()
 }
 
-/// The network that it was detached from, or is to be.
+/// Returns the network that the container was or should be detached from.
 async fn detach(runtime: &Runtime, cached: &Cached, swept: &mut Swept) -> Option<Network> {
     let network = note(cached.config(), swept)?;
     let netns = still_there(&cached.attachment).await;
@@ -125,7 +126,7 @@ async fn detach(runtime: &Runtime, cached: &Cached, swept: &mut Swept) -> Option
     Some(network)
 }
 
-/// The VM's namespace. A stranger's in its place is no business of the plugins.
+/// Returns the VM's namespace. A foreign namespace at its path does not concern the plugins.
 async fn still_there(attachment: &Attachment) -> Option<Netns> {
     let netns = Netns::open(attachment.netns.as_ref()?).ok()?;
     let netlink = netns.netlink().ok()?;
@@ -135,8 +136,8 @@ async fn still_there(attachment: &Attachment) -> Option<Netns> {
     (its == attachment.container_id).then_some(netns)
 }
 
-/// Has the plugins forget all but those that are wanted, and those that any runtime remembers. If it is not known who these
-/// are, nobody is forgotten.
+/// Runs GC of the plugins, with the existing VMs and the attachments recorded by any runtime as valid. If these cannot be read, GC is not
+/// run.
 async fn collect(
     runtime: &Runtime,
     network: &Network,

@@ -1,4 +1,4 @@
-//! The guest's connection out of results of every version.
+//! Converts results of every version to the guest's connection.
 //! Out of scope: plans (`tests/plans.rs`, `tests/laws`).
 
 mod bounds;
@@ -25,7 +25,7 @@ fn eth() -> Eth {
     }
 }
 
-/// What the bridge plugin answers; before 1.0.0 addresses name their family.
+/// The result of the bridge plugin; before 1.0.0 addresses have a `version`.
 fn bridge(version: Version) -> CniResult {
     let family = match version.names_family() {
         true => r#""version": "4", "#,
@@ -66,7 +66,7 @@ fn routes(words: &[&str]) -> Vec<Route> {
 }
 
 #[test]
-fn a_bridge_says_all_in_every_version() {
+fn a_result_of_the_bridge_plugin_is_read_in_every_version() {
     for version in Version::ALL {
         let found = connected(&bridge(version));
         let wanted = Connection {
@@ -100,7 +100,7 @@ fn a_bridge_says_all_in_every_version() {
 }
 
 #[test]
-fn a_point_to_point_link_may_leave_the_gateway_to_its_route() {
+fn the_gateway_may_be_specified_by_the_default_route_alone() {
     let text = format!(
         r#"{{"interfaces": [{{"name": "veth9", "mac": "02:00:00:00:00:02"}},
                             {{"name": "eth0", "sandbox": "{NETNS}"}}],
@@ -111,13 +111,13 @@ fn a_point_to_point_link_may_leave_the_gateway_to_its_route() {
     let found = connected(&result(Version::V1_1_0, &text));
     assert_eq!(found.gateway, Some([10, 22, 0, 9].into()));
     assert_eq!(found.host_link.as_deref(), Some("veth9"));
-    // The result does not say it; the interface has it.
+    // The result does not contain it; the interface has it.
     assert_eq!(found.mac, eth().mac);
     assert_eq!((found.routes, found.dns), (vec![], vec![]));
 }
 
 #[test]
-fn without_any_gateway_there_is_none() {
+fn a_result_without_a_gateway_yields_none() {
     let text = r#"{"ips": [{"address": "10.22.0.5/16"}]}"#;
     let found = connected(&result(Version::V1_0_0, text));
     assert_eq!((found.gateway, found.host_link), (None, None));
@@ -125,7 +125,7 @@ fn without_any_gateway_there_is_none() {
 }
 
 #[test]
-fn a_tap_of_the_chain_brings_the_guests_own_interface_with_it() {
+fn a_chain_that_creates_a_tap_also_lists_the_guests_interface() {
     let text = format!(
         r#"{{"interfaces": [
                 {{"name": "veth9"}},
@@ -149,7 +149,7 @@ fn a_tap_of_the_chain_brings_the_guests_own_interface_with_it() {
 }
 
 #[test]
-fn an_interface_of_another_sandbox_is_no_tap_of_the_chain() {
+fn an_interface_of_another_sandbox_is_not_the_tap_of_the_chain() {
     for sandbox in ["/run/netns/other", "slice-other"] {
         let text = format!(
             r#"{{"interfaces": [{{"name": "tap7", "sandbox": "{NETNS}"}}, {{"name": "tap7", "sandbox": "{sandbox}"}}],
@@ -170,7 +170,7 @@ type Case = (
 );
 
 #[test]
-fn a_guest_has_the_ways_out_that_its_namespace_has() {
+fn a_guest_gets_the_routes_of_its_namespace() {
     let cases: [Case; 14] = [
         // bridge: the subnet is on the link and contains the gateway.
         (
@@ -293,7 +293,7 @@ fn can_be_made(addresses: &[ipnetwork::Ipv4Network], routes: &[Route]) -> bool {
 }
 
 #[test]
-fn what_the_plugins_made_goes_before_what_their_result_tells() {
+fn routes_in_the_namespace_take_precedence_over_those_of_the_result() {
     let text = format!(
         r#"{{"interfaces": [{{"name": "cali1"}}, {{"name": "eth0", "sandbox": "{NETNS}"}}],
              "ips": [{{"address": "10.22.0.5/32", "interface": 1}}]}}"#
@@ -318,7 +318,7 @@ fn what_the_plugins_made_goes_before_what_their_result_tells() {
 }
 
 #[test]
-fn what_does_not_reach_the_guest_is_named() {
+fn a_warning_lists_what_is_not_passed_to_the_guest() {
     let text = format!(
         r#"{{"interfaces": [{{"name": "veth9"}}, {{"name": "eth0", "sandbox": "{NETNS}"}}, {{"name": "net1", "sandbox": "{NETNS}"}}],
              "ips": [{{"address": "10.22.0.5/16", "interface": 1}}, {{"address": "10.23.0.5/16", "interface": 1}},
@@ -352,7 +352,7 @@ fn what_does_not_reach_the_guest_is_named() {
 }
 
 #[test]
-fn the_hosts_end_is_what_was_made_for_the_guest_and_no_helper_of_a_later_plugin() {
+fn the_host_link_is_the_guests_and_not_one_of_a_later_plugin() {
     let eth0 = format!(r#"{{"name": "eth0", "sandbox": "{NETNS}"}}"#);
     for (before, after, wanted) in [
         // bridge, without and with bandwidth.
@@ -384,7 +384,7 @@ fn the_hosts_end_is_what_was_made_for_the_guest_and_no_helper_of_a_later_plugin(
 }
 
 #[test]
-fn a_result_that_the_interface_does_not_bear_out_is_described() {
+fn a_difference_between_the_result_and_the_interface_is_described() {
     let result = bridge(Version::V1_0_0);
     let of = |eth: Option<Eth>| disagreement(&result, &attachment(), &Inside { eth, tap: None });
     assert_eq!(of(Some(eth())), None);

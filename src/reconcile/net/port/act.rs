@@ -1,5 +1,5 @@
-//! One step of a VM's port.
-//! Out of scope: which steps, and in which order.
+//! Executes one step for a VM's bridge port.
+//! Out of scope: which steps are executed, and in which order.
 
 use super::Port;
 use super::observe::describe;
@@ -83,7 +83,7 @@ async fn create_tap(
     made.map_err(|error| full(slot, error))
 }
 
-/// `find_portno` of net/bridge/br_if.c: port numbers have ten bits, and 0 is none.
+/// Port numbers have ten bits, and 0 is not used (`find_portno`, net/bridge/br_if.c).
 fn full(slot: &Slot, error: Error) -> Error {
     match error.source.raw_os_error() {
         Some(libc::EXFULL) => Error::other(
@@ -112,8 +112,8 @@ async fn configure(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Er
 /// One at a time, so that each sees which MAC the bridge had before.
 static ENSLAVING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// A bridge that nobody gave a MAC takes the lowest of its ports', so one without other ports takes the first TAP's, and
-/// another one's when that goes: its guests would lose their gateway each time. It is made to keep the one it was found with.
+/// A bridge without a MAC of its own takes the lowest MAC of its ports. Without other ports it would take the MAC of the first TAP, and
+/// another one when that TAP is removed: its guests would lose their gateway each time. So it is set to the MAC that it had before.
 async fn enslave(port: &Port, desired: &Desired, slot: &Slot) -> Result<(), Error> {
     let _one_at_a_time = ENSLAVING.lock().await;
     let before = found::get(&port.netlink, &slot.bridge).await?;
@@ -177,7 +177,7 @@ async fn unpin_neighbour(port: &Port, desired: &Desired, remains: &Remains) -> R
     absent_is_done(neigh::delete(&port.netlink, pinned).await)
 }
 
-/// The TAP's index, if it is ours: somebody may have been faster than we and have made a link of that name.
+/// Returns the TAP's index, if it is ours: another program may have created a link of that name in the meantime.
 async fn find_tap(port: &Port, desired: &Desired) -> Result<u32, Error> {
     let check = |tap: &Link| ours(desired, tap);
     port.found.index(&port.netlink, &desired.tap, check).await

@@ -1,16 +1,16 @@
-//! The Net stage in bridge mode: a VM's record, its TAP as a port of a bridge, the bridge's entry for its MAC, the host's for its address.
-//! Out of scope: the bridge itself (host network); what may pass; the forwarding switch, which is the TAP's link state (Firewall stage).
+//! The Net stage in bridge mode: a VM's record, its TAP as a port of a bridge, the bridge's entry for its MAC, and the host's neighbour
+//! entry for its address.
+//! Out of scope: the bridge itself (host network); the filter, and the forwarding switch, which is the TAP's link state (Firewall stage).
 //!
 //! # Why
-//! - The bridge knows the guest's MAC from the start, by an entry that no other port can take away: the first frame to it is not
-//!   flooded to the neighbours, and no neighbour gets its frames by sending from its MAC.
-//! - So nothing need be learned at a port whose guest may send from its own MAC only, and no frame for unknown others goes out
-//!   there. A guest that may send from any MAC (`antispoof: false`) may have a bridge of its own behind it: its port learns and
-//!   is flooded.
-//! - The host never asks for the guest with ARP: it need not answer yet, and the neighbour table of the host, which all
-//!   namespaces share, is not filled by those who do not.
-//! - A port has the bridge's MTU and a MAC as high as they come, because a bridge without an MTU or a MAC of its own takes the
-//!   ports' lowest: a bridge that somebody else made keeps what it has.
+//! - The bridge has a forwarding entry for the guest's MAC from the start, which no other port can take over: the first frame to it is not
+//!   flooded to the other ports, and no other guest gets its frames by sending from its MAC.
+//! - So learning is off at a port whose guest may send from its own MAC only, and frames to unknown destinations are not flooded to it. A
+//!   guest that may send from any MAC (`antispoof: false`) may contain a bridge of its own: its port learns and is flooded.
+//! - The host never sends ARP requests for the guest: the guest may be unable to answer yet, and guests that do not answer do not fill the
+//!   host's neighbour table, which all namespaces share.
+//! - A port has the bridge's MTU and the highest possible MAC, because a bridge without an MTU or a MAC of its own takes the lowest of its
+//!   ports: an unmanaged bridge keeps its values.
 
 mod act;
 mod observe;
@@ -26,7 +26,7 @@ use crate::reconcile::{Conflict, Reconcile};
 
 pub use plan::{Action, BridgeSeen, Desired, Entry, Observed, Remains, Slot, TapSeen};
 
-/// The rung's hands for one run about one VM.
+/// The reconciler of the Net stage in bridge mode, for one run and one VM.
 pub struct Port {
     /// The namespace that the daemon was started in.
     pub home: Netns,
@@ -37,7 +37,7 @@ pub struct Port {
 }
 
 impl Port {
-    /// Hands for one run.
+    /// Creates the reconciler for one run.
     pub fn new(home: Netns, netlink: Handle) -> Self {
         Self {
             home,

@@ -1,4 +1,4 @@
-//! Observes a VM's port. No dumps: each request names its object, so that its cost does not depend on the number of VMs.
+//! Observes a VM's bridge port. Without dumps: each request names its object, so that its cost does not depend on the number of VMs.
 //! Out of scope: what is desired.
 
 use std::collections::BTreeSet;
@@ -35,7 +35,7 @@ pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, 
             return Err(host::Error::other(
                 "find bridge",
                 place.bridge,
-                "it is not there yet; the ground makes it first",
+                "it does not exist yet; the host network's reconciler creates it",
             ));
         }
     }
@@ -59,7 +59,7 @@ pub(super) async fn observe(port: &Port, desired: &Desired) -> Result<Observed, 
     Ok(observed)
 }
 
-/// A dump, which the port of a VM that is built for the first time does not need.
+/// A dump, which is not needed for the port of a VM that is created for the first time.
 async fn find_renamed(port: &Port, desired: &Desired) -> Result<Option<Link>, host::Error> {
     let label = desired.label.to_string();
     let is_ours = |link: &Link| link.alias.as_deref() == Some(&label) && tap_owner(link).is_some();
@@ -67,7 +67,7 @@ async fn find_renamed(port: &Port, desired: &Desired) -> Result<Option<Link>, ho
     Ok(links.into_iter().find(is_ours))
 }
 
-/// Where the host has no address in the subnet, another machine is the gateway, or the host network's reconciler is about to add ours.
+/// If the host has no address in the subnet, another machine is the gateway, or the host network's reconciler is about to add ours.
 async fn observe_taken(
     port: &Port,
     bridge: u32,

@@ -1,5 +1,5 @@
-//! What is to be done for a VM's port. Pure.
-//! Out of scope: the TAP's being up; filters.
+//! Plans the actions for a VM's bridge port. Pure.
+//! Out of scope: the TAP's link state; filters.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,19 +13,19 @@ use crate::owner::{self, Label, Owned, Owner, RunDir, VmNames};
 use crate::reconcile::Conflict;
 use crate::reconcile::net::routed::Taken;
 
-/// What ought to be for one VM.
+/// The desired state for one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
-    /// Whose it is: MACs are made from it.
+    /// The owner; MACs are derived from it.
     pub label: Label,
-    /// Where the record stands.
+    /// The directory of the record.
     pub run_dir: PathBuf,
     /// The TAP's name.
     pub tap: String,
-    /// The port; none: nothing of it.
+    /// The port. `None`: it is to be removed.
     #[serde(default)]
     pub slot: Option<Slot>,
-    /// Where the VM was, as far as that is known, when there is to be nothing.
+    /// The VM's last known location, if the port is to be removed.
     #[serde(default)]
     pub remains: Option<Remains>,
 }
@@ -33,21 +33,21 @@ pub struct Desired {
 /// A port.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Slot {
-    /// The bridge, which the ground makes unless somebody else has.
+    /// The bridge. The host network's reconciler creates it unless it is unmanaged.
     pub bridge: String,
     /// The VM's address.
     pub ip: Ipv4Addr,
     /// Who may open the TAP.
     pub tap_owner: TapOwner,
-    /// It does not reach other ports that are isolated, too.
+    /// It cannot reach other isolated ports.
     pub isolated: bool,
-    /// The guest may send from its own MAC only, so that there is nothing to learn.
+    /// The guest may send from its own MAC only, so that nothing has to be learned.
     pub antispoof: bool,
     /// What a daemon that has lost its state reads to adopt the VM.
     pub record: String,
 }
 
-/// Where a VM was.
+/// The last known location of a VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Remains {
     /// The bridge.
@@ -56,56 +56,56 @@ pub struct Remains {
     pub ip: Ipv4Addr,
 }
 
-/// What is.
+/// The observed state.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Observed {
-    /// The record's text; none: no such file.
+    /// The record's text; `None` if there is no such file.
     pub record: Option<String>,
-    /// The VM's run directory is there.
+    /// Whether the VM's run directory exists.
     pub dir: bool,
-    /// What bears the TAP's name.
+    /// The link with the TAP's name.
     pub tap: Option<TapSeen>,
-    /// The name of `tap` where another one was given to it. Looked for only where the VM has a record and no link has the TAP's name.
+    /// The name of `tap` if it was renamed. Searched for only if the VM has a record and no link has the TAP's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub renamed: Option<String>,
-    /// What bears the bridge's name. That there is none, when a slot is wanted, is an error of looking.
+    /// The link with the bridge's name. If a slot is desired and it does not exist, the observation fails.
     pub bridge: Option<BridgeSeen>,
-    /// What the bridge knows of the guest's MAC.
+    /// The bridge's forwarding entry for the guest's MAC.
     pub entry: Option<Entry>,
     /// The permanent neighbour of the VM's address on the bridge.
     pub pinned: Option<Mac>,
-    /// What takes packets to the VM's address from the bridge, where this host is the subnet's gateway.
+    /// The route or rule that takes packets to the VM's address from the bridge, if this host is the subnet's gateway.
     pub taken: Option<Taken>,
 }
 
-/// A link called as the TAP.
+/// A link with the TAP's name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TapSeen {
     /// Its label.
     pub alias: Option<String>,
-    /// It is a TAP, persistent, with one queue, and this is who may open it; none: another kind of link.
+    /// Who may open the TAP, if it is a persistent TAP with one queue; `None` for another kind of link.
     pub owner: Option<TapOwner>,
     /// Its MAC.
     pub mac: Mac,
     /// Bytes.
     pub mtu: u32,
-    /// It is a port of the wanted bridge.
+    /// It is a port of the desired bridge.
     pub enslaved: bool,
-    /// It does not reach other ports that are isolated, too.
+    /// It cannot reach other isolated ports.
     pub isolated: bool,
-    /// Source addresses seen here become entries.
+    /// The bridge learns source addresses from this port.
     pub learning: bool,
-    /// Frames to unknown addresses go out here.
+    /// Frames to unknown destinations are flooded to this port.
     pub unicast_flood: bool,
-    /// It is in the group of ports, and the host takes nothing in on it ([`crate::reconcile::net::host_links`]).
+    /// It is in the group of ports, and the host accepts no configuration on it ([`crate::reconcile::net::host_links`]).
     pub bare: bool,
-    /// What is said here changes neither the bridge's spanning tree nor its multicast routers.
+    /// Frames from this port change neither the bridge's spanning tree nor its multicast routers.
     #[serde(default)]
     pub guarded: bool,
 }
 
-/// A link called as the bridge.
+/// A link with the bridge's name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BridgeSeen {
     /// It is a bridge.
@@ -116,7 +116,7 @@ pub struct BridgeSeen {
     pub mac: Mac,
     /// Bytes.
     pub mtu: u32,
-    /// The host's addresses on it; looked for only for a port that is to be isolated.
+    /// The host's addresses on it; read only for a port that is to be isolated.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub hosts: BTreeSet<IpAddr>,
 }
@@ -125,9 +125,9 @@ pub struct BridgeSeen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Entry {
-    /// Leads to the TAP, never forgotten and never moved.
+    /// It leads to the TAP, does not age and cannot move.
     Sticky,
-    /// Leads elsewhere, or may.
+    /// It leads elsewhere, or may change.
     Other,
 }
 
@@ -136,23 +136,23 @@ pub enum Entry {
 pub enum Action {
     /// Write the record.
     WriteRecord,
-    /// Remove the TAP, and with it its place in the bridge and all entries that lead to it.
+    /// Remove the TAP, and with it its port of the bridge and all entries that lead to it.
     DeleteTap(Owned<String>),
-    /// Give the VM's TAP its name again; its VMM has it open.
+    /// Rename the VM's TAP back; its VMM has it open.
     RenameTap(Owned<String>),
-    /// Make the TAP, labelled, down.
+    /// Create the TAP, labelled, down.
     CreateTap(TapOwner),
-    /// Set MAC, MTU and group, and have the host take nothing in on it.
+    /// Set MAC, MTU and group, and have the host accept no configuration on it.
     Configure,
     /// Make the TAP a port of the bridge.
     Enslave,
-    /// Set what the bridge does with the port.
+    /// Set the flags of the bridge port.
     SetPort,
-    /// Tell the bridge where the guest's MAC is.
+    /// Add the bridge's forwarding entry for the guest's MAC.
     PinMac,
-    /// Tell the host the guest's MAC.
+    /// Add the host's neighbour entry for the guest.
     PinNeighbour,
-    /// Forget the guest's MAC on that bridge.
+    /// Remove the guest's neighbour entry on that bridge.
     UnpinNeighbour(Remains),
     /// Remove the VM's run directory.
     RemoveRunDir,
@@ -184,18 +184,18 @@ impl Desired {
         owner::names_of(&self.label)
     }
 
-    /// Its own directory.
+    /// Its run directory.
     pub fn vm_dir(&self) -> PathBuf {
         RunDir(self.run_dir.clone()).vm_dir(owner::uid_of(&self.label))
     }
 
-    /// Whether that bridge is one that this daemon made.
+    /// Whether this daemon manages that bridge.
     pub fn is_managed(&self, bridge: &BridgeSeen) -> bool {
         let slot = self.slot.as_ref();
         slot.is_some_and(|slot| is_ours(self, slot, bridge))
     }
 
-    /// Where the VM is to be, or was.
+    /// The VM's desired location, or its last known one.
     pub fn place(&self) -> Option<Remains> {
         let place = self.slot.as_ref().map(|slot| Remains {
             bridge: slot.bridge.clone(),
@@ -217,7 +217,7 @@ fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let tap = observed.tap.as_ref();
     let tap = tap.and_then(|tap| owned(desired, tap));
     plan.extend(renamed(desired, observed).or(tap).map(Action::DeleteTap));
-    // The MAC is the VM's alone: whoever now has the address has pinned another.
+    // The MAC belongs to this VM alone: another VM that now has the address has another neighbour entry.
     if let Some(remains) = &desired.remains
         && observed.pinned == Some(desired.names().guest_mac)
     {
@@ -234,17 +234,17 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
     let mut plan = Vec::new();
     plan.extend(renamed(desired, observed).map(Action::RenameTap));
     let record = (observed.record.as_ref() != Some(&slot.record)).then_some(Action::WriteRecord);
-    // As in isolated mode: the record of a port that exists goes last.
+    // As in isolated mode: the record of a port that exists is written last.
     let exists = observed.record.is_some() && observed.tap.is_some();
     plan.extend(record.clone().filter(|_| !exists));
     let kept = plan_tap(desired, slot, bridge, observed.tap.as_ref(), &mut plan)?;
     let enslaved = kept.is_some_and(|tap| tap.enslaved);
-    // A new TAP is born a port of a bridge of ours, whose MAC is its own whatever its ports'.
+    // A new TAP is created as a port of a managed bridge, which has a MAC of its own whatever the MACs of its ports.
     let born_enslaved = kept.is_none() && is_ours(desired, slot, bridge);
     if !enslaved && !born_enslaved {
         plan.push(Action::Enslave);
     }
-    // A new port has the kernel's flags, and its entries are gone with the old one.
+    // A new port has the kernel's default flags, and its entries were removed with the old one.
     if !kept.is_some_and(|tap| tap.enslaved && has_flags(tap, slot)) {
         plan.push(Action::SetPort);
     }
@@ -253,7 +253,7 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
     }
     plan_neighbour(desired, slot, bridge, observed.pinned, &mut plan)?;
     plan.extend(record.filter(|_| exists));
-    // Last: what is ours is put right whatever others do.
+    // Last: what belongs to us is repaired whatever other programs do.
     match &observed.taken {
         Some(taken) if plan.is_empty() => Err(taken.conflict(slot.ip)),
         Some(_) | None => Ok(plan),
@@ -265,13 +265,13 @@ fn the_bridge<'a>(slot: &Slot, observed: &'a Observed) -> Result<&'a BridgeSeen,
     usable.ok_or_else(|| Conflict {
         thing: format!("link {}", slot.bridge),
         remedy: format!(
-            "it is no bridge: rename or remove it (ip link set {} name OTHER), or name another bridge",
+            "it is not a bridge: rename or remove it (ip link set {} name OTHER), or name another bridge",
             slot.bridge
         ),
     })
 }
 
-/// The TAP that stays, if one does.
+/// Returns the TAP that is kept, if any.
 fn plan_tap<'a>(
     desired: &Desired,
     slot: &Slot,
@@ -307,11 +307,11 @@ fn plan_neighbour(
     let guest = desired.names().guest_mac;
     match pinned {
         Some(mac) if mac == guest => Ok(()),
-        // On a bridge of somebody else it is somebody else's, and two machines have one address.
+        // On an unmanaged bridge the entry is foreign: two machines have the same address.
         Some(mac) if !is_ours(desired, slot, bridge) => Err(Conflict {
             thing: format!("the permanent neighbour {} at {mac}", slot.ip),
             remedy: format!(
-                "remove it: ip neigh del {} dev {}; or keep that address from the group",
+                "remove it: ip neigh del {} dev {}; or exclude that address from the group",
                 slot.ip, slot.bridge
             ),
         }),
@@ -322,7 +322,7 @@ fn plan_neighbour(
     }
 }
 
-/// The bridge is the ground's.
+/// Whether this daemon manages the bridge.
 pub(super) fn is_ours(desired: &Desired, slot: &Slot, bridge: &BridgeSeen) -> bool {
     let ground = desired.label.instance.ground_label();
     let alias = bridge.alias.as_deref();
@@ -338,7 +338,7 @@ fn has_flags(tap: &TapSeen, slot: &Slot) -> bool {
         && tap.unicast_flood == open
 }
 
-/// The TAP is born labelled, so there is no telling by its MAC.
+/// The TAP is labelled when it is created, so its MAC is not considered.
 fn owned(desired: &Desired, tap: &TapSeen) -> Option<Owned<String>> {
     desired
         .label
@@ -355,7 +355,9 @@ fn renamed(desired: &Desired, observed: &Observed) -> Option<Owned<String>> {
 fn stranger(desired: &Desired, tap: &TapSeen) -> Conflict {
     let label: Option<Label> = tap.alias.as_deref().and_then(|alias| alias.parse().ok());
     let whose = label.and_then(|label| match label.owner {
-        Owner::Vm { name, .. } => Some(format!("it is VM {name}'s; choose another tap_prefix")),
+        Owner::Vm { name, .. } => Some(format!(
+            "it belongs to VM {name}: choose another tap_prefix"
+        )),
         Owner::Ground => None,
     });
     let rename = || {

@@ -1,5 +1,5 @@
-//! The gateway of a bridge, and lists and ranges of addresses around it.
-//! Out of scope: names; which of them are free.
+//! Reads the gateway of a bridge, and lists and ranges of addresses in its subnet.
+//! Out of scope: names; which addresses are free.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -11,10 +11,10 @@ use super::super::super::super::lease::subnet;
 use super::super::super::super::network::Addresses;
 use super::super::super::section::{Field, Reader};
 
-/// A /31 has no room for network and broadcast (RFC 3021 is for two ends of a wire), and no host is alone in more than a /8.
+/// Valid prefix lengths. A /31 has no network and broadcast address (RFC 3021 applies to point-to-point links).
 const PREFIXES: RangeInclusive<u8> = 8..=30;
 
-/// Where a host can have no address that others shall use: RFC 1122 section 3.2.1.3, RFC 3927, RFC 5771, RFC 1112 section 4.
+/// Ranges without unicast addresses for a gateway: RFC 1122 section 3.2.1.3, RFC 3927, RFC 5771, RFC 1112 section 4.
 const UNFIT: [(Ipv4Addr, u8, &str); 5] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8, "\"this network\""),
     (Ipv4Addr::new(127, 0, 0, 0), 8, "loopback"),
@@ -23,7 +23,7 @@ const UNFIT: [(Ipv4Addr, u8, &str); 5] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4, "reserved"),
 ];
 
-/// `A.B.C.D/LEN`: the host's own address on the bridge.
+/// Reads `A.B.C.D/LEN`: the host's address on the bridge.
 pub fn read_gateway(reader: &mut Reader, field: &Field) -> Option<Ipv4Network> {
     const EXPECTED: &str =
         "the host's address on the bridge and its prefix length, such as 192.168.137.1/24";
@@ -41,20 +41,23 @@ pub fn read_gateway(reader: &mut Reader, field: &Field) -> Option<Ipv4Network> {
         Ipv4Network::new(*address, *prefix).is_ok_and(|net| net.contains(gateway.ip()))
     });
     if let Some((.., what)) = unfit {
-        reader.unexpected(field, &format!("a unicast address, {what} is none"));
+        reader.unexpected(field, &format!("a unicast address, not a {what} address"));
         return None;
     }
     if let Some(what) = edge(gateway.ip(), gateway) {
         reader.unexpected(
             field,
-            &format!("an address in it, {} is its {what}", gateway.ip()),
+            &format!(
+                "the address of a host, {} is the {what} of the subnet",
+                gateway.ip()
+            ),
         );
         return None;
     }
     Some(gateway)
 }
 
-/// Addresses one by one, in the order of the VMs.
+/// Reads a list of addresses, in the order of the VMs.
 pub fn read_list(reader: &mut Reader, field: &Field, gateway: Ipv4Network) -> Addresses {
     let before = reader.problem_count();
     let mut listed = Vec::new();
@@ -65,10 +68,12 @@ pub fn read_list(reader: &mut Reader, field: &Field, gateway: Ipv4Network) -> Ad
         };
         match seen.insert(ip, item.path.clone()) {
             None => listed.push(ip),
-            Some(first) => reader.refuse(&item, format!("{ip} is here twice, first as {first}")),
+            Some(first) => {
+                reader.refuse(&item, format!("duplicate address {ip}, first in {first}"))
+            }
         }
     }
-    // A list that lost some must not be called too short as well.
+    // A list with refused addresses must not be reported as too short as well.
     match reader.problem_count() > before {
         true => Addresses::Any,
         false => Addresses::Listed(listed),
@@ -99,9 +104,9 @@ fn read_address(reader: &mut Reader, item: &Field, gateway: Ipv4Network) -> Opti
     }
 }
 
-/// `FIRST-LAST`.
+/// Reads `FIRST-LAST`.
 pub fn read_range(reader: &mut Reader, field: &Field, gateway: Ipv4Network) -> Addresses {
-    const EXPECTED: &str = "FIRST-LAST, two IPv4 addresses such as 192.168.137.20-192.168.137.80 (only isolated mode has a CIDR here)";
+    const EXPECTED: &str = "FIRST-LAST, two IPv4 addresses such as 192.168.137.20-192.168.137.80 (a CIDR needs mode: isolated)";
     let Some(text) = reader.text(field, EXPECTED) else {
         return Addresses::Any;
     };
@@ -113,7 +118,7 @@ pub fn read_range(reader: &mut Reader, field: &Field, gateway: Ipv4Network) -> A
         reader.unexpected(field, EXPECTED);
         return Addresses::Any;
     };
-    // The gateway may lie in it: it is never given to a VM.
+    // The range may contain the gateway, which is never assigned to a VM.
     let outside = [first, last]
         .into_iter()
         .filter(|end| *end != gateway.ip())
@@ -123,18 +128,18 @@ pub fn read_range(reader: &mut Reader, field: &Field, gateway: Ipv4Network) -> A
         None if first > last => reader.unexpected(field, "the lower address first"),
         None => {}
     }
-    // What was refused is never used; the order keeps sums on it sound.
+    // A refused range is never used, but it is ordered so that subtractions cannot overflow.
     Addresses::Range(first.min(last), first.max(last))
 }
 
-/// Why no VM beside this gateway can have this address.
+/// The reason why no VM can have this address with this gateway, if there is one.
 fn objection(ip: Ipv4Addr, gateway: Ipv4Network) -> Option<String> {
     let net = subnet(gateway);
     if !net.contains(ip) {
         return Some(format!("{ip} is outside {net}, the gateway's subnet"));
     }
     if ip == gateway.ip() {
-        return Some(format!("{ip} is the gateway itself"));
+        return Some(format!("{ip} is the address of the gateway"));
     }
     edge(ip, net).map(|what| format!("{ip} is the {what} of {net}"))
 }
@@ -149,7 +154,7 @@ fn edge(ip: Ipv4Addr, net: Ipv4Network) -> Option<&'static str> {
     }
 }
 
-/// `A.B.C.D/LEN` and nothing else: the library takes netmasks and bare addresses, too.
+/// Parses `A.B.C.D/LEN` only: the library also accepts netmasks and plain addresses.
 fn parse_network(text: &str) -> Option<Ipv4Network> {
     let (ip, prefix) = text.split_once('/')?;
     let digits = !prefix.is_empty() && prefix.bytes().all(|b| b.is_ascii_digit());

@@ -1,5 +1,5 @@
-//! The part of the program that keeps guests apart.
-//! Out of scope: that the kernel brings nothing round it, see `tests/packets/bridge_apart.rs`.
+//! The part of the program that isolates ports.
+//! Out of scope: that the kernel offers no way around it, see `tests/packets/bridge_apart.rs`.
 
 use super::*;
 use crate::host::tc::LONGEST;
@@ -48,7 +48,7 @@ fn to(mac: Mac, mut bytes: Vec<u8>) -> Frame {
 }
 
 #[test]
-fn a_port_kept_apart_reaches_the_host_and_what_is_beyond_and_no_neighbour_by_either_mac() {
+fn an_isolated_port_reaches_the_host_and_other_networks_but_no_neighbour_by_either_mac() {
     let neighbours_mac = Mac([2, 0, 0, 0, 0, 9]);
     for program in both(&apart()) {
         let judge = |mac, frame| interpret(&program, &to(mac, frame));
@@ -71,7 +71,7 @@ fn a_port_kept_apart_reaches_the_host_and_what_is_beyond_and_no_neighbour_by_eit
 }
 
 #[test]
-fn what_could_hide_a_way_round_does_not_pass_to_the_host() {
+fn frames_that_could_hide_a_bypass_do_not_pass_to_the_host() {
     for program in both(&apart()) {
         let judge = |frame| interpret(&program, &to(BRIDGE, frame));
         for tag in [0x8100, 0x88a8, 0x9100, 0x8847] {
@@ -87,15 +87,14 @@ fn what_could_hide_a_way_round_does_not_pass_to_the_host() {
         for whole in [ipv4(GATEWAY), ipv6(58, HOST6)] {
             for length in 15..whole.len() {
                 let answer = judge(whole[..length].to_vec());
-                assert_ne!(answer, ACCEPT, "it read behind the end");
+                assert_ne!(answer, ACCEPT, "it read beyond the end");
             }
         }
     }
 }
 
 #[test]
-fn a_program_for_a_host_with_very_many_addresses_is_not_too_long_and_closes_what_it_does_not_name()
-{
+fn a_program_for_many_host_addresses_has_a_bounded_length_and_drops_the_addresses_beyond() {
     let many4 = (2..=250).map(|last| IpAddr::from([192, 168, 137, last]));
     let many6 = (1..=200).map(|last| IpAddr::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last)));
     let apart = Apart {
@@ -112,7 +111,7 @@ fn a_program_for_a_host_with_very_many_addresses_is_not_too_long_and_closes_what
 
 proptest! {
     #[test]
-    fn keeping_apart_changes_nothing_for_frames_that_are_not_for_the_host(frame in frames()) {
+    fn isolation_changes_nothing_for_frames_that_are_not_for_the_host(frame in frames()) {
         prop_assume!([BRIDGE, PORT].iter().all(|mac| !frame.bytes.starts_with(&mac.0)));
         let with = interpret(&program(MAC, IP, Some(&apart())), &frame);
         prop_assert_eq!(with, interpret(&program(MAC, IP, None), &frame));
@@ -120,7 +119,7 @@ proptest! {
     }
 
     #[test]
-    fn keeping_apart_opens_nothing(frame in frames(), host in any::<bool>()) {
+    fn isolation_passes_no_additional_frame(frame in frames(), host in any::<bool>()) {
         prop_assume!(frame.bytes.len() >= 14);
         let frame = Frame { tag: frame.tag, ..to(if host { BRIDGE } else { PORT }, frame.bytes) };
         let with = interpret(&program(MAC, IP, Some(&apart())), &frame);

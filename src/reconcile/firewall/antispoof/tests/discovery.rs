@@ -1,4 +1,4 @@
-//! Neighbour discovery, and what only routers, queriers and servers say: each message by itself.
+//! Neighbour discovery, and messages of routers, queriers and servers: each message by itself.
 //! Out of scope: random frames.
 
 use super::oracle::{LINK_LOCAL, discovery, ipv6_from, mac_option};
@@ -20,33 +20,38 @@ fn neighbour_discovery_passes_about_the_vms_own_addresses_and_mac_only() {
         message
     };
     let cases: Vec<(&str, [u8; 16], Vec<u8>, bool)> = vec![
-        ("asks", LINK_LOCAL, discovery(135, ROUTER, &option(1)), true),
         (
-            "asks, no option",
+            "solicits",
+            LINK_LOCAL,
+            discovery(135, ROUTER, &option(1)),
+            true,
+        ),
+        (
+            "solicits, no option",
             LINK_LOCAL,
             discovery(135, ROUTER, &[]),
             true,
         ),
         (
-            "asks from a prefix",
+            "solicits from a prefix",
             GLOBAL,
             discovery(135, ROUTER, &option(1)),
             true,
         ),
         (
-            "tells",
+            "advertises",
             LINK_LOCAL,
             discovery(136, LINK_LOCAL, &option(2)),
             true,
         ),
         (
-            "tells, no option",
+            "advertises, no option",
             LINK_LOCAL,
             discovery(136, LINK_LOCAL, &[]),
             true,
         ),
         (
-            "tells from a prefix",
+            "advertises from a prefix",
             GLOBAL,
             discovery(136, GLOBAL, &option(2)),
             true,
@@ -59,50 +64,50 @@ fn neighbour_discovery_passes_about_the_vms_own_addresses_and_mac_only() {
             true,
         ),
         (
-            "tells of a router",
+            "advertises a router's address",
             LINK_LOCAL,
             discovery(136, ROUTER, &option(2)),
             false,
         ),
         (
-            "tells of another",
+            "advertises another address",
             LINK_LOCAL,
             discovery(136, PRIVATE, &option(2)),
             false,
         ),
         (
-            "another tells",
+            "another host advertises",
             ROUTER,
             discovery(136, LINK_LOCAL, &option(2)),
             false,
         ),
         (
-            "nobody tells",
+            "advertises from the unspecified address",
             [0; 16],
             discovery(136, LINK_LOCAL, &option(2)),
             false,
         ),
-        ("a router tells", LINK_LOCAL, router, false),
+        ("advertises with the router flag", LINK_LOCAL, router, false),
         (
-            "a router asks",
+            "a router solicits",
             ROUTER,
             discovery(135, LINK_LOCAL, &option(1)),
             false,
         ),
         (
-            "a stranger asks",
+            "an unknown source solicits",
             PRIVATE,
             discovery(135, LINK_LOCAL, &option(1)),
             false,
         ),
         (
-            "asks for another MAC",
+            "solicits with another MAC",
             LINK_LOCAL,
             discovery(135, ROUTER, &mac_option(1, OTHERS)),
             false,
         ),
         (
-            "tells another MAC",
+            "advertises another MAC",
             LINK_LOCAL,
             discovery(136, LINK_LOCAL, &mac_option(2, OTHERS)),
             false,
@@ -138,7 +143,7 @@ fn neighbour_discovery_passes_about_the_vms_own_addresses_and_mac_only() {
             false,
         ),
         (
-            "a group asks",
+            "solicits from a multicast address",
             [0xff; 16],
             discovery(135, ROUTER, &[]),
             false,
@@ -151,7 +156,7 @@ fn neighbour_discovery_passes_about_the_vms_own_addresses_and_mac_only() {
             assert!(!passes(&frame[..length]), "{name}, {length} bytes");
         }
     }
-    // An announced length that hides an option behind it.
+    // A length field that hides an option after the message.
     let mut short = ipv6_frame(58, &discovery(136, LINK_LOCAL, &mac_option(2, OTHERS)));
     for length in [0, 23, 25, 31, 33, 40] {
         short[19] = length;
@@ -160,7 +165,7 @@ fn neighbour_discovery_passes_about_the_vms_own_addresses_and_mac_only() {
 }
 
 #[test]
-fn what_only_routers_queriers_and_servers_say_is_refused_in_both_families() {
+fn messages_of_routers_queriers_and_servers_are_dropped_in_both_families() {
     for kind in 0..=255 {
         let own = ipv6_frame(58, &discovery(kind, LINK_LOCAL, &[]));
         let may = matches!(kind, 1..=4 | 128 | 129 | 135 | 136);
@@ -192,7 +197,7 @@ fn what_only_routers_queriers_and_servers_say_is_refused_in_both_families() {
 }
 
 #[test]
-fn what_is_sent_to_bridges_themselves_is_refused() {
+fn frames_to_the_group_addresses_of_bridges_are_dropped() {
     for last in 0..=255 {
         let mut frame = ipv4_frame(6, 0, 0, &[0; 20]);
         frame[..6].copy_from_slice(&[1, 0x80, 0xc2, 0, 0, last]);
@@ -200,19 +205,19 @@ fn what_is_sent_to_bridges_themselves_is_refused() {
     }
 }
 
-/// What [`program_unmanaged`] answers.
+/// Whether [`program_unmanaged`] passes a frame.
 fn unmanaged(bytes: &[u8]) -> bool {
     let frame = Frame {
         bytes: bytes.to_vec(),
         tag: 1,
     };
     let answer = interpret(&program_unmanaged(None), &frame);
-    assert_ne!(answer, ACCEPT, "it read behind the end of {frame:?}");
+    assert_ne!(answer, ACCEPT, "it read beyond the end of {frame:?}");
     answer == PASS
 }
 
 #[test]
-fn on_a_users_bridge_a_guest_that_may_send_as_anybody_still_configures_nobody() {
+fn on_an_unmanaged_bridge_a_guest_without_antispoof_cannot_configure_others() {
     let mut forged = ipv4_frame(17, 0, 0, &udp_from(53));
     forged[6..12].copy_from_slice(&OTHERS);
     forged[26..30].copy_from_slice(&[192, 168, 137, 1]);
@@ -252,7 +257,7 @@ fn on_a_users_bridge_a_guest_that_may_send_as_anybody_still_configures_nobody() 
         let tagged = [&[0, 0][..], &inner[12..]].concat();
         assert!(!unmanaged(&ethernet_frame(tag, &tagged)), "{tag:#x}");
     }
-    // Behind a second tag IPv4 passes, with what it must not say.
+    // After a second tag IPv4 passes, except packets that configure others.
     let behind = |inner: &[u8]| ethernet_frame(0x8100, &[&[0, 0][..], &inner[12..]].concat());
     assert!(unmanaged(&behind(&ipv4_frame(17, 0, 0, &udp_from(53)))));
     assert!(!unmanaged(&behind(&ipv4_frame(17, 0, 8, &udp_from(67)))));

@@ -1,21 +1,21 @@
-//! What may pass, by a parser in plain Rust, and frames to try. Also compiled into `tests/host_bridge.rs`.
-//! Out of scope: how it is compared.
+//! What may pass, as a parser in plain Rust, and frames to test. Also compiled into `tests/host_bridge.rs`.
+//! Out of scope: the comparison.
 
 use std::net::Ipv4Addr;
 
-/// The VM's.
+/// The VM's MAC.
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
-/// The VM's.
+/// The VM's address.
 pub const IP: Ipv4Addr = Ipv4Addr::new(192, 168, 137, 7);
-/// All that hide what is behind them, but for hop-by-hop options.
+/// Extension headers that hide what follows, except hop-by-hop options.
 const EXTENSIONS: [u8; 7] = [43, 44, 51, 60, 135, 139, 140];
 
 /// The VM's link-local address: fe80:: and the modified EUI-64 of its MAC.
 pub const LINK_LOCAL: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe, 0, 0, 7];
-/// What of it is the interface identifier.
+/// Its interface identifier.
 const IDENTIFIER: [u8; 8] = [0, 0, 0, 0xff, 0xfe, 0, 0, 7];
 
-/// The rules once more, by a parser that takes slices. `None` is a frame too short to say.
+/// The rules again, as a parser that uses slices. `None`: the frame is too short.
 pub fn passable(frame: &[u8]) -> Option<bool> {
     let (ethernet, payload) = frame.split_at_checked(14)?;
     let to_bridges = ethernet[..5] == [1, 0x80, 0xc2, 0, 0] && ethernet[5] < 16;
@@ -64,7 +64,7 @@ fn ipv6(payload: &[u8]) -> Option<bool> {
     if header[0] >> 4 != 6 || source[0] == 0xff || (link_local && source != LINK_LOCAL) {
         return Some(false);
     }
-    // What is behind a message of so many bytes: nothing, or this.
+    // What follows a message of this length: nothing, or this option.
     let option = |own: usize, option: &[u8]| match length.checked_sub(own) {
         Some(0) => Some(true),
         Some(8) => Some(rest.get(own..own + 8)?.starts_with(option)),
@@ -139,7 +139,7 @@ pub fn arp_frame(operation: u8, mac: [u8; 6], ip: Ipv4Addr) -> Vec<u8> {
     ethernet_frame(0x0806, &body)
 }
 
-/// From the VM's link-local address.
+/// A frame from the VM's link-local address.
 pub fn ipv6_frame(next: u8, payload: &[u8]) -> Vec<u8> {
     ipv6_from(LINK_LOCAL, next, payload)
 }
@@ -152,7 +152,7 @@ pub fn ipv6_from(source: [u8; 16], next: u8, payload: &[u8]) -> Vec<u8> {
     ethernet_frame(0x86dd, &packet)
 }
 
-/// A message of neighbour discovery about that target.
+/// A neighbour discovery message for that target.
 pub fn discovery(kind: u8, target: [u8; 16], option: &[u8]) -> Vec<u8> {
     let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 0];
     message.extend(target);
@@ -165,7 +165,7 @@ pub fn mac_option(kind: u8, mac: [u8; 6]) -> Vec<u8> {
     [&[kind, 1][..], &mac].concat()
 }
 
-/// A good or nearly good frame of each sort, to be mutated.
+/// A valid or almost valid frame of each kind, to be mutated.
 pub fn seeds() -> Vec<Vec<u8>> {
     let report = |kind| vec![58, 0, 5, 2, 0, 0, 1, 0, kind, 0, 0, 0];
     let mut seeds = vec![

@@ -1,11 +1,11 @@
-//! Results that no guest can use, and what of a hostile result reaches a warning.
+//! Results that no guest can use, and the parts of a hostile result that are printed in warnings.
 //! Out of scope: results of the real plugins (the parent module).
 
 use super::super::guest::unfit;
 use super::*;
 
 #[test]
-fn a_result_without_an_ipv4_address_of_the_guests_is_unfit() {
+fn a_result_without_an_ipv4_address_of_the_guest_is_invalid() {
     let elsewhere = format!(
         r#"{{"interfaces": [{{"name": "veth9"}}, {{"name": "eth0", "sandbox": "{NETNS}"}}],
              "ips": [{{"address": "10.22.0.1/16", "interface": 0}}, {{"address": "fd00::5/64", "interface": 1}}]}}"#
@@ -20,7 +20,7 @@ fn a_result_without_an_ipv4_address_of_the_guests_is_unfit() {
 }
 
 #[test]
-fn a_result_that_is_too_long_or_assigns_no_hosts_address_is_unfit() {
+fn a_result_that_is_too_long_or_assigns_no_host_address_is_invalid() {
     let many = |item: &str, count: usize| vec![item; count].join(",");
     let eth = format!(r#""interfaces": [{{"name": "eth0", "sandbox": "{NETNS}"}}]"#);
     let ip = r#""ips": [{"address": "10.22.0.5/16"}]"#;
