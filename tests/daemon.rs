@@ -42,6 +42,7 @@
 //! | `on_demand` | VMs made on demand |
 //! | `local_users` | what other users of the host may do to it |
 //! | `confinement` | what a VMM may do on the host |
+//! | `upgrade` | state and running VMs of the version before |
 //! | `service` | the process: signals, logs, errors, rest |
 
 mod support;
@@ -89,4 +90,5 @@ mod daemon {
     mod recovery;
     mod reload;
     mod service;
+    mod upgrade;
 }

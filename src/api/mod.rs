@@ -5,6 +5,7 @@ pub mod allowed;
 pub mod cni;
 pub mod condition;
 pub mod event;
+pub mod event_reason;
 pub mod host_group;
 pub mod lease;
 pub mod life;

@@ -22,12 +22,20 @@ const DIR: &str = "/run/upgrade";
 fn moved_in(test: impl FnOnce(House, &[Value]) + Send) {
     empty(|mut house| {
         let mut builder = tempfile::Builder::new();
-        house.dir = builder.prefix("upgrade").rand_bytes(0).tempdir_in("/run").unwrap();
+        house.dir = builder
+            .prefix("upgrade")
+            .rand_bytes(0)
+            .tempdir_in("/run")
+            .unwrap();
         assert_eq!(house.dir.path(), Path::new(DIR));
-        run(&format!("tar -xzf {FIXTURE}/host.tar.gz -C {DIR} && mv {DIR}/run {DIR}/run-before"));
+        run(&format!(
+            "tar -xzf {FIXTURE}/host.tar.gz -C {DIR} && mv {DIR}/run {DIR}/run-before"
+        ));
         std::fs::copy(tiny::kernel(), format!("{DIR}/tiny")).unwrap();
         run("mkdir -p /var/lib/cni && mount -t tmpfs tmpfs /var/lib/cni");
-        house.env.push(("SLICE_CNI_CONF_DIR", format!("{DIR}/net.d")));
+        house
+            .env
+            .push(("SLICE_CNI_CONF_DIR", format!("{DIR}/net.d")));
         house.env.push(("CNI_PATH", "/usr/lib/cni".to_owned()));
         let vms = std::fs::read(format!("{FIXTURE}/vms.json")).unwrap();
         let vms: Value = serde_json::from_slice(&vms).unwrap();
@@ -170,7 +178,9 @@ fn vms_that_run_under_the_version_before_are_adopted_as_they_run() {
         house.kill();
         std::fs::remove_dir_all(house.state().join("db")).unwrap();
         house.start();
-        house.until("all VMs", || (house.vms().len() == before.len()).then_some(()));
+        house.until("all VMs", || {
+            (house.vms().len() == before.len()).then_some(())
+        });
         as_before(&house, before);
         assert_eq!(pids(&house), running);
         assert_eq!(house::world_to_the_last_handle(), world);
