@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use slicectl::api::life::Grace;
 use slicectl::host::process::{self, Exit, Identity, Life, Record, Spawn, Stop};
 use slicectl::host::{Kind, cpu};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Action, CONSOLE, CONSOLE_OLD, Desired, INPUT, LABEL_VAR, LOG_LIMIT, Launch, NOTE, OURS, RECORD,
-    RunDir, Vmm, rotate, watch,
+    Action, CONSOLE, CONSOLE_OLD, Control, Desired, Guest, INPUT, LABEL_VAR, LOG_LIMIT, Launch,
+    NOTE, OURS, RECORD, RunDir, Vmm, rotate, watch,
 };
 
 use crate::support::{PrivateNet, converge, eventually, some_vm};
@@ -559,4 +560,61 @@ fn every_name_we_remove_is_one_we_write() {
     ours.dedup();
     assert_eq!(ours, OURS, "sorted, each once");
     assert!(cpu::tsc_khz().is_none_or(|khz| (100_000..20_000_000).contains(&khz)));
+}
+
+/// A VMM whose control socket is there and is not its own, so that every request through it fails.
+async fn without_answer(guest: Guest) -> (tempfile::TempDir, PrivateNet, Vmm, Desired) {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let rung = Vmm::default();
+    let desired = Desired {
+        grace: Grace::try_from("0s".to_owned()).unwrap(),
+        ..some_vm(dir.path(), Some(sleeper(&net, 600)))
+    };
+    converge(&rung, &desired).await;
+    std::os::unix::net::UnixListener::bind(desired.dir.join(Control::Firecracker.socket()))
+        .unwrap();
+    (dir, net, rung, Desired { guest, ..desired })
+}
+
+#[tokio::test]
+async fn a_vmm_that_is_replaced_need_not_report_the_state_of_its_guest() {
+    for guest in [Guest::Running, Guest::Paused] {
+        let (_dir, net, rung, desired) = without_answer(guest).await;
+        assert!(
+            rung.observe(&desired).await.is_err(),
+            "the one that is kept must"
+        );
+        let before = process::read_record(&desired.record()).unwrap();
+        let other = Desired {
+            want: Some(sleeper(&net, 601)),
+            ..desired.clone()
+        };
+        let observed = rung.observe(&other).await.unwrap();
+        assert_eq!(observed.running[0].guest, None);
+        let Record::Of(before) = before else {
+            panic!("a process");
+        };
+        kill(&before);
+    }
+}
+
+#[tokio::test]
+async fn a_vmm_that_ends_while_it_is_asked_has_ended() {
+    let (_dir, _net, rung, desired) = without_answer(Guest::Running).await;
+    let Record::Of(identity) = process::read_record(&desired.record()).unwrap() else {
+        panic!("a process");
+    };
+    // It answers nothing more, and ends a moment later.
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let Life::Alive(process) = process::look(&identity).unwrap() else {
+            panic!("it lives");
+        };
+        process.stop(Stop::Kill).unwrap();
+    };
+    let (observed, ()) = tokio::join!(rung.observe(&desired), end);
+    let observed = observed.unwrap();
+    assert!(observed.running.is_empty());
+    assert_eq!(observed.ended_as, Some(identity.clone()));
+    process::reap(&identity).unwrap();
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::identity::{Evidence, Owner as Belongs, Users};
 use super::moved::OwnDisk;
 use super::note::Note;
+use super::plan::fitting;
 use super::{
     Control, Desired, Guest, GuestState, INPUT, LABEL_VAR, NOTE, OURS, Observed, Plug, RECORD,
     RunDir, Running, STOPPING, STRAY, Vmm, confine, ending, jailer,
@@ -24,6 +25,8 @@ const BIRTH_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at it; each rest is twice the one before.
 const FIRST_STEP: Duration = Duration::from_millis(1);
 const LAST_STEP: Duration = Duration::from_millis(16);
+/// For a process that has closed its control socket to end.
+const ENDING: Duration = Duration::from_millis(100);
 /// How often a process is asked, each time a little later, that says nothing, or looks like one that has lost its TAP.
 const MOMENTS: u32 = 10;
 
@@ -129,8 +132,22 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
         true => rung.lock().remove(&desired.uid),
         false => rung.lock().insert(desired.uid),
     };
+    // A VMM that is replaced or removed need not report the state of its guest: it may be unable to.
+    let kept = desired.want.as_ref();
+    let kept = kept.and_then(|launch| fitting(launch, &running));
+    let kept = kept.map(|kept| kept.process.thing().clone());
     for found in &mut running {
-        found.guest = guest(desired, found).await?;
+        if kept.as_ref() != Some(found.process.thing()) {
+            continue;
+        }
+        found.guest = match guest(desired, found).await {
+            Ok(state) => state,
+            // A VMM closes its socket before it ends.
+            Err(_) if ends(found.process.thing()).await? => {
+                return Box::pin(observe(rung, desired)).await;
+            }
+            Err(error) => return Err(error),
+        };
     }
     let last_words = if running.is_empty() {
         ending::last_lines(&desired.dir, 1).concat()
@@ -143,6 +160,14 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
         ended,
         ended_as,
         last_words,
+    })
+}
+
+/// Whether the process has ended, or ends within [`ENDING`].
+async fn ends(identity: &Identity) -> Result<bool, Error> {
+    Ok(match process::look(identity)? {
+        Life::Ended(_) => true,
+        Life::Alive(process) => tokio::time::timeout(ENDING, process.ended()).await.is_ok(),
     })
 }
 

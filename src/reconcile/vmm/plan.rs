@@ -42,7 +42,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
 }
 
 /// The one to keep: started exactly as wanted and still on its wire; of several, the one on record.
-fn fitting<'a>(launch: &Launch, running: &'a [Running]) -> Option<&'a Running> {
+pub(super) fn fitting<'a>(launch: &Launch, running: &'a [Running]) -> Option<&'a Running> {
     let fits = |running: &&Running| match running.plug {
         Plug::In => running.argv == launch.argv && running.stale.is_empty(),
         Plug::TapGone | Plug::Elsewhere => false,
